@@ -1,0 +1,25 @@
+# Needs Python 3.11 or newer; everything else is installed into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed  ## the whole pipeline on embedded tissue, results in runs/demo
+	$(BIN)/python -m pfiles demo --out runs/demo
+
+test: lint  ## all tests; one thread per process, as two processes share the cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: .venv/installed  ## style of code and notebooks; notebooks hold no outputs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify *.ipynb clusters_14/*.ipynb
+
+clean:  ## remove the environment and what `make demo` made
+	rm -rf .venv runs/demo .pytest_cache .ruff_cache
+
+.venv/installed: requirements.txt requirements-dev.txt constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(None if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
+	touch $@

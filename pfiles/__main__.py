@@ -1,0 +1,198 @@
+"""The command line: run the notebooks in order, without a browser.
+
+    python -m pfiles demo [--out DIR]
+    python -m pfiles run --data PATH --preset NAME --clusters 14 --clustering classifier --out DIR
+
+The notebooks are the only place where the order of work within a step is written; this only runs them one after the
+other with the given parameters, and prints what they recorded.
+"""
+
+import argparse
+import ast
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+from pfiles.clustering import CLUSTERINGS
+from pfiles.data import load_tiles
+from pfiles.errors import InputError
+from pfiles.paths import ROOT, Paths, atomic_write, read_json, write_json
+from pfiles.settings import PRESETS, get_settings
+
+NOTEBOOKS = (
+    "train_autoencoder",
+    "autoencoder_output",
+    "save_training_images",
+    "clusters_14/part_1_training",
+    "clusters_14/part_2_finetuning1",
+    "clusters_14/part_3_finetuning2",
+    "clusters_14/part_4_sampling_clustering",
+    "clusters_14/part_5_latent_space_extraction",
+    "clusters_14/part_6_conditional_generation",
+    "clusters_14/part_7_sampling_after_first_training",
+    "clusters_14/part_8_sampling_after_finetuning1",
+    "clusters_14/part_9_conditional_generation_using_cluster_IDs",
+    "clusters_14/part_10_SSIM",
+    "clusters_14/part_11_MSSSIM",
+    "clusters_14/part_12_LPIPS",
+    "internal_cluster_validation_metrics",
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit status: 0 done, 1 a notebook failed, 2 something given is wrong."""
+    args = _parser().parse_args(arguments)
+    try:
+        return _run(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pfiles", description="Run the notebooks in order, headless.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="everything at small size on embedded tissue: minutes on two CPU cores")
+    run = commands.add_parser("run", help="everything on your tiles")
+    demo.set_defaults(data="embedded", preset="demo", clusters=14, clustering="classifier")
+    run.add_argument("--data", help=".npy, folder or .zip of tiles, or 'embedded'; default $KPC_DATA, then 'embedded'")
+    run.add_argument("--preset", default="paper", help=f"{' or '.join(PRESETS)}; default paper")
+    run.add_argument("--clusters", type=int, default=14, metavar="K", help="number of clusters; default 14")
+    run.add_argument("--clustering", default="classifier", help=f"{' or '.join(CLUSTERINGS)}; default classifier")
+    for command in (demo, run):
+        command.add_argument("--out", help="folder for all results; default: this repository's own folders")
+        command.add_argument("--seed", type=int, help="the notebooks' own seeds where this is not given")
+        command.add_argument(
+            "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
+            help="change a setting, such as training.epochs=2; may be repeated",
+        )  # fmt: skip
+        command.add_argument("--restart", action="store_true", help="train anew where a run was begun before")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    overrides = _overrides(args.overrides)
+    settings = get_settings(args.preset, overrides)
+    if args.clustering not in CLUSTERINGS:
+        raise InputError(f"Unknown clustering {args.clustering!r}: choose {' or '.join(CLUSTERINGS)}.")
+    paths = Paths(args.clusters, args.out)
+    data = args.data or os.environ.get("KPC_DATA") or "embedded"
+    if data != "embedded":
+        data = str(Path(data).expanduser().resolve())  # the notebooks run in folders of their own
+    load_tiles(data, settings.image_size_px, settings.max_train_tiles, args.clusters)
+
+    parameters = {
+        "n_clusters": args.clusters,
+        "clustering": args.clustering,
+        "data": data,
+        "preset": args.preset,
+        "overrides": overrides,
+        "out": None if args.out is None else str(paths.root),
+        "restart": args.restart,
+    }
+    if args.seed is not None:
+        parameters["seed"] = args.seed
+
+    began = time.monotonic()
+    for number, name in enumerate(NOTEBOOKS, start=1):
+        print(f"[{number:2}/{len(NOTEBOOKS)}] {name} ", end="", flush=True)
+        started = time.monotonic()
+        target = paths.root / "executed" / f"{name.replace('clusters_14', paths.cluster_folder.name)}.ipynb"
+        failure = execute(ROOT / f"{name}.ipynb", target, parameters)
+        if failure is not None:
+            print("failed", flush=True)
+            print(f"error: {failure[1]}\nThe notebook up to there: {target}", file=sys.stderr)
+            return 2 if failure[0] == InputError.__name__ else 1
+        print(f"{time.monotonic() - started:.0f} s", flush=True)
+
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    summary = read_json(paths.summary, {})
+    summary["run"] = {**parameters, "seconds": round(time.monotonic() - began), "peak_memory_gb": round(peak, 2)}
+    write_json(paths.summary, summary)
+    _print_summary(summary, paths)
+    return 0
+
+
+def _overrides(pairs: list[str]) -> dict[str, Any]:
+    """["batch_size=8", ...] -> {"batch_size": 8, ...}: values are JSON, or text where they are not."""
+    overrides = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"--set takes NAME=VALUE, such as training.epochs=2, but got {pair!r}.")
+        try:
+            overrides[name] = json.loads(value)
+        except ValueError:
+            overrides[name] = value
+    return overrides
+
+
+def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Run a notebook in its own folder with some of its parameters changed, and write it with its outputs to `target`.
+
+    Only names that the cell tagged "parameters" assigns are changed, in a cell put behind it.
+    Returns None, or the name and the message of the error that stopped it.
+    """
+    book = nbformat.read(notebook, as_version=4)
+    index, cell = next((i, c) for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", []))
+    known = {name.id for node in ast.parse(cell.source).body for name in getattr(node, "targets", ())}
+    source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items() if name in known)
+    injected = nbformat.v4.new_code_cell(source, metadata={"tags": ["injected-parameters"]})
+    book.cells.insert(index + 1, injected)
+    client = NotebookClient(
+        book,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": notebook.parent}},
+        extra_arguments=["--log-level=ERROR"],  # a kernel warns about its local ports each time it starts
+    )
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        return error.ename, error.evalue
+    except DeadKernelError:
+        return "DeadKernelError", "the notebook's process ended, most likely because memory ran out."
+    finally:
+        with atomic_write(target) as file:
+            file.write(nbformat.writes(book).encode())
+    return None
+
+
+def _print_summary(summary: Mapping[str, Any], paths: Paths) -> None:
+    """Every number the notebooks of this run recorded, and where the pictures are."""
+    own_folder = f"{paths.cluster_folder.name}/"
+    print("\nnotebook                                             metric                             value")
+    for section, values in summary.items():
+        if "/" in section and not section.startswith(own_folder):
+            continue  # another number of clusters in the same folder
+        for name, value in _rows(values):
+            shown = f"{value:.5g}" if isinstance(value, float) else value
+            print(f"{section.removeprefix(own_folder):<52} {name:<34} {shown}")
+    print("\nfigures")
+    for folder in sorted((paths.root / "Figures").glob("Figure *")):
+        print(f"  {folder}: {', '.join(path.name for path in sorted(folder.glob('*.jpg'), key=_natural))}")
+    print(f"summary\n  {paths.summary}")
+
+
+def _rows(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows = []
+    for name, value in values.items():
+        rows += _rows(value, f"{prefix}{name}: ") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
+    return rows
+
+
+def _natural(path: Path) -> tuple[int, str]:
+    return len(path.name), path.name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

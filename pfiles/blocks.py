@@ -1,0 +1,148 @@
+"""The building blocks of the VQ-GAN and the UNet: time embedding, self-attention, down, mid and up blocks.
+
+The four blocks are one stack of residual units, each followed by self-attention where there is any; they differ
+in what happens to the resolution before or after. Attribute names are the keys of the published checkpoints and
+the order of construction decides the seeded initial weights, so neither may change.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def get_time_embedding(time_steps: Tensor, t_emb_dim: int) -> Tensor:
+    """Sinusoidal embedding of diffusion time steps: (B,) -> (B, t_emb_dim), sines first, then cosines.
+
+    Ho et al. 2020 (after Vaswani et al. 2017, section 3.5), wavelengths from 2 pi to 10,000 * 2 pi.
+    """
+    if t_emb_dim % 2:
+        raise ValueError(f"t_emb_dim must be even, but is {t_emb_dim}.")
+    half = t_emb_dim // 2
+    frequencies = 10000 ** (-torch.arange(half, dtype=torch.float32, device=time_steps.device) / half)
+    angles = time_steps[:, None] * frequencies  # (B, half)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class SelfAttention(nn.MultiheadAttention):
+    """Multi-head self-attention over the pixels of a feature map: (B, C, H, W) -> (B, C, H, W).
+
+    Inherits the parameters (`in_proj_weight`, `in_proj_bias`, `out_proj`) and their initialisation from torch's
+    module and computes with the fused kernel, which never materialises the (H*W, H*W) weights.
+    """
+
+    def __init__(self, channels: int, num_heads: int):
+        super().__init__(channels, num_heads, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        tokens = x.flatten(2).transpose(1, 2)  # (B, H*W, C)
+        qkv = F.linear(tokens, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.view(b, h * w, 3, self.num_heads, self.head_dim).permute(
+            2, 0, 3, 1, 4
+        )  # (B, heads, H*W, C/heads)
+        out = F.scaled_dot_product_attention(q, k, v)
+        out = self.out_proj(out.transpose(1, 2).reshape(b, h * w, c))
+        return out.transpose(1, 2).reshape(b, c, h, w)
+
+
+def _norm_act_conv(norm_channels: int, in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.GroupNorm(norm_channels, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    )
+
+
+class ResidualStack(nn.Module):
+    """`num_resnets` residual units; the first `num_attentions` of them are followed by self-attention.
+
+    t_emb_dim: width of the time embedding added inside each unit, or None for a network without time.
+    norm_channels: number of groups of every GroupNorm; it must divide `in_channels` and `out_channels`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        t_emb_dim: int | None,
+        num_heads: int,
+        num_resnets: int,
+        num_attentions: int,
+        norm_channels: int,
+    ):
+        super().__init__()
+        widths = [in_channels] + [out_channels] * (num_resnets - 1)
+        self.resnet_conv_first = nn.ModuleList(_norm_act_conv(norm_channels, c, out_channels) for c in widths)
+        if t_emb_dim is not None:
+            self.t_emb_layers = nn.ModuleList(
+                nn.Sequential(nn.SiLU(), nn.Linear(t_emb_dim, out_channels)) for _ in widths
+            )
+        self.resnet_conv_second = nn.ModuleList(
+            _norm_act_conv(norm_channels, out_channels, out_channels) for _ in widths
+        )
+        self.attention_norms = nn.ModuleList(nn.GroupNorm(norm_channels, out_channels) for _ in range(num_attentions))
+        self.attentions = nn.ModuleList(SelfAttention(out_channels, num_heads) for _ in range(num_attentions))
+        self.residual_input_conv = nn.ModuleList(nn.Conv2d(c, out_channels, 1) for c in widths)
+
+    def stack(self, x: Tensor, t_emb: Tensor | None) -> Tensor:
+        for i, shortcut in enumerate(self.residual_input_conv):
+            h = self.resnet_conv_first[i](x)
+            if t_emb is not None:
+                h = h + self.t_emb_layers[i](t_emb)[:, :, None, None]
+            x = shortcut(x) + self.resnet_conv_second[i](h)
+            if i < len(self.attentions):
+                x = x + self.attentions[i](self.attention_norms[i](x))
+        return x
+
+
+class DownBlock(ResidualStack):
+    """Residual units (with attention where `attn`), then half the resolution where `down_sample`."""
+
+    def __init__(self, in_channels, out_channels, t_emb_dim, down_sample, num_heads, num_layers, attn, norm_channels):
+        super().__init__(
+            in_channels, out_channels, t_emb_dim, num_heads, num_layers, num_layers if attn else 0, norm_channels
+        )
+        self.down_sample_conv = nn.Conv2d(out_channels, out_channels, 4, 2, 1) if down_sample else nn.Identity()
+
+    def forward(self, x: Tensor, t_emb: Tensor | None = None) -> Tensor:
+        return self.down_sample_conv(self.stack(x, t_emb))
+
+
+class MidBlock(ResidualStack):
+    """One residual unit, then `num_layers` times self-attention and another unit."""
+
+    def __init__(self, in_channels, out_channels, t_emb_dim, num_heads, num_layers, norm_channels):
+        super().__init__(in_channels, out_channels, t_emb_dim, num_heads, num_layers + 1, num_layers, norm_channels)
+
+    def forward(self, x: Tensor, t_emb: Tensor | None = None) -> Tensor:
+        return self.stack(x, t_emb)
+
+
+class UpBlock(ResidualStack):
+    """Twice the resolution where `up_sample`, then residual units (with attention where `attn`)."""
+
+    def __init__(self, in_channels, out_channels, t_emb_dim, up_sample, num_heads, num_layers, attn, norm_channels):
+        super().__init__(
+            in_channels, out_channels, t_emb_dim, num_heads, num_layers, num_layers if attn else 0, norm_channels
+        )
+        width = self.up_sampled_channels(in_channels)
+        self.up_sample_conv = nn.ConvTranspose2d(width, width, 4, 2, 1) if up_sample else nn.Identity()
+
+    @staticmethod
+    def up_sampled_channels(in_channels: int) -> int:
+        return in_channels
+
+    def forward(self, x: Tensor, out_down: Tensor | None = None, t_emb: Tensor | None = None) -> Tensor:
+        x = self.up_sample_conv(x)
+        if out_down is not None:
+            x = torch.cat([x, out_down], dim=1)
+        return self.stack(x, t_emb)
+
+
+class UpBlockUNet(UpBlock):
+    """The UNet's up block, always with attention: half of `in_channels` comes from below, half from the skip."""
+
+    def __init__(self, in_channels, out_channels, t_emb_dim, up_sample, num_heads, num_layers, norm_channels):
+        super().__init__(in_channels, out_channels, t_emb_dim, up_sample, num_heads, num_layers, True, norm_channels)
+
+    @staticmethod
+    def up_sampled_channels(in_channels: int) -> int:
+        return in_channels // 2

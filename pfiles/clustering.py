@@ -1,0 +1,71 @@
+"""Clusters without labels: one interface for the information-maximisation classifier and for k-means.
+
+A clustering is a network from latents (B, z, h, w) to logits (B, k, 1, 1). The softmax of the logits are the
+cluster probabilities, the largest is the cluster.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from pfiles.classifier import Classifier
+from pfiles.runtime import derive_seed
+
+CLUSTERINGS = ("classifier", "kmeans")
+
+
+class KMeansClusters(nn.Module):
+    """k-means centroids over per-channel statistics of the latents: (B, z, h, w) -> logits (B, n_clusters, 1, 1).
+
+    Features: mean and standard deviation over h x w of each channel, 2 * z numbers, each standardised over the
+    training tiles. They say what is in a tile and not where it lies, so that no cluster is just a position.
+    Logits: -|f - c_j|^2 / (2 s^2) with s^2 the mean squared distance of a training tile to its centroid per feature.
+    Their softmax is the posterior of a mixture of equal spherical Gaussians around the centroids, and its largest
+    entry is the nearest centroid.
+    """
+
+    def __init__(self, z_channels: int = 16, n_clusters: int = 14):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(2 * z_channels))
+        self.register_buffer("scale", torch.ones(2 * z_channels))
+        self.register_buffer("centroids", torch.zeros(n_clusters, 2 * z_channels))
+        self.register_buffer("variance", torch.ones(()))
+
+    @staticmethod
+    def statistics(z: Tensor) -> Tensor:
+        """Latents (B, z, h, w) -> features before standardisation (B, 2 * z)."""
+        return torch.cat([z.mean((2, 3)), z.std((2, 3), correction=0)], dim=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        features = (self.statistics(z) - self.mean) / self.scale
+        squared = (features[:, None] - self.centroids).square().sum(-1)  # (B, k)
+        return (-squared / (2 * self.variance))[:, :, None, None]
+
+
+def make_clustering(kind: str, z_channels: int, n_clusters: int) -> nn.Module:
+    """A clustering without trained weights: "classifier" or "kmeans"."""
+    return {"classifier": Classifier, "kmeans": KMeansClusters}[kind](z_channels, n_clusters)
+
+
+def fit_kmeans(clusters: KMeansClusters, latents: Iterable[Tensor], seed: int) -> KMeansClusters:
+    """Fit the centroids (scikit-learn, best of 10 starts) to the training tiles' latents, given in batches."""
+    from sklearn.cluster import KMeans
+
+    with torch.no_grad():
+        statistics = torch.cat([clusters.statistics(z) for z in latents])  # (N, 2 * z)
+        mean, scale = statistics.mean(0), statistics.std(0, correction=0)
+        scale = torch.where(scale > 0, scale, 1.0)  # a channel that never varies says nothing
+        features = (statistics - mean) / scale
+    seed = derive_seed(seed, "kmeans") % 2**32  # scikit-learn takes 32 bits
+    fit = KMeans(len(clusters.centroids), n_init=10, random_state=seed).fit(features.double().cpu().numpy())
+    clusters.mean.copy_(mean)
+    clusters.scale.copy_(scale)
+    clusters.centroids.copy_(torch.as_tensor(fit.cluster_centers_))
+    clusters.variance.fill_(max(fit.inertia_ / features.numel(), torch.finfo(torch.float32).tiny))
+    return clusters
+
+
+def probabilities(clustering: nn.Module, z: Tensor) -> Tensor:
+    """Latents (B, z, h, w) -> cluster probabilities (B, k)."""
+    return clustering(z).flatten(1).softmax(dim=1)

@@ -1,0 +1,28 @@
+"""The patch discriminator of the VQ-GAN."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+
+class Discriminator(nn.Module):
+    """PatchGAN (Isola et al. 2017): images (B, im_channels, H, W) -> one logit per patch (B, 1, h, w).
+
+    128 px images give 15 x 15 patches. 663,360 parameters with the paper's widths.
+    """
+
+    def __init__(self, im_channels: int = 3, conv_channels: Sequence[int] = (64, 128, 256)):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [nn.Sequential(nn.Conv2d(im_channels, conv_channels[0], 4, 2, 1), nn.LeakyReLU(0.2))]
+        )
+        for wide, wider in pairwise(conv_channels):
+            conv = nn.Conv2d(wide, wider, 4, 2, 1, bias=False)
+            self.layers.append(nn.Sequential(conv, nn.BatchNorm2d(wider), nn.LeakyReLU(0.2)))
+        self.layers.append(nn.Sequential(nn.Conv2d(conv_channels[-1], 1, 4, 1, 1, bias=False)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x

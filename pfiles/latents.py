@@ -1,0 +1,53 @@
+"""Tiles in the latent space of a trained autoencoder: their codes, their clusters, their row in the published CSV."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from pfiles.clustering import probabilities
+from pfiles.data import to_unit
+from pfiles.runtime import eval_mode
+from pfiles.vqvae import VQVAE
+
+BATCH_SIZE = 64  # tiles at once; changes memory and speed only
+
+
+def encode_tiles(vqvae: VQVAE, images: Tensor) -> Tensor:
+    """uint8 images (N, 3, H, W) -> codebook indices (N, h, w), one byte each for up to 256 codes, on images' device.
+
+    The autoencoder is frozen after its own training, so the codes of a tile never change: a whole training set of
+    latents is N * h * w bytes, and `vqvae.embed` gives the latents back exactly.
+    """
+    dtype = torch.uint8 if vqvae.embedding.num_embeddings <= 256 else torch.int32
+    with eval_mode(vqvae):
+        batches = tqdm(images.split(BATCH_SIZE), desc="encode tiles", unit="batch", leave=False)
+        return torch.cat([vqvae.encode_codes(to_unit(batch)).to(dtype) for batch in batches])
+
+
+def reconstruct(vqvae: VQVAE, images: Tensor) -> Tensor:
+    """uint8 images (N, 3, H, W) -> the autoencoder's output for them, in [0, 1], on images' device."""
+    with eval_mode(vqvae):
+        return torch.cat([vqvae(to_unit(batch))[0].clamp(0, 1) for batch in images.split(BATCH_SIZE)])
+
+
+def latent_batches(vqvae: VQVAE, codes: Tensor) -> Iterator[Tensor]:
+    """The latents (B, z, h, w) of `codes` (N, h, w), batch by batch."""
+    for batch in codes.split(BATCH_SIZE):
+        yield vqvae.embed(batch).detach()
+
+
+def predict_clusters(vqvae: VQVAE, clustering: nn.Module, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """The cluster (N,) int64, 0-based, of each tile and its probability (N,), both on the CPU."""
+    with eval_mode(clustering):
+        best = [probabilities(clustering, z).max(dim=1) for z in latent_batches(vqvae, codes)]
+    return torch.cat([b.indices for b in best]).cpu(), torch.cat([b.values for b in best]).cpu()
+
+
+def mean_channel_softmax(vqvae: VQVAE, codes: Tensor) -> Tensor:
+    """The published features of a tile for the cluster-validity indices: (N, z), every row sums to 1, on the CPU.
+
+    The softmax over the channels of each latent vector, averaged over the h x w positions.
+    """
+    return torch.cat([z.softmax(dim=1).mean((2, 3)) for z in latent_batches(vqvae, codes)]).cpu()

@@ -1,0 +1,101 @@
+"""Where a run's files lie, and how a file is written: whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from pfiles.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The files of one run with `n_clusters` clusters below the folder `out` (default: this repository)."""
+
+    n_clusters: int = 14
+    out: str | Path | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.n_clusters, int) or self.n_clusters < 2:
+            raise InputError(f"n_clusters must be a whole number of at least 2, but is {self.n_clusters!r}.")
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(f"The output folder {self.root} is a file: name a folder, existing or new.")
+
+    @property
+    def root(self) -> Path:
+        return ROOT if self.out is None else Path(self.out).expanduser().resolve()
+
+    @property
+    def autoencoder(self) -> Path:
+        return self.root / "kpc_ldm" / "vqvae_autoencoder_ckpt.pth"
+
+    @property
+    def cluster_folder(self) -> Path:
+        return self.root / f"clusters_{self.n_clusters}"
+
+    @property
+    def models(self) -> Path:
+        return self.cluster_folder / f"models_{self.n_clusters}"
+
+    @property
+    def generated(self) -> Path:
+        return self.cluster_folder / f"gen_{self.n_clusters}"
+
+    @property
+    def latent_csv(self) -> Path:
+        k = self.n_clusters
+        return self.cluster_folder / f"HHH{k}_C{k}_D{k}.csv"
+
+    @property
+    def training_images(self) -> Path:
+        return self.root / "org"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    def figure(self, number: int, name: str) -> Path:
+        """A panel of a figure of the paper, such as `figure(1, "a")`: Figures/Figure 1/a.jpg."""
+        return self.root / "Figures" / f"Figure {number}" / f"{name}.jpg"
+
+    def resume_point(self, training: str, clustering: str | None = None) -> Path:
+        """Where a training keeps its last resume point; only the autoencoder's has no clustering."""
+        if clustering is None:
+            return self.autoencoder.with_name(f"{training}_resume.pt")
+        return self.models / f"{training}_{clustering}_resume.pt"
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a binary file that takes the name `path` only once it is complete and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def read_json(path: Path, default: Any = None) -> Any:
+    """The JSON value in `path`, or `default` where there is no such file."""
+    if not path.exists():
+        return default
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}): delete it or put the right file there.") from error

@@ -1,0 +1,180 @@
+"""Every hyper-parameter of a run, by preset."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+from pfiles.errors import InputError
+
+
+@dataclass(frozen=True)
+class AutoencoderSettings:
+    """Training of the VQ-GAN, the first of all."""
+
+    vqvae: Mapping[str, Any] = field(default_factory=dict)  # arguments of VQVAE that are not the paper's
+    discriminator: Mapping[str, Any] = field(default_factory=dict)  # likewise of Discriminator
+    epochs: int = 20  # passes over the training tiles
+    learning_rate: float = 1e-4  # of Adam, for autoencoder and discriminator
+    adam_betas: tuple[float, float] = (0.5, 0.999)  # decay of Adam's two moments
+    perceptual: str = "lpips"  # or "ms-ssim", which needs no download
+    perceptual_weight: float = 1.0
+    codebook_weight: float = 1.0
+    commitment_weight: float = 0.2
+    adversarial_weight: float = 0.5  # of the generator's and of the discriminator's loss
+    discriminator_start_step: int = 1000  # adversarial terms begin after so many steps
+    lpips_in_unit_range: bool = True  # published: LPIPS gets [0, 1] in training though it is made for [-1, 1]
+    generator_gradient_leaks: bool = True  # published: the generator's gradient stays in the discriminator's step
+    revive_dead_codes: bool = False  # give codes that an epoch did not use a new place among the encodings
+
+
+@dataclass(frozen=True)
+class DiffusionSettings:
+    """What the three trainings of the conditional UNet share."""
+
+    unet: Mapping[str, Any] = field(default_factory=dict)  # arguments of UNet that are not the paper's
+    num_timesteps: int = 1000  # T
+    beta_start: float = 1e-4  # variance of the first step
+    beta_end: float = 0.02  # variance of the last step
+    marginal_entropy_weight: float = 0.1  # l_me
+    conditional_entropy_weight: float = 0.06  # l_ce
+    affine_fill: tuple[int, int, int] | None = (130, 97, 154)  # RGB outside a moved tile; None: mean training colour
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """One of the three trainings of the conditional UNet."""
+
+    epochs: int  # passes over the training tiles
+    optimizer: str  # "adadelta" (published for the first and third stage) or "adam"
+    learning_rate: float
+    trains_clusters: bool  # whether a classifier learns beside the UNet; k-means never does
+    affine_weight: float = 0.0  # l_af, of the agreement between a tile and its affine view
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Drawing images."""
+
+    steps: int = 1000  # denoising steps per image; fewer than num_timesteps skips evenly
+    batch_size: int = 100  # images at once; changes memory and speed only
+    num_generated: int | None = None  # images of part 6; None: one per training tile
+    per_cluster: int = 100  # images of part 9 for each cluster
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of a run. The defaults are the published ones (preset "paper"), quirks included."""
+
+    image_size_px: int = 128  # side of the tiles the networks see; a multiple of 16
+    max_train_tiles: int | None = None  # training tiles used, evenly spaced; None: all
+    batch_size: int = 16  # tiles per step, in every training
+    autoencoder: AutoencoderSettings = AutoencoderSettings()
+    diffusion: DiffusionSettings = DiffusionSettings()
+    training: StageSettings = StageSettings(600, "adadelta", 0.003, trains_clusters=True, affine_weight=0.04)
+    finetuning1: StageSettings = StageSettings(130, "adam", 1e-4, trains_clusters=False)
+    finetuning2: StageSettings = StageSettings(70, "adadelta", 0.003, trains_clusters=True, affine_weight=0.05)
+    sampling: SamplingSettings = SamplingSettings()
+    lpips_required: bool = True  # whether part 12 stops where LPIPS has no weights, or records it as unavailable
+
+
+PRESETS: dict[str, Settings] = {
+    # exactly what was published
+    "paper": Settings(),
+    # small networks and tiles: a few minutes on two CPU cores, every stage really trains
+    "demo": Settings(
+        image_size_px=64,
+        max_train_tiles=1000,
+        batch_size=8,
+        autoencoder=AutoencoderSettings(
+            vqvae={"down_channels": (16, 32, 64), "num_heads": 4, "norm_channels": 8},
+            discriminator={"conv_channels": (16, 32, 64)},
+            epochs=12,
+            learning_rate=1e-3,
+            perceptual="ms-ssim",
+            discriminator_start_step=400,
+            revive_dead_codes=True,
+        ),
+        diffusion=DiffusionSettings(
+            unet={
+                "down_channels": (64, 64, 64),
+                "t_emb_dim": 64,
+                "num_layers": 1,
+                "num_heads": 4,
+                "norm_channels": 8,
+                "conv_out_channels": 64,
+            },
+            affine_fill=None,
+        ),
+        training=StageSettings(20, "adam", 1e-3, trains_clusters=True, affine_weight=0.04),
+        finetuning1=StageSettings(12, "adam", 3e-4, trains_clusters=False),
+        finetuning2=StageSettings(8, "adam", 1e-4, trains_clusters=True, affine_weight=0.05),
+        sampling=SamplingSettings(steps=50, num_generated=200, per_cluster=10),
+        lpips_required=False,
+    ),
+}
+
+
+def get_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of `preset`, with some fields changed.
+
+    overrides: new values by field, such as {"batch_size": 8, "training.epochs": 2}.
+    Raises InputError for an unknown preset or field, or a value that cannot be.
+    """
+    if preset not in PRESETS:
+        raise InputError(f"Unknown preset {preset!r}: choose one of {', '.join(PRESETS)}.")
+    settings = PRESETS[preset]
+    for name, value in (overrides or {}).items():
+        settings = _replace(settings, name.split("."), value)
+    _check(settings)
+    return settings
+
+
+def _replace(group: Any, path: list[str], value: Any) -> Any:
+    name, *rest = path
+    known = {f.name for f in fields(group)}
+    if name not in known:
+        raise InputError(f"Unknown setting {name!r}: {type(group).__name__} has {', '.join(sorted(known))}.")
+    current = getattr(group, name)
+    if is_dataclass(current) != bool(rest):
+        what = "a group of settings" if is_dataclass(current) else "a single setting"
+        raise InputError(f"{name} is {what}: write a name such as training.epochs or batch_size.")
+    if rest:
+        value = _replace(current, rest, value)
+    elif isinstance(value, list):  # JSON has no tuples
+        value = tuple(value)
+    return replace(group, **{name: value})
+
+
+def _check(settings: Settings) -> None:
+    counts = {
+        "image_size_px": settings.image_size_px,
+        "batch_size": settings.batch_size,
+        "diffusion.num_timesteps": settings.diffusion.num_timesteps,
+        "autoencoder.epochs": settings.autoencoder.epochs,
+        "training.epochs": settings.training.epochs,
+        "finetuning1.epochs": settings.finetuning1.epochs,
+        "finetuning2.epochs": settings.finetuning2.epochs,
+        "sampling.steps": settings.sampling.steps,
+        "sampling.batch_size": settings.sampling.batch_size,
+        "sampling.per_cluster": settings.sampling.per_cluster,
+    }
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} must be a whole number of at least 1, but is {value!r}.")
+    if settings.image_size_px % 16:
+        raise InputError(f"image_size_px must be a multiple of 16, but is {settings.image_size_px}.")
+    if settings.sampling.steps > settings.diffusion.num_timesteps:
+        raise InputError(
+            f"sampling.steps must not exceed diffusion.num_timesteps, {settings.diffusion.num_timesteps}, "
+            f"but is {settings.sampling.steps}."
+        )
+    choices = {
+        "autoencoder.perceptual": (settings.autoencoder.perceptual, ("lpips", "ms-ssim")),
+        **{
+            f"{name}.optimizer": (getattr(settings, name).optimizer, ("adadelta", "adam"))
+            for name in ("training", "finetuning1", "finetuning2")
+        },
+    }
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise InputError(f"{name} must be {' or '.join(map(repr, allowed))}, but is {value!r}.")
