@@ -97,14 +97,15 @@ def evenly_spaced(n: int, count: int) -> np.ndarray:
 
 
 def _embedded_tiles() -> tuple[np.ndarray, int]:
-    """128 px crops every 16 px; the test crops come from the lowest 160 rows, the training crops from the rest."""
+    """128 px crops every 16 px; test crops come from the 160 columns on the right, training crops from the rest."""
     from skimage.data import immunohistochemistry
 
     image, size, stride, border = immunohistochemistry(), 128, 16, 352
-    columns = range(0, image.shape[1] - size + 1, stride)
-    regions = (range(0, border - size + 1, stride), range(border, image.shape[0] - size + 1, stride))
+    height, width = image.shape[:2]
+    regions = (range(0, border - size + 1, stride), range(border, width - size + 1, stride))
     train, test = (
-        [image[top : top + size, left : left + size] for top in rows for left in columns] for rows in regions
+        [image[top : top + size, left : left + size] for top in range(0, height - size + 1, stride) for left in columns]
+        for columns in regions
     )
     return np.stack(train + test), len(test)
 

@@ -1,0 +1,132 @@
+"""The command line: wrong input ends in one sentence, exit status 2 and nothing written."""
+
+import io
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import make_tiles
+from PIL import Image
+
+from pfiles.__main__ import NOTEBOOKS, execute, main
+from pfiles.paths import ROOT
+
+
+def png(tile):
+    buffer = io.BytesIO()
+    Image.fromarray(tile).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def folder_with(folder, extra=None):
+    folder.mkdir()
+    for i, tile in enumerate(make_tiles(24, 64)):
+        (folder / f"{i:02}.png").write_bytes(png(tile))
+    for name, content in (extra or {}).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def saved(path, array):
+    np.save(path, array, allow_pickle=True)
+    return path
+
+
+def written(path, content):
+    path.write_bytes(content)
+    return path
+
+
+DATA = {
+    "does not exist": lambda p: p / "nowhere.npy",
+    "wrong dtype": lambda p: saved(p / "a.npy", make_tiles(24, 64).astype(float)),
+    "wrong shape": lambda p: saved(p / "a.npy", make_tiles(24, 64)[0]),
+    "truncated": lambda p: written(p / "a.npy", saved(p / "b.npy", make_tiles(24, 64)).read_bytes()[:999]),
+    "empty file": lambda p: written(p / "a.npy", b""),
+    "objects": lambda p: saved(p / "a.npy", np.array([{}, None], dtype=object)),
+    "broken zip": lambda p: written(p / "a.zip", b"PK\x03\x04 broken"),
+    "empty folder": lambda p: (p / "a").mkdir() or p / "a",
+    "text called png": lambda p: folder_with(p / "a", {"x.png": b"hello"}),
+    "mixed sizes": lambda p: folder_with(p / "a", {"x.png": png(make_tiles(1, 32)[0])}),
+    "not square": lambda p: folder_with(p / "a", {"0.png": png(make_tiles(1, 64)[0][:32])}),
+    "too few tiles": lambda p: saved(p / "a.npy", make_tiles(5, 64)),
+}
+
+
+def assert_refused(arguments, capsys, out):
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert printed.err.rstrip().endswith(".")
+    assert printed.out == ""
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_bad_data(case, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert_refused(["run", "--preset", "demo", "--data", str(DATA[case](tmp_path)), "--out", str(out)], capsys, out)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--preset", "unknown"],
+        ["--preset", "demo", "--clusters", "1"],
+        ["--preset", "demo", "--clusters", "100000"],
+        ["--preset", "demo", "--clustering", "dbscan"],
+        ["--preset", "demo", "--set", "training.epochs"],
+        ["--preset", "demo", "--set", "trainings.epochs=1"],
+        ["--preset", "demo", "--set", "image_size_px=72"],
+    ],
+)
+def test_bad_arguments(arguments, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert_refused(["run", "--data", "embedded", *arguments, "--out", str(out)], capsys, out)
+
+
+def test_out_that_is_a_file(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("keep me")
+    assert main(["run", "--data", "embedded", "--preset", "demo", "--out", str(file)]) == 2
+    assert "is a file" in capsys.readouterr().err
+    assert file.read_text() == "keep me"
+
+
+def test_as_a_process_of_its_own(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "pfiles",
+        "run",
+        "--data",
+        str(tmp_path / "none.zip"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "There is no data at" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_notebook_that_lacks_its_input_says_which_to_run(tmp_path):
+    name = "clusters_14/part_2_finetuning1"
+    assert name in NOTEBOOKS
+    parameters = {"data": "embedded", "preset": "demo", "out": str(tmp_path / "out")}
+    error, message = execute(ROOT / f"{name}.ipynb", tmp_path / "executed.ipynb", parameters)
+    assert error == "InputError"
+    assert "run train_autoencoder first" in message
+    assert (tmp_path / "executed.ipynb").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_zip_inside_a_folder_is_no_tile(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("readme.txt", "no tiles here")
+    out = tmp_path / "out"
+    assert_refused(["run", "--preset", "demo", "--data", str(tmp_path / "x.zip"), "--out", str(out)], capsys, out)

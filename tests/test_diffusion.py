@@ -1,0 +1,177 @@
+"""The diffusion process and sampling from it."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import shared
+from diffusers import DDPMScheduler
+from PIL import Image
+from test_models import relative_error
+
+from pfiles.errors import InputError
+from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.sampling import generate_to_folder, image_seeds, sample, timesteps
+from pfiles.unet_cond_base import UNet
+
+LATENT = (4, 8, 8)
+
+
+def their_scheduler(steps=None):
+    scheduler = DDPMScheduler(1000, 1e-4, 0.02, "linear", variance_type="fixed_small", clip_sample=False)
+    scheduler.set_timesteps(timesteps=steps or list(range(999, -1, -1)))
+    return scheduler
+
+
+def test_schedule_endpoints():
+    scheduler = LinearNoiseScheduler()
+    assert scheduler.alpha_cumprod[0].item() == pytest.approx(0.9999)
+    assert scheduler.alpha_cumprod[-1].item() == pytest.approx(4.0358e-5, rel=1e-4)
+
+
+def test_golden_scheduler():
+    with np.load(shared("golden/scheduler.npz")) as arrays:
+        a = {key: torch.as_tensor(array) for key, array in arrays.items()}
+    scheduler = LinearNoiseScheduler(1000, 1e-4, 0.02)
+    assert relative_error(scheduler.alpha_cumprod, a["alpha_cumprod"]) < 1e-5
+    assert relative_error(scheduler.add_noise(a["x0"], a["noise"], a["t"]), a["noisy"]) < 1e-5
+    previous, x0 = scheduler.sample_prev_timestep(a["x0"], a["noise"], 0)
+    assert relative_error(previous, a["prev_at_0"]) < 1e-5
+    assert relative_error(x0, a["x0_pred_at_0"]) < 1e-5
+    zero, one = torch.zeros_like(a["x0"]), torch.ones_like(a["x0"])
+    for i, t in enumerate(a["steps"]):
+        mean, x0 = scheduler.sample_prev_timestep(a["x0"], a["noise"], t, noise=zero)
+        shifted, _ = scheduler.sample_prev_timestep(a["x0"], a["noise"], t, noise=one)
+        assert relative_error(mean, a["mean"][i]) < 1e-5
+        assert (shifted - mean).mean().item() == pytest.approx(a["sigma"][i].item(), rel=1e-4)
+        assert relative_error(x0, a["x0_pred"][i]) < 1e-5
+
+
+def test_add_noise_agrees_with_diffusers():
+    x, noise = torch.randn(2, 6, *LATENT, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([0, 1, 10, 500, 998, 999])
+    expected = their_scheduler().add_noise(x, noise, t)
+    torch.testing.assert_close(LinearNoiseScheduler().add_noise(x, noise, t), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [None, timesteps(1000, 50), timesteps(1000, 7)], ids=["all", "50", "7"])
+def test_reverse_step_agrees_with_diffusers(steps):
+    theirs, ours = their_scheduler(steps), LinearNoiseScheduler()
+    x, predicted = torch.randn(2, 3, *LATENT, generator=torch.Generator().manual_seed(1))
+    order = theirs.timesteps.tolist()
+    for t, t_prev in zip(order, [*order[1:], -1], strict=True):
+        if steps is None and t not in (999, 500, 1, 0):
+            continue
+        expected = theirs.step(predicted, t, x, generator=torch.Generator().manual_seed(t)).prev_sample
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(t))
+        found, _ = ours.sample_prev_timestep(x, predicted, t, t_prev, noise)
+        torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)  # theirs is float32 throughout
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 50, 1000])
+def test_timesteps_go_from_the_last_to_the_first(num_steps):
+    steps = timesteps(1000, num_steps)
+    assert len(set(steps)) == num_steps
+    assert steps == sorted(steps, reverse=True)
+    assert steps[0] == 999
+    assert num_steps == 1 or steps[-1] == 0
+
+
+@pytest.mark.parametrize("num_steps", [0, 1001])
+def test_impossible_number_of_steps(num_steps):
+    with pytest.raises(ValueError, match="between 1 and 1000"):
+        timesteps(1000, num_steps)
+
+
+class ExactNoise(torch.nn.Module):
+    """The best noise prediction for latents that are normal with mean m_c and standard deviation s."""
+
+    def __init__(self, scheduler, means, std):
+        super().__init__()
+        self.scheduler, self.std = scheduler, std
+        self.means = torch.nn.Parameter(torch.tensor(means))
+
+    def forward(self, x, t, cluster):
+        alpha_bar = self.scheduler.alpha_cumprod[t].float()
+        mean = self.means[cluster].view(-1, 1, 1, 1)
+        variance = alpha_bar * self.std**2 + 1 - alpha_bar
+        return (1 - alpha_bar).sqrt() * (x - alpha_bar.sqrt() * mean) / variance
+
+
+def test_sampling_recovers_a_known_distribution():
+    scheduler = LinearNoiseScheduler()
+    network = ExactNoise(scheduler, means=[2.0, -3.0], std=0.4)
+    drawn = []
+    clusters = [0, 1] * 20
+    sample(
+        network, scheduler, lambda z: drawn.append(z) or z[:, :3], clusters, image_seeds(0, range(40)), (3, 16, 16),
+        progress=False,
+    )  # fmt: skip
+    z = torch.cat(drawn)
+    for cluster, mean in ((0, 2.0), (1, -3.0)):
+        found = z[cluster::2]
+        assert found.mean().item() == pytest.approx(mean, abs=0.02)
+        assert found.std().item() == pytest.approx(0.4, abs=0.02)
+
+
+@pytest.fixture
+def unet():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return UNet(4, 3, down_channels=(8, 8, 8), t_emb_dim=8, norm_channels=4, num_heads=2, conv_out_channels=8)
+
+
+def draw(unet, cluster_ids, seeds, batch_size=100):
+    scheduler = LinearNoiseScheduler(20)
+    return sample(unet, scheduler, lambda z: z[:, :3] / 4 + 0.5, cluster_ids, seeds, LATENT, 5, batch_size, False)
+
+
+def test_an_image_depends_on_its_seed_and_cluster_alone(unet):
+    clusters, seeds = torch.tensor([0, 1, 2, 0, 1, 2, 0]), image_seeds(7, range(7))
+    together = draw(unet, clusters, seeds)
+    for batch_size in (1, 3):
+        difference = (draw(unet, clusters, seeds, batch_size).int() - together.int()).abs().max()
+        assert difference <= 1  # one grey level: sums are rounded differently at other batch sizes
+    order = [4, 0, 6]
+    alone = draw(unet, clusters[order], [seeds[i] for i in order])
+    assert (alone.int() - together[order].int()).abs().max() <= 1
+    assert not torch.equal(draw(unet, clusters, image_seeds(8, range(7))), together)
+    assert not torch.equal(draw(unet, clusters.flip(0), seeds), together)
+
+
+def test_sampling_gives_the_mode_back_and_refuses_missing_seeds(unet):
+    unet.train()
+    draw(unet, [0], image_seeds(0, [0]))
+    assert unet.training
+    with pytest.raises(ValueError, match="a seed for each image"):
+        draw(unet, [0, 1], image_seeds(0, [0]))
+
+
+def test_seeds_are_unrelated():
+    assert len({*image_seeds(765, range(1000)), *image_seeds(766, range(1000))}) == 2000
+
+
+def test_generation_goes_on_where_it_stopped(unet, tmp_path):
+    numbers, clusters = [1, 2, 3, 10, 11], torch.tensor([0, 1, 2, 0, 1])
+    calls = []
+
+    def counted(cluster_ids, seeds):
+        calls.append(len(seeds))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return draw(unet, cluster_ids, seeds)
+
+    arguments = (numbers, clusters, 5, 2, {"unet": "a"})
+    with pytest.raises(KeyboardInterrupt):
+        generate_to_folder(counted, tmp_path / "broken", *arguments)
+    assert sorted(path.name for path in (tmp_path / "broken").glob("*.png")) == ["1.png", "2.png"]
+    generate_to_folder(counted, tmp_path / "broken", *arguments)
+    assert calls == [2, 2, 2, 1]
+    generate_to_folder(lambda **kw: draw(unet, **kw), tmp_path / "whole", *arguments)
+    for number in numbers:
+        one, other = (np.asarray(Image.open(tmp_path / name / f"{number}.png")) for name in ("broken", "whole"))
+        assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+
+    with pytest.raises(InputError, match="other networks or settings"):
+        generate_to_folder(counted, tmp_path / "whole", numbers, clusters, 5, 2, {"unet": "b"})
+    with pytest.raises(InputError, match=r"images of another run, such as 2\.png"):
+        generate_to_folder(counted, tmp_path / "whole", [1, 3, 10, 11], clusters[:4], 5, 2, {"unet": "a"})

@@ -1,0 +1,212 @@
+"""Paths, settings, checkpoints: found, written whole, and refused with a reason."""
+
+import json
+import os
+import time
+
+import pytest
+import torch
+from conftest import TINY
+
+from pfiles import checkpoints
+from pfiles.checkpoints import checkpoint_name, find_checkpoint, load_weights, save_stage, save_weights
+from pfiles.classifier import Classifier
+from pfiles.clustering import KMeansClusters
+from pfiles.errors import InputError
+from pfiles.paths import Paths, atomic_write, read_json, write_json
+from pfiles.settings import PRESETS, get_settings
+from pfiles.unet_cond_base import UNet
+from pfiles.vqvae import VQVAE
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return Paths(3, tmp_path)
+
+
+def put(paths, name, module, **about):
+    save_weights(module, paths.models / name, about)
+    return paths.models / name
+
+
+# paths
+
+
+def test_published_names(tmp_path):
+    paths = Paths(14, tmp_path)
+    found = [paths.autoencoder, paths.models, paths.generated, paths.latent_csv, paths.figure(2, "C_14_3")]
+    assert [str(path.relative_to(tmp_path)) for path in found] == [
+        "kpc_ldm/vqvae_autoencoder_ckpt.pth",
+        "clusters_14/models_14",
+        "clusters_14/gen_14",
+        "clusters_14/HHH14_C14_D14.csv",
+        "Figures/Figure 2/C_14_3.jpg",
+    ]
+    assert checkpoint_name("unet", "training", 600, 14, "20250127") == "unet_training_ckpt_20250127_600_14.pth"
+
+
+@pytest.mark.parametrize("n_clusters", [1, 0, -3, 2.5, "14", None])
+def test_impossible_number_of_clusters(n_clusters):
+    with pytest.raises(InputError, match="n_clusters must be a whole number of at least 2"):
+        Paths(n_clusters)
+
+
+def test_output_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file: name a folder"):
+        Paths(14, tmp_path / "file")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "deep" / "value.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError, match="disk full"), atomic_write(path) as file:  # noqa: PT012
+        file.write(b"half of the new ")
+        raise RuntimeError("disk full")
+    assert read_json(path) == {"a": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["value.json"]
+
+
+def test_json_refuses_nan_and_names_a_broken_file(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", float("nan"))
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(InputError, match=r"b\.json is not valid JSON"):
+        read_json(tmp_path / "b.json")
+
+
+# settings
+
+
+def test_paper_preset_holds_the_published_numbers():
+    s = PRESETS["paper"]
+    assert (s.image_size_px, s.batch_size, s.max_train_tiles) == (128, 16, None)
+    a = s.autoencoder
+    assert (a.epochs, a.learning_rate, a.adam_betas, a.perceptual) == (20, 1e-4, (0.5, 0.999), "lpips")
+    weights = (a.perceptual_weight, a.codebook_weight, a.commitment_weight, a.adversarial_weight)
+    assert weights == (1, 1, 0.2, 0.5)
+    assert (a.discriminator_start_step, a.lpips_in_unit_range, a.generator_gradient_leaks) == (1000, True, True)
+    assert not a.revive_dead_codes
+    d = s.diffusion
+    assert (d.num_timesteps, d.beta_start, d.beta_end) == (1000, 1e-4, 0.02)
+    assert (d.marginal_entropy_weight, d.conditional_entropy_weight, d.affine_fill) == (0.1, 0.06, (130, 97, 154))
+    for stage, expected in (
+        (s.training, (600, "adadelta", 0.003, True, 0.04)),
+        (s.finetuning1, (130, "adam", 1e-4, False, 0.0)),
+        (s.finetuning2, (70, "adadelta", 0.003, True, 0.05)),
+    ):
+        found = (stage.epochs, stage.optimizer, stage.learning_rate, stage.trains_clusters, stage.affine_weight)
+        assert found == expected
+    assert (s.sampling.steps, s.sampling.num_generated, s.sampling.per_cluster) == (1000, None, 100)
+    assert a.vqvae == a.discriminator == d.unet == {}
+
+
+def test_overrides():
+    settings = get_settings("paper", {"training.epochs": 2, "batch_size": 4, "autoencoder.adam_betas": [0.9, 0.99]})
+    assert (settings.training.epochs, settings.batch_size, settings.autoencoder.adam_betas) == (2, 4, (0.9, 0.99))
+    assert PRESETS["paper"].training.epochs == 600
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "message"),
+    [
+        ("papers", {}, "Unknown preset 'papers': choose one of paper, demo"),
+        ("demo", {"epochs": 3}, "Unknown setting 'epochs'"),
+        ("demo", {"training.epoch": 3}, "Unknown setting 'epoch': StageSettings has"),
+        ("demo", {"training": 3}, "training is a group of settings"),
+        ("demo", {"batch_size.x": 3}, "batch_size is a single setting"),
+        ("demo", {"training.epochs": 0}, "training.epochs must be a whole number of at least 1, but is 0"),
+        ("demo", {"batch_size": "many"}, "batch_size must be a whole number"),
+        ("demo", {"image_size_px": 100}, "multiple of 16"),
+        ("demo", {"sampling.steps": 1001}, "must not exceed diffusion.num_timesteps, 1000"),
+        ("demo", {"autoencoder.perceptual": "vgg"}, "'lpips' or 'ms-ssim'"),
+        ("demo", {"training.optimizer": "sgd"}, "'adadelta' or 'adam'"),
+    ],
+)
+def test_bad_settings(preset, overrides, message):
+    with pytest.raises(InputError, match=message):
+        get_settings(preset, overrides)
+
+
+# checkpoints
+
+
+def test_newest_checkpoint_of_the_right_clusters_and_clustering(paths):
+    network = Classifier(16, 3)
+    old = put(paths, "classifier_training_ckpt_20250127_600_3.pth", network, clustering="classifier")
+    new = put(paths, "classifier_training_ckpt_20260101_5_3.pth", network, clustering="classifier")
+    put(paths, "classifier_training_ckpt_20270101_5_4.pth", network, clustering="classifier")
+    put(paths, "classifier_finetuning2_ckpt_20270101_5_3.pth", network, clustering="classifier")
+    kmeans = put(paths, "classifier_training_ckpt_20270101_5_3.pth", network, clustering="kmeans")
+    assert find_checkpoint(paths, "classifier", "training", "classifier") == new
+    assert find_checkpoint(paths, "classifier", "training", "kmeans") == kmeans
+    new.unlink()
+    old.with_suffix(".json").unlink()  # a published file comes without
+    assert find_checkpoint(paths, "classifier", "training", "classifier") == old
+
+
+def test_of_one_day_the_last_written_counts(paths):
+    network = Classifier(16, 3)
+    first = put(paths, "classifier_training_ckpt_20260101_9_3.pth", network, clustering="classifier")
+    second = put(paths, "classifier_training_ckpt_20260101_10_3.pth", network, clustering="classifier")
+    os.utime(first, (time.time() + 60, time.time() + 60))
+    assert find_checkpoint(paths, "classifier", "training", "classifier") == first
+    os.utime(second, (time.time() + 120, time.time() + 120))
+    assert find_checkpoint(paths, "classifier", "training", "classifier") == second
+
+
+def test_missing_checkpoints_name_what_makes_them(paths):
+    with pytest.raises(InputError, match=r"no unet_finetuning1_ckpt_YYYYMMDD_EPOCHS_3\.pth .* run part_2_finetuning1"):
+        find_checkpoint(paths, "unet", "finetuning1", "classifier")
+    with pytest.raises(InputError, match=r"no autoencoder at .* run train_autoencoder first"):
+        checkpoints.load_autoencoder(paths, get_settings("demo"), "cpu")
+
+
+def test_round_trip_of_a_stage(paths):
+    settings = get_settings("demo", TINY)
+    vqvae, unet = VQVAE(**settings.autoencoder.vqvae), UNet(16, 3, **settings.diffusion.unet)
+    clusters = KMeansClusters(16, 3)
+    about = {"clustering": "kmeans", "autoencoder": checkpoints.fingerprint(vqvae)}
+    save_stage(paths, "training", {"unet": unet, "kmeans": clusters}, 4, about)
+    loaded = checkpoints.load_unet(paths, settings, "training", "kmeans", vqvae, "cpu")
+    assert checkpoints.fingerprint(loaded) == checkpoints.fingerprint(unet)
+    again = checkpoints.load_clustering(paths, "finetuning2", "kmeans", vqvae, "cpu")
+    assert checkpoints.fingerprint(again) == checkpoints.fingerprint(clusters)
+    plain = torch.load(next(paths.models.glob("unet_*.pth")), weights_only=True)
+    assert plain.keys() == unet.state_dict().keys()
+    about = json.loads(next(paths.models.glob("unet_*.json")).read_text())
+    assert (about["epochs"], about["network"], about["stage"]) == (4, "unet", "training")
+    assert "torch" in about["versions"]
+    with pytest.raises(InputError, match="trained on the latents of another autoencoder"):
+        checkpoints.load_unet(paths, settings, "training", "kmeans", VQVAE(**settings.autoencoder.vqvae), "cpu")
+
+
+def test_another_number_of_clusters_is_named(paths):
+    path = put(paths, "a.pth", UNet(16, 5, (8, 8, 8), 8, 1, 2, 4, 8))
+    with pytest.raises(InputError, match=r"expected class_emb.weight to be \(3, 8\), found \(5, 8\)"):
+        load_weights(UNet(16, 3, (8, 8, 8), 8, 1, 2, 4, 8), path)
+    with pytest.raises(InputError, match=r"does not fit Classifier .* found no such entry"):
+        load_weights(Classifier(), path)
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("pwned",)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "truncated", "text", "empty", "list"])
+def test_unsound_checkpoints_are_refused(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bad.pth"
+    if kind == "pickle":
+        torch.save({"conv.weight": Payload()}, path)
+    elif kind == "truncated":
+        torch.save(Classifier().state_dict(), path)
+        path.write_bytes(path.read_bytes()[:1000])
+    elif kind == "list":
+        torch.save([1, 2], path)
+    else:
+        path.write_bytes({"text": b"not a checkpoint", "empty": b""}[kind])
+    with pytest.raises(InputError, match=r"bad\.pth"):
+        load_weights(Classifier(), path)
+    assert not (tmp_path / "pwned").exists()

@@ -1,0 +1,272 @@
+"""The trainings: what they minimise, and that a stopped one goes on as if nothing had happened."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_tiles
+
+from pfiles import latents, training
+from pfiles.classifier import Classifier
+from pfiles.clustering import KMeansClusters, fit_kmeans, make_clustering, probabilities
+from pfiles.discriminator import Discriminator
+from pfiles.errors import InputError
+from pfiles.runtime import seeded
+from pfiles.unet_cond_base import UNet
+from pfiles.vqvae import VQVAE
+
+FILL = (130, 97, 154)
+K = 3
+
+
+@pytest.fixture
+def images():
+    return torch.tensor(make_tiles(24)).permute(0, 3, 1, 2).contiguous()
+
+
+@pytest.fixture
+def run(tmp_path):
+    return training.Run("test", seed=1, batch_size=8, resume_point=tmp_path / "resume.pt", identity={"a": {"b": 1}})
+
+
+def autoencoder(tiny):
+    with seeded(0, "networks"):
+        return VQVAE(**tiny.autoencoder.vqvae), Discriminator(**tiny.autoencoder.discriminator)
+
+
+def stage_networks(tiny, kind="classifier"):
+    vqvae, _ = autoencoder(tiny)
+    vqvae.eval().requires_grad_(False)
+    with seeded(0, "stage"):
+        return vqvae, UNet(16, K, **tiny.diffusion.unet), make_clustering(kind, 16, K)
+
+
+def train_stage(tiny, stage, networks, images, run):
+    vqvae, unet, clusters = networks
+    codes = latents.encode_tiles(vqvae, images)
+    if isinstance(clusters, KMeansClusters):
+        fit_kmeans(clusters, latents.latent_batches(vqvae, codes), seed=0)
+    return training.train_stage(unet, clusters, vqvae, images, codes, tiny.diffusion, stage, FILL, run)
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_autoencoder_learns(tiny, images, run):
+    vqvae, discriminator = autoencoder(tiny)
+    settings = replace(tiny.autoencoder, epochs=15)
+    history = training.train_autoencoder(
+        vqvae, discriminator, images, training.make_perceptual(settings, "cpu"), settings, run
+    )
+    assert [row["epoch"] for row in history] == list(range(1, 16))
+    assert history[-1]["reconstruction"] < history[0]["reconstruction"] / 2
+    assert "generator" not in history[0]  # adversarial terms begin after step 3, the first of the second epoch
+    assert "discriminator" in history[1]
+    assert history[-1]["codes_used"] > 4
+    assert not any(p.requires_grad for p in vqvae.parameters())
+
+
+def test_loss_is_the_weighted_sum_of_its_terms(tiny, images, run):
+    settings = replace(tiny.autoencoder, perceptual_weight=0.5, codebook_weight=2.0, commitment_weight=0.2)
+    history = training.train_autoencoder(*autoencoder(tiny), images, lambda a, b: (a - b).abs().mean(), settings, run)
+    terms = ("reconstruction", "perceptual", "codebook", "commitment", "generator")
+    assert history[1]["loss"] == pytest.approx(sum(history[1][name] for name in terms), rel=1e-5)
+
+
+@pytest.mark.parametrize("leaks", [True, False])
+def test_generator_gradient_in_the_discriminators_step(tiny, images, run, leaks, monkeypatch):
+    """With lr 1 and plain gradient descent the step is the gradient: compare it with the one computed apart."""
+    monkeypatch.setattr(torch.optim, "Adam", lambda parameters, lr, betas: torch.optim.SGD(parameters, lr=1.0))
+    vqvae, discriminator = autoencoder(tiny)
+    settings = replace(tiny.autoencoder, epochs=1, discriminator_start_step=0, generator_gradient_leaks=leaks)
+    vqvae_0, discriminator_0 = copy.deepcopy(vqvae), copy.deepcopy(discriminator)
+    whole = replace(run, batch_size=24)
+    training.train_autoencoder(vqvae, discriminator, images, lambda a, b: a.new_zeros(()), settings, whole)
+
+    x = images.float() / 255
+    fake = vqvae_0(x)[0].detach()
+    losses = [
+        0.5 * ((discriminator_0(fake)) ** 2).mean() / 2,
+        0.5 * ((discriminator_0(x) - 1) ** 2).mean() / 2,
+        0.5 * ((discriminator_0(fake) - 1) ** 2).mean(),  # the generator's, which should not count
+    ]
+    sum(losses if leaks else losses[:2]).backward()
+    for before, after in zip(discriminator_0.parameters(), discriminator.parameters(), strict=True):
+        torch.testing.assert_close(before - before.grad, after, rtol=1e-4, atol=1e-6)
+
+
+def test_dead_codes_move_onto_encodings(tiny, images):
+    vqvae, _ = autoencoder(tiny)
+    before = vqvae.embedding.weight.detach().clone()
+    dead = torch.zeros(32, dtype=torch.bool)
+    dead[[3, 9]] = True
+    x = images[:4].float() / 255
+    training.revive_codes(vqvae, dead, x, torch.Generator().manual_seed(0))
+    assert torch.equal(vqvae.embedding.weight[~dead], before[~dead])
+    encodings = vqvae.encode_continuous(x).permute(0, 2, 3, 1).flatten(0, 2)
+    distance = torch.cdist(vqvae.embedding.weight[dead], encodings).min(dim=1).values
+    assert distance.max() < 1e-3
+
+
+def test_stage_1_trains_both_networks(tiny, images, run):
+    networks = stage_networks(tiny)
+    _, unet, clusters = networks
+    before = copy.deepcopy((unet, clusters))
+    history = train_stage(tiny, tiny.training, networks, images, run)
+    assert not equal(unet, before[0])
+    assert not equal(clusters, before[1])
+    row = history[0]
+    weighted = row["mse"] - 0.1 * row["marginal_entropy"] + 0.06 * row["conditional_entropy"] + 0.04 * row["affine_kl"]
+    assert row["loss"] == pytest.approx(weighted, rel=1e-5)
+    # two passes through the classifier a step, as in the published checkpoints
+    assert clusters.classifier.bnor1.num_batches_tracked == 2 * 3
+
+
+def test_stage_2_trains_the_unet_alone(tiny, images, run):
+    networks = stage_networks(tiny)
+    _, unet, clusters = networks
+    before = copy.deepcopy((unet, clusters))
+    history = train_stage(tiny, tiny.finetuning1, networks, images, run)
+    assert not equal(unet, before[0])
+    assert equal(clusters, before[1])
+    assert history[0]["loss"] == history[0]["mse"]
+
+
+def test_kmeans_clusters_never_learn(tiny, images, run):
+    networks = stage_networks(tiny, "kmeans")
+    history = train_stage(tiny, tiny.training, networks, images, run)
+    assert history[0].keys() == {"epoch", "loss", "mse", "seconds"}
+
+
+def test_noise_error_falls(tiny, images, run):
+    stage = replace(tiny.finetuning1, epochs=60, learning_rate=2e-3)
+    history = train_stage(tiny, stage, stage_networks(tiny), images, run)
+    assert history[-1]["mse"] < 0.8 < history[0]["mse"]
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_after(monkeypatch, calls):
+    """Stop the training in the middle of an epoch, as a kill would, with a resume point after each finished epoch."""
+    monkeypatch.setattr(training, "SAVE_EVERY_S", -1)
+    original, count = training.to_unit, [0]
+
+    def counted(images):
+        count[0] += 1
+        if count[0] > calls:
+            raise StoppedError
+        return original(images)
+
+    monkeypatch.setattr(training, "to_unit", counted)
+
+
+def test_a_stopped_autoencoder_training_goes_on_exactly(tiny, images, run, tmp_path, monkeypatch):
+    settings = replace(tiny.autoencoder, epochs=4)
+    perceptual = training.make_perceptual(settings, "cpu")
+    whole = autoencoder(tiny)
+    history = training.train_autoencoder(*whole, images, perceptual, settings, run)
+
+    broken = replace(run, resume_point=tmp_path / "broken.pt")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 11)
+        with pytest.raises(StoppedError):
+            training.train_autoencoder(*autoencoder(tiny), images, perceptual, settings, broken)
+    again = autoencoder(tiny)
+    resumed = training.train_autoencoder(*again, images, perceptual, settings, broken)
+    assert equal(whole[0], again[0])
+    assert equal(whole[1], again[1])
+    for a, b in zip(history, resumed, strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+def test_a_stopped_stage_goes_on_exactly(tiny, images, run, tmp_path, monkeypatch):
+    stage = replace(tiny.training, epochs=4)
+    whole = stage_networks(tiny)
+    train_stage(tiny, stage, whole, images, run)
+    broken = replace(run, resume_point=tmp_path / "broken.pt")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 8)
+        with pytest.raises(StoppedError):
+            train_stage(tiny, stage, stage_networks(tiny), images, broken)
+    again = stage_networks(tiny)
+    train_stage(tiny, stage, again, images, broken)
+    assert equal(whole[1], again[1])
+    assert equal(whole[2], again[2])
+
+
+def test_a_finished_training_returns_at_once_unless_restarted(tiny, images, run, capsys):
+    first = stage_networks(tiny)
+    train_stage(tiny, tiny.training, first, images, run)
+    again = stage_networks(tiny)
+    train_stage(tiny, tiny.training, again, images, run)
+    assert equal(first[1], again[1])
+    assert "1 of 1 epochs are done already" in capsys.readouterr().out
+    longer = stage_networks(tiny)
+    assert len(train_stage(tiny, replace(tiny.training, epochs=2), longer, images, run)) == 2
+    capsys.readouterr()
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(run, restart=True))
+    assert "done already" not in capsys.readouterr().out
+
+
+def test_a_resume_point_of_another_training_is_refused(tiny, images, run):
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, run)
+    with pytest.raises(InputError, match=r"a\.b was 1 and is 2"):
+        train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(run, identity={"a": {"b": 2}}))
+
+
+def test_training_leaves_the_global_random_state_alone(tiny, images, run):
+    before = torch.get_rng_state()
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, run)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_kmeans_logits_are_the_posterior_of_equal_gaussians():
+    generator = torch.Generator().manual_seed(0)
+    z = torch.cat([torch.randn(40, 4, 6, 6, generator=generator) * (1 + i) + 3 * i for i in range(K)])
+    clusters = fit_kmeans(KMeansClusters(4, K), z.split(50), seed=3)
+    features = (clusters.statistics(z) - clusters.mean) / clusters.scale
+    torch.testing.assert_close(features.std(0, correction=0), torch.ones(8), rtol=1e-4, atol=1e-4)
+    distance = torch.cdist(features, clusters.centroids)
+    p = probabilities(clusters, z)
+    assert torch.equal(p.argmax(1), distance.argmin(1))
+    assert p.argmax(1).view(K, 40).unique(dim=1).shape == (K, 1)  # the three groups are found
+    variance = distance.min(1).values.square().mean() / 8  # mean squared distance per feature
+    torch.testing.assert_close(clusters.variance, variance, rtol=1e-4, atol=0)
+    density = torch.exp(-distance.square() / (2 * variance))
+    torch.testing.assert_close(p, density / density.sum(1, keepdim=True), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_kmeans_of_identical_tiles_is_finite():
+    clusters = fit_kmeans(KMeansClusters(4, 2), [torch.ones(10, 4, 3, 3)], seed=0)
+    assert probabilities(clusters, torch.ones(2, 4, 3, 3)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["classifier", "kmeans"])
+def test_both_clusterings_give_probabilities(kind):
+    p = probabilities(make_clustering(kind, 16, 5).eval(), torch.randn(3, 16, 32, 32))
+    assert p.shape == (3, 5)
+    torch.testing.assert_close(p.sum(1), torch.ones(3))
+
+
+def test_prediction_gives_the_mode_back(tiny, images):
+    vqvae, _, clusters = stage_networks(tiny)
+    clusters.train()
+    labels, confidence = latents.predict_clusters(vqvae, clusters, latents.encode_tiles(vqvae, images))
+    assert clusters.training
+    assert isinstance(clusters, Classifier)
+    assert labels.shape == confidence.shape == (24,)
+    assert confidence.min() >= 1 / K
+
+
+def test_features_of_the_csv(tiny, images):
+    vqvae, _ = autoencoder(tiny)
+    codes = latents.encode_tiles(vqvae, images)
+    features = latents.mean_channel_softmax(vqvae, codes)
+    torch.testing.assert_close(features.sum(1), torch.ones(24))
+    vectors = vqvae.embedding.weight[codes[5].long().flatten()].exp()  # (h*w, z), worked out for one tile
+    torch.testing.assert_close(features[5], (vectors / vectors.sum(1, keepdim=True)).mean(0))
