@@ -148,6 +148,8 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> tupl
     source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items() if name in known)
     injected = nbformat.v4.new_code_cell(source, metadata={"tags": ["injected-parameters"]})
     book.cells.insert(index + 1, injected)
+    # this Python's own kernel, whatever "python3" a user has registered
+    os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
     client = NotebookClient(
         book,
         timeout=None,
@@ -180,7 +182,7 @@ def _print_summary(summary: Mapping[str, Any], paths: Paths) -> None:
     print("\nfigures")
     for folder in sorted((paths.root / "Figures").glob("Figure *")):
         print(f"  {folder}: {', '.join(path.name for path in sorted(folder.glob('*.jpg'), key=_natural))}")
-    print(f"summary\n  {paths.summary}")
+    print(f"cluster sheet\n  {paths.cluster_sheet}\nsummary\n  {paths.summary}")
 
 
 def _rows(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

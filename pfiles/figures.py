@@ -38,6 +38,26 @@ def show_tiles(images: Tensor, columns: int = 10, title: str = "", label: str = 
     return fig
 
 
+def cluster_sheet(left: Sequence[Tensor], right: Sequence[Tensor], titles: tuple[str, str]) -> Figure:
+    """Two columns of tile rows, one row per cluster: left[c] and right[c] are uint8 tiles (n, 3, H, W) of cluster c."""
+    columns = max(len(tiles) for tiles in left), max(len(tiles) for tiles in right)
+    width = 0.6
+    fig, axes = plt.subplots(
+        len(left), 2, figsize=(width * sum(columns) + 0.5, width * len(left) + 0.4), width_ratios=columns,
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for row, tiles in zip(axes, zip(left, right, strict=True), strict=True):
+        for ax, some in zip(row, tiles, strict=True):
+            ax.set_axis_off()
+            if len(some):
+                ax.imshow(tile_grid(some, len(some)))
+    for cluster, (ax, _) in enumerate(axes, start=1):
+        ax.text(-0.02, 0.5, cluster, transform=ax.transAxes, ha="right", va="center")
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title)
+    return fig
+
+
 def save_figure(fig: Figure, path: Path) -> None:
     """Write a figure as an image, whole or not at all."""
     with atomic_write(path) as file:

@@ -63,6 +63,10 @@ class Paths:
         """A panel of a figure of the paper, such as `figure(1, "a")`: Figures/Figure 1/a.jpg."""
         return self.root / "Figures" / f"Figure {number}" / f"{name}.jpg"
 
+    @property
+    def cluster_sheet(self) -> Path:
+        return self.root / "Figures" / f"cluster_sheet_{self.n_clusters}.jpg"
+
     def resume_point(self, training: str, clustering: str | None = None) -> Path:
         """Where a training keeps its last resume point; only the autoencoder's has no clustering."""
         if clustering is None:

@@ -4,6 +4,7 @@ Each training goes on where it was stopped: `_epochs` keeps a resume point and e
 generators made for one epoch, so a continued run draws what an unbroken one would.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,7 +31,6 @@ from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
 
 SAVE_EVERY_S = 60  # seconds between resume points; the last epoch always leaves one
-
 REVIVE_FROM = 16  # tiles whose encodings replace dead codes
 
 History = list[dict[str, float]]  # one row per epoch: the mean of each loss term
@@ -240,6 +240,11 @@ def _epochs(
                     counts[name] = counts.get(name, 0) + 1
                 bar.update()
             row = {name: (total / counts[name]).item() for name, total in sums.items()} | after_epoch(epoch, generator)
+            if not math.isfinite(row["loss"]):
+                raise FloatingPointError(
+                    f"The loss of {run.name} became {row['loss']} in epoch {epoch + 1}; "
+                    f"the last good state is {run.resume_point if run.resume_point.exists() else 'the start'}."
+                )
             history.append({"epoch": epoch + 1, **row, "seconds": time.monotonic() - began})
             bar.set_postfix({name: f"{row[name]:.4f}" for name in ("loss", "mse", "reconstruction") if name in row})
             if epoch + 1 == num_epochs or time.monotonic() - saved > SAVE_EVERY_S:

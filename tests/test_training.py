@@ -218,6 +218,19 @@ def test_a_resume_point_of_another_training_is_refused(tiny, images, run):
         train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(run, identity={"a": {"b": 2}}))
 
 
+def test_a_loss_that_is_not_finite_stops_the_training(tiny, images, run):
+    settings = replace(tiny.autoencoder, epochs=3)
+    calls = []
+
+    def perceptual(a, b):
+        calls.append(1)
+        return a.mean() * (float("nan") if len(calls) > 4 else 1)
+
+    with pytest.raises(FloatingPointError, match=r"became nan in epoch 2; the last good state is the start"):
+        training.train_autoencoder(*autoencoder(tiny), images, perceptual, settings, run)
+    assert not run.resume_point.exists()
+
+
 def test_training_leaves_the_global_random_state_alone(tiny, images, run):
     before = torch.get_rng_state()
     train_stage(tiny, tiny.training, stage_networks(tiny), images, run)
