@@ -22,7 +22,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-from pfiles.clustering import CLUSTERINGS
+from pfiles.clustering import CLUSTERINGS, check_clustering
 from pfiles.data import load_tiles
 from pfiles.errors import InputError
 from pfiles.paths import ROOT, Paths, atomic_write, read_json, write_json
@@ -82,9 +82,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     overrides = _overrides(args.overrides)
     settings = get_settings(args.preset, overrides)
-    if args.clustering not in CLUSTERINGS:
-        raise InputError(f"Unknown clustering {args.clustering!r}: choose {' or '.join(CLUSTERINGS)}.")
-    paths = Paths(args.clusters, args.out)
+    check_clustering(args.clustering)
+    out = None if args.out is None else str(Path(args.out).expanduser().absolute())
+    paths = Paths(args.clusters, out)
     data = args.data or os.environ.get("KPC_DATA") or "embedded"
     if data != "embedded":
         data = str(Path(data).expanduser().resolve())  # the notebooks run in folders of their own
@@ -96,7 +96,7 @@ def _run(args: argparse.Namespace) -> int:
         "data": data,
         "preset": args.preset,
         "overrides": overrides,
-        "out": None if args.out is None else str(paths.root),
+        "out": out,
         "restart": args.restart,
     }
     if args.seed is not None:

@@ -23,16 +23,24 @@ from pfiles.settings import Settings
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
 
-STAGES = ("training", "finetuning1", "finetuning2")
 MADE_BY = {"training": "part_1_training", "finetuning1": "part_2_finetuning1", "finetuning2": "part_3_finetuning2"}
 
 
-def identity(settings: Settings, groups: Iterable[str], tiles: Tiles, seed: int, **inputs: Any) -> dict[str, Any]:
+def identity(
+    settings: Settings,
+    groups: Iterable[str],
+    tiles: Tiles,
+    seed: int,
+    starts_from: Mapping[str, nn.Module] | None = None,
+    **inputs: Any,
+) -> dict[str, Any]:
     """All that the result of a training depends on, as plain values.
 
-    groups: the fields of `settings` that the training uses. inputs: whatever else it starts from, such as the
-    `fingerprint` of a network. The number of epochs is not part of it, so that a longer training can go on from the
-    resume point of a shorter one.
+    groups: the fields of `settings` that the training uses.
+    starts_from: the trained networks it starts from, by name.
+    inputs: whatever else it depends on, in plain values.
+
+    The number of epochs is not part of it, so that a longer training can go on from where a shorter one ended.
     """
     used = {}
     for group in ("image_size_px", "batch_size", *groups):
@@ -41,7 +49,8 @@ def identity(settings: Settings, groups: Iterable[str], tiles: Tiles, seed: int,
         if is_dataclass(value):
             used[group].pop("epochs", None)
     data = {"source": tiles.source, "fingerprint": tiles.fingerprint(), "training tiles": len(tiles.train)}
-    return {"settings": used, "data": data, "seed": seed, **inputs}
+    networks = {name: fingerprint(network) for name, network in (starts_from or {}).items()}
+    return {"settings": used, "data": data, "seed": seed, "starts_from": networks, **inputs}
 
 
 def checkpoint_name(network: str, stage: str, epochs: int | str, n_clusters: int, day: str) -> str:
@@ -58,15 +67,39 @@ def save_weights(module: nn.Module, path: Path, about: Mapping[str, Any]) -> Non
         torch.save(state, file)
 
 
+def refuse_to_replace_foreign(path: Path) -> None:
+    """InputError where `path` holds weights that were not made here, such as published ones: they have no JSON."""
+    if path.exists() and not path.with_suffix(".json").exists():
+        raise InputError(
+            f"{path} was not made here and would be replaced: go on with the next notebook to use it, "
+            "name another folder as out, or set restart = True to replace it."
+        )
+
+
 def save_stage(
-    paths: Paths, stage: str, networks: Mapping[str, nn.Module], epochs: int, about: Mapping[str, Any]
+    paths: Paths, stage: str, unet: UNet, clusters: nn.Module, epochs: int, about: Mapping[str, Any]
 ) -> None:
-    """Write networks ("unet", "classifier" or "kmeans") after a stage under today's date into the models folder."""
+    """Write the networks that `stage` changed under today's date into the models folder.
+
+    Clusters change in "training", where k-means is fitted, and a classifier in "finetuning2" as well. The UNet's JSON
+    keeps the fingerprint of the clusters that were its condition, for `load_stage` to compare.
+    about: the stage's `identity`, with the kind of `clustering`.
+    """
+    networks = {"unet": unet}
+    if _stage_of_clusters(stage, about["clustering"]) == stage:
+        networks[about["clustering"]] = clusters
     day = date.today().strftime("%Y%m%d")
+    trained_with = {"autoencoder": about["starts_from"]["autoencoder"], "clusters": fingerprint(clusters)}
+    about = {**about, "stage": stage, "epochs": epochs, "trained_with": trained_with}
     for network, module in networks.items():
         path = paths.models / checkpoint_name(network, stage, epochs, paths.n_clusters, day)
-        save_weights(module, path, {**about, "network": network, "stage": stage, "epochs": epochs})
+        save_weights(module, path, {**about, "network": network})
         print(f"Saved {path}")
+
+
+def _stage_of_clusters(stage: str, clustering: str) -> str:
+    """The stage that made the clusters in use after `stage`."""
+    return "finetuning2" if stage == "finetuning2" and clustering == "classifier" else "training"
 
 
 def read_state(path: Path) -> Any:
@@ -141,32 +174,35 @@ def load_autoencoder(paths: Paths, settings: Settings, device: torch.device | st
     return vqvae.to(device).eval().requires_grad_(False)
 
 
-def load_unet(paths: Paths, settings: Settings, stage: str, clustering: str, vqvae: VQVAE, device) -> UNet:
-    """The UNet after `stage`, trained on the latents of `vqvae`."""
-    unet = UNet(vqvae.z_channels, paths.n_clusters, **settings.diffusion.unet)
-    _load_stage(unet, find_checkpoint(paths, "unet", stage, clustering), vqvae)
-    return unet.to(device)
-
-
-def load_clustering(paths: Paths, stage: str, clustering: str, vqvae: VQVAE, device) -> nn.Module:
-    """The classifier or the k-means after `stage`, fitted to the latents of `vqvae`.
-
-    Only a classifier in "finetuning2" changes after "training".
-    """
-    if clustering == "kmeans" or stage == "finetuning1":
-        stage = "training"
+def load_clustering(paths: Paths, stage: str, clustering: str, vqvae: VQVAE, device: torch.device | str) -> nn.Module:
+    """The classifier or the k-means in use after `stage`, fitted to the latents of `vqvae`."""
     clusters = make_clustering(clustering, vqvae.z_channels, paths.n_clusters)
-    _load_stage(clusters, find_checkpoint(paths, clustering, stage, clustering), vqvae)
+    path = find_checkpoint(paths, clustering, _stage_of_clusters(stage, clustering), clustering)
+    load_weights(clusters, path)
+    _check_trained_with(path, "autoencoder", vqvae)
     return clusters.to(device)
 
 
-def _load_stage(module: nn.Module, path: Path, vqvae: VQVAE) -> None:
-    load_weights(module, path)
-    about = read_json(path.with_suffix(".json"), {})
-    if about.get("autoencoder", fingerprint(vqvae)) != fingerprint(vqvae):
+def load_stage(
+    paths: Paths, settings: Settings, stage: str, clustering: str, vqvae: VQVAE, device: torch.device | str
+) -> tuple[UNet, nn.Module]:
+    """The UNet after `stage` and the clusters that are its condition, trained on the latents of `vqvae`."""
+    clusters = load_clustering(paths, stage, clustering, vqvae, device)
+    unet = UNet(vqvae.z_channels, paths.n_clusters, **settings.diffusion.unet)
+    path = find_checkpoint(paths, "unet", stage, clustering)
+    load_weights(unet, path)
+    _check_trained_with(path, "autoencoder", vqvae)
+    _check_trained_with(path, "clusters", clusters)
+    return unet.to(device), clusters
+
+
+def _check_trained_with(path: Path, name: str, module: nn.Module) -> None:
+    """InputError where the JSON of `path` names another autoencoder or other clusters; published files have none."""
+    trained_with = read_json(path.with_suffix(".json"), {}).get("trained_with", {})
+    if trained_with.get(name, fingerprint(module)) != fingerprint(module):
         raise InputError(
-            f"{path} was trained on the latents of another autoencoder than the one in use: "
-            "train it again, or put that autoencoder back."
+            f"{path} was trained with another {name} than the one in use: "
+            "run its training again, or put that file back."
         )
 
 
@@ -179,20 +215,22 @@ def save_resume_point(path: Path, belongs_to: Mapping[str, Any], state: Mapping[
 def load_resume_point(path: Path, belongs_to: Mapping[str, Any]) -> dict[str, Any] | None:
     """The state saved in `path`, or None where there is none.
 
-    Raises InputError, naming each difference, where it belongs to other settings or data.
+    Where a network that the training starts from changed ("starts_from" in `belongs_to`), what was done is obsolete: it
+    says so and returns None. Raises InputError, naming each difference, for other settings or data.
     """
     if not path.exists():
         return None
     point = read_state(path)
     then, now = _flatten(json.loads(point["identity"])), _flatten(json.loads(json.dumps(belongs_to)))
-    differences = [
-        f"{name} was {then.get(name)!r} and is {now.get(name)!r}"
-        for name in sorted(then.keys() | now.keys())
-        if then.get(name) != now.get(name)
-    ]
-    if differences:
+    changed = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
+    if changed and all(name.startswith("starts_from.") for name in changed):
+        names = ", ".join(name.removeprefix("starts_from.") for name in changed)
+        print(f"Begins anew, as what it starts from was trained since ({names}).")
+        return None
+    if changed:
+        differences = "; ".join(f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in changed)
         raise InputError(
-            f"The training in {path} was started differently ({'; '.join(differences)}): "
+            f"The training in {path} was started differently ({differences}): "
             "set restart = True to begin anew, or restore what changed."
         )
     return point["state"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pfiles.classifier import Classifier
+from pfiles.errors import InputError
 from pfiles.runtime import derive_seed
 
 CLUSTERINGS = ("classifier", "kmeans")
@@ -43,8 +44,15 @@ class KMeansClusters(nn.Module):
         return (-squared / (2 * self.variance))[:, :, None, None]
 
 
+def check_clustering(kind: str) -> None:
+    """InputError for a name that is none of CLUSTERINGS."""
+    if kind not in CLUSTERINGS:
+        raise InputError(f"Unknown clustering {kind!r}: choose {' or '.join(CLUSTERINGS)}.")
+
+
 def make_clustering(kind: str, z_channels: int, n_clusters: int) -> nn.Module:
     """A clustering without trained weights: "classifier" or "kmeans"."""
+    check_clustering(kind)
     return {"classifier": Classifier, "kmeans": KMeansClusters}[kind](z_channels, n_clusters)
 
 

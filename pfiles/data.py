@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from pfiles.errors import InputError
-from pfiles.paths import atomic_write
+from pfiles.paths import ROOT, atomic_write
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 TEST_PARTS = 11  # published: the last of 11 equal parts is the test set
@@ -59,7 +60,8 @@ def load_tiles(
     data: a `.npy` of uint8, either the published (N, S, H, W, 3), whose slot 0 is used, or (N, H, W, 3), both
         memory-mapped; a folder of PNG, JPEG or TIFF, read recursively in sorted order; a `.zip` of such a folder;
         "embedded" for 128 px crops of a real immunohistochemistry image that comes with scikit-image; None for the
-        environment variable KPC_DATA and, where that is not set, "embedded".
+        environment variable KPC_DATA and, where that is not set, "embedded". Relative paths start at the repository,
+        so that they mean the same in every notebook.
     image_size_px: side of the tiles returned; larger tiles of a whole multiple are averaged down to it.
     max_train_tiles: use no more than so many training tiles, evenly spaced (None: all).
     n_clusters: refuse fewer training tiles than clusters.
@@ -71,7 +73,7 @@ def load_tiles(
     if data == "embedded":
         images, n_test, source = *_embedded_tiles(), "embedded immunohistochemistry crops (scikit-image)"
     else:
-        path = Path(data).expanduser()
+        path = ROOT / Path(data).expanduser()
         images, n_test, source = _read(path), None, path.name
     if len(images) < MIN_TILES:
         raise InputError(f"{data} holds {len(images)} tiles: at least {MIN_TILES} are needed to train and to test.")
@@ -125,8 +127,10 @@ def _read(path: Path) -> np.ndarray:
 def _read_npy(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as a .npy array ({error}): write it anew with numpy.save.") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} is an archive of arrays, not a .npy array: write the tiles with numpy.save.")
     expected = f"{path} must hold uint8 tiles of shape (N, H, H, 3), or (N, stains, H, H, 3) as published, but holds"
     if array.dtype != np.uint8:
         raise InputError(f"{expected} {array.dtype} of shape {array.shape}: convert it to 0 ... 255 as uint8.")
@@ -138,18 +142,17 @@ def _read_npy(path: Path) -> np.ndarray:
 
 
 def _read_folder(folder: Path) -> np.ndarray:
-    files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and _is_image_name(str(path.relative_to(folder)))
-    )
-    return _stack(((str(path), path.read_bytes()) for path in files), len(files), folder)
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    files = sorted((name for name in names if _is_image_name(str(name))), key=lambda name: name.parts)
+    return _stack(((str(folder / name), (folder / name).read_bytes()) for name in files), len(files), folder)
 
 
 def _read_zip(path: Path) -> np.ndarray:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = sorted(name for name in archive.namelist() if _is_image_name(name))
+            names = sorted(filter(_is_image_name, archive.namelist()), key=lambda name: Path(name).parts)
             return _stack(((f"{path}:{name}", archive.read(name)) for name in names), len(names), path)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{path} is not a sound .zip file ({error}): pack or download it again.") from error
 
 
@@ -252,9 +255,9 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def mean_colour(images: np.ndarray) -> tuple[int, int, int]:
-    """The rounded mean RGB of (N, H, W, 3) uint8 images."""
-    return tuple(round(c) for c in images.reshape(-1, 3).mean(axis=0).tolist())
+def mean_colour(images: Tensor) -> tuple[int, int, int]:
+    """The rounded mean RGB of uint8 images (N, 3, H, W)."""
+    return tuple(round(c) for c in images.double().mean((2, 3)).mean(0).tolist())
 
 
 def epoch_batches(n: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:

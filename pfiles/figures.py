@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -18,14 +19,18 @@ FIGURE_4_PUBLISHED = (691, 755, 467, 733, 979)  # places among the 1,000 publish
 
 
 def tile_grid(images: Tensor, columns: int) -> np.ndarray:
-    """uint8 images (N, 3, H, W) -> one image (H', W', 3), row by row, with black borders of 2 px."""
-    return make_grid(images, nrow=columns, padding=2).permute(1, 2, 0).numpy()
+    """uint8 images (N, 3, H, W) -> one image (H', W', 3), row by row, with black borders of 2 px.
+
+    White tiles fill the last row, so that grids of as many columns have one width.
+    """
+    white = images.new_full((-len(images) % columns, *images.shape[1:]), 255)
+    return make_grid(torch.cat([images, white]), nrow=columns, padding=2).permute(1, 2, 0).numpy()
 
 
 def show_tiles(images: Tensor, columns: int = 10, title: str = "", label: str = "") -> Figure:
     """A grid of uint8 tiles (N, 3, H, W) with a title above, and a label along its left side."""
     grid = tile_grid(images, columns)
-    width = min(columns, len(images)) * 0.8
+    width = columns * 0.8
     fig, ax = plt.subplots(
         figsize=(width + 0.4 * bool(label), width * grid.shape[0] / grid.shape[1] + 0.35 * bool(title))
     )
@@ -40,17 +45,17 @@ def show_tiles(images: Tensor, columns: int = 10, title: str = "", label: str = 
 
 def cluster_sheet(left: Sequence[Tensor], right: Sequence[Tensor], titles: tuple[str, str]) -> Figure:
     """Two columns of tile rows, one row per cluster: left[c] and right[c] are uint8 tiles (n, 3, H, W) of cluster c."""
-    columns = max(len(tiles) for tiles in left), max(len(tiles) for tiles in right)
-    width = 0.6
+    columns = [max(len(tiles) for tiles in side) for side in (left, right)]
+    tile_inch = 0.6
     fig, axes = plt.subplots(
-        len(left), 2, figsize=(width * sum(columns) + 0.5, width * len(left) + 0.4), width_ratios=columns,
+        len(left), 2, figsize=(tile_inch * sum(columns) + 0.5, tile_inch * len(left) + 0.4), width_ratios=columns,
         squeeze=False, layout="constrained",
     )  # fmt: skip
-    for row, tiles in zip(axes, zip(left, right, strict=True), strict=True):
-        for ax, some in zip(row, tiles, strict=True):
+    for row, pair in zip(axes, zip(left, right, strict=True), strict=True):
+        for ax, tiles, n in zip(row, pair, columns, strict=True):
             ax.set_axis_off()
-            if len(some):
-                ax.imshow(tile_grid(some, len(some)))
+            if len(tiles):
+                ax.imshow(tile_grid(tiles, n))
     for cluster, (ax, _) in enumerate(axes, start=1):
         ax.text(-0.02, 0.5, cluster, transform=ax.transAxes, ha="right", va="center")
     for ax, title in zip(axes[0], titles, strict=True):

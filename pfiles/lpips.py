@@ -143,8 +143,8 @@ def vgg16_state_dict() -> dict[str, Tensor]:
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"LPIPS needs VGG16's ImageNet weights, but {name} is neither in {path.parent} nor could it be "
-                f"downloaded ({error}): fetch {url} (SHA-256 starts with {expected}) and put it there, or set "
-                'perceptual="ms-ssim" to train without it.'
+                f"downloaded ({error}): fetch {url} (SHA-256 starts with {expected}) and put it there, or do without: "
+                'autoencoder.perceptual="ms-ssim" for the training, lpips_required=False for the score.'
             ) from error
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -27,8 +27,11 @@ PairScore = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two uint8 (N, H, W
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each pair of images (N, 3, H, W) in [0, 1]; higher is closer. -> (N,)"""
-    return -10 * (a - b).square().flatten(1).mean(dim=1).log10()
+    """Peak signal-to-noise ratio in dB of each pair of images (N, 3, H, W) in [0, 1]; higher is closer. -> (N,)
+
+    At most 100 dB, which equal images get.
+    """
+    return -10 * (a - b).square().flatten(1).mean(dim=1).clamp_min(1e-10).log10()
 
 
 def ssim_published(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -95,33 +98,37 @@ def lpips_score(network: LPIPS, device: torch.device | str = "cpu") -> PairScore
 
 def score_pairs(score: PairScore, a: np.ndarray, b: np.ndarray, name: str = "pairs") -> np.ndarray:
     """`score` of all pairs in batches, with a progress bar. -> (N,)"""
-    parts = range(0, len(a), BATCH_SIZE)
+    batches = [slice(i, i + BATCH_SIZE) for i in range(0, len(a), BATCH_SIZE)]
     return np.concatenate(
-        [score(a[i : i + BATCH_SIZE], b[i : i + BATCH_SIZE]) for i in tqdm(parts, desc=name, unit="batch", leave=False)]
+        [score(a[part], np.ascontiguousarray(b[part])) for part in tqdm(batches, desc=name, unit="batch", leave=False)]
     )
 
 
-def paired_controls(score: PairScore, real: np.ndarray, generated: np.ndarray, labels: np.ndarray, seed: int) -> dict:
+def paired_controls(
+    score: PairScore, real: np.ndarray, generated: np.ndarray, labels: np.ndarray, seed: int
+) -> dict[str, float | None]:
     """The mean of a pair score over (real, generated), and over controls on the same real images.
 
     real, generated: uint8 (N, H, W, 3), pair i sharing the cluster labels[i]. The controls pair each real image with
-    another real one of its cluster, with a real one of another cluster, and with a flat image of the mean colour.
-    A generator that a pair score can judge must beat them.
+    another real one of its cluster, with a real one of another cluster, and with a flat image of the mean colour. An
+    image that has no such partner is left out; None where none has. A generator that a pair score can judge must beat
+    the controls.
     """
     rng = np.random.default_rng(seed)
-    same, other = np.empty(len(real), int), np.empty(len(real), int)
+    everyone = np.arange(len(real))
+    same, other = everyone.copy(), everyone.copy()
     for cluster in np.unique(labels):
-        members, others = rng.permutation(np.flatnonzero(labels == cluster)), np.flatnonzero(labels != cluster)
+        members, others = rng.permutation(everyone[labels == cluster]), everyone[labels != cluster]
         same[members] = np.roll(members, 1)
-        other[members] = rng.choice(others, len(members)) if len(others) else members
+        if len(others):
+            other[members] = rng.choice(others, len(members))
+    means = {"generated": float(score_pairs(score, real, generated, "generated").mean())}
+    for name, partner in (("another real tile of the cluster", same), ("a real tile of another cluster", other)):
+        rows = everyone[partner != everyone]
+        means[name] = float(score_pairs(score, real[rows], real[partner[rows]], name).mean()) if len(rows) else None
     flat = np.broadcast_to(real.mean(axis=(0, 1, 2)).round().astype(np.uint8), real.shape)
-    partners = {
-        "generated": generated,
-        "another real tile of the cluster": real[same],
-        "a real tile of another cluster": real[other],
-        "flat mean colour": np.ascontiguousarray(flat),
-    }
-    return {name: float(score_pairs(score, real, partner, name).mean()) for name, partner in partners.items()}
+    means["flat mean colour"] = float(score_pairs(score, real, flat, "flat mean colour").mean())
+    return means
 
 
 def resize(images: np.ndarray, side: int) -> np.ndarray:
@@ -158,7 +165,9 @@ def pair_labels(latent_csv: Path, names: Sequence[str]) -> np.ndarray:
     """The cluster (N,) of the training tile that each name, its number from 1, belongs to."""
     if not latent_csv.exists():
         raise InputError(f"There is no {latent_csv}: run part_5_latent_space_extraction first.")
-    clusters = np.loadtxt(latent_csv, delimiter=",", usecols=-2).astype(int)
+    if wrong := [name for name in names if not name.isdecimal() or int(name) < 1]:
+        raise InputError(f"Images must be named by their number from 1, such as 17.png, but there is {wrong[0]!r}.")
+    clusters = np.loadtxt(latent_csv, delimiter=",", usecols=-2, ndmin=1).astype(int)
     rows = np.array([int(name) for name in names]) - 1
     if rows.max() >= len(clusters):
         raise InputError(

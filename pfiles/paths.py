@@ -15,7 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Paths:
-    """The files of one run with `n_clusters` clusters below the folder `out` (default: this repository)."""
+    """The files of one run with `n_clusters` clusters below the folder `out`.
+
+    out: None for this repository; a relative path starts there, so that it means the same in every notebook.
+    """
 
     n_clusters: int = 14
     out: str | Path | None = None
@@ -28,7 +31,7 @@ class Paths:
 
     @property
     def root(self) -> Path:
-        return ROOT if self.out is None else Path(self.out).expanduser().resolve()
+        return (ROOT / Path(self.out or "").expanduser()).resolve()
 
     @property
     def autoencoder(self) -> Path:

@@ -27,9 +27,9 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def make_generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh generator on `device`, seeded by `derive_seed(*parts)`."""
-    return torch.Generator(device).manual_seed(derive_seed(*parts))
+def make_generator(*parts: int | str) -> torch.Generator:
+    """A fresh CPU generator, seeded by `derive_seed(*parts)`."""
+    return torch.Generator().manual_seed(derive_seed(*parts))
 
 
 @contextmanager

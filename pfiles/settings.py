@@ -88,7 +88,7 @@ PRESETS: dict[str, Settings] = {
         autoencoder=AutoencoderSettings(
             vqvae={"down_channels": (16, 32, 64), "num_heads": 4, "norm_channels": 8},
             discriminator={"conv_channels": (16, 32, 64)},
-            epochs=12,
+            epochs=10,
             learning_rate=1e-3,
             adam_betas=(0.9, 0.99),
             perceptual="ms-ssim",
@@ -106,10 +106,11 @@ PRESETS: dict[str, Settings] = {
                 "norm_channels": 8,
                 "conv_out_channels": 64,
             },
+            beta_end=0.012,
             affine_fill=None,
         ),
-        training=StageSettings(12, "adam", 1e-3, trains_clusters=True, affine_weight=0.04),
-        finetuning1=StageSettings(20, "adam", 5e-4, trains_clusters=False),
+        training=StageSettings(18, "adam", 1e-3, trains_clusters=True, affine_weight=0.04),
+        finetuning1=StageSettings(14, "adam", 4e-4, trains_clusters=False),
         finetuning2=StageSettings(8, "adam", 1e-4, trains_clusters=True, affine_weight=0.05),
         sampling=SamplingSettings(steps=50, num_generated=200, per_cluster=10),
         lpips_required=False,
@@ -142,9 +143,13 @@ def _replace(group: Any, path: list[str], value: Any) -> Any:
         what = "a group of settings" if is_dataclass(current) else "a single setting"
         raise InputError(f"{name} is {what}: write a name such as training.epochs or batch_size.")
     if rest:
-        value = _replace(current, rest, value)
-    elif isinstance(value, list):  # JSON has no tuples
+        return replace(group, **{name: _replace(current, rest, value)})
+    if isinstance(value, list):  # JSON has no tuples
         value = tuple(value)
+    kind = float if type(current) is int else type(current)
+    fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+    if current is not None and not fits:
+        raise InputError(f"{name} must be of the kind of {current!r}, but is {value!r}.")
     return replace(group, **{name: value})
 
 
@@ -161,11 +166,13 @@ def _check(settings: Settings) -> None:
         "sampling.batch_size": settings.sampling.batch_size,
         "sampling.per_cluster": settings.sampling.per_cluster,
     }
+    optional = {"max_train_tiles": settings.max_train_tiles, "sampling.num_generated": settings.sampling.num_generated}
+    counts |= {name: value for name, value in optional.items() if value is not None}
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{name} must be a whole number of at least 1, but is {value!r}.")
-    if settings.image_size_px % 16:
-        raise InputError(f"image_size_px must be a multiple of 16, but is {settings.image_size_px}.")
+    if settings.image_size_px % 16 or settings.image_size_px < 48:
+        raise InputError(f"image_size_px must be a multiple of 16 from 48 on, but is {settings.image_size_px}.")
     if settings.sampling.steps > settings.diffusion.num_timesteps:
         raise InputError(
             f"sampling.steps must not exceed diffusion.num_timesteps, {settings.diffusion.num_timesteps}, "

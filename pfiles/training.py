@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from pfiles.checkpoints import load_resume_point, save_resume_point
 from pfiles.classifier import Classifier
 from pfiles.clustering import probabilities
-from pfiles.data import epoch_batches, random_affine, to_unit
+from pfiles.data import epoch_batches, mean_colour, random_affine, to_unit
 from pfiles.discriminator import Discriminator
 from pfiles.latents import predict_clusters
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
@@ -149,7 +149,6 @@ def train_stage(
     codes: Tensor,
     settings: DiffusionSettings,
     stage: StageSettings,
-    affine_fill: tuple[int, int, int],
     run: Run,
 ) -> History:
     """Train the UNet, and with it a classifier where the stage does, in place (the paper, sections 3.4 and 3.5).
@@ -159,7 +158,6 @@ def train_stage(
     gradient: the two networks share an optimiser and nothing else. Clusters that do not learn are predicted once.
 
     images: uint8 (N, 3, S, S), needed for the affine views only; codes: their `latents.encode_tiles`.
-    affine_fill: RGB outside a moved tile.
     """
     scheduler = LinearNoiseScheduler(settings.num_timesteps, settings.beta_start, settings.beta_end)
     learns = stage.trains_clusters and isinstance(clustering, Classifier)
@@ -169,6 +167,7 @@ def train_stage(
     parts = {"unet": unet.train(), "optimizer": optimizer}
     if learns:
         parts["classifier"] = clustering.train()
+        fill = settings.affine_fill or mean_colour(images)
     else:
         clusters = predict_clusters(vqvae, clustering, codes)[0].to(codes.device)
 
@@ -178,7 +177,7 @@ def train_stage(
         if learns:
             p = probabilities(clustering, z)
             with torch.no_grad():
-                z_affine, _ = vqvae.encode(to_unit(random_affine(images[index], generator, fill=affine_fill)))
+                z_affine, _ = vqvae.encode(to_unit(random_affine(images[index], generator, fill=fill)))
             terms["marginal_entropy"] = marginal_entropy(p)
             terms["conditional_entropy"] = conditional_entropy(p)
             terms["affine_kl"] = affine_kl(p, probabilities(clustering, z_affine))
@@ -240,9 +239,9 @@ def _epochs(
                     counts[name] = counts.get(name, 0) + 1
                 bar.update()
             row = {name: (total / counts[name]).item() for name, total in sums.items()} | after_epoch(epoch, generator)
-            if not math.isfinite(row["loss"]):
+            if bad := [name for name, value in row.items() if not math.isfinite(value)]:
                 raise FloatingPointError(
-                    f"The loss of {run.name} became {row['loss']} in epoch {epoch + 1}; "
+                    f"In epoch {epoch + 1} of {run.name} {', '.join(bad)} became NaN or infinite; "
                     f"the last good state is {run.resume_point if run.resume_point.exists() else 'the start'}."
                 )
             history.append({"epoch": epoch + 1, **row, "seconds": time.monotonic() - began})

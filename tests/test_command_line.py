@@ -125,7 +125,7 @@ def test_a_notebook_that_lacks_its_input_says_which_to_run(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_zip_inside_a_folder_is_no_tile(tmp_path, capsys):
+def test_a_zip_without_images(tmp_path, capsys):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("readme.txt", "no tiles here")
     out = tmp_path / "out"

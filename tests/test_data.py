@@ -1,5 +1,6 @@
 """Reading, splitting, resizing and moving tiles."""
 
+import contextlib
 import io
 import zipfile
 
@@ -72,16 +73,16 @@ def test_published_layout_uses_slot_0_and_stays_on_disk(tmp_path, tiles):
     np.testing.assert_array_equal(images, tiles)
 
 
-def test_the_last_eleventh_is_the_test_set():
-    for n in (22, 30, 110):
-        images = data.Tiles(make_tiles(n), *np.split(np.arange(n), [n - n // 11]), "")
-        expected = np.array_split(np.arange(n), 11)[-1]
-        np.testing.assert_array_equal(images.test, expected)
+@pytest.mark.parametrize(("n", "n_test"), [(22, 2), (30, 2), (110, 10), (115, 10)])
+def test_the_last_eleventh_is_the_test_set(tmp_path, n, n_test):
+    np.save(tmp_path / "tiles.npy", make_tiles(n))
+    tiles = load_tiles(tmp_path / "tiles.npy", 48)
+    assert tiles.test.tolist() == list(range(n - n_test, n))
+    assert tiles.train.tolist() == list(range(n - n_test))
 
 
-def test_split_of_a_file(npy):
+def test_split_is_complete(npy):
     tiles = load_tiles(npy, 48)
-    np.testing.assert_array_equal(tiles.test, np.array_split(np.arange(30), 11)[-1])
     np.testing.assert_array_equal(np.sort(np.concatenate([tiles.train, tiles.test])), np.arange(30))
 
 
@@ -145,6 +146,11 @@ def bad_npy(tmp_path, array=None, content=None):
     return path
 
 
+def renamed_npz(tmp_path):
+    np.savez(tmp_path / "a.npz", make_tiles(30))
+    return (tmp_path / "a.npz").rename(tmp_path / "bad.npy")
+
+
 def npy_bytes(array):
     buffer = io.BytesIO()
     np.save(buffer, array)
@@ -163,6 +169,8 @@ def npy_bytes(array):
         (lambda p: bad_npy(p, content=npy_bytes(make_tiles(30))[:5000]), "cannot be read as a .npy array"),
         (lambda p: bad_npy(p, content=b""), "cannot be read as a .npy array"),
         (lambda p: bad_npy(p, content=b"not an array"), "cannot be read as a .npy array"),
+        (lambda p: bad_npy(p, content=b"PK\x03\x04 garbage"), "cannot be read as a .npy array"),
+        (lambda p: renamed_npz(p), "an archive of arrays"),
         (lambda p: bad_npy(p, make_tiles(21)), "holds 21 tiles: at least 22"),
         (lambda p: bad_npy(p, make_tiles(30, side=40)), "tiles of .* are 40 px, but image_size_px is 48"),
     ],
@@ -207,16 +215,24 @@ def test_bad_containers(tmp_path):
         load_tiles(tmp_path / "broken.zip", 48)
 
 
-def test_a_zip_with_a_damaged_member(tmp_path, tiles):
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_zip_with_a_damaged_member(tmp_path, tiles, compression, kind):
     path = tmp_path / "tiles.zip"
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w", compression) as archive:
         for i, tile in enumerate(tiles):
-            archive.writestr(f"{i:02}.png", encode(tile))
-    content = bytearray(path.read_bytes())
-    content[300] ^= 0xFF
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"not a sound \.zip|cannot be read as an image"):
-        load_tiles(path, 48)
+            archive.writestr(f"{i:02}.{kind.lower()}", encode(tile, kind))
+    sound = path.read_bytes()
+    complaints = []
+    for position in range(35, 800, 9):
+        content = bytearray(sound)
+        content[position] ^= 0xFF
+        path.write_bytes(content)
+        with contextlib.suppress(InputError):  # anything else fails the test
+            load_tiles(path, 48)
+            continue
+        complaints.append(position)
+    assert len(complaints) > 20
 
 
 def test_more_clusters_than_training_tiles(npy):
@@ -245,6 +261,35 @@ def test_epoch_batches_drop_no_tile(n, batch_size, count):
     assert torch.equal(torch.cat(batches).sort().values, torch.arange(n))
     again = epoch_batches(n, batch_size, torch.Generator().manual_seed(1))
     assert not torch.equal(torch.cat(batches), torch.cat(again))
+
+
+def test_random_affine_parameters_span_their_ranges(monkeypatch):
+    seen = {}
+
+    def record(images, angle, shift_x, shift_y, zoom, fill):
+        seen.update(angle=angle, x=shift_x, y=shift_y, zoom=zoom)
+        return images
+
+    monkeypatch.setattr(data, "affine", record)
+    random_affine(torch.zeros(4000, 3, 64, 128, dtype=torch.uint8), torch.Generator().manual_seed(0))
+    for name, low, high in (("angle", -np.deg2rad(5), np.deg2rad(5)), ("zoom", 0.95, 1.05), ("x", -6, 6), ("y", -3, 3)):
+        spread = 0.02 * (high - low)
+        assert low <= seen[name].min() < low + spread
+        assert high - spread < seen[name].max() <= high
+    assert torch.equal(seen["x"], seen["x"].round())  # whole pixels
+
+
+def test_names_sort_by_folder_in_folders_and_zips(tmp_path, tiles):
+    """As text "a-b/" comes before "a/", but the folder "a" comes before the folder "a-b"."""
+    with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
+        for i, tile in enumerate(tiles):
+            path = tmp_path / "tiles" / ("a-b" if i % 2 else "a") / f"{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(tile))
+            archive.write(path, path.relative_to(tmp_path / "tiles"))
+    expected = np.concatenate([tiles[0::2], tiles[1::2]])
+    for source in ("tiles", "tiles.zip"):
+        np.testing.assert_array_equal(load_tiles(tmp_path / source, 48).images, expected)
 
 
 def test_evenly_spaced():

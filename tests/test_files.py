@@ -116,8 +116,15 @@ def test_overrides():
         ("demo", {"training": 3}, "training is a group of settings"),
         ("demo", {"batch_size.x": 3}, "batch_size is a single setting"),
         ("demo", {"training.epochs": 0}, "training.epochs must be a whole number of at least 1, but is 0"),
-        ("demo", {"batch_size": "many"}, "batch_size must be a whole number"),
+        ("demo", {"batch_size": "many"}, "batch_size must be of the kind of 8, but is 'many'"),
+        ("demo", {"batch_size": 2.5}, "batch_size must be a whole number"),
         ("demo", {"image_size_px": 100}, "multiple of 16"),
+        ("demo", {"image_size_px": 32}, "multiple of 16 from 48 on"),
+        ("demo", {"max_train_tiles": "abc"}, "max_train_tiles must be of the kind of 1000"),
+        ("paper", {"max_train_tiles": "abc"}, "max_train_tiles must be a whole number"),
+        ("demo", {"sampling.num_generated": 0}, "sampling.num_generated must be a whole number of at least 1"),
+        ("demo", {"training.learning_rate": "abc"}, "learning_rate must be of the kind of 0.001"),
+        ("demo", {"autoencoder.vqvae": 3}, "vqvae must be of the kind of"),
         ("demo", {"sampling.steps": 1001}, "must not exceed diffusion.num_timesteps, 1000"),
         ("demo", {"autoencoder.perceptual": "vgg"}, "'lpips' or 'ms-ssim'"),
         ("demo", {"training.optimizer": "sgd"}, "'adadelta' or 'adam'"),
@@ -162,23 +169,60 @@ def test_missing_checkpoints_name_what_makes_them(paths):
         checkpoints.load_autoencoder(paths, get_settings("demo"), "cpu")
 
 
-def test_round_trip_of_a_stage(paths):
+@pytest.fixture
+def stage(paths):
+    """A saved first training with k-means, and what it was trained with."""
     settings = get_settings("demo", TINY)
     vqvae, unet = VQVAE(**settings.autoencoder.vqvae), UNet(16, 3, **settings.diffusion.unet)
     clusters = KMeansClusters(16, 3)
-    about = {"clustering": "kmeans", "autoencoder": checkpoints.fingerprint(vqvae)}
-    save_stage(paths, "training", {"unet": unet, "kmeans": clusters}, 4, about)
-    loaded = checkpoints.load_unet(paths, settings, "training", "kmeans", vqvae, "cpu")
-    assert checkpoints.fingerprint(loaded) == checkpoints.fingerprint(unet)
-    again = checkpoints.load_clustering(paths, "finetuning2", "kmeans", vqvae, "cpu")
-    assert checkpoints.fingerprint(again) == checkpoints.fingerprint(clusters)
+    about = {"clustering": "kmeans", "starts_from": {"autoencoder": checkpoints.fingerprint(vqvae)}}
+    save_stage(paths, "training", unet, clusters, 4, about)
+    return settings, vqvae, unet, clusters, about
+
+
+def test_round_trip_of_a_stage(paths, stage):
+    settings, vqvae, unet, clusters, _ = stage
+    loaded = checkpoints.load_stage(paths, settings, "training", "kmeans", vqvae, "cpu")
+    for a, b in zip(loaded, (unet, clusters), strict=True):
+        assert checkpoints.fingerprint(a) == checkpoints.fingerprint(b)
+    later = checkpoints.load_clustering(paths, "finetuning2", "kmeans", vqvae, "cpu")  # k-means stays as it is
+    assert checkpoints.fingerprint(later) == checkpoints.fingerprint(clusters)
     plain = torch.load(next(paths.models.glob("unet_*.pth")), weights_only=True)
     assert plain.keys() == unet.state_dict().keys()
     about = json.loads(next(paths.models.glob("unet_*.json")).read_text())
     assert (about["epochs"], about["network"], about["stage"]) == (4, "unet", "training")
     assert "torch" in about["versions"]
-    with pytest.raises(InputError, match="trained on the latents of another autoencoder"):
-        checkpoints.load_unet(paths, settings, "training", "kmeans", VQVAE(**settings.autoencoder.vqvae), "cpu")
+
+
+def test_networks_that_were_not_trained_together_are_refused(paths, stage):
+    settings, vqvae, unet, clusters, about = stage
+    with pytest.raises(InputError, match="trained with another autoencoder"):
+        checkpoints.load_stage(paths, settings, "training", "kmeans", VQVAE(**settings.autoencoder.vqvae), "cpu")
+    save_stage(paths, "finetuning1", unet, clusters, 1, about)
+    checkpoints.load_stage(paths, settings, "finetuning1", "kmeans", vqvae, "cpu")
+    other = KMeansClusters(16, 3)
+    other.centroids += 1
+    save_stage(paths, "training", unet, other, 9, about)
+    with pytest.raises(InputError, match=r"unet_finetuning1.* was trained with another clusters"):
+        checkpoints.load_stage(paths, settings, "finetuning1", "kmeans", vqvae, "cpu")
+
+
+def test_each_stage_saves_what_it_changed(paths, stage):
+    _, _, unet, _, about = stage
+    about = {**about, "clustering": "classifier"}
+    for name in ("training", "finetuning1", "finetuning2"):
+        save_stage(paths, name, unet, Classifier(16, 3), 1, about)
+    found = {path.name.split("_ckpt_")[0] for path in paths.models.glob("classifier_*.pth")}
+    assert found == {"classifier_training", "classifier_finetuning2"}
+
+
+def test_published_weights_are_not_replaced_unasked(paths):
+    checkpoints.refuse_to_replace_foreign(paths.autoencoder)
+    save_weights(Classifier(), paths.autoencoder, {})
+    checkpoints.refuse_to_replace_foreign(paths.autoencoder)
+    paths.autoencoder.with_suffix(".json").unlink()
+    with pytest.raises(InputError, match="was not made here and would be replaced"):
+        checkpoints.refuse_to_replace_foreign(paths.autoencoder)
 
 
 def test_another_number_of_clusters_is_named(paths):

@@ -31,6 +31,7 @@ def pairs():
 def test_psnr_by_hand():
     a, b = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.1)
     assert metrics.psnr(a, b).tolist() == pytest.approx([20.0, 20.0], abs=1e-5)  # 10 log10(1 / 0.01)
+    assert metrics.psnr(a, a).tolist() == [100, 100]
 
 
 def test_ssim_equals_another_implementation(pairs):
@@ -93,6 +94,18 @@ def test_controls_pair_as_they_say():
     assert scores["flat mean colour"] == 0
 
 
+def test_controls_without_a_partner_are_left_out():
+    real = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((3, 4, 4, 3), np.uint8)
+
+    def equal(a, b):
+        return (a == b).all(axis=(1, 2, 3)).astype(float)
+
+    scores = metrics.paired_controls(equal, real, real, np.array([0, 0, 1]), seed=0)
+    assert scores["another real tile of the cluster"] == 0  # of the two tiles that have another
+    scores = metrics.paired_controls(equal, real, real, np.zeros(3, int), seed=0)
+    assert scores["a real tile of another cluster"] is None
+
+
 def write(folder, names, tiles, suffix="png"):
     folder.mkdir(exist_ok=True)
     for name, tile in zip(names, tiles, strict=True):
@@ -135,6 +148,9 @@ def test_labels_come_from_the_csv(tmp_path):
     assert metrics.pair_labels(path, ["3", "1"]).tolist() == [1, 2]
     with pytest.raises(InputError, match="has 3 rows, but image 4"):
         metrics.pair_labels(path, ["4"])
+    for name in ("0", "img1", "-1"):
+        with pytest.raises(InputError, match="named by their number from 1"):
+            metrics.pair_labels(path, ["1", name])
 
 
 def test_summary_keeps_other_sections(tmp_path):

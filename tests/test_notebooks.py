@@ -30,7 +30,7 @@ def code_lines(book):
 def test_every_notebook_is_in_the_order():
     found = {
         str(path.relative_to(ROOT).with_suffix(""))
-        for path in [*ROOT.glob("*.ipynb"), *ROOT.glob("clusters_*/*.ipynb")]
+        for path in [*ROOT.glob("*.ipynb"), *ROOT.glob("clusters_14/*.ipynb")]
     }
     assert found == set(NOTEBOOKS)
     assert len(NOTEBOOKS) == 16
@@ -73,7 +73,10 @@ def finished(request, tmp_path_factory):
         str(out),
     ]
     overrides = [part for name, value in TINY.items() for part in ("--set", f"{name}={json.dumps(value)}")]
-    assert main(["run", "--preset", "demo", *arguments, *overrides]) == 0
+    with pytest.MonkeyPatch.context() as patch:  # VGG16's weights are neither there nor to be had
+        patch.setenv("TORCH_HOME", str(folder / "torch"))
+        patch.setenv("https_proxy", "http://127.0.0.1:9")
+        assert main(["run", "--preset", "demo", *arguments, *overrides]) == 0
     return request.param, out
 
 

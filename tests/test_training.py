@@ -16,7 +16,6 @@ from pfiles.runtime import seeded
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
 
-FILL = (130, 97, 154)
 K = 3
 
 
@@ -47,7 +46,7 @@ def train_stage(tiny, stage, networks, images, run):
     codes = latents.encode_tiles(vqvae, images)
     if isinstance(clusters, KMeansClusters):
         fit_kmeans(clusters, latents.latent_batches(vqvae, codes), seed=0)
-    return training.train_stage(unet, clusters, vqvae, images, codes, tiny.diffusion, stage, FILL, run)
+    return training.train_stage(unet, clusters, vqvae, images, codes, tiny.diffusion, stage, run)
 
 
 def equal(a, b):
@@ -226,9 +225,43 @@ def test_a_loss_that_is_not_finite_stops_the_training(tiny, images, run):
         calls.append(1)
         return a.mean() * (float("nan") if len(calls) > 4 else 1)
 
-    with pytest.raises(FloatingPointError, match=r"became nan in epoch 2; the last good state is the start"):
+    with pytest.raises(
+        FloatingPointError,
+        match="In epoch 2 of test loss, perceptual became NaN or infinite; the last good state is the start",
+    ):
         training.train_autoencoder(*autoencoder(tiny), images, perceptual, settings, run)
     assert not run.resume_point.exists()
+
+
+def test_a_training_begins_anew_where_its_start_was_trained_since(tiny, images, run, capsys):
+    first, second = (replace(run, identity={"a": 1, "starts_from": {"unet": name}}) for name in "xy")
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, first)
+    capsys.readouterr()
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, second)
+    printed = capsys.readouterr().out
+    assert "Begins anew, as what it starts from was trained since (unet)" in printed
+    assert "done already" not in printed
+
+
+@pytest.mark.parametrize("in_unit_range", [True, False])
+def test_lpips_in_training_gets_the_range_the_setting_says(tiny, monkeypatch, in_unit_range):
+    calls = []
+
+    class Recorder:
+        def load_pretrained(self):
+            return self
+
+        def to(self, device):
+            return self
+
+        def __call__(self, a, b, normalize):
+            calls.append(normalize)
+            return torch.full((len(a), 1, 1, 1), 3.0)
+
+    monkeypatch.setattr(training, "LPIPS", Recorder)
+    settings = replace(tiny.autoencoder, perceptual="lpips", lpips_in_unit_range=in_unit_range)
+    assert training.make_perceptual(settings, "cpu")(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)) == 3
+    assert calls == [not in_unit_range]  # normalize=True is what brings [0, 1] to [-1, 1]
 
 
 def test_training_leaves_the_global_random_state_alone(tiny, images, run):
