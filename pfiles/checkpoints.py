@@ -43,7 +43,7 @@ def identity(
     The number of epochs is not part of it, so that a longer training can go on from where a shorter one ended.
     """
     used = {}
-    for group in ("image_size_px", "batch_size", *groups):
+    for group in ("image_size_px", *groups):
         value = getattr(settings, group)
         used[group] = asdict(value) if is_dataclass(value) else value
         if is_dataclass(value):

@@ -14,6 +14,7 @@ class AutoencoderSettings:
     vqvae: Mapping[str, Any] = field(default_factory=dict)  # arguments of VQVAE that are not the paper's
     discriminator: Mapping[str, Any] = field(default_factory=dict)  # likewise of Discriminator
     epochs: int = 20  # passes over the training tiles
+    batch_size: int = 16  # tiles per step
     learning_rate: float = 1e-4  # of Adam, for autoencoder and discriminator
     adam_betas: tuple[float, float] = (0.5, 0.999)  # decay of Adam's two moments
     perceptual: str = "lpips"  # or "ms-ssim", which needs no download
@@ -32,6 +33,7 @@ class DiffusionSettings:
     """What the three trainings of the conditional UNet share."""
 
     unet: Mapping[str, Any] = field(default_factory=dict)  # arguments of UNet that are not the paper's
+    batch_size: int = 16  # tiles per step; information maximisation wants at least as many as clusters
     num_timesteps: int = 1000  # T
     beta_start: float = 1e-4  # variance of the first step
     beta_end: float = 0.02  # variance of the last step
@@ -67,7 +69,6 @@ class Settings:
 
     image_size_px: int = 128  # side of the tiles the networks see; a multiple of 16
     max_train_tiles: int | None = None  # training tiles used, evenly spaced; None: all
-    batch_size: int = 16  # tiles per step, in every training
     autoencoder: AutoencoderSettings = AutoencoderSettings()
     diffusion: DiffusionSettings = DiffusionSettings()
     training: StageSettings = StageSettings(600, "adadelta", 0.003, trains_clusters=True, affine_weight=0.04)
@@ -84,11 +85,11 @@ PRESETS: dict[str, Settings] = {
     "demo": Settings(
         image_size_px=64,
         max_train_tiles=1000,
-        batch_size=8,
         autoencoder=AutoencoderSettings(
             vqvae={"down_channels": (16, 32, 64), "num_heads": 4, "norm_channels": 8},
             discriminator={"conv_channels": (16, 32, 64)},
             epochs=10,
+            batch_size=8,
             learning_rate=1e-3,
             adam_betas=(0.9, 0.99),
             perceptual="ms-ssim",
@@ -109,8 +110,8 @@ PRESETS: dict[str, Settings] = {
             beta_end=0.012,
             affine_fill=None,
         ),
-        training=StageSettings(18, "adam", 1e-3, trains_clusters=True, affine_weight=0.04),
-        finetuning1=StageSettings(14, "adam", 4e-4, trains_clusters=False),
+        training=StageSettings(22, "adam", 1e-3, trains_clusters=True, affine_weight=0.04),
+        finetuning1=StageSettings(18, "adam", 4e-4, trains_clusters=False),
         finetuning2=StageSettings(8, "adam", 1e-4, trains_clusters=True, affine_weight=0.05),
         sampling=SamplingSettings(steps=50, num_generated=200, per_cluster=10),
         lpips_required=False,
@@ -121,7 +122,7 @@ PRESETS: dict[str, Settings] = {
 def get_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Settings:
     """The settings of `preset`, with some fields changed.
 
-    overrides: new values by field, such as {"batch_size": 8, "training.epochs": 2}.
+    overrides: new values by field, such as {"image_size_px": 64, "training.epochs": 2}.
     Raises InputError for an unknown preset or field, or a value that cannot be.
     """
     if preset not in PRESETS:
@@ -141,7 +142,7 @@ def _replace(group: Any, path: list[str], value: Any) -> Any:
     current = getattr(group, name)
     if is_dataclass(current) != bool(rest):
         what = "a group of settings" if is_dataclass(current) else "a single setting"
-        raise InputError(f"{name} is {what}: write a name such as training.epochs or batch_size.")
+        raise InputError(f"{name} is {what}: write a name such as training.epochs or image_size_px.")
     if rest:
         return replace(group, **{name: _replace(current, rest, value)})
     if isinstance(value, list):  # JSON has no tuples
@@ -156,7 +157,8 @@ def _replace(group: Any, path: list[str], value: Any) -> Any:
 def _check(settings: Settings) -> None:
     counts = {
         "image_size_px": settings.image_size_px,
-        "batch_size": settings.batch_size,
+        "autoencoder.batch_size": settings.autoencoder.batch_size,
+        "diffusion.batch_size": settings.diffusion.batch_size,
         "diffusion.num_timesteps": settings.diffusion.num_timesteps,
         "autoencoder.epochs": settings.autoencoder.epochs,
         "training.epochs": settings.training.epochs,

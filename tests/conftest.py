@@ -12,7 +12,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"  # reference files besid
 TINY = {
     "image_size_px": 48,
     "max_train_tiles": 24,
-    "batch_size": 8,
+    "autoencoder.batch_size": 8,
+    "diffusion.batch_size": 8,
     "autoencoder.vqvae": {"down_channels": [8, 8, 16], "num_heads": 2, "norm_channels": 4, "codebook_size": 32},
     "autoencoder.discriminator": {"conv_channels": [8, 16]},
     "autoencoder.epochs": 2,

@@ -80,8 +80,9 @@ def test_json_refuses_nan_and_names_a_broken_file(tmp_path):
 
 def test_paper_preset_holds_the_published_numbers():
     s = PRESETS["paper"]
-    assert (s.image_size_px, s.batch_size, s.max_train_tiles) == (128, 16, None)
+    assert (s.image_size_px, s.max_train_tiles) == (128, None)
     a = s.autoencoder
+    assert a.batch_size == s.diffusion.batch_size == 16
     assert (a.epochs, a.learning_rate, a.adam_betas, a.perceptual) == (20, 1e-4, (0.5, 0.999), "lpips")
     weights = (a.perceptual_weight, a.codebook_weight, a.commitment_weight, a.adversarial_weight)
     assert weights == (1, 1, 0.2, 0.5)
@@ -102,8 +103,8 @@ def test_paper_preset_holds_the_published_numbers():
 
 
 def test_overrides():
-    settings = get_settings("paper", {"training.epochs": 2, "batch_size": 4, "autoencoder.adam_betas": [0.9, 0.99]})
-    assert (settings.training.epochs, settings.batch_size, settings.autoencoder.adam_betas) == (2, 4, (0.9, 0.99))
+    settings = get_settings("paper", {"training.epochs": 2, "image_size_px": 64, "autoencoder.adam_betas": [0.9, 0.99]})
+    assert (settings.training.epochs, settings.image_size_px, settings.autoencoder.adam_betas) == (2, 64, (0.9, 0.99))
     assert PRESETS["paper"].training.epochs == 600
 
 
@@ -114,10 +115,10 @@ def test_overrides():
         ("demo", {"epochs": 3}, "Unknown setting 'epochs'"),
         ("demo", {"training.epoch": 3}, "Unknown setting 'epoch': StageSettings has"),
         ("demo", {"training": 3}, "training is a group of settings"),
-        ("demo", {"batch_size.x": 3}, "batch_size is a single setting"),
+        ("demo", {"image_size_px.x": 3}, "image_size_px is a single setting"),
         ("demo", {"training.epochs": 0}, "training.epochs must be a whole number of at least 1, but is 0"),
-        ("demo", {"batch_size": "many"}, "batch_size must be of the kind of 8, but is 'many'"),
-        ("demo", {"batch_size": 2.5}, "batch_size must be a whole number"),
+        ("demo", {"diffusion.batch_size": "many"}, "batch_size must be of the kind of 16, but is 'many'"),
+        ("demo", {"diffusion.batch_size": 2.5}, "diffusion.batch_size must be a whole number"),
         ("demo", {"image_size_px": 100}, "multiple of 16"),
         ("demo", {"image_size_px": 32}, "multiple of 16 from 48 on"),
         ("demo", {"max_train_tiles": "abc"}, "max_train_tiles must be of the kind of 1000"),
