@@ -10,6 +10,7 @@ from conftest import make_tiles
 from pfiles import latents, training
 from pfiles.classifier import Classifier
 from pfiles.clustering import KMeansClusters, fit_kmeans, make_clustering, probabilities
+from pfiles.data import epoch_batches
 from pfiles.discriminator import Discriminator
 from pfiles.errors import InputError
 from pfiles.runtime import seeded
@@ -266,6 +267,26 @@ def test_lpips_in_training_gets_the_range_the_setting_says(tiny, monkeypatch, in
     assert calls == [not in_unit_range]  # normalize=True is what brings [0, 1] to [-1, 1]
 
 
+def test_every_epoch_draws_anew_and_a_seed_repeats(tiny, images, run, monkeypatch):
+    def orders(seed):
+        seen = []
+
+        def record(n, batch_size, generator):
+            batches = epoch_batches(n, batch_size, generator)
+            seen.append(torch.cat(batches).tolist())
+            return batches
+
+        monkeypatch.setattr(training, "epoch_batches", record)
+        again = replace(run, seed=seed, restart=True)
+        train_stage(tiny, replace(tiny.training, epochs=3), stage_networks(tiny), images, again)
+        return seen[1:]  # the first call only counts the steps
+
+    first = orders(1)
+    assert len({tuple(order) for order in first}) == 3
+    assert orders(1) == first
+    assert orders(2) != first
+
+
 def test_training_leaves_the_global_random_state_alone(tiny, images, run):
     before = torch.get_rng_state()
     train_stage(tiny, tiny.training, stage_networks(tiny), images, run)
@@ -284,8 +305,9 @@ def test_kmeans_logits_are_the_posterior_of_equal_gaussians():
     assert p.argmax(1).view(K, 40).unique(dim=1).shape == (K, 1)  # the three groups are found
     variance = distance.min(1).values.square().mean() / 8  # mean squared distance per feature
     torch.testing.assert_close(clusters.variance, variance, rtol=1e-4, atol=0)
-    density = torch.exp(-distance.square() / (2 * variance))
-    torch.testing.assert_close(p, density / density.sum(1, keepdim=True), rtol=1e-3, atol=1e-6)
+    # of densities exp(-d^2 / 2 s^2) the logarithms are the logits, and the shares the probabilities
+    torch.testing.assert_close(clusters(z).flatten(1), -distance.square() / (2 * variance), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(p, torch.softmax(-distance.square() / (2 * variance), dim=1), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
