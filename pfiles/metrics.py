@@ -179,6 +179,8 @@ def pair_labels(latent_csv: Path, names: Sequence[str]) -> np.ndarray:
 def mark_best(table: pd.DataFrame, directions: Mapping[str, str]) -> pd.DataFrame:
     """The table as text with 5 decimals, a star at the best row of each column ("higher" or "lower" is better)."""
     marked = table.map("{:.5f}".format)
+    if table.empty:
+        return marked
     for name, direction in directions.items():
         best = table[name].idxmax() if direction == "higher" else table[name].idxmin()
         marked.loc[best, name] += " *"

@@ -7,6 +7,7 @@ import urllib.error
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torchvision.models
@@ -151,6 +152,13 @@ def test_labels_come_from_the_csv(tmp_path):
     for name in ("0", "img1", "-1"):
         with pytest.raises(InputError, match="named by their number from 1"):
             metrics.pair_labels(path, ["1", name])
+
+
+def test_the_best_of_each_column_is_marked():
+    table = pd.DataFrame({"a": [1.0, 2.0], "b": [0.5, 0.25]}, index=[10, 14])
+    marked = metrics.mark_best(table, {"a": "higher", "b": "lower"})
+    assert marked.to_numpy().tolist() == [["1.00000", "0.50000"], ["2.00000 *", "0.25000 *"]]
+    assert metrics.mark_best(table[:0], {"a": "higher"}).empty
 
 
 def test_summary_keeps_other_sections(tmp_path):
