@@ -50,7 +50,8 @@ def identity(
             used[group].pop("epochs", None)
     data = {"source": tiles.source, "fingerprint": tiles.fingerprint(), "training tiles": len(tiles.train)}
     networks = {name: fingerprint(network) for name, network in (starts_from or {}).items()}
-    return {"settings": used, "data": data, "seed": seed, "starts_from": networks, **inputs}
+    belongs_to = {"settings": used, "data": data, "seed": seed, "starts_from": networks, **inputs}
+    return json.loads(json.dumps(belongs_to))  # as a file gives it back: lists, not tuples
 
 
 def checkpoint_name(network: str, stage: str, epochs: int | str, n_clusters: int, day: str) -> str:
@@ -221,7 +222,7 @@ def load_resume_point(path: Path, belongs_to: Mapping[str, Any]) -> dict[str, An
     if not path.exists():
         return None
     point = read_state(path)
-    then, now = _flatten(json.loads(point["identity"])), _flatten(json.loads(json.dumps(belongs_to)))
+    then, now = _flatten(json.loads(point["identity"])), _flatten(belongs_to)
     changed = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
     if changed and all(name.startswith("starts_from.") for name in changed):
         names = ", ".join(name.removeprefix("starts_from.") for name in changed)

@@ -4,14 +4,16 @@ import json
 import os
 import time
 
+import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, make_tiles
 
 from pfiles import checkpoints
 from pfiles.checkpoints import checkpoint_name, find_checkpoint, load_weights, save_stage, save_weights
 from pfiles.classifier import Classifier
 from pfiles.clustering import KMeansClusters
+from pfiles.data import Tiles
 from pfiles.errors import InputError
 from pfiles.paths import Paths, atomic_write, read_json, write_json
 from pfiles.settings import PRESETS, get_settings
@@ -168,6 +170,20 @@ def test_missing_checkpoints_name_what_makes_them(paths):
         find_checkpoint(paths, "unet", "finetuning1", "classifier")
     with pytest.raises(InputError, match=r"no autoencoder at .* run train_autoencoder first"):
         checkpoints.load_autoencoder(paths, get_settings("demo"), "cpu")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_an_identity_is_what_a_file_gives_back(preset, tmp_path):
+    tiles = Tiles(make_tiles(30), np.arange(28), np.arange(28, 30), "made up")
+    groups = ["autoencoder", "diffusion", "training"]
+    identity = checkpoints.identity(get_settings(preset), groups, tiles, 5, {"unet": Classifier()}, n_clusters=3)
+    write_json(tmp_path / "identity.json", identity)
+    assert read_json(tmp_path / "identity.json") == identity
+    assert identity["starts_from"]["unet"]
+    longer = checkpoints.identity(
+        get_settings(preset, {"training.epochs": 999}), groups, tiles, 5, {"unet": Classifier()}, n_clusters=3
+    )
+    assert longer["settings"] == identity["settings"]  # the number of epochs is no part of it
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import ast
 import json
 import zipfile
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -12,7 +13,7 @@ from conftest import TINY, make_tiles
 from PIL import Image
 from test_command_line import png
 
-from pfiles.__main__ import NOTEBOOKS, main
+from pfiles.__main__ import NOTEBOOKS, execute, main
 from pfiles.paths import ROOT
 
 K = 3
@@ -77,11 +78,12 @@ def finished(request, tmp_path_factory):
         patch.setenv("TORCH_HOME", str(folder / "torch"))
         patch.setenv("https_proxy", "http://127.0.0.1:9")
         assert main(["run", "--preset", "demo", *arguments, *overrides]) == 0
-    return request.param, out
+    parameters = {"n_clusters": K, "clustering": request.param, "data": str(folder / "tiles.zip")}
+    return parameters | {"preset": "demo", "overrides": TINY, "out": str(out)}
 
 
 def test_all_notebooks_run(finished):
-    clustering, out = finished
+    clustering, out = finished["clustering"], Path(finished["out"])
     assert len(list((out / "executed").rglob("*.ipynb"))) == 16
     summary = json.loads((out / "summary.json").read_text())
     assert summary["run"]["clustering"] == clustering
@@ -114,3 +116,14 @@ def test_all_notebooks_run(finished):
     assert {f"Figure 3/G{cluster}.jpg" for cluster in range(1, K + 1)} <= figures
     assert any(name.startswith(f"Figure 2/C_{K}_") for name in figures)
     assert not list(out.rglob("*.part"))
+
+
+def test_what_is_done_is_not_done_again(finished, tmp_path):
+    out = Path(finished["out"])
+    image = out / f"clusters_{K}" / f"gen_{K}" / "1.png"
+    written = image.stat().st_mtime_ns
+    for name, message in (("part_1_training", "1 of 1 epochs are done"), ("part_6_conditional_generation", "12 of 12")):
+        executed = tmp_path / f"{name}.ipynb"
+        assert execute(ROOT / "clusters_14" / f"{name}.ipynb", executed, finished) is None
+        assert message in executed.read_text()
+    assert image.stat().st_mtime_ns == written
