@@ -161,7 +161,7 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> tupl
         client.execute()
     except CellExecutionError as error:
         return error.ename, error.evalue
-    except DeadKernelError:
+    except (DeadKernelError, AssertionError):  # the latter from nbclient, which asserts that it still has a kernel
         return "DeadKernelError", "the notebook's process ended, most likely because memory ran out."
     finally:
         with atomic_write(target) as file:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 
+import nbformat
 import numpy as np
 import pytest
 from conftest import make_tiles
@@ -123,6 +124,18 @@ def test_a_notebook_that_lacks_its_input_says_which_to_run(tmp_path):
     assert "run train_autoencoder first" in message
     assert (tmp_path / "executed.ipynb").exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_kernel_that_dies_is_one_sentence(tmp_path):
+    book = nbformat.v4.new_notebook()
+    book.cells = [
+        nbformat.v4.new_code_cell("seed = 1", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("import os; os.kill(os.getpid(), 9)"),
+    ]
+    nbformat.write(book, tmp_path / "dies.ipynb")
+    error, message = execute(tmp_path / "dies.ipynb", tmp_path / "executed.ipynb", {})
+    assert error == "DeadKernelError"
+    assert "the notebook's process ended" in message
 
 
 def test_a_zip_without_images(tmp_path, capsys):
