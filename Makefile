@@ -8,7 +8,7 @@ demo: .venv/installed  ## the whole pipeline on embedded tissue, results in runs
 	$(BIN)/python -m pfiles demo --out runs/demo
 
 test: lint  ## all tests; one thread per process, as two processes share the cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: .venv/installed  ## style of code and notebooks; notebooks hold no outputs
 	$(BIN)/ruff check .

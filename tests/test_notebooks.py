@@ -55,7 +55,11 @@ def test_shape_of_a_notebook(name):
             assert not any(isinstance(node, definitions) for node in ast.walk(ast.parse(cell.source)))
 
 
-@pytest.fixture(scope="module", params=["classifier", "kmeans"])
+# one process for the tests of a run, so that each run is made once
+RUNS = [pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in ("classifier", "kmeans")]
+
+
+@pytest.fixture(scope="module", params=RUNS)
 def finished(request, tmp_path_factory):
     """All sixteen notebooks at tiny size, on a zip of tiles, with another k than 14."""
     folder = tmp_path_factory.mktemp(request.param)
