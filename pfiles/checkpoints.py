@@ -200,7 +200,7 @@ def load_stage(
 def _check_trained_with(path: Path, name: str, module: nn.Module) -> None:
     """InputError where the JSON of `path` names another autoencoder or other clusters; published files have none."""
     trained_with = read_json(path.with_suffix(".json"), {}).get("trained_with", {})
-    if trained_with.get(name, fingerprint(module)) != fingerprint(module):
+    if trained_with.get(name) not in (None, fingerprint(module)):
         raise InputError(
             f"{path} was trained with another {name} than the one in use: "
             "run its training again, or put that file back."

@@ -257,7 +257,8 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def mean_colour(images: Tensor) -> tuple[int, int, int]:
     """The rounded mean RGB of uint8 images (N, 3, H, W)."""
-    return tuple(round(c) for c in images.double().mean((2, 3)).mean(0).tolist())
+    means = torch.cat([batch.double().mean((2, 3)) for batch in images.split(64)])  # (N, 3); float64 takes 8 x memory
+    return tuple(round(c) for c in means.mean(0).tolist())
 
 
 def epoch_batches(n: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
