@@ -1,8 +1,9 @@
 """The shared modules of the notebooks, in reading order.
 
-Foundations   errors, paths, settings, runtime
+Foundations   errors, processes, paths, settings, runtime, speed, logs
 Parts         blocks, discriminator, classifier, linear_noise_scheduler, losses, lpips, data
-Models        vqvae, unet_cond_base (from blocks), lpips_metric (from lpips), clustering (from classifier)
+Models        vqvae, unet_cond_base (from blocks), lpips_metric (from lpips), clustering (from classifier),
+              samplers (from linear_noise_scheduler)
 Files         checkpoints, latents
 Work          training, sampling, metrics, figures
 Command line  __main__

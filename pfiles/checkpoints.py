@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import re
 import zipfile
@@ -18,11 +19,13 @@ from pfiles.clustering import make_clustering
 from pfiles.data import Tiles
 from pfiles.errors import InputError
 from pfiles.paths import Paths, atomic_write, read_json, write_json
+from pfiles.processes import is_first
 from pfiles.runtime import versions
 from pfiles.settings import Settings
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
 
+PRECISION = "settings.precision"  # as `identity` names it
 MADE_BY = {"training": "part_1_training", "finetuning1": "part_2_finetuning1", "finetuning2": "part_3_finetuning2"}
 
 
@@ -43,7 +46,7 @@ def identity(
     The number of epochs is not part of it, so that a longer training can go on from where a shorter one ended.
     """
     used = {}
-    for group in ("image_size_px", *groups):
+    for group in ("image_size_px", "precision", *groups):
         value = getattr(settings, group)
         used[group] = asdict(value) if is_dataclass(value) else value
         if is_dataclass(value):
@@ -207,27 +210,51 @@ def _check_trained_with(path: Path, name: str, module: nn.Module) -> None:
         )
 
 
-def save_resume_point(path: Path, belongs_to: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write all that a training needs to go on (`state`), with the `identity` it belongs to."""
+def save_resume_point(folder: Path, belongs_to: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write all that a training needs to go on (`state`), with the `identity` it belongs to.
+
+    The last two are kept, as `resume.pt` and `resume_previous.pt`.
+    """
+    if not is_first():
+        return
+    path, previous = _resume_points(folder)
+    if path.exists():
+        os.replace(path, previous)
     with atomic_write(path) as file:
         torch.save({"identity": json.dumps(belongs_to, sort_keys=True), "state": dict(state)}, file)
 
 
-def load_resume_point(path: Path, belongs_to: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The state saved in `path`, or None where there is none.
+def _resume_points(folder: Path) -> tuple[Path, Path]:
+    return folder / "resume.pt", folder / "resume_previous.pt"
+
+
+def last_resume_point(folder: Path) -> Path | None:
+    """The newest resume point in a training's folder; None where there is none."""
+    return next((path for path in _resume_points(folder) if path.exists()), None)
+
+
+def load_resume_point(folder: Path, belongs_to: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The newest state saved in `folder`, or None where there is none.
 
     Where a network that the training starts from changed ("starts_from" in `belongs_to`), what was done is obsolete: it
-    says so and returns None. Raises InputError, naming each difference, for other settings or data.
+    says so and returns None. The precision may change on the way, and it says so. Raises InputError, naming each
+    difference, for other settings or data.
     """
-    if not path.exists():
+    path = last_resume_point(folder)
+    if path is None:
         return None
     point = read_state(path)
+    if not isinstance(point, dict) or point.keys() != {"identity", "state"}:
+        raise InputError(f"{path} is not a resume point of a training: delete it, or set restart = True.")
     then, now = _flatten(json.loads(point["identity"])), _flatten(belongs_to)
     changed = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
     if changed and all(name.startswith("starts_from.") for name in changed):
         names = ", ".join(name.removeprefix("starts_from.") for name in changed)
         print(f"Begins anew, as what it starts from was trained since ({names}).")
         return None
+    if changed == [PRECISION]:
+        print(f"Goes on in {now[PRECISION]}; until here it was {then[PRECISION]}.")
+        return point["state"]
     if changed:
         differences = "; ".join(f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in changed)
         raise InputError(

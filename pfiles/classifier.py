@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from pfiles.processes import BatchNorm2d
+
 
 class Classifier(nn.Module):
     """Latents (B, z_channels, h, w) -> cluster logits (B, n_clusters, 1, 1).
@@ -15,10 +17,10 @@ class Classifier(nn.Module):
         self.classifier = nn.Sequential()
         for name, layer in {
             "conv1": nn.Conv2d(z_channels, channels, 4, 2, 1),
-            "bnor1": nn.BatchNorm2d(channels),
+            "bnor1": BatchNorm2d(channels),
             "lrel1": nn.LeakyReLU(0.1),
             "conv2": nn.Conv2d(channels, channels, 4, 2, 1),
-            "bnor2": nn.BatchNorm2d(channels),
+            "bnor2": BatchNorm2d(channels),
             "lrel2": nn.LeakyReLU(0.1),
             "conv3": nn.Conv2d(channels, channels, 4, 2, 1),
             "lrel3": nn.LeakyReLU(0.1),

@@ -5,6 +5,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from pfiles.processes import BatchNorm2d
+
 
 class Discriminator(nn.Module):
     """PatchGAN (Isola et al. 2017): images (B, im_channels, H, W) -> one logit per patch (B, 1, h, w).
@@ -19,7 +21,7 @@ class Discriminator(nn.Module):
         )
         for wide, wider in pairwise(conv_channels):
             conv = nn.Conv2d(wide, wider, 4, 2, 1, bias=False)
-            self.layers.append(nn.Sequential(conv, nn.BatchNorm2d(wider), nn.LeakyReLU(0.2)))
+            self.layers.append(nn.Sequential(conv, BatchNorm2d(wider), nn.LeakyReLU(0.2)))
         self.layers.append(nn.Sequential(nn.Conv2d(conv_channels[-1], 1, 4, 1, 1, bias=False)))
 
     def forward(self, x: Tensor) -> Tensor:

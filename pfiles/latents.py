@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from pfiles.clustering import probabilities
 from pfiles.data import to_unit
+from pfiles.processes import progress
 from pfiles.runtime import eval_mode
 from pfiles.vqvae import VQVAE
 
@@ -22,7 +22,7 @@ def encode_tiles(vqvae: VQVAE, images: Tensor) -> Tensor:
     """
     dtype = torch.uint8 if vqvae.embedding.num_embeddings <= 256 else torch.int32
     with eval_mode(vqvae):
-        batches = tqdm(images.split(BATCH_SIZE), desc="encode tiles", unit="batch", leave=False)
+        batches = progress(images.split(BATCH_SIZE), desc="encode tiles", unit="batch", leave=False)
         return torch.cat([vqvae.encode_codes(to_unit(batch)).to(dtype) for batch in batches])
 
 

@@ -13,13 +13,25 @@ class LinearNoiseScheduler:
         self.betas = torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64)
         self.alphas = 1 - self.betas
         self.alpha_cumprod = self.alphas.cumprod(0)
+        self._copies: dict[torch.device, Tensor] = {}
+
+    def _alpha_cumprod_on(self, device: torch.device) -> Tensor:
+        """`alpha_cumprod` on `device`, copied there once: a copy in every step would make the host wait for it."""
+        if device not in self._copies:
+            self._copies[device] = self.alpha_cumprod.to(device)
+        return self._copies[device]
+
+    def signal_to_noise(self, t: Tensor) -> Tensor:
+        """alpha_bar_t / (1 - alpha_bar_t) of the time steps t (B,)."""
+        alpha_bar = self._alpha_cumprod_on(t.device)[t]
+        return alpha_bar / (1 - alpha_bar)
 
     def add_noise(self, original: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Draw x_t from q(x_t | x_0), Ho et al. 2020, equation 4.
 
         original, noise: (B, ...); t: (B,) time steps.
         """
-        alpha_bar = self.alpha_cumprod.to(original.device)[t].view(-1, *[1] * (original.dim() - 1))
+        alpha_bar = self._alpha_cumprod_on(original.device)[t].view(-1, *[1] * (original.dim() - 1))
         return alpha_bar.sqrt().to(original.dtype) * original + (1 - alpha_bar).sqrt().to(original.dtype) * noise
 
     def sample_prev_timestep(
@@ -45,3 +57,14 @@ class LinearNoiseScheduler:
             variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * beta  # equation 7, beta tilde
             mean = mean + variance**0.5 * (torch.randn_like(xt) if noise is None else noise)
         return mean, x0.clamp(0, 1)
+
+    def ddim_step(self, xt: Tensor, noise_pred: Tensor, t: int, t_prev: int) -> Tensor:
+        """One step without noise from x_t to x_{t_prev}; -1 stands for the clean latent.
+
+        Song et al. 2021 (DDIM), equation 12 with sigma = 0: the predicted x_0, noised again to t_prev with the
+        predicted noise.
+        """
+        alpha_bar = self.alpha_cumprod[t].item()
+        alpha_bar_prev = self.alpha_cumprod[t_prev].item() if t_prev >= 0 else 1.0
+        x0 = (xt - (1 - alpha_bar) ** 0.5 * noise_pred) / alpha_bar**0.5
+        return alpha_bar_prev**0.5 * x0 + (1 - alpha_bar_prev) ** 0.5 * noise_pred

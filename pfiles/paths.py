@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pfiles.errors import InputError
+from pfiles.processes import is_first
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,16 +71,23 @@ class Paths:
     def cluster_sheet(self) -> Path:
         return self.root / "Figures" / f"cluster_sheet_{self.n_clusters}.jpg"
 
-    def resume_point(self, training: str, clustering: str | None = None) -> Path:
-        """Where a training keeps its last resume point; only the autoencoder's has no clustering."""
+    def training_folder(self, training: str, clustering: str | None = None) -> Path:
+        """Where a training keeps its resume points and logs; only the autoencoder's has no clustering."""
         if clustering is None:
-            return self.autoencoder.with_name(f"{training}_resume.pt")
-        return self.models / f"{training}_{clustering}_resume.pt"
+            return self.autoencoder.parent / f"{training}_training"
+        return self.models / f"{training}_{clustering}"
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that takes the name `path` only once it is complete and on the disk."""
+def atomic_write(path: Path, by_every_process: bool = False) -> Iterator[IO[bytes]]:
+    """Open a binary file that takes the name `path` only once it is complete and on the disk.
+
+    Of several processes that work together only the first writes, unless told otherwise: they write the same.
+    """
+    if not (is_first() or by_every_process):
+        with open(os.devnull, "wb") as file:
+            yield file
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -40,6 +40,9 @@ class DiffusionSettings:
     marginal_entropy_weight: float = 0.1  # l_me
     conditional_entropy_weight: float = 0.06  # l_ce
     affine_fill: tuple[int, int, int] | None = (130, 97, 154)  # RGB outside a moved tile; None: mean training colour
+    dihedral_views: bool = False  # turn and mirror the view a tile must agree with, so that no cluster is a direction
+    min_snr_gamma: float | None = None  # weight min(SNR, gamma) / SNR of each tile's noise error; None: 1
+    condition_dropout: float = 0.0  # share of tiles that train without their cluster; guidance needs some
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,12 @@ class StageSettings:
     """One of the three trainings of the conditional UNet."""
 
     epochs: int  # passes over the training tiles
-    optimizer: str  # "adadelta" (published for the first and third stage) or "adam"
+    optimizer: str  # "adadelta" (published for the first and third stage), "adam" or "adamw"
     learning_rate: float
     trains_clusters: bool  # whether a classifier learns beside the UNet; k-means never does
     affine_weight: float = 0.0  # l_af, of the agreement between a tile and its affine view
+    warmup_steps: int = 0  # steps over which the learning rate grows from 0
+    ema_decay: float = 0.0  # of the moving average of the UNet's weights that becomes the result; 0: the last weights
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,19 @@ class SamplingSettings:
     """Drawing images."""
 
     steps: int = 1000  # denoising steps per image; fewer than num_timesteps skips evenly
+    sampler: str = "ddpm"  # or "ddim", or, with diffusers installed, "dpm-solver++" or "unipc", made for 10 to 50 steps
+    guidance: float = 1.0  # w: noise predicted without cluster + w * (with - without); needs condition_dropout
     batch_size: int = 100  # images at once; changes memory and speed only
     num_generated: int | None = None  # images of part 6; None: one per training tile
     per_cluster: int = 100  # images of part 9 for each cluster
+
+
+@dataclass(frozen=True)
+class SavingSettings:
+    """How often a training leaves a resume point: whichever comes first, and always at its end and when stopped."""
+
+    every_minutes: float = 5.0
+    every_epochs: int | None = None  # None: by time alone
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,9 @@ class Settings:
     finetuning1: StageSettings = StageSettings(130, "adam", 1e-4, trains_clusters=False)
     finetuning2: StageSettings = StageSettings(70, "adadelta", 0.003, trains_clusters=True, affine_weight=0.05)
     sampling: SamplingSettings = SamplingSettings()
+    saving: SavingSettings = SavingSettings()
+    precision: str = "fp32"  # or "bf16": faster where there is hardware for it; numbers change in the third digit
+    speed: str = "auto"  # what makes this machine fast and changes no more than the last digits; "off": plain PyTorch
     lpips_required: bool = True  # whether part 12 stops where LPIPS has no weights, or records it as unavailable
 
 
@@ -181,9 +199,12 @@ def _check(settings: Settings) -> None:
             f"but is {settings.sampling.steps}."
         )
     choices = {
+        "precision": (settings.precision, ("fp32", "bf16")),
+        "speed": (settings.speed, ("auto", "off")),
+        "sampling.sampler": (settings.sampling.sampler, ("ddpm", "ddim", "dpm-solver++", "unipc")),
         "autoencoder.perceptual": (settings.autoencoder.perceptual, ("lpips", "ms-ssim")),
         **{
-            f"{name}.optimizer": (getattr(settings, name).optimizer, ("adadelta", "adam"))
+            f"{name}.optimizer": (getattr(settings, name).optimizer, ("adadelta", "adam", "adamw"))
             for name in ("training", "finetuning1", "finetuning2")
         },
     }

@@ -58,12 +58,13 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor | int, cond_input: Tensor | None = None) -> Tensor:
         """Noisy latents x (B, C, h, w) at time steps t (B,) or one for all -> predicted noise (B, C, h, w).
 
-        cond_input: cluster ids (B,), 0-based; None predicts without a condition.
+        cond_input: cluster ids (B,), 0-based; None, or a negative id for single latents, predicts without a condition.
         """
         t = torch.as_tensor(t, device=x.device).reshape(-1)
         t_emb = self.t_proj(get_time_embedding(t, self.t_emb_dim))
         if cond_input is not None:
-            t_emb = t_emb + self.class_emb(cond_input)
+            conditioned = (cond_input >= 0)[:, None]
+            t_emb = t_emb + torch.where(conditioned, self.class_emb(cond_input.clamp_min(0)), 0.0)
 
         out = self.conv_in(x)
         skips = []

@@ -1,16 +1,21 @@
 """The diffusion process and sampling from it."""
 
+import errno
+import sys
+
 import numpy as np
 import pytest
 import torch
 from conftest import shared
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from PIL import Image
 from test_models import relative_error
 
+from pfiles import sampling
 from pfiles.errors import InputError
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
-from pfiles.sampling import generate_to_folder, image_seeds, sample, timesteps
+from pfiles.samplers import make_solver, timesteps
+from pfiles.sampling import generate_to_folder, image_seeds, sample
 from pfiles.unet_cond_base import UNet
 
 LATENT = (4, 8, 8)
@@ -67,6 +72,48 @@ def test_reverse_step_agrees_with_diffusers(steps):
         torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)  # theirs is float32 throughout
 
 
+@pytest.mark.parametrize(("t", "t_prev"), [(999, 979), (499, 479), (19, -1)])
+def test_ddim_step_agrees_with_diffusers(t, t_prev):
+    theirs = DDIMScheduler(1000, 1e-4, 0.02, "linear", clip_sample=False, timestep_spacing="trailing")
+    theirs.set_timesteps(50)
+    x, predicted = torch.randn(2, 3, *LATENT, generator=torch.Generator().manual_seed(1))
+    expected = theirs.step(predicted, t, x).prev_sample
+    torch.testing.assert_close(
+        LinearNoiseScheduler().ddim_step(x, predicted, t, t_prev), expected, rtol=2e-4, atol=2e-4
+    )
+
+
+@pytest.mark.parametrize(("name", "steps"), [("euler", 10), ("dpm-solver++", 20), ("unipc", 25)])
+def test_impossible_samplers(name, steps):
+    with pytest.raises(InputError, match=r"Unknown sampler|needs fewer than 20 steps"):
+        make_solver(name, LinearNoiseScheduler(20), steps)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(InputError, match="needs the package diffusers: pip install"):
+        make_solver("unipc", LinearNoiseScheduler(), 10)
+
+
+def test_guidance_moves_along_the_difference(unet):
+    """Noise of weight w is w times the conditional minus w - 1 times the unconditional one, at every step."""
+    unet.requires_grad_(False)
+    clusters, seeds = torch.tensor([0, 1]), image_seeds(0, range(2))
+
+    class Mixed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unet = unet
+
+        def forward(self, x, t, cond):
+            return 3 * self.unet(x, t, cond) - 2 * self.unet(x, t)
+
+    arguments = (LinearNoiseScheduler(20), lambda z: z[:, :3] / 4 + 0.5, clusters, seeds, LATENT, 5)
+    guided = sample(unet, *arguments, guidance=3.0, progress=False)
+    assert (guided.int() - sample(Mixed(), *arguments, progress=False).int()).abs().max() <= 1
+    assert not torch.equal(guided, sample(unet, *arguments, progress=False))
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 50, 1000])
 def test_timesteps_go_from_the_last_to_the_first(num_steps):
     steps = timesteps(1000, num_steps)
@@ -97,20 +144,25 @@ class ExactNoise(torch.nn.Module):
         return (1 - alpha_bar).sqrt() * (x - alpha_bar.sqrt() * mean) / variance
 
 
-def test_sampling_recovers_a_known_distribution():
+@pytest.mark.parametrize(
+    ("sampler", "steps", "tolerance"),
+    [("ddpm", 1000, 0.02), ("ddim", 100, 0.03), ("dpm-solver++", 20, 0.03), ("unipc", 20, 0.03)],
+)
+def test_sampling_recovers_a_known_distribution(sampler, steps, tolerance):
+    """Also latents far beyond [-1, 1], which a sampler that clips would never reach."""
     scheduler = LinearNoiseScheduler()
     network = ExactNoise(scheduler, means=[2.0, -3.0], std=0.4)
     drawn = []
     clusters = [0, 1] * 20
     sample(
         network, scheduler, lambda z: drawn.append(z) or z[:, :3], clusters, image_seeds(0, range(40)), (3, 16, 16),
-        progress=False,
+        steps, sampler=sampler, progress=False,
     )  # fmt: skip
     z = torch.cat(drawn)
     for cluster, mean in ((0, 2.0), (1, -3.0)):
         found = z[cluster::2]
         assert found.mean().item() == pytest.approx(mean, abs=0.02)
-        assert found.std().item() == pytest.approx(0.4, abs=0.02)
+        assert found.std().item() == pytest.approx(0.4, abs=tolerance)
 
 
 @pytest.fixture
@@ -122,7 +174,9 @@ def unet():
 
 def draw(unet, cluster_ids, seeds, batch_size=100):
     scheduler = LinearNoiseScheduler(20)
-    return sample(unet, scheduler, lambda z: z[:, :3] / 4 + 0.5, cluster_ids, seeds, LATENT, 5, batch_size, False)
+    return sample(
+        unet, scheduler, lambda z: z[:, :3] / 4 + 0.5, cluster_ids, seeds, LATENT, 5, batch_size, progress=False
+    )
 
 
 def test_an_image_depends_on_its_seed_and_cluster_alone(unet):
@@ -175,3 +229,25 @@ def test_generation_goes_on_where_it_stopped(unet, tmp_path):
         generate_to_folder(counted, tmp_path / "whole", numbers, clusters, 5, 2, {"unet": "b"})
     with pytest.raises(InputError, match=r"images of another run, such as 2\.png"):
         generate_to_folder(counted, tmp_path / "whole", [1, 3, 10, 11], clusters[:4], 5, 2, {"unet": "a"})
+
+
+def test_shares_of_several_jobs_are_the_whole(unet, tmp_path):
+    numbers, clusters = [1, 2, 3, 10, 11], torch.tensor([0, 1, 2, 0, 1])
+    arguments = (lambda **kw: draw(unet, **kw), tmp_path / "shares", numbers, clusters, 5, 2, {"unet": "a"})
+    generate_to_folder(*arguments, only=(3, 10))
+    assert sorted(path.name for path in (tmp_path / "shares").glob("*.png")) == ["10.png", "3.png"]
+    generate_to_folder(*arguments, only=(1, 2))
+    generate_to_folder(*arguments, only=(11, 11))
+    generate_to_folder(arguments[0], tmp_path / "whole", *arguments[2:])
+    for number in numbers:
+        one, other = (np.asarray(Image.open(tmp_path / name / f"{number}.png")) for name in ("shares", "whole"))
+        assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+
+
+def test_a_full_disk_is_told(unet, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sampling, "write_tiles", full)
+    with pytest.raises(OSError, match="No space left"):
+        generate_to_folder(lambda **kw: draw(unet, **kw), tmp_path, [1, 2], torch.tensor([0, 1]), 5, 1, {})

@@ -10,9 +10,11 @@ from pfiles.paths import ROOT
 
 LAYERS = (
     {"errors"},
+    {"processes"},
     {"paths", "settings", "runtime"},
+    {"speed", "logs"},
     {"blocks", "discriminator", "classifier", "linear_noise_scheduler", "losses", "lpips", "data"},
-    {"vqvae", "unet_cond_base", "lpips_metric", "clustering"},
+    {"vqvae", "unet_cond_base", "lpips_metric", "clustering", "samplers"},
     {"checkpoints", "latents"},
     {"training", "sampling", "metrics", "figures"},
     {"__main__"},

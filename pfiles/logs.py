@@ -1,0 +1,49 @@
+"""What a training tells while it runs: a `log.csv`, TensorBoard event files, and a table in the notebook."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from IPython import get_ipython
+from IPython.display import display
+
+from pfiles.paths import atomic_write
+from pfiles.processes import is_first
+
+SHOWN = 5  # epochs in the notebook's table
+
+History = list[dict[str, float]]  # one row per epoch: the mean of each loss term, and how the epoch went
+
+
+class TrainingLog:
+    """The log of one training in `folder`; `done` epochs are in it already."""
+
+    def __init__(self, folder: Path, done: int):
+        self.csv = folder / "log.csv"
+        self._table = None
+        if is_first():
+            from torch.utils.tensorboard import SummaryWriter  # seconds to import
+
+            folder.mkdir(parents=True, exist_ok=True)
+            self._events = SummaryWriter(str(folder), purge_step=done + 1)
+
+    def write(self, history: Sequence[dict[str, float]]) -> None:
+        """Add the last row of `history`, whose rows before it are written already."""
+        if not is_first():
+            return
+        table = pd.DataFrame(history)
+        with atomic_write(self.csv) as file:
+            file.write(table.to_csv(index=False).encode())
+        for name, value in history[-1].items():
+            self._events.add_scalar(name, value, history[-1]["epoch"])
+        self._events.flush()
+        if get_ipython() is not None:
+            recent = table.tail(SHOWN).round(4)
+            if self._table is None:
+                self._table = display(recent, display_id=True)
+            else:
+                self._table.update(recent)
+
+    def close(self) -> None:
+        if is_first():
+            self._events.close()

@@ -1,0 +1,134 @@
+"""Several processes that train or generate together, started by torchrun or by accelerate's notebook_launcher.
+
+One process needs none of this: there every function does nothing, or gives back what it got.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
+
+from pfiles.errors import InputError
+
+TIMEOUT = timedelta(minutes=10)  # how long a process waits for the others before it gives up
+
+Items = TypeVar("Items", Tensor, Sequence)
+
+
+def join() -> None:
+    """Join the other processes of this job, if it has any; only the first one prints.
+
+    Raises InputError where processes were started in a way that would leave each of them working alone.
+    """
+    expected = int(os.environ.get("WORLD_SIZE", 1))
+    alone = {name: value for name, value in os.environ.items() if name == "SLURM_NTASKS" and value != "1"}
+    alone |= {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
+    if "WORLD_SIZE" not in os.environ and alone:
+        raise InputError(
+            f"This process was started as one of several ({', '.join(f'{n}={v}' for n, v in alone.items())}) but "
+            "cannot find the others, so that each would work alone: start it with torchrun."
+        )
+    if expected > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if not is_first():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+    if world_size() != expected:
+        raise InputError(f"WORLD_SIZE is {expected}, but {world_size()} processes found each other.")
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return rank() == 0
+
+
+def share(items: Items) -> Items:
+    """This process's part of `items`, contiguous; the parts of all processes differ by at most one in length."""
+    begin, end = (len(items) * (rank() + i) // world_size() for i in (0, 1))
+    return items[begin:end]
+
+
+def distribute(network: nn.Module) -> nn.Module:
+    """`network`, such that its gradients become the means over all processes."""
+    return DistributedDataParallel(network, broadcast_buffers=False) if world_size() > 1 else network
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of `x` over all processes, without gradient."""
+    if world_size() > 1:
+        x = x.detach().clone()
+        dist.all_reduce(x)
+    return x
+
+
+def differentiable_total(x: Tensor) -> Tensor:
+    """The sum of `x` over all processes; the gradient reaches every process's share."""
+    return _Total.apply(x) if world_size() > 1 else x
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return total(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return total(gradient.contiguous())
+
+
+def agree(number: int | None, device: torch.device) -> int:
+    """The largest of all processes' numbers (None: 0), for decisions they must take together."""
+    if world_size() == 1:
+        return number or 0
+    numbers = torch.tensor(number or 0, device=device)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return int(numbers)
+
+
+def wait_for_all() -> None:
+    """Go on when every process is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def progress(*args: Any, **options: Any) -> tqdm:
+    """A tqdm progress bar, shown by the first process alone."""
+    return tqdm(*args, **{"disable": not is_first(), **options})
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch's batch norm, with the statistics of the whole batch where several processes share one.
+
+    torch's own SyncBatchNorm runs on GPUs only.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        self.num_batches_tracked.add_(1)
+        wide = x.float()
+        count = total(torch.tensor(float(x.numel() / x.shape[1]), device=x.device))
+        mean = differentiable_total(wide.sum((0, 2, 3))) / count
+        centred = wide - mean[:, None, None]
+        variance = differentiable_total(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight / (variance + self.eps).sqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
