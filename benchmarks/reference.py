@@ -131,8 +131,9 @@ def ssim_one_by_one(originals: Sequence[Path], generated: Sequence[Path]) -> lis
 def ms_ssim_one_by_one(originals: Sequence[Path], generated: Sequence[Path]) -> list[float]:
     """MS-SSIM of each pair of image files at the published size through torchmetrics.
 
-    torchmetrics averages over the colour channels before it multiplies the scales, pytorch-msssim after, and at an odd
-    side, as of the published 231 px, it drops the last row where the other pads: the same work, other values.
+    The same work as pytorch-msssim's, with other values for unlike images: torchmetrics counts a reflected border at
+    the coarsest scale, averages over the colour channels before it multiplies the scales, and drops the last row of
+    an odd side.
     """
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as score
 
