@@ -32,8 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     device = args.device
     size = make_size(args.size, device, args.precision)
+    by_name = {item.name: item for item in ITEMS}
     names = args.only or [item.name for item in ITEMS if item.on_cpu or device != "cpu"]
-    out = args.out or _result_file(device)
+    out = args.out or ROOT / "benchmarks" / "results"
+    if out.suffix != ".json":
+        out = out / _result_name(device)
 
     machine = device_name(device)
     print(f"{machine}, torch {torch.__version__}, size {args.size}, {args.repetitions} repetitions")
@@ -55,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     flops = count_flops(size.settings)
     print(COLUMNS.format("work", "reference", "product", "ratio", "peak memory, MB", "of ceiling"))
-    for item in (item for item in ITEMS if item.name in names):
+    for item in map(by_name.get, names):
         try:
             measured = measure(item, size, device, args.repetitions, limits, flops)
         except MeasurementError as error:
@@ -81,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repetitions", type=_count, default=3, metavar="N", help="that count, after one; default 3")
     parser.add_argument("--device", default=pick_device().type, choices=("cpu", "cuda"), help="default: a GPU if any")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="the product's; default bf16 on a GPU, else fp32")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file to write")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=".json file, or folder for <device>-<date>.json")
     return parser
 
 
@@ -91,9 +94,9 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _result_file(device: str) -> Path:
+def _result_name(device: str) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
-    return ROOT / "benchmarks" / "results" / f"{slug}-{date.today().isoformat()}.json"
+    return f"{slug}-{date.today().isoformat()}.json"
 
 
 def measure(

@@ -5,7 +5,7 @@
 #     bash benchmarks/gpu.sh [TILES]
 #
 # TILES   a folder, .zip or .npy of tiles; without it the embedded tissue
-# OUT     folder for JSON, pictures and logs; default benchmarks/results
+# OUT     folder for JSON, pictures and the log; default benchmarks/results
 # PYTHON  default python3; made for Python 3.12 with PyTorch 2.11, needs pytest and torchmetrics besides requirements.txt
 # TINY=1  the same at tiny sizes, on a CPU too, in under two minutes
 #
@@ -20,7 +20,8 @@ tiles=${1:-embedded}
 OUT=${OUT:-benchmarks/results}
 mkdir -p "$OUT" || exit
 OUT=$(cd "$OUT" && pwd)
-export PYTHONUNBUFFERED=1
+export PYTHONUNBUFFERED=1 TQDM_MININTERVAL=20
+exec > >(tee "$OUT/gpu.log") 2>&1
 
 if compgen -G '.whl/*.whl' > /dev/null; then
     site=$(mktemp -d)
@@ -29,35 +30,37 @@ if compgen -G '.whl/*.whl' > /dev/null; then
     export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
 fi
 
+items=(stage batch ddpm-10000 solver-10000 unet ddpm solver data metrics) # the dearest first
 if [ "${TINY:-0}" = 1 ]; then
-    measure=(--size tiny --repetitions 1 --only stage batch ddpm-10000 solver-10000 unet ddpm solver data metrics)
+    measure=(--size tiny --repetitions 1 --only "${items[@]}")
     look=(--size tiny --minutes 0.2)
 elif "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    measure=(--repetitions 2 --only stage batch ddpm-10000 solver-10000 unet ddpm solver data metrics)
+    measure=(--repetitions 2 --only "${items[@]}")
     look=(--minutes 3.4)
 else
-    echo "error: PyTorch sees no GPU here: TINY=1 bash benchmarks/gpu.sh runs this at tiny sizes on a CPU." >&2
+    echo "error: PyTorch sees no GPU here: TINY=1 bash benchmarks/gpu.sh runs this at tiny sizes on a CPU."
     exit 2
 fi
 
 report=()
 failed=0
-step() { # NAME LIMIT_S COMMAND...: run it, show and keep what it prints, go on whatever happens
+step() { # NAME LIMIT_S COMMAND...: go on whatever happens
     local name=$1 limit=$2 began=$SECONDS status
     shift 2
     printf '\n== %s\n' "$name"
-    timeout --kill-after=5 "$limit" "$@" 2> >(tee "$OUT/$name.err" | tr '\r' '\n' | tail -n 15 >&2) | tee "$OUT/$name.log"
-    status=${PIPESTATUS[0]}
-    [ "$status" = 0 ] || failed=1
-    [ "$status" = 124 ] && status="124, stopped at its limit of $limit s"
+    timeout --kill-after=5 "$limit" "$@"
+    status=$?
+    [ $status = 0 ] || failed=1
+    [ $status = 124 ] && status="124, stopped at its limit of $limit s"
     report+=("$(printf '%-14s %4d s   exit status %s' "$name" $((SECONDS - began)) "$status")")
 }
 
 step environment 25 "$PYTHON" -m torch.utils.collect_env
 step tests 100 "$PYTHON" -m pytest -m gpu -rs -p no:cacheprovider tests/test_gpu.py
-step benchmarks 175 "$PYTHON" -m benchmarks "${measure[@]}" --out "$OUT/benchmarks.json"
+step benchmarks 175 "$PYTHON" -m benchmarks "${measure[@]}" --out "$OUT"
 step look 230 "$PYTHON" -m benchmarks.train_and_look "$tiles" "${look[@]}" --out "$OUT"
 
 printf '\n== summary, results in %s\n' "$OUT"
 printf '%s\n' "${report[@]}"
+sleep 1 # until the log is written
 exit $failed

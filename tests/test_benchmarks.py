@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import date
 
 import numpy as np
 import pytest
@@ -254,13 +255,14 @@ def test_a_broken_side_is_reported(job, message):
 
 
 def test_every_item_is_measured_and_written(tmp_path, capsys):
-    out = tmp_path / "result.json"
     names = [item.name for item in items.ITEMS]
     status = command.main(
-        ["--size", "tiny", "--device", "cpu", "--repetitions", "2", "--out", str(out), "--only", *names]
+        ["--size", "tiny", "--device", "cpu", "--repetitions", "2", "--out", str(tmp_path), "--only", *names]
     )
     printed = capsys.readouterr().out
     assert status == 0
+    (out,) = tmp_path.iterdir()
+    assert out.name.endswith(f"-{date.today().isoformat()}.json")
     result = json.loads(out.read_text())
     assert result["threads"] == torch.get_num_threads()
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -371,7 +373,7 @@ def test_gpu_script_runs_every_step_and_tells_of_a_failure(tmp_path):
 def test_gpu_script_names_the_way_without_a_gpu(tmp_path):
     done = run_script(tmp_path, "exit 1")
     assert done.returncode == 2
-    assert "TINY=1" in done.stderr
+    assert "TINY=1" in done.stdout
 
 
 def test_gpu_tests_are_skipped_with_a_reason():
