@@ -2,6 +2,7 @@
 
     python -m pfiles demo [--out DIR]
     python -m pfiles run --data PATH --preset NAME --clusters 14 --clustering classifier --out DIR
+    torchrun --nproc-per-node 4 -m pfiles cells part_1_training --data PATH --out DIR
 
 The notebooks are the only place where the order of work within a step is written; this only runs them one after the
 other with the given parameters, and prints what they recorded.
@@ -12,9 +13,12 @@ import ast
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +28,9 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from pfiles.clustering import CLUSTERINGS, check_clustering
 from pfiles.data import load_tiles
-from pfiles.errors import InputError
+from pfiles.errors import InputError, TerminatedError
 from pfiles.paths import ROOT, Paths, atomic_write, read_json, write_json
+from pfiles.runtime import versions
 from pfiles.settings import PRESETS, get_settings
 
 NOTEBOOKS = (
@@ -46,16 +51,26 @@ NOTEBOOKS = (
     "clusters_14/part_12_LPIPS",
     "internal_cluster_validation_metrics",
 )
+SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: TerminatedError}  # and what they end as
+STOPPED = {error.__name__: 128 + number for number, error in SIGNALS.items()}
+STOPPED_MESSAGE = "Stopped between two trainings: run the same command again to go on."
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 done, 1 a notebook failed, 2 something given is wrong."""
+    """Run a command and return its exit status.
+
+    0 done, 1 a notebook failed, 2 something given is wrong, 130 or 143 stopped by Ctrl-C or SIGTERM.
+    """
     args = _parser().parse_args(arguments)
     try:
-        return _run(args)
+        return {"demo": _run, "run": _run, "cells": _cells}[args.command](args)
     except InputError as error:
+        if args.debug:
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,12 +78,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="everything at small size on embedded tissue: minutes on two CPU cores")
     run = commands.add_parser("run", help="everything on your tiles")
+    cells = commands.add_parser("cells", help="one notebook's code, in this process; what torchrun starts")
+    cells.add_argument("notebook", help="such as part_1_training")
     demo.set_defaults(data="embedded", preset="demo", clusters=14, clustering="classifier")
-    run.add_argument("--data", help=".npy, folder or .zip of tiles, or 'embedded'; default $KPC_DATA, then 'embedded'")
-    run.add_argument("--preset", default="paper", help=f"{' or '.join(PRESETS)}; default paper")
-    run.add_argument("--clusters", type=int, default=14, metavar="K", help="number of clusters; default 14")
-    run.add_argument("--clustering", default="classifier", help=f"{' or '.join(CLUSTERINGS)}; default classifier")
-    for command in (demo, run):
+    for command in (run, cells):
+        command.add_argument("--data", help=".npy, folder or .zip of tiles, or 'embedded'; default $KPC_DATA, or that")
+        command.add_argument("--preset", default="paper", help=f"{' or '.join(PRESETS)}; default paper")
+        command.add_argument("--clusters", type=int, default=14, metavar="K", help="number of clusters; default 14")
+        command.add_argument("--clustering", default="classifier", help=f"{' or '.join(CLUSTERINGS)}")
+    for command in (demo, run, cells):
         command.add_argument("--out", help="folder for all results; default: this repository's own folders")
         command.add_argument("--seed", type=int, help="the notebooks' own seeds where this is not given")
         command.add_argument(
@@ -76,15 +94,17 @@ def _parser() -> argparse.ArgumentParser:
             help="change a setting, such as training.epochs=2; may be repeated",
         )  # fmt: skip
         command.add_argument("--restart", action="store_true", help="train anew where a run was begun before")
+        command.add_argument("--debug", action="store_true", help="show where in the code an input was refused")
     return parser
 
 
-def _run(args: argparse.Namespace) -> int:
+def _parameters(args: argparse.Namespace) -> dict[str, Any]:
+    """The values for the notebooks' parameter cells; refuses wrong ones before any work."""
     overrides = _overrides(args.overrides)
     settings = get_settings(args.preset, overrides)
     check_clustering(args.clustering)
     out = None if args.out is None else str(Path(args.out).expanduser().absolute())
-    paths = Paths(args.clusters, out)
+    Paths(args.clusters, out)
     data = args.data or os.environ.get("KPC_DATA") or "embedded"
     if data != "embedded":
         data = str(Path(data).expanduser().resolve())  # the notebooks run in folders of their own
@@ -99,9 +119,35 @@ def _run(args: argparse.Namespace) -> int:
         "out": out,
         "restart": args.restart,
     }
-    if args.seed is not None:
-        parameters["seed"] = args.seed
+    return parameters if args.seed is None else {**parameters, "seed": args.seed}
 
+
+def _cells(args: argparse.Namespace) -> int:
+    known = {name.rpartition("/")[2]: name for name in NOTEBOOKS}
+    name = known.get(args.notebook.removesuffix(".ipynb").rpartition("/")[2])
+    if name is None:
+        raise InputError(f"There is no notebook {args.notebook!r}: choose one of {', '.join(known)}.")
+    run_cells(ROOT / f"{name}.ipynb", _parameters(args))
+    return 0
+
+
+def run_cells(notebook: Path, parameters: Mapping[str, Any]) -> None:
+    """Run a notebook's code in this process with some of its parameters changed, as a script; figures are not shown.
+
+    For torchrun and accelerate's notebook_launcher, which start the same code in several processes.
+    """
+    os.environ["MPLBACKEND"] = "Agg"
+    os.chdir(notebook.parent)
+    names: dict[str, Any] = {}
+    for number, cell in enumerate(_with_parameters(notebook, parameters).cells):
+        if cell.cell_type == "code":
+            exec(compile(cell.source, f"{notebook.name}, cell {number}", "exec"), names)
+
+
+def _run(args: argparse.Namespace) -> int:
+    parameters = _parameters(args)
+    settings = get_settings(args.preset, parameters["overrides"])
+    paths = Paths(args.clusters, parameters["out"])
     began = time.monotonic()
     for number, name in enumerate(NOTEBOOKS, start=1):
         print(f"[{number:2}/{len(NOTEBOOKS)}] {name} ", end="", flush=True)
@@ -109,14 +155,25 @@ def _run(args: argparse.Namespace) -> int:
         target = paths.root / "executed" / f"{name.replace('clusters_14', paths.cluster_folder.name)}.ipynb"
         failure = execute(ROOT / f"{name}.ipynb", target, parameters)
         if failure is not None:
-            print("failed", flush=True)
-            print(f"error: {failure[1]}\nThe notebook up to there: {target}", file=sys.stderr)
-            return 2 if failure[0] == InputError.__name__ else 1
+            kind, message = failure
+            print("stopped" if kind in STOPPED else "failed", flush=True)
+            print(
+                f"{'' if kind in STOPPED else 'error: '}{message}\nThe notebook up to there: {target}", file=sys.stderr
+            )
+            return {InputError.__name__: 2, **STOPPED}.get(kind, 1)
         print(f"{time.monotonic() - started:.0f} s", flush=True)
 
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     summary = read_json(paths.summary, {})
-    summary["run"] = {**parameters, "seconds": round(time.monotonic() - began), "peak_memory_gb": round(peak, 2)}
+    tiles = load_tiles(parameters["data"], settings.image_size_px, settings.max_train_tiles)
+    summary["run"] = {
+        **parameters,
+        "settings": asdict(settings),
+        "data_fingerprint": tiles.fingerprint(),
+        "versions": versions(),
+        "seconds": round(time.monotonic() - began),
+        "peak_memory_gb": round(peak, 2),
+    }
     write_json(paths.summary, summary)
     _print_summary(summary, paths)
     return 0
@@ -139,15 +196,11 @@ def _overrides(pairs: list[str]) -> dict[str, Any]:
 def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> tuple[str, str] | None:
     """Run a notebook in its own folder with some of its parameters changed, and write it with its outputs to `target`.
 
-    Only names that the cell tagged "parameters" assigns are changed, in a cell put behind it.
+    Only names that the cell tagged "parameters" assigns are changed, in a cell put behind it. An interrupt or SIGTERM
+    goes on to the notebook, whose trainings then leave a resume point.
     Returns None, or the name and the message of the error that stopped it.
     """
-    book = nbformat.read(notebook, as_version=4)
-    index, cell = next((i, c) for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", []))
-    known = {name.id for node in ast.parse(cell.source).body for name in getattr(node, "targets", ())}
-    source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items() if name in known)
-    injected = nbformat.v4.new_code_cell(source, metadata={"tags": ["injected-parameters"]})
-    book.cells.insert(index + 1, injected)
+    book = _with_parameters(notebook, parameters)
     # this Python's own kernel, whatever "python3" a user has registered
     os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
     client = NotebookClient(
@@ -157,16 +210,39 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> tupl
         resources={"metadata": {"path": notebook.parent}},
         extra_arguments=["--log-level=ERROR"],  # a kernel warns about its local ports each time it starts
     )
+    received: list[int] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        received.append(number)
+        if client.km is not None and client.km.has_kernel:
+            os.kill(client.km.provisioner.pid, number)
+
+    handlers = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
-        client.execute()
+        with ThreadPoolExecutor(1) as pool:  # in the main thread nbclient would shut the notebook down on a signal
+            pool.submit(client.execute).result()
     except CellExecutionError as error:
         return error.ename, error.evalue
     except (DeadKernelError, AssertionError):  # the latter from nbclient, which asserts that it still has a kernel
+        if received:
+            return SIGNALS[received[0]].__name__, STOPPED_MESSAGE
         return "DeadKernelError", "the notebook's process ended, most likely because memory ran out."
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         with atomic_write(target) as file:
             file.write(nbformat.writes(book).encode())
-    return None
+    return (SIGNALS[received[0]].__name__, STOPPED_MESSAGE) if received else None
+
+
+def _with_parameters(notebook: Path, parameters: Mapping[str, Any]) -> nbformat.NotebookNode:
+    """The notebook with a cell behind its parameters that changes those it has."""
+    book = nbformat.read(notebook, as_version=4)
+    index, cell = next((i, c) for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", []))
+    known = {name.id for node in ast.parse(cell.source).body for name in getattr(node, "targets", ())}
+    source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items() if name in known)
+    book.cells.insert(index + 1, nbformat.v4.new_code_cell(source, metadata={"tags": ["injected-parameters"]}))
+    return book
 
 
 def _print_summary(summary: Mapping[str, Any], paths: Paths) -> None:
@@ -174,6 +250,8 @@ def _print_summary(summary: Mapping[str, Any], paths: Paths) -> None:
     own_folder = f"{paths.cluster_folder.name}/"
     print("\nnotebook                                             metric                             value")
     for section, values in summary.items():
+        if section == "run":
+            values = {name: values[name] for name in ("data_fingerprint", "seconds", "peak_memory_gb")}
         if "/" in section and not section.startswith(own_folder):
             continue  # another number of clusters in the same folder
         for name, value in _rows(values):

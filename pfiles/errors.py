@@ -3,3 +3,14 @@
 
 class InputError(ValueError):
     """Something given from outside is wrong: one sentence says what was expected, what came and what to do."""
+
+
+class TerminatedError(SystemExit):
+    """SIGTERM ended a training after it had left a resume point; the program's exit status is 143."""
+
+    def __init__(self, message: str):
+        super().__init__(143)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message

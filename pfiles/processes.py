@@ -5,7 +5,8 @@ One process needs none of this: there every function does nothing, or gives back
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -105,6 +106,21 @@ def wait_for_all() -> None:
     """Go on when every process is here."""
     if world_size() > 1:
         dist.barrier()
+
+
+@contextmanager
+def lost_processes_told() -> Iterator[None]:
+    """Inside the block a lost connection to another process ends this one with a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or any(word in str(error).lower() for word in ("gloo", "nccl"))
+        if world_size() == 1 or not lost:
+            raise
+        raise SystemExit(
+            "Another process of this job has ended, so this one ends too: look above for its reason, then start the "
+            "same job again; it goes on from the last resume point."
+        ) from error
 
 
 def progress(*args: Any, **options: Any) -> tqdm:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from pfiles import processes
+from pfiles.errors import TerminatedError
 
 
 def pick_device() -> torch.device:
@@ -73,9 +74,7 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
 def stop(received: int, message: str) -> NoReturn:
     """End the program as the noted signal would have, with a message: exit status 130 or 143."""
     print(message, flush=True)
-    if received == signal.SIGINT:
-        raise KeyboardInterrupt(message)
-    raise SystemExit(128 + received)
+    raise KeyboardInterrupt(message) if received == signal.SIGINT else TerminatedError(message)
 
 
 @contextmanager

@@ -317,6 +317,8 @@ def _train(
         weights = {name: part.state_dict() for name, part in parts.items()}
         save_resume_point(run.folder, run.identity, {**state, "parts": weights, "counters": dict(counters or {})})
 
+    for part in run.folder.glob(".*.part"):
+        part.unlink(missing_ok=True)  # of a write that was killed
     log = TrainingLog(run.folder, len(history))
     generator = torch.Generator(device)
     first_bad = torch.full((), -1, device=device)
@@ -328,6 +330,7 @@ def _train(
     with (
         processes.progress(total=total_steps, initial=state["step"], desc=run.name, unit="step") as bar,
         stop_signals() as signal_received,
+        processes.lost_processes_told(),
     ):
         for number in range(state["step"], total_steps):
             epoch, place = divmod(number, steps)

@@ -1,14 +1,19 @@
 """The command line: wrong input ends in one sentence, exit status 2 and nothing written."""
 
 import io
+import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 
 import nbformat
 import numpy as np
 import pytest
-from conftest import make_tiles
+from conftest import TINY, make_tiles
 from PIL import Image
 
 from pfiles.__main__ import NOTEBOOKS, execute, main
@@ -143,3 +148,40 @@ def test_a_zip_without_images(tmp_path, capsys):
         archive.writestr("readme.txt", "no tiles here")
     out = tmp_path / "out"
     assert_refused(["run", "--preset", "demo", "--data", str(tmp_path / "x.zip"), "--out", str(out)], capsys, out)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_a_run_which_then_goes_on(number, status, tmp_path):
+    many = {**TINY, "image_size_px": 64, "autoencoder.epochs": 400}
+    overrides = [part for name, value in many.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    command = [sys.executable, "-m", "pfiles", "run", "--preset", "demo", "--clusters", "3", "--out", str(tmp_path)]
+    run = subprocess.Popen([*command, *overrides], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "kpc_ldm" / "autoencoder_training" / "log.csv"
+    while not log.exists():
+        time.sleep(0.1)
+        assert run.poll() is None
+    began = time.monotonic()
+    run.send_signal(number)
+    out, err = run.communicate(timeout=60)
+    assert time.monotonic() - began < 15
+    assert run.returncode == status
+    assert out.rstrip().endswith("stopped")
+    assert re.match(r"autoencoder stopped after step \d+ of \d+: run it again to go on.\n", err)
+    assert (log.parent / "resume.pt").exists()
+
+
+def test_a_notebook_runs_as_a_script(tmp_path):
+    """Also in two processes that torchrun starts: one set of files, each written once."""
+    tiny = {**TINY, "image_size_px": 64}
+    overrides = [part for name, value in tiny.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    arguments = ["--preset", "demo", "--clusters", "3", "--out", str(tmp_path), *overrides]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for command in ([sys.executable], torchrun):
+        done = subprocess.run(
+            [*command, "-m", "pfiles", "cells", "train_autoencoder", *arguments],
+            cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Saved ") == 1
+    assert "autoencoder is done already" in done.stdout
+    assert main(["cells", "part_99", *arguments]) == 2

@@ -1,0 +1,88 @@
+"""The five long jobs at tiny size, each as a function of the folder it leaves its result in; `test_kill` kills them."""
+
+from contextlib import redirect_stdout
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from conftest import TINY, make_tiles
+
+from pfiles import latents, training
+from pfiles.clustering import make_clustering
+from pfiles.discriminator import Discriminator
+from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.paths import atomic_write
+from pfiles.runtime import seeded
+from pfiles.sampling import generate_to_folder, sample
+from pfiles.settings import SavingSettings, get_settings
+from pfiles.speed import Speed
+from pfiles.unet_cond_base import UNet
+from pfiles.vqvae import VQVAE
+
+K = 3
+NUM_IMAGES = 24
+SETTINGS = get_settings("demo", TINY)
+
+
+def _run(folder: Path, name: str) -> training.Run:
+    saving = SavingSettings(every_minutes=0)  # a resume point after every step
+    return training.Run(name, 7, 8, folder, {"job": name}, saving, Speed(channels_last=True, fused=True))
+
+
+def _networks() -> tuple[VQVAE, Discriminator, UNet, torch.nn.Module]:
+    with seeded(0, "killed"):
+        return (
+            VQVAE(**SETTINGS.autoencoder.vqvae),
+            Discriminator(**SETTINGS.autoencoder.discriminator),
+            UNet(16, K, **SETTINGS.diffusion.unet),
+            make_clustering("classifier", 16, K),
+        )
+
+
+def _images() -> torch.Tensor:
+    return torch.tensor(make_tiles(24)).permute(0, 3, 1, 2).contiguous()
+
+
+def _finish(folder: Path, *networks: torch.nn.Module) -> None:
+    with atomic_write(folder / "result.pt") as file:
+        torch.save([network.state_dict() for network in networks], file)
+
+
+def autoencoder(folder: Path) -> None:
+    vqvae, discriminator, _, _ = _networks()
+    settings = replace(SETTINGS.autoencoder, epochs=6)
+    perceptual = training.make_perceptual(settings, "cpu")
+    training.train_autoencoder(vqvae, discriminator, _images(), perceptual, settings, _run(folder, "autoencoder"))
+    _finish(folder, vqvae, discriminator)
+
+
+def stage(name: str, folder: Path) -> None:
+    vqvae, _, unet, clusters = _networks()
+    vqvae.eval().requires_grad_(False)
+    images = _images()
+    codes = latents.encode_tiles(vqvae, images)
+    settings = replace(SETTINGS.diffusion, condition_dropout=0.1, min_snr_gamma=5.0, dihedral_views=True)
+    how = replace(getattr(SETTINGS, name), epochs=8, ema_decay=0.99, warmup_steps=10)
+    training.train_stage(unet, clusters, vqvae, images, codes, settings, how, _run(folder, name))
+    _finish(folder, unet, clusters)
+
+
+def images(folder: Path) -> None:
+    vqvae, _, unet, _ = _networks()
+    draw = partial(
+        sample, unet, LinearNoiseScheduler(20), vqvae.decode, latent_shape=vqvae.latent_shape(48), num_steps=5,
+        progress=False,
+    )  # fmt: skip
+    generate_to_folder(draw, folder, range(NUM_IMAGES), torch.arange(NUM_IMAGES) % K, 3, 1, {"job": "images"})
+
+
+JOBS = {"autoencoder": autoencoder, "images": images}
+JOBS |= {name: partial(stage, name) for name in ("training", "finetuning1", "finetuning2")}
+
+
+def do(name: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    folder.mkdir(exist_ok=True)
+    with open(folder / "printed.txt", "a") as out, redirect_stdout(out):
+        JOBS[name](folder)

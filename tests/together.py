@@ -1,0 +1,55 @@
+"""The jobs of `test_processes`, run in one process or in several that torchrun or a launcher started."""
+
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import make_tiles
+from killed import SETTINGS, K, _networks
+
+from pfiles import latents, training
+from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.paths import atomic_write
+from pfiles.runtime import pick_device
+from pfiles.sampling import generate_to_folder, sample
+from pfiles.settings import SavingSettings
+from pfiles.speed import PLAIN
+
+
+def train(folder: Path, epochs: int = 4) -> None:
+    """Twenty steps of the autoencoder's training and as many of the first stage's, in batches of 16, some of 17."""
+    pick_device()
+    images = torch.tensor(make_tiles(82)).permute(0, 3, 1, 2).contiguous()
+    saving = SavingSettings(every_minutes=60)
+    vqvae, discriminator, unet, clusters = _networks()
+    settings = replace(SETTINGS.autoencoder, epochs=epochs, learning_rate=1e-4)
+    run = training.Run("autoencoder", 7, 16, folder / "autoencoder", {}, saving, PLAIN)
+    training.train_autoencoder(
+        vqvae, discriminator, images, training.make_perceptual(settings, "cpu"), settings, run
+    )  # fmt: skip
+
+    vqvae = _networks()[0].eval().requires_grad_(False)  # the same in both, whatever the first training's rounding
+    codes = latents.encode_tiles(vqvae, images)
+    stage = replace(SETTINGS.training, epochs=epochs, learning_rate=1e-4)
+    run = training.Run("training", 7, 16, folder / "training", {}, saving, PLAIN)
+    training.train_stage(unet, clusters, vqvae, images, codes, SETTINGS.diffusion, stage, run)
+    with atomic_write(folder / "result.pt") as file:
+        torch.save([network.state_dict() for network in (discriminator, unet, clusters)], file)
+
+
+def generate(folder: Path) -> None:
+    pick_device()
+    vqvae, _, unet, _ = _networks()
+    draw = partial(
+        sample, unet, LinearNoiseScheduler(20), vqvae.decode, latent_shape=vqvae.latent_shape(48), num_steps=5,
+        progress=False,
+    )  # fmt: skip
+    generate_to_folder(draw, folder, np.arange(1, 12), torch.arange(11) % K, 3, 4, {"job": "images"})
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"train": train, "generate": generate, "long": partial(train, epochs=400)}[sys.argv[1]](Path(sys.argv[2]))
