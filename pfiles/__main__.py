@@ -23,15 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from pfiles.clustering import CLUSTERINGS, check_clustering
 from pfiles.data import load_tiles
+from pfiles.discriminator import Discriminator
 from pfiles.errors import InputError, TerminatedError
 from pfiles.paths import ROOT, Paths, atomic_write, read_json, write_json
 from pfiles.runtime import versions
-from pfiles.settings import PRESETS, get_settings
+from pfiles.settings import PRESETS, Settings, get_settings
+from pfiles.unet_cond_base import UNet
+from pfiles.vqvae import VQVAE
 
 NOTEBOOKS = (
     "train_autoencoder",
@@ -109,6 +113,7 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     if data != "embedded":
         data = str(Path(data).expanduser().resolve())  # the notebooks run in folders of their own
     load_tiles(data, settings.image_size_px, settings.max_train_tiles, args.clusters)
+    _try_networks(settings, args.clusters)
 
     parameters = {
         "n_clusters": args.clusters,
@@ -120,6 +125,24 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
         "restart": args.restart,
     }
     return parameters if args.seed is None else {**parameters, "seed": args.seed}
+
+
+def _try_networks(settings: Settings, n_clusters: int) -> None:
+    """InputError where the settings describe networks that cannot be: they are built without memory and get a tile."""
+    autoencoder, side = settings.autoencoder, settings.image_size_px
+    try:
+        with torch.device("meta"):
+            vqvae = VQVAE(**autoencoder.vqvae)
+            image, _, _ = vqvae(torch.empty(2, 3, side, side))
+            Discriminator(**autoencoder.discriminator)(image)
+            unet = UNet(vqvae.z_channels, n_clusters, **settings.diffusion.unet)
+            unet(torch.empty(2, *vqvae.latent_shape(side)), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
+    except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            "autoencoder.vqvae, autoencoder.discriminator or diffusion.unet describe a network that cannot be built "
+            f"for tiles of {side} px ({reason})."
+        ) from error
 
 
 def _cells(args: argparse.Namespace) -> int:
