@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: .venv/installed  ## the whole pipeline on embedded tissue, results in runs/demo
 	$(BIN)/python -m pfiles demo --out runs/demo
@@ -14,6 +14,9 @@ lint: .venv/installed  ## style of code and notebooks; notebooks hold no outputs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify *.ipynb clusters_14/*.ipynb
+
+bench: .venv/installed  ## speed and memory beside the published way of doing it, minutes; JSON in benchmarks/results
+	$(BIN)/python -m benchmarks
 
 clean:  ## remove the environment and what `make demo` made
 	rm -rf .venv runs/demo .pytest_cache .ruff_cache

@@ -1,0 +1,141 @@
+"""What the measured work starts from: sizes, networks of random weights, tiles, and the operations they need."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import reference
+from pfiles.classifier import Classifier
+from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.runtime import make_generator, seeded
+from pfiles.settings import Settings, get_settings
+from pfiles.unet_cond_base import UNet
+from pfiles.vqvae import VQVAE
+
+N_CLUSTERS = 14
+SOLVER, SOLVER_STEPS = "dpm-solver++", 20  # the fast sampler, and its steps for an image
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the networks are and how much of each work is really done."""
+
+    settings: Settings
+    ceiling: int  # side of the matrices whose product is the ceiling
+    calls: int  # UNet calls in a row
+    stage_steps: int  # steps of the first training
+    tiles: int  # of the data path's 1,000
+    ddpm_steps: int  # of the 1,000 when images are drawn
+    solver_steps: int  # of the solver's
+    single_images: int  # of the 16, drawn one by one
+    pairs: int  # of the 1,000
+    many: int  # of the 10,000
+    many_steps: int  # of the 1,000 when many are drawn
+    batch_sizes: tuple[int, ...]  # tried when many are drawn; the last is used for the 10,000
+
+
+TINY = {
+    "image_size_px": 64,
+    "autoencoder.vqvae": {"down_channels": [8, 8, 16], "num_heads": 2, "norm_channels": 4, "codebook_size": 32},
+    "diffusion.unet": {"down_channels": [16, 16, 16], "t_emb_dim": 16, "num_layers": 1, "num_heads": 2,
+                       "norm_channels": 4, "conv_out_channels": 16},
+}  # fmt: skip
+
+
+def make_size(name: str, device: str, precision: str | None = None) -> Size:
+    """Size "paper" or "tiny" for a device. precision: the product's, by default bf16 on a GPU and fp32 elsewhere."""
+    on_gpu = device.startswith("cuda")
+    chosen = {"precision": precision or ("bf16" if on_gpu else "fp32")}
+    if name == "tiny":
+        return Size(
+            get_settings("demo", TINY | chosen), ceiling=64, calls=1, stage_steps=1, tiles=32, ddpm_steps=2,
+            solver_steps=2, single_images=1, pairs=4, many=8, many_steps=2, batch_sizes=(4, 8),
+        )  # fmt: skip
+    settings = get_settings("paper", chosen)
+    if on_gpu:
+        return Size(
+            settings, ceiling=8192, calls=20, stage_steps=50, tiles=1000, ddpm_steps=50,
+            solver_steps=SOLVER_STEPS, single_images=1, pairs=1000, many=1000, many_steps=200,
+            batch_sizes=(100, 500, 1000),
+        )  # fmt: skip
+    return Size(
+        settings, ceiling=2048, calls=1, stage_steps=1, tiles=64, ddpm_steps=3,
+        solver_steps=5, single_images=2, pairs=100, many=16, many_steps=3, batch_sizes=(1, 4, 16),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations, a multiplication and an addition counting as two."""
+
+    convolutions: float
+    all: float
+
+    def __add__(self, other: "Flops") -> "Flops":
+        return Flops(self.convolutions + other.convolutions, self.all + other.all)
+
+    def __rmul__(self, times: float) -> "Flops":
+        return Flops(times * self.convolutions, times * self.all)
+
+
+def count_flops(settings: Settings) -> dict[str, Flops]:
+    """Of one image: "unet" for a call, "encode" up to the codebook, "decode"."""
+    side = settings.image_size_px
+    with torch.device("meta"):
+        vqvae, unet = VQVAE(**settings.autoencoder.vqvae), UNet(cls=N_CLUSTERS, **settings.diffusion.unet)
+        zero, latent = torch.zeros(1, dtype=torch.int64), torch.empty(1, *vqvae.latent_shape(side))
+        image = torch.empty(1, 3, side, side)
+    counts = {}
+    for name, call in {
+        "unet": lambda: unet(latent, zero, zero),
+        "encode": lambda: vqvae.encode_continuous(image),
+        "decode": lambda: vqvae.decode(latent),
+    }.items():
+        with FlopCounterMode(display=False) as counter:
+            call()
+        by_operation = counter.get_flop_counts()["Global"]
+        counts[name] = Flops(by_operation[torch.ops.aten.convolution], counter.get_total_flops())
+    return counts
+
+
+@dataclass(frozen=True)
+class Networks:
+    vqvae: VQVAE
+    unet: UNet
+    classifier: Classifier
+
+    def latent_shape(self, size: Size) -> tuple[int, int, int]:
+        return self.vqvae.latent_shape(size.settings.image_size_px)
+
+
+def make_networks(size: Size, device: str) -> Networks:
+    """Networks of the size with random weights, the autoencoder frozen, all in eval mode."""
+    with seeded(0, "benchmark networks"):
+        vqvae = VQVAE(**size.settings.autoencoder.vqvae)
+        unet = UNet(vqvae.z_channels, N_CLUSTERS, **size.settings.diffusion.unet)
+        classifier = Classifier(vqvae.z_channels, N_CLUSTERS)
+    vqvae.requires_grad_(False)
+    return Networks(*(network.to(device).eval() for network in (vqvae, unet, classifier)))
+
+
+def published_networks(size: Size, device: str) -> Networks:
+    """The same with the published attention."""
+    networks = make_networks(size, device)
+    reference.materialise_attention(networks.vqvae, networks.unet)
+    return networks
+
+
+def smooth_tiles(n: int, side: int) -> np.ndarray:
+    """Random tiles (n, side, side, 3) uint8: smooth colours with a little noise."""
+    generator = make_generator("benchmark tiles")
+    coarse = torch.rand(n, 3, 8, 8, generator=generator)
+    smooth = F.interpolate(coarse, size=side, mode="bicubic")
+    noisy = smooth + 0.03 * torch.randn(smooth.shape, generator=generator)
+    return (255 * noisy.clamp(0, 1)).byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def scheduler_of(size: Size, num_timesteps: int) -> LinearNoiseScheduler:
+    return LinearNoiseScheduler(num_timesteps, size.settings.diffusion.beta_start, size.settings.diffusion.beta_end)

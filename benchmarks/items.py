@@ -1,0 +1,336 @@
+"""What is measured: each item does one stated piece of work the published way and the way of `pfiles`.
+
+A job prepares networks and inputs for a size and a device and returns a run; a run does the work, or the part of it
+that the item states, and returns the seconds that the whole takes. Networks have random weights, tiles are random and
+smooth: neither changes the time, zeros would.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks import reference
+from benchmarks.inputs import (
+    N_CLUSTERS,
+    SOLVER,
+    SOLVER_STEPS,
+    Flops,
+    Networks,
+    Size,
+    make_networks,
+    published_networks,
+    scheduler_of,
+    smooth_tiles,
+)
+from benchmarks.measure import Job, Run, peak_mb, seconds, synchronize
+from pfiles import metrics, training
+from pfiles.data import as_tensor, epoch_batches, random_affine, to_unit, write_tiles
+from pfiles.latents import encode_tiles
+from pfiles.runtime import derive_seed, make_generator, seeded
+from pfiles.sampling import image_seeds, sample
+from pfiles.settings import DiffusionSettings, StageSettings
+from pfiles.speed import pick_speed
+
+# UNet forward, batch of 8
+
+
+def unet_inputs(size: Size, networks: Networks, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    generator = make_generator("benchmark unet")
+    x = torch.randn(8, *networks.latent_shape(size), generator=generator)
+    t = torch.randint(size.settings.diffusion.num_timesteps, (8,), generator=generator)
+    return x.to(device), t.to(device), (torch.arange(8) % N_CLUSTERS).to(device)
+
+
+def unet_run(size: Size, device: str, networks: Networks, predict: Callable[..., Tensor]) -> Run:
+    inputs = unet_inputs(size, networks, device)
+
+    @torch.no_grad()
+    def calls() -> None:
+        for _ in range(size.calls):
+            predict(*inputs)
+
+    return lambda: {"seconds": seconds(device, calls) / size.calls}
+
+
+def unet_reference(size: Size, device: str) -> Run:
+    networks = published_networks(size, device)
+    return unet_run(size, device, networks, networks.unet)
+
+
+def unet_product(size: Size, device: str) -> Run:
+    networks = make_networks(size, device)
+    return unet_run(size, device, networks, pick_speed(size.settings, torch.device(device)).fast(networks.unet))
+
+
+# One step of the first training, batch of 16
+
+
+def loss_weights(diffusion: DiffusionSettings, stage: StageSettings) -> dict[str, float]:
+    """The weight of each term in the first training's loss."""
+    return {
+        "mse": 1.0,
+        "marginal_entropy": -diffusion.marginal_entropy_weight,
+        "conditional_entropy": diffusion.conditional_entropy_weight,
+        "affine_kl": stage.affine_weight,
+    }
+
+
+def stage_reference(size: Size, device: str) -> Run:
+    networks = published_networks(size, device)
+    diffusion, stage = size.settings.diffusion, size.settings.training
+    networks.unet.train()
+    networks.classifier.train()
+    parameters = [*networks.unet.parameters(), *networks.classifier.parameters()]
+    optimizer = torch.optim.Adadelta(parameters, lr=stage.learning_rate)
+    alpha_bar = scheduler_of(size, diffusion.num_timesteps).alpha_cumprod
+    images = smooth_tiles(16 * size.stage_steps, size.settings.image_size_px)
+    weights = loss_weights(diffusion, stage)
+    generator = make_generator("benchmark stage")
+
+    def epoch() -> None:
+        for index in epoch_batches(len(images), 16, generator):
+            x = reference.tiles_one_by_one(images, index).to(device)
+            with seeded(int(index[0]), "benchmark views"):
+                x_affine = reference.tiles_one_by_one(images, index, reference.affine_view).to(device)
+            t = torch.randint(diffusion.num_timesteps, (16,), generator=generator).to(device)
+            noise = torch.randn(16, *networks.latent_shape(size), generator=generator).to(device)
+            reference.stage_step(
+                networks.unet, networks.classifier, networks.vqvae, optimizer, x, x_affine, t, noise, alpha_bar, weights
+            )
+
+    return lambda: {"seconds": seconds(device, epoch) / size.stage_steps}
+
+
+def stage_product(size: Size, device: str) -> Run:
+    networks = make_networks(size, device)
+    tiles = as_tensor(smooth_tiles(16 * size.stage_steps, size.settings.image_size_px)).contiguous().to(device)
+    speed = pick_speed(size.settings, torch.device(device))
+    codes = encode_tiles(networks.vqvae, tiles)
+    stage = replace(size.settings.training, epochs=2, optimizer="adadelta")
+
+    def run() -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            how = training.Run("benchmark", 0, 16, Path(folder), {}, size.settings.saving, speed, restart=True)
+            history = training.train_stage(
+                networks.unet, networks.classifier, networks.vqvae, tiles, codes, size.settings.diffusion, stage, how
+            )
+        return {"seconds": history[-1]["seconds"] / size.stage_steps}  # its first epoch is the warm-up
+
+    return run
+
+
+# An epoch's data path: load, augment, encode
+
+
+def data_reference(size: Size, device: str) -> Run:
+    vqvae = published_networks(size, device).vqvae
+    images = smooth_tiles(size.tiles, size.settings.image_size_px)
+
+    @torch.no_grad()
+    def epoch() -> None:
+        for index in epoch_batches(len(images), 16, make_generator("benchmark data")):
+            with seeded(int(index[0]), "benchmark views"):
+                for view in (lambda image: image, reference.affine_view):
+                    vqvae.encode(reference.tiles_one_by_one(images, index, view).to(device))
+
+    return lambda: {"seconds": seconds(device, epoch) * 1000 / size.tiles}
+
+
+def data_product(size: Size, device: str) -> Run:
+    vqvae = make_networks(size, device).vqvae
+    encode = pick_speed(size.settings, torch.device(device)).fast(vqvae.encode_codes)
+    images = smooth_tiles(size.tiles, size.settings.image_size_px)
+    codes = encode_tiles(vqvae, as_tensor(images).to(device))
+
+    @torch.no_grad()
+    def epoch() -> None:
+        tiles = as_tensor(images).contiguous().to(device)
+        generator = make_generator("benchmark views", device=device)
+        for index in epoch_batches(len(tiles), 16, make_generator("benchmark data")):
+            index = index.to(device)
+            vqvae.embed(codes[index])
+            vqvae.embed(encode(to_unit(random_affine(tiles[index], generator))))
+
+    return lambda: {"seconds": seconds(device, epoch) * 1000 / size.tiles}
+
+
+# Images from noise
+
+
+def timed_decode(device: str, decode: Callable[[Tensor], Tensor], spent: list[float]) -> Callable[[Tensor], Tensor]:
+    """`decode`, which notes its time in `spent`: it happens once per image, however many steps there are."""
+
+    def timed(z: Tensor) -> Tensor:
+        images = []
+        synchronize(device)
+        spent.append(seconds(device, lambda: images.append(decode(z))))
+        return images[0]
+
+    return timed
+
+
+def sampling_seconds(
+    device: str, decode: Callable[[Tensor], Tensor], draw: Callable[[Callable[[Tensor], Tensor]], object], factor: float
+) -> float:
+    """Time of `draw(decode)` if its denoising steps were `factor` times as many."""
+    spent: list[float] = []
+    total = seconds(device, lambda: draw(timed_decode(device, decode, spent)))
+    return (total - sum(spent)) * factor + sum(spent)
+
+
+def one_by_one(size: Size, device: str) -> Run:
+    """16 images through 1,000 time steps, one per call."""
+    networks = published_networks(size, device)
+    betas = scheduler_of(size, size.ddpm_steps).betas
+
+    def draw(decode: Callable[[Tensor], Tensor]) -> None:
+        for i in range(size.single_images):
+            generator = torch.Generator(device).manual_seed(derive_seed("benchmark", i))
+            reference.sample_one(networks.unet, decode, betas, i, networks.latent_shape(size), generator)
+
+    factor = 1000 / size.ddpm_steps
+    return lambda: {"seconds": sampling_seconds(device, networks.vqvae.decode, draw, factor) * 16 / size.single_images}
+
+
+def draw_product(size: Size, device: str, n: int, batch_size: int, sampler: str, steps: int) -> Callable[[], float]:
+    """A function that draws n images in `steps` steps and gives the seconds that 1,000 steps, or a solver's, take."""
+    networks = make_networks(size, device)
+    speed = pick_speed(size.settings, torch.device(device))
+    clusters = torch.arange(n) % N_CLUSTERS
+    wanted = SOLVER_STEPS if sampler == SOLVER else 1000
+    scheduler = scheduler_of(size, 1000)
+
+    def draw(decode: Callable[[Tensor], Tensor]) -> None:
+        sample(
+            networks.unet, scheduler, decode, clusters, image_seeds(0, range(n)), networks.latent_shape(size),
+            num_steps=steps, batch_size=batch_size, sampler=sampler, speed=speed, progress=False,
+        )  # fmt: skip
+
+    decode = speed.fast(networks.vqvae.decode)
+
+    @torch.no_grad()
+    def run() -> float:
+        return sampling_seconds(device, decode, draw, wanted / steps)
+
+    return run
+
+
+def sixteen(size: Size, device: str) -> Run:
+    draw = draw_product(size, device, 16, 16, "ddpm", size.ddpm_steps)
+    return lambda: {"seconds": draw()}
+
+
+def sixteen_by_solver(size: Size, device: str) -> Run:
+    draw = draw_product(size, device, 16, 16, SOLVER, size.solver_steps)
+    return lambda: {"seconds": draw()}
+
+
+def ten_thousand(size: Size, device: str) -> Run:
+    draw = draw_product(size, device, size.many, size.batch_sizes[-1], "ddpm", size.many_steps)
+    return lambda: {"seconds": draw() * 10_000 / size.many}
+
+
+def ten_thousand_by_solver(size: Size, device: str) -> Run:
+    draw = draw_product(size, device, size.many, size.batch_sizes[-1], SOLVER, size.solver_steps)
+    return lambda: {"seconds": draw() * 10_000 / size.many}
+
+
+def batch_sizes(size: Size, device: str) -> Run:
+    """A step for an image, at each batch size and at the best of them."""
+    draws = {n: draw_product(size, device, n, n, "ddpm", size.ddpm_steps) for n in size.batch_sizes}
+
+    def run() -> dict[str, object]:
+        tried = []
+        for n, draw in draws.items():
+            if torch.device(device).type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            tried.append({"batch_size": n, "seconds": draw() / 1000 / n, "peak_mb": peak_mb(device)})
+        return {"seconds": min(row["seconds"] for row in tried), "tried": tried}
+
+    return run
+
+
+# SSIM and MS-SSIM of pairs of files
+
+
+def pair_folders(size: Size) -> tuple[tempfile.TemporaryDirectory, list[Path], list[Path]]:
+    """Two folders of PNG files below a temporary one, to be kept as long as they are needed: pairs by name."""
+    root = tempfile.TemporaryDirectory()
+    tiles = as_tensor(smooth_tiles(2 * size.pairs, size.settings.image_size_px))
+    numbers = range(1, size.pairs + 1)
+    folders = []
+    for name, part in zip(("org", "gen"), (tiles[: size.pairs], tiles[size.pairs :]), strict=True):
+        write_tiles(Path(root.name, name), numbers, part)
+        folders.append([Path(root.name, name, f"{i}.png") for i in numbers])
+    return root, *folders
+
+
+def metrics_reference(size: Size, device: str) -> Run:
+    root, originals, generated = pair_folders(size)
+
+    def score() -> None:
+        assert root, "keeps the folder"
+        reference.ssim_one_by_one(originals, generated)
+        reference.ms_ssim_one_by_one(originals, generated)
+
+    return lambda: {"seconds": seconds(device, score) * 1000 / size.pairs}
+
+
+def metrics_product(size: Size, device: str) -> Run:
+    root, originals, generated = pair_folders(size)
+
+    def score() -> None:
+        assert root, "keeps the folder"
+        _, real, fake = metrics.load_pairs(originals[0].parent, generated[0].parent)
+        for pair_score in (metrics.ssim, metrics.ms_ssim):
+            metrics.score_pairs(pair_score, real, fake)
+
+    return lambda: {"seconds": seconds(device, score) * 1000 / size.pairs}
+
+
+@dataclass(frozen=True)
+class Item:
+    """name: for the command line. work: what the seconds are of. part: what of it is really done, where not all is.
+    flops: what the product computes in that work, for its share of the ceiling. on_cpu: whether it is measured on a
+    CPU unless named."""
+
+    name: str
+    work: str
+    reference: Job | None
+    product: Job
+    part: Callable[[Size], str] = lambda size: ""
+    flops: Callable[[dict[str, Flops]], Flops] | None = None
+    on_cpu: bool = True
+
+
+def images_flops(images: float, steps: int) -> Callable[[dict[str, Flops]], Flops]:
+    return lambda counts: images * (steps * counts["unet"] + counts["decode"])
+
+
+ITEMS = (
+    Item("unet", "UNet forward, batch of 8", unet_reference, unet_product,
+         flops=lambda counts: 8 * counts["unet"]),
+    Item("stage", "a step of the first training, batch of 16", stage_reference, stage_product,
+         flops=lambda counts: 16 * (3 * counts["unet"] + counts["encode"])),
+    Item("data", "load, augment and encode 1,000 tiles, an epoch's", data_reference, data_product,
+         lambda size: f"{size.tiles} tiles", flops=lambda counts: 1000 * counts["encode"]),
+    Item("ddpm", "16 images in 1,000 DDPM steps", one_by_one, sixteen,
+         lambda size: f"{size.ddpm_steps} steps, {size.single_images} images one by one",
+         images_flops(16, 1000)),
+    Item("solver", f"16 images in {SOLVER_STEPS} steps of DPM-Solver++ against 1,000", one_by_one, sixteen_by_solver,
+         lambda size: f"{size.solver_steps} steps against {size.ddpm_steps}, {size.single_images} images one by one",
+         images_flops(16, SOLVER_STEPS)),
+    Item("metrics", "SSIM and MS-SSIM of 1,000 pairs of files", metrics_reference, metrics_product,
+         lambda size: f"{size.pairs} pairs"),
+    Item("batch", "a DDPM step of one image at the best batch size", None, batch_sizes,
+         lambda size: f"{size.ddpm_steps} steps", images_flops(1e-3, 1000), on_cpu=False),
+    Item("ddpm-10000", "10,000 images in 1,000 DDPM steps", None, ten_thousand,
+         lambda size: f"{size.many} images, {size.many_steps} steps", images_flops(10_000, 1000), on_cpu=False),
+    Item("solver-10000", f"10,000 images in {SOLVER_STEPS} steps of DPM-Solver++", None, ten_thousand_by_solver,
+         lambda size: f"{size.many} images, {size.solver_steps} steps", images_flops(10_000, SOLVER_STEPS),
+         on_cpu=False),
+)  # fmt: skip
