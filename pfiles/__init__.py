@@ -4,6 +4,7 @@ Foundations   errors, paths, settings, runtime
 Parts         blocks, discriminator, classifier, linear_noise_scheduler, losses, lpips, data
 Models        vqvae, unet_cond_base (from blocks), lpips_metric (from lpips), clustering (from classifier)
 Files         checkpoints, latents
+Measures      morphometry
 Work          training, sampling, metrics, figures
 Command line  __main__
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from pfiles.data import evenly_spaced
+from pfiles.morphometry import FEATURES
 from pfiles.paths import atomic_write
 
 DPI = 300  # of saved panels, as published
@@ -128,4 +129,36 @@ def plot_confusion(matrix: np.ndarray, title: str) -> Figure:
     display = ConfusionMatrixDisplay(matrix, display_labels=range(1, len(matrix) + 1))
     display.plot(ax=ax, colorbar=False, cmap="Blues")
     ax.set(title=title, xlabel="re-predicted cluster", ylabel="requested cluster")
+    return fig
+
+
+def plot_morphometry(
+    real: pd.DataFrame,
+    generated: pd.DataFrame,
+    real_clusters: np.ndarray | None = None,
+    generated_clusters: np.ndarray | None = None,
+) -> Figure:
+    """One plot per column of `morphometry.measure`: boxes of real beside generated images, of all and of each cluster.
+
+    real_clusters, generated_clusters: the cluster, 0-based, of each row; None: all images only. Boxes span the middle
+    half, whiskers 5 to 95 %, the line is the median.
+    """
+    k = 0 if real_clusters is None else 1 + int(max(np.max(real_clusters), np.max(generated_clusters)))
+    sides = (
+        ("real", real, real_clusters, -0.19, "C0"),
+        ("generated", generated, generated_clusters, 0.19, "C1"),
+    )
+    fig, axes = plt.subplots(2, 3, figsize=(max(9, 3 + 0.9 * k), 6), layout="constrained")
+    for ax, (name, title) in zip(axes.flat, FEATURES.items(), strict=True):
+        for _, table, clusters, shift, colour in sides:
+            groups = [table[name], *(table[name][clusters == cluster] for cluster in range(k))]
+            ax.boxplot(
+                [group.dropna() for group in groups], positions=np.arange(k + 1) + shift, widths=0.34, whis=(5, 95),
+                showfliers=False, patch_artist=True, boxprops={"facecolor": colour}, medianprops={"color": "black"},
+            )  # fmt: skip
+        ax.set(title=title, xticks=range(k + 1), xticklabels=["all", *range(1, k + 1)], xlabel="cluster" if k else "")
+        if k:
+            ax.axvline(0.5, color="grey", linewidth=0.5)
+    handles = [plt.Rectangle((0, 0), 1, 1, facecolor=colour) for *_, colour in sides]
+    fig.legend(handles, [side[0] for side in sides], loc="outside upper right", ncols=2)
     return fig

@@ -14,6 +14,7 @@ LAYERS = (
     {"blocks", "discriminator", "classifier", "linear_noise_scheduler", "losses", "lpips", "data"},
     {"vqvae", "unet_cond_base", "lpips_metric", "clustering"},
     {"checkpoints", "latents"},
+    {"morphometry"},
     {"training", "sampling", "metrics", "figures"},
     {"__main__"},
 )
