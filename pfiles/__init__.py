@@ -6,6 +6,7 @@ Models        vqvae, unet_cond_base (from blocks), lpips_metric (from lpips), cl
 Files         checkpoints, latents
 Measures      morphometry
 Work          training, sampling, metrics, figures
+Gate          memorisation
 Command line  __main__
 
 Each line imports only from the lines above it, and importing a module starts nothing: no device, no seed,

@@ -16,6 +16,7 @@ LAYERS = (
     {"checkpoints", "latents"},
     {"morphometry"},
     {"training", "sampling", "metrics", "figures"},
+    {"memorisation"},
     {"__main__"},
 )
 
