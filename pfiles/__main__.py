@@ -25,7 +25,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from pfiles.clustering import CLUSTERINGS, check_clustering
-from pfiles.data import image_files, load_tiles, read_images
+from pfiles.data import load_tiles, read_images
 from pfiles.errors import InputError
 from pfiles.paths import ROOT, Paths, atomic_write, read_json, write_json
 from pfiles.settings import PRESETS, get_settings
@@ -138,8 +138,7 @@ def _export(args: argparse.Namespace) -> int:
 
     settings = get_settings(args.preset, _overrides(args.overrides))
     generated, out = (Path(folder).expanduser().absolute() for folder in (args.generated, args.out))
-    first = list(image_files(generated).values())[:1]
-    side = read_images(first).shape[1] if first else settings.image_size_px
+    side = read_images(memorisation.generated_files(generated)[:1]).shape[1]
     if side == PUBLISHED_SIDE:  # tiles enlarged by the authors' way of saving them
         side = settings.image_size_px
     report = memorisation.export(generated, load_tiles(_data(args.data), side, settings.max_train_tiles), out)

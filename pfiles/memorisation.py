@@ -47,7 +47,8 @@ def nearest_tiles(images: np.ndarray, train: np.ndarray) -> pd.DataFrame:
 
     Exact: c at full resolution, of all shifts, for the pairs on the shortlist. Shortlist: the 64 pairs of a view and a
     training tile whose versions of 24 x 24 px correlate best. A copy leads it by far, so that it is not missed; among
-    tiles that share next to nothing, the nearest of all can be missed by one that is nearly as near.
+    tiles that share next to nothing, the nearest of all can be missed for one that is nearly as near. Not looked for:
+    copies that are zoomed or turned by other angles, and copies of tiles without structure.
 
     Returns a row for each image: tile (index into train), distance, view (0 ... 7), shift_y and shift_x (pixels), to
     be shown by `aligned`. Memory: 4 bytes for each pixel of `train`.
@@ -57,9 +58,8 @@ def nearest_tiles(images: np.ndarray, train: np.ndarray) -> pd.DataFrame:
             f"Generated and training images must be square and of one size, but are {images.shape[1:]} and "
             f"{train.shape[1:]}: bring them to one size first."
         )
-    windows = images.shape[1] - 2 * MAX_SHIFT
     structure = torch.cat([_structure(part) for part in np.array_split(train, -(-len(train) // BATCH_SIZE))])
-    energy = F.avg_pool2d(structure.square()[:, None], windows, stride=1)[:, 0] * windows**2  # (M, 5, 5), each window's
+    energy = torch.cat([_energy(part) for part in structure.split(BATCH_SIZE)])
     coarse = _coarse(structure)
     rows = []
     for start in tqdm(range(0, len(images), BATCH_SIZE), desc="nearest tiles", unit="batch", leave=False):
@@ -91,6 +91,12 @@ def _structure(images: np.ndarray) -> Tensor:
 def _coarse(structure: Tensor) -> Tensor:
     """(N, S, S) -> (N, 576): 24 x 24 px, scaled to length 1."""
     return F.normalize(F.adaptive_avg_pool2d(structure[:, None], COARSE_SIDE).flatten(1))
+
+
+def _energy(structure: Tensor) -> Tensor:
+    """(N, S, S) -> (N, 5, 5): the sum of squares over the window at each shift."""
+    window = structure.shape[1] - 2 * MAX_SHIFT
+    return F.avg_pool2d(structure.square()[:, None], window, stride=1)[:, 0] * window**2
 
 
 def _views(images: Tensor) -> Tensor:
@@ -142,8 +148,8 @@ def against_held_out(distances: np.ndarray, held_out: np.ndarray) -> dict[str, f
     threshold: the distance below which those 1 % lie, the smallest of all where there are fewer than 99;
     closer: the share of `distances` below it, and low, high, its 95 % Wilson interval;
     expected: that share for images as far from the training tiles as held-out ones, 1 % or 1 of M + 1;
-    chance: how probable it is for such images to show this share or a larger one. Other than the interval, it takes
-        into account that few held-out tiles give an uncertain threshold.
+    chance: how probable it is for such images to show this share or a larger one. Unlike the interval, this
+        allows for a threshold that few held-out tiles leave uncertain.
     """
     from scipy.stats import betabinom, binomtest
 
@@ -161,16 +167,21 @@ def against_held_out(distances: np.ndarray, held_out: np.ndarray) -> dict[str, f
     }
 
 
-def read_generated(folder: Path, side: int) -> tuple[list[Path], np.ndarray]:
-    """The image files in `folder`, and the images as uint8 (N, side, side, 3), resized (bicubic) where they differ."""
+def generated_files(folder: Path) -> list[Path]:
+    """The image files in `folder`, by number. Raises InputError where there are none."""
     files = list(image_files(folder).values())
     if not files:
         raise InputError(f"There are no images in {folder}: name the folder that part 6 wrote, or run part 6 first.")
+    return files
+
+
+def read_generated(files: Sequence[Path], side: int) -> np.ndarray:
+    """Image files as uint8 (N, side, side, 3), resized (bicubic) where their size is another one."""
     images = read_images(files)
     if images.shape[1] != side:
         print(f"Generated images of {images.shape[1]} px are resized to the tiles' {side} px (bicubic).")
         images = resize(images, side)
-    return files, images
+    return images
 
 
 def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
@@ -187,7 +198,8 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
     """
     out = out.resolve()
     _refuse_other_files(out)
-    files, images = read_generated(generated, tiles.images.shape[1])
+    files = generated_files(generated)
+    images = read_generated(files, tiles.images.shape[1])
     train, held_out = (np.ascontiguousarray(tiles.images[part]) for part in (tiles.train, tiles.test))
     nearest, nearest_held_out = (nearest_tiles(some, train) for some in (images, held_out))
     closeness = against_held_out(nearest.distance, nearest_held_out.distance)
