@@ -5,7 +5,9 @@ Parts         blocks, discriminator, classifier, linear_noise_scheduler, losses,
 Models        vqvae, unet_cond_base (from blocks), lpips_metric (from lpips), clustering (from classifier),
               samplers (from linear_noise_scheduler)
 Files         checkpoints, latents
+Measures      morphometry
 Work          training, sampling, metrics, figures
+Gate          memorisation
 Command line  __main__
 
 Each line imports only from the lines above it, and importing a module starts nothing: no device, no seed,

@@ -3,9 +3,11 @@
     python -m pfiles demo [--out DIR]
     python -m pfiles run --data PATH --preset NAME --clusters 14 --clustering classifier --out DIR
     torchrun --nproc-per-node 4 -m pfiles cells part_1_training --data PATH --out DIR
+    python -m pfiles export --generated DIR --data PATH --out DIR
 
 The notebooks are the only place where the order of work within a step is written; this only runs them one after the
-other with the given parameters, and prints what they recorded.
+other with the given parameters, and prints what they recorded. `export` copies the generated images that repeat no
+training tile.
 """
 
 import argparse
@@ -23,15 +25,19 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from pfiles.clustering import CLUSTERINGS, check_clustering
-from pfiles.data import load_tiles
+from pfiles.data import load_tiles, read_images
+from pfiles.discriminator import Discriminator
 from pfiles.errors import InputError, TerminatedError
 from pfiles.paths import ROOT, Paths, atomic_write, read_json, write_json
 from pfiles.runtime import versions
-from pfiles.settings import PRESETS, get_settings
+from pfiles.settings import PRESETS, Settings, get_settings
+from pfiles.unet_cond_base import UNet
+from pfiles.vqvae import VQVAE
 
 NOTEBOOKS = (
     "train_autoencoder",
@@ -49,6 +55,7 @@ NOTEBOOKS = (
     "clusters_14/part_10_SSIM",
     "clusters_14/part_11_MSSSIM",
     "clusters_14/part_12_LPIPS",
+    "clusters_14/part_14_memorisation",
     "internal_cluster_validation_metrics",
 )
 SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: TerminatedError}  # and what they end as
@@ -63,7 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     args = _parser().parse_args(arguments)
     try:
-        return {"demo": _run, "run": _run, "cells": _cells}[args.command](args)
+        commands = {"demo": _run, "run": _run, "cells": _cells, "export": _export}
+        return commands[args.command](args)
     except InputError as error:
         if args.debug:
             raise
@@ -81,19 +89,28 @@ def _parser() -> argparse.ArgumentParser:
     cells = commands.add_parser("cells", help="one notebook's code, in this process; what torchrun starts")
     cells.add_argument("notebook", help="such as part_1_training")
     demo.set_defaults(data="embedded", preset="demo", clusters=14, clustering="classifier")
-    for command in (run, cells):
+    export = commands.add_parser("export", help="copy the generated images that repeat no training tile, with a report")
+    export.add_argument("--generated", required=True, metavar="DIR", help="folder of generated images, such as gen_14")
+    export.add_argument(
+        "--out", required=True, metavar="DIR", help="new folder: images/, report.json, closest_pairs.png"
+    )
+    for command in (run, cells, export):
         command.add_argument("--data", help=".npy, folder or .zip of tiles, or 'embedded'; default $KPC_DATA, or that")
-        command.add_argument("--preset", default="paper", help=f"{' or '.join(PRESETS)}; default paper")
+        command.add_argument("--preset", default="paper", help=f"{', '.join(PRESETS)}; default paper")
+    for command in (run, cells):
         command.add_argument("--clusters", type=int, default=14, metavar="K", help="number of clusters; default 14")
         command.add_argument("--clustering", default="classifier", help=f"{' or '.join(CLUSTERINGS)}")
     for command in (demo, run, cells):
         command.add_argument("--out", help="folder for all results; default: this repository's own folders")
         command.add_argument("--seed", type=int, help="the notebooks' own seeds where this is not given")
+    for command in (demo, run, cells, export):
         command.add_argument(
             "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
             help="change a setting, such as training.epochs=2; may be repeated",
         )  # fmt: skip
+    for command in (demo, run, cells):
         command.add_argument("--restart", action="store_true", help="train anew where a run was begun before")
+    for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show where in the code an input was refused")
     return parser
 
@@ -105,10 +122,9 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     check_clustering(args.clustering)
     out = None if args.out is None else str(Path(args.out).expanduser().absolute())
     Paths(args.clusters, out)
-    data = args.data or os.environ.get("KPC_DATA") or "embedded"
-    if data != "embedded":
-        data = str(Path(data).expanduser().resolve())  # the notebooks run in folders of their own
+    data = _data(args.data)
     load_tiles(data, settings.image_size_px, settings.max_train_tiles, args.clusters)
+    _try_networks(settings, args.clusters)
 
     parameters = {
         "n_clusters": args.clusters,
@@ -120,6 +136,24 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
         "restart": args.restart,
     }
     return parameters if args.seed is None else {**parameters, "seed": args.seed}
+
+
+def _try_networks(settings: Settings, n_clusters: int) -> None:
+    """InputError where the settings describe networks that cannot be: they are built without memory and get a tile."""
+    autoencoder, side = settings.autoencoder, settings.image_size_px
+    try:
+        with torch.device("meta"):
+            vqvae = VQVAE(**autoencoder.vqvae)
+            image, _, _ = vqvae(torch.empty(2, 3, side, side))
+            Discriminator(**autoencoder.discriminator)(image)
+            unet = UNet(vqvae.z_channels, n_clusters, **settings.diffusion.unet)
+            unet(torch.empty(2, *vqvae.latent_shape(side)), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
+    except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            "autoencoder.vqvae, autoencoder.discriminator or diffusion.unet describe a network that cannot be built "
+            f"for tiles of {side} px ({reason})."
+        ) from error
 
 
 def _cells(args: argparse.Namespace) -> int:
@@ -177,6 +211,32 @@ def _run(args: argparse.Namespace) -> int:
     write_json(paths.summary, summary)
     _print_summary(summary, paths)
     return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from pfiles import memorisation  # these two take seconds to import, and `run` needs neither
+    from pfiles.metrics import PUBLISHED_SIDE
+
+    settings = get_settings(args.preset, _overrides(args.overrides))
+    generated, out = (Path(folder).expanduser().absolute() for folder in (args.generated, args.out))
+    side = read_images(memorisation.generated_files(generated)[:1]).shape[1]
+    if side == PUBLISHED_SIDE:  # tiles enlarged by the authors' way of saving them
+        side = settings.image_size_px
+    report = memorisation.export(generated, load_tiles(_data(args.data), side, settings.max_train_tiles), out)
+    share, low, high, expected = (f"{report[name]:.1%}" for name in ("closer", "low", "high", "expected"))
+    print(
+        f"{report['exported']} of {len(report['images'])} images passed: {out / 'images'}\n"
+        f"{report['withheld']} were withheld: they are closer to a training tile than {report['threshold']:.3f}, as "
+        f"the closest 1 % of {report['held_out_tiles']} held-out tiles are.\n"
+        f"That is {share}, 95 % interval {low} to {high}. Of images like the held-out tiles {expected} would be "
+        f"expected, and this share or a larger one has a chance of {report['chance']:.2g}."
+    )
+    return 0
+
+
+def _data(given: str | None) -> str:
+    data = given or os.environ.get("KPC_DATA") or "embedded"
+    return data if data == "embedded" else str(Path(data).expanduser().resolve())  # notebooks run in their own folders
 
 
 def _overrides(pairs: list[str]) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def load_tiles(
     max_train_tiles: use no more than so many training tiles, evenly spaced (None: all).
     n_clusters: refuse fewer training tiles than clusters.
 
-    The last eleventh is the test set, as published, except that the embedded image is split by region.
+    The last eleventh is the test set, as published, except that the embedded image is split by region, and that tiles
+    which lie in at least eleven folders, one for each slide, are split between two folders.
     Raises InputError for anything that is not as described.
     """
     data = str(data if data is not None else os.environ.get("KPC_DATA") or "embedded")
@@ -74,14 +75,13 @@ def load_tiles(
         images, n_test, source = *_embedded_tiles(), "embedded immunohistochemistry crops (scikit-image)"
     else:
         path = ROOT / Path(data).expanduser()
-        images, n_test, source = _read(path), None, path.name
+        (images, folders), source = _read(path), path.name
+        n_test = _test_size(len(images), folders)
     if len(images) < MIN_TILES:
         raise InputError(f"{data} holds {len(images)} tiles: at least {MIN_TILES} are needed to train and to test.")
     images = _resize(images, image_size_px, data)
 
     indices = np.arange(len(images))
-    if n_test is None:
-        n_test = len(np.array_split(indices, TEST_PARTS)[-1])
     train, test = indices[:-n_test], indices[-n_test:]
     if max_train_tiles is not None and len(train) > max_train_tiles:
         print(f"Using {max_train_tiles} of {len(train)} training tiles, evenly spaced (setting max_train_tiles).")
@@ -98,6 +98,17 @@ def evenly_spaced(n: int, count: int) -> np.ndarray:
     return np.linspace(0, n - 1, min(n, count)).round().astype(int)
 
 
+def _test_size(n: int, folders: Sequence[Path]) -> int:
+    """How many of n tiles, the last ones, are for testing; `folders` says where each lies, where that is known."""
+    cut = n - n // TEST_PARTS
+    if len(set(folders)) < TEST_PARTS:
+        return n - cut
+    begins = [i for i in range(1, n) if folders[i] != folders[i - 1]]  # of all folders but the first
+    cut = max((i for i in begins if i <= cut), default=begins[0])
+    print(f"The last {len(set(folders[cut:]))} of {len(set(folders))} folders are the test set.")
+    return n - cut
+
+
 def _embedded_tiles() -> tuple[np.ndarray, int]:
     """128 px crops every 16 px; test crops come from the 160 columns on the right, training crops from the rest."""
     from skimage.data import immunohistochemistry
@@ -112,13 +123,14 @@ def _embedded_tiles() -> tuple[np.ndarray, int]:
     return np.stack(train + test), len(test)
 
 
-def _read(path: Path) -> np.ndarray:
+def _read(path: Path) -> tuple[np.ndarray, list[Path]]:
+    """The images in `path`, and the folder each lies in; none for a `.npy`."""
     if not path.exists():
         raise InputError(f"There is no data at {path}: give a .npy file, a folder of images or a .zip of one.")
     if path.is_dir():
         return _read_folder(path)
     if path.suffix == ".npy":
-        return _read_npy(path)
+        return _read_npy(path), []
     if path.suffix == ".zip":
         return _read_zip(path)
     raise InputError(f"{path} is neither a .npy file, nor a folder of images, nor a .zip of one.")
@@ -141,17 +153,19 @@ def _read_npy(path: Path) -> np.ndarray:
     return array
 
 
-def _read_folder(folder: Path) -> np.ndarray:
+def _read_folder(folder: Path) -> tuple[np.ndarray, list[Path]]:
     names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     files = sorted((name for name in names if _is_image_name(str(name))), key=lambda name: name.parts)
-    return _stack(((str(folder / name), (folder / name).read_bytes()) for name in files), len(files), folder)
+    images = _stack(((str(folder / name), (folder / name).read_bytes()) for name in files), len(files), folder)
+    return images, [name.parent for name in files]
 
 
-def _read_zip(path: Path) -> np.ndarray:
+def _read_zip(path: Path) -> tuple[np.ndarray, list[Path]]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(filter(_is_image_name, archive.namelist()), key=lambda name: Path(name).parts)
-            return _stack(((f"{path}:{name}", archive.read(name)) for name in names), len(names), path)
+            images = _stack(((f"{path}:{name}", archive.read(name)) for name in names), len(names), path)
+            return images, [Path(name).parent for name in names]
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{path} is not a sound .zip file ({error}): pack or download it again.") from error
 

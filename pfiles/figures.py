@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from pfiles.data import evenly_spaced
+from pfiles.morphometry import FEATURES
 from pfiles.paths import atomic_write
 
 DPI = 300  # of saved panels, as published
@@ -128,4 +129,68 @@ def plot_confusion(matrix: np.ndarray, title: str) -> Figure:
     display = ConfusionMatrixDisplay(matrix, display_labels=range(1, len(matrix) + 1))
     display.plot(ax=ax, colorbar=False, cmap="Blues")
     ax.set(title=title, xlabel="re-predicted cluster", ylabel="requested cluster")
+    return fig
+
+
+def plot_morphometry(
+    real: pd.DataFrame,
+    generated: pd.DataFrame,
+    real_clusters: np.ndarray | None = None,
+    generated_clusters: np.ndarray | None = None,
+) -> Figure:
+    """One plot per column of `morphometry.measure`: boxes of real beside generated images, of all and of each cluster.
+
+    real_clusters, generated_clusters: the cluster, 0-based, of each row; None: all images only. Boxes span the middle
+    half, whiskers 5 to 95 %, the line is the median.
+    """
+    k = 0 if real_clusters is None else 1 + int(max(np.max(real_clusters), np.max(generated_clusters)))
+    sides = (
+        ("real", real, real_clusters, -0.19, "C0"),
+        ("generated", generated, generated_clusters, 0.19, "C1"),
+    )
+    fig, axes = plt.subplots(2, 3, figsize=(max(9, 3 + 0.9 * k), 6), layout="constrained")
+    for ax, (name, title) in zip(axes.flat, FEATURES.items(), strict=True):
+        for _, table, clusters, shift, colour in sides:
+            groups = [table[name], *(table[name][clusters == cluster] for cluster in range(k))]
+            ax.boxplot(
+                [group.dropna() for group in groups], positions=np.arange(k + 1) + shift, widths=0.34, whis=(5, 95),
+                showfliers=False, patch_artist=True, boxprops={"facecolor": colour}, medianprops={"color": "black"},
+            )  # fmt: skip
+        ax.set(title=title, xticks=range(k + 1), xticklabels=["all", *range(1, k + 1)], xlabel="cluster" if k else "")
+        if k:
+            ax.axvline(0.5, color="grey", linewidth=0.5)
+    handles = [plt.Rectangle((0, 0), 1, 1, facecolor=colour) for *_, colour in sides]
+    fig.legend(handles, [side[0] for side in sides], loc="outside upper right", ncols=2)
+    return fig
+
+
+def show_pairs(left: Tensor, right: Tensor, captions: Sequence[str], title: str, columns: int = 5) -> Figure:
+    """Pairs of uint8 tiles (N, 3, H, W) side by side, left | right, each below its caption."""
+    rows = -(-len(captions) // columns)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(2.4 * columns, 1.5 * rows + 0.4), squeeze=False, layout="constrained"
+    )
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, a, b, caption in zip(axes.flat, left, right, captions, strict=False):
+        ax.imshow(tile_grid(torch.stack([a, b]), 2))
+        ax.set_title(caption, size="small")
+    fig.suptitle(title, size="medium")
+    return fig
+
+
+def plot_nearest(distances: Mapping[str, np.ndarray], threshold: float, xlabel: str) -> Figure:
+    """Histograms of nearest distances, such as those of held-out tiles and of generated images, over each other.
+
+    threshold: a dashed line. Heights are shares, as the sets differ in size.
+    """
+    fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+    edges = np.histogram_bin_edges(np.concatenate([*distances.values(), [threshold]]), 40)
+    for name, values in distances.items():
+        ax.hist(
+            values, edges, weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=f"{name} ({len(values)})"
+        )
+    ax.axvline(threshold, color="black", linestyle="--", label="closest 1 % of held-out tiles")
+    ax.set(xlabel=xlabel, ylabel="share")
+    fig.legend(loc="outside upper center", ncols=3, fontsize="small")
     return fig

@@ -73,7 +73,7 @@ def sample(
             noise = _noise(batch_seeds, latent_shape, device)
             x = next(noise)
             for i in range(len(solver.timesteps)):
-                torch.compiler.cudagraph_mark_step_begin()
+                speed.begin_step()
                 predicted = predict(x, times[i : i + 1], clusters).to(x.dtype)
                 if guidance != 1:
                     without = predict(x, times[i : i + 1], torch.full_like(clusters, -1)).to(x.dtype)

@@ -1,8 +1,10 @@
 """Every hyper-parameter of a run, by preset."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pfiles.errors import InputError
 
@@ -99,6 +101,23 @@ class Settings:
 PRESETS: dict[str, Settings] = {
     # exactly what was published
     "paper": Settings(),
+    # the same system as one would train it today: the published defects mended, better optimiser, averaged weights,
+    # clusters that do not depend on the direction a tile lies in, and a solver of few steps
+    "recommended": Settings(
+        precision="bf16",
+        autoencoder=AutoencoderSettings(
+            lpips_in_unit_range=False, generator_gradient_leaks=False, revive_dead_codes=True
+        ),
+        diffusion=DiffusionSettings(affine_fill=None, dihedral_views=True, min_snr_gamma=5.0, condition_dropout=0.1),
+        training=StageSettings(
+            600, "adamw", 1e-4, trains_clusters=True, affine_weight=0.04, warmup_steps=1000, ema_decay=0.9999
+        ),
+        finetuning1=StageSettings(130, "adamw", 1e-4, trains_clusters=False, warmup_steps=1000, ema_decay=0.9999),
+        finetuning2=StageSettings(
+            70, "adamw", 5e-5, trains_clusters=True, affine_weight=0.05, warmup_steps=1000, ema_decay=0.9999
+        ),
+        sampling=SamplingSettings(steps=25, sampler="dpm-solver++"),
+    ),
     # small networks and tiles: a few minutes on two CPU cores, every stage really trains
     "demo": Settings(
         image_size_px=64,
@@ -165,11 +184,33 @@ def _replace(group: Any, path: list[str], value: Any) -> Any:
         return replace(group, **{name: _replace(current, rest, value)})
     if isinstance(value, list):  # JSON has no tuples
         value = tuple(value)
-    kind = float if type(current) is int else type(current)
-    fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
-    if current is not None and not fits:
-        raise InputError(f"{name} must be of the kind of {current!r}, but is {value!r}.")
+    kind = get_type_hints(type(group))[name]
+    if not _fits(value, kind):
+        raise InputError(f"{name} must be {_in_words(kind)}, such as {current!r}, but is {value!r}.")
     return replace(group, **{name: value})
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether `value` can stand in a field declared as `kind`; whole numbers pass for float, true and false do not."""
+    parts = get_args(kind)
+    if get_origin(kind) is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
+    if get_origin(kind) is Mapping:
+        return isinstance(value, Mapping)
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is UnionType:
+        return " or ".join(map(_in_words, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"{len(get_args(kind))} numbers"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return words.get(kind, "arguments by name")
 
 
 def _check(settings: Settings) -> None:
@@ -186,11 +227,16 @@ def _check(settings: Settings) -> None:
         "sampling.batch_size": settings.sampling.batch_size,
         "sampling.per_cluster": settings.sampling.per_cluster,
     }
-    optional = {"max_train_tiles": settings.max_train_tiles, "sampling.num_generated": settings.sampling.num_generated}
+    optional = {
+        "max_train_tiles": settings.max_train_tiles,
+        "sampling.num_generated": settings.sampling.num_generated,
+        "saving.every_epochs": settings.saving.every_epochs,
+    }
     counts |= {name: value for name, value in optional.items() if value is not None}
     for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
+        if value < 1:
             raise InputError(f"{name} must be a whole number of at least 1, but is {value!r}.")
+    _check_ranges(settings)
     if settings.image_size_px % 16 or settings.image_size_px < 48:
         raise InputError(f"image_size_px must be a multiple of 16 from 48 on, but is {settings.image_size_px}.")
     if settings.sampling.steps > settings.diffusion.num_timesteps:
@@ -198,6 +244,8 @@ def _check(settings: Settings) -> None:
             f"sampling.steps must not exceed diffusion.num_timesteps, {settings.diffusion.num_timesteps}, "
             f"but is {settings.sampling.steps}."
         )
+    if settings.sampling.guidance != 1 and not settings.diffusion.condition_dropout:
+        raise InputError("sampling.guidance needs a UNet trained with diffusion.condition_dropout, such as 0.1.")
     choices = {
         "precision": (settings.precision, ("fp32", "bf16")),
         "speed": (settings.speed, ("auto", "off")),
@@ -211,3 +259,45 @@ def _check(settings: Settings) -> None:
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise InputError(f"{name} must be {' or '.join(map(repr, allowed))}, but is {value!r}.")
+
+
+def _check_ranges(settings: Settings) -> None:
+    autoencoder, diffusion = settings.autoencoder, settings.diffusion
+    stages = {name: getattr(settings, name) for name in ("training", "finetuning1", "finetuning2")}
+    positive = {"autoencoder.learning_rate": autoencoder.learning_rate, "diffusion.beta_start": diffusion.beta_start}
+    positive |= {f"{name}.learning_rate": stage.learning_rate for name, stage in stages.items()}
+    if diffusion.min_snr_gamma is not None:
+        positive["diffusion.min_snr_gamma"] = diffusion.min_snr_gamma
+    not_negative = {
+        "autoencoder.discriminator_start_step": autoencoder.discriminator_start_step,
+        "saving.every_minutes": settings.saving.every_minutes,
+        "sampling.guidance": settings.sampling.guidance,
+        **{f"{name}.warmup_steps": stage.warmup_steps for name, stage in stages.items()},
+        **{
+            f"{group}.{field.name}": getattr(values, field.name)
+            for group, values in (("autoencoder", autoencoder), ("diffusion", diffusion), *stages.items())
+            for field in fields(values)
+            if field.name.endswith("_weight")
+        },
+    }
+    below_one = {
+        "diffusion.condition_dropout": diffusion.condition_dropout,
+        "diffusion.beta_end": diffusion.beta_end,
+        **{f"autoencoder.adam_betas[{i}]": beta for i, beta in enumerate(autoencoder.adam_betas)},
+        **{f"{name}.ema_decay": stage.ema_decay for name, stage in stages.items()},
+    }
+    for name, value in positive.items():
+        if not value > 0:
+            raise InputError(f"{name} must be above 0, but is {value!r}.")
+    for name, value in not_negative.items():
+        if value < 0:
+            raise InputError(f"{name} must be at least 0, but is {value!r}.")
+    for name, value in below_one.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{name} must be at least 0 and below 1, but is {value!r}.")
+    if diffusion.beta_start > diffusion.beta_end:
+        raise InputError(
+            f"diffusion.beta_start, {diffusion.beta_start}, must not exceed beta_end, {diffusion.beta_end}."
+        )
+    if diffusion.affine_fill is not None and not all(0 <= level <= 255 for level in diffusion.affine_fill):
+        raise InputError(f"diffusion.affine_fill must be three levels of 0 ... 255, but is {diffusion.affine_fill!r}.")

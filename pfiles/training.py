@@ -338,7 +338,7 @@ def _train(
                 order = make_generator(run.seed, run.name, "order", epoch)
                 batches = [batch.to(device) for batch in epoch_batches(num_tiles, run.batch_size, order)]
             generator.manual_seed(derive_seed(run.seed, run.name, number))
-            torch.compiler.cudagraph_mark_step_begin()
+            run.speed.begin_step()
             terms = step(batches[place], number, generator)
             for name, value in terms.items():
                 state["sums"][name] = state["sums"].get(name, 0) + value.detach()

@@ -21,7 +21,7 @@ from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
 
 K = 3
-NUM_IMAGES = 24
+NUM_IMAGES = 12
 SETTINGS = get_settings("demo", TINY)
 
 
@@ -51,7 +51,7 @@ def _finish(folder: Path, *networks: torch.nn.Module) -> None:
 
 def autoencoder(folder: Path) -> None:
     vqvae, discriminator, _, _ = _networks()
-    settings = replace(SETTINGS.autoencoder, epochs=6)
+    settings = replace(SETTINGS.autoencoder, epochs=4)
     perceptual = training.make_perceptual(settings, "cpu")
     training.train_autoencoder(vqvae, discriminator, _images(), perceptual, settings, _run(folder, "autoencoder"))
     _finish(folder, vqvae, discriminator)
@@ -63,7 +63,7 @@ def stage(name: str, folder: Path) -> None:
     images = _images()
     codes = latents.encode_tiles(vqvae, images)
     settings = replace(SETTINGS.diffusion, condition_dropout=0.1, min_snr_gamma=5.0, dihedral_views=True)
-    how = replace(getattr(SETTINGS, name), epochs=8, ema_decay=0.99, warmup_steps=10)
+    how = replace(getattr(SETTINGS, name), epochs=5, ema_decay=0.99, warmup_steps=10)
     training.train_stage(unet, clusters, vqvae, images, codes, settings, how, _run(folder, name))
     _finish(folder, unet, clusters)
 

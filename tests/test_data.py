@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import shutil
 import zipfile
 
 import numpy as np
@@ -12,7 +13,16 @@ from PIL import Image
 from torchvision.transforms import functional as tvf
 
 from pfiles import data
-from pfiles.data import affine, epoch_batches, evenly_spaced, load_tiles, random_affine, to_uint8, to_unit
+from pfiles.data import (
+    affine,
+    epoch_batches,
+    evenly_spaced,
+    load_tiles,
+    random_affine,
+    random_dihedral,
+    to_uint8,
+    to_unit,
+)
 from pfiles.errors import InputError
 
 
@@ -322,3 +332,36 @@ def test_random_affine_draws_for_each_tile_within_its_limits():
     assert torch.equal(views, again)
     same = random_affine(images, torch.Generator(), degrees=0, translate=0, scale=(1, 1))
     assert torch.equal(same, images)
+
+
+@pytest.mark.parametrize(("packed", "sizes", "n_test"), [
+    (False, [4] * 12, 4),  # 48 tiles: the last eleventh would be 4, which is one folder
+    (True, [5] * 11 + [2], 7),  # 57 tiles: the last eleventh, 5, would cut through the last folder but one
+    (False, [3] * 10 + [6], 6),
+    (False, [6] * 8, 4),  # too few folders to be slides
+])  # fmt: skip
+def test_tiles_of_a_slide_stay_on_one_side(tmp_path, packed, sizes, n_test):
+    tiles = iter(make_tiles(sum(sizes)))
+    names = [f"slide_{folder:02}/{i}.png" for folder, size in enumerate(sizes) for i in range(size)]
+    for name in names:
+        (tmp_path / "tiles" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(next(tiles)).save(tmp_path / "tiles" / name)
+    data = tmp_path / "tiles"
+    if packed:
+        data = shutil.make_archive(str(tmp_path / "packed"), "zip", data)
+    loaded = load_tiles(data, 48)
+    assert len(loaded.test) == n_test
+    slides = [name.split("/")[0] for name in names]
+    if len(sizes) >= 11:
+        assert not {slides[i] for i in loaded.train} & {slides[i] for i in loaded.test}
+
+
+def test_dihedral_views_are_the_eight_ones():
+    image = torch.arange(12, dtype=torch.uint8).view(1, 3, 2, 2)
+    views = random_dihedral(image.expand(800, -1, -1, -1), torch.Generator().manual_seed(0))
+    different, counts = views.flatten(1).unique(dim=0, return_counts=True)
+    expected = {
+        tuple(torch.rot90(v, k, (1, 2)).flatten().tolist()) for v in (image[0], image[0].flip(2)) for k in range(4)
+    }
+    assert {tuple(row) for row in different.tolist()} == expected
+    assert counts.min() > 60

@@ -16,7 +16,9 @@ LAYERS = (
     {"blocks", "discriminator", "classifier", "linear_noise_scheduler", "losses", "lpips", "data"},
     {"vqvae", "unet_cond_base", "lpips_metric", "clustering", "samplers"},
     {"checkpoints", "latents"},
+    {"morphometry"},
     {"training", "sampling", "metrics", "figures"},
+    {"memorisation"},
     {"__main__"},
 )
 

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import together
 import torch
+from conftest import TINY
 from PIL import Image
 from torch import nn
 
@@ -100,3 +101,20 @@ def test_shares_are_contiguous_and_complete(monkeypatch):
         parts.append(processes.share(list(range(10))))
     assert [item for part in parts for item in part] == list(range(10))
     assert sorted(map(len, parts)) == [3, 3, 4]
+
+
+def test_a_notebook_can_start_the_processes(tmp_path):
+    """accelerate's notebook_launcher with the function that the README names; two processes, one set of files."""
+    overrides = {**TINY, "image_size_px": 64}
+    code = f"""
+from accelerate import notebook_launcher
+from pfiles.__main__ import run_cells
+from pfiles.paths import ROOT
+parameters = {{"data": "embedded", "preset": "demo", "overrides": {overrides!r}, "out": {str(tmp_path)!r}}}
+notebook_launcher(run_cells, (ROOT / "train_autoencoder.ipynb", parameters), num_processes=2)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es)" in done.stdout
+    assert done.stdout.count("Saved ") == 1
+    assert (tmp_path / "kpc_ldm" / "vqvae_autoencoder_ckpt.pth").exists()

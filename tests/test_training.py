@@ -3,9 +3,11 @@
 import copy
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from conftest import make_tiles
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pfiles import latents, training
 from pfiles.classifier import Classifier
@@ -343,3 +345,87 @@ def test_features_of_the_csv(tiny, images):
     torch.testing.assert_close(features.sum(1), torch.ones(24))
     vectors = vqvae.embedding.weight[codes[5].long().flatten()].exp()  # (h*w, z), worked out for one tile
     torch.testing.assert_close(features[5], (vectors / vectors.sum(1, keepdim=True)).mean(0))
+
+
+def test_the_average_of_the_weights_is_the_result(tiny, images, run, monkeypatch):
+    """Worked out beside the training: every step's weights, averaged with the decay of that step."""
+    seen = []
+    original = training._update
+
+    def recorded(optimizer):
+        norm = original(optimizer)
+        seen.append(networks[1].conv_in.weight.detach().clone())
+        return norm
+
+    monkeypatch.setattr(training, "_update", recorded)
+    networks = stage_networks(tiny)
+    average = networks[1].conv_in.weight.detach().clone()
+    train_stage(tiny, replace(tiny.training, epochs=4, ema_decay=0.5), networks, images, run)
+    for number, weights in enumerate(seen):
+        decay = min(0.5, (1 + number) / (10 + number))
+        average = decay * average + (1 - decay) * weights
+    torch.testing.assert_close(networks[1].conv_in.weight.detach(), average, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(average, seen[-1])
+
+
+def test_the_learning_rate_warms_up(tiny, images, run):
+    history = train_stage(tiny, replace(tiny.finetuning1, epochs=4, warmup_steps=9), stage_networks(tiny), images, run)
+    rates = [row["learning_rate"] / tiny.finetuning1.learning_rate for row in history]
+    assert rates == pytest.approx([3 / 9, 6 / 9, 1, 1])
+
+
+def test_min_snr_weights_the_error(tiny, images, run, monkeypatch):
+    """With gamma above every signal-to-noise ratio nothing changes; with a tiny one the loss is gamma * error / SNR."""
+    stage = replace(tiny.finetuning1, epochs=1)
+    losses = {}
+    for gamma in (None, 1e9, 1e-6):
+        diffusion = replace(tiny, diffusion=replace(tiny.diffusion, min_snr_gamma=gamma))
+        row = train_stage(diffusion, stage, stage_networks(tiny), images, replace(run, restart=True))[0]
+        losses[gamma] = row["loss"]
+        assert gamma is None or row["loss"] == row["weighted_mse"] != row["mse"] or gamma == 1e9
+    assert losses[1e9] == pytest.approx(losses[None], rel=1e-6)
+    assert losses[1e-6] < 1e-3 * losses[None]
+    alpha_bar = training.LinearNoiseScheduler(20).alpha_cumprod[7].item()
+    snr = training.LinearNoiseScheduler(20).signal_to_noise(torch.tensor([7])).item()
+    assert snr == pytest.approx(alpha_bar / (1 - alpha_bar))
+
+
+def test_dropped_conditions_are_no_condition(tiny):
+    _, unet, _ = stage_networks(tiny)
+    x, t = torch.randn(2, 16, 12, 12), torch.tensor([3, 9])
+    with torch.no_grad():
+        one, none, mixed = (unet(x, t, c) for c in (torch.tensor([1, 1]), None, torch.tensor([1, -1])))
+    torch.testing.assert_close(mixed[0], one[0])
+    torch.testing.assert_close(mixed[1], none[1])
+    assert not torch.allclose(one[1], none[1])
+
+
+def test_condition_dropout_trains_both_ways(tiny, images, run, monkeypatch):
+    settings = replace(tiny, diffusion=replace(tiny.diffusion, condition_dropout=0.5))
+    seen = []
+    monkeypatch.setattr(UNet, "forward", lambda self, x, t, c, f=UNet.forward: seen.append(c) or f(self, x, t, c))
+    train_stage(settings, replace(tiny.training, epochs=8), stage_networks(tiny), images, run)
+    assert 0.35 < (torch.cat(seen) < 0).float().mean() < 0.65
+
+
+def test_the_log_is_a_table_and_event_files(tiny, images, run):
+    history = train_stage(tiny, replace(tiny.training, epochs=2), stage_networks(tiny), images, run)
+    table = pd.read_csv(run.folder / "log.csv")
+    for found, row in zip(table.to_dict("records"), history, strict=True):
+        assert found == pytest.approx(row)
+    events = EventAccumulator(str(run.folder)).Reload()
+    assert [scalar.step for scalar in events.Scalars("mse")] == [1, 2]
+    assert [scalar.value for scalar in events.Scalars("marginal_entropy")] == pytest.approx(
+        [row["marginal_entropy"] for row in history]
+    )
+    assert {"loss", "mse", "affine_kl", "gradient_norm", "learning_rate", "images_per_second"} <= set(table)
+
+
+def test_a_precision_may_change_on_the_way_and_it_is_said(tiny, images, run, capsys):
+    stage = replace(tiny.training, epochs=1)
+    identity = {"settings": {"precision": "bf16"}}
+    train_stage(tiny, stage, stage_networks(tiny), images, replace(run, identity=identity))
+    identity = {"settings": {"precision": "fp32"}}
+    longer = replace(stage, epochs=2)
+    assert len(train_stage(tiny, longer, stage_networks(tiny), images, replace(run, identity=identity))) == 2
+    assert "Goes on in fp32; until here it was bf16" in capsys.readouterr().out

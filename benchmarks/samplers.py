@@ -1,0 +1,94 @@
+"""What fast samplers cost in quality: one trained UNet, the same noise, several ways to the image.
+
+    python -m benchmarks.samplers --run DIR --data PATH --clusters 10 [--preset demo] [--images 500] [--out FILE]
+
+DIR is the folder of a finished run (`python -m pfiles run --out DIR`). For every sampler: the Frechet distance between
+its images and the test tiles in the autoencoder's feature space, and the seconds an image took. The images take the
+test tiles' clusters. Two rows without a sampler say what the numbers can be: training tiles, and the test tiles'
+own reconstructions, which is all that the decoder could show at best.
+"""
+
+import argparse
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import device_name
+from pfiles import checkpoints, figures
+from pfiles.data import evenly_spaced, load_tiles, to_uint8
+from pfiles.distribution import frechet_distance
+from pfiles.features import make_extractor
+from pfiles.latents import encode_tiles, predict_clusters, reconstruct
+from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.paths import Paths, write_json
+from pfiles.runtime import pick_device, versions
+from pfiles.sampling import image_seeds, sample
+from pfiles.settings import get_settings
+from pfiles.speed import pick_speed
+
+WAYS = (("ddpm", 1000), ("ddpm", 50), ("ddim", 50), ("dpm-solver++", 20), ("unipc", 10))
+SHOWN = 20  # images of each sampler in the picture
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = _parser().parse_args(arguments)
+    device = pick_device()
+    settings = get_settings(args.preset)
+    speed = pick_speed(settings, device)
+    paths = Paths(args.clusters, args.run.absolute())
+    tiles = load_tiles(str(args.data.absolute()), settings.image_size_px, settings.max_train_tiles)
+    vqvae = checkpoints.load_autoencoder(paths, settings, device)
+    unet, clusters = checkpoints.load_stage(paths, settings, "finetuning2", args.clustering, vqvae, device)
+    process = settings.diffusion
+    scheduler = LinearNoiseScheduler(process.num_timesteps, process.beta_start, process.beta_end)
+
+    extract = make_extractor("autoencoder", vqvae)
+    test = tiles.tensor(tiles.test[evenly_spaced(len(tiles.test), args.images)], device)
+    real = extract(test)
+    cluster_ids, _ = predict_clusters(vqvae, clusters, encode_tiles(vqvae, test))
+    rows, shown = [], {}
+
+    def add(name: str, images: torch.Tensor, seconds: float | None) -> None:
+        distance = frechet_distance(extract(images), real)
+        rows.append({"images": name, "frechet_distance": distance, "seconds_per_image": seconds})
+        print(f"{name:<34} {distance:18.4f} {'' if seconds is None else f'{seconds:20.4f}'}", flush=True)
+        shown[name] = images[:SHOWN].cpu()
+
+    print(f"\n{len(test)} images on {device_name(device.type)}, {torch.get_num_threads()} threads")
+    print(f"{'images':<34} {'Frechet distance':>18} {'seconds per image':>20}")
+    chosen = tiles.train[evenly_spaced(len(tiles.train), len(test))]
+    add("training tiles", tiles.tensor(chosen, device), None)
+    add("test tiles, reconstructed", to_uint8(reconstruct(vqvae, test)), None)
+    for sampler, steps in WAYS:
+        began = time.perf_counter()
+        images = sample(
+            unet, scheduler, vqvae.decode, cluster_ids, image_seeds(0, range(len(test))),
+            vqvae.latent_shape(settings.image_size_px), steps, settings.sampling.batch_size, sampler, speed=speed,
+        )  # fmt: skip
+        add(f"{sampler}, {steps} steps", images, (time.perf_counter() - began) / len(test))
+
+    if args.out is not None:
+        about = {"device": device_name(device.type), "date": date.today().isoformat(), "versions": versions()}
+        write_json(args.out, {**about, "images": len(test), "data": tiles.source, "rows": rows})
+        figure = figures.show_tiles(torch.cat(list(shown.values())), SHOWN, title=", ".join(shown))
+        figures.save_figure(figure, args.out.with_suffix(".jpg"))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.samplers", description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument("--data", type=Path, required=True, help="the tiles of that run")
+    parser.add_argument("--preset", default="demo", help="of that run; default demo")
+    parser.add_argument("--clusters", type=int, default=14, help="of that run; default 14")
+    parser.add_argument("--clustering", default="classifier", help="of that run; default classifier")
+    parser.add_argument("--images", type=int, default=500, help="of each sampler; default 500")
+    parser.add_argument("--out", type=Path, help="JSON file to write, with a picture beside it")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
