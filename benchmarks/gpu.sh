@@ -6,11 +6,16 @@
 #
 # TILES   a folder, .zip or .npy of tiles; without it the embedded tissue
 # OUT     folder for JSON, pictures and the log; default benchmarks/results
-# PYTHON  default python3; made for Python 3.12 with PyTorch 2.11, needs pytest and torchmetrics besides requirements.txt
+# PYTHON  default python3, with PyTorch 2.11 or newer
 # TINY=1  the same at tiny sizes, on a CPU too, in under two minutes
 #
-# Packages that are missing and cannot be installed may lie in the folder .whl of the repository as wheels, all that
-# they need included: they are used from there for this run alone.
+# Needs torch, torchvision, numpy, scipy, pandas, scikit-learn, scikit-image, matplotlib, pillow, tqdm, tensorboard,
+# pytest, torchmetrics, pytorch-msssim, diffusers and ipython. What is missing and cannot be installed may lie in the
+# folder .whl of the repository as wheels, with all that they need in turn: used from there, for this run alone. Beside
+# a PyTorch installation with the usual scientific packages these are
+#     pytorch-msssim 1.0.0, diffusers 0.42.1 (importlib-metadata),
+#     ipython 9.18.1 (decorator, ipython-pygments-lexers, jedi, parso, matplotlib-inline, pexpect, ptyprocess,
+#     prompt-toolkit, wcwidth, stack-data, asttokens, executing, pure-eval, traitlets)
 #
 # Every step runs, whichever fails, and no longer than its limit; the exit status is 0 only if all succeeded.
 set -uo pipefail

@@ -210,13 +210,7 @@ def draw_product(size: Size, device: str, n: int, batch_size: int, sampler: str,
             num_steps=steps, batch_size=batch_size, sampler=sampler, speed=speed, progress=False,
         )  # fmt: skip
 
-    decode = speed.fast(networks.vqvae.decode)
-
-    @torch.no_grad()
-    def run() -> float:
-        return sampling_seconds(device, decode, draw, wanted / steps)
-
-    return run
+    return lambda: sampling_seconds(device, networks.vqvae.decode, draw, wanted / steps)
 
 
 def sixteen(size: Size, device: str) -> Run:
