@@ -10,11 +10,11 @@ from pfiles.paths import ROOT
 
 LAYERS = (
     {"errors"},
-    {"paths", "settings", "runtime"},
+    {"paths", "settings", "runtime", "weights"},
     {"blocks", "discriminator", "classifier", "linear_noise_scheduler", "losses", "lpips", "data"},
     {"vqvae", "unet_cond_base", "lpips_metric", "clustering"},
     {"checkpoints", "latents"},
-    {"morphometry"},
+    {"morphometry", "features", "distribution", "fidelity"},
     {"training", "sampling", "metrics", "figures"},
     {"__main__"},
 )
