@@ -1,11 +1,12 @@
 """The shared modules of the notebooks, in reading order.
 
-Foundations   errors, paths, settings, runtime
+Foundations   errors, paths, settings, runtime, weights
 Parts         blocks, discriminator, classifier, linear_noise_scheduler, losses, lpips, data
 Models        vqvae, unet_cond_base (from blocks), lpips_metric (from lpips), clustering (from classifier)
 Files         checkpoints, latents
-Measures      morphometry
+Measures      features, distribution, fidelity, morphometry
 Work          training, sampling, metrics, figures
+Reports       report, evaluation (of two folders of images)
 Command line  __main__
 
 Each line imports only from the lines above it, and importing a module starts nothing: no device, no seed,

@@ -64,19 +64,23 @@ def make_extractor(kind: str, vqvae: VQVAE | None = None) -> Extractor:
 
 
 def random_convolutions() -> Extractor:
-    """A fixed bank of random filters at three scales: 16 of 7 x 7 px over the three colours at each.
+    """Colour, and a fixed bank of random filters at three scales: 16 of 7 x 7 px over the three colours at each.
 
-    Features: mean and standard deviation over the image of every rectified response, 96 in all. They see colour and
-    texture up to 28 px, nothing that was learnt. The filters are the same in every run; sides of at least 28 px.
+    54 features: mean and standard deviation of each colour over the image; and for each filter at each scale the
+    square root of its root mean square response, to which no flat colour contributes. All lie between 0 and about 1.
+    They see texture up to 28 px, and nothing that was learnt. The filters are the same in every run. Sides must
+    measure at least 28 px.
     """
     filters = torch.randn(FILTERS, 3, FILTER_PX, FILTER_PX, generator=make_generator("random convolutions"))
-    filters = filters / filters.flatten(1).norm(dim=1)[:, None, None, None]
+    filters -= filters.mean((2, 3), keepdim=True)
+    filters /= filters.flatten(1).norm(dim=1)[:, None, None, None]
 
     def batch(images: Tensor) -> Tensor:
-        x, rows = to_unit(images), []
+        x = to_unit(images)
+        rows = [x.mean((2, 3)), x.std((2, 3), correction=0)]
         for scale in range(SCALES):
-            response = F.conv2d(F.avg_pool2d(x, 2**scale), filters.to(x.device)).relu()
-            rows += [response.mean((2, 3)), response.std((2, 3), correction=0)]
+            response = F.conv2d(F.avg_pool2d(x, 2**scale), filters.to(x.device))
+            rows.append(response.square().mean((2, 3)) ** 0.25)
         return torch.cat(rows, dim=1)
 
     return _without_download("random convolutions", batch)

@@ -132,6 +132,40 @@ def plot_confusion(matrix: np.ndarray, title: str) -> Figure:
     return fig
 
 
+def plot_controls(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """One plot per pair score: the mean of generated images and of each control of `metrics.paired_controls`.
+
+    Bars are 95 % intervals; the generated images' goes through the whole plot as a band.
+    """
+    rows = max(map(len, tables.values()))
+    fig, axes = plt.subplots(
+        1, len(tables), figsize=(2.2 + 2.6 * len(tables), 0.6 + 0.4 * rows), squeeze=False, sharey=True,
+        layout="constrained",
+    )  # fmt: skip
+    for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
+        ax.axvspan(table.low.iloc[0], table.high.iloc[0], color="C1", alpha=0.3)
+        for i, row in enumerate(table.itertuples()):
+            errors = [[max(row.mean - row.low, 0)], [max(row.high - row.mean, 0)]]
+            ax.errorbar(row.mean, i, xerr=errors, fmt="o", color="C0" if i else "C1", capsize=3)
+        ax.set(title=title, yticks=range(len(table)), yticklabels=table.index)
+    axes[0][0].invert_yaxis()
+    return fig
+
+
+def plot_agreement(table: pd.DataFrame, title: str, references: Mapping[str, float]) -> Figure:
+    """The accuracy of each row of `fidelity.agreement` with its interval, and references as dashed lines by name."""
+    fig, ax = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
+    accuracy = table.accuracy.to_numpy()
+    errors = (accuracy - table.low.to_numpy()).clip(0), (table.high.to_numpy() - accuracy).clip(0)
+    names = table.index.str.removeprefix("cluster ")
+    ax.bar(names, accuracy, yerr=errors, capsize=3, color=["C0"] * (len(table) - 1) + ["C1"])
+    for i, (name, value) in enumerate(references.items(), start=2):
+        ax.axhline(value, color=f"C{i}", linestyle="--", label=name)
+    ax.set(title=title, xlabel="requested cluster", ylabel="share assigned to it", ylim=(0, 1.02))
+    ax.legend(fontsize="small")
+    return fig
+
+
 def plot_morphometry(
     real: pd.DataFrame,
     generated: pd.DataFrame,

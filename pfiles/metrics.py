@@ -49,17 +49,12 @@ def ssim_published(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     and only windows that lie inside the image in all three axes count.
     """
 
-    def over_colours(maps: Tensor) -> Tensor:
-        return maps.unflatten(1, (-1, 3, len(a))).mean(2).flatten(1, 2)
-
     def window_means(maps: Tensor) -> Tensor:
-        return F.avg_pool2d(over_colours(maps), 3, stride=1)  # the window spans all colours: one map is left of three
+        colours = maps.unflatten(1, (3, -1)).mean(1)  # the window spans all three
+        return F.avg_pool2d(colours, 3, stride=1)
 
-    def level(maps: Tensor) -> Tensor:
-        return over_colours(maps.mean((2, 3), keepdim=True))
-
-    luminance, structure = _ssim_terms(*map(_unit_maps, (a, b)), window_means, level, unbiased=27 / 26)
-    return (luminance * structure).mean((0, 2, 3)).cpu().numpy()
+    moments = _moments(*map(_centred_maps, (a, b)), window_means)
+    return (_luminance(*moments) * _structure(*moments, unbiased=27 / 26)).mean((0, 2, 3)).cpu().numpy()
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -68,8 +63,8 @@ def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b: uint8 (N, H, W, 3), sides of at least 11 px. Returns (N,), at most 1 for equal images. Only windows inside
     the image count.
     """
-    luminance, structure = _ssim_terms(*map(_unit_maps, (a, b)), _gaussian_means, _map_means)
-    return (luminance * structure).mean((0, 2, 3)).view(3, -1).mean(0).cpu().numpy()
+    moments = _moments(*map(_centred_maps, (a, b)), _gaussian_means)
+    return _image_means(_luminance(*moments) * _structure(*moments)).mean(0).cpu().numpy()
 
 
 def ms_ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -78,16 +73,17 @@ def ms_ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b: uint8 (N, H, W, 3). Five scales need sides of more than 160 px: smaller images are enlarged to the published
     231 px first (bicubic), see `ms_ssim_rule`. Returns (N,).
     """
-    x, y = (_enlarge(_unit_maps(images)) for images in (a, b))
-    product = torch.ones(x.shape[1], device=x.device)  # (3 N,)
+    x, y = (_centred_maps(_enlarge(images)) for images in (a, b))
+    product = 1
     for scale, weight in enumerate(MS_SSIM_WEIGHTS, start=1):
-        luminance, structure = _ssim_terms(x, y, _gaussian_means, _map_means)
-        last = scale == len(MS_SSIM_WEIGHTS)
-        term = (luminance * structure if last else structure).mean((0, 2, 3))
-        product *= term.clamp_min(0) ** weight
-        if not last:
-            x, y = (F.avg_pool2d(v, 2, padding=[side % 2 for side in v.shape[2:]]) for v in (x, y))
-    return product.view(3, -1).mean(0).cpu().numpy()
+        moments = _moments(x, y, _gaussian_means)
+        term = _structure(*moments)
+        if scale == len(MS_SSIM_WEIGHTS):
+            term *= _luminance(*moments)
+        else:
+            x, y = map(_halve, (x, y))
+        product = product * _image_means(term).clamp_min(0) ** weight
+    return product.mean(0).cpu().numpy()
 
 
 def ms_ssim_rule(side: int) -> str:
@@ -100,46 +96,45 @@ def ms_ssim_rule(side: int) -> str:
     )
 
 
-def _unit_maps(images: np.ndarray) -> Tensor:
-    """uint8 (N, H, W, 3) -> float (1, 3 N, H, W) in [0, 1], all reds first, on the GPU where there is one.
+def _centred_maps(images: np.ndarray) -> Tensor:
+    """uint8 (N, H, W, 3) -> float (1, 3 N, H, W) in [-0.5, 0.5], all reds first, on the GPU where there is one.
 
     The maps of a batch lie side by side at each place in memory (channels last), so that every step below runs over
-    all of them at once; that is several times as fast on a CPU as one image after the other.
+    all of them at once; that is several times as fast on a CPU as one image after the other. Around 0 float32 keeps
+    the digits of small variances.
     """
     maps = torch.from_numpy(np.ascontiguousarray(images)).to(pick_device()).permute(1, 2, 3, 0)  # (H, W, 3, N)
-    return to_unit(maps.contiguous()).flatten(2)[None].permute(0, 3, 1, 2)
+    return to_unit(maps.contiguous()).sub_(0.5).flatten(2)[None].permute(0, 3, 1, 2)
 
 
-def _ssim_terms(
-    x: Tensor,
-    y: Tensor,
-    window_means: Callable[[Tensor], Tensor],
-    level: Callable[[Tensor], Tensor],
-    unbiased: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """The two factors of SSIM at every place: luminance, and contrast times structure.
+def _image_means(maps: Tensor) -> Tensor:
+    """(1, 3 N, H, W) -> the mean of each colour of each image (3, N)."""
+    return maps.mean((0, 2, 3)).view(3, -1)
 
-    x, y: `_unit_maps`. window_means: from maps (1, 3 m N, H, W) to their means over a window at each place.
-    level: the mean of maps over all that a window may span. It is taken off first: variances do not depend on it, and
-    float32 keeps its digits where an image is bright and flat.
-    unbiased: factor of the variances.
 
-    All moments follow from those of s = x + y and d = x - y, which saves a fifth of the filtering:
-    4 cov(x, y) = var(s) - var(d), and 2 (var(x) + var(y)) = var(s) + var(d); the means likewise.
+def _moments(x: Tensor, y: Tensor, window_means: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Means and variances over a window at each place of s = x + y and d = x - y, of which all of SSIM follows.
+
+    4 cov(x, y) = var(s) - var(d), and 2 (var(x) + var(y)) = var(s) + var(d); the means likewise. These are four maps
+    to filter, not five. x, y: `_centred_maps`.
     """
     s, d = x + y, x - y
-    level_s, level_d = level(s), level(d)
-    repeat = s.shape[1] // level_s.shape[1]
-    s, d = s - level_s.repeat(1, repeat, 1, 1), d - level_d.repeat(1, repeat, 1, 1)
-    mean_s, mean_d, square_s, square_d = window_means(torch.cat([s, d, s * s, d * d], dim=1)).chunk(4, dim=1)
-    var_s, var_d = square_s - mean_s.square(), square_d - mean_d.square()
-    c1, c2 = 2 * C1, 2 * C2 / unbiased
-    mean_s, mean_d = (mean_s + level_s).square(), (mean_d + level_d).square()
-    return (mean_s - mean_d + c1) / (mean_s + mean_d + c1), (var_s - var_d + c2) / (var_s + var_d + c2)
+    mean_s, mean_d = window_means(s), window_means(d)
+    var_s = window_means(s.square_()).addcmul_(mean_s, mean_s, value=-1)
+    var_d = window_means(d.square_()).addcmul_(mean_d, mean_d, value=-1)
+    return mean_s, mean_d, var_s, var_d
 
 
-def _map_means(maps: Tensor) -> Tensor:
-    return maps.mean((2, 3), keepdim=True)
+def _luminance(mean_s: Tensor, mean_d: Tensor, var_s: Tensor, var_d: Tensor) -> Tensor:
+    """2 mean(x) mean(y) over mean(x)^2 + mean(y)^2, stabilised by C1."""
+    s, d = (mean_s + 1).square_(), mean_d.square()  # x and y were centred by 0.5 each
+    return (s - d).add_(2 * C1) / (s + d).add_(2 * C1)
+
+
+def _structure(mean_s: Tensor, mean_d: Tensor, var_s: Tensor, var_d: Tensor, unbiased: float = 1.0) -> Tensor:
+    """Contrast times structure, 2 cov(x, y) over var(x) + var(y), stabilised by C2; `unbiased`: factor of variances."""
+    var_s = var_s + 2 * C2 / unbiased
+    return (var_s - var_d).div_(var_s.add_(var_d))
 
 
 def _gaussian_means(maps: Tensor) -> Tensor:
@@ -150,21 +145,21 @@ def _gaussian_means(maps: Tensor) -> Tensor:
     return F.conv2d(F.conv2d(maps, weights, groups=len(weights)), weights.mT, groups=len(weights))
 
 
-def _enlarge(maps: Tensor) -> Tensor:
-    """`_unit_maps` at the published size where a side is too short for MS-SSIM, otherwise as they are.
+def _halve(maps: Tensor) -> Tensor:
+    """Means of 2 x 2 pixels; an odd side begins and ends with black, as in the implementations in use."""
+    padding = [side % 2 for side in maps.shape[2:]]
+    if any(padding):
+        maps = F.pad(maps, (padding[1], padding[1], padding[0], padding[0]), value=-0.5)
+    return F.avg_pool2d(maps, 2)
 
-    As Pillow's bicubic filter does it: columns first, rounded to whole levels of 0 ... 255, then rows.
-    """
-    if min(maps.shape[2:]) > 160:
-        return maps
-    rows, columns = (
-        F.interpolate(torch.eye(n, device=maps.device)[None, None], (n, PUBLISHED_SIDE), mode="bicubic", antialias=True)
-        for n in maps.shape[2:]
-    )  # (1, 1, n, 231): the weights
-    places = maps[0].permute(1, 2, 0)  # (H, W, 3 N)
-    for weights, axis in ((columns, "hwc,wv->hvc"), (rows, "hwc,hv->vwc")):
-        places = ((torch.einsum(axis, places, weights[0, 0]) * 255 + 0.5).floor() / 255).clamp(0, 1)
-    return places.permute(2, 0, 1)[None]
+
+def _enlarge(images: np.ndarray) -> np.ndarray:
+    """uint8 (N, H, W, 3), at the published size (bicubic) where a side is too short for MS-SSIM."""
+    if min(images.shape[1:3]) > 160:
+        return images
+    size = (PUBLISHED_SIDE, PUBLISHED_SIDE)
+    large = F.interpolate(as_tensor(np.ascontiguousarray(images)), size, mode="bicubic", antialias=True)
+    return large.permute(0, 2, 3, 1).numpy()
 
 
 def lpips_score(network: LPIPS, device: torch.device | str = "cpu") -> PairScore:

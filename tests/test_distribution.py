@@ -207,7 +207,7 @@ def vqvae():
 
 def test_extractors_take_images_in_any_batch(vqvae, monkeypatch):
     images = make_tiles(7, 48)
-    for extractor, width in ((features.random_convolutions(), 96), (features.make_extractor("autoencoder", vqvae), 32)):
+    for extractor, width in ((features.random_convolutions(), 54), (features.make_extractor("autoencoder", vqvae), 32)):
         rows = extractor(images)
         assert rows.shape == (7, width)
         assert rows.std(0).max() > 0
@@ -218,14 +218,16 @@ def test_extractors_take_images_in_any_batch(vqvae, monkeypatch):
 
 
 def test_random_convolutions_are_what_they_say():
-    """The filters are the same every time; by hand, the first filter's mean response at full size."""
     images = make_tiles(2, 48)
     first, second = features.random_convolutions()(images), features.random_convolutions()(images)
-    np.testing.assert_array_equal(first, second)
-    flat = np.full((1, 48, 48, 3), 100, np.uint8)
-    row = features.random_convolutions()(flat)[0].reshape(3, 2, 16)
-    np.testing.assert_allclose(row[:, 1], 0, atol=1e-3)  # nothing varies over a flat image
-    np.testing.assert_allclose(row[0, 0], row[2, 0], rtol=1e-4)  # at no scale
+    np.testing.assert_array_equal(first, second)  # the filters are the same every time
+    unit = images / 255
+    np.testing.assert_allclose(first[:, :3], unit.mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(first[:, 3:6], unit.std((1, 2)), rtol=1e-5)
+    flat = features.random_convolutions()(np.full((1, 48, 48, 3), 100, np.uint8))[0]
+    np.testing.assert_allclose(flat[6:], 0, atol=1e-3)  # no filter answers to a flat colour
+    faint = features.random_convolutions()(images // 2)  # half the contrast: half of every response
+    np.testing.assert_allclose(faint[:, 6:], first[:, 6:] / 2**0.5, rtol=0.05)
 
 
 def test_autoencoder_features_are_the_statistics_of_its_encoding(vqvae):

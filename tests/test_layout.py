@@ -16,6 +16,8 @@ LAYERS = (
     {"checkpoints", "latents"},
     {"morphometry", "features", "distribution", "fidelity"},
     {"training", "sampling", "metrics", "figures"},
+    {"report"},
+    {"evaluation"},
     {"__main__"},
 )
 
