@@ -2,9 +2,10 @@
 
     python -m pfiles demo [--out DIR]
     python -m pfiles run --data PATH --preset NAME --clusters 14 --clustering classifier --out DIR
+    python -m pfiles evaluate --real DIR --generated DIR
 
-The notebooks are the only place where the order of work within a step is written; this only runs them one after the
-other with the given parameters, and prints what they recorded.
+The notebooks are the only place where the order of work within a step is written; `demo` and `run` only run them one
+after the other with the given parameters, and print what they recorded. `evaluate` compares two folders of images.
 """
 
 import argparse
@@ -22,10 +23,13 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
+from pfiles import evaluation, report
 from pfiles.clustering import CLUSTERINGS, check_clustering
 from pfiles.data import load_tiles
 from pfiles.errors import InputError
+from pfiles.features import EXTRACTORS
 from pfiles.paths import ROOT, Paths, atomic_write, read_json, write_json
+from pfiles.runtime import versions
 from pfiles.settings import PRESETS, get_settings
 
 NOTEBOOKS = (
@@ -44,6 +48,7 @@ NOTEBOOKS = (
     "clusters_14/part_10_SSIM",
     "clusters_14/part_11_MSSSIM",
     "clusters_14/part_12_LPIPS",
+    "clusters_14/part_13_distribution_metrics",
     "internal_cluster_validation_metrics",
 )
 
@@ -52,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 1 a notebook failed, 2 something given is wrong."""
     args = _parser().parse_args(arguments)
     try:
-        return _run(args)
+        return args.command(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -60,9 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pfiles", description="Run the notebooks in order, headless.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(required=True)
     demo = commands.add_parser("demo", help="everything at small size on embedded tissue: minutes on two CPU cores")
     run = commands.add_parser("run", help="everything on your tiles")
+    evaluate = commands.add_parser("evaluate", help="every measure of a folder of generated images against real ones")
     demo.set_defaults(data="embedded", preset="demo", clusters=14, clustering="classifier")
     run.add_argument("--data", help=".npy, folder or .zip of tiles, or 'embedded'; default $KPC_DATA, then 'embedded'")
     run.add_argument("--preset", default="paper", help=f"{' or '.join(PRESETS)}; default paper")
@@ -76,6 +82,20 @@ def _parser() -> argparse.ArgumentParser:
             help="change a setting, such as training.epochs=2; may be repeated",
         )  # fmt: skip
         command.add_argument("--restart", action="store_true", help="train anew where a run was begun before")
+        command.set_defaults(command=_run)
+    evaluate.add_argument("--real", required=True, metavar="DIR", help="real images, such as org")
+    evaluate.add_argument("--generated", required=True, metavar="DIR", help="generated images, such as gen_14")
+    evaluate.add_argument("--clusters-csv", metavar="FILE", help="clusters of the images, such as HHH14_C14_D14.csv")
+    evaluate.add_argument("--autoencoder", metavar="FILE", help="checkpoint of the VQ-GAN, to compare in its features")
+    evaluate.add_argument(
+        "--features", metavar="NAME", help=f"{', '.join(EXTRACTORS)}; default random, and autoencoder if given"
+    )
+    evaluate.add_argument("--unpaired", action="store_true", help="images do not pair by name: no paired scores")
+    evaluate.add_argument("--seed", type=int, default=765, help="of controls, subsets and bootstraps; default 765")
+    evaluate.add_argument(
+        "--out", default=".", metavar="DIR", help="for evaluation.json and evaluation.html; default here"
+    )
+    evaluate.set_defaults(command=_evaluate)
     return parser
 
 
@@ -119,6 +139,23 @@ def _run(args: argparse.Namespace) -> int:
     summary["run"] = {**parameters, "seconds": round(time.monotonic() - began), "peak_memory_gb": round(peak, 2)}
     write_json(paths.summary, summary)
     _print_summary(summary, paths)
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    given = {
+        name: None if value is None else Path(value).expanduser().absolute()
+        for name, value in (("clusters_csv", args.clusters_csv), ("autoencoder", args.autoencoder))
+    }
+    real, generated, out = (Path(folder).expanduser().absolute() for folder in (args.real, args.generated, args.out))
+    if out.exists() and not out.is_dir():
+        raise InputError(f"The output folder {out} is a file: name a folder, existing or new.")
+    sections = evaluation.evaluate(
+        real, generated, **given, features=args.features, paired=not args.unpaired, seed=args.seed
+    )
+    print(report.as_text(sections))
+    about = {"real": str(real), "generated": str(generated), "seed": args.seed, **versions()}
+    print("\nwritten", *report.write_report(sections, out, about), sep="\n  ")
     return 0
 
 

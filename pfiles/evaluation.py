@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 
 from pfiles import figures, metrics, morphometry
 from pfiles.checkpoints import load_weights
-from pfiles.data import as_tensor, evenly_spaced, read_images
+from pfiles.data import as_tensor, evenly_spaced, mean_colour, read_images
 from pfiles.distribution import NEIGHBOURS, frechet_distance, kid, prdc
 from pfiles.errors import InputError
 from pfiles.features import Extractor, make_extractor
@@ -25,28 +25,6 @@ BLUR = 1 / 32  # of the side: the standard deviation of the Gaussian that makes 
 HELD_OUT = "held-out real tiles"
 
 
-def reference_sets(real: np.ndarray, held_out: np.ndarray, generated: np.ndarray) -> dict[str, np.ndarray]:
-    """What the real images (N, H, W, 3) are compared with: generated ones, and references that say what a number means.
-
-    Held-out real tiles are the floor, the best that can be expected. The real tiles' one mean colour, and the real
-    tiles themselves behind a Gaussian blur of 1/32 of their side, are generators that must score worse. Since the
-    Frechet distance grows as sets shrink, all references are of one size, and where there are more generated images
-    than that, so many of them have a row of their own.
-    """
-    size = min(len(held_out), len(generated), len(real))
-    sets = {"generated": generated}
-    if len(generated) > size:
-        sets[f"generated, {size} of them"] = generated[evenly_spaced(len(generated), size)]
-    some = np.ascontiguousarray(real[evenly_spaced(len(real), size)])
-    sigma = BLUR * real.shape[1]
-    flat = np.broadcast_to(real.mean(axis=(0, 1, 2)).round().astype(np.uint8), some.shape)
-    return sets | {
-        HELD_OUT: held_out[evenly_spaced(len(held_out), size)],
-        "blurred real tiles": np.stack([gaussian_filter(image, (sigma, sigma, 0)) for image in some]),
-        "flat mean colour": flat,
-    }
-
-
 def distances(extractor: Extractor, real: np.ndarray, other: np.ndarray, seed: int) -> dict[str, float]:
     """All measures of `distribution` between two sets of features (N, d), (M, d), under the extractor's names."""
     kernel, error = kid(real, other, seed)
@@ -60,12 +38,31 @@ def distances(extractor: Extractor, real: np.ndarray, other: np.ndarray, seed: i
 
 
 def distribution_table(
-    extractor: Extractor, real: np.ndarray, held_out: np.ndarray, generated: np.ndarray, seed: int
+    extractor: Extractor, tiles: np.ndarray, real: np.ndarray, held_out: np.ndarray, generated: np.ndarray, seed: int
 ) -> pd.DataFrame:
-    """The `distances` of real images (N, H, W, 3) from each of their `reference_sets`, one row each."""
-    features = extractor(real)
-    sets = reference_sets(real, held_out, generated)
-    rows = {name: distances(extractor, features, extractor(images), seed) for name, images in sets.items()}
+    """The `distances` of real tiles from generated ones, and from references that say what a number means.
+
+    tiles: the real images (N, H, W, 3); real, held_out, generated: features of them, of real tiles that are not among
+    them, and of generated images. Held-out tiles are the floor, the best that can be expected. The real tiles behind a
+    Gaussian blur of 1/32 of their side, and their one mean colour, are generators that must score worse. As the
+    Frechet distance grows when sets shrink, all references are of one size; where there are more generated images
+    than that, so many of them have a row of their own.
+    """
+    size = min(len(real), len(held_out), len(generated))
+    some = np.ascontiguousarray(tiles[evenly_spaced(len(tiles), size)])
+    sigma = BLUR * tiles.shape[1]
+    blurred = np.stack([gaussian_filter(tile, (sigma, sigma, 0)) for tile in some])
+    flat = np.broadcast_to(np.array(mean_colour(as_tensor(tiles)), np.uint8), some.shape)
+    sets = {
+        "generated": generated,
+        f"generated, {size} of them": generated[evenly_spaced(len(generated), size)],
+        HELD_OUT: held_out[evenly_spaced(len(held_out), size)],
+        "blurred real tiles": extractor(blurred),
+        "flat mean colour": extractor(flat),
+    }
+    if len(generated) == size:
+        del sets[f"generated, {size} of them"]
+    rows = {name: distances(extractor, real, other, seed) for name, other in sets.items()}
     return pd.DataFrame.from_dict(rows, orient="index").astype({"images": int})
 
 
@@ -74,16 +71,14 @@ def distribution_by_cluster(
 ) -> tuple[pd.DataFrame, str]:
     """The `distances` within each cluster that has enough images, and a sentence on those that have not.
 
-    sides: images (N, H, W, 3) and their clusters (N,), 0-based, of "real", "generated" and, as a floor, HELD_OUT where
-    there are some. One row for each cluster's generated images, and one for its held-out real tiles, if enough.
+    sides: features and clusters (N,), 0-based, of "real", "generated" and, as a floor, HELD_OUT where there are some.
+    One row for each cluster's generated images, and one for its held-out real tiles, if enough.
     """
-    features = {name: extractor(images) for name, (images, _) in sides.items()}
     rows, left_out = {}, []
     for cluster in np.unique(np.concatenate([labels for _, labels in sides.values()])):
-        of = {name: features[name][labels == cluster] for name, (_, labels) in sides.items()}
-        counts = ", ".join(f"{len(of[name])} {name}" for name in ("real", "generated"))
+        of = {name: features[labels == cluster] for name, (features, labels) in sides.items()}
         if min(len(of["real"]), len(of["generated"])) < MIN_IMAGES:
-            left_out.append(f"{cluster + 1} ({counts})")
+            left_out.append(f"{cluster + 1} ({len(of['real'])} real, {len(of['generated'])} generated)")
             continue
         rows[f"cluster {cluster + 1}: generated"] = distances(extractor, of["real"], of["generated"], seed)
         if len(of.get(HELD_OUT, ())) >= MIN_IMAGES:
@@ -239,16 +234,17 @@ def _distribution_section(
     """Without a test set the floor is one random half of the real images against the other."""
     order = np.random.default_rng(derive_seed(seed, "halves")).permutation(len(real))
     first, second = np.array_split(order, 2)
-    whole = distances(extractor, extractor(real), extractor(generated), seed)
-    table = distribution_table(extractor, real[first], real[second], generated, seed)
+    features, drawn = extractor(real), extractor(generated)
+    whole = pd.DataFrame([distances(extractor, features, drawn, seed)], index=["all generated against all real"])
+    table = distribution_table(extractor, real[first], features[first], features[second], drawn, seed)
     notes = [
         "The first row compares all images. The rows below compare with one random half of the real images, of which "
         "the other half is the held-out one.",
-        caveat(extractor, table, extractor(real[:1]).shape[1]),
+        caveat(extractor, table, features.shape[1]),
     ]
-    tables = [pd.concat([pd.DataFrame([whole], index=["all generated against all real"]), table])]
+    tables = [pd.concat([whole, table])]
     if labels[0] is not None:
-        sides = {"real": (real, labels[0]), "generated": (generated, labels[1])}
+        sides = {"real": (features, labels[0]), "generated": (drawn, labels[1])}
         by_cluster, left_out = distribution_by_cluster(extractor, sides, seed)
         tables += [by_cluster] * (not by_cluster.empty)
         notes += [left_out] * bool(left_out)

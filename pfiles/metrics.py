@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pfiles.data import as_tensor, image_files, read_images, to_unit
+from pfiles.data import as_tensor, image_files, mean_colour, read_images, to_unit
 from pfiles.errors import InputError
 from pfiles.lpips import LPIPS
 from pfiles.paths import read_json, write_json
@@ -205,7 +205,7 @@ def paired_controls(
         same[members] = np.roll(members, 1)
         if len(others):
             other[members] = rng.choice(others, len(members))
-    flat = np.broadcast_to(real.mean(axis=(0, 1, 2)).round().astype(np.uint8), real.shape)
+    flat = np.broadcast_to(np.array(mean_colour(as_tensor(real)), np.uint8), real.shape)
     partners = {
         "another real tile" + (" of the cluster" if labels is not None else ""): (everyone[same != everyone], same),
         "a real tile of another cluster": (everyone[other != everyone], other),
