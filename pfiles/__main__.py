@@ -207,7 +207,7 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> tupl
 
 
 def _print_summary(summary: Mapping[str, Any], paths: Paths) -> None:
-    """Every number the notebooks of this run recorded, and where the pictures are."""
+    """The numbers the notebooks of this run recorded, and where the pictures are."""
     own_folder = f"{paths.cluster_folder.name}/"
     print("\nnotebook                                             metric                             value")
     for section, values in summary.items():
@@ -223,8 +223,11 @@ def _print_summary(summary: Mapping[str, Any], paths: Paths) -> None:
 
 
 def _rows(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Names and values of nested mappings; what is called "details" stays in the file."""
     rows = []
     for name, value in values.items():
+        if name == "details":
+            continue
         rows += _rows(value, f"{prefix}{name}: ") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
     return rows
 

@@ -97,8 +97,9 @@ def caveat(extractor: Extractor, table: pd.DataFrame, width: int) -> str:
     """What to keep in mind with a table of `distances` in features of that width."""
     fewest = int(table.images.min())
     text = (
-        f"{extractor.frechet} and {extractor.kernel}: 0 is best. The former grows as sets shrink; compare rows of one "
-        f"number of images. Precision, recall and coverage: 1 is best, density: about 1, with {NEIGHBOURS} neighbours."
+        f"{extractor.frechet} and {extractor.kernel}: 0 is best. Precision, recall, density and coverage, with "
+        f"{NEIGHBOURS} neighbours: what held-out real tiles reach is best. All but the kernel distance and its error "
+        "depend on how many images there are: compare rows of one number."
     )
     if fewest <= width:
         text += (

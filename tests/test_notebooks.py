@@ -34,7 +34,7 @@ def test_every_notebook_is_in_the_order():
         for path in [*ROOT.glob("*.ipynb"), *ROOT.glob("clusters_14/*.ipynb")]
     }
     assert found == set(NOTEBOOKS)
-    assert len(NOTEBOOKS) == 16
+    assert len(NOTEBOOKS) == 17
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -61,7 +61,7 @@ RUNS = [pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in ("cl
 
 @pytest.fixture(scope="module", params=RUNS)
 def finished(request, tmp_path_factory):
-    """All sixteen notebooks at tiny size, on a zip of tiles, with another k than 14."""
+    """All notebooks at tiny size, on a zip of tiles, with another k than 14."""
     folder = tmp_path_factory.mktemp(request.param)
     with zipfile.ZipFile(folder / "tiles.zip", "w") as archive:
         for i, tile in enumerate(make_tiles(44)):
@@ -88,7 +88,7 @@ def finished(request, tmp_path_factory):
 
 def test_all_notebooks_run(finished):
     clustering, out = finished["clustering"], Path(finished["out"])
-    assert len(list((out / "executed").rglob("*.ipynb"))) == 16
+    assert len(list((out / "executed").rglob("*.ipynb"))) == len(NOTEBOOKS)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["run"]["clustering"] == clustering
     own = {name.replace("clusters_14", f"clusters_{K}") for name in NOTEBOOKS}
