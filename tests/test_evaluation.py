@@ -53,13 +53,13 @@ def table_of(extractor, real, held_out, generated):
     return evaluation.distribution_table(extractor, real, *rows, seed=0)
 
 
-def test_references_order_generators(real):
+def test_references_order_generators():
     """Held-out tiles are the floor; a copier is at 0; a flat colour is where the flat reference is; blur in between."""
     extractor = features.random_convolutions()
-    held_out = noisy(make_tiles(N, 32, seed=4), seed=1)
-    table = table_of(extractor, real, held_out, noisy(make_tiles(N, 32, seed=5), seed=2))
+    real, held_out, generated = (noisy(make_tiles(120, 48, seed), seed) for seed in (3, 4, 5))
+    table = table_of(extractor, real, held_out, generated)
     assert list(table.index) == ["generated", "held-out real tiles", "blurred real tiles", "flat mean colour"]
-    assert table.images.tolist() == [N] * 4
+    assert table.images.tolist() == [120] * 4
     distance = table[extractor.frechet]
     assert distance["held-out real tiles"] < 0.5 * distance["blurred real tiles"] < 0.5 * distance["flat mean colour"]
     assert distance["generated"] == pytest.approx(distance["held-out real tiles"], rel=0.5)
@@ -96,7 +96,7 @@ def test_small_clusters_are_said_not_dropped(real):
     table, left_out = evaluation.morphometry_by_cluster(measured, measured, labels, labels, seed=0)
     assert {name.split(":")[0] for name in table.index} == {"all", "cluster 1"}
     assert "2 (15 real, 15 generated)" in left_out
-    assert (table.distance == 0).all()
+    assert table.distance.abs().max() < 1e-9
 
 
 def test_few_images_for_many_features_are_said(real):
@@ -143,7 +143,7 @@ def test_evaluate_writes_the_whole_table(tmp_path, real, capsys):
         assert f"<h2>{title}</h2>" in page
     assert "LPIPS is unavailable" in printed
     assert "can be told from" in printed
-    assert "FID" not in page.replace("FID and KID need", "")
+    assert "FID" not in printed
 
 
 def test_evaluate_without_pairs(tmp_path, real, capsys):
@@ -193,18 +193,14 @@ def test_bad_input_is_one_sentence(case, tmp_path, capsys):
     images = make_tiles(N, 32)
     arguments = folders(tmp_path, images, images)
     make, sentence = BAD[case]
-    arguments += make(tmp_path)
-    with pytest.raises(InputError, match=sentence):
-        real_folder, generated = (tmp_path / "org", tmp_path / "gen")
-        given = dict(zip(arguments[::2], arguments[1::2], strict=True))
-        evaluation.evaluate(
-            real_folder,
-            type(generated)(given["--generated"]),
-            type(generated)(given["--clusters-csv"]) if "--clusters-csv" in given else None,
-            type(generated)(given["--autoencoder"]) if "--autoencoder" in given else None,
-            given.get("--features"),
-        )
-    assert_refused(["evaluate", *arguments], capsys, tmp_path / "out")
+    assert main(["evaluate", *arguments, *make(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert re.search(sentence, printed.err)
+    assert printed.err.startswith("error: ")
+    assert printed.err.endswith(".\n")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert not (tmp_path / "out").exists()
 
 
 def test_images_too_small_for_the_measures(tmp_path, capsys):
@@ -247,8 +243,8 @@ def test_agreement_by_hand():
 
 def test_the_judge_learns_clusters_that_can_be_seen():
     vqvae = VQVAE(**SIZES)
-    labels = torch.arange(120) % 3
-    codes = (torch.rand(120, 12, 12, generator=torch.Generator().manual_seed(0)) * 8).to(torch.uint8)
+    labels = torch.arange(60) // 2 % 3
+    codes = (torch.rand(60, 8, 8, generator=torch.Generator().manual_seed(0)) * 8).to(torch.uint8)
     codes += 10 * labels[:, None, None].to(torch.uint8)  # each cluster has codes of its own
     before = torch.get_rng_state()
     judge, ceiling = fidelity.train_judge(vqvae, codes, labels, 3, seed=1)
@@ -258,7 +254,7 @@ def test_the_judge_learns_clusters_that_can_be_seen():
     again, _ = fidelity.train_judge(vqvae, codes, labels, 3, seed=1)
     for a, b in zip(judge.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    shuffled = labels[torch.randperm(120, generator=torch.Generator().manual_seed(3))]
+    shuffled = labels[torch.randperm(60, generator=torch.Generator().manual_seed(3))]
     _, chance = fidelity.train_judge(vqvae, codes, shuffled, 3, seed=1)  # nothing to be seen: as by chance
     assert chance < 0.6
     with pytest.raises(InputError, match="at least 2"):
@@ -267,8 +263,8 @@ def test_the_judge_learns_clusters_that_can_be_seen():
 
 def test_the_judge_never_sees_the_tiles_it_is_tested_on():
     vqvae = VQVAE(**SIZES)
-    codes = torch.randint(0, 32, (40, 12, 12), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    labels = torch.randint(0, 2, (40,), generator=torch.Generator().manual_seed(1))
+    codes = torch.randint(0, 32, (16, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = torch.randint(0, 2, (16,), generator=torch.Generator().manual_seed(1))
     changed = codes.clone()
     changed[1::2] = 0
     judges = [fidelity.train_judge(vqvae, c, labels, 2, seed=1)[0] for c in (codes, changed)]
