@@ -20,7 +20,7 @@ from pfiles.latents import predict_clusters
 from pfiles.runtime import make_generator, seeded
 from pfiles.vqvae import VQVAE
 
-PUBLISHED = (73, 100)  # of the published samples of cluster 1, so many were assigned to it again
+PUBLISHED = 73 / 100  # of the published samples of cluster 1, the share that was assigned to it again
 JUDGE_EPOCHS = 8
 JUDGE_BATCH = 32
 JUDGE_LEARNING_RATE = 1e-3

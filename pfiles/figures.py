@@ -152,17 +152,23 @@ def plot_controls(tables: Mapping[str, pd.DataFrame]) -> Figure:
     return fig
 
 
-def plot_agreement(table: pd.DataFrame, title: str, references: Mapping[str, float]) -> Figure:
-    """The accuracy of each row of `fidelity.agreement` with its interval, and references as dashed lines by name."""
-    fig, ax = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
-    accuracy = table.accuracy.to_numpy()
-    errors = (accuracy - table.low.to_numpy()).clip(0), (table.high.to_numpy() - accuracy).clip(0)
-    names = table.index.str.removeprefix("cluster ")
-    ax.bar(names, accuracy, yerr=errors, capsize=3, color=["C0"] * (len(table) - 1) + ["C1"])
-    for i, (name, value) in enumerate(references.items(), start=2):
+def plot_agreement(judges: Mapping[str, pd.DataFrame], references: Mapping[str, float]) -> Figure:
+    """The accuracy of each cluster by each judge, tables of `fidelity.agreement` with their 95 % intervals.
+
+    references: shares by name, as dashed lines.
+    """
+    fig, ax = plt.subplots(figsize=(8, 3), layout="constrained")
+    width = 0.8 / len(judges)
+    for i, (name, table) in enumerate(judges.items()):
+        errors = (table.accuracy - table.low).clip(0), (table.high - table.accuracy).clip(0)
+        places = np.arange(len(table)) + (i - (len(judges) - 1) / 2) * width
+        ax.bar(places, table.accuracy, width, yerr=errors, capsize=2, label=f"judged by {name}")
+    for i, (name, value) in enumerate(references.items(), start=len(judges)):
         ax.axhline(value, color=f"C{i}", linestyle="--", label=name)
-    ax.set(title=title, xlabel="requested cluster", ylabel="share assigned to it", ylim=(0, 1.02))
-    ax.legend(fontsize="small")
+    names = table.index.str.removeprefix("cluster ")
+    ax.set(xlabel="requested cluster", ylabel="share assigned to it", ylim=(0, 1.02), xticks=range(len(names)))
+    ax.set_xticklabels(names)
+    fig.legend(fontsize="small", loc="outside right upper")
     return fig
 
 

@@ -237,8 +237,8 @@ def test_agreement_by_hand():
     assert table.high["cluster 2"] == pytest.approx(1)
     with pytest.raises(InputError, match="no tile"):
         fidelity.agreement(np.zeros((2, 2), int))
-    figure = figures.plot_agreement(table, "title", {"chance": 0.5})
-    assert [bar.get_height() for bar in figure.axes[0].patches] == pytest.approx(table.accuracy.tolist())
+    figure = figures.plot_agreement({"one": table, "other": table}, {"chance": 0.5})
+    assert [bar.get_height() for bar in figure.axes[0].patches] == pytest.approx(2 * table.accuracy.tolist())
 
 
 def test_the_judge_learns_clusters_that_can_be_seen():
