@@ -10,6 +10,8 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -156,16 +158,26 @@ def _read_npy(path: Path) -> np.ndarray:
 def _read_folder(folder: Path) -> tuple[np.ndarray, list[Path]]:
     names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     files = sorted((name for name in names if _is_image_name(str(name))), key=lambda name: name.parts)
-    images = _stack(((str(folder / name), (folder / name).read_bytes()) for name in files), len(files), folder)
-    return images, [name.parent for name in files]
+    return _read_files([folder / name for name in files], folder), [name.parent for name in files]
+
+
+def _read_files(files: Sequence[Path], where: Path) -> np.ndarray:
+    """Image files decoded by as many threads as there are cores; of a few hundred at a time, to hold memory down."""
+    with ThreadPool() as pool:
+        parts = (files[i : i + 256] for i in range(0, len(files), 256))
+        tiles = (
+            tile for part in parts for tile in pool.map(lambda path: decode_image(str(path), path.read_bytes()), part)
+        )
+        return _stack(zip(map(str, files), tiles, strict=True), len(files), where)
 
 
 def _read_zip(path: Path) -> tuple[np.ndarray, list[Path]]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(filter(_is_image_name, archive.namelist()), key=lambda name: Path(name).parts)
-            images = _stack(((f"{path}:{name}", archive.read(name)) for name in names), len(names), path)
-            return images, [Path(name).parent for name in names]
+            named = [(f"{path}:{name}", name) for name in names]
+            tiles = ((shown, decode_image(shown, archive.read(name))) for shown, name in named)
+            return _stack(tiles, len(names), path), [Path(name).parent for name in names]
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{path} is not a sound .zip file ({error}): pack or download it again.") from error
 
@@ -175,10 +187,9 @@ def _is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not any(part.startswith((".", "__MACOSX")) for part in parts)
 
 
-def _stack(files: Iterator[tuple[str, bytes]], count: int, where: Path) -> np.ndarray:
+def _stack(tiles: Iterator[tuple[str, np.ndarray]], count: int, where: Path) -> np.ndarray:
     images = None
-    for i, (name, content) in enumerate(files):
-        tile = decode_image(name, content)
+    for i, (name, tile) in enumerate(tiles):
         if images is None:
             if tile.shape[0] != tile.shape[1]:
                 raise InputError(f"{name} is {tile.shape[1]} x {tile.shape[0]} pixels, but tiles must be square.")
@@ -208,9 +219,17 @@ def decode_image(name: str, content: bytes) -> np.ndarray:
 
 
 def image_files(folder: Path) -> dict[str, Path]:
-    """The images directly in `folder` by name without suffix, in numerical order of the names."""
-    files = [path for path in folder.glob("*") if _is_image_name(path.name)]
-    return {path.stem: path for path in sorted(files, key=lambda path: (len(path.stem), path.stem))}
+    """The images directly in `folder` by name without suffix, in numerical order of the names.
+
+    Raises InputError where two files have one name and differ in their suffix.
+    """
+    files = sorted(
+        (path for path in folder.glob("*") if _is_image_name(path.name)), key=lambda path: (len(path.stem), path.stem)
+    )
+    for one, other in pairwise(files):
+        if one.stem == other.stem:
+            raise InputError(f"{folder} holds both {one.name} and {other.name}: keep one image of a name.")
+    return {path.stem: path for path in files}
 
 
 def write_tiles(folder: Path, numbers: Sequence[int], images: Tensor) -> None:
@@ -234,7 +253,7 @@ def refuse_other_images(folder: Path, numbers: Iterable[int]) -> None:
 def read_images(files: Iterable[Path]) -> np.ndarray:
     """Image files of one size as uint8 (N, H, W, 3)."""
     files = list(files)
-    return _stack(((str(path), path.read_bytes()) for path in files), len(files), files[0].parent)
+    return _read_files(files, files[0].parent)
 
 
 def _resize(images: np.ndarray, size: int, data: str) -> np.ndarray:
