@@ -41,7 +41,7 @@ def nearest_tiles(images: np.ndarray, train: np.ndarray) -> pd.DataFrame:
     """The nearest training tile of each image, in pixel space.
 
     images, train: uint8 (N, S, S, 3) and (M, S, S, 3). Both are made grey (mean of the colours), and their local mean
-    over windows of 5/16 of the side is taken off, so that stain, brightness and the coarse layout do not count.
+    over windows of 5/16 of the side is taken off, so that brightness, contrast and the coarse layout do not count.
     The distance of two tiles is 1 - c, where c is the correlation of what is left, the highest of the 8 views of the
     image (quarter turns, mirrored or not) and of the 25 shifts of up to 2 px each way: 0 for a copy, about 1 for tiles
     that share nothing, and 1 where one of them has no structure at all.
