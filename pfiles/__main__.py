@@ -20,19 +20,21 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import nbformat
 import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-from pfiles.clustering import CLUSTERINGS, check_clustering
+from pfiles.clustering import CLUSTERINGS, check_clustering, make_clustering
 from pfiles.data import load_tiles
 from pfiles.discriminator import Discriminator
 from pfiles.errors import InputError, TerminatedError
-from pfiles.paths import ROOT, Paths, atomic_write, read_json, write_json
+from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, write_json
 from pfiles.runtime import versions
+from pfiles.samplers import make_solver
 from pfiles.settings import PRESETS, Settings, get_settings
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
@@ -63,22 +65,31 @@ STOPPED_MESSAGE = "Stopped between two trainings: run the same command again to 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    0 done, 1 a notebook failed, 2 something given is wrong, 130 or 143 stopped by Ctrl-C or SIGTERM.
+    0 done, 1 a notebook failed or the disk took no file, 2 something given is wrong, 130 or 143 stopped by Ctrl-C or
+    SIGTERM.
     """
-    args = _parser().parse_args(arguments)
+    args = None
     try:
+        args = _parser().parse_args(arguments)
         return {"demo": _run, "run": _run, "cells": _cells}[args.command](args)
-    except InputError as error:
-        if args.debug:
+    except (InputError, OSError) as error:
+        if args is not None and args.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        is_input = isinstance(error, InputError)
+        sentence = error if is_input else f"{error}: mend that and run the same command again to go on."
+        print(f"error: {sentence}", file=sys.stderr)
+        return 2 if is_input else 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; {self.prog} --help shows what can be given.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pfiles", description="Run the notebooks in order, headless.")
+    parser = _Parser(prog="python -m pfiles", description="Run the notebooks in order, headless.")
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="everything at small size on embedded tissue: minutes on two CPU cores")
     run = commands.add_parser("run", help="everything on your tiles")
@@ -107,13 +118,16 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     overrides = _overrides(args.overrides)
     settings = get_settings(args.preset, overrides)
     check_clustering(args.clustering)
-    out = None if args.out is None else str(Path(args.out).expanduser().absolute())
+    out = None if args.out is None else str(expand(args.out).absolute())
     Paths(args.clusters, out)
     data = args.data or os.environ.get("KPC_DATA") or "embedded"
     if data != "embedded":
-        data = str(Path(data).expanduser().resolve())  # the notebooks run in folders of their own
+        data = str(expand(data).resolve())  # the notebooks run in folders of their own
     load_tiles(data, settings.image_size_px, settings.max_train_tiles, args.clusters)
-    _try_networks(settings, args.clusters)
+    _try_networks(settings, args.clusters, args.clustering)
+    diffusion, sampling = settings.diffusion, settings.sampling
+    scheduler = LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
+    make_solver(sampling.sampler, scheduler, sampling.steps)
 
     parameters = {
         "n_clusters": args.clusters,
@@ -127,7 +141,7 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     return parameters if args.seed is None else {**parameters, "seed": args.seed}
 
 
-def _try_networks(settings: Settings, n_clusters: int) -> None:
+def _try_networks(settings: Settings, n_clusters: int, clustering: str) -> None:
     """InputError where the settings describe networks that cannot be: they are built without memory and get a tile."""
     autoencoder, side = settings.autoencoder, settings.image_size_px
     try:
@@ -136,9 +150,11 @@ def _try_networks(settings: Settings, n_clusters: int) -> None:
             image, _, _ = vqvae(torch.empty(2, 3, side, side))
             Discriminator(**autoencoder.discriminator)(image)
             unet = UNet(vqvae.z_channels, n_clusters, **settings.diffusion.unet)
-            unet(torch.empty(2, *vqvae.latent_shape(side)), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
-    except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+            z = torch.empty(2, *vqvae.latent_shape(side))
+            make_clustering(clustering, vqvae.z_channels, n_clusters)(z)
+            unet(z, torch.zeros(2), torch.zeros(2, dtype=torch.int64))
+    except Exception as error:  # torch lets out whatever an impossible size trips
+        reason = str(error).partition("\n")[0]
         raise InputError(
             "autoencoder.vqvae, autoencoder.discriminator or diffusion.unet describe a network that cannot be built "
             f"for tiles of {side} px ({reason})."
