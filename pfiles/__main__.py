@@ -23,20 +23,22 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import nbformat
 import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-from pfiles.clustering import CLUSTERINGS, check_clustering
+from pfiles.clustering import CLUSTERINGS, check_clustering, make_clustering
 from pfiles.data import load_tiles, read_images
 from pfiles.discriminator import Discriminator
 from pfiles.errors import InputError, TerminatedError
 from pfiles.features import EXTRACTORS
-from pfiles.paths import ROOT, Paths, atomic_write, read_json, write_json
+from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, write_json
 from pfiles.runtime import versions
+from pfiles.samplers import make_solver
 from pfiles.settings import PRESETS, Settings, get_settings
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
@@ -69,23 +71,32 @@ STOPPED_MESSAGE = "Stopped between two trainings: run the same command again to 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    0 done, 1 a notebook failed, 2 something given is wrong, 130 or 143 stopped by Ctrl-C or SIGTERM.
+    0 done, 1 a notebook failed or the disk took no file, 2 something given is wrong, 130 or 143 stopped by Ctrl-C or
+    SIGTERM.
     """
-    args = _parser().parse_args(arguments)
+    args = None
     try:
+        args = _parser().parse_args(arguments)
         return args.run(args)
-    except InputError as error:
-        if args.debug:
+    except (InputError, OSError) as error:
+        if args is not None and args.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        is_input = isinstance(error, InputError)
+        sentence = error if is_input else f"{error}: mend that and run the same command again to go on."
+        print(f"error: {sentence}", file=sys.stderr)
+        return 2 if is_input else 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; {self.prog} --help shows what can be given.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pfiles", description="Run the notebooks in order, headless.")
-    commands = parser.add_subparsers(required=True)
+    parser = _Parser(prog="python -m pfiles", description="Run the notebooks in order, headless.")
+    commands = parser.add_subparsers(required=True, metavar="command")
     demo = commands.add_parser("demo", help="everything at small size on embedded tissue: minutes on two CPU cores")
     run = commands.add_parser("run", help="everything on your tiles")
     cells = commands.add_parser("cells", help="one notebook's code, in this process; what torchrun starts")
@@ -138,11 +149,14 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     overrides = _overrides(args.overrides)
     settings = get_settings(args.preset, overrides)
     check_clustering(args.clustering)
-    out = None if args.out is None else str(Path(args.out).expanduser().absolute())
+    out = None if args.out is None else str(expand(args.out).absolute())
     Paths(args.clusters, out)
     data = _data(args.data)
     load_tiles(data, settings.image_size_px, settings.max_train_tiles, args.clusters)
-    _try_networks(settings, args.clusters)
+    _try_networks(settings, args.clusters, args.clustering)
+    diffusion, sampling = settings.diffusion, settings.sampling
+    scheduler = LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
+    make_solver(sampling.sampler, scheduler, sampling.steps)
 
     parameters = {
         "n_clusters": args.clusters,
@@ -156,7 +170,7 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     return parameters if args.seed is None else {**parameters, "seed": args.seed}
 
 
-def _try_networks(settings: Settings, n_clusters: int) -> None:
+def _try_networks(settings: Settings, n_clusters: int, clustering: str) -> None:
     """InputError where the settings describe networks that cannot be: they are built without memory and get a tile."""
     autoencoder, side = settings.autoencoder, settings.image_size_px
     try:
@@ -165,9 +179,11 @@ def _try_networks(settings: Settings, n_clusters: int) -> None:
             image, _, _ = vqvae(torch.empty(2, 3, side, side))
             Discriminator(**autoencoder.discriminator)(image)
             unet = UNet(vqvae.z_channels, n_clusters, **settings.diffusion.unet)
-            unet(torch.empty(2, *vqvae.latent_shape(side)), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
-    except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+            z = torch.empty(2, *vqvae.latent_shape(side))
+            make_clustering(clustering, vqvae.z_channels, n_clusters)(z)
+            unet(z, torch.zeros(2), torch.zeros(2, dtype=torch.int64))
+    except Exception as error:  # torch lets out whatever an impossible size trips
+        reason = str(error).partition("\n")[0]
         raise InputError(
             "autoencoder.vqvae, autoencoder.discriminator or diffusion.unet describe a network that cannot be built "
             f"for tiles of {side} px ({reason})."
@@ -236,7 +252,7 @@ def _export(args: argparse.Namespace) -> int:
     from pfiles.metrics import PUBLISHED_SIDE
 
     settings = get_settings(args.preset, _overrides(args.overrides))
-    generated, out = (Path(folder).expanduser().absolute() for folder in (args.generated, args.out))
+    generated, out = (expand(folder).absolute() for folder in (args.generated, args.out))
     side = read_images(memorisation.generated_files(generated)[:1]).shape[1]
     if side == PUBLISHED_SIDE:  # tiles enlarged by the authors' way of saving them
         side = settings.image_size_px
@@ -254,17 +270,17 @@ def _export(args: argparse.Namespace) -> int:
 
 def _data(given: str | None) -> str:
     data = given or os.environ.get("KPC_DATA") or "embedded"
-    return data if data == "embedded" else str(Path(data).expanduser().resolve())  # notebooks run in their own folders
+    return data if data == "embedded" else str(expand(data).resolve())  # notebooks run in their own folders
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     from pfiles import evaluation, report  # seconds to import
 
     given = {
-        name: None if value is None else Path(value).expanduser().absolute()
+        name: None if value is None else expand(value).absolute()
         for name, value in (("clusters_csv", args.clusters_csv), ("autoencoder", args.autoencoder))
     }
-    real, generated, out = (Path(folder).expanduser().absolute() for folder in (args.real, args.generated, args.out))
+    real, generated, out = (expand(folder).absolute() for folder in (args.real, args.generated, args.out))
     if out.exists() and not out.is_dir():
         raise InputError(f"The output folder {out} is a file: name a folder, existing or new.")
     sections = evaluation.evaluate(

@@ -6,9 +6,10 @@ On disk and on the device tiles are uint8. Networks see float32 in [0, 1], made 
 import hashlib
 import io
 import os
+import warnings
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing.pool import ThreadPool
@@ -20,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from pfiles.errors import InputError
-from pfiles.paths import ROOT, atomic_write
+from pfiles.paths import ROOT, atomic_write, expand
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 TEST_PARTS = 11  # published: the last of 11 equal parts is the test set
@@ -76,7 +77,7 @@ def load_tiles(
     if data == "embedded":
         images, n_test, source = *_embedded_tiles(), "embedded immunohistochemistry crops (scikit-image)"
     else:
-        path = ROOT / Path(data).expanduser()
+        path = ROOT / expand(data)
         (images, folders), source = _read(path), path.name
         n_test = _test_size(len(images), folders)
     if len(images) < MIN_TILES:
@@ -127,7 +128,7 @@ def _embedded_tiles() -> tuple[np.ndarray, int]:
 
 def _read(path: Path) -> tuple[np.ndarray, list[Path]]:
     """The images in `path`, and the folder each lies in; none for a `.npy`."""
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise InputError(f"There is no data at {path}: give a .npy file, a folder of images or a .zip of one.")
     if path.is_dir():
         return _read_folder(path)
@@ -138,10 +139,20 @@ def _read(path: Path) -> tuple[np.ndarray, list[Path]]:
     raise InputError(f"{path} is neither a .npy file, nor a folder of images, nor a .zip of one.")
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Inside the block libraries do not warn, and an image that claims far more pixels than a tile has is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+@_quietly()
 def _read_npy(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy lets out whatever a broken header trips
         raise InputError(f"{path} cannot be read as a .npy array ({error}): write it anew with numpy.save.") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path} is an archive of arrays, not a .npy array: write the tiles with numpy.save.")
@@ -178,7 +189,9 @@ def _read_zip(path: Path) -> tuple[np.ndarray, list[Path]]:
             named = [(f"{path}:{name}", name) for name in names]
             tiles = ((shown, decode_image(shown, archive.read(name))) for shown, name in named)
             return _stack(tiles, len(names), path), [Path(name).parent for name in names]
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # so does zipfile, and each way of compressing has errors of its own
         raise InputError(f"{path} is not a sound .zip file ({error}): pack or download it again.") from error
 
 
@@ -187,6 +200,7 @@ def _is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not any(part.startswith((".", "__MACOSX")) for part in parts)
 
 
+@_quietly()
 def _stack(tiles: Iterator[tuple[str, np.ndarray]], count: int, where: Path) -> np.ndarray:
     images = None
     for i, (name, tile) in enumerate(tiles):
@@ -208,13 +222,15 @@ def _stack(tiles: Iterator[tuple[str, np.ndarray]], count: int, where: Path) -> 
 def decode_image(name: str, content: bytes) -> np.ndarray:
     """The bytes of an image file as uint8 RGB (H, W, 3); an alpha channel is dropped. InputError names the file."""
     try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF")) as image:
+            image.verify()  # the checksums of a PNG, at which decoding does not look
         with Image.open(io.BytesIO(content)) as image:
             if image.mode not in ("RGB", "RGBA", "P"):
                 raise InputError(f"{name} has the colour mode {image.mode}, but tiles must be 8-bit RGB.")
             return np.asarray(image.convert("RGB"))
     except InputError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # so does Pillow
         raise InputError(f"{name} cannot be read as an image ({error}): replace or remove it.") from error
 
 

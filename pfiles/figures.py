@@ -1,5 +1,6 @@
 """The pictures: grids of tiles, loss curves, confusion matrices, and the panels of the paper's Figures 1 to 4."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -66,8 +67,10 @@ def cluster_sheet(left: Sequence[Tensor], right: Sequence[Tensor], titles: tuple
 
 def save_figure(fig: Figure, path: Path) -> None:
     """Write a figure as an image, whole or not at all."""
+    content = io.BytesIO()  # of a file on a disk that fills up Pillow would lose the end without a word
+    fig.savefig(content, dpi=DPI, format=path.suffix[1:], bbox_inches="tight", pad_inches=0.02)
     with atomic_write(path) as file:
-        fig.savefig(file, dpi=DPI, format=path.suffix[1:], bbox_inches="tight", pad_inches=0.02)
+        file.write(content.getbuffer())
 
 
 def plot_history(history: Sequence[dict[str, float]], title: str, reference: dict[str, float] | None = None) -> Figure:

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from pfiles.data import as_tensor, image_files, mean_colour, read_images, to_unit
 from pfiles.errors import InputError
+from pfiles.latents import read_latent_csv
 from pfiles.lpips import LPIPS
 from pfiles.paths import read_json, write_json
 from pfiles.runtime import derive_seed, pick_device
@@ -333,7 +334,7 @@ def pair_labels(latent_csv: Path, names: Sequence[str]) -> np.ndarray:
         raise InputError(f"There is no {latent_csv}: run part_5_latent_space_extraction first.")
     if wrong := [name for name in names if not name.isdecimal() or int(name) < 1]:
         raise InputError(f"Images must be named by their number from 1, such as 17.png, but there is {wrong[0]!r}.")
-    clusters = np.loadtxt(latent_csv, delimiter=",", usecols=-2, ndmin=1).astype(int)
+    _, clusters = read_latent_csv(latent_csv)
     rows = np.array([int(name) for name in names]) - 1
     if rows.max() >= len(clusters):
         raise InputError(
