@@ -80,6 +80,7 @@ def test_references_are_of_one_size(real):
         "generated": N, "generated, 12 of them": 12, "held-out real tiles": 12, "blurred real tiles": 12,
         "flat mean colour": 12,
     }  # fmt: skip
+    assert table_of(extractor, real, real, real[:12]).images.tolist() == [12] * 4
 
 
 def test_small_clusters_are_said_not_dropped(real):
