@@ -7,6 +7,7 @@ Files         checkpoints, latents
 Measures      features, distribution, fidelity, morphometry
 Work          training, sampling, metrics, figures
 Reports       report, evaluation (of two folders of images)
+Gate          memorisation
 Command line  __main__
 
 Each line imports only from the lines above it, and importing a module starts nothing: no device, no seed,

@@ -3,9 +3,11 @@
     python -m pfiles demo [--out DIR]
     python -m pfiles run --data PATH --preset NAME --clusters 14 --clustering classifier --out DIR
     python -m pfiles evaluate --real DIR --generated DIR
+    python -m pfiles export --generated DIR --data PATH --out DIR
 
 The notebooks are the only place where the order of work within a step is written; `demo` and `run` only run them one
-after the other with the given parameters, and print what they recorded. `evaluate` compares two folders of images.
+after the other with the given parameters, and print what they recorded. `evaluate` compares two folders of images;
+`export` copies the generated images that repeat no training tile.
 """
 
 import argparse
@@ -23,9 +25,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-from pfiles import evaluation, report
 from pfiles.clustering import CLUSTERINGS, check_clustering
-from pfiles.data import load_tiles
+from pfiles.data import load_tiles, read_images
 from pfiles.errors import InputError
 from pfiles.features import EXTRACTORS
 from pfiles.paths import ROOT, Paths, atomic_write, read_json, write_json
@@ -49,6 +50,7 @@ NOTEBOOKS = (
     "clusters_14/part_11_MSSSIM",
     "clusters_14/part_12_LPIPS",
     "clusters_14/part_13_distribution_metrics",
+    "clusters_14/part_14_memorisation",
     "internal_cluster_validation_metrics",
 )
 
@@ -74,13 +76,22 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--preset", default="paper", help=f"{' or '.join(PRESETS)}; default paper")
     run.add_argument("--clusters", type=int, default=14, metavar="K", help="number of clusters; default 14")
     run.add_argument("--clustering", default="classifier", help=f"{' or '.join(CLUSTERINGS)}; default classifier")
+    export = commands.add_parser("export", help="copy the generated images that repeat no training tile, with a report")
+    export.add_argument("--generated", required=True, metavar="DIR", help="folder of generated images, such as gen_14")
+    export.add_argument("--data", help="the tiles that the generator was trained on, as for run")
+    export.add_argument(
+        "--out", required=True, metavar="DIR", help="new folder: images/, report.json, closest_pairs.png"
+    )
+    export.add_argument("--preset", default="paper", help="that of the training; default paper")
     for command in (demo, run):
         command.add_argument("--out", help="folder for all results; default: this repository's own folders")
         command.add_argument("--seed", type=int, help="the notebooks' own seeds where this is not given")
+    for command in (demo, run, export):
         command.add_argument(
             "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
             help="change a setting, such as training.epochs=2; may be repeated",
         )  # fmt: skip
+    for command in (demo, run):
         command.add_argument("--restart", action="store_true", help="train anew where a run was begun before")
         command.set_defaults(command=_run)
     evaluate.add_argument("--real", required=True, metavar="DIR", help="real images, such as org")
@@ -96,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", default=".", metavar="DIR", help="for evaluation.json and evaluation.html; default here"
     )
     evaluate.set_defaults(command=_evaluate)
+    export.set_defaults(command=_export)
     return parser
 
 
@@ -105,9 +117,7 @@ def _run(args: argparse.Namespace) -> int:
     check_clustering(args.clustering)
     out = None if args.out is None else str(Path(args.out).expanduser().absolute())
     paths = Paths(args.clusters, out)
-    data = args.data or os.environ.get("KPC_DATA") or "embedded"
-    if data != "embedded":
-        data = str(Path(data).expanduser().resolve())  # the notebooks run in folders of their own
+    data = _data(args.data)
     load_tiles(data, settings.image_size_px, settings.max_train_tiles, args.clusters)
 
     parameters = {
@@ -143,6 +153,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from pfiles import evaluation, report  # seconds to import, and `run` needs neither
+
     given = {
         name: None if value is None else Path(value).expanduser().absolute()
         for name, value in (("clusters_csv", args.clusters_csv), ("autoencoder", args.autoencoder))
@@ -157,6 +169,32 @@ def _evaluate(args: argparse.Namespace) -> int:
     about = {"real": str(real), "generated": str(generated), "seed": args.seed, **versions()}
     print("\nwritten", *report.write_report(sections, out, about), sep="\n  ")
     return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from pfiles import memorisation  # likewise
+    from pfiles.metrics import PUBLISHED_SIDE
+
+    settings = get_settings(args.preset, _overrides(args.overrides))
+    generated, out = (Path(folder).expanduser().absolute() for folder in (args.generated, args.out))
+    side = read_images(memorisation.generated_files(generated)[:1]).shape[1]
+    if side == PUBLISHED_SIDE:  # tiles enlarged by the authors' way of saving them
+        side = settings.image_size_px
+    report = memorisation.export(generated, load_tiles(_data(args.data), side, settings.max_train_tiles), out)
+    share, low, high, expected = (f"{report[name]:.1%}" for name in ("closer", "low", "high", "expected"))
+    print(
+        f"{report['exported']} of {len(report['images'])} images passed: {out / 'images'}\n"
+        f"{report['withheld']} were withheld: they are closer to a training tile than {report['threshold']:.3f}, as "
+        f"the closest 1 % of {report['held_out_tiles']} held-out tiles are.\n"
+        f"That is {share}, 95 % interval {low} to {high}. Of images like the held-out tiles {expected} would be "
+        f"expected, and this share or a larger one has a chance of {report['chance']:.2g}."
+    )
+    return 0
+
+
+def _data(given: str | None) -> str:
+    data = given or os.environ.get("KPC_DATA") or "embedded"
+    return data if data == "embedded" else str(Path(data).expanduser().resolve())  # notebooks run in their own folders
 
 
 def _overrides(pairs: list[str]) -> dict[str, Any]:

@@ -202,3 +202,35 @@ def plot_morphometry(
     handles = [plt.Rectangle((0, 0), 1, 1, facecolor=colour) for *_, colour in sides]
     fig.legend(handles, [side[0] for side in sides], loc="outside upper right", ncols=2)
     return fig
+
+
+def show_pairs(left: Tensor, right: Tensor, captions: Sequence[str], title: str, columns: int = 5) -> Figure:
+    """Pairs of uint8 tiles (N, 3, H, W) side by side, left | right, each below its caption."""
+    rows = -(-len(captions) // columns)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(2.4 * columns, 1.5 * rows + 0.4), squeeze=False, layout="constrained"
+    )
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, a, b, caption in zip(axes.flat, left, right, captions, strict=False):
+        ax.imshow(tile_grid(torch.stack([a, b]), 2))
+        ax.set_title(caption, size="small")
+    fig.suptitle(title, size="medium")
+    return fig
+
+
+def plot_nearest(distances: Mapping[str, np.ndarray], threshold: float, xlabel: str) -> Figure:
+    """Histograms of nearest distances, such as those of held-out tiles and of generated images, over each other.
+
+    threshold: a dashed line. Heights are shares, as the sets differ in size.
+    """
+    fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+    edges = np.histogram_bin_edges(np.concatenate([*distances.values(), [threshold]]), 40)
+    for name, values in distances.items():
+        ax.hist(
+            values, edges, weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=f"{name} ({len(values)})"
+        )
+    ax.axvline(threshold, color="black", linestyle="--", label="closest 1 % of held-out tiles")
+    ax.set(xlabel=xlabel, ylabel="share")
+    fig.legend(loc="outside upper center", ncols=3, fontsize="small")
+    return fig

@@ -23,6 +23,7 @@ FEATURES = {
 NUCLEUS_OD = 0.35  # haematoxylin in nuclei, optical density; lies between nuclei and cytoplasm of usual H&E
 NUCLEUS_SMOOTHING_PX = 1.0  # standard deviation of the Gaussian over the haematoxylin image before it is thresholded
 NUCLEUS_SURROUNDINGS_PX = 8.0  # likewise for the surroundings that a nucleus must be darker than
+NUCLEUS_CONTRAST_OD = 0.03  # by how much
 NUCLEUS_MIN_PX = 20  # smaller objects are no nuclei
 BACKGROUND_LEVEL = 175  # of 255: background is where no colour is darker, about 70 % of the light
 CROSS = np.pad(ndimage.generate_binary_structure(2, 1)[None], ((1, 1), (0, 0), (0, 0)))  # never reaches another image
@@ -60,9 +61,9 @@ def measure(images: np.ndarray, nucleus_od: float = NUCLEUS_OD) -> pd.DataFrame:
 
     haematoxylin_od, eosin_od: mean over the image of the decadic optical density of the stain, see `stains`.
     nucleus_fraction: share of the area that looks like nuclei: haematoxylin, smoothed by a Gaussian of 1 px, exceeds
-        `nucleus_od` (take `nucleus_threshold` of the real images for all sets) and its own mean over the surroundings
-        (a Gaussian of 8 px), which parts crowded nuclei; opened by a cross of 3 x 3 px; pixels that touch by a side
-        form an object, and objects below 20 px are dropped.
+        `nucleus_od` (take `nucleus_threshold` of the real images for all sets) and, by 0.03, its own mean over the
+        surroundings (a Gaussian of 8 px), which parts crowded nuclei; opened by a cross of 3 x 3 px; pixels that touch
+        by a side form an object, and objects below 20 px are dropped.
     nucleus_count, nucleus_size_px: number of such objects, those that the border cuts included, and their mean area
         in pixels, NaN where there are none. Sizes are in pixels: images to compare must have one scale.
     background_fraction: share of pixels whose darkest colour is at least 175 of 255.
@@ -77,7 +78,8 @@ def _measure(images: np.ndarray, nucleus_od: float) -> pd.DataFrame:
     n, area = len(images), images.shape[1] * images.shape[2]
     density = stains(images)
     smooth = _blur(density[..., 0], NUCLEUS_SMOOTHING_PX)
-    dark = (smooth > nucleus_od) & (smooth > _blur(density[..., 0], NUCLEUS_SURROUNDINGS_PX))
+    surroundings = _blur(density[..., 0], NUCLEUS_SURROUNDINGS_PX)
+    dark = (smooth > nucleus_od) & (smooth > surroundings + NUCLEUS_CONTRAST_OD)
     objects, _ = ndimage.label(ndimage.binary_opening(dark, CROSS), CROSS)
     sizes = np.bincount(objects.ravel())
     places = np.zeros(len(sizes), int)  # the image of each object

@@ -18,6 +18,7 @@ LAYERS = (
     {"training", "sampling", "metrics", "figures"},
     {"report"},
     {"evaluation"},
+    {"memorisation"},
     {"__main__"},
 )
 

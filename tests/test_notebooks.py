@@ -34,7 +34,7 @@ def test_every_notebook_is_in_the_order():
         for path in [*ROOT.glob("*.ipynb"), *ROOT.glob("clusters_14/*.ipynb")]
     }
     assert found == set(NOTEBOOKS)
-    assert len(NOTEBOOKS) == 17
+    assert len(NOTEBOOKS) == 18
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -97,6 +97,9 @@ def test_all_notebooks_run(finished):
     }
     assert summary.keys() == own - silent | {"run"}
     assert summary[f"clusters_{K}/part_12_LPIPS"] == {"lpips": "unavailable"}
+    pixel_space = summary[f"clusters_{K}/part_14_memorisation"]["pixel space"]
+    assert 0 <= pixel_space["low"] <= pixel_space["closer"] <= pixel_space["high"] <= 1
+    assert pixel_space["expected"] == pytest.approx(1 / 5)  # four held-out tiles
     assert summary[f"clusters_{K}/part_4_sampling_clustering"]["clusters_used"] <= K
 
     table = pd.read_csv(out / f"clusters_{K}" / f"HHH{K}_C{K}_D{K}.csv", header=None)
