@@ -3,11 +3,12 @@
     python -m pfiles demo [--out DIR]
     python -m pfiles run --data PATH --preset NAME --clusters 14 --clustering classifier --out DIR
     torchrun --nproc-per-node 4 -m pfiles cells part_1_training --data PATH --out DIR
+    python -m pfiles evaluate --real DIR --generated DIR
     python -m pfiles export --generated DIR --data PATH --out DIR
 
-The notebooks are the only place where the order of work within a step is written; this only runs them one after the
-other with the given parameters, and prints what they recorded. `export` copies the generated images that repeat no
-training tile.
+The notebooks are the only place where the order of work within a step is written; `demo` and `run` only run them one
+after the other with the given parameters, and print what they recorded. `evaluate` compares two folders of images,
+`export` copies the generated images that repeat no training tile.
 """
 
 import argparse
@@ -22,19 +23,22 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import nbformat
 import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-from pfiles.clustering import CLUSTERINGS, check_clustering
+from pfiles.clustering import CLUSTERINGS, check_clustering, make_clustering
 from pfiles.data import load_tiles, read_images
 from pfiles.discriminator import Discriminator
 from pfiles.errors import InputError, TerminatedError
-from pfiles.paths import ROOT, Paths, atomic_write, read_json, write_json
+from pfiles.features import EXTRACTORS
+from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, write_json
 from pfiles.runtime import versions
+from pfiles.samplers import make_solver
 from pfiles.settings import PRESETS, Settings, get_settings
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
@@ -55,6 +59,7 @@ NOTEBOOKS = (
     "clusters_14/part_10_SSIM",
     "clusters_14/part_11_MSSSIM",
     "clusters_14/part_12_LPIPS",
+    "clusters_14/part_13_distribution_metrics",
     "clusters_14/part_14_memorisation",
     "internal_cluster_validation_metrics",
 )
@@ -66,28 +71,37 @@ STOPPED_MESSAGE = "Stopped between two trainings: run the same command again to 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    0 done, 1 a notebook failed, 2 something given is wrong, 130 or 143 stopped by Ctrl-C or SIGTERM.
+    0 done, 1 a notebook failed or the disk took no file, 2 something given is wrong, 130 or 143 stopped by Ctrl-C or
+    SIGTERM.
     """
-    args = _parser().parse_args(arguments)
+    args = None
     try:
-        commands = {"demo": _run, "run": _run, "cells": _cells, "export": _export}
-        return commands[args.command](args)
-    except InputError as error:
-        if args.debug:
+        args = _parser().parse_args(arguments)
+        return args.run(args)
+    except (InputError, OSError) as error:
+        if args is not None and args.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        is_input = isinstance(error, InputError)
+        sentence = error if is_input else f"{error}: mend that and run the same command again to go on."
+        print(f"error: {sentence}", file=sys.stderr)
+        return 2 if is_input else 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; {self.prog} --help shows what can be given.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pfiles", description="Run the notebooks in order, headless.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = _Parser(prog="python -m pfiles", description="Run the notebooks in order, headless.")
+    commands = parser.add_subparsers(required=True, metavar="command")
     demo = commands.add_parser("demo", help="everything at small size on embedded tissue: minutes on two CPU cores")
     run = commands.add_parser("run", help="everything on your tiles")
     cells = commands.add_parser("cells", help="one notebook's code, in this process; what torchrun starts")
     cells.add_argument("notebook", help="such as part_1_training")
+    evaluate = commands.add_parser("evaluate", help="every measure of a folder of generated images against real ones")
     demo.set_defaults(data="embedded", preset="demo", clusters=14, clustering="classifier")
     export = commands.add_parser("export", help="copy the generated images that repeat no training tile, with a report")
     export.add_argument("--generated", required=True, metavar="DIR", help="folder of generated images, such as gen_14")
@@ -112,6 +126,21 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--restart", action="store_true", help="train anew where a run was begun before")
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show where in the code an input was refused")
+    evaluate.add_argument("--real", required=True, metavar="DIR", help="real images, such as org")
+    evaluate.add_argument("--generated", required=True, metavar="DIR", help="generated images, such as gen_14")
+    evaluate.add_argument("--clusters-csv", metavar="FILE", help="clusters of the images, such as HHH14_C14_D14.csv")
+    evaluate.add_argument("--autoencoder", metavar="FILE", help="checkpoint of the VQ-GAN, to compare in its features")
+    evaluate.add_argument(
+        "--features", metavar="NAME", help=f"{', '.join(EXTRACTORS)}; default random, and autoencoder if given"
+    )
+    evaluate.add_argument("--unpaired", action="store_true", help="images do not pair by name: no paired scores")
+    evaluate.add_argument("--seed", type=int, default=765, help="of controls, subsets and bootstraps; default 765")
+    evaluate.add_argument(
+        "--out", default=".", metavar="DIR", help="for evaluation.json and evaluation.html; default here"
+    )
+    actions = {demo: _run, run: _run, cells: _cells, evaluate: _evaluate, export: _export}
+    for command, action in actions.items():
+        command.set_defaults(run=action)
     return parser
 
 
@@ -120,11 +149,14 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     overrides = _overrides(args.overrides)
     settings = get_settings(args.preset, overrides)
     check_clustering(args.clustering)
-    out = None if args.out is None else str(Path(args.out).expanduser().absolute())
+    out = None if args.out is None else str(expand(args.out).absolute())
     Paths(args.clusters, out)
     data = _data(args.data)
     load_tiles(data, settings.image_size_px, settings.max_train_tiles, args.clusters)
-    _try_networks(settings, args.clusters)
+    _try_networks(settings, args.clusters, args.clustering)
+    diffusion, sampling = settings.diffusion, settings.sampling
+    scheduler = LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
+    make_solver(sampling.sampler, scheduler, sampling.steps)
 
     parameters = {
         "n_clusters": args.clusters,
@@ -138,7 +170,7 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     return parameters if args.seed is None else {**parameters, "seed": args.seed}
 
 
-def _try_networks(settings: Settings, n_clusters: int) -> None:
+def _try_networks(settings: Settings, n_clusters: int, clustering: str) -> None:
     """InputError where the settings describe networks that cannot be: they are built without memory and get a tile."""
     autoencoder, side = settings.autoencoder, settings.image_size_px
     try:
@@ -147,9 +179,11 @@ def _try_networks(settings: Settings, n_clusters: int) -> None:
             image, _, _ = vqvae(torch.empty(2, 3, side, side))
             Discriminator(**autoencoder.discriminator)(image)
             unet = UNet(vqvae.z_channels, n_clusters, **settings.diffusion.unet)
-            unet(torch.empty(2, *vqvae.latent_shape(side)), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
-    except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+            z = torch.empty(2, *vqvae.latent_shape(side))
+            make_clustering(clustering, vqvae.z_channels, n_clusters)(z)
+            unet(z, torch.zeros(2), torch.zeros(2, dtype=torch.int64))
+    except Exception as error:  # torch lets out whatever an impossible size trips
+        reason = str(error).partition("\n")[0]
         raise InputError(
             "autoencoder.vqvae, autoencoder.discriminator or diffusion.unet describe a network that cannot be built "
             f"for tiles of {side} px ({reason})."
@@ -214,29 +248,48 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from pfiles import memorisation  # these two take seconds to import, and `run` needs neither
+    from pfiles import memorisation  # seconds to import
     from pfiles.metrics import PUBLISHED_SIDE
 
     settings = get_settings(args.preset, _overrides(args.overrides))
-    generated, out = (Path(folder).expanduser().absolute() for folder in (args.generated, args.out))
+    generated, out = (expand(folder).absolute() for folder in (args.generated, args.out))
     side = read_images(memorisation.generated_files(generated)[:1]).shape[1]
     if side == PUBLISHED_SIDE:  # tiles enlarged by the authors' way of saving them
         side = settings.image_size_px
-    report = memorisation.export(generated, load_tiles(_data(args.data), side, settings.max_train_tiles), out)
-    share, low, high, expected = (f"{report[name]:.1%}" for name in ("closer", "low", "high", "expected"))
+    gate = memorisation.export(generated, load_tiles(_data(args.data), side, settings.max_train_tiles), out)
+    share, low, high, expected = (f"{gate[name]:.1%}" for name in ("closer", "low", "high", "expected"))
     print(
-        f"{report['exported']} of {len(report['images'])} images passed: {out / 'images'}\n"
-        f"{report['withheld']} were withheld: they are closer to a training tile than {report['threshold']:.3f}, as "
-        f"the closest 1 % of {report['held_out_tiles']} held-out tiles are.\n"
+        f"{gate['exported']} of {len(gate['images'])} images passed: {out / 'images'}\n"
+        f"{gate['withheld']} were withheld: they are closer to a training tile than {gate['threshold']:.3f}, as "
+        f"the closest 1 % of {gate['held_out_tiles']} held-out tiles are.\n"
         f"That is {share}, 95 % interval {low} to {high}. Of images like the held-out tiles {expected} would be "
-        f"expected, and this share or a larger one has a chance of {report['chance']:.2g}."
+        f"expected, and this share or a larger one has a chance of {gate['chance']:.2g}."
     )
     return 0
 
 
 def _data(given: str | None) -> str:
     data = given or os.environ.get("KPC_DATA") or "embedded"
-    return data if data == "embedded" else str(Path(data).expanduser().resolve())  # notebooks run in their own folders
+    return data if data == "embedded" else str(expand(data).resolve())  # notebooks run in their own folders
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from pfiles import evaluation, report  # seconds to import
+
+    given = {
+        name: None if value is None else expand(value).absolute()
+        for name, value in (("clusters_csv", args.clusters_csv), ("autoencoder", args.autoencoder))
+    }
+    real, generated, out = (expand(folder).absolute() for folder in (args.real, args.generated, args.out))
+    if out.exists() and not out.is_dir():
+        raise InputError(f"The output folder {out} is a file: name a folder, existing or new.")
+    sections = evaluation.evaluate(
+        real, generated, **given, features=args.features, paired=not args.unpaired, seed=args.seed
+    )
+    print(report.as_text(sections))
+    about = {"real": str(real), "generated": str(generated), "seed": args.seed, **versions()}
+    print("\nwritten", *report.write_report(sections, out, about), sep="\n  ")
+    return 0
 
 
 def _overrides(pairs: list[str]) -> dict[str, Any]:
@@ -306,7 +359,7 @@ def _with_parameters(notebook: Path, parameters: Mapping[str, Any]) -> nbformat.
 
 
 def _print_summary(summary: Mapping[str, Any], paths: Paths) -> None:
-    """Every number the notebooks of this run recorded, and where the pictures are."""
+    """The numbers the notebooks of this run recorded, and where the pictures are."""
     own_folder = f"{paths.cluster_folder.name}/"
     print("\nnotebook                                             metric                             value")
     for section, values in summary.items():
@@ -324,8 +377,11 @@ def _print_summary(summary: Mapping[str, Any], paths: Paths) -> None:
 
 
 def _rows(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Names and values of nested mappings; what is called "details" stays in the file."""
     rows = []
     for name, value in values.items():
+        if name == "details":
+            continue
         rows += _rows(value, f"{prefix}{name}: ") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
     return rows
 

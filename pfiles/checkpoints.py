@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -109,8 +108,12 @@ def _stage_of_clusters(stage: str, clustering: str) -> str:
 def read_state(path: Path) -> Any:
     """What torch saved in `path`, on the CPU; nothing is ever unpickled but tensors and plain values."""
     try:
+        if zipfile.is_zipfile(path):  # as all but very old files are; torch itself does not look at the checksums
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # torch lets out whatever a broken file trips
         raise InputError(
             f"{path} is not a sound checkpoint of tensors and plain values ({type(error).__name__}): "
             "delete it and train or download it again."
@@ -122,15 +125,18 @@ def load_weights(module: nn.Module, path: Path) -> None:
     state = read_state(path)
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path} should hold a state dict of tensors, but holds {type(state).__name__}.")
-    expected = module.state_dict()
+    expected = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
     for name in dict.fromkeys([*expected, *state]):
-        want = tuple(expected[name].shape) if name in expected else "no such entry"
-        have = tuple(state[name].shape) if name in state else "no such entry"
+        want, have = (tuple(s[name].shape) if name in s else "no such entry" for s in (expected, state))
+        if want == have:
+            want, have = (s[name].type() for s in (expected, state))  # such as torch.FloatTensor
         if want != have:
             raise InputError(
                 f"{path} does not fit {type(module).__name__} with these settings: expected {name} to be {want}, "
                 f"found {have}; check n_clusters, preset and overrides, or train again."
             )
+        if not state[name].isfinite().all():
+            raise InputError(f"{path} holds NaN or infinite numbers in {name}: train again or put a sound file there.")
     module.load_state_dict(state)
 
 
@@ -202,8 +208,8 @@ def load_stage(
 
 def _check_trained_with(path: Path, name: str, module: nn.Module) -> None:
     """InputError where the JSON of `path` names another autoencoder or other clusters; published files have none."""
-    trained_with = read_json(path.with_suffix(".json"), {}).get("trained_with", {})
-    if trained_with.get(name) not in (None, fingerprint(module)):
+    trained_with = read_json(path.with_suffix(".json"), {}).get("trained_with")
+    if isinstance(trained_with, dict) and trained_with.get(name) not in (None, fingerprint(module)):
         raise InputError(
             f"{path} was trained with another {name} than the one in use: "
             "run its training again, or put that file back."
@@ -244,24 +250,30 @@ def load_resume_point(folder: Path, belongs_to: Mapping[str, Any]) -> dict[str, 
     if path is None:
         return None
     point = read_state(path)
-    if not isinstance(point, dict) or point.keys() != {"identity", "state"}:
-        raise InputError(f"{path} is not a resume point of a training: delete it, or set restart = True.")
-    then, now = _flatten(json.loads(point["identity"])), _flatten(belongs_to)
+    try:
+        then, now = _flatten(json.loads(point["identity"])), _flatten(belongs_to)
+        state = {**point["state"]}
+    except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
+        raise not_a_resume_point(path) from error
     changed = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
     if changed and all(name.startswith("starts_from.") for name in changed):
         names = ", ".join(name.removeprefix("starts_from.") for name in changed)
         print(f"Begins anew, as what it starts from was trained since ({names}).")
         return None
     if changed == [PRECISION]:
-        print(f"Goes on in {now[PRECISION]}; until here it was {then[PRECISION]}.")
-        return point["state"]
+        print(f"Goes on in {now[PRECISION]}; until here it was {then.get(PRECISION)}.")
+        return state
     if changed:
         differences = "; ".join(f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in changed)
         raise InputError(
             f"The training in {path} was started differently ({differences}): "
             "set restart = True to begin anew, or restore what changed."
         )
-    return point["state"]
+    return state
+
+
+def not_a_resume_point(path: Path | None) -> InputError:
+    return InputError(f"{path} is not a resume point of this training: delete it, or set restart = True.")
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

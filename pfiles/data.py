@@ -6,10 +6,13 @@ On disk and on the device tiles are uint8. Networks see float32 in [0, 1], made 
 import hashlib
 import io
 import os
+import warnings
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from pfiles.errors import InputError
-from pfiles.paths import ROOT, atomic_write
+from pfiles.paths import ROOT, atomic_write, expand
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 TEST_PARTS = 11  # published: the last of 11 equal parts is the test set
@@ -74,7 +77,7 @@ def load_tiles(
     if data == "embedded":
         images, n_test, source = *_embedded_tiles(), "embedded immunohistochemistry crops (scikit-image)"
     else:
-        path = ROOT / Path(data).expanduser()
+        path = ROOT / expand(data)
         (images, folders), source = _read(path), path.name
         n_test = _test_size(len(images), folders)
     if len(images) < MIN_TILES:
@@ -125,7 +128,7 @@ def _embedded_tiles() -> tuple[np.ndarray, int]:
 
 def _read(path: Path) -> tuple[np.ndarray, list[Path]]:
     """The images in `path`, and the folder each lies in; none for a `.npy`."""
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise InputError(f"There is no data at {path}: give a .npy file, a folder of images or a .zip of one.")
     if path.is_dir():
         return _read_folder(path)
@@ -136,10 +139,20 @@ def _read(path: Path) -> tuple[np.ndarray, list[Path]]:
     raise InputError(f"{path} is neither a .npy file, nor a folder of images, nor a .zip of one.")
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Inside the block libraries do not warn, and an image that claims far more pixels than a tile has is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+@_quietly()
 def _read_npy(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy lets out whatever a broken header trips
         raise InputError(f"{path} cannot be read as a .npy array ({error}): write it anew with numpy.save.") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path} is an archive of arrays, not a .npy array: write the tiles with numpy.save.")
@@ -156,17 +169,29 @@ def _read_npy(path: Path) -> np.ndarray:
 def _read_folder(folder: Path) -> tuple[np.ndarray, list[Path]]:
     names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     files = sorted((name for name in names if _is_image_name(str(name))), key=lambda name: name.parts)
-    images = _stack(((str(folder / name), (folder / name).read_bytes()) for name in files), len(files), folder)
-    return images, [name.parent for name in files]
+    return _read_files([folder / name for name in files], folder), [name.parent for name in files]
+
+
+def _read_files(files: Sequence[Path], where: Path) -> np.ndarray:
+    """Image files decoded by as many threads as there are cores; of a few hundred at a time, to hold memory down."""
+    with ThreadPool() as pool:
+        parts = (files[i : i + 256] for i in range(0, len(files), 256))
+        tiles = (
+            tile for part in parts for tile in pool.map(lambda path: decode_image(str(path), path.read_bytes()), part)
+        )
+        return _stack(zip(map(str, files), tiles, strict=True), len(files), where)
 
 
 def _read_zip(path: Path) -> tuple[np.ndarray, list[Path]]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(filter(_is_image_name, archive.namelist()), key=lambda name: Path(name).parts)
-            images = _stack(((f"{path}:{name}", archive.read(name)) for name in names), len(names), path)
-            return images, [Path(name).parent for name in names]
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+            named = [(f"{path}:{name}", name) for name in names]
+            tiles = ((shown, decode_image(shown, archive.read(name))) for shown, name in named)
+            return _stack(tiles, len(names), path), [Path(name).parent for name in names]
+    except InputError:
+        raise
+    except Exception as error:  # so does zipfile, and each way of compressing has errors of its own
         raise InputError(f"{path} is not a sound .zip file ({error}): pack or download it again.") from error
 
 
@@ -175,10 +200,10 @@ def _is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not any(part.startswith((".", "__MACOSX")) for part in parts)
 
 
-def _stack(files: Iterator[tuple[str, bytes]], count: int, where: Path) -> np.ndarray:
+@_quietly()
+def _stack(tiles: Iterator[tuple[str, np.ndarray]], count: int, where: Path) -> np.ndarray:
     images = None
-    for i, (name, content) in enumerate(files):
-        tile = decode_image(name, content)
+    for i, (name, tile) in enumerate(tiles):
         if images is None:
             if tile.shape[0] != tile.shape[1]:
                 raise InputError(f"{name} is {tile.shape[1]} x {tile.shape[0]} pixels, but tiles must be square.")
@@ -197,20 +222,30 @@ def _stack(files: Iterator[tuple[str, bytes]], count: int, where: Path) -> np.nd
 def decode_image(name: str, content: bytes) -> np.ndarray:
     """The bytes of an image file as uint8 RGB (H, W, 3); an alpha channel is dropped. InputError names the file."""
     try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF")) as image:
+            image.verify()  # the checksums of a PNG, at which decoding does not look
         with Image.open(io.BytesIO(content)) as image:
             if image.mode not in ("RGB", "RGBA", "P"):
                 raise InputError(f"{name} has the colour mode {image.mode}, but tiles must be 8-bit RGB.")
             return np.asarray(image.convert("RGB"))
     except InputError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # so does Pillow
         raise InputError(f"{name} cannot be read as an image ({error}): replace or remove it.") from error
 
 
 def image_files(folder: Path) -> dict[str, Path]:
-    """The images directly in `folder` by name without suffix, in numerical order of the names."""
-    files = [path for path in folder.glob("*") if _is_image_name(path.name)]
-    return {path.stem: path for path in sorted(files, key=lambda path: (len(path.stem), path.stem))}
+    """The images directly in `folder` by name without suffix, in numerical order of the names.
+
+    Raises InputError where two files have one name and differ in their suffix.
+    """
+    files = sorted(
+        (path for path in folder.glob("*") if _is_image_name(path.name)), key=lambda path: (len(path.stem), path.stem)
+    )
+    for one, other in pairwise(files):
+        if one.stem == other.stem:
+            raise InputError(f"{folder} holds both {one.name} and {other.name}: keep one image of a name.")
+    return {path.stem: path for path in files}
 
 
 def write_tiles(folder: Path, numbers: Sequence[int], images: Tensor) -> None:
@@ -234,7 +269,7 @@ def refuse_other_images(folder: Path, numbers: Iterable[int]) -> None:
 def read_images(files: Iterable[Path]) -> np.ndarray:
     """Image files of one size as uint8 (N, H, W, 3)."""
     files = list(files)
-    return _stack(((str(path), path.read_bytes()) for path in files), len(files), files[0].parent)
+    return _read_files(files, files[0].parent)
 
 
 def _resize(images: np.ndarray, size: int, data: str) -> np.ndarray:

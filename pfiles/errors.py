@@ -2,7 +2,13 @@
 
 
 class InputError(ValueError):
-    """Something given from outside is wrong: one sentence says what was expected, what came and what to do."""
+    """Something given from outside is wrong: one sentence says what was expected, what came and what to do.
+
+    It stands on one line, whatever the messages of others that it quotes.
+    """
+
+    def __init__(self, sentence: str):
+        super().__init__(" ".join(sentence.splitlines()))
 
 
 class TerminatedError(SystemExit):

@@ -1,5 +1,6 @@
 """The pictures: grids of tiles, loss curves, confusion matrices, and the panels of the paper's Figures 1 to 4."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -66,8 +67,10 @@ def cluster_sheet(left: Sequence[Tensor], right: Sequence[Tensor], titles: tuple
 
 def save_figure(fig: Figure, path: Path) -> None:
     """Write a figure as an image, whole or not at all."""
+    content = io.BytesIO()  # of a file on a disk that fills up Pillow would lose the end without a word
+    fig.savefig(content, dpi=DPI, format=path.suffix[1:], bbox_inches="tight", pad_inches=0.02)
     with atomic_write(path) as file:
-        fig.savefig(file, dpi=DPI, format=path.suffix[1:], bbox_inches="tight", pad_inches=0.02)
+        file.write(content.getbuffer())
 
 
 def plot_history(history: Sequence[dict[str, float]], title: str, reference: dict[str, float] | None = None) -> Figure:
@@ -129,6 +132,46 @@ def plot_confusion(matrix: np.ndarray, title: str) -> Figure:
     display = ConfusionMatrixDisplay(matrix, display_labels=range(1, len(matrix) + 1))
     display.plot(ax=ax, colorbar=False, cmap="Blues")
     ax.set(title=title, xlabel="re-predicted cluster", ylabel="requested cluster")
+    return fig
+
+
+def plot_controls(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """One plot per pair score: the mean of generated images and of each control of `metrics.paired_controls`.
+
+    Bars are 95 % intervals; the generated images' goes through the whole plot as a band.
+    """
+    rows = max(map(len, tables.values()))
+    fig, axes = plt.subplots(
+        1, len(tables), figsize=(2.2 + 2.6 * len(tables), 0.6 + 0.4 * rows), squeeze=False, sharey=True,
+        layout="constrained",
+    )  # fmt: skip
+    for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
+        ax.axvspan(table.low.iloc[0], table.high.iloc[0], color="C1", alpha=0.3)
+        for i, row in enumerate(table.itertuples()):
+            errors = [[max(row.mean - row.low, 0)], [max(row.high - row.mean, 0)]]
+            ax.errorbar(row.mean, i, xerr=errors, fmt="o", color="C0" if i else "C1", capsize=3)
+        ax.set(title=title, yticks=range(len(table)), yticklabels=table.index)
+    axes[0][0].invert_yaxis()
+    return fig
+
+
+def plot_agreement(judges: Mapping[str, pd.DataFrame], references: Mapping[str, float]) -> Figure:
+    """The accuracy of each cluster by each judge, tables of `fidelity.agreement` with their 95 % intervals.
+
+    references: shares by name, as dashed lines.
+    """
+    fig, ax = plt.subplots(figsize=(8, 3), layout="constrained")
+    width = 0.8 / len(judges)
+    for i, (name, table) in enumerate(judges.items()):
+        errors = (table.accuracy - table.low).clip(0), (table.high - table.accuracy).clip(0)
+        places = np.arange(len(table)) + (i - (len(judges) - 1) / 2) * width
+        ax.bar(places, table.accuracy, width, yerr=errors, capsize=2, label=f"judged by {name}")
+    for i, (name, value) in enumerate(references.items(), start=len(judges)):
+        ax.axhline(value, color=f"C{i}", linestyle="--", label=name)
+    names = table.index.str.removeprefix("cluster ")
+    ax.set(xlabel="requested cluster", ylabel="share assigned to it", ylim=(0, 1.02), xticks=range(len(names)))
+    ax.set_xticklabels(names)
+    fig.legend(fontsize="small", loc="outside right upper")
     return fig
 
 

@@ -1,12 +1,16 @@
 """Tiles in the latent space of a trained autoencoder: their codes, their clusters, their row in the published CSV."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from pfiles.clustering import probabilities
 from pfiles.data import to_unit
+from pfiles.errors import InputError
 from pfiles.processes import progress
 from pfiles.runtime import eval_mode
 from pfiles.vqvae import VQVAE
@@ -43,6 +47,32 @@ def predict_clusters(vqvae: VQVAE, clustering: nn.Module, codes: Tensor) -> tupl
     with eval_mode(clustering):
         best = [probabilities(clustering, z).max(dim=1) for z in latent_batches(vqvae, codes)]
     return torch.cat([b.indices for b in best]).cpu(), torch.cat([b.values for b in best]).cpu()
+
+
+def read_latent_csv(path: Path, n_clusters: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The features (N, z) and the cluster (N,), 0-based, in each row of a CSV such as part 5 writes.
+
+    n_clusters: refuse clusters from this number on. InputError where the file is not such a table.
+    """
+    try:
+        table = pd.read_csv(path, header=None, dtype=float).to_numpy()
+    except Exception as error:  # pandas lets out whatever a broken file trips
+        raise InputError(f"{path} cannot be read as a table of numbers ({error}): run part 5 again.") from error
+    expected = f"{path} must hold a row of features, cluster and probability for each tile"
+    if table.shape[1] < 3:
+        raise InputError(f"{expected}, but has {table.shape[1]} columns: run part 5 again.")
+    features, clusters = table[:, :-2], table[:, -2]
+    if not np.isfinite(table).all():
+        row = int(np.isfinite(table).all(axis=1).argmin()) + 1
+        raise InputError(f"{expected}, but row {row} lacks a number or holds one that is not finite: run part 5 again.")
+    wrong = (clusters < 0) | (clusters != clusters.round()) | (clusters >= (n_clusters or np.inf))
+    if wrong.any():
+        below = "" if n_clusters is None else f" below {n_clusters}"
+        raise InputError(
+            f"{expected}, but row {int(wrong.argmax()) + 1} has cluster {clusters[wrong][0]:g}, where a whole number "
+            f"from 0 on{below} belongs: run part 5 again."
+        )
+    return features, clusters.astype(int)
 
 
 def mean_channel_softmax(vqvae: VQVAE, codes: Tensor) -> Tensor:

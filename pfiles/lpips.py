@@ -1,6 +1,5 @@
 """LPIPS, the learned perceptual distance between images (Zhang et al. 2018), on VGG16."""
 
-import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from pfiles.errors import InputError
 from pfiles.paths import ROOT
+from pfiles.weights import pretrained_file
 
 # VGG16's features by slice: the channels of its convolutions; each slice after the first opens with a max pool
 VGG16_SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -132,25 +132,9 @@ def vgg16_state_dict() -> dict[str, Tensor]:
     """
     from torchvision.models import VGG16_Weights
 
-    url = VGG16_Weights.IMAGENET1K_V1.url
-    name = url.rsplit("/", 1)[-1]
-    expected = name.removesuffix(".pth").rsplit("-", 1)[-1]  # torchvision puts the start of the SHA-256 in the name
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=expected)
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"LPIPS needs VGG16's ImageNet weights, but {name} is neither in {path.parent} nor could it be "
-                f"downloaded ({error}): fetch {url} (SHA-256 starts with {expected}) and put it there, or do without: "
-                'autoencoder.perceptual="ms-ssim" for the training, lpips_required=False for the score.'
-            ) from error
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(expected):
-        raise InputError(
-            f"{path} is not VGG16's ImageNet weights: its SHA-256 should start with {expected}, but starts with "
-            f"{found[: len(expected)]}; delete it and fetch {url} again."
-        )
+    path = pretrained_file(
+        VGG16_Weights.IMAGENET1K_V1.url,
+        "LPIPS needs VGG16's ImageNet weights",
+        'autoencoder.perceptual="ms-ssim" for the training, lpips_required=False for the score',
+    )
     return torch.load(path, map_location="cpu", weights_only=True)

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from pfiles import figures
 from pfiles.data import Tiles, as_tensor, image_files, read_images
 from pfiles.errors import InputError
+from pfiles.fidelity import wilson_interval
 from pfiles.metrics import resize
 from pfiles.paths import read_json, write_json
 
@@ -40,7 +41,7 @@ def nearest_tiles(images: np.ndarray, train: np.ndarray) -> pd.DataFrame:
     """The nearest training tile of each image, in pixel space.
 
     images, train: uint8 (N, S, S, 3) and (M, S, S, 3). Both are made grey (mean of the colours), and their local mean
-    over windows of 5/16 of the side is taken off, so that stain, brightness and the coarse layout do not count.
+    over windows of 5/16 of the side is taken off, so that brightness, contrast and the coarse layout do not count.
     The distance of two tiles is 1 - c, where c is the correlation of what is left, the highest of the 8 views of the
     image (quarter turns, mirrored or not) and of the 25 shifts of up to 2 px each way: 0 for a copy, about 1 for tiles
     that share nothing, and 1 where one of them has no structure at all.
@@ -151,17 +152,17 @@ def against_held_out(distances: np.ndarray, held_out: np.ndarray) -> dict[str, f
     chance: how probable it is for such images to show this share or a larger one. Unlike the interval, this
         allows for a threshold that few held-out tiles leave uncertain.
     """
-    from scipy.stats import betabinom, binomtest
+    from scipy.stats import betabinom
 
     limit = float(np.quantile(held_out, CLOSEST, method="weibull"))
     n, count, m = len(distances), int((np.asarray(distances) < limit).sum()), len(held_out)
     rank = max(1.0, CLOSEST * (m + 1))  # of the threshold among the held-out distances
-    low, high = binomtest(count, n).proportion_ci(method="wilson")
+    low, high = wilson_interval(count, n)
     return {
         "threshold": limit,
         "closer": count / n,
-        "low": float(low),
-        "high": float(high),
+        "low": low,
+        "high": high,
         "expected": rank / (m + 1),
         "chance": float(betabinom.sf(count - 1, n, rank, m + 1 - rank)),
     }

@@ -2,8 +2,9 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -27,12 +28,20 @@ class Paths:
     def __post_init__(self):
         if not isinstance(self.n_clusters, int) or self.n_clusters < 2:
             raise InputError(f"n_clusters must be a whole number of at least 2, but is {self.n_clusters!r}.")
-        if self.root.exists() and not self.root.is_dir():
+        try:
+            is_folder = stat.S_ISDIR(os.stat(self.root).st_mode)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise InputError(
+                f"The output folder {self.root} cannot be made ({error.strerror}): name another one."
+            ) from error
+        if not is_folder:
             raise InputError(f"The output folder {self.root} is a file: name a folder, existing or new.")
 
     @property
     def root(self) -> Path:
-        return (ROOT / Path(self.out or "").expanduser()).resolve()
+        return (ROOT / expand(self.out or "")).resolve()
 
     @property
     def autoencoder(self) -> Path:
@@ -78,26 +87,41 @@ class Paths:
         return self.models / f"{training}_{clustering}"
 
 
+def expand(path: str | Path) -> Path:
+    """A path given by a user, its ~ replaced by the home folder; InputError for what is none."""
+    try:
+        return Path(path).expanduser()
+    except (TypeError, RuntimeError) as error:
+        raise InputError(f"{path!r} is no path ({error}): write the path in full, as text.") from error
+
+
 @contextmanager
 def atomic_write(path: Path, by_every_process: bool = False) -> Iterator[IO[bytes]]:
     """Open a binary file that takes the name `path` only once it is complete and on the disk.
 
     Of several processes that work together only the first writes, unless told otherwise: they write the same.
+    Raises OSError naming `path` where the disk is full or takes no file there; a file that was there stays as it was.
     """
     if not (is_first() or by_every_process):
         with open(os.devnull, "wb") as file:
             yield file
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides the disk's answer
+        if not isinstance(cause, OSError) or cause.errno is None:
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -106,11 +130,14 @@ def write_json(path: Path, value: Any) -> None:
         file.write(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
 
 
-def read_json(path: Path, default: Any = None) -> Any:
-    """The JSON value in `path`, or `default` where there is no such file."""
+def read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """The JSON object in `path`, or `default` where there is no such file."""
     if not path.exists():
         return default
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        value = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}): delete it or put the right file there.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} should hold names and values: delete it or put the right file there.")
+    return value

@@ -1,6 +1,6 @@
 """Every hyper-parameter of a run, by preset."""
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import UnionType
@@ -162,11 +162,13 @@ def get_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Set
     overrides: new values by field, such as {"image_size_px": 64, "training.epochs": 2}.
     Raises InputError for an unknown preset or field, or a value that cannot be.
     """
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise InputError(f"Unknown preset {preset!r}: choose one of {', '.join(PRESETS)}.")
     settings = PRESETS[preset]
+    if not isinstance(overrides, Mapping | None):
+        raise InputError(f'overrides must be values by name, such as {{"training.epochs": 2}}, but is {overrides!r}.')
     for name, value in (overrides or {}).items():
-        settings = _replace(settings, name.split("."), value)
+        settings = _replace(settings, str(name).split("."), value)
     _check(settings)
     return settings
 
@@ -200,7 +202,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if get_origin(kind) is Mapping:
         return isinstance(value, Mapping)
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max  # False for NaN
     return type(value) is kind
 
 
@@ -236,6 +238,21 @@ def _check(settings: Settings) -> None:
     for name, value in counts.items():
         if value < 1:
             raise InputError(f"{name} must be a whole number of at least 1, but is {value!r}.")
+        most = 10**6 if name == "diffusion.num_timesteps" else 10**9
+        if value > most:
+            raise InputError(f"{name} must be at most {most}, but is {value!r}.")
+    networks = {
+        "autoencoder.vqvae": settings.autoencoder.vqvae,
+        "autoencoder.discriminator": settings.autoencoder.discriminator,
+        "diffusion.unet": settings.diffusion.unet,
+    }
+    for name, arguments in networks.items():
+        for argument, value in arguments.items():
+            sizes = value if isinstance(value, list | tuple) else [value]
+            if not sizes or not all(type(size) is int and size > 0 for size in sizes):
+                raise InputError(
+                    f"{name} takes sizes, whole numbers from 1 on or lists of them, but {argument} is {value!r}."
+                )
     _check_ranges(settings)
     if settings.image_size_px % 16 or settings.image_size_px < 48:
         raise InputError(f"image_size_px must be a multiple of 16 from 48 on, but is {settings.image_size_px}.")

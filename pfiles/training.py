@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pfiles import processes
-from pfiles.checkpoints import last_resume_point, load_resume_point, save_resume_point
+from pfiles.checkpoints import last_resume_point, load_resume_point, not_a_resume_point, save_resume_point
 from pfiles.classifier import Classifier
 from pfiles.clustering import probabilities
 from pfiles.data import epoch_batches, mean_colour, random_affine, random_dihedral, to_unit
@@ -300,12 +300,15 @@ def _train(
     state = {"step": 0, "history": [], "sums": {}, "counts": {}, "seconds": 0.0}
     point = None if run.restart else load_resume_point(run.folder, run.identity)
     if point is not None:
-        for name, part in parts.items():
-            part.load_state_dict(point["parts"][name])
-        for name, counter in (counters or {}).items():
-            counter.copy_(point["counters"][name])
-        state = {name: point[name] for name in state}
-        state["sums"] = {name: value.to(device) for name, value in state["sums"].items()}
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(point["parts"][name])
+            for name, counter in (counters or {}).items():
+                counter.copy_(point["counters"][name])
+            state = {name: point[name] for name in state}
+            state["sums"] = {name: value.to(device) for name, value in state["sums"].items()}
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise not_a_resume_point(last_resume_point(run.folder)) from error
     history = state["history"]
     if state["step"] >= num_epochs * steps:
         print(f"{run.name} is done already: {len(history)} epochs ({run.folder}). To train anew, set restart = True.")

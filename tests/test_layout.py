@@ -11,14 +11,15 @@ from pfiles.paths import ROOT
 LAYERS = (
     {"errors"},
     {"processes"},
-    {"paths", "settings", "runtime"},
+    {"paths", "settings", "runtime", "weights"},
     {"speed", "logs"},
     {"blocks", "discriminator", "classifier", "linear_noise_scheduler", "losses", "lpips", "data"},
     {"vqvae", "unet_cond_base", "lpips_metric", "clustering", "samplers"},
     {"checkpoints", "latents"},
-    {"morphometry"},
+    {"morphometry", "features", "distribution", "fidelity"},
     {"training", "sampling", "metrics", "figures"},
-    {"memorisation"},
+    {"memorisation", "report"},
+    {"evaluation"},
     {"__main__"},
 )
 

@@ -34,7 +34,7 @@ def test_every_notebook_is_in_the_order():
         for path in [*ROOT.glob("*.ipynb"), *ROOT.glob("clusters_14/*.ipynb")]
     }
     assert found == set(NOTEBOOKS)
-    assert len(NOTEBOOKS) == 17
+    assert len(NOTEBOOKS) == 18
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
