@@ -26,7 +26,12 @@ HELD_OUT = "held-out real tiles"
 
 
 def distances(extractor: Extractor, real: np.ndarray, other: np.ndarray, seed: int) -> dict[str, float]:
-    """All measures of `distribution` between two sets of features (N, d), (M, d), under the extractor's names."""
+    """All measures of `distribution` between two sets of features (N, d), (M, d), under the extractor's names.
+
+    Sets too small for their neighbours have no measures but their number of images.
+    """
+    if min(len(real), len(other)) <= NEIGHBOURS:
+        return {"images": len(other)}
     kernel, error = kid(real, other, seed)
     return {
         "images": len(other),
@@ -46,9 +51,9 @@ def distribution_table(
     them, and of generated images. Held-out tiles are the floor, the best that can be expected. The real tiles behind a
     Gaussian blur of 1/32 of their side, and their one mean colour, are generators that must score worse. As the
     Frechet distance grows when sets shrink, all references are of one size; where there are more generated images
-    than that, so many of them have a row of their own.
+    than that, so many of them have a row of their own. Sets of fewer than 6 images have an empty row.
     """
-    size = min(len(real), len(held_out), len(generated))
+    size = min(n for n in map(len, (real, held_out, generated)) if n > NEIGHBOURS)
     some = np.ascontiguousarray(tiles[evenly_spaced(len(tiles), size)])
     sigma = BLUR * tiles.shape[1]
     blurred = np.stack([gaussian_filter(tile, (sigma, sigma, 0)) for tile in some])
@@ -60,10 +65,10 @@ def distribution_table(
         "blurred real tiles": extractor(blurred),
         "flat mean colour": extractor(flat),
     }
-    if len(generated) == size:
+    if len(generated) <= size:
         del sets[f"generated, {size} of them"]
     rows = {name: distances(extractor, real, other, seed) for name, other in sets.items()}
-    return pd.DataFrame.from_dict(rows, orient="index").astype({"images": int})
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def distribution_by_cluster(
@@ -95,12 +100,14 @@ def clusters_left_out(clusters: Sequence[str]) -> str:
 
 def caveat(extractor: Extractor, table: pd.DataFrame, width: int) -> str:
     """What to keep in mind with a table of `distances` in features of that width."""
-    fewest = int(table.images.min())
+    fewest = int(table.images[table.images > NEIGHBOURS].min())
     text = (
         f"{extractor.frechet} and {extractor.kernel}: 0 is best. Precision, recall, density and coverage, with "
         f"{NEIGHBOURS} neighbours: what held-out real tiles reach is best. All but the kernel distance and its error "
         "depend on how many images there are: compare rows of one number."
     )
+    if (table.images <= NEIGHBOURS).any():
+        text += f" Rows of fewer than {NEIGHBOURS + 1} images stay empty."
     if fewest <= width:
         text += (
             f" {fewest} images do not fill the {width} dimensions of these features: the {extractor.frechet} of so few "

@@ -83,6 +83,17 @@ def test_references_are_of_one_size(real):
     assert table_of(extractor, real, real, real[:12]).images.tolist() == [12] * 4
 
 
+def test_sets_too_small_for_a_distance_have_an_empty_row(real):
+    extractor = features.random_convolutions()
+    table = table_of(extractor, real, real[:4], real[:12])
+    assert table.images.tolist() == [12, 4, 12, 12]
+    assert table.loc["held-out real tiles"].drop("images").isna().all()
+    assert table.drop("held-out real tiles").notna().all(axis=None)
+    assert "Rows of fewer than 6 images stay empty." in evaluation.caveat(extractor, table, 54)
+    assert "12 images do not fill" in evaluation.caveat(extractor, table, 54)
+    assert "stay empty" not in evaluation.caveat(extractor, table.drop("held-out real tiles"), 54)
+
+
 def test_small_clusters_are_said_not_dropped(real):
     extractor = features.random_convolutions()
     labels = np.repeat([0, 1], [25, 15])
