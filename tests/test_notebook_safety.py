@@ -1,0 +1,78 @@
+"""Notebooks run in another folder, twice, out of order, or where the home folder takes no file."""
+
+import re
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pytest
+from conftest import TINY, make_tiles
+
+from pfiles.__main__ import NOTEBOOKS, execute, run_cells
+from pfiles.errors import InputError
+from pfiles.paths import ROOT
+
+NEED_NOTHING = ("train_autoencoder", "save_training_images")
+
+
+@pytest.fixture
+def parameters(tmp_path, monkeypatch):
+    """For a tiny run into a folder that does not exist yet; what a notebook does to this process is undone."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    np.save(tmp_path / "tiles.npy", make_tiles(30))
+    out = str(tmp_path / "out")
+    yield {"n_clusters": 3, "data": str(tmp_path / "tiles.npy"), "preset": "demo", "overrides": TINY, "out": out}
+    plt.close("all")
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name not in NEED_NOTHING])
+def test_out_of_order_says_what_is_missing(name, parameters, tmp_path):
+    with pytest.raises(InputError, match=r"^[^\n]*\brun [^\n]*\.$"):
+        run_cells(ROOT / f"{name}.ipynb", parameters)
+    assert not (tmp_path / "out").exists()
+
+
+def test_twice_gives_the_same_files(parameters, tmp_path):
+    names = ("save_training_images", "train_autoencoder", "autoencoder_output", "clusters_14/part_1_training")
+    runs = []
+    for _ in range(2):
+        for name in names:
+            run_cells(ROOT / f"{name}.ipynb", parameters)
+        runs.append(contents(tmp_path / "out"))
+    assert runs[0] == runs[1]
+    assert {path.suffix for path in runs[0]} >= {".pth", ".pt", ".json", ".png", ".jpg", ".csv"}
+
+
+def opening(name):
+    """The code of a notebook up to where it looks for its modules."""
+    book = nbformat.read(ROOT / f"{name}.ipynb", as_version=4)
+    code = "\n".join(cell.source for cell in book.cells if cell.cell_type == "code")
+    return re.match(r".*?^assert find_spec[^\n]*", code, re.DOTALL | re.MULTILINE)[0]
+
+
+@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if not re.search(r"part_(9|1\d)_", name)])
+def test_another_working_directory(name, tmp_path):
+    """A notebook finds its modules from its own folder and from the repository's; elsewhere it says where to run it."""
+    for folder, status in ((ROOT, 0), ((ROOT / name).parent, 0), (tmp_path, 1)):
+        done = subprocess.run([sys.executable, "-c", opening(name)], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("AssertionError: Run this notebook in its own folder")
+
+
+def test_a_home_that_takes_no_file(parameters, tmp_path, monkeypatch):
+    run_cells(ROOT / "save_training_images.ipynb", parameters)
+    (tmp_path / "home").write_text("a file, below which nothing can be made")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("MPLCONFIGDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    elsewhere = {**parameters, "out": str(tmp_path / "elsewhere")}
+    assert execute(ROOT / "save_training_images.ipynb", tmp_path / "executed.ipynb", elsewhere) is None
+    assert contents(tmp_path / "elsewhere") == contents(tmp_path / "out")
