@@ -24,6 +24,7 @@ from pfiles.classifier import Classifier
 from pfiles.clustering import probabilities
 from pfiles.data import epoch_batches, mean_colour, random_affine, random_dihedral, to_unit
 from pfiles.discriminator import Discriminator
+from pfiles.errors import InputError
 from pfiles.latents import predict_clusters
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.logs import History, TrainingLog
@@ -295,6 +296,11 @@ def _train(
     parts: all that changes, by name, a network first. counters: tensors that `step` changes besides.
     after_epoch: is told the number of the epoch just done and adds to its row of the history.
     """
+    if run.batch_size < processes.world_size():
+        raise InputError(
+            f"A batch of {run.batch_size} tiles cannot be shared by {processes.world_size()} processes: "
+            "start fewer, or set a larger batch_size."
+        )
     device = next(next(iter(parts.values())).parameters()).device
     steps = len(epoch_batches(num_tiles, run.batch_size, torch.Generator()))  # per epoch
     state = {"step": 0, "history": [], "sums": {}, "counts": {}, "seconds": 0.0}

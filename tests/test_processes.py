@@ -19,6 +19,9 @@ from torch import nn
 from pfiles import processes
 from pfiles.errors import InputError
 from pfiles.paths import ROOT
+from pfiles.settings import SavingSettings
+from pfiles.speed import PLAIN
+from pfiles.training import Run, _train
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
@@ -110,6 +113,9 @@ def test_a_notebook_can_start_the_processes(tmp_path):
 from accelerate import notebook_launcher
 from pfiles.__main__ import run_cells
 from pfiles.paths import ROOT
+from pfiles.settings import SavingSettings
+from pfiles.speed import PLAIN
+from pfiles.training import Run, _train
 parameters = {{"data": "embedded", "preset": "demo", "overrides": {overrides!r}, "out": {str(tmp_path)!r}}}
 notebook_launcher(run_cells, (ROOT / "train_autoencoder.ipynb", parameters), num_processes=2)
 """
@@ -118,3 +124,11 @@ notebook_launcher(run_cells, (ROOT / "train_autoencoder.ipynb", parameters), num
     assert "2 process(es)" in done.stdout
     assert done.stdout.count("Saved ") == 1
     assert (tmp_path / "kpc_ldm" / "vqvae_autoencoder_ckpt.pth").exists()
+
+
+def test_more_processes_than_tiles_of_a_batch_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "world_size", lambda: 9)
+    network = nn.Linear(1, 1)
+    run = Run("test", 0, 8, tmp_path, {}, SavingSettings(), PLAIN)
+    with pytest.raises(InputError, match="A batch of 8 tiles cannot be shared by 9 processes"):
+        _train(1, 24, None, {"network": network}, run)
