@@ -46,7 +46,11 @@ def show_tiles(images: Tensor, columns: int = 10, title: str = "", label: str = 
 
 
 def cluster_sheet(left: Sequence[Tensor], right: Sequence[Tensor], titles: tuple[str, str]) -> Figure:
-    """Two columns of tile rows, one row per cluster: left[c] and right[c] are uint8 tiles (n, 3, H, W) of cluster c."""
+    """Two columns of tile rows, one row per cluster: left[c] and right[c] are uint8 tiles (n, 3, H, W) of cluster c.
+
+    A cluster without tiles has white ones.
+    """
+    white = torch.full_like(next(tiles for tiles in (*left, *right) if len(tiles))[:1], 255)
     columns = [max(len(tiles) for tiles in side) for side in (left, right)]
     tile_inch = 0.6
     fig, axes = plt.subplots(
@@ -56,8 +60,7 @@ def cluster_sheet(left: Sequence[Tensor], right: Sequence[Tensor], titles: tuple
     for row, pair in zip(axes, zip(left, right, strict=True), strict=True):
         for ax, tiles, n in zip(row, pair, columns, strict=True):
             ax.set_axis_off()
-            if len(tiles):
-                ax.imshow(tile_grid(tiles, n))
+            ax.imshow(tile_grid(tiles if len(tiles) else white, n))
     for cluster, (ax, _) in enumerate(axes, start=1):
         ax.text(-0.02, 0.5, cluster, transform=ax.transAxes, ha="right", va="center")
     for ax, title in zip(axes[0], titles, strict=True):
