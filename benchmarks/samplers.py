@@ -29,7 +29,7 @@ from pfiles.sampling import image_seeds, sample
 from pfiles.settings import get_settings
 from pfiles.speed import pick_speed
 
-WAYS = (("ddpm", 1000), ("ddpm", 50), ("ddim", 50), ("dpm-solver++", 20), ("unipc", 10))
+WAYS = (("unipc", 10), ("dpm-solver++", 20), ("ddim", 50), ("ddpm", 50), ("ddpm", 1000))
 SHOWN = 20  # images of each sampler in the picture
 
 
