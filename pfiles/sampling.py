@@ -105,6 +105,8 @@ def generate_to_folder(
     only: draw the numbers from the first to the last of these two alone, as one of several jobs. Processes that were
         started together share the work by themselves.
     """
+    if only is not None and not (len(only) == 2 and only[0] <= only[1]):
+        raise InputError(f"only must be the first and the last number of a range, such as (1, 5000), but is {only!r}.")
     refuse_other_images(folder, numbers)
     note = folder / "generated_with.json"
     begun_with = read_json(note, None if image_files(folder) else identity)

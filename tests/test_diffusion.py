@@ -234,6 +234,8 @@ def test_generation_goes_on_where_it_stopped(unet, tmp_path):
 def test_shares_of_several_jobs_are_the_whole(unet, tmp_path):
     numbers, clusters = [1, 2, 3, 10, 11], torch.tensor([0, 1, 2, 0, 1])
     arguments = (lambda **kw: draw(unet, **kw), tmp_path / "shares", numbers, clusters, 5, 2, {"unet": "a"})
+    with pytest.raises(InputError, match="first and the last number of a range"):
+        generate_to_folder(*arguments, only=(10, 3))
     generate_to_folder(*arguments, only=(3, 10))
     assert sorted(path.name for path in (tmp_path / "shares").glob("*.png")) == ["10.png", "3.png"]
     generate_to_folder(*arguments, only=(1, 2))

@@ -25,10 +25,13 @@ def test_saved_figures_are_readable_and_whole(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["a.jpg"]
 
 
-def test_a_cluster_sheet_has_a_row_for_an_empty_cluster():
+def test_a_cluster_without_tiles_has_a_white_row():
     some, none = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(0, 3, 8, 8, dtype=torch.uint8)
     figure = figures.cluster_sheet([some, none], [some, some], ("left", "right"))
-    assert [len(ax.images) for ax in figure.axes] == [1, 1, 0, 1]  # row by row
+    pictures = [ax.images[0].get_array() for ax in figure.axes]  # row by row
+    assert len({picture.shape for picture in pictures}) == 1
+    tiles = [picture[2:10, 2:10] for picture in pictures]
+    assert [(tile == 255).all() for tile in tiles] == [False, False, True, False]
 
 
 def test_history_plots_every_term_and_its_reference():
