@@ -8,6 +8,7 @@ Random Gaussian mixtures of 16 features and 14 clusters, and the CSV if one is g
 
 import argparse
 import csv
+import io
 import os
 import subprocess
 import sys
@@ -113,10 +114,14 @@ def main():
         print(line, flush=True)
 
     if options.out:
-        with options.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["data", "seconds", "peak_mb", "plain_seconds", "plain_peak_mb"])
-            writer.writeheader()
-            writer.writerows(rows)
+        from pfiles.paths import atomic_write  # brings torch along, which must not count above
+
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, ["data", "seconds", "peak_mb", "plain_seconds", "plain_peak_mb"])
+        writer.writeheader()
+        writer.writerows(rows)
+        with atomic_write(options.out) as file:
+            file.write(table.getvalue().encode())
 
 
 if __name__ == "__main__":
