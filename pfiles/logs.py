@@ -1,11 +1,10 @@
 """What a training tells while it runs: a `log.csv`, TensorBoard event files, and a table in the notebook."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from IPython import get_ipython
-from IPython.display import display
 
 from pfiles.paths import atomic_write
 from pfiles.processes import is_first
@@ -37,12 +36,17 @@ class TrainingLog:
         for name, value in history[-1].items():
             self._events.add_scalar(name, value, history[-1]["epoch"])
         self._events.flush()
-        if get_ipython() is not None:
-            recent = table.tail(SHOWN).round(4)
-            if self._table is None:
-                self._table = display(recent, display_id=True)
-            else:
-                self._table.update(recent)
+        self._show(table.tail(SHOWN).round(4))
+
+    def _show(self, recent: pd.DataFrame) -> None:
+        """In a notebook, one table that follows the training; elsewhere nothing, also where there is no IPython."""
+        ipython = sys.modules.get("IPython")
+        if ipython is None or ipython.get_ipython() is None:
+            return
+        if self._table is None:
+            self._table = ipython.display.display(recent, display_id=True)
+        else:
+            self._table.update(recent)
 
     def close(self) -> None:
         if is_first():
