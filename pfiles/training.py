@@ -303,6 +303,7 @@ def _train(
         )
     device = next(next(iter(parts.values())).parameters()).device
     steps = len(epoch_batches(num_tiles, run.batch_size, torch.Generator()))  # per epoch
+    total_steps = num_epochs * steps
     state = {"step": 0, "history": [], "sums": {}, "counts": {}, "seconds": 0.0}
     point = None if run.restart else load_resume_point(run.folder, run.identity)
     if point is not None:
@@ -316,11 +317,11 @@ def _train(
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise not_a_resume_point(last_resume_point(run.folder)) from error
     history = state["history"]
-    if state["step"] >= num_epochs * steps:
+    if state["step"] >= total_steps:
         print(f"{run.name} is done already: {len(history)} epochs ({run.folder}). To train anew, set restart = True.")
         return history
     if point is not None:
-        print(f"{run.name} goes on after step {state['step']} of {num_epochs * steps} ({run.folder}).")
+        print(f"{run.name} goes on after step {state['step']} of {total_steps} ({run.folder}).")
 
     def save() -> None:
         weights = {name: part.state_dict() for name, part in parts.items()}
@@ -335,7 +336,6 @@ def _train(
     began = saved = time.monotonic()
     began -= state["seconds"]
     batches: list[Tensor] = []
-    total_steps = num_epochs * steps
     with (
         processes.progress(total=total_steps, initial=state["step"], desc=run.name, unit="step") as bar,
         stop_signals() as signal_received,
@@ -344,8 +344,7 @@ def _train(
         for number in range(state["step"], total_steps):
             epoch, place = divmod(number, steps)
             if not batches:
-                order = make_generator(run.seed, run.name, "order", epoch)
-                batches = [batch.to(device) for batch in epoch_batches(num_tiles, run.batch_size, order)]
+                batches = [batch.to(device) for batch in _batches(run, num_tiles, epoch)]
             generator.manual_seed(derive_seed(run.seed, run.name, number))
             run.speed.begin_step()
             terms = step(batches[place], number, generator)
@@ -388,12 +387,17 @@ def _train(
     return history
 
 
+def _batches(run: Run, num_tiles: int, epoch: int) -> list[Tensor]:
+    """The tiles of each step of an epoch, the same whenever it is asked for."""
+    return epoch_batches(num_tiles, run.batch_size, make_generator(run.seed, run.name, "order", epoch))
+
+
 def _refuse_bad(number: int, steps: int, num_tiles: int, run: Run) -> None:
     """FloatingPointError if `number` is a step, not -1: its loss or gradient was not finite."""
     if number < 0:
         return
     epoch, place = divmod(number, steps)
-    tiles = epoch_batches(num_tiles, run.batch_size, make_generator(run.seed, run.name, "order", epoch))[place]
+    tiles = _batches(run, num_tiles, epoch)[place]
     advice = '; overrides = {"precision": "fp32"} goes on from there in full precision' if run.speed.bf16 else ""
     raise FloatingPointError(
         f"Loss or gradient of {run.name} became NaN or infinite in step {number + 1} (epoch {epoch + 1}, training "
