@@ -20,9 +20,9 @@ import torch
 from benchmarks.inputs import Flops, Size, count_flops, make_size
 from benchmarks.items import ITEMS, Item
 from benchmarks.measure import MeasurementError, ceilings, device_name, interleaved
+from pfiles.machine.runtime import pick_device, versions
+from pfiles.machine.speed import pick_speed
 from pfiles.paths import ROOT, write_json
-from pfiles.runtime import pick_device, versions
-from pfiles.speed import pick_speed
 
 COLUMNS = "{:<60} {:>16} {:>16} {:>7} {:>17} {:>13}"
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import reference
 from pfiles.classifier import Classifier
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
-from pfiles.runtime import make_generator, seeded
+from pfiles.machine.runtime import make_generator, seeded
 from pfiles.settings import Settings, get_settings
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE

@@ -27,13 +27,18 @@ from benchmarks.inputs import (
     smooth_tiles,
 )
 from benchmarks.measure import Job, Run, peak_mb, seconds, synchronize
-from pfiles import metrics, training
-from pfiles.data import as_tensor, epoch_batches, random_affine, to_unit, write_tiles
+from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.latents import encode_tiles
-from pfiles.runtime import derive_seed, make_generator, seeded
-from pfiles.sampling import image_seeds, sample
+from pfiles.learning import diffusion, loop
+from pfiles.learning.loop import epoch_batches
+from pfiles.machine.runtime import derive_seed, make_generator, seeded
+from pfiles.machine.speed import pick_speed
+from pfiles.measuring import pairs
 from pfiles.settings import DiffusionSettings, StageSettings
-from pfiles.speed import pick_speed
+from pfiles.tiles import files
+from pfiles.tiles.files import write_tiles
+from pfiles.tiles.pixels import as_tensor, to_unit
+from pfiles.tiles.views import random_affine
 
 # UNet forward, batch of 8
 
@@ -114,8 +119,8 @@ def stage_product(size: Size, device: str) -> Run:
 
     def run() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
-            how = training.Run("benchmark", 0, 16, Path(folder), {}, size.settings.saving, speed, restart=True)
-            history = training.train_stage(
+            how = loop.Run("benchmark", 0, 16, Path(folder), {}, size.settings.saving, speed, restart=True)
+            history = diffusion.train_stage(
                 networks.unet, networks.classifier, networks.vqvae, tiles, codes, size.settings.diffusion, stage, how
             )
         return {"seconds": history[-1]["seconds"] / size.stage_steps}  # its first epoch is the warm-up
@@ -279,9 +284,9 @@ def metrics_product(size: Size, device: str) -> Run:
 
     def score() -> None:
         assert root, "keeps the folder"
-        _, real, fake = metrics.load_pairs(originals[0].parent, generated[0].parent)
-        for pair_score in (metrics.ssim, metrics.ms_ssim):
-            metrics.score_pairs(pair_score, real, fake)
+        _, real, fake = files.load_pairs(originals[0].parent, generated[0].parent)
+        for pair_score in (pairs.ssim, pairs.ms_ssim):
+            pairs.score_pairs(pair_score, real, fake)
 
     return lambda: {"seconds": seconds(device, score) * 1000 / size.pairs}
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from pfiles.blocks import SelfAttention
-from pfiles.losses import affine_kl, conditional_entropy, marginal_entropy
-from pfiles.metrics import PUBLISHED_SIDE
+from pfiles.learning.losses import affine_kl, conditional_entropy, marginal_entropy
+from pfiles.measuring.pairs import PUBLISHED_SIDE
 
 affine_view = transforms.RandomAffine(degrees=5, translate=(0.05, 0.05), scale=(0.95, 1.05), fill=(130, 97, 154))
 to_tensor = transforms.ToTensor()

@@ -17,17 +17,19 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import device_name
-from pfiles import checkpoints, figures
-from pfiles.data import evenly_spaced, load_tiles, to_uint8
-from pfiles.distribution import frechet_distance
-from pfiles.features import make_extractor
+from pfiles import checkpoints
+from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.latents import encode_tiles, predict_clusters, reconstruct
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.machine.runtime import pick_device, versions
+from pfiles.machine.speed import pick_speed
+from pfiles.measuring.distribution import frechet_distance
+from pfiles.measuring.features import make_extractor
 from pfiles.paths import Paths, write_json
-from pfiles.runtime import pick_device, versions
-from pfiles.sampling import image_seeds, sample
+from pfiles.reporting import figures
 from pfiles.settings import get_settings
-from pfiles.speed import pick_speed
+from pfiles.tiles.dataset import load_tiles
+from pfiles.tiles.pixels import evenly_spaced, to_uint8
 
 WAYS = (("unipc", 10), ("dpm-solver++", 20), ("ddim", 50), ("ddpm", 50), ("ddpm", 1000))
 SHOWN = 20  # images of each sampler in the picture

@@ -22,19 +22,21 @@ from torch import Tensor, nn
 
 from benchmarks.inputs import TINY
 from benchmarks.measure import device_name
-from pfiles import figures, training
 from pfiles.classifier import Classifier
-from pfiles.data import evenly_spaced, load_tiles, to_uint8, to_unit
 from pfiles.discriminator import Discriminator
+from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.errors import InputError
 from pfiles.latents import encode_tiles, predict_clusters, reconstruct
+from pfiles.learning import autoencoder, loop
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
-from pfiles.metrics import psnr
+from pfiles.machine.runtime import peak_memory_gb, pick_device, seeded, versions
+from pfiles.machine.speed import pick_speed
+from pfiles.measuring.pairs import psnr
 from pfiles.paths import ROOT, write_json
-from pfiles.runtime import peak_memory_gb, pick_device, seeded, versions
-from pfiles.sampling import image_seeds, sample
+from pfiles.reporting import figures
 from pfiles.settings import SavingSettings, Settings, get_settings
-from pfiles.speed import pick_speed
+from pfiles.tiles.dataset import load_tiles
+from pfiles.tiles.pixels import evenly_spaced, to_uint8, to_unit
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
 
@@ -103,18 +105,18 @@ def train_and_look(data: str, settings: Settings, device: torch.device, seconds:
         discriminator = Discriminator(**settings.autoencoder.discriminator).to(device)
         unet = UNet(vqvae.z_channels, N_CLUSTERS, **settings.diffusion.unet).to(device)
         classifier = Classifier(vqvae.z_channels, N_CLUSTERS).to(device)
-    perceptual = training.make_perceptual(settings.autoencoder, device)
+    perceptual = autoencoder.make_perceptual(settings.autoencoder, device)
 
-    def train_autoencoder(networks: list[nn.Module], some: Tensor, epochs: int, run: training.Run) -> training.History:
+    def train_autoencoder(networks: list[nn.Module], some: Tensor, epochs: int, run: loop.Run) -> loop.History:
         # the adversarial terms begin after a third; the second epoch of two, which is timed, has them
         start = epochs * len(some) // run.batch_size // 3
         autoencoder = replace(settings.autoencoder, epochs=epochs, discriminator_start_step=start)
-        return training.train_autoencoder(*networks, some, perceptual, autoencoder, run)
+        return autoencoder.train_autoencoder(*networks, some, perceptual, autoencoder, run)
 
-    def train_unet(networks: list[nn.Module], some: Tensor, epochs: int, run: training.Run) -> training.History:
+    def train_unet(networks: list[nn.Module], some: Tensor, epochs: int, run: loop.Run) -> loop.History:
         diffusion = replace(settings.diffusion, affine_fill=None)  # the mean colour, whatever the stain
         stage = replace(settings.training, epochs=epochs)
-        return training.train_stage(*networks, vqvae, some, encode_tiles(vqvae, some), diffusion, stage, run)
+        return diffusion.train_stage(*networks, vqvae, some, encode_tiles(vqvae, some), diffusion, stage, run)
 
     report: dict[str, Any] = {"device": device_name(device.type), "data": tiles.source, "tiles": len(images)}
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +125,7 @@ def train_and_look(data: str, settings: Settings, device: torch.device, seconds:
             ("unet", train_unet, [unet, classifier], settings.diffusion.batch_size),
         ):
             saving = SavingSettings(every_minutes=60)
-            run = training.Run(name, SEED, batch_size, Path(folder, name), {}, saving, speed)
+            run = loop.Run(name, SEED, batch_size, Path(folder, name), {}, saving, speed)
             report[name] = train_for(SHARES[name] * seconds, train, networks, images, run)
 
     chosen = test[torch.as_tensor(evenly_spaced(len(test), 20), device=device)]
@@ -158,7 +160,7 @@ def train_and_look(data: str, settings: Settings, device: torch.device, seconds:
 
 
 def train_for(
-    seconds: float, train: Callable[..., training.History], networks: list[nn.Module], images: Tensor, run: training.Run
+    seconds: float, train: Callable[..., loop.History], networks: list[nn.Module], images: Tensor, run: loop.Run
 ) -> dict[str, Any]:
     """Train `networks` by `train(networks, images, epochs, run)` for about `seconds`; how long and what came of it.
 
@@ -175,7 +177,7 @@ def train_for(
     return summary(history, len(some), epochs * max(1, len(some) // run.batch_size))
 
 
-def summary(history: training.History, tiles: int, steps: int) -> dict[str, Any]:
+def summary(history: loop.History, tiles: int, steps: int) -> dict[str, Any]:
     """What the report keeps of a training: its size, time, and each loss term per epoch."""
     timing = ("epoch", "seconds", "learning_rate", "images_per_second", "memory_gb")
     terms: Mapping[str, list[float]] = {

@@ -31,15 +31,16 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from pfiles.clustering import CLUSTERINGS, check_clustering, make_clustering
-from pfiles.data import load_tiles, read_images
 from pfiles.discriminator import Discriminator
+from pfiles.drawing.samplers import make_solver
 from pfiles.errors import InputError, TerminatedError
-from pfiles.features import EXTRACTORS
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.machine.runtime import versions
+from pfiles.measuring.features import EXTRACTORS
 from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, write_json
-from pfiles.runtime import versions
-from pfiles.samplers import make_solver
 from pfiles.settings import PRESETS, Settings, get_settings
+from pfiles.tiles.dataset import load_tiles
+from pfiles.tiles.files import read_images
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
 
@@ -249,7 +250,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     from pfiles import memorisation  # seconds to import
-    from pfiles.metrics import PUBLISHED_SIDE
+    from pfiles.measuring.pairs import PUBLISHED_SIDE
 
     settings = get_settings(args.preset, _overrides(args.overrides))
     generated, out = (expand(folder).absolute() for folder in (args.generated, args.out))
@@ -274,7 +275,8 @@ def _data(given: str | None) -> str:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from pfiles import evaluation, report  # seconds to import
+    from pfiles import report  # seconds to import
+    from pfiles.reporting import evaluation
 
     given = {
         name: None if value is None else expand(value).absolute()

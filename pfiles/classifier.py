@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from pfiles.processes import BatchNorm2d
+from pfiles.machine.processes import BatchNorm2d
 
 
 class Classifier(nn.Module):

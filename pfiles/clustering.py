@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pfiles.classifier import Classifier
 from pfiles.errors import InputError
-from pfiles.runtime import derive_seed
+from pfiles.machine.runtime import derive_seed
 
 CLUSTERINGS = ("classifier", "kmeans")
 

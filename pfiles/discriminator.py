@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from pfiles.processes import BatchNorm2d
+from pfiles.machine.processes import BatchNorm2d
 
 
 class Discriminator(nn.Module):

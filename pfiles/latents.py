@@ -1,6 +1,6 @@
 """Tiles in the latent space of a trained autoencoder: their codes, their clusters, their row in the published CSV."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pfiles.clustering import probabilities
-from pfiles.data import to_unit
 from pfiles.errors import InputError
-from pfiles.processes import progress
-from pfiles.runtime import eval_mode
+from pfiles.machine.processes import progress
+from pfiles.machine.runtime import eval_mode
+from pfiles.tiles.pixels import to_unit
 from pfiles.vqvae import VQVAE
 
 BATCH_SIZE = 64  # tiles at once; changes memory and speed only
@@ -81,3 +81,18 @@ def mean_channel_softmax(vqvae: VQVAE, codes: Tensor) -> Tensor:
     The softmax over the channels of each latent vector, averaged over the h x w positions.
     """
     return torch.cat([z.softmax(dim=1).mean((2, 3)) for z in latent_batches(vqvae, codes)]).cpu()
+
+
+def pair_labels(latent_csv: Path, names: Sequence[str]) -> np.ndarray:
+    """The cluster (N,) of the training tile that each name, its number from 1, belongs to."""
+    if not latent_csv.exists():
+        raise InputError(f"There is no {latent_csv}: run part_5_latent_space_extraction first.")
+    if wrong := [name for name in names if not name.isdecimal() or int(name) < 1]:
+        raise InputError(f"Images must be named by their number from 1, such as 17.png, but there is {wrong[0]!r}.")
+    _, clusters = read_latent_csv(latent_csv)
+    rows = np.array([int(name) for name in names]) - 1
+    if rows.max() >= len(clusters):
+        raise InputError(
+            f"{latent_csv} has {len(clusters)} rows, but image {rows.max() + 1} needs one: run part 5 again."
+        )
+    return clusters[rows]

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pfiles.errors import InputError
+from pfiles.machine.pretrained import pretrained_file
 from pfiles.paths import ROOT
-from pfiles.weights import pretrained_file
 
 # VGG16's features by slice: the channels of its convolutions; each slice after the first opens with a max pool
 VGG16_SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

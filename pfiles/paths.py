@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pfiles.errors import InputError
-from pfiles.processes import is_first
+from pfiles.machine.processes import is_first
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,11 +1,23 @@
 """Shared by all tests: where reference files lie, tiny settings, tiny tiles."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from pfiles.settings import get_settings
+from pfiles import latents
+from pfiles.__main__ import main
+from pfiles.clustering import KMeansClusters, fit_kmeans, make_clustering
+from pfiles.discriminator import Discriminator
+from pfiles.learning import diffusion, loop
+from pfiles.machine.runtime import seeded
+from pfiles.machine.speed import PLAIN
+from pfiles.settings import SavingSettings, get_settings
+from pfiles.unet_cond_base import UNet
+from pfiles.vqvae import VQVAE
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"  # reference files beside a checkout; not part of the project
 
@@ -54,3 +66,65 @@ def tiny():
 @pytest.fixture
 def tiles() -> np.ndarray:
     return make_tiles(30)
+
+
+def png(tile):
+    buffer = io.BytesIO()
+    Image.fromarray(tile).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def assert_refused(arguments, capsys, out):
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert printed.err.rstrip().endswith(".")
+    assert printed.out == ""
+    assert not out.exists()
+
+
+def write(folder, names, tiles, suffix="png"):
+    folder.mkdir(exist_ok=True)
+    for name, tile in zip(names, tiles, strict=True):
+        Image.fromarray(tile).save(folder / f"{name}.{suffix}", quality=95)
+
+
+def relative_error(found, expected):
+    found, expected = torch.as_tensor(found).double(), torch.as_tensor(expected).double()
+    assert found.shape == expected.shape
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+K = 3
+
+
+@pytest.fixture
+def images():
+    return torch.tensor(make_tiles(24)).permute(0, 3, 1, 2).contiguous()
+
+
+@pytest.fixture
+def run(tmp_path):
+    saving = SavingSettings(every_minutes=60)
+    return loop.Run("test", 1, 8, tmp_path / "test", {"a": {"b": 1}}, saving, PLAIN)
+
+
+def autoencoder_networks(tiny):
+    with seeded(0, "networks"):
+        return VQVAE(**tiny.autoencoder.vqvae), Discriminator(**tiny.autoencoder.discriminator)
+
+
+def stage_networks(tiny, kind="classifier"):
+    vqvae, _ = autoencoder_networks(tiny)
+    vqvae.eval().requires_grad_(False)
+    with seeded(0, "stage"):
+        return vqvae, UNet(16, K, **tiny.diffusion.unet), make_clustering(kind, 16, K)
+
+
+def train_stage(tiny, stage, networks, images, run):
+    vqvae, unet, clusters = networks
+    codes = latents.encode_tiles(vqvae, images)
+    if isinstance(clusters, KMeansClusters):
+        fit_kmeans(clusters, latents.latent_batches(vqvae, codes), seed=0)
+    return diffusion.train_stage(unet, clusters, vqvae, images, codes, tiny.diffusion, stage, run)

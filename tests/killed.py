@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 from conftest import TINY, make_tiles
 
-from pfiles import latents, training
+from pfiles import latents
 from pfiles.clustering import make_clustering
 from pfiles.discriminator import Discriminator
+from pfiles.drawing.sampling import generate_to_folder, sample
+from pfiles.learning import autoencoder, diffusion, loop
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.machine.runtime import seeded
+from pfiles.machine.speed import Speed
 from pfiles.paths import atomic_write
-from pfiles.runtime import seeded
-from pfiles.sampling import generate_to_folder, sample
 from pfiles.settings import SavingSettings, get_settings
-from pfiles.speed import Speed
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
 
@@ -25,9 +26,9 @@ NUM_IMAGES = 12
 SETTINGS = get_settings("demo", TINY)
 
 
-def _run(folder: Path, name: str) -> training.Run:
+def _run(folder: Path, name: str) -> loop.Run:
     saving = SavingSettings(every_minutes=0)  # a resume point after every step
-    return training.Run(name, 7, 8, folder, {"job": name}, saving, Speed(channels_last=True, fused=True))
+    return loop.Run(name, 7, 8, folder, {"job": name}, saving, Speed(channels_last=True, fused=True))
 
 
 def _networks() -> tuple[VQVAE, Discriminator, UNet, torch.nn.Module]:
@@ -49,11 +50,11 @@ def _finish(folder: Path, *networks: torch.nn.Module) -> None:
         torch.save([network.state_dict() for network in networks], file)
 
 
-def autoencoder(folder: Path) -> None:
+def train_autoencoder(folder: Path) -> None:
     vqvae, discriminator, _, _ = _networks()
     settings = replace(SETTINGS.autoencoder, epochs=4)
-    perceptual = training.make_perceptual(settings, "cpu")
-    training.train_autoencoder(vqvae, discriminator, _images(), perceptual, settings, _run(folder, "autoencoder"))
+    perceptual = autoencoder.make_perceptual(settings, "cpu")
+    autoencoder.train_autoencoder(vqvae, discriminator, _images(), perceptual, settings, _run(folder, "autoencoder"))
     _finish(folder, vqvae, discriminator)
 
 
@@ -64,7 +65,7 @@ def stage(name: str, folder: Path) -> None:
     codes = latents.encode_tiles(vqvae, images)
     settings = replace(SETTINGS.diffusion, condition_dropout=0.1, min_snr_gamma=5.0, dihedral_views=True)
     how = replace(getattr(SETTINGS, name), epochs=5, ema_decay=0.99, warmup_steps=10)
-    training.train_stage(unet, clusters, vqvae, images, codes, settings, how, _run(folder, name))
+    diffusion.train_stage(unet, clusters, vqvae, images, codes, settings, how, _run(folder, name))
     _finish(folder, unet, clusters)
 
 
@@ -77,7 +78,7 @@ def images(folder: Path) -> None:
     generate_to_folder(draw, folder, range(NUM_IMAGES), torch.arange(NUM_IMAGES) % K, 3, 1, {"job": "images"})
 
 
-JOBS = {"autoencoder": autoencoder, "images": images}
+JOBS = {"autoencoder": train_autoencoder, "images": images}
 JOBS |= {name: partial(stage, name) for name in ("training", "finetuning1", "finetuning2")}
 
 

@@ -17,13 +17,15 @@ from matplotlib.figure import Figure
 
 from pfiles import paths as paths_module
 from pfiles.__main__ import main
-from pfiles.checkpoints import last_resume_point, load_resume_point, save_resume_point, save_weights
+from pfiles.checkpoints import save_weights
 from pfiles.classifier import Classifier
-from pfiles.data import as_tensor, decode_image, write_tiles
-from pfiles.figures import save_figure
-from pfiles.metrics import record
+from pfiles.learning.resume import last_resume_point, load_resume_point, save_resume_point
+from pfiles.machine.runtime import make_generator, seeded
 from pfiles.paths import ROOT, atomic_write, write_json
-from pfiles.runtime import make_generator, seeded
+from pfiles.reporting.figures import save_figure
+from pfiles.reporting.tables import record
+from pfiles.tiles.files import decode_image, write_tiles
+from pfiles.tiles.pixels import as_tensor
 
 MB = 2**20
 

@@ -13,10 +13,10 @@ from pfiles import checkpoints
 from pfiles.checkpoints import checkpoint_name, find_checkpoint, load_weights, save_stage, save_weights
 from pfiles.classifier import Classifier
 from pfiles.clustering import KMeansClusters
-from pfiles.data import Tiles
 from pfiles.errors import InputError
 from pfiles.paths import Paths, atomic_write, read_json, write_json
 from pfiles.settings import PRESETS, get_settings
+from pfiles.tiles.dataset import Tiles
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
 

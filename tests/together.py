@@ -10,13 +10,14 @@ import torch
 from conftest import make_tiles
 from killed import SETTINGS, K, _networks
 
-from pfiles import latents, training
+from pfiles import latents
+from pfiles.drawing.sampling import generate_to_folder, sample
+from pfiles.learning import autoencoder, diffusion, loop
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.machine.runtime import pick_device
+from pfiles.machine.speed import PLAIN
 from pfiles.paths import atomic_write
-from pfiles.runtime import pick_device
-from pfiles.sampling import generate_to_folder, sample
 from pfiles.settings import SavingSettings
-from pfiles.speed import PLAIN
 
 
 def train(folder: Path, epochs: int = 4) -> None:
@@ -26,16 +27,16 @@ def train(folder: Path, epochs: int = 4) -> None:
     saving = SavingSettings(every_minutes=60)
     vqvae, discriminator, unet, clusters = _networks()
     settings = replace(SETTINGS.autoencoder, epochs=epochs, learning_rate=1e-4)
-    run = training.Run("autoencoder", 7, 16, folder / "autoencoder", {}, saving, PLAIN)
-    training.train_autoencoder(
-        vqvae, discriminator, images, training.make_perceptual(settings, "cpu"), settings, run
+    run = loop.Run("autoencoder", 7, 16, folder / "autoencoder", {}, saving, PLAIN)
+    autoencoder.train_autoencoder(
+        vqvae, discriminator, images, autoencoder.make_perceptual(settings, "cpu"), settings, run
     )  # fmt: skip
 
     vqvae = _networks()[0].eval().requires_grad_(False)  # the same in both, whatever the first training's rounding
     codes = latents.encode_tiles(vqvae, images)
     stage = replace(SETTINGS.training, epochs=epochs, learning_rate=1e-4)
-    run = training.Run("training", 7, 16, folder / "training", {}, saving, PLAIN)
-    training.train_stage(unet, clusters, vqvae, images, codes, SETTINGS.diffusion, stage, run)
+    run = loop.Run("training", 7, 16, folder / "training", {}, saving, PLAIN)
+    diffusion.train_stage(unet, clusters, vqvae, images, codes, SETTINGS.diffusion, stage, run)
     with atomic_write(folder / "result.pt") as file:
         torch.save([network.state_dict() for network in (discriminator, unet, clusters)], file)
 

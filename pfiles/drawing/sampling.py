@@ -1,0 +1,150 @@
+"""Images from noise: sampling of the conditional latent diffusion model."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfiles.drawing.samplers import make_solver
+from pfiles.errors import InputError
+from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.machine import processes
+from pfiles.machine.runtime import derive_seed, eval_mode
+from pfiles.machine.speed import PLAIN, Speed
+from pfiles.paths import read_json, write_json
+from pfiles.tiles.files import image_files, refuse_other_images, write_tiles
+from pfiles.tiles.pixels import to_uint8
+from pfiles.unet_cond_base import UNet
+
+NOISE_STEPS = 16  # steps whose noise is drawn at once; part of what an image's seed means
+WRITERS = 8  # threads that compress and write images
+
+
+def image_seeds(seed: int, indices: Iterable[int]) -> list[int]:
+    """One seed for each image index; unrelated for different `seed` or index."""
+    return [derive_seed(seed, "image", int(i)) for i in indices]
+
+
+def sample(
+    unet: UNet,
+    scheduler: LinearNoiseScheduler,
+    decode: Callable[[Tensor], Tensor],
+    cluster_ids: Sequence[int] | Tensor,
+    seeds: Sequence[int],
+    latent_shape: tuple[int, int, int],
+    num_steps: int | None = None,
+    batch_size: int = 100,
+    sampler: str = "ddpm",
+    guidance: float = 1.0,
+    speed: Speed = PLAIN,
+    progress: bool = True,
+) -> Tensor:
+    """Draw one image for each cluster id.
+
+    decode: latents (B, z, h, w) -> images in [0, 1], such as `VQVAE.decode`. The latent is not quantised again.
+    cluster_ids: the condition of each image, 0-based. seeds: one per image, see `image_seeds`.
+    latent_shape: (z, h, w). num_steps: denoising steps, default and most all of the scheduler's.
+    batch_size: images at once. All noise of an image comes from its own seed, so it does not depend on this.
+    sampler: see `samplers.make_solver`.
+    guidance: w in noise = noise without cluster + w * (noise with - without), Ho & Salimans 2022; 1 is the plain
+        condition. Other values need a UNet that was trained without its condition now and then.
+
+    Returns uint8 images (N, 3, H, W) on the CPU.
+    """
+    cluster_ids = torch.as_tensor(cluster_ids)
+    if len(cluster_ids) != len(seeds):
+        raise ValueError(f"There must be a seed for each image, but there are {len(seeds)} for {len(cluster_ids)}.")
+    device = next(unet.parameters()).device
+    num_steps = num_steps or scheduler.num_timesteps
+    batches = list(zip(cluster_ids.split(batch_size), _chunks(seeds, batch_size), strict=True))
+    images = []
+    hidden = {} if progress else {"disable": True}
+    with (
+        eval_mode(unet),
+        processes.progress(total=len(batches) * num_steps, desc="sample", unit="step", **hidden) as bar,
+    ):
+        predict = speed.fast(unet)
+        for clusters, batch_seeds in batches:
+            clusters = clusters.to(device)
+            solver = make_solver(sampler, scheduler, num_steps)
+            times = torch.tensor(solver.timesteps, device=device)
+            noise = _noise(batch_seeds, latent_shape, device)
+            x = next(noise)
+            for i in range(len(solver.timesteps)):
+                speed.begin_step()
+                predicted = predict(x, times[i : i + 1], clusters).to(x.dtype)
+                if guidance != 1:
+                    without = predict(x, times[i : i + 1], torch.full_like(clusters, -1)).to(x.dtype)
+                    predicted = without + guidance * (predicted - without)
+                x = solver.step(i, x, predicted, noise)
+                bar.update()
+            images.append(to_uint8(decode(x)).cpu())
+    return torch.cat(images)
+
+
+def generate_to_folder(
+    draw: Callable[..., Tensor],
+    folder: Path,
+    numbers: Sequence[int],
+    cluster_ids: Tensor,
+    seed: int,
+    batch_size: int,
+    identity: Mapping[str, Any],
+    only: tuple[int, int] | None = None,
+) -> None:
+    """Draw the images that `folder` does not hold yet and write them as NUMBER.png, batch by batch.
+
+    The images of a batch are written while the next is drawn.
+
+    draw: `sample` with all but cluster ids and seeds given.
+    numbers: the images' names and the indices of their seeds. cluster_ids: their conditions.
+    identity: what the images depend on besides, in plain values. It is kept beside them, and InputError refuses a
+        folder that was begun with another one.
+    only: draw the numbers from the first to the last of these two alone, as one of several jobs. Processes that were
+        started together share the work by themselves.
+    """
+    if only is not None and not (len(only) == 2 and only[0] <= only[1]):
+        raise InputError(f"only must be the first and the last number of a range, such as (1, 5000), but is {only!r}.")
+    refuse_other_images(folder, numbers)
+    note = folder / "generated_with.json"
+    begun_with = read_json(note, None if image_files(folder) else identity)
+    if begun_with != identity:
+        raise InputError(f"{folder} holds images of other networks or settings: move or delete that folder first.")
+    write_json(note, identity)
+    wanted = [i for i, number in enumerate(numbers) if only is None or only[0] <= number <= only[1]]
+    wanted = processes.share(wanted)
+    done = image_files(folder)
+    missing = [i for i in wanted if str(numbers[i]) not in done]
+    if len(missing) < len(wanted):
+        print(f"{len(wanted) - len(missing)} of {len(wanted)} images are there already.")
+    with ThreadPoolExecutor(WRITERS) as pool:
+        writing: list[Future] = []
+        for some in processes.progress(_chunks(missing, batch_size), desc="images", unit="batch"):
+            chosen = [int(numbers[i]) for i in some]
+            images = draw(cluster_ids=cluster_ids[some], seeds=image_seeds(seed, chosen))
+            for future in writing:
+                future.result()
+            writing = [
+                pool.submit(write_tiles, folder, [n], image[None]) for n, image in zip(chosen, images, strict=True)
+            ]
+        for future in writing:
+            future.result()
+    processes.wait_for_all()
+
+
+def _chunks(items: Sequence, size: int) -> list[Sequence]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def _noise(seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> Iterator[Tensor]:
+    """Endless standard normal noise (B, *shape), each image's from a generator of its own seed."""
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    yield torch.stack([torch.randn(shape, generator=generator, device=device) for generator in generators])
+    while True:  # several steps at once: a call per image and step would take longer than the network on a GPU
+        several = (NOISE_STEPS, *shape)
+        yield from torch.stack(
+            [torch.randn(several, generator=generator, device=device) for generator in generators], dim=1
+        )

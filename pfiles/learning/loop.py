@@ -1,0 +1,201 @@
+"""The trainings: the VQ-GAN, and the three stages of the conditional latent diffusion model.
+
+Each training goes on where it was stopped, at any step. The order of the tiles comes from a random generator made for
+the epoch, everything else that a step draws from one made for that step, so a continued run draws what an unbroken one
+would. Several processes (see `processes`) share every batch: its random numbers are drawn whole by each, and losses
+and gradients are the means over the whole batch.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pfiles.errors import InputError
+from pfiles.learning.log import History, TrainingLog
+from pfiles.learning.resume import last_resume_point, load_resume_point, not_a_resume_point, save_resume_point
+from pfiles.machine import processes
+from pfiles.machine.runtime import derive_seed, make_generator, peak_memory_gb, stop, stop_signals
+from pfiles.machine.speed import Speed
+from pfiles.settings import SavingSettings
+
+CHECK_EVERY = 50  # steps between looks at what the device has computed, for which the host must wait
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training depends on besides its networks, tiles and settings, and where it leaves resume points and logs.
+
+    name: the training's name; with `seed` it decides every random number.
+    batch_size: tiles per step, of all processes together.
+    folder: of this training alone.
+    identity: all that the result depends on, in plain values; a resume point of another identity is refused.
+    restart: begin anew, whatever resume point there is.
+    """
+
+    name: str
+    seed: int
+    batch_size: int
+    folder: Path
+    identity: Mapping[str, Any]
+    saving: SavingSettings
+    speed: Speed
+    restart: bool = False
+
+
+def _weighted(terms: Mapping[str, Tensor], own: Tensor, index: Tensor) -> dict[str, Tensor]:
+    """Means over a process's tiles `own`, such that their mean over the processes is the mean over all of `index`."""
+    weight = len(own) * processes.world_size() / len(index)
+    return {name: term * weight for name, term in terms.items()} if weight != 1 else dict(terms)
+
+
+def _update(optimizer: torch.optim.Optimizer) -> Tensor:
+    """Apply and clear the gradients; returns their norm."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
+
+
+def _train(
+    num_epochs: int,
+    num_tiles: int,
+    step: Callable[[Tensor, int, torch.Generator], dict[str, Tensor]],
+    parts: Mapping[str, nn.Module | torch.optim.Optimizer],
+    run: Run,
+    counters: Mapping[str, Tensor] | None = None,
+    after_epoch: Callable[[int], dict[str, float]] = lambda epoch: {},
+) -> History:
+    """Run `step` over the shuffled tiles for `num_epochs`, from the resume point where there is one.
+
+    step: takes the tiles' indices, the number of the step since the start, and the step's random generator, all on
+        the networks' device; returns the loss terms, which are averaged over the epoch there.
+    parts: all that changes, by name, a network first. counters: tensors that `step` changes besides.
+    after_epoch: is told the number of the epoch just done and adds to its row of the history.
+    """
+    if run.batch_size < processes.world_size():
+        raise InputError(
+            f"A batch of {run.batch_size} tiles cannot be shared by {processes.world_size()} processes: "
+            "start fewer, or set a larger batch_size."
+        )
+    device = next(next(iter(parts.values())).parameters()).device
+    steps = len(epoch_batches(num_tiles, run.batch_size, torch.Generator()))  # per epoch
+    total_steps = num_epochs * steps
+    state = {"step": 0, "history": [], "sums": {}, "counts": {}, "seconds": 0.0}
+    point = None if run.restart else load_resume_point(run.folder, run.identity)
+    if point is not None:
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(point["parts"][name])
+            for name, counter in (counters or {}).items():
+                counter.copy_(point["counters"][name])
+            state = {name: point[name] for name in state}
+            state["sums"] = {name: value.to(device) for name, value in state["sums"].items()}
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise not_a_resume_point(last_resume_point(run.folder)) from error
+    history = state["history"]
+    if state["step"] >= total_steps:
+        print(f"{run.name} is done already: {len(history)} epochs ({run.folder}). To train anew, set restart = True.")
+        return history
+    if point is not None:
+        print(f"{run.name} goes on after step {state['step']} of {total_steps} ({run.folder}).")
+
+    def save() -> None:
+        weights = {name: part.state_dict() for name, part in parts.items()}
+        save_resume_point(run.folder, run.identity, {**state, "parts": weights, "counters": dict(counters or {})})
+
+    for part in run.folder.glob(".*.part"):
+        part.unlink(missing_ok=True)  # of a write that was killed
+    log = TrainingLog(run.folder, len(history))
+    generator = torch.Generator(device)
+    first_bad = torch.full((), -1, device=device)
+    optimizer = next(part for part in parts.values() if isinstance(part, torch.optim.Optimizer))
+    began = saved = time.monotonic()
+    began -= state["seconds"]
+    batches: list[Tensor] = []
+    with (
+        processes.progress(total=total_steps, initial=state["step"], desc=run.name, unit="step") as bar,
+        stop_signals() as signal_received,
+        processes.lost_processes_told(),
+    ):
+        for number in range(state["step"], total_steps):
+            epoch, place = divmod(number, steps)
+            if not batches:
+                batches = [batch.to(device) for batch in _batches(run, num_tiles, epoch)]
+            generator.manual_seed(derive_seed(run.seed, run.name, number))
+            run.speed.begin_step()
+            terms = step(batches[place], number, generator)
+            for name, value in terms.items():
+                state["sums"][name] = state["sums"].get(name, 0) + value.detach()
+                state["counts"][name] = state["counts"].get(name, 0) + 1
+            bad = ~(terms["loss"].detach() + terms["gradient_norm"]).isfinite()
+            first_bad = torch.where(bad & (first_bad < 0), number, first_bad)
+            bar.update()
+            state["step"] = number + 1
+
+            last_of_epoch = place + 1 == steps
+            look = last_of_epoch or (number + 1) % CHECK_EVERY == 0
+            received = processes.agree(signal_received(), device) if look or processes.world_size() == 1 else 0
+            due = time.monotonic() - saved > 60 * run.saving.every_minutes
+            if look or due or received:
+                _refuse_bad(int(first_bad), steps, num_tiles, run)
+            if last_of_epoch:
+                row = _epoch_means(state["sums"], state["counts"]) | after_epoch(epoch)
+                row |= {
+                    "learning_rate": optimizer.param_groups[0]["lr"],
+                    "images_per_second": num_tiles / (time.monotonic() - began),
+                    "memory_gb": peak_memory_gb(device),
+                    "seconds": time.monotonic() - began,
+                }
+                history.append({"epoch": epoch + 1, **row})
+                log.write(history)
+                shown = ("loss", "mse", "reconstruction", "images_per_second")
+                bar.set_postfix({name: f"{row[name]:.4g}" for name in shown if name in row})
+                state["sums"], state["counts"], batches, began = {}, {}, [], time.monotonic()
+                every = run.saving.every_epochs
+                due = due or number + 1 == total_steps or (every is not None and (epoch + 1) % every == 0)
+            state["seconds"] = time.monotonic() - began
+            if due or received:
+                save()
+                saved = time.monotonic()
+            if received:
+                stop(received, f"{run.name} stopped after step {number + 1} of {total_steps}: run it again to go on.")
+    log.close()
+    return history
+
+
+def _batches(run: Run, num_tiles: int, epoch: int) -> list[Tensor]:
+    """The tiles of each step of an epoch, the same whenever it is asked for."""
+    return epoch_batches(num_tiles, run.batch_size, make_generator(run.seed, run.name, "order", epoch))
+
+
+def _refuse_bad(number: int, steps: int, num_tiles: int, run: Run) -> None:
+    """FloatingPointError if `number` is a step, not -1: its loss or gradient was not finite."""
+    if number < 0:
+        return
+    epoch, place = divmod(number, steps)
+    tiles = _batches(run, num_tiles, epoch)[place]
+    advice = '; overrides = {"precision": "fp32"} goes on from there in full precision' if run.speed.bf16 else ""
+    raise FloatingPointError(
+        f"Loss or gradient of {run.name} became NaN or infinite in step {number + 1} (epoch {epoch + 1}, training "
+        f"tiles {tiles.tolist()}); the last good state is {last_resume_point(run.folder) or 'the start'}{advice}."
+    )
+
+
+def _epoch_means(sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, float]:
+    """The means of the terms over the epoch's steps and over all processes."""
+    stacked = torch.stack([sums[name] / counts[name] for name in sums])
+    return dict(zip(sums, (processes.total(stacked) / processes.world_size()).tolist(), strict=True))
+
+
+def epoch_batches(n: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """A shuffled epoch of n tiles in n // batch_size batches of nearly equal size, as published.
+
+    No tile is dropped: a remainder enlarges batches by one (10,000 tiles at 16 are 625 batches). CPU index tensors.
+    """
+    return list(torch.randperm(n, generator=generator).tensor_split(max(1, n // batch_size)))

@@ -1,0 +1,71 @@
+"""How a network runs fast on this machine while its numbers keep their meaning."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from pfiles.machine.processes import world_size
+from pfiles.settings import Settings
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Ways to do the same arithmetic faster. As it stands: plain PyTorch in float32.
+
+    bf16: convolutions and matrix products in bfloat16 (autocast); weights, sums and losses stay float32. The only one
+        that changes more than the last digits of a result.
+    channels_last: weights and feature maps in the memory layout that convolutions like best.
+    compiled: networks compiled by torch, on a GPU replayed as CUDA graphs; the first steps take a minute.
+    fused: Adam updates all weights in one kernel.
+    """
+
+    bf16: bool = False
+    channels_last: bool = False
+    compiled: bool = False
+    fused: bool = False
+
+    def fast(self, forward: nn.Module | Callable[..., Any]) -> Callable[..., Any]:
+        """`forward`, a network or a method of one, ready to be called often. The network itself stays as it is."""
+        network = forward if isinstance(forward, nn.Module) else forward.__self__
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
+        run = torch.compile(forward, mode="reduce-overhead", dynamic=False) if self.compiled else forward
+        if not self.bf16:
+            return run
+        device = next(network.parameters()).device.type
+
+        def autocast(*args: Any) -> Any:
+            with torch.autocast(device, torch.bfloat16):
+                return run(*args)
+
+        return autocast
+
+    def begin_step(self) -> None:
+        """To be called before each step of a loop; what compiled networks gave out before may be overwritten then."""
+        if self.compiled:  # the call itself takes seconds, as it loads the compiler
+            torch.compiler.cudagraph_mark_step_begin()
+
+
+PLAIN = Speed()
+
+
+def pick_speed(settings: Settings, device: torch.device) -> Speed:
+    """What helps on `device` (setting speed="auto") or plain PyTorch ("off"), in the precision of the settings.
+
+    Prints one line that says what was chosen.
+    """
+    auto = settings.speed == "auto"
+    speed = Speed(
+        bf16=settings.precision == "bf16",
+        channels_last=auto,
+        compiled=auto and device.type == "cuda" and find_spec("triton") is not None,
+        fused=auto,
+    )
+    chosen = [name for name in ("channels_last", "compiled", "fused") if getattr(speed, name)]
+    how = " + ".join(chosen) or "plain PyTorch"
+    print(f"{settings.precision} on {device}, {how} (setting speed={settings.speed!r}), {world_size()} process(es)")
+    return speed

@@ -1,0 +1,95 @@
+"""What a paired score is worth: the same score for controls, and one sentence that says what it can tell apart."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from pfiles.machine.runtime import derive_seed
+from pfiles.measuring.pairs import PairScore, score_pairs
+from pfiles.tiles.pixels import as_tensor, mean_colour
+
+RESAMPLES = 1000  # of a bootstrap
+
+
+def paired_controls(
+    score: PairScore, real: np.ndarray, generated: np.ndarray, labels: np.ndarray | None, seed: int
+) -> pd.DataFrame:
+    """A pair score of (real, generated), and of controls on the same real images.
+
+    real, generated: uint8 (N, H, W, 3), pair i sharing the cluster labels[i]; without labels all are one cluster. The
+    controls pair each real image with another real one of its cluster, with a real one of another cluster, with a
+    flat image of the mean colour, and with itself. An image that has no such partner is left out, and so is a control
+    where none has. A generator that a pair score can judge must beat the controls.
+
+    One row for each: "pairs", their "mean" with its 95 % bootstrap interval from "low" to "high", and the mean
+    "difference" of the generated image's score from the control's on the same real image, likewise. "distinguishable"
+    says whether that interval excludes 0. The row "generated" has no difference.
+    """
+    rng = np.random.default_rng(derive_seed(seed, "partners"))
+    everyone = np.arange(len(real))
+    same, other = everyone.copy(), everyone.copy()
+    clusters = np.zeros(len(real), int) if labels is None else labels
+    for cluster in np.unique(clusters):
+        members, others = rng.permutation(everyone[clusters == cluster]), everyone[clusters != cluster]
+        same[members] = np.roll(members, 1)
+        if len(others):
+            other[members] = rng.choice(others, len(members))
+    flat = np.broadcast_to(np.array(mean_colour(as_tensor(real)), np.uint8), real.shape)
+    partners = {
+        "another real tile" + (" of the cluster" if labels is not None else ""): (everyone[same != everyone], same),
+        "a real tile of another cluster": (everyone[other != everyone], other),
+        "the real tile itself": (everyone, everyone),
+    }
+    scores = {
+        name: (rows, score_pairs(score, real[rows], real[partner[rows]], name))
+        for name, (rows, partner) in partners.items()
+        if len(rows)
+    }
+    scores["flat mean colour"] = everyone, score_pairs(score, real, flat, "flat mean colour")
+    scores["the real tile itself"] = scores.pop("the real tile itself")  # the last row
+    ours = score_pairs(score, real, generated, "generated")
+    table = {"generated": {"pairs": len(ours)} | _mean_with_interval(ours, seed, ("mean", "low", "high"))}
+    for name, (rows, values) in scores.items():
+        difference = _mean_with_interval(ours[rows] - values, seed, ("difference", "difference_low", "difference_high"))
+        differs = difference["difference_low"] > 0 or difference["difference_high"] < 0
+        own = _mean_with_interval(values, seed, ("mean", "low", "high"))
+        table[name] = {"pairs": len(rows)} | own | difference | {"distinguishable": differs}
+    return pd.DataFrame.from_dict(table, orient="index")
+
+
+def bootstrap_interval(
+    values: np.ndarray, seed: int, statistic: Callable[[np.ndarray], float] = np.mean
+) -> tuple[float, float]:
+    """The 95 % percentile interval of a statistic of values (N,) over resamples of them (Efron 1979)."""
+    rng = np.random.default_rng(derive_seed(seed, "bootstrap"))
+    resampled = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(RESAMPLES)]
+    return tuple(np.percentile(resampled, (2.5, 97.5)).tolist())
+
+
+def _mean_with_interval(values: np.ndarray, seed: int, names: tuple[str, str, str]) -> dict[str, float]:
+    values = values.astype(float)
+    return dict(zip(names, (float(values.mean()), *bootstrap_interval(values, seed)), strict=True))
+
+
+def verdict(name: str, table: pd.DataFrame) -> str:
+    """One sentence: from which controls of `paired_controls` generated images can be told by the score `name`."""
+    ours, controls = table.iloc[0], table.iloc[1:]
+    differs = controls.distinguishable.astype(bool)
+    told = [
+        f"{control} ({'higher' if row.difference > 0 else 'lower'} by {abs(row.difference):.3f})"
+        for control, row in controls[differs].iterrows()
+    ]
+    not_told = list(controls.index[~differs])
+    parts = [f"can be told from {_listed(told, 'and')}"] if told else []
+    parts += [f"cannot be told from {_listed(not_told, 'or')}"] if not_told else []
+    return (
+        f"{name} of generated tiles is {ours['mean']:.3f} (95 % interval {ours['low']:.3f} to {ours['high']:.3f}): "
+        f"by it they {', but '.join(parts)}; two can be told apart where the 95 % bootstrap interval of their paired "
+        "difference excludes 0."
+    )
+
+
+def _listed(items: Sequence[str], word: str) -> str:
+    """["a", "b", "c"] -> "a, b and c"."""
+    return f" {word} ".join(filter(None, [", ".join(items[:-1]), items[-1]]))

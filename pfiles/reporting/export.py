@@ -1,0 +1,128 @@
+"""Generated images that repeat no training tile, copied to a folder with a report."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pfiles.errors import InputError
+from pfiles.measuring.memorisation import against_held_out, aligned, nearest_tiles
+from pfiles.paths import read_json, write_json
+from pfiles.reporting import figures
+from pfiles.tiles.dataset import Tiles
+from pfiles.tiles.files import generated_files, read_images
+from pfiles.tiles.pixels import as_tensor, resize
+
+COPY = 0.1  # distance; copies of tissue saved as JPEG, moved and 5 % brighter come out below it
+
+REPORT, SHEET, MADE_BY = "report.json", "closest_pairs.png", "python -m pfiles export"
+SHEET_PAIRS = 20  # closest pairs shown
+
+
+def show_closest(
+    files: Sequence[Path], images: np.ndarray, train: np.ndarray, nearest: pd.DataFrame, threshold: float
+) -> Figure:
+    """The 20 images that lie closest to a training tile, closest first, each beside that tile, laid over it."""
+    rows = nearest.sort_values("distance", kind="stable")[:SHEET_PAIRS]
+    tiles = [aligned(train[row.tile], row.view, row.shift_y, row.shift_x) for row in rows.itertuples()]
+    captions = [f"{files[row.Index].name} | {row.tile + 1}: {row.distance:.2f}" for row in rows.itertuples()]
+    title = f"generated image | training tile: distance (threshold {threshold:.2f})"
+    return figures.show_pairs(as_tensor(images[rows.index]), as_tensor(np.stack(tiles)), captions, title)
+
+
+def read_generated(files: Sequence[Path], side: int) -> np.ndarray:
+    """Image files as uint8 (N, side, side, 3), resized (bicubic) where their size is another one."""
+    images = read_images(files)
+    if images.shape[1] != side:
+        print(f"Generated images of {images.shape[1]} px are resized to the tiles' {side} px (bicubic).")
+        images = resize(images, side)
+    return images
+
+
+def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
+    """Copy those images of the folder `generated` that are no copies of training tiles, with a report.
+
+    An image is withheld where its nearest training tile, see `nearest_tiles`, is closer than those of the closest 1 %
+    of the held-out tiles. Writes the folder `out`, all at once when everything is done:
+    images/, the files that passed, unchanged;
+    report.json, what is returned here: the rule, the threshold, and a record for each image;
+    closest_pairs.png, the images closest to a training tile beside it: it shows real tiles and is not to be passed on.
+    Images of another size than the tiles are compared after resizing. A folder that an earlier export made is replaced.
+    Raises InputError for any other that is not empty, for a folder without sound images of one size, and where held-out
+    tiles are themselves copies of training tiles, so that they cannot calibrate anything.
+    """
+    out = out.resolve()
+    _refuse_other_files(out)
+    files = generated_files(generated)
+    images = read_generated(files, tiles.images.shape[1])
+    train, held_out = (np.ascontiguousarray(tiles.images[part]) for part in (tiles.train, tiles.test))
+    nearest, nearest_held_out = (nearest_tiles(some, train) for some in (images, held_out))
+    closeness = against_held_out(nearest.distance, nearest_held_out.distance)
+    limit = closeness["threshold"]
+    if limit < COPY:
+        raise InputError(
+            f"The closest 1 % of the held-out tiles of {tiles.source} are themselves copies of training tiles "
+            f"(distance {limit:.3f}): remove duplicates, or name files so that no slide is on both sides of the split."
+        )
+    passed = nearest.distance >= limit
+    report = {
+        "made_by": MADE_BY,
+        "rule": "withheld where closer to a training tile than the closest 1 % of the held-out tiles",
+        "distance": "1 - correlation of local structure, best of 8 views and of shifts up to 2 px: 0 copy, 1 unrelated",
+        "rms_difference": "of the image and the training tile laid over it, in levels of 0 ... 255",
+        "nearest_training_tile": "its number among the training tiles, from 1, as in org/",
+        "nearest_tile_in_data": "its place in the data, from 0",
+        "data": tiles.source,
+        "data_fingerprint": tiles.fingerprint(),
+        "training_tiles": len(train),
+        "held_out_tiles": len(held_out),
+        **closeness,
+        "exported": int(passed.sum()),
+        "withheld": int((~passed).sum()),
+        "images": [
+            {
+                "file": file.name,
+                "decision": "exported" if passes else "withheld",
+                "nearest_training_tile": row.tile + 1,
+                "nearest_tile_in_data": int(tiles.train[row.tile]),
+                "distance": row.distance,
+                "rms_difference": _rms(image, aligned(train[row.tile], row.view, row.shift_y, row.shift_x)),
+                "threshold": limit,
+            }
+            for file, image, passes, row in zip(files, images, passed, nearest.itertuples(), strict=True)
+        ],
+    }
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of an export that was stopped
+    try:
+        (part / "images").mkdir(parents=True)
+        for file in (file for file, passes in zip(files, passed, strict=True) if passes):
+            shutil.copyfile(file, part / "images" / file.name)
+        figures.save_figure(show_closest(files, images, train, nearest, limit), part / SHEET)
+        write_json(part / REPORT, report)
+        if out.exists():
+            shutil.rmtree(out)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return report
+
+
+def _refuse_other_files(out: Path) -> None:
+    """InputError where `out` holds anything that no export wrote."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"The output folder {out} is a file: name a folder, existing or new.")
+    report, own = read_json(out / REPORT, {}), set()
+    if isinstance(report, dict) and report.get("made_by") == MADE_BY:
+        own = {REPORT, SHEET, *(f"images/{record['file']}" for record in report["images"])}
+    others = sorted(str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir())
+    if others := [name for name in others if name not in own]:
+        raise InputError(f"{out} holds files that no export wrote, such as {others[0]}: name an empty or a new folder.")
+
+
+def _rms(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.sqrt(np.square(a.astype(np.float64) - b).mean()))

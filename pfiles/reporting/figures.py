@@ -1,0 +1,242 @@
+"""The pictures: grids of tiles, loss curves, confusion matrices, and the panels of the paper's Figures 1 to 4."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from pfiles.measuring.morphometry import FEATURES
+from pfiles.paths import atomic_write
+from pfiles.tiles.pixels import evenly_spaced
+
+DPI = 300  # of saved panels, as published
+FIGURE_4_PUBLISHED = (691, 755, 467, 733, 979)  # places among the 1,000 published test tiles
+
+
+def tile_grid(images: Tensor, columns: int) -> np.ndarray:
+    """uint8 images (N, 3, H, W) -> one image (H', W', 3), row by row, with black borders of 2 px.
+
+    White tiles fill the last row, so that grids of as many columns have one width.
+    """
+    white = images.new_full((-len(images) % columns, *images.shape[1:]), 255)
+    return make_grid(torch.cat([images, white]), nrow=columns, padding=2).permute(1, 2, 0).numpy()
+
+
+def show_tiles(images: Tensor, columns: int = 10, title: str = "", label: str = "") -> Figure:
+    """A grid of uint8 tiles (N, 3, H, W) with a title above, and a label along its left side."""
+    grid = tile_grid(images, columns)
+    width = columns * 0.8
+    fig, ax = plt.subplots(
+        figsize=(width + 0.4 * bool(label), width * grid.shape[0] / grid.shape[1] + 0.35 * bool(title))
+    )
+    ax.imshow(grid)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    ax.set_title(title)
+    ax.set_ylabel(label)
+    fig.tight_layout(pad=0.2)
+    return fig
+
+
+def cluster_sheet(left: Sequence[Tensor], right: Sequence[Tensor], titles: tuple[str, str]) -> Figure:
+    """Two columns of tile rows, one row per cluster: left[c] and right[c] are uint8 tiles (n, 3, H, W) of cluster c.
+
+    A cluster without tiles has white ones.
+    """
+    white = torch.full_like(next(tiles for tiles in (*left, *right) if len(tiles))[:1], 255)
+    columns = [max(len(tiles) for tiles in side) for side in (left, right)]
+    tile_inch = 0.6
+    fig, axes = plt.subplots(
+        len(left), 2, figsize=(tile_inch * sum(columns) + 0.5, tile_inch * len(left) + 0.4), width_ratios=columns,
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for row, pair in zip(axes, zip(left, right, strict=True), strict=True):
+        for ax, tiles, n in zip(row, pair, columns, strict=True):
+            ax.set_axis_off()
+            ax.imshow(tile_grid(tiles if len(tiles) else white, n))
+    for cluster, (ax, _) in enumerate(axes, start=1):
+        ax.text(-0.02, 0.5, cluster, transform=ax.transAxes, ha="right", va="center")
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title)
+    return fig
+
+
+def save_figure(fig: Figure, path: Path) -> None:
+    """Write a figure as an image, whole or not at all."""
+    content = io.BytesIO()  # of a file on a disk that fills up Pillow would lose the end without a word
+    fig.savefig(content, dpi=DPI, format=path.suffix[1:], bbox_inches="tight", pad_inches=0.02)
+    with atomic_write(path) as file:
+        file.write(content.getbuffer())
+
+
+def plot_history(history: Sequence[dict[str, float]], title: str, reference: dict[str, float] | None = None) -> Figure:
+    """One small plot per loss term against the epoch.
+
+    reference: a dashed line in the plot of a term, such as {"mse": 1.0}.
+    """
+    skipped = ("epoch", "seconds")
+    names = list(dict.fromkeys(name for row in history for name in row if name not in skipped))
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(3 * columns, 2.3 * rows), squeeze=False, layout="constrained")
+    for ax, name in zip(axes.flat, names, strict=False):
+        points = [(row["epoch"], row[name]) for row in history if name in row]
+        ax.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
+        if name in (reference or {}):
+            ax.axhline(reference[name], color="grey", linestyle="--")
+        ax.set(title=name.replace("_", " "), xlabel="epoch")
+    for ax in axes.flat[len(names) :]:
+        ax.set_visible(False)
+    fig.suptitle(title)
+    return fig
+
+
+def plot_sizes(sizes: Sequence[int], title: str, xlabel: str, ylabel: str) -> Figure:
+    """A bar for each size, counting from 1 as the paper counts clusters, and their mean as a dashed line."""
+    fig, ax = plt.subplots(figsize=(6, 2.5), layout="constrained")
+    numbers = np.arange(1, len(sizes) + 1)
+    ax.bar(numbers, sizes)
+    ax.axhline(np.mean(np.asarray(sizes)), color="grey", linestyle="--")
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    if len(sizes) < 30:
+        ax.set_xticks(numbers)
+    return fig
+
+
+def plot_indices(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """One plot per column of `table` against its index, the number of clusters."""
+    fig, axes = plt.subplots(1, len(titles), figsize=(3.2 * len(titles), 2.8), layout="constrained")
+    for ax, (name, title) in zip(axes, titles.items(), strict=True):
+        ax.plot(table.index, table[name], marker="o")
+        ax.set(title=title, xlabel="k", xticks=table.index)
+        ax.title.set_size("small")
+    return fig
+
+
+def figure_4_tiles(n_test: int) -> np.ndarray:
+    """Which test tiles Figure 4 shows: the published five where there are so many, otherwise five evenly spaced."""
+    if n_test > max(FIGURE_4_PUBLISHED):
+        return np.array(FIGURE_4_PUBLISHED)
+    return evenly_spaced(n_test, 5)
+
+
+def plot_confusion(matrix: np.ndarray, title: str) -> Figure:
+    """A confusion matrix of requested (rows) against re-predicted clusters (columns), counting from 1."""
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    fig, ax = plt.subplots(figsize=(6, 5.5), layout="constrained")
+    display = ConfusionMatrixDisplay(matrix, display_labels=range(1, len(matrix) + 1))
+    display.plot(ax=ax, colorbar=False, cmap="Blues")
+    ax.set(title=title, xlabel="re-predicted cluster", ylabel="requested cluster")
+    return fig
+
+
+def plot_controls(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """One plot per pair score: the mean of generated images and of each control of `metrics.paired_controls`.
+
+    Bars are 95 % intervals; the generated images' goes through the whole plot as a band.
+    """
+    rows = max(map(len, tables.values()))
+    fig, axes = plt.subplots(
+        1, len(tables), figsize=(2.2 + 2.6 * len(tables), 0.6 + 0.4 * rows), squeeze=False, sharey=True,
+        layout="constrained",
+    )  # fmt: skip
+    for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
+        ax.axvspan(table.low.iloc[0], table.high.iloc[0], color="C1", alpha=0.3)
+        for i, row in enumerate(table.itertuples()):
+            errors = [[max(row.mean - row.low, 0)], [max(row.high - row.mean, 0)]]
+            ax.errorbar(row.mean, i, xerr=errors, fmt="o", color="C0" if i else "C1", capsize=3)
+        ax.set(title=title, yticks=range(len(table)), yticklabels=table.index)
+    axes[0][0].invert_yaxis()
+    return fig
+
+
+def plot_agreement(judges: Mapping[str, pd.DataFrame], references: Mapping[str, float]) -> Figure:
+    """The accuracy of each cluster by each judge, tables of `fidelity.agreement` with their 95 % intervals.
+
+    references: shares by name, as dashed lines.
+    """
+    fig, ax = plt.subplots(figsize=(8, 3), layout="constrained")
+    width = 0.8 / len(judges)
+    for i, (name, table) in enumerate(judges.items()):
+        errors = (table.accuracy - table.low).clip(0), (table.high - table.accuracy).clip(0)
+        places = np.arange(len(table)) + (i - (len(judges) - 1) / 2) * width
+        ax.bar(places, table.accuracy, width, yerr=errors, capsize=2, label=f"judged by {name}")
+    for i, (name, value) in enumerate(references.items(), start=len(judges)):
+        ax.axhline(value, color=f"C{i}", linestyle="--", label=name)
+    names = table.index.str.removeprefix("cluster ")
+    ax.set(xlabel="requested cluster", ylabel="share assigned to it", ylim=(0, 1.02), xticks=range(len(names)))
+    ax.set_xticklabels(names)
+    fig.legend(fontsize="small", loc="outside right upper")
+    return fig
+
+
+def plot_morphometry(
+    real: pd.DataFrame,
+    generated: pd.DataFrame,
+    real_clusters: np.ndarray | None = None,
+    generated_clusters: np.ndarray | None = None,
+) -> Figure:
+    """One plot per column of `morphometry.measure`: boxes of real beside generated images, of all and of each cluster.
+
+    real_clusters, generated_clusters: the cluster, 0-based, of each row; None: all images only. Boxes span the middle
+    half, whiskers 5 to 95 %, the line is the median.
+    """
+    k = 0 if real_clusters is None else 1 + int(max(np.max(real_clusters), np.max(generated_clusters)))
+    sides = (
+        ("real", real, real_clusters, -0.19, "C0"),
+        ("generated", generated, generated_clusters, 0.19, "C1"),
+    )
+    fig, axes = plt.subplots(2, 3, figsize=(max(9, 3 + 0.9 * k), 6), layout="constrained")
+    for ax, (name, title) in zip(axes.flat, FEATURES.items(), strict=True):
+        for _, table, clusters, shift, colour in sides:
+            groups = [table[name], *(table[name][clusters == cluster] for cluster in range(k))]
+            ax.boxplot(
+                [group.dropna() for group in groups], positions=np.arange(k + 1) + shift, widths=0.34, whis=(5, 95),
+                showfliers=False, patch_artist=True, boxprops={"facecolor": colour}, medianprops={"color": "black"},
+            )  # fmt: skip
+        ax.set(title=title, xticks=range(k + 1), xticklabels=["all", *range(1, k + 1)], xlabel="cluster" if k else "")
+        if k:
+            ax.axvline(0.5, color="grey", linewidth=0.5)
+    handles = [plt.Rectangle((0, 0), 1, 1, facecolor=colour) for *_, colour in sides]
+    fig.legend(handles, [side[0] for side in sides], loc="outside upper right", ncols=2)
+    return fig
+
+
+def show_pairs(left: Tensor, right: Tensor, captions: Sequence[str], title: str, columns: int = 5) -> Figure:
+    """Pairs of uint8 tiles (N, 3, H, W) side by side, left | right, each below its caption."""
+    rows = -(-len(captions) // columns)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(2.4 * columns, 1.5 * rows + 0.4), squeeze=False, layout="constrained"
+    )
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, a, b, caption in zip(axes.flat, left, right, captions, strict=False):
+        ax.imshow(tile_grid(torch.stack([a, b]), 2))
+        ax.set_title(caption, size="small")
+    fig.suptitle(title, size="medium")
+    return fig
+
+
+def plot_nearest(distances: Mapping[str, np.ndarray], threshold: float, xlabel: str) -> Figure:
+    """Histograms of nearest distances, such as those of held-out tiles and of generated images, over each other.
+
+    threshold: a dashed line. Heights are shares, as the sets differ in size.
+    """
+    fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+    edges = np.histogram_bin_edges(np.concatenate([*distances.values(), [threshold]]), 40)
+    for name, values in distances.items():
+        ax.hist(
+            values, edges, weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=f"{name} ({len(values)})"
+        )
+    ax.axvline(threshold, color="black", linestyle="--", label="closest 1 % of held-out tiles")
+    ax.set(xlabel=xlabel, ylabel="share")
+    fig.legend(loc="outside upper center", ncols=3, fontsize="small")
+    return fig

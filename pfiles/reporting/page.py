@@ -1,0 +1,92 @@
+"""A report of sentences, tables and figures: as text, as JSON, and as one HTML page that needs nothing else."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pfiles.paths import atomic_write, write_json
+from pfiles.reporting.tables import plain
+
+STYLE = """body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0; font-size: 13px }
+img { max-width: 100%; display: block; margin: 1em 0 }
+th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd } tbody th { text-align: left }"""
+
+
+class Section(NamedTuple):
+    """A part of a report: sentences, then tables, then figures."""
+
+    title: str
+    notes: Sequence[str]
+    tables: Sequence[pd.DataFrame] = ()
+    figures: Sequence[Figure] = ()
+
+
+def as_text(sections: Sequence[Section]) -> str:
+    """A report for a terminal."""
+    parts = []
+    for section in sections:
+        parts += [f"{section.title}\n{'-' * len(section.title)}", *section.notes]
+        parts += [_formatted(table).to_string() for table in section.tables]
+    return "\n\n".join(parts)
+
+
+def write_report(sections: Sequence[Section], folder: Path, about: dict[str, Any]) -> tuple[Path, Path]:
+    """Write `evaluation.json` and the self-contained `evaluation.html`, each whole or not at all.
+
+    about: what was evaluated, in plain values.
+    """
+    contents = {
+        section.title: {"notes": list(section.notes), "tables": [plain(table) for table in section.tables]}
+        for section in sections
+    }
+    json_file, html_file = folder / "evaluation.json", folder / "evaluation.html"
+    page = _page(sections, about)
+    write_json(json_file, {"about": about, **contents})
+    with atomic_write(html_file) as file:
+        file.write(page.encode())
+    return json_file, html_file
+
+
+def _page(sections: Sequence[Section], about: dict[str, Any]) -> str:
+    given = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in about.items())
+    body = [f"<h1>Evaluation of generated images</h1><table><tbody>{given}</tbody></table>"]
+    for section in sections:
+        body.append(f"<h2>{html.escape(section.title)}</h2>")
+        body += [f"<p>{html.escape(note)}</p>" for note in section.notes]
+        body += [_formatted(table).to_html(border=0) for table in section.tables]
+        body += [f'<img alt="{html.escape(section.title)}" src="{_as_data(figure)}">' for figure in section.figures]
+    lines = "\n".join(body)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Evaluation of generated images</title>'
+        f"<style>{STYLE}</style></head><body>\n{lines}\n</body></html>\n"
+    )
+
+
+def _formatted(table: pd.DataFrame) -> pd.DataFrame:
+    """Numbers as text of four digits; empty where there is none."""
+
+    def shown(value: Any) -> str:
+        if pd.isna(value):
+            return ""
+        if isinstance(value, bool | np.bool_):
+            return "yes" if value else "no"
+        return f"{value:d}" if isinstance(value, int | np.integer) else f"{value:.4g}"
+
+    return table.astype(object).map(shown)
+
+
+def _as_data(figure: Figure) -> str:
+    """A figure as a data address that holds its PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

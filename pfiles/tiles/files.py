@@ -1,0 +1,199 @@
+"""Image files and arrays: read with every doubt, written whole or not at all."""
+
+import io
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from pfiles.errors import InputError
+from pfiles.paths import atomic_write
+from pfiles.tiles.pixels import match_size
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+
+HE_SLOT = 0  # the stain of the published array's second axis that is used here
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Inside the block libraries do not warn, and an image that claims far more pixels than a tile has is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+@_quietly()
+def _read_npy(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy lets out whatever a broken header trips
+        raise InputError(f"{path} cannot be read as a .npy array ({error}): write it anew with numpy.save.") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} is an archive of arrays, not a .npy array: write the tiles with numpy.save.")
+    expected = f"{path} must hold uint8 tiles of shape (N, H, H, 3), or (N, stains, H, H, 3) as published, but holds"
+    if array.dtype != np.uint8:
+        raise InputError(f"{expected} {array.dtype} of shape {array.shape}: convert it to 0 ... 255 as uint8.")
+    if array.ndim == 5 and array.shape[1]:
+        array = array[:, HE_SLOT]
+    if array.ndim != 4 or array.shape[3] != 3 or array.shape[1] != array.shape[2] or not array.size:
+        raise InputError(f"{expected} shape {array.shape}: bring the axes into that order and cut square tiles.")
+    return array
+
+
+def _read_folder(folder: Path) -> tuple[np.ndarray, list[Path]]:
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    files = sorted((name for name in names if _is_image_name(str(name))), key=lambda name: name.parts)
+    return _read_files([folder / name for name in files], folder), [name.parent for name in files]
+
+
+def _read_files(files: Sequence[Path], where: Path) -> np.ndarray:
+    """Image files decoded by as many threads as there are cores; of a few hundred at a time, to hold memory down."""
+    with ThreadPool() as pool:
+        parts = (files[i : i + 256] for i in range(0, len(files), 256))
+        tiles = (
+            tile for part in parts for tile in pool.map(lambda path: decode_image(str(path), path.read_bytes()), part)
+        )
+        return _stack(zip(map(str, files), tiles, strict=True), len(files), where)
+
+
+def _read_zip(path: Path) -> tuple[np.ndarray, list[Path]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(filter(_is_image_name, archive.namelist()), key=lambda name: Path(name).parts)
+            named = [(f"{path}:{name}", name) for name in names]
+            tiles = ((shown, decode_image(shown, archive.read(name))) for shown, name in named)
+            return _stack(tiles, len(names), path), [Path(name).parent for name in names]
+    except InputError:
+        raise
+    except Exception as error:  # so does zipfile, and each way of compressing has errors of its own
+        raise InputError(f"{path} is not a sound .zip file ({error}): pack or download it again.") from error
+
+
+def _is_image_name(name: str) -> bool:
+    parts = Path(name).parts
+    return name.lower().endswith(IMAGE_SUFFIXES) and not any(part.startswith((".", "__MACOSX")) for part in parts)
+
+
+@_quietly()
+def _stack(tiles: Iterator[tuple[str, np.ndarray]], count: int, where: Path) -> np.ndarray:
+    images = None
+    for i, (name, tile) in enumerate(tiles):
+        if images is None:
+            if tile.shape[0] != tile.shape[1]:
+                raise InputError(f"{name} is {tile.shape[1]} x {tile.shape[0]} pixels, but tiles must be square.")
+            first, images = name, np.empty((count, *tile.shape), np.uint8)
+        if tile.shape != images.shape[1:]:
+            raise InputError(
+                f"All tiles must have one size, but {name} is {tile.shape[1]} x {tile.shape[0]} pixels and {first} "
+                f"is {images.shape[2]} x {images.shape[1]}."
+            )
+        images[i] = tile
+    if images is None:
+        raise InputError(f"{where} holds no image: expected files ending in {', '.join(IMAGE_SUFFIXES)}.")
+    return images
+
+
+def decode_image(name: str, content: bytes) -> np.ndarray:
+    """The bytes of an image file as uint8 RGB (H, W, 3); an alpha channel is dropped. InputError names the file."""
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF")) as image:
+            image.verify()  # the checksums of a PNG, at which decoding does not look
+        with Image.open(io.BytesIO(content)) as image:
+            if image.mode not in ("RGB", "RGBA", "P"):
+                raise InputError(f"{name} has the colour mode {image.mode}, but tiles must be 8-bit RGB.")
+            return np.asarray(image.convert("RGB"))
+    except InputError:
+        raise
+    except Exception as error:  # so does Pillow
+        raise InputError(f"{name} cannot be read as an image ({error}): replace or remove it.") from error
+
+
+def image_files(folder: Path) -> dict[str, Path]:
+    """The images directly in `folder` by name without suffix, in numerical order of the names.
+
+    Raises InputError where two files have one name and differ in their suffix.
+    """
+    files = sorted(
+        (path for path in folder.glob("*") if _is_image_name(path.name)), key=lambda path: (len(path.stem), path.stem)
+    )
+    for one, other in pairwise(files):
+        if one.stem == other.stem:
+            raise InputError(f"{folder} holds both {one.name} and {other.name}: keep one image of a name.")
+    return {path.stem: path for path in files}
+
+
+def write_tiles(folder: Path, numbers: Sequence[int], images: Tensor) -> None:
+    """Write uint8 images (N, 3, H, W) as lossless `folder`/NUMBER.png, each whole or not at all."""
+    for number, image in zip(numbers, images, strict=True):
+        with atomic_write(folder / f"{number}.png", by_every_process=True) as file:
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, format="PNG")
+
+
+def refuse_other_images(folder: Path, numbers: Iterable[int]) -> None:
+    """InputError where `folder` holds an image that is not one of `numbers`.png: pairs of folders must match."""
+    expected = {f"{number}.png" for number in numbers}
+    others = [path.name for path in image_files(folder).values() if path.name not in expected]
+    if others:
+        raise InputError(
+            f"{folder} holds {len(others)} images of another run, such as {others[0]}: "
+            "move or delete that folder first."
+        )
+
+
+def read_images(files: Iterable[Path]) -> np.ndarray:
+    """Image files of one size as uint8 (N, H, W, 3)."""
+    files = list(files)
+    return _read_files(files, files[0].parent)
+
+
+def load_pairs(originals: Path, generated: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Read two folders of images that pair by name, whatever their file type.
+
+    Returns the names in numerical order, and both folders' images as uint8 (N, H, W, 3); generated ones of another
+    size are brought to the originals' (bicubic), and it says so. Raises InputError where the names differ.
+    """
+    folders = [list_images(folder) for folder in (originals, generated)]
+    missing = [list(a.keys() - b.keys()) for a, b in (folders, folders[::-1])]
+    if any(missing):
+        only_first, only_second = (_first_names(names) for names in missing)
+        raise InputError(
+            f"Images pair by name, but of {len(folders[0])} in {originals} {only_first} there alone, and of "
+            f"{len(folders[1])} in {generated} {only_second} there alone: write both folders in one run."
+        )
+    names = list(folders[0])
+    real, fake = (read_images(files[name] for name in names) for files in folders)
+    return names, real, match_size(fake, real)
+
+
+def list_images(folder: Path) -> dict[str, Path]:
+    """`image_files` of a folder that must hold some."""
+    files = image_files(folder)
+    if not files:
+        raise InputError(f"There are no images in {folder}: run the notebook that writes them first.")
+    return files
+
+
+def _first_names(names: Sequence[str]) -> str:
+    """["3", "1", "2", "11"] -> "1, 2, 3 (and 1 more) are"."""
+    if not names:
+        return "none is"
+    shown = ", ".join(sorted(names, key=lambda name: (len(name), name))[:3])
+    more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
+    return f"{shown}{more} {'is' if len(names) == 1 else 'are'}"
+
+
+def generated_files(folder: Path) -> list[Path]:
+    """The image files in `folder`, by number. Raises InputError where there are none."""
+    files = list(image_files(folder).values())
+    if not files:
+        raise InputError(f"There are no images in {folder}: name the folder that part 6 wrote, or run part 6 first.")
+    return files

@@ -1,0 +1,396 @@
+"""The benchmarks: the reference computes what the product does, and what is measured is what is printed."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from datetime import date
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import benchmarks.__main__ as command
+from benchmarks import items, measure, reference, train_and_look
+from benchmarks.inputs import Flops, count_flops, make_networks, make_size, published_networks, smooth_tiles
+from pfiles.drawing import sampling
+from pfiles.latents import encode_tiles
+from pfiles.learning import diffusion, loop
+from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.machine.runtime import make_generator, seeded
+from pfiles.machine.speed import PLAIN
+from pfiles.measuring import pairs
+from pfiles.paths import ROOT
+from pfiles.settings import get_settings
+from pfiles.tiles import files
+from pfiles.tiles.files import write_tiles
+from pfiles.tiles.pixels import as_tensor, to_uint8, to_unit
+from pfiles.tiles.views import affine
+from pfiles.unet_cond_base import UNet
+from pfiles.vqvae import VQVAE
+
+SIZE = make_size("tiny", "cpu")
+SIDE = SIZE.settings.image_size_px
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+# the reference
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_published_attention_computes_the_same(mode, monkeypatch):
+    ours, theirs = make_networks(SIZE, "cpu"), published_networks(SIZE, "cpu")
+    returned = []
+    forward = nn.MultiheadAttention.forward
+
+    def watched(self, *args):
+        out, weights = forward(self, *args)
+        returned.append(weights.shape)
+        return out, weights
+
+    monkeypatch.setattr(nn.MultiheadAttention, "forward", watched)
+    for networks in (ours, theirs):
+        for network in (networks.unet, networks.vqvae):
+            getattr(network, mode)()
+    generator = make_generator("attention")
+    x = torch.randn(3, *ours.latent_shape(SIZE), generator=generator)
+    t, clusters = torch.tensor([0, 5, 9]), torch.tensor([1, 2, 3])
+    with torch.no_grad():
+        close(theirs.unet(x, t, clusters), ours.unet(x, t, clusters))
+        assert len(returned) == sum(isinstance(m, nn.MultiheadAttention) for m in theirs.unet.modules())
+        tokens = x.shape[2] * x.shape[3]
+        assert returned[0] == (3, tokens, tokens)  # every pair of pixels
+        image = torch.rand(2, 3, SIDE, SIDE, generator=generator)
+        close(theirs.vqvae.encode_continuous(image), ours.vqvae.encode_continuous(image))
+        close(theirs.vqvae.decode(x), ours.vqvae.decode(x))
+    assert theirs.unet.state_dict().keys() == ours.unet.state_dict().keys()
+
+
+def test_published_views_are_the_products():
+    images = smooth_tiles(4, SIDE)
+    close(reference.tiles_one_by_one(images, range(4)), to_unit(as_tensor(images)))
+    with seeded("views"):
+        parameters = [
+            reference.affine_view.get_params((-5.0, 5.0), (0.05, 0.05), (0.95, 1.05), None, [SIDE, SIDE])
+            for _ in range(4)
+        ]
+    with seeded("views"):
+        views = reference.tiles_one_by_one(images, range(4), reference.affine_view)
+    angle, shift, zoom, _ = (np.array(column, dtype=float) for column in zip(*parameters, strict=True))
+    angle, x, y, zoom = (torch.tensor(v) for v in (np.deg2rad(angle), shift[:, 0], shift[:, 1], zoom))
+    ours = to_unit(affine(as_tensor(images), angle, x, y, zoom, (130, 97, 154)))
+    assert (ours != views).float().mean() < 0.002  # a source pixel on the edge between two
+
+
+def test_a_published_step_has_the_products_losses_and_update(tmp_path, monkeypatch):
+    """The random numbers are the product's; everything computed from them must be equal."""
+    ours, theirs = make_networks(SIZE, "cpu"), published_networks(SIZE, "cpu")
+    settings = SIZE.settings
+    images = as_tensor(smooth_tiles(16, SIDE)).contiguous()
+    drawn = {}
+    views, add_noise = diffusion.random_affine, LinearNoiseScheduler.add_noise
+
+    def watched_views(tiles, *args, **options):
+        drawn["x"], drawn["x_affine"] = tiles, views(tiles, *args, **options)
+        return drawn["x_affine"]
+
+    def watched_noise(self, z, noise, t):
+        drawn["t"], drawn["noise"] = t, noise
+        return add_noise(self, z, noise, t)
+
+    monkeypatch.setattr(diffusion, "random_affine", watched_views)
+    monkeypatch.setattr(LinearNoiseScheduler, "add_noise", watched_noise)
+    # so high a learning rate that the update is well above rounding
+    stage = get_settings("paper", {"training.epochs": 1, "training.learning_rate": 1.0}).training
+    run = loop.Run("test", 0, 16, tmp_path, {}, settings.saving, PLAIN)
+    codes = encode_tiles(ours.vqvae, images)
+    (row,) = diffusion.train_stage(
+        ours.unet, ours.classifier, ours.vqvae, images, codes, settings.diffusion, stage, run
+    )
+
+    theirs.unet.train()
+    theirs.classifier.train()
+    parameters = [*theirs.unet.parameters(), *theirs.classifier.parameters()]
+    terms = reference.stage_step(
+        theirs.unet, theirs.classifier, theirs.vqvae, torch.optim.Adadelta(parameters, lr=stage.learning_rate),
+        to_unit(drawn["x"]), to_unit(drawn["x_affine"]), drawn["t"], drawn["noise"],
+        LinearNoiseScheduler(1000, settings.diffusion.beta_start, settings.diffusion.beta_end).alpha_cumprod,
+        items.loss_weights(settings.diffusion, stage),
+    )  # fmt: skip
+    assert all(type(term) is float for term in terms.values())
+    assert terms == pytest.approx({name: row[name] for name in terms}, rel=1e-4, abs=1e-6)
+    assert terms["affine_kl"] > 0
+    before, after, published = (
+        nn.utils.parameters_to_vector(unet.parameters())
+        for unet in (make_networks(SIZE, "cpu").unet, ours.unet, theirs.unet)
+    )
+    assert (after - published).norm() < 0.01 * (after - before).norm()
+
+
+def test_images_one_by_one_are_the_products():
+    ours, theirs = make_networks(SIZE, "cpu"), published_networks(SIZE, "cpu")
+    scheduler, seeds, clusters = LinearNoiseScheduler(12), [5, 6], [1, 3]
+    together = sampling.sample(
+        ours.unet, scheduler, ours.vqvae.decode, clusters, seeds, ours.latent_shape(SIZE), progress=False
+    )
+    for image, seed, cluster in zip(together, seeds, clusters, strict=True):
+        generator = torch.Generator().manual_seed(seed)
+        alone = reference.sample_one(
+            theirs.unet, theirs.vqvae.decode, scheduler.betas, cluster, theirs.latent_shape(SIZE), generator
+        )
+        assert (to_uint8(alone).int() - image.int()).abs().max() <= 1
+    assert (together[0].int() - together[1].int()).abs().max() > 10
+
+
+def test_metrics_one_by_one_are_the_products():
+    """SSIM exactly; MS-SSIM in torchmetrics' variant, see the reference: equal for equal images, near for near ones."""
+    root, originals, generated = items.pair_folders(SIZE)
+    with root:
+        _, real, fake = files.load_pairs(originals[0].parent, generated[0].parent)
+        np.testing.assert_allclose(
+            reference.ssim_one_by_one(originals, generated), pairs.score_pairs(pairs.ssim, real, fake), atol=1e-4
+        )
+        near = (0.8 * real + 0.2 * fake).astype(np.uint8)
+        write_tiles(generated[0].parent, range(1, len(near) + 1), as_tensor(near))
+        alone = reference.ms_ssim_one_by_one(originals, generated)
+        np.testing.assert_allclose(alone, pairs.score_pairs(pairs.ms_ssim, real, near), atol=0.02)
+        assert max(alone) < 0.99
+        assert reference.ms_ssim_one_by_one(originals, originals) == pytest.approx([1.0] * len(real))
+
+
+# counting
+
+
+def test_operations_of_the_paper_networks():
+    """10.1 GFLOP of convolutions in a UNet call, counted apart from the kernels' shapes; 15.4 with attention."""
+    counts = count_flops(get_settings("paper"))
+    assert counts["unet"].convolutions == pytest.approx(10.1e9, rel=0.005)
+    assert counts["unet"].all == pytest.approx(15.4e9, rel=0.005)
+    assert counts["encode"].convolutions == pytest.approx(6.2e9, rel=0.005)
+    assert counts["decode"].convolutions == pytest.approx(4.4e9, rel=0.01)
+
+    by_hand = {}
+
+    def add(name):
+        def hook(layer, inputs, output):
+            # a transposed convolution visits every pixel of its input, a plain one of its output
+            pixels = (inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output)[0, 0].numel()
+            by_hand[name] = by_hand.get(name, 0) + 2 * layer.weight.numel() * pixels
+
+        return hook
+
+    with torch.device("meta"):
+        vqvae, unet = VQVAE(), UNet()
+        zero = torch.zeros(1, dtype=torch.int64)
+        for network, name in ((vqvae, "encode"), (unet, "unet")):
+            for layer in network.modules():
+                if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                    layer.register_forward_hook(add(name))
+        unet(torch.empty(1, 16, 32, 32), zero, zero)
+        vqvae.encode_continuous(torch.empty(1, 3, 128, 128))
+    assert by_hand == {name: counts[name].convolutions for name in by_hand}
+
+
+def test_operations_add_up():
+    assert 2 * Flops(3, 5) + Flops(1, 1) == Flops(7, 11)
+    counts = {"unet": Flops(100, 200), "encode": Flops(10, 10), "decode": Flops(1, 2)}
+    by_name = {item.name: item.flops(counts) for item in items.ITEMS if item.flops}
+    assert by_name["unet"].all == 8 * 200
+    assert by_name["stage"].convolutions == 16 * (3 * 100 + 10)
+    assert by_name["ddpm"].convolutions == 16 * (1000 * 100 + 1)
+    assert by_name["solver"].convolutions == 16 * (20 * 100 + 1)
+    assert by_name["batch"].convolutions == pytest.approx(100.001)
+
+
+def test_only_the_steps_are_extrapolated(monkeypatch):
+    """A clock that only work moves: four steps of one second and a decoding of five are 1,005 s for 1,000 steps."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def draw(decode):
+        now[0] += 4
+        decode(torch.zeros(1))
+
+    def decode(z):
+        now[0] += 5
+        return z
+
+    assert items.sampling_seconds("cpu", decode, draw, 250) == pytest.approx(1005)
+
+
+# measuring
+
+
+def note(path, name):
+    with open(path, "a") as file:
+        file.write(name)
+
+
+def light(size, device):
+    note(size, "a")
+    return lambda: note(size, "A") or {"seconds": 1.0}
+
+
+def heavy(size, device):
+    note(size, "b")
+    held = np.ones(300 * 2**20, np.uint8)
+    return lambda: note(size, "B") or {"seconds": float(held[0])}
+
+
+def failing(size, device):
+    raise ValueError("this side is broken")
+
+
+def dying(size, device):
+    return lambda: os._exit(9)
+
+
+def test_sides_take_turns_and_keep_their_own_peaks(tmp_path):
+    measured = measure.interleaved({"light": light, "heavy": heavy}, tmp_path / "notes", "cpu", 2)
+    assert (tmp_path / "notes").read_text() == "abABABAB"  # the first of each does not count
+    assert [len(side["runs"]) for side in measured.values()] == [2, 2]
+    light_mb, heavy_mb = (measured[name]["peak_mb"] - measured[name]["before_mb"] for name in ("light", "heavy"))
+    assert light_mb < 100
+    assert 300 < heavy_mb < 400
+
+
+@pytest.mark.parametrize(("job", "message"), [(failing, "this side is broken"), (dying, "process of one side ended")])
+def test_a_broken_side_is_reported(job, message):
+    with pytest.raises(measure.MeasurementError, match=message):
+        measure.interleaved({"side": job}, None, "cpu", 1)
+
+
+def test_every_item_is_measured_and_written(tmp_path, capsys):
+    names = [item.name for item in items.ITEMS]
+    status = command.main(
+        ["--size", "tiny", "--device", "cpu", "--repetitions", "2", "--out", str(tmp_path), "--only", *names]
+    )
+    printed = capsys.readouterr().out
+    assert status == 0
+    (out,) = tmp_path.iterdir()
+    assert out.name.endswith(f"-{date.today().isoformat()}.json")
+    result = json.loads(out.read_text())
+    assert result["threads"] == torch.get_num_threads()
+    assert result["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert all(value > 0 for value in result["ceilings"].values())
+    assert [row["name"] for row in result["items"]] == names
+    for row, item in zip(result["items"], items.ITEMS, strict=True):
+        assert item.work in printed
+        for side in ("reference", "product"):
+            if side == "product" or item.reference:
+                times = [run["seconds"] for run in row[side]["runs"]]
+                assert len(times) == 2
+                assert min(times) > 0
+                assert row[side]["median_s"] == pytest.approx(sum(times) / 2)
+                assert row[side]["peak_mb"] > 50
+        if item.reference:
+            assert row["ratio"] == pytest.approx(row["reference"]["median_s"] / row["product"]["median_s"])
+        if item.flops:
+            rate = row["flops"]["all"] / row["product"]["median_s"]
+            assert row["share_of_ceiling"]["all"] == pytest.approx(rate / result["ceilings"]["fp32_tflops"] / 1e12)
+    assert [tried["batch_size"] for tried in result["items"][6]["product"]["runs"][0]["tried"]] == [4, 8]
+
+
+def test_a_failed_item_leaves_the_others(tmp_path, capsys, monkeypatch):
+    broken = items.Item("broken", "work that fails", None, failing)
+    monkeypatch.setattr(command, "ITEMS", (broken, items.ITEMS[0]))
+    out = tmp_path / "result.json"
+    assert command.main(["--size", "tiny", "--device", "cpu", "--repetitions", "1", "--out", str(out)]) == 1
+    assert "work that fails failed" in capsys.readouterr().err
+    first, second = json.loads(out.read_text())["items"]
+    assert "this side is broken" in first["failed"]
+    assert second["ratio"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--repetitions", "0"], "must be a whole number of at least 1, but is '0'"),
+        (["--only", "everything"], "invalid choice: 'everything'"),
+        (["--size", "huge"], "invalid choice: 'huge'"),
+    ],
+)
+def test_wrong_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+# a few minutes of training, and the script for a machine with a GPU
+
+
+def test_train_and_look(tmp_path, capsys):
+    assert train_and_look.main(["--size", "tiny", "--minutes", "0.02", "--out", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "reconstructions.png", "samples.png", "train_and_look.json",
+    }  # fmt: skip
+    report = json.loads((tmp_path / "train_and_look.json").read_text())
+    assert report["unet"]["steps"] >= 1
+    assert report["unet"]["ms_per_step"] == pytest.approx(1000 * report["unet"]["seconds"] / report["unet"]["steps"])
+    assert report["sampling"]["images"] == 140
+    assert "clusters in use" in capsys.readouterr().out
+
+
+def test_training_is_as_long_as_the_time_allows(tmp_path):
+    """Steps of half a second: 20 s are 40 steps, 10 epochs of 4; one second is one epoch on two batches."""
+    calls = []
+
+    def train(networks, some, epochs, run):
+        calls.append((len(some), epochs))
+        return [{"epoch": e + 1, "loss": 1.0, "seconds": 0.5 * (len(some) // 8)} for e in range(epochs)]
+
+    run = loop.Run("test", 0, 8, tmp_path, {}, SIZE.settings.saving, PLAIN)
+    images = torch.arange(32)
+    report = train_and_look.train_for(20, train, [nn.Identity()], images, run)
+    assert calls == [(32, 2), (32, 10)]  # the first measures
+    assert report["steps"] == 40
+    assert report["seconds"] == pytest.approx(20)
+    train_and_look.train_for(1, train, [nn.Identity()], images, run)
+    assert calls[-1] == (16, 1)
+
+
+def test_train_and_look_refuses_bad_tiles(tmp_path, capsys):
+    assert train_and_look.main([str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
+    assert "There is no data at" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def run_script(tmp_path, python, **environment):
+    (tmp_path / "python").write_text(f'#!/bin/bash\necho "$@" >> {tmp_path}/calls\n{python}\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(tmp_path / "python"), "OUT": str(tmp_path / "out"), **environment}
+    return subprocess.run(
+        ["bash", ROOT / "benchmarks" / "gpu.sh", "some tiles"], env=environment, capture_output=True, text=True
+    )
+
+
+def test_gpu_script_runs_every_step_and_tells_of_a_failure(tmp_path):
+    done = run_script(tmp_path, '[ "$2" != benchmarks ]', TINY="1")
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [call.split()[1] for call in calls] == [
+        "torch.utils.collect_env", "pytest", "benchmarks", "benchmarks.train_and_look",
+    ]  # fmt: skip
+    assert "some tiles" in calls[-1]
+    assert done.returncode == 1
+    assert [line.rsplit(" ", 1)[1] for line in done.stdout.splitlines()[-4:]] == ["0", "0", "1", "0"]
+    assert run_script(tmp_path, "exit 0", TINY="1").returncode == 0
+
+
+def test_gpu_script_names_the_way_without_a_gpu(tmp_path):
+    done = run_script(tmp_path, "exit 1")
+    assert done.returncode == 2
+    assert "TINY=1" in done.stdout
+
+
+def test_gpu_tests_are_skipped_with_a_reason():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU: they run")
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-p", "no:cacheprovider", "tests/test_gpu.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "needs a GPU: run bash benchmarks/gpu.sh" in done.stdout

@@ -1,0 +1,169 @@
+"""The command line: wrong input ends in one sentence, exit status 2 and nothing written."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import nbformat
+import numpy as np
+import pytest
+from conftest import TINY, assert_refused, make_tiles, png
+
+from pfiles.__main__ import NOTEBOOKS, execute, main
+from pfiles.paths import ROOT
+
+
+def folder_with(folder, extra=None):
+    folder.mkdir()
+    for i, tile in enumerate(make_tiles(24, 64)):
+        (folder / f"{i:02}.png").write_bytes(png(tile))
+    for name, content in (extra or {}).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def saved(path, array):
+    np.save(path, array, allow_pickle=True)
+    return path
+
+
+def written(path, content):
+    path.write_bytes(content)
+    return path
+
+
+DATA = {
+    "does not exist": lambda p: p / "nowhere.npy",
+    "wrong dtype": lambda p: saved(p / "a.npy", make_tiles(24, 64).astype(float)),
+    "wrong shape": lambda p: saved(p / "a.npy", make_tiles(24, 64)[0]),
+    "truncated": lambda p: written(p / "a.npy", saved(p / "b.npy", make_tiles(24, 64)).read_bytes()[:999]),
+    "empty file": lambda p: written(p / "a.npy", b""),
+    "objects": lambda p: saved(p / "a.npy", np.array([{}, None], dtype=object)),
+    "broken zip": lambda p: written(p / "a.zip", b"PK\x03\x04 broken"),
+    "empty folder": lambda p: (p / "a").mkdir() or p / "a",
+    "text called png": lambda p: folder_with(p / "a", {"x.png": b"hello"}),
+    "mixed sizes": lambda p: folder_with(p / "a", {"x.png": png(make_tiles(1, 32)[0])}),
+    "not square": lambda p: folder_with(p / "a", {"0.png": png(make_tiles(1, 64)[0][:32])}),
+    "too few tiles": lambda p: saved(p / "a.npy", make_tiles(5, 64)),
+}
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_bad_data(case, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert_refused(["run", "--preset", "demo", "--data", str(DATA[case](tmp_path)), "--out", str(out)], capsys, out)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--preset", "unknown"],
+        ["--preset", "demo", "--clusters", "1"],
+        ["--preset", "demo", "--clusters", "100000"],
+        ["--preset", "demo", "--clustering", "dbscan"],
+        ["--preset", "demo", "--set", "training.epochs"],
+        ["--preset", "demo", "--set", "trainings.epochs=1"],
+        ["--preset", "demo", "--set", "image_size_px=72"],
+    ],
+)
+def test_bad_arguments(arguments, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert_refused(["run", "--data", "embedded", *arguments, "--out", str(out)], capsys, out)
+
+
+def test_out_that_is_a_file(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("keep me")
+    assert main(["run", "--data", "embedded", "--preset", "demo", "--out", str(file)]) == 2
+    assert "is a file" in capsys.readouterr().err
+    assert file.read_text() == "keep me"
+
+
+def test_as_a_process_of_its_own(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "pfiles",
+        "run",
+        "--data",
+        str(tmp_path / "none.zip"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "There is no data at" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_notebook_that_lacks_its_input_says_which_to_run(tmp_path):
+    name = "clusters_14/part_2_finetuning1"
+    assert name in NOTEBOOKS
+    parameters = {"data": "embedded", "preset": "demo", "out": str(tmp_path / "out")}
+    error, message = execute(ROOT / f"{name}.ipynb", tmp_path / "executed.ipynb", parameters)
+    assert error == "InputError"
+    assert "run train_autoencoder first" in message
+    assert (tmp_path / "executed.ipynb").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_kernel_that_dies_is_one_sentence(tmp_path):
+    book = nbformat.v4.new_notebook()
+    book.cells = [
+        nbformat.v4.new_code_cell("seed = 1", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("import os; os.kill(os.getpid(), 9)"),
+    ]
+    nbformat.write(book, tmp_path / "dies.ipynb")
+    error, message = execute(tmp_path / "dies.ipynb", tmp_path / "executed.ipynb", {})
+    assert error == "DeadKernelError"
+    assert "the notebook's process ended" in message
+
+
+def test_a_zip_without_images(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("readme.txt", "no tiles here")
+    out = tmp_path / "out"
+    assert_refused(["run", "--preset", "demo", "--data", str(tmp_path / "x.zip"), "--out", str(out)], capsys, out)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_a_run_which_then_goes_on(number, status, tmp_path):
+    many = {**TINY, "image_size_px": 64, "autoencoder.epochs": 400}
+    overrides = [part for name, value in many.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    command = [sys.executable, "-m", "pfiles", "run", "--preset", "demo", "--clusters", "3", "--out", str(tmp_path)]
+    run = subprocess.Popen([*command, *overrides], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "kpc_ldm" / "autoencoder_training" / "log.csv"
+    while not log.exists():
+        time.sleep(0.1)
+        assert run.poll() is None
+    began = time.monotonic()
+    run.send_signal(number)
+    out, err = run.communicate(timeout=60)
+    assert time.monotonic() - began < 15
+    assert run.returncode == status
+    assert out.rstrip().endswith("stopped")
+    assert re.match(r"autoencoder stopped after step \d+ of \d+: run it again to go on.\n", err)
+    assert (log.parent / "resume.pt").exists()
+
+
+def test_a_notebook_runs_as_a_script(tmp_path):
+    """Also in two processes that torchrun starts: one set of files, each written once."""
+    tiny = {**TINY, "image_size_px": 64}
+    overrides = [part for name, value in tiny.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    arguments = ["--preset", "demo", "--clusters", "3", "--out", str(tmp_path), *overrides]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for command in ([sys.executable], torchrun):
+        done = subprocess.run(
+            [*command, "-m", "pfiles", "cells", "train_autoencoder", *arguments],
+            cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Saved ") == 1
+    assert "autoencoder is done already" in done.stdout
+    assert main(["cells", "part_99", *arguments]) == 2

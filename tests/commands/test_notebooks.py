@@ -1,0 +1,138 @@
+"""The notebooks: clean, of one shape, and running from the first to the last."""
+
+import ast
+import json
+import zipfile
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY, make_tiles, png
+from PIL import Image
+
+from pfiles.__main__ import NOTEBOOKS, execute, main
+from pfiles.paths import ROOT
+
+K = 3
+
+
+def read(name):
+    return nbformat.read(ROOT / f"{name}.ipynb", as_version=4)
+
+
+def code_lines(book):
+    lines = [line.strip() for cell in book.cells if cell.cell_type == "code" for line in cell.source.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_every_notebook_is_in_the_order():
+    found = {
+        str(path.relative_to(ROOT).with_suffix(""))
+        for path in [*ROOT.glob("*.ipynb"), *ROOT.glob("clusters_14/*.ipynb")]
+    }
+    assert found == set(NOTEBOOKS)
+    assert len(NOTEBOOKS) == 18
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_shape_of_a_notebook(name):
+    book = read(name)
+    first, second = book.cells[:2]
+    assert first.cell_type == "markdown"
+    for row in ("Needs", "Makes", "Time", "Expect"):
+        assert f"| {row} |" in first.source
+    assert second.metadata.tags == ["parameters"]
+    assert len(code_lines(book)) <= 70
+    assert book.metadata.kernelspec.name == "python3"
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            assert cell.execution_count is None
+            assert cell.outputs == []
+            definitions = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
+            assert not any(isinstance(node, definitions) for node in ast.walk(ast.parse(cell.source)))
+
+
+# one process for the tests of a run, so that each run is made once
+RUNS = [pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in ("classifier", "kmeans")]
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def finished(request, tmp_path_factory):
+    """All notebooks at tiny size, on a zip of tiles, with another k than 14."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with zipfile.ZipFile(folder / "tiles.zip", "w") as archive:
+        for i, tile in enumerate(make_tiles(44)):
+            archive.writestr(f"slide/{i:02}.png", png(tile))
+    out = folder / "out"
+    arguments = [
+        "--data",
+        str(folder / "tiles.zip"),
+        "--clusters",
+        str(K),
+        "--clustering",
+        request.param,
+        "--out",
+        str(out),
+    ]
+    overrides = [part for name, value in TINY.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    with pytest.MonkeyPatch.context() as patch:  # VGG16's weights are neither there nor to be had
+        patch.setenv("TORCH_HOME", str(folder / "torch"))
+        patch.setenv("https_proxy", "http://127.0.0.1:9")
+        assert main(["run", "--preset", "demo", *arguments, *overrides]) == 0
+    parameters = {"n_clusters": K, "clustering": request.param, "data": str(folder / "tiles.zip")}
+    return parameters | {"preset": "demo", "overrides": TINY, "out": str(out)}
+
+
+def test_all_notebooks_run(finished):
+    clustering, out = finished["clustering"], Path(finished["out"])
+    assert len(list((out / "executed").rglob("*.ipynb"))) == len(NOTEBOOKS)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["run"]["clustering"] == clustering
+    own = {name.replace("clusters_14", f"clusters_{K}") for name in NOTEBOOKS}
+    silent = {"save_training_images"} | {
+        name for name in own if "part_6" in name or "part_7" in name or "part_8" in name
+    }
+    assert summary.keys() == own - silent | {"run"}
+    assert summary[f"clusters_{K}/part_12_LPIPS"] == {"lpips": "unavailable"}
+    pixel_space = summary[f"clusters_{K}/part_14_memorisation"]["pixel space"]
+    assert 0 <= pixel_space["low"] <= pixel_space["closer"] <= pixel_space["high"] <= 1
+    assert pixel_space["expected"] == pytest.approx(1 / 5)  # four held-out tiles
+    assert summary[f"clusters_{K}/part_4_sampling_clustering"]["clusters_used"] <= K
+
+    table = pd.read_csv(out / f"clusters_{K}" / f"HHH{K}_C{K}_D{K}.csv", header=None)
+    assert table.shape == (24, 18)
+    np.testing.assert_allclose(table.iloc[:, :16].sum(axis=1), 1, atol=1e-5)
+    assert table[16].between(0, K - 1).all()
+    assert table[17].between(1 / K, 1).all()
+
+    expected = {f"{number}.png" for number in np.linspace(1, 24, 12).round().astype(int)}
+    for folder in (out / "org", out / f"clusters_{K}" / f"gen_{K}"):
+        assert {path.name for path in folder.glob("*.png")} == expected
+        assert Image.open(folder / "1.png").size == (48, 48)
+
+    models = {path.name.split("_ckpt_")[0] for path in (out / f"clusters_{K}" / f"models_{K}").glob("*.pth")}
+    assert models == {
+        "unet_training", "unet_finetuning1", "unet_finetuning2", f"{clustering}_training",
+        *(["classifier_finetuning2"] if clustering == "classifier" else []),
+    }  # fmt: skip
+    figures = {str(path.relative_to(out / "Figures")) for path in (out / "Figures").rglob("*.jpg")}
+    assert {"Figure 1/a.jpg", "Figure 1/b.jpg", *(f"Figure 4/{panel}.jpg" for panel in "abcd")} <= figures
+    assert {f"Figure 3/G{cluster}.jpg" for cluster in range(1, K + 1)} <= figures
+    assert any(name.startswith(f"Figure 2/C_{K}_") for name in figures)
+    assert not list(out.rglob("*.part"))
+
+
+def test_what_is_done_is_not_done_again(finished, tmp_path):
+    out = Path(finished["out"])
+    image = out / f"clusters_{K}" / f"gen_{K}" / "1.png"
+    written = image.stat().st_mtime_ns
+    for name, message in (
+        ("part_1_training", "training is done already: 1 epochs"),
+        ("part_6_conditional_generation", "12 of 12"),
+    ):
+        executed = tmp_path / f"{name}.ipynb"
+        assert execute(ROOT / "clusters_14" / f"{name}.ipynb", executed, finished) is None
+        assert message in executed.read_text()
+    assert image.stat().st_mtime_ns == written

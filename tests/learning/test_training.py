@@ -1,0 +1,398 @@
+"""The trainings: what they minimise, and that a stopped one goes on as if nothing had happened."""
+
+import copy
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from conftest import K, autoencoder_networks, stage_networks, train_stage
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pfiles import latents
+from pfiles.classifier import Classifier
+from pfiles.clustering import KMeansClusters, fit_kmeans, make_clustering, probabilities
+from pfiles.errors import InputError
+from pfiles.learning import autoencoder, diffusion, loop
+from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.learning.loop import epoch_batches
+from pfiles.settings import SavingSettings
+from pfiles.unet_cond_base import UNet
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_autoencoder_learns(tiny, images, run):
+    vqvae, discriminator = autoencoder_networks(tiny)
+    settings = replace(tiny.autoencoder, epochs=15)
+    history = autoencoder.train_autoencoder(
+        vqvae, discriminator, images, autoencoder.make_perceptual(settings, "cpu"), settings, run
+    )
+    assert [row["epoch"] for row in history] == list(range(1, 16))
+    assert history[-1]["reconstruction"] < history[0]["reconstruction"] / 2
+    assert "generator" not in history[0]  # adversarial terms begin after step 3, the first of the second epoch
+    assert "discriminator" in history[1]
+    assert history[-1]["codes_used"] > 4
+    assert not any(p.requires_grad for p in vqvae.parameters())
+
+
+def test_loss_is_the_weighted_sum_of_its_terms(tiny, images, run):
+    settings = replace(tiny.autoencoder, perceptual_weight=0.5, codebook_weight=2.0, commitment_weight=0.2)
+    history = autoencoder.train_autoencoder(
+        *autoencoder_networks(tiny), images, lambda a, b: (a - b).abs().mean(), settings, run
+    )
+    terms = ("reconstruction", "perceptual", "codebook", "commitment", "generator")
+    assert history[1]["loss"] == pytest.approx(sum(history[1][name] for name in terms), rel=1e-5)
+
+
+@pytest.mark.parametrize("leaks", [True, False])
+def test_generator_gradient_in_the_discriminators_step(tiny, images, run, leaks, monkeypatch):
+    """With lr 1 and plain gradient descent the step is the gradient: compare it with the one computed apart."""
+    monkeypatch.setattr(torch.optim, "Adam", lambda parameters, *args, **options: torch.optim.SGD(parameters, lr=1.0))
+    vqvae, discriminator = autoencoder_networks(tiny)
+    settings = replace(
+        tiny.autoencoder, epochs=1, adversarial_weight=0.5, discriminator_start_step=0, generator_gradient_leaks=leaks
+    )
+    vqvae_0, discriminator_0 = copy.deepcopy(vqvae), copy.deepcopy(discriminator)
+    whole = replace(run, batch_size=24)
+    autoencoder.train_autoencoder(vqvae, discriminator, images, lambda a, b: a.new_zeros(()), settings, whole)
+
+    x = images.float() / 255
+    fake = vqvae_0(x)[0].detach()
+    losses = [
+        0.5 * ((discriminator_0(fake)) ** 2).mean() / 2,
+        0.5 * ((discriminator_0(x) - 1) ** 2).mean() / 2,
+        0.5 * ((discriminator_0(fake) - 1) ** 2).mean(),  # the generator's, which should not count
+    ]
+    sum(losses if leaks else losses[:2]).backward()
+    for before, after in zip(discriminator_0.parameters(), discriminator.parameters(), strict=True):
+        torch.testing.assert_close(before - before.grad, after, rtol=1e-4, atol=1e-6)
+
+
+def test_dead_codes_move_onto_encodings(tiny, images):
+    vqvae, _ = autoencoder_networks(tiny)
+    before = vqvae.embedding.weight.detach().clone()
+    dead = torch.zeros(32, dtype=torch.bool)
+    dead[[3, 9]] = True
+    x = images[:4].float() / 255
+    autoencoder.revive_codes(vqvae, dead, x, torch.Generator().manual_seed(0))
+    assert torch.equal(vqvae.embedding.weight[~dead], before[~dead])
+    encodings = vqvae.encode_continuous(x).permute(0, 2, 3, 1).flatten(0, 2)
+    distance = torch.cdist(vqvae.embedding.weight[dead], encodings).min(dim=1).values
+    assert distance.max() < 1e-3
+
+
+def test_stage_1_trains_both_networks(tiny, images, run):
+    networks = stage_networks(tiny)
+    _, unet, clusters = networks
+    before = copy.deepcopy((unet, clusters))
+    history = train_stage(tiny, tiny.training, networks, images, run)
+    assert not equal(unet, before[0])
+    assert not equal(clusters, before[1])
+    row = history[0]
+    weighted = row["mse"] - 0.1 * row["marginal_entropy"] + 0.06 * row["conditional_entropy"] + 0.04 * row["affine_kl"]
+    assert row["loss"] == pytest.approx(weighted, rel=1e-5)
+    # two passes through the classifier a step, as in the published checkpoints
+    assert clusters.classifier.bnor1.num_batches_tracked == 2 * 3
+
+
+def test_stage_2_trains_the_unet_alone(tiny, images, run):
+    networks = stage_networks(tiny)
+    _, unet, clusters = networks
+    before = copy.deepcopy((unet, clusters))
+    history = train_stage(tiny, tiny.finetuning1, networks, images, run)
+    assert not equal(unet, before[0])
+    assert equal(clusters, before[1])
+    assert history[0]["loss"] == history[0]["mse"]
+
+
+def test_kmeans_clusters_never_learn(tiny, images, run):
+    networks = stage_networks(tiny, "kmeans")
+    history = train_stage(tiny, tiny.training, networks, images, run)
+    assert not any("entropy" in name or "affine" in name for name in history[0])
+
+
+def test_noise_error_falls(tiny, images, run):
+    stage = replace(tiny.finetuning1, epochs=60, learning_rate=2e-3)
+    history = train_stage(tiny, stage, stage_networks(tiny), images, run)
+    assert history[-1]["mse"] < 0.8 < history[0]["mse"]
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_after(monkeypatch, module, calls):
+    """Stop the training in the middle of an epoch, as a kill would."""
+    original, count = module.to_unit, [0]
+
+    def counted(images):
+        count[0] += 1
+        if count[0] > calls:
+            raise StoppedError
+        return original(images)
+
+    monkeypatch.setattr(module, "to_unit", counted)
+
+
+def test_a_stopped_autoencoder_training_goes_on_exactly(tiny, images, run, tmp_path, monkeypatch):
+    settings = replace(tiny.autoencoder, epochs=4)
+    perceptual = autoencoder.make_perceptual(settings, "cpu")
+    whole = autoencoder_networks(tiny)
+    history = autoencoder.train_autoencoder(*whole, images, perceptual, settings, run)
+
+    broken = replace(run, folder=tmp_path / "broken", saving=SavingSettings(every_minutes=0))
+    with monkeypatch.context() as patch:
+        stop_after(patch, autoencoder, 11)
+        with pytest.raises(StoppedError):
+            autoencoder.train_autoencoder(*autoencoder_networks(tiny), images, perceptual, settings, broken)
+    again = autoencoder_networks(tiny)
+    resumed = autoencoder.train_autoencoder(*again, images, perceptual, settings, broken)
+    assert equal(whole[0], again[0])
+    assert equal(whole[1], again[1])
+    timing = dict.fromkeys(("seconds", "images_per_second", "memory_gb"), 0)
+    for a, b in zip(history, resumed, strict=True):
+        assert {**a, **timing} == {**b, **timing}
+
+
+def test_a_stopped_stage_goes_on_exactly(tiny, images, run, tmp_path, monkeypatch):
+    stage = replace(tiny.training, epochs=4)
+    whole = stage_networks(tiny)
+    train_stage(tiny, stage, whole, images, run)
+    broken = replace(run, folder=tmp_path / "broken", saving=SavingSettings(every_minutes=0))
+    with monkeypatch.context() as patch:
+        stop_after(patch, diffusion, 8)
+        with pytest.raises(StoppedError):
+            train_stage(tiny, stage, stage_networks(tiny), images, broken)
+    again = stage_networks(tiny)
+    train_stage(tiny, stage, again, images, broken)
+    assert equal(whole[1], again[1])
+    assert equal(whole[2], again[2])
+
+
+def test_a_finished_training_returns_at_once_unless_restarted(tiny, images, run, capsys):
+    first = stage_networks(tiny)
+    train_stage(tiny, tiny.training, first, images, run)
+    again = stage_networks(tiny)
+    train_stage(tiny, tiny.training, again, images, run)
+    assert equal(first[1], again[1])
+    assert "test is done already: 1 epochs" in capsys.readouterr().out
+    longer = stage_networks(tiny)
+    assert len(train_stage(tiny, replace(tiny.training, epochs=2), longer, images, run)) == 2
+    capsys.readouterr()
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(run, restart=True))
+    assert "done already" not in capsys.readouterr().out
+
+
+def test_a_resume_point_of_another_training_is_refused(tiny, images, run):
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, run)
+    with pytest.raises(InputError, match=r"a\.b was 1 and is 2"):
+        train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(run, identity={"a": {"b": 2}}))
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tiny, images, run):
+    settings = replace(tiny.autoencoder, epochs=3)
+    calls = []
+
+    def perceptual(a, b):
+        calls.append(1)
+        return a.mean() * (float("nan") if len(calls) > 4 else 1)
+
+    with pytest.raises(
+        FloatingPointError,
+        match=r"of test became NaN or infinite in step 5 \(epoch 2, training tiles \[\d+, .*\]\); .* is the start",
+    ):
+        autoencoder.train_autoencoder(*autoencoder_networks(tiny), images, perceptual, settings, run)
+    assert not (run.folder / "resume.pt").exists()
+
+
+def test_a_training_begins_anew_where_its_start_was_trained_since(tiny, images, run, capsys):
+    first, second = (replace(run, identity={"a": 1, "starts_from": {"unet": name}}) for name in "xy")
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, first)
+    capsys.readouterr()
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, second)
+    printed = capsys.readouterr().out
+    assert "Begins anew, as what it starts from was trained since (unet)" in printed
+    assert "done already" not in printed
+
+
+@pytest.mark.parametrize("in_unit_range", [True, False])
+def test_lpips_in_training_gets_the_range_the_setting_says(tiny, monkeypatch, in_unit_range):
+    calls = []
+
+    class Recorder:
+        def load_pretrained(self):
+            return self
+
+        def to(self, device):
+            return self
+
+        def __call__(self, a, b, normalize):
+            calls.append(normalize)
+            return torch.full((len(a), 1, 1, 1), 3.0)
+
+    monkeypatch.setattr(autoencoder, "LPIPS", Recorder)
+    settings = replace(tiny.autoencoder, perceptual="lpips", lpips_in_unit_range=in_unit_range)
+    assert autoencoder.make_perceptual(settings, "cpu")(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)) == 3
+    assert calls == [not in_unit_range]  # normalize=True is what brings [0, 1] to [-1, 1]
+
+
+def test_every_epoch_draws_anew_and_a_seed_repeats(tiny, images, run, monkeypatch):
+    def orders(seed):
+        seen = []
+
+        def record(n, batch_size, generator):
+            batches = epoch_batches(n, batch_size, generator)
+            seen.append(torch.cat(batches).tolist())
+            return batches
+
+        monkeypatch.setattr(loop, "epoch_batches", record)
+        again = replace(run, seed=seed, restart=True)
+        train_stage(tiny, replace(tiny.training, epochs=3), stage_networks(tiny), images, again)
+        return seen[1:]  # the first call only counts the steps
+
+    first = orders(1)
+    assert len({tuple(order) for order in first}) == 3
+    assert orders(1) == first
+    assert orders(2) != first
+
+
+def test_training_leaves_the_global_random_state_alone(tiny, images, run):
+    before = torch.get_rng_state()
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, run)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_kmeans_logits_are_the_posterior_of_equal_gaussians():
+    generator = torch.Generator().manual_seed(0)
+    z = torch.cat([torch.randn(40, 4, 6, 6, generator=generator) * (1 + i) + 3 * i for i in range(K)])
+    clusters = fit_kmeans(KMeansClusters(4, K), z.split(50), seed=3)
+    features = (clusters.statistics(z) - clusters.mean) / clusters.scale
+    torch.testing.assert_close(features.std(0, correction=0), torch.ones(8), rtol=1e-4, atol=1e-4)
+    distance = torch.cdist(features, clusters.centroids)
+    p = probabilities(clusters, z)
+    assert torch.equal(p.argmax(1), distance.argmin(1))
+    assert p.argmax(1).view(K, 40).unique(dim=1).shape == (K, 1)  # the three groups are found
+    variance = distance.min(1).values.square().mean() / 8  # mean squared distance per feature
+    torch.testing.assert_close(clusters.variance, variance, rtol=1e-4, atol=0)
+    # of densities exp(-d^2 / 2 s^2) the logarithms are the logits, and the shares the probabilities
+    torch.testing.assert_close(clusters(z).flatten(1), -distance.square() / (2 * variance), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(p, torch.softmax(-distance.square() / (2 * variance), dim=1), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_kmeans_of_identical_tiles_is_finite():
+    clusters = fit_kmeans(KMeansClusters(4, 2), [torch.ones(10, 4, 3, 3)], seed=0)
+    assert probabilities(clusters, torch.ones(2, 4, 3, 3)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["classifier", "kmeans"])
+def test_both_clusterings_give_probabilities(kind):
+    p = probabilities(make_clustering(kind, 16, 5).eval(), torch.randn(3, 16, 32, 32))
+    assert p.shape == (3, 5)
+    torch.testing.assert_close(p.sum(1), torch.ones(3))
+
+
+def test_prediction_gives_the_mode_back(tiny, images):
+    vqvae, _, clusters = stage_networks(tiny)
+    clusters.train()
+    labels, confidence = latents.predict_clusters(vqvae, clusters, latents.encode_tiles(vqvae, images))
+    assert clusters.training
+    assert isinstance(clusters, Classifier)
+    assert labels.shape == confidence.shape == (24,)
+    assert confidence.min() >= 1 / K
+
+
+def test_features_of_the_csv(tiny, images):
+    vqvae, _ = autoencoder_networks(tiny)
+    codes = latents.encode_tiles(vqvae, images)
+    features = latents.mean_channel_softmax(vqvae, codes)
+    torch.testing.assert_close(features.sum(1), torch.ones(24))
+    vectors = vqvae.embedding.weight[codes[5].long().flatten()].exp()  # (h*w, z), worked out for one tile
+    torch.testing.assert_close(features[5], (vectors / vectors.sum(1, keepdim=True)).mean(0))
+
+
+def test_the_average_of_the_weights_is_the_result(tiny, images, run, monkeypatch):
+    """Worked out beside the training: every step's weights, averaged with the decay of that step."""
+    seen = []
+    original = diffusion._update
+
+    def recorded(optimizer):
+        norm = original(optimizer)
+        seen.append(networks[1].conv_in.weight.detach().clone())
+        return norm
+
+    monkeypatch.setattr(diffusion, "_update", recorded)
+    networks = stage_networks(tiny)
+    average = networks[1].conv_in.weight.detach().clone()
+    train_stage(tiny, replace(tiny.training, epochs=4, ema_decay=0.5), networks, images, run)
+    for number, weights in enumerate(seen):
+        decay = min(0.5, (1 + number) / (10 + number))
+        average = decay * average + (1 - decay) * weights
+    torch.testing.assert_close(networks[1].conv_in.weight.detach(), average, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(average, seen[-1])
+
+
+def test_the_learning_rate_warms_up(tiny, images, run):
+    history = train_stage(tiny, replace(tiny.finetuning1, epochs=4, warmup_steps=9), stage_networks(tiny), images, run)
+    rates = [row["learning_rate"] / tiny.finetuning1.learning_rate for row in history]
+    assert rates == pytest.approx([3 / 9, 6 / 9, 1, 1])
+
+
+def test_min_snr_weights_the_error(tiny, images, run, monkeypatch):
+    """With gamma above every signal-to-noise ratio nothing changes; with a tiny one the loss is gamma * error / SNR."""
+    stage = replace(tiny.finetuning1, epochs=1)
+    losses = {}
+    for gamma in (None, 1e9, 1e-6):
+        diffusion = replace(tiny, diffusion=replace(tiny.diffusion, min_snr_gamma=gamma))
+        row = train_stage(diffusion, stage, stage_networks(tiny), images, replace(run, restart=True))[0]
+        losses[gamma] = row["loss"]
+        assert gamma is None or row["loss"] == row["weighted_mse"] != row["mse"] or gamma == 1e9
+    assert losses[1e9] == pytest.approx(losses[None], rel=1e-6)
+    assert losses[1e-6] < 1e-3 * losses[None]
+    alpha_bar = LinearNoiseScheduler(20).alpha_cumprod[7].item()
+    snr = LinearNoiseScheduler(20).signal_to_noise(torch.tensor([7])).item()
+    assert snr == pytest.approx(alpha_bar / (1 - alpha_bar))
+
+
+def test_dropped_conditions_are_no_condition(tiny):
+    _, unet, _ = stage_networks(tiny)
+    x, t = torch.randn(2, 16, 12, 12), torch.tensor([3, 9])
+    with torch.no_grad():
+        one, none, mixed = (unet(x, t, c) for c in (torch.tensor([1, 1]), None, torch.tensor([1, -1])))
+    torch.testing.assert_close(mixed[0], one[0])
+    torch.testing.assert_close(mixed[1], none[1])
+    assert not torch.allclose(one[1], none[1])
+
+
+def test_condition_dropout_trains_both_ways(tiny, images, run, monkeypatch):
+    settings = replace(tiny, diffusion=replace(tiny.diffusion, condition_dropout=0.5))
+    seen = []
+    monkeypatch.setattr(UNet, "forward", lambda self, x, t, c, f=UNet.forward: seen.append(c) or f(self, x, t, c))
+    train_stage(settings, replace(tiny.training, epochs=8), stage_networks(tiny), images, run)
+    assert 0.35 < (torch.cat(seen) < 0).float().mean() < 0.65
+
+
+def test_the_log_is_a_table_and_event_files(tiny, images, run):
+    history = train_stage(tiny, replace(tiny.training, epochs=2), stage_networks(tiny), images, run)
+    table = pd.read_csv(run.folder / "log.csv")
+    for found, row in zip(table.to_dict("records"), history, strict=True):
+        assert found == pytest.approx(row)
+    events = EventAccumulator(str(run.folder)).Reload()
+    assert [scalar.step for scalar in events.Scalars("mse")] == [1, 2]
+    assert [scalar.value for scalar in events.Scalars("marginal_entropy")] == pytest.approx(
+        [row["marginal_entropy"] for row in history]
+    )
+    assert {"loss", "mse", "affine_kl", "gradient_norm", "learning_rate", "images_per_second"} <= set(table)
+
+
+def test_a_precision_may_change_on_the_way_and_it_is_said(tiny, images, run, capsys):
+    stage = replace(tiny.training, epochs=1)
+    identity = {"settings": {"precision": "bf16"}}
+    train_stage(tiny, stage, stage_networks(tiny), images, replace(run, identity=identity))
+    identity = {"settings": {"precision": "fp32"}}
+    longer = replace(stage, epochs=2)
+    assert len(train_stage(tiny, longer, stage_networks(tiny), images, replace(run, identity=identity))) == 2
+    assert "Goes on in fp32; until here it was bf16" in capsys.readouterr().out

@@ -1,0 +1,134 @@
+"""Two processes that work together do what one does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import together
+import torch
+from conftest import TINY
+from PIL import Image
+from torch import nn
+
+from pfiles.errors import InputError
+from pfiles.learning.loop import Run, _train
+from pfiles.machine import processes
+from pfiles.machine.speed import PLAIN
+from pfiles.paths import ROOT
+from pfiles.settings import SavingSettings
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+
+
+def torchrun(job: str, folder: Path) -> subprocess.CompletedProcess:
+    command = [*TORCHRUN, str(ROOT / "tests" / "together.py"), job, str(folder)]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """Losses of the whole batch, batch norm over the whole batch, the same order of tiles: equal but for rounding."""
+    together.train(tmp_path / "one")
+    done = torchrun("train", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / name / "result.pt", weights_only=True) for name in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        x, y = (torch.cat([tensor.flatten().float() for tensor in state.values()]) for state in (a, b))
+        assert ((x - y).norm() / x.norm()).item() < 1e-4
+    logs = [np.genfromtxt(tmp_path / n / "training" / "log.csv", delimiter=",", names=True) for n in ("one", "two")]
+    for name in ("loss", "mse", "marginal_entropy", "conditional_entropy", "affine_kl", "gradient_norm"):
+        np.testing.assert_allclose(logs[1][name], logs[0][name], rtol=1e-3, atol=1e-5)
+    assert done.stdout.count("autoencoder") == 0  # nothing was there already
+    assert done.stderr.count("100%") <= 12  # bars of one process alone
+
+
+def test_two_processes_generate_what_one_does(tmp_path):
+    together.generate(tmp_path / "one")
+    done = torchrun("generate", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert len([*(tmp_path / "two").glob("*.png")]) == 11
+    for number in range(1, 12):
+        one, two = (np.asarray(Image.open(tmp_path / name / f"{number}.png")) for name in ("one", "two"))
+        assert np.abs(one.astype(int) - two.astype(int)).max() <= 1
+
+
+def test_a_killed_process_ends_the_job(tmp_path):
+    command = [*TORCHRUN, str(ROOT / "tests" / "together.py"), "long", str(tmp_path)]
+    job = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not [*(tmp_path / "autoencoder").glob("log.csv")]:
+        time.sleep(0.1)
+        assert job.poll() is None
+    workers = [p for p in psutil.Process(job.pid).children() if "together.py" in " ".join(p.cmdline())]
+    assert len(workers) == 2
+    began = time.monotonic()
+    workers[1].send_signal(signal.SIGKILL)
+    printed, _ = job.communicate(timeout=60)
+    assert time.monotonic() - began < 60
+    assert job.returncode != 0
+    assert printed.count("Another process of this job has ended") == 1, printed
+
+
+@pytest.mark.parametrize(
+    "environment", [{"SLURM_NTASKS": "2"}, {"ACCELERATE_MIXED_PRECISION": "no"}], ids=["srun", "accelerate"]
+)
+def test_processes_that_would_work_alone_are_refused(environment, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="start it with torchrun"):
+        processes.join()
+
+
+def test_one_process_needs_nothing():
+    processes.join()
+    x = torch.arange(5)
+    assert processes.world_size() == 1
+    assert processes.is_first()
+    assert processes.share(x) is not None
+    assert torch.equal(processes.share(x), x)
+    assert processes.total(x) is x
+    network = nn.Linear(2, 2)
+    assert processes.distribute(network) is network
+
+
+def test_shares_are_contiguous_and_complete(monkeypatch):
+    monkeypatch.setattr(processes, "world_size", lambda: 3)
+    parts = []
+    for rank in range(3):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        parts.append(processes.share(list(range(10))))
+    assert [item for part in parts for item in part] == list(range(10))
+    assert sorted(map(len, parts)) == [3, 3, 4]
+
+
+def test_a_notebook_can_start_the_processes(tmp_path):
+    """accelerate's notebook_launcher with the function that the README names; two processes, one set of files."""
+    overrides = {**TINY, "image_size_px": 64}
+    code = f"""
+from accelerate import notebook_launcher
+from pfiles.__main__ import run_cells
+from pfiles.paths import ROOT
+from pfiles.settings import SavingSettings
+from pfiles.machine.speed import PLAIN
+from pfiles.learning.loop import Run, _train
+parameters = {{"data": "embedded", "preset": "demo", "overrides": {overrides!r}, "out": {str(tmp_path)!r}}}
+notebook_launcher(run_cells, (ROOT / "train_autoencoder.ipynb", parameters), num_processes=2)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es)" in done.stdout
+    assert done.stdout.count("Saved ") == 1
+    assert (tmp_path / "kpc_ldm" / "vqvae_autoencoder_ckpt.pth").exists()
+
+
+def test_more_processes_than_tiles_of_a_batch_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "world_size", lambda: 9)
+    network = nn.Linear(1, 1)
+    run = Run("test", 0, 8, tmp_path, {}, SavingSettings(), PLAIN)
+    with pytest.raises(InputError, match="A batch of 8 tiles cannot be shared by 9 processes"):
+        _train(1, 24, None, {"network": network}, run)

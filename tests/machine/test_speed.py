@@ -1,0 +1,123 @@
+"""Faster ways to compute give the same numbers."""
+
+import copy
+import traceback
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import K, autoencoder_networks, stage_networks, train_stage
+
+from pfiles.drawing.sampling import image_seeds, sample
+from pfiles.learning import autoencoder, loop
+from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.machine.runtime import make_generator
+from pfiles.machine.speed import PLAIN, Speed, pick_speed
+from pfiles.settings import get_settings
+
+WAYS = {"channels_last": Speed(channels_last=True), "fused": Speed(fused=True)}
+CPU = torch.device("cpu")
+
+
+def unet_input(batch=4):
+    generator = make_generator("speed")
+    x = torch.randn(batch, 16, 16, 16, generator=generator)
+    return x, torch.arange(batch) * 5, torch.arange(batch) % K
+
+
+@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("optimizer", ["adadelta", "adam", "adamw"])
+def test_a_stage_learns_the_same(tiny, images, run, name, optimizer):
+    stage = replace(tiny.training, epochs=3, optimizer=optimizer)
+    plain = train_stage(tiny, stage, stage_networks(tiny), images, run)
+    fast = train_stage(tiny, stage, stage_networks(tiny), images, replace(run, speed=WAYS[name], restart=True))
+    for a, b in zip(plain, fast, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+        assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_the_autoencoder_learns_the_same(tiny, images, run, name):
+    perceptual = autoencoder.make_perceptual(tiny.autoencoder, "cpu")
+    histories = [
+        autoencoder.train_autoencoder(
+            *autoencoder_networks(tiny), images, perceptual, tiny.autoencoder, replace(run, speed=speed, restart=True)
+        )
+        for speed in (PLAIN, WAYS[name])
+    ]
+    for a, b in zip(*histories, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+
+
+def test_sampling_draws_the_same(tiny):
+    _, unet, _ = stage_networks(tiny)
+    arguments = (LinearNoiseScheduler(20), lambda z: z[:, :3] / 4 + 0.5, [0, 1, 2], image_seeds(0, range(3)))
+    plain = sample(unet, *arguments, (16, 12, 12), 6, progress=False)
+    fast = sample(unet, *arguments, (16, 12, 12), 6, speed=WAYS["channels_last"], progress=False)
+    assert (plain.int() - fast.int()).abs().max() <= 1
+
+
+def test_bf16_is_close_and_gives_float32_weights(tiny, images, run):
+    _, unet, _ = stage_networks(tiny)
+    arguments = unet_input()
+    with torch.no_grad():
+        exact = unet(*arguments)
+        close = Speed(bf16=True).fast(unet)(*arguments).float()
+    error = ((close - exact).norm() / exact.norm()).item()
+    assert 0 < error < 0.02
+    stage = replace(tiny.training, epochs=2)
+    plain = train_stage(tiny, stage, stage_networks(tiny), images, run)
+    networks = stage_networks(tiny)
+    fast = train_stage(tiny, stage, networks, images, replace(run, speed=Speed(bf16=True), restart=True))
+    assert fast[-1]["loss"] == pytest.approx(plain[-1]["loss"], rel=0.02)
+    assert all(p.dtype == torch.float32 for p in networks[1].parameters())
+
+
+def test_networks_compile_to_one_graph_with_the_same_result(tiny):
+    """A break in the graph would end the CUDA graph there."""
+    vqvae, unet, clusters = stage_networks(tiny)
+    x = torch.rand(2, 3, 48, 48, generator=make_generator("x"))
+    for forward, arguments in ((unet, unet_input(2)), (clusters, (unet_input(2)[0],)), (vqvae.encode_codes, (x,))):
+        torch._dynamo.reset()
+        compiled = torch.compile(copy.deepcopy(forward), fullgraph=True, dynamic=False, backend="aot_eager")
+        torch.testing.assert_close(compiled(*arguments), copy.deepcopy(forward)(*arguments), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_no_step_waits_for_the_device(tiny, images, run, monkeypatch, learns):
+    """Between two looks no tensor's value is asked for: on a GPU the host would wait for all that is queued."""
+    stage = tiny.training if learns else tiny.finetuning1
+    networks = stage_networks(tiny)
+    asked = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+                files = [frame.filename for frame in traceback.extract_stack()]
+                if not any("torch/optim" in name for name in files):  # they count their steps on the CPU
+                    asked.append((str(function), files[-3:]))
+            return function(*args, **(kwargs or {}))
+
+    original = loop._train
+
+    def watched(epochs, tiles, step, *rest):
+        def inner(*args):
+            with Watch():
+                return step(*args)
+
+        return original(epochs, tiles, inner, *rest)
+
+    monkeypatch.setattr(autoencoder, "_train", watched)
+    train_stage(tiny, stage, networks, images, run)
+    autoencoder.train_autoencoder(
+        *autoencoder_networks(tiny), images, lambda a, b: (a - b).square().mean(), tiny.autoencoder,
+        replace(run, folder=run.folder / "autoencoder"),
+    )  # fmt: skip
+    assert asked == []
+
+
+def test_what_is_chosen_is_printed_once(capsys):
+    assert pick_speed(get_settings("paper"), CPU) == Speed(channels_last=True, fused=True)
+    assert capsys.readouterr().out == "fp32 on cpu, channels_last + fused (setting speed='auto'), 1 process(es)\n"
+    assert pick_speed(get_settings("paper", {"speed": "off"}), CPU) == PLAIN
+    assert pick_speed(get_settings("paper", {"speed": "off", "precision": "bf16"}), CPU) == Speed(bf16=True)

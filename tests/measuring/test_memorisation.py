@@ -1,0 +1,335 @@
+"""Memorisation: planted copies are caught, honest images pass, and the shortlist finds what a full search finds."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+from scipy.stats import norm
+
+from pfiles.__main__ import main
+from pfiles.errors import InputError
+from pfiles.measuring import memorisation
+from pfiles.paths import write_json
+from pfiles.reporting import export, figures
+from pfiles.tiles.dataset import Tiles
+
+
+def tissue(n, side=64, seed=0):
+    """Random tiles with structure of the size of nuclei, in the colours of H&E: uint8 (n, side, side, 3)."""
+    noise = np.random.default_rng(seed).standard_normal((n, side, side, 3))
+    smooth = ndimage.gaussian_filter(noise, (0, 2, 2, 0)) + 0.5 * ndimage.gaussian_filter(noise, (0, 6, 6, 0))
+    smooth += smooth.mean(axis=3, keepdims=True)
+    return (np.array([170, 120, 180]) + 35 * smooth / smooth.std()).clip(0, 255).astype(np.uint8)
+
+
+def as_jpeg(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=75)
+    return np.asarray(Image.open(buffer))
+
+
+def moved(image, down, right):
+    return np.roll(image, (down, right), (0, 1))
+
+
+COPIES = {
+    "exact": lambda x: x,
+    "mirrored": lambda x: x[:, ::-1],
+    "turned": lambda x: np.rot90(x, 3),
+    "mirrored and turned": lambda x: np.rot90(x[:, ::-1]),
+    "moved": lambda x: moved(x, 2, -2),
+    "jpeg": as_jpeg,
+    "5 % brighter": lambda x: (x * 1.05).clip(0, 255).astype(np.uint8),
+    "5 % darker": lambda x: (x * 0.95).astype(np.uint8),
+    "all of these": lambda x: as_jpeg((np.ascontiguousarray(moved(x[::-1], -1, 2)) * 0.95).astype(np.uint8)),
+}
+
+
+@pytest.fixture(scope="module")
+def real():
+    return Tiles(tissue(180), np.arange(120), np.arange(120, 180), "random tissue")
+
+
+@pytest.fixture(scope="module")
+def planted(real):
+    """Honest images 0 ... 29, and behind them a copy of another training tile for each kind of copy."""
+    copies = [copy(real.images[10 * i]) for i, copy in enumerate(COPIES.values())]
+    return np.concatenate([tissue(30, seed=1), copies])
+
+
+def full_search(image, tile):
+    """The highest correlation over all views and shifts, one at a time, as the docstring defines it. -> (c, view)"""
+    grey = [x.mean(axis=2) - ndimage.uniform_filter(x.mean(axis=2), 21) for x in (image, tile)]  # 21 of 64 px: 5 / 16
+    best = []
+    for view in range(8):
+        a = np.rot90(grey[0], view % 4)
+        a = (a[:, ::-1] if view >= 4 else a)[2:-2, 2:-2]
+        for y in range(5):
+            for x in range(5):
+                b = grey[1][y : y + 60, x : x + 60]
+                best.append(((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()), view, y - 2, x - 2))
+    return max(best)
+
+
+def test_every_planted_copy_is_caught_and_honest_images_pass(real, planted):
+    held_out = memorisation.nearest_tiles(real.images[120:], real.images[:120])
+    nearest = memorisation.nearest_tiles(planted, real.images[:120])
+    limit = memorisation.against_held_out(nearest.distance, held_out.distance)["threshold"]
+    assert nearest.tile[30:].tolist() == [10 * i for i in range(len(COPIES))]
+    assert (nearest.distance[30:] < export.COPY).all()
+    assert limit > export.COPY
+    assert (nearest.distance[:30] >= limit).mean() > 0.9
+
+
+def test_the_shortlist_against_a_full_search(real, planted):
+    images, train = planted[20:36], real.images[:40]
+    nearest = memorisation.nearest_tiles(images, train)
+    full = np.array([[full_search(image, tile) for tile in train] for image in images])  # (16, 40, 4)
+    expected = 1 - full[:, :, 0].max(axis=1)
+    copies = full[:, :, 0].max(axis=1) > 0.9
+    assert copies.sum() == 4  # the copies of tiles 0, 10, 20 and 30
+    np.testing.assert_allclose(nearest.distance[copies], expected[copies], atol=1e-4)
+    assert (nearest.distance >= expected - 1e-4).all()
+    assert np.isclose(nearest.distance, expected, atol=1e-4).mean() > 0.8
+    # what is reported of each pair is what the full search finds for it
+    for row, found in zip(nearest.itertuples(), full, strict=True):
+        c, view, shift_y, shift_x = found[row.tile]
+        assert row.distance == pytest.approx(1 - c, abs=1e-4)
+        assert (row.view, row.shift_y, row.shift_x) == (view, shift_y, shift_x)
+
+
+def test_rows_do_not_depend_on_the_batch(real, planted, monkeypatch):
+    at_once = memorisation.nearest_tiles(planted, real.images[:120])
+    monkeypatch.setattr(memorisation, "BATCH_SIZE", 7)
+    again = memorisation.nearest_tiles(planted, real.images[:120])
+    assert again.drop(columns="distance").equals(at_once.drop(columns="distance"))
+    np.testing.assert_allclose(again.distance, at_once.distance, atol=1e-5)
+
+
+def test_a_training_tile_is_laid_over_its_copy(real):
+    for quarters in range(4):
+        for mirrored in (False, True):
+            copy = np.rot90(moved(real.images[3], -2, 1), quarters)
+            copy = copy[:, ::-1] if mirrored else copy
+            row = next(memorisation.nearest_tiles(copy[None], real.images[:5]).itertuples())
+            over = memorisation.aligned(real.images[3], row.view, row.shift_y, row.shift_x)
+            assert row.tile == 3
+            np.testing.assert_array_equal(over[2:-2, 2:-2], copy[2:-2, 2:-2])
+
+
+def test_coarse_layout_is_no_copy():
+    """Tiles that share an empty corner share nothing that could be remembered."""
+    a, b = tissue(1, seed=2), tissue(1, seed=3)
+    corner = np.add.outer(np.arange(64), np.arange(64)) < 50
+    for image in (a, b):
+        image[:, corner] = 235
+    plain = np.corrcoef(a.ravel().astype(float), b.ravel().astype(float))[0, 1]
+    assert plain > 0.5
+    assert memorisation.nearest_tiles(a, b).distance[0] > 0.6
+
+
+def test_a_flat_tile_is_near_to_nothing():
+    flat = np.full((1, 64, 64, 3), 200, np.uint8)
+    assert memorisation.nearest_tiles(flat, np.concatenate([tissue(3), flat])).distance[0] == 1
+
+
+def test_sizes_that_differ_are_refused():
+    with pytest.raises(InputError, match="of one size"):
+        memorisation.nearest_tiles(tissue(1), tissue(1, side=48))
+
+
+def test_nearest_in_a_feature_space_by_hand():
+    train = np.array([[0.0, 0], [3, 4], [10, 10]])
+    nearest = memorisation.nearest_features(np.array([[3.0, 3], [0, 1], [6, 8]]), train)
+    assert nearest.tile.tolist() == [1, 0, 2]
+    assert nearest.distance.tolist() == pytest.approx([1, 1, 20**0.5])
+
+
+def test_against_held_out_by_hand():
+    found = memorisation.against_held_out(np.arange(50), np.arange(2, 201))
+    assert found["threshold"] == 3  # the second smallest of 199: two in 200 spaces lie before it
+    z, n, p = norm.ppf(0.975), 50, 3 / 50
+    centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert found["closer"] == p
+    assert found["low"] == pytest.approx((centre - half) / (1 + z**2 / n))
+    assert found["high"] == pytest.approx((centre + half) / (1 + z**2 / n))
+    assert found["expected"] == 0.01
+    assert memorisation.against_held_out(np.ones(5), np.ones(5))["closer"] == 0  # not closer, so not too close
+
+
+def test_few_held_out_tiles_expect_more_than_one_percent():
+    found = memorisation.against_held_out(np.array([0.5]), np.arange(1.0, 10))
+    assert found["threshold"] == 1
+    assert found["expected"] == pytest.approx(0.1)
+    assert found["chance"] == pytest.approx(0.1)  # one image of ten is the closest
+
+
+def test_chance_agrees_with_a_simulation():
+    rng = np.random.default_rng(0)
+    draws = [memorisation.against_held_out(rng.random(40), rng.random(199)) for _ in range(1000)]
+    assert np.mean([draw["closer"] for draw in draws]) == pytest.approx(0.01, abs=0.002)
+    one_or_more = next(draw["chance"] for draw in draws if draw["closer"] == 1 / 40)
+    assert np.mean([draw["closer"] > 0 for draw in draws]) == pytest.approx(one_or_more, abs=0.04)
+
+
+def write_images(folder, images):
+    folder.mkdir(parents=True)
+    for number, image in enumerate(images, start=1):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def arguments(real, planted, tmp_path):
+    """Of a command line that exports `planted`, trained on `real`."""
+    np.save(tmp_path / "tiles.npy", real.images)
+    generated = write_images(tmp_path / "gen", planted)
+    return [
+        "export",
+        "--generated",
+        str(generated),
+        "--data",
+        str(tmp_path / "tiles.npy"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+
+
+def keep_images(folder, count):
+    for number in range(count + 1, 31 + len(COPIES)):
+        (folder / "gen" / f"{number}.png").unlink()
+
+
+def test_export_keeps_copies_back(arguments, tmp_path, capsys):
+    copies = {f"{number}.png" for number in range(31, 31 + len(COPIES))}
+    assert main(arguments) == 0
+    out = tmp_path / "out"
+    report = json.loads((out / "report.json").read_text())
+    records = {record["file"]: record for record in report["images"]}
+    assert len(records) == 30 + len(COPIES)
+    withheld = {name for name, record in records.items() if record["decision"] == "withheld"}
+    assert copies <= withheld
+    assert len(withheld - copies) < 6
+    assert all((r["distance"] < report["threshold"]) == (name in withheld) for name, r in records.items())
+    exported = {path.name for path in (out / "images").iterdir()}
+    assert exported == records.keys() - withheld
+    assert {path.name for path in out.iterdir()} == {"images", "report.json", "closest_pairs.png"}
+    assert np.asarray(Image.open(out / "closest_pairs.png")).ndim == 3
+    for name in exported:
+        assert (out / "images" / name).read_bytes() == (tmp_path / "gen" / name).read_bytes()
+    exact = records["31.png"]
+    assert exact == {
+        "file": "31.png", "decision": "withheld", "nearest_training_tile": 1, "nearest_tile_in_data": 0,
+        "distance": pytest.approx(0, abs=1e-5), "rms_difference": 0, "threshold": report["threshold"],
+    }  # fmt: skip
+    assert report["exported"] == len(exported)
+    assert report["withheld"] == len(withheld)
+    assert report["closer"] == len(withheld) / len(records)
+    assert f"{len(exported)} of {len(records)} images passed" in capsys.readouterr().out
+
+
+def test_export_again_replaces_its_own_folder_whole(arguments, tmp_path):
+    out = tmp_path / "out"
+    keep_images(tmp_path, 5)
+    assert main(arguments) == 0
+    first = {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    passed = next((out / "images").iterdir())
+    passed.unlink()
+    (tmp_path / ".out.part").mkdir()  # of an export that was killed
+    (tmp_path / ".out.part" / "half").write_text("x")
+    assert main(arguments) == 0
+    assert {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()} == first
+    (tmp_path / "gen" / passed.name).unlink()
+    assert main(arguments) == 0
+    assert not passed.exists()
+    assert not (tmp_path / ".out.part").exists()
+
+
+def test_an_export_that_fails_leaves_the_old_one(arguments, tmp_path, monkeypatch):
+    keep_images(tmp_path, 5)
+    assert main(arguments) == 0
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(figures, "save_figure", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(arguments)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_published_images_of_231_px_are_brought_back(arguments, real, planted, tmp_path, capsys):
+    shutil.rmtree(tmp_path / "gen")
+    (tmp_path / "gen").mkdir()
+    for number, image in enumerate(planted[28:], start=1):
+        Image.fromarray(image).resize((231, 231), Image.BICUBIC).save(tmp_path / "gen" / f"{number}.jpg", quality=75)
+    assert main([*arguments, "--set", "image_size_px=64"]) == 0
+    assert "231 px are resized to the tiles' 64 px" in capsys.readouterr().out
+    records = json.loads((tmp_path / "out" / "report.json").read_text())["images"]
+    assert {record["decision"] for record in records[2:]} == {"withheld"}
+
+
+def foreign(out):
+    out.mkdir()
+    (out / "thesis.txt").write_text("keep me")
+
+
+def own_and_foreign(out):
+    foreign(out)
+    write_json(out / "report.json", {"made_by": export.MADE_BY, "images": []})
+
+
+BAD = {
+    "no generated folder": (lambda p: shutil.rmtree(p / "gen"), "There are no images in"),
+    "empty generated folder": (lambda p: [f.unlink() for f in (p / "gen").iterdir()], "There are no images in"),
+    "unreadable image": (lambda p: (p / "gen" / "5.png").write_bytes(b"hello"), "5.png cannot be read as an image"),
+    "grey among RGB": (lambda p: Image.new("L", (64, 64)).save(p / "gen" / "5.png"), "5.png has the colour mode L"),
+    "another size": (lambda p: Image.new("RGB", (32, 32)).save(p / "gen" / "5.png"), "must have one size"),
+    "no data": (lambda p: (p / "tiles.npy").unlink(), "There is no data at"),
+    "foreign folder": (lambda p: foreign(p / "out"), "holds files that no export wrote, such as thesis.txt"),
+    "own folder with a foreign file": (lambda p: own_and_foreign(p / "out"), "such as thesis.txt"),
+    "a report of something else": (
+        lambda p: write_json(p / "out" / "report.json", {"images": [{"file": "1.png"}]}), "such as report.json",
+    ),
+    "out is a file": (lambda p: (p / "out").write_text("keep me"), "is a file"),
+    "held-out tiles that were trained on": (
+        lambda p: np.save(p / "tiles.npy", np.concatenate([tissue(60), tissue(6)])), "are themselves copies",
+    ),
+    "tiles of another size": (lambda p: np.save(p / "tiles.npy", tissue(30, side=48)), "The tiles of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_of_export(case, arguments, tmp_path, capsys):
+    spoil, message = BAD[case]
+    spoil(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main(arguments) == 2
+    printed = capsys.readouterr().err.splitlines()
+    assert len([line for line in printed if line.startswith("error: ")]) == 1
+    assert message in printed[-1]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_export_of_one_image(arguments, tmp_path):
+    keep_images(tmp_path, 1)
+    assert main(arguments) == 0
+    assert len(json.loads((tmp_path / "out" / "report.json").read_text())["images"]) == 1
+
+
+def test_pairs_are_shown_side_by_side(planted):
+    tiles = memorisation.as_tensor(planted[:7])
+    figure = figures.show_pairs(tiles, tiles.flip(0), [str(i) for i in range(7)], "title")
+    shown = [ax for ax in figure.axes if ax.images]
+    assert [ax.get_title() for ax in shown] == [str(i) for i in range(7)]
+    picture = shown[0].images[0].get_array()
+    np.testing.assert_array_equal(picture[2:66, 2:66], planted[0])
+    np.testing.assert_array_equal(picture[2:66, 68:132], planted[6])
+
+
+def test_histograms_of_nearest_distances_are_shares():
+    figure = figures.plot_nearest({"held-out tiles": np.linspace(0, 1, 9), "generated images": np.ones(4)}, 0.1, "x")
+    heights = [sum(bar.get_height() for bar in group) for group in figure.axes[0].containers]
+    assert heights == pytest.approx([1, 1])
+    assert figure.axes[0].lines[0].get_xdata()[0] == 0.1

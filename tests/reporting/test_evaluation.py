@@ -1,0 +1,283 @@
+"""A whole evaluation of two folders: known generators, the report's files, and what is said about bad folders."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import assert_refused, make_tiles, write
+from PIL import Image
+
+from pfiles.__main__ import main
+from pfiles.checkpoints import save_weights
+from pfiles.errors import InputError
+from pfiles.measuring import features, fidelity
+from pfiles.reporting import evaluation, figures, page
+from pfiles.vqvae import VQVAE
+
+N = 40
+SIZES = {"down_channels": [8, 8, 16], "num_heads": 2, "norm_channels": 4, "codebook_size": 32}
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+
+    def no_network(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+
+
+def noisy(tiles, seed=0, level=12):
+    noise = np.random.default_rng(seed).normal(0, level, tiles.shape)
+    return np.clip(tiles + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def real():
+    return noisy(make_tiles(N, 32, seed=3))
+
+
+def folders(tmp_path, real, generated):
+    write(tmp_path / "org", range(1, len(real) + 1), real)
+    write(tmp_path / "gen", range(1, len(generated) + 1), generated)
+    return ["--real", str(tmp_path / "org"), "--generated", str(tmp_path / "gen"), "--out", str(tmp_path / "out")]
+
+
+def table_of(extractor, real, held_out, generated):
+    rows = (extractor(images) for images in (real, held_out, generated))
+    return evaluation.distribution_table(extractor, real, *rows, seed=0)
+
+
+def test_references_order_generators():
+    """Held-out tiles are the floor; a copier is at 0; a flat colour is where the flat reference is; blur in between."""
+    extractor = features.random_convolutions()
+    real, held_out, generated = (noisy(make_tiles(120, 48, seed), seed) for seed in (3, 4, 5))
+    table = table_of(extractor, real, held_out, generated)
+    assert list(table.index) == ["generated", "held-out real tiles", "blurred real tiles", "flat mean colour"]
+    assert table.images.tolist() == [120] * 4
+    distance = table[extractor.frechet]
+    assert distance["held-out real tiles"] < 0.5 * distance["blurred real tiles"] < 0.5 * distance["flat mean colour"]
+    assert distance["generated"] == pytest.approx(distance["held-out real tiles"], rel=0.5)
+
+    copied = table_of(extractor, real, held_out, real).loc["generated"]
+    assert copied[extractor.frechet] == pytest.approx(0, abs=1e-6)
+    assert copied[["precision", "recall", "density", "coverage"]].tolist() == [1, 1, 1, 1]
+    flat = np.broadcast_to(real.mean(axis=(0, 1, 2)).round().astype(np.uint8), real.shape)
+    table = table_of(extractor, real, held_out, flat)
+    pd.testing.assert_series_equal(table.loc["generated"], table.loc["flat mean colour"], check_names=False)
+    assert table.loc["generated", "recall"] == 0
+
+
+def test_references_are_of_one_size(real):
+    extractor = features.random_convolutions()
+    table = table_of(extractor, real, real[:12], real)
+    assert table.images.to_dict() == {
+        "generated": N, "generated, 12 of them": 12, "held-out real tiles": 12, "blurred real tiles": 12,
+        "flat mean colour": 12,
+    }  # fmt: skip
+    assert table_of(extractor, real, real, real[:12]).images.tolist() == [12] * 4
+
+
+def test_sets_too_small_for_a_distance_have_an_empty_row(real):
+    extractor = features.random_convolutions()
+    table = table_of(extractor, real, real[:4], real[:12])
+    assert table.images.tolist() == [12, 4, 12, 12]
+    assert table.loc["held-out real tiles"].drop("images").isna().all()
+    assert table.drop("held-out real tiles").notna().all(axis=None)
+    assert "Rows of fewer than 6 images stay empty." in evaluation.caveat(extractor, table, 54)
+    assert "12 images do not fill" in evaluation.caveat(extractor, table, 54)
+    assert "stay empty" not in evaluation.caveat(extractor, table.drop("held-out real tiles"), 54)
+
+
+def test_small_clusters_are_said_not_dropped(real):
+    extractor = features.random_convolutions()
+    labels = np.repeat([0, 1], [25, 15])
+    rows = extractor(real)
+    sides = {"real": (rows, labels), "generated": (rows, labels), evaluation.HELD_OUT: (rows[:30], labels[:30])}
+    table, left_out = evaluation.distribution_by_cluster(extractor, sides, seed=0)
+    assert list(table.index) == ["cluster 1: generated", "cluster 1: held-out real tiles"]
+    assert table.images.tolist() == [25, 25]
+    assert left_out == "Left out, with fewer than 20 images on one side: clusters 2 (15 real, 15 generated)."
+    assert evaluation.clusters_left_out([]) == ""
+    measured = evaluation.morphometry.measure(real)
+    table, left_out = evaluation.morphometry_by_cluster(measured, measured, labels, labels, seed=0)
+    assert {name.split(":")[0] for name in table.index} == {"all", "cluster 1"}
+    assert "2 (15 real, 15 generated)" in left_out
+    assert table.distance.abs().max() < 1e-9
+
+
+def test_few_images_for_many_features_are_said(real):
+    extractor = features.random_convolutions()
+    table = table_of(extractor, real, real, real)
+    assert "40 images do not fill the 54 dimensions" in evaluation.caveat(extractor, table, 54)
+    assert "do not fill" not in evaluation.caveat(extractor, table, 39)
+    assert "FID" not in evaluation.caveat(extractor, table, 54)
+
+
+def test_evaluate_writes_the_whole_table(tmp_path, real, capsys):
+    labels = np.arange(N) // 25
+    (tmp_path / "c.csv").write_text("".join(f"0.5,0.5,{label},0.9\n" for label in labels))
+    vqvae = VQVAE(**SIZES)
+    save_weights(vqvae, tmp_path / "vqvae.pth", {"settings": {"autoencoder": {"vqvae": SIZES}}})
+    arguments = folders(tmp_path, real, noisy(real, 1, 30))
+    more = ["--clusters-csv", str(tmp_path / "c.csv"), "--autoencoder", str(tmp_path / "vqvae.pth")]
+    assert main(["evaluate", *arguments, *more]) == 0
+    printed = capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"evaluation.json", "evaluation.html"}
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    titles = [
+        "Images", "Paired scores and their controls", "SSIM (published reading)", "SSIM (per channel)", "MS-SSIM",
+        "Distribution in random convolutions", "Distribution in autoencoder features", "Morphometry",
+    ]  # fmt: skip
+    assert list(found) == ["about", *titles]
+    ssim = found["SSIM (per channel)"]["tables"][0]
+    assert ssim.keys() == {
+        "generated", "another real tile of the cluster", "a real tile of another cluster", "flat mean colour",
+        "the real tile itself",
+    }  # fmt: skip
+    assert ssim["generated"]["low"] < ssim["generated"]["mean"] < ssim["generated"]["high"]
+    overall, by_cluster = found["Distribution in random convolutions"]["tables"]
+    assert overall["all generated against all real"]["images"] == N
+    assert overall["held-out real tiles"]["images"] == N // 2
+    assert by_cluster.keys() == {"cluster 1: generated"}
+    assert any("clusters 2 (15 real, 15 generated)" in note for note in found["Morphometry"]["notes"])
+    page = (tmp_path / "out" / "evaluation.html").read_text()
+    assert "<script" not in page
+    assert not re.search(r'(src|href)="(?!data:image/png;base64,)', page)
+    assert page.count("<img") == 4
+    for title in titles:
+        assert title in printed
+        assert f"<h2>{title}</h2>" in page
+    assert "LPIPS is unavailable" in printed
+    assert "can be told from" in printed
+    assert "FID" not in printed
+
+
+def test_evaluate_without_pairs(tmp_path, real, capsys):
+    arguments = folders(tmp_path, real, real[:30])
+    assert_refused(["evaluate", *arguments], capsys, tmp_path / "out")
+    assert main(["evaluate", *arguments, "--unpaired", "--features", "random"]) == 0
+    assert "SSIM" not in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert list(found) == ["about", "Images", "Distribution in random convolutions", "Morphometry"]
+
+
+def test_disjoint_folders_are_far_apart(tmp_path, real):
+    folders(tmp_path, real, 255 - real // 4)
+    sections = evaluation.evaluate(tmp_path / "org", tmp_path / "gen", paired=False)
+    row = sections[1].tables[0].iloc[0]
+    assert row[["precision", "recall", "density", "coverage"]].tolist() == [0, 0, 0, 0]
+
+
+def grey(folder, name):
+    Image.fromarray(make_tiles(1, 32)[0][..., 0]).save(folder / name)
+
+
+BAD = {
+    "no such folder": (lambda p: ["--generated", str(p / "nowhere")], "There are no images in"),
+    "empty folder": (lambda p: (p / "none").mkdir() or ["--generated", str(p / "none")], "There are no images in"),
+    "one image": (
+        lambda p: write(p / "one", [1], make_tiles(1, 32)) or ["--generated", str(p / "one")],
+        "at least 20 images in each folder, but .* holds 1",
+    ),
+    "different counts": (
+        lambda p: [(p / "gen" / f"{i}.png").unlink() for i in (3, 5, 11, 2)] and [],
+        r"of 40 in .* 2, 3, 5 \(and 1 more\) are there alone, and of 36",
+    ),
+    "unreadable": (lambda p: (p / "gen" / "7.png").write_bytes(b"x") and [], r"7\.png cannot be read as an image"),
+    "grayscale": (lambda p: grey(p / "gen", "7.png") or [], r"7\.png has the colour mode L"),
+    "mixed sizes": (lambda p: write(p / "gen", [7], make_tiles(1, 16)) or [], "must have one size"),
+    "no such csv": (lambda p: ["--clusters-csv", str(p / "no.csv")], "run part_5"),
+    "no such autoencoder": (lambda p: ["--autoencoder", str(p / "no.pth")], "no autoencoder at"),
+    "unknown features": (lambda p: ["--features", "resnet"], "choose random, autoencoder or inception"),
+    "features without their network": (lambda p: ["--features", "autoencoder"], "name its checkpoint"),
+    "inception offline": (lambda p: ["--features", "inception"], "FID and KID need .* fetch https"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence(case, tmp_path, capsys):
+    images = make_tiles(N, 32)
+    arguments = folders(tmp_path, images, images)
+    make, sentence = BAD[case]
+    assert main(["evaluate", *arguments, *make(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert re.search(sentence, printed.err)
+    assert printed.err.startswith("error: ")
+    assert printed.err.endswith(".\n")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_too_small_for_the_measures(tmp_path, capsys):
+    images = make_tiles(N, 16)
+    assert_refused(["evaluate", *folders(tmp_path, images, images)], capsys, tmp_path / "out")
+
+
+def test_a_report_that_fails_leaves_no_file(tmp_path, monkeypatch):
+    sections = [page.Section("A <b>", ["x & y"], [pd.DataFrame({"v": [1.5, np.nan]}, index=["a", "b"])])]
+    page.write_report(sections, tmp_path, {"real": "a"})
+    written = (tmp_path / "evaluation.html").read_text()
+    assert "A &lt;b&gt;" in written
+    assert "x &amp; y" in written
+    assert "1.5" in page.as_text(sections)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="JSON"):
+        page.write_report(sections, tmp_path, {"real": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+# condition fidelity
+
+
+def test_agreement_by_hand():
+    matrix = np.array([[73, 27, 0], [0, 10, 0], [0, 0, 0]])
+    table = fidelity.agreement(matrix)
+    assert list(table.index) == ["cluster 1", "cluster 2", "all"]  # the third was never requested
+    assert table.accuracy.tolist() == pytest.approx([0.73, 1, 83 / 110])
+    assert (table.low["cluster 1"], table.high["cluster 1"]) == pytest.approx((0.6357, 0.8073), abs=1e-4)
+    p, n, z = 1.0, 10, 1.959964
+    centre, half = (p + z * z / (2 * n)) / (1 + z * z / n), z * (z * z / (4 * n * n)) ** 0.5 / (1 + z * z / n)
+    assert table.low["cluster 2"] == pytest.approx(centre - half)
+    assert table.high["cluster 2"] == pytest.approx(1)
+    with pytest.raises(InputError, match="no tile"):
+        fidelity.agreement(np.zeros((2, 2), int))
+    figure = figures.plot_agreement({"one": table, "other": table}, {"chance": 0.5})
+    assert [bar.get_height() for bar in figure.axes[0].patches] == pytest.approx(2 * table.accuracy.tolist())
+
+
+def test_the_judge_learns_clusters_that_can_be_seen():
+    vqvae = VQVAE(**SIZES)
+    labels = torch.arange(60) // 2 % 3
+    codes = (torch.rand(60, 8, 8, generator=torch.Generator().manual_seed(0)) * 8).to(torch.uint8)
+    codes += 10 * labels[:, None, None].to(torch.uint8)  # each cluster has codes of its own
+    before = torch.get_rng_state()
+    judge, ceiling = fidelity.train_judge(vqvae, codes, labels, 3, seed=1)
+    assert torch.equal(before, torch.get_rng_state())
+    assert ceiling == 1
+    assert not judge.training
+    again, _ = fidelity.train_judge(vqvae, codes, labels, 3, seed=1)
+    for a, b in zip(judge.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    shuffled = labels[torch.randperm(60, generator=torch.Generator().manual_seed(3))]
+    _, chance = fidelity.train_judge(vqvae, codes, shuffled, 3, seed=1)  # nothing to be seen: as by chance
+    assert chance < 0.6
+    with pytest.raises(InputError, match="at least 2"):
+        fidelity.train_judge(vqvae, codes[:1], labels[:1], 3, seed=1)
+
+
+def test_the_judge_never_sees_the_tiles_it_is_tested_on():
+    vqvae = VQVAE(**SIZES)
+    codes = torch.randint(0, 32, (16, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = torch.randint(0, 2, (16,), generator=torch.Generator().manual_seed(1))
+    changed = codes.clone()
+    changed[1::2] = 0
+    judges = [fidelity.train_judge(vqvae, c, labels, 2, seed=1)[0] for c in (codes, changed)]
+    for a, b in zip(*(judge.state_dict().values() for judge in judges), strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,43 @@
+"""The pictures hold the tiles they should, in their places."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pfiles.reporting import figures
+
+
+def test_tile_grid_is_row_by_row_with_black_borders():
+    images = torch.arange(1, 6, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 4, 4) * 40
+    grid = figures.tile_grid(images, columns=3)
+    assert grid.shape == (2 * 4 + 3 * 2, 3 * 4 + 4 * 2, 3)
+    centres = grid[4::6, 4::6, 0]
+    assert centres.tolist() == [[40, 80, 120], [160, 200, 255]]  # the last place is filled up with white
+    assert (grid[:2] == 0).all()
+    assert (grid[:, -2:] == 0).all()
+
+
+def test_saved_figures_are_readable_and_whole(tmp_path):
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    path = tmp_path / "Figures" / "Figure 1" / "a.jpg"
+    figures.save_figure(figures.show_tiles(images, columns=4, title="Original", label="Cluster 1"), path)
+    assert np.asarray(Image.open(path)).ndim == 3
+    assert [p.name for p in path.parent.iterdir()] == ["a.jpg"]
+
+
+def test_a_cluster_without_tiles_has_a_white_row():
+    some, none = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(0, 3, 8, 8, dtype=torch.uint8)
+    figure = figures.cluster_sheet([some, none], [some, some], ("left", "right"))
+    pictures = [ax.images[0].get_array() for ax in figure.axes]  # row by row
+    assert len({picture.shape for picture in pictures}) == 1
+    tiles = [picture[2:10, 2:10] for picture in pictures]
+    assert [(tile == 255).all() for tile in tiles] == [False, False, True, False]
+
+
+def test_history_plots_every_term_and_its_reference():
+    history = [{"epoch": 1, "mse": 1.0, "seconds": 3}, {"epoch": 2, "mse": 0.5, "generator": 0.2, "seconds": 3}]
+    figure = figures.plot_history(history, "title", {"mse": 1.0})
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    assert [ax.get_title() for ax in shown] == ["mse", "generator"]
+    assert [len(ax.lines) for ax in shown] == [2, 1]
+    assert shown[1].lines[0].get_xydata().tolist() == [[2, 0.2]]
