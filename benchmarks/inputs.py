@@ -13,7 +13,7 @@ from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import make_generator, seeded
 from pfiles.settings import Settings, get_settings
 from pfiles.unet_cond_base import UNet
-from pfiles.vqvae import VQVAE
+from pfiles.vqvae import VQVAE, make_vqvae
 
 N_CLUSTERS = 14
 SOLVER, SOLVER_STEPS = "dpm-solver++", 20  # the fast sampler, and its steps for an image
@@ -85,7 +85,7 @@ def count_flops(settings: Settings) -> dict[str, Flops]:
     """Of one image: "unet" for a call, "encode" up to the codebook, "decode"."""
     side = settings.image_size_px
     with torch.device("meta"):
-        vqvae, unet = VQVAE(**settings.autoencoder.vqvae), UNet(cls=N_CLUSTERS, **settings.diffusion.unet)
+        vqvae, unet = make_vqvae(settings.autoencoder), UNet(cls=N_CLUSTERS, **settings.diffusion.unet)
         zero, latent = torch.zeros(1, dtype=torch.int64), torch.empty(1, *vqvae.latent_shape(side))
         image = torch.empty(1, 3, side, side)
     counts = {}
@@ -114,7 +114,7 @@ class Networks:
 def make_networks(size: Size, device: str) -> Networks:
     """Networks of the size with random weights, the autoencoder frozen, all in eval mode."""
     with seeded(0, "benchmark networks"):
-        vqvae = VQVAE(**size.settings.autoencoder.vqvae)
+        vqvae = make_vqvae(size.settings.autoencoder)
         unet = UNet(vqvae.z_channels, N_CLUSTERS, **size.settings.diffusion.unet)
         classifier = Classifier(vqvae.z_channels, N_CLUSTERS)
     vqvae.requires_grad_(False)

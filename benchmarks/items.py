@@ -28,7 +28,7 @@ from benchmarks.inputs import (
 )
 from benchmarks.measure import Job, Run, peak_mb, seconds, synchronize
 from pfiles.drawing.sampling import image_seeds, sample
-from pfiles.latents import encode_tiles
+from pfiles.latents import LatentSpace, encode_tiles
 from pfiles.learning import diffusion, loop
 from pfiles.learning.loop import epoch_batches
 from pfiles.machine.runtime import derive_seed, make_generator, seeded
@@ -121,8 +121,9 @@ def stage_product(size: Size, device: str) -> Run:
         with tempfile.TemporaryDirectory() as folder:
             how = loop.Run("benchmark", 0, 16, Path(folder), {}, size.settings.saving, speed, restart=True)
             history = diffusion.train_stage(
-                networks.unet, networks.classifier, networks.vqvae, tiles, codes, size.settings.diffusion, stage, how
-            )
+                unet=networks.unet, clusterer=networks.classifier, space=LatentSpace(networks.vqvae), images=tiles,
+                codes=codes, settings=size.settings.diffusion, stage=stage, run=how,
+            )  # fmt: skip
         return {"seconds": history[-1]["seconds"] / size.stage_steps}  # its first epoch is the warm-up
 
     return run

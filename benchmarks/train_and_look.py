@@ -26,8 +26,8 @@ from pfiles.classifier import Classifier
 from pfiles.discriminator import Discriminator
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.errors import InputError
-from pfiles.latents import encode_tiles, predict_clusters, reconstruct
-from pfiles.learning import autoencoder, loop
+from pfiles.latents import LatentSpace, encode_tiles, predict_clusters, reconstruct
+from pfiles.learning import autoencoder, diffusion, loop
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import peak_memory_gb, pick_device, seeded, versions
 from pfiles.machine.speed import pick_speed
@@ -38,7 +38,7 @@ from pfiles.settings import SavingSettings, Settings, get_settings
 from pfiles.tiles.dataset import load_tiles
 from pfiles.tiles.pixels import evenly_spaced, to_uint8, to_unit
 from pfiles.unet_cond_base import UNet
-from pfiles.vqvae import VQVAE
+from pfiles.vqvae import make_vqvae
 
 SEED = 765
 N_CLUSTERS = 14
@@ -101,7 +101,7 @@ def train_and_look(data: str, settings: Settings, device: torch.device, seconds:
     # compiling would take a good part of a few minutes
     speed = replace(pick_speed(settings, device), compiled=False)
     with seeded(SEED, "train and look"):
-        vqvae = VQVAE(**settings.autoencoder.vqvae).to(device)
+        vqvae = make_vqvae(settings.autoencoder).to(device)
         discriminator = Discriminator(**settings.autoencoder.discriminator).to(device)
         unet = UNet(vqvae.z_channels, N_CLUSTERS, **settings.diffusion.unet).to(device)
         classifier = Classifier(vqvae.z_channels, N_CLUSTERS).to(device)
@@ -110,13 +110,17 @@ def train_and_look(data: str, settings: Settings, device: torch.device, seconds:
     def train_autoencoder(networks: list[nn.Module], some: Tensor, epochs: int, run: loop.Run) -> loop.History:
         # the adversarial terms begin after a third; the second epoch of two, which is timed, has them
         start = epochs * len(some) // run.batch_size // 3
-        autoencoder = replace(settings.autoencoder, epochs=epochs, discriminator_start_step=start)
-        return autoencoder.train_autoencoder(*networks, some, perceptual, autoencoder, run)
+        shorter = replace(settings.autoencoder, epochs=epochs, discriminator_start_step=start)
+        return autoencoder.train_autoencoder(
+            vqvae=networks[0], discriminator=networks[1], images=some, perceptual=perceptual, settings=shorter, run=run
+        )
 
     def train_unet(networks: list[nn.Module], some: Tensor, epochs: int, run: loop.Run) -> loop.History:
-        diffusion = replace(settings.diffusion, affine_fill=None)  # the mean colour, whatever the stain
-        stage = replace(settings.training, epochs=epochs)
-        return diffusion.train_stage(*networks, vqvae, some, encode_tiles(vqvae, some), diffusion, stage, run)
+        return diffusion.train_stage(
+            unet=networks[0], clusterer=networks[1], space=LatentSpace(vqvae), images=some,
+            codes=encode_tiles(vqvae, some), run=run, stage=replace(settings.training, epochs=epochs),
+            settings=replace(settings.diffusion, affine_fill=None),  # the mean colour, whatever the stain
+        )  # fmt: skip
 
     report: dict[str, Any] = {"device": device_name(device.type), "data": tiles.source, "tiles": len(images)}
     with tempfile.TemporaryDirectory() as folder:

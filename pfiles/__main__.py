@@ -42,7 +42,7 @@ from pfiles.settings import PRESETS, Settings, get_settings
 from pfiles.tiles.dataset import load_tiles
 from pfiles.tiles.files import read_images
 from pfiles.unet_cond_base import UNet
-from pfiles.vqvae import VQVAE
+from pfiles.vqvae import make_vqvae
 
 NOTEBOOKS = (
     "train_autoencoder",
@@ -176,7 +176,7 @@ def _try_networks(settings: Settings, n_clusters: int, clustering: str) -> None:
     autoencoder, side = settings.autoencoder, settings.image_size_px
     try:
         with torch.device("meta"):
-            vqvae = VQVAE(**autoencoder.vqvae)
+            vqvae = make_vqvae(autoencoder)
             image, _, _ = vqvae(torch.empty(2, 3, side, side))
             Discriminator(**autoencoder.discriminator)(image)
             unet = UNet(vqvae.z_channels, n_clusters, **settings.diffusion.unet)

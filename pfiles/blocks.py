@@ -116,15 +116,37 @@ class MidBlock(ResidualStack):
         return self.stack(x, t_emb)
 
 
-class UpBlock(ResidualStack):
-    """Twice the resolution where `up_sample`, then residual units (with attention where `attn`)."""
+class ResizeConv(nn.Conv2d):
+    """Nearest-neighbour enlargement and a convolution: twice the resolution without the grid that a transposed
+    convolution leaves, whose kernel overlaps itself at every second pixel (Odena et al. 2016)."""
 
-    def __init__(self, in_channels, out_channels, t_emb_dim, up_sample, num_heads, num_layers, attn, norm_channels):
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class UpBlock(ResidualStack):
+    """Twice the resolution where `up_sample`, then residual units (with attention where `attn`).
+
+    upsampling: "transposed", a transposed convolution as published, or "resize", see `ResizeConv`.
+    """
+
+    def __init__(
+        self, in_channels, out_channels, t_emb_dim, up_sample, num_heads, num_layers, attn, norm_channels,
+        upsampling="transposed",
+    ):  # fmt: skip
         super().__init__(
             in_channels, out_channels, t_emb_dim, num_heads, num_layers, num_layers if attn else 0, norm_channels
         )
         width = self.up_sampled_channels(in_channels)
-        self.up_sample_conv = nn.ConvTranspose2d(width, width, 4, 2, 1) if up_sample else nn.Identity()
+        if not up_sample:
+            self.up_sample_conv = nn.Identity()
+        elif upsampling == "resize":
+            self.up_sample_conv = ResizeConv(width)
+        else:
+            self.up_sample_conv = nn.ConvTranspose2d(width, width, 4, 2, 1)
 
     @staticmethod
     def up_sampled_channels(in_channels: int) -> int:

@@ -20,7 +20,7 @@ from pfiles.paths import Paths, atomic_write, read_json, write_json
 from pfiles.settings import Settings
 from pfiles.tiles.dataset import Tiles
 from pfiles.unet_cond_base import UNet
-from pfiles.vqvae import VQVAE
+from pfiles.vqvae import VQVAE, make_vqvae
 
 MADE_BY = {"training": "part_1_training", "finetuning1": "part_2_finetuning1", "finetuning2": "part_3_finetuning2"}
 
@@ -176,7 +176,7 @@ def load_autoencoder(paths: Paths, settings: Settings, device: torch.device | st
             f"There is no autoencoder at {paths.autoencoder}: run train_autoencoder first, "
             "or put the published file there."
         )
-    vqvae = VQVAE(**settings.autoencoder.vqvae)
+    vqvae = make_vqvae(settings.autoencoder)
     load_weights(vqvae, paths.autoencoder)
     return vqvae.to(device).eval().requires_grad_(False)
 

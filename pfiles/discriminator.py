@@ -1,4 +1,4 @@
-"""The patch discriminator of the VQ-GAN."""
+"""The patch discriminators of the VQ-GAN: the published one, and the one that its decoder is polished against."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -28,3 +28,18 @@ class Discriminator(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return x
+
+
+class PolishDiscriminator(nn.Sequential):
+    """PatchGAN with group norm: images (B, im_channels, H, W) -> one logit per patch (B, 1, h, w).
+
+    Group norm judges each image by itself, so that a batch of real and one of generated tiles are seen alike.
+
+    norm_channels: groups of every GroupNorm; must divide every width but the first.
+    """
+
+    def __init__(self, im_channels: int = 3, conv_channels: Sequence[int] = (32, 64, 128), norm_channels: int = 8):
+        layers = [nn.Conv2d(im_channels, conv_channels[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        for wide, wider in pairwise(conv_channels):
+            layers += [nn.Conv2d(wide, wider, 4, 2, 1), nn.GroupNorm(norm_channels, wider), nn.LeakyReLU(0.2)]
+        super().__init__(*layers, nn.Conv2d(conv_channels[-1], 1, 4, 1, 1))

@@ -1,6 +1,7 @@
 """Tiles in the latent space of a trained autoencoder: their codes, their clusters, their row in the published CSV."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pfiles.errors import InputError
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import eval_mode
 from pfiles.tiles.pixels import to_unit
+from pfiles.tiles.views import dihedral
 from pfiles.vqvae import VQVAE
 
 BATCH_SIZE = 64  # tiles at once; changes memory and speed only
@@ -34,6 +36,60 @@ def reconstruct(vqvae: VQVAE, images: Tensor) -> Tensor:
     """uint8 images (N, 3, H, W) -> the autoencoder's output for them, in [0, 1], on images' device."""
     with eval_mode(vqvae):
         return torch.cat([vqvae(to_unit(batch))[0].clamp(0, 1) for batch in images.split(BATCH_SIZE)])
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """Where the UNet works: the autoencoder's latents, each channel brought to zero mean and unit variance, or as is.
+
+    mean, std: (z, 1, 1) over the training tiles; None leaves the latents as they are, as published. Trained codebooks
+    have channels whose deviations differ twentyfold: unscaled, the small ones are noise from the first step on.
+    """
+
+    vqvae: VQVAE
+    mean: Tensor | None = None
+    std: Tensor | None = None
+
+    @classmethod
+    def of_training(cls, vqvae: VQVAE, codes: Tensor) -> "LatentSpace":
+        """Scaled by mean and deviation of the latents of `codes` (..., h, w), of any integer type."""
+        entries = vqvae.embedding.weight.detach().double()
+        share = codes.flatten().long().bincount(minlength=len(entries)).double() / codes.numel()
+        mean = share @ entries
+        std = (share @ (entries - mean).square()).sqrt()
+        std = torch.where(std > 0, std, 1.0)  # a channel that never varies stays as it is
+        return cls(vqvae, *(value.float()[:, None, None] for value in (mean, std)))
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Codebook indices (B, h, w) -> the latents (B, z, h, w) that the UNet learns from."""
+        return self.scale(self.vqvae.embed(codes))
+
+    def scale(self, z: Tensor) -> Tensor:
+        """The autoencoder's latents (B, z, h, w) -> the UNet's."""
+        return z if self.mean is None else (z - self.mean) / self.std
+
+    def decode(self, z: Tensor) -> Tensor:
+        """What the UNet draws (B, z, h, w) -> images (B, 3, H, W), not clamped."""
+        return self.vqvae.decode(z if self.mean is None else z * self.std + self.mean)
+
+    def as_json(self) -> dict[str, list[float]] | None:
+        """The scaling in plain values, as it is kept beside the UNet's checkpoint; `from_json` reads it."""
+        if self.mean is None:
+            return None
+        return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+
+    @classmethod
+    def from_json(cls, vqvae: VQVAE, scaling: dict[str, list[float]] | None) -> "LatentSpace":
+        if scaling is None:
+            return cls(vqvae)
+        weight = vqvae.embedding.weight
+        return cls(vqvae, *(weight.new_tensor(scaling[name])[:, None, None] for name in ("mean", "std")))
+
+
+def encode_views(vqvae: VQVAE, images: Tensor) -> Tensor:
+    """uint8 images (N, 3, S, S) -> the codes of their eight dihedral views (8, N, h, w), as `encode_tiles`."""
+    numbers = torch.arange(8, device=images.device)
+    return torch.stack([encode_tiles(vqvae, dihedral(images, view.expand(len(images)))) for view in numbers])
 
 
 def latent_batches(vqvae: VQVAE, codes: Tensor) -> Iterator[Tensor]:

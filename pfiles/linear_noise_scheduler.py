@@ -26,6 +26,20 @@ class LinearNoiseScheduler:
         alpha_bar = self._alpha_cumprod_on(t.device)[t]
         return alpha_bar / (1 - alpha_bar)
 
+    def velocity(self, original: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """v = sqrt(alpha_bar_t) noise - sqrt(1 - alpha_bar_t) x_0, Salimans & Ho 2022, section 4.
+
+        original, noise: (B, ...); t: (B,) time steps. As a target it asks for the image where noise hides it, and
+        for the noise where there is little of it.
+        """
+        alpha_bar = self._alpha_cumprod_on(original.device)[t].view(-1, *[1] * (original.dim() - 1))
+        return alpha_bar.sqrt().to(original.dtype) * noise - (1 - alpha_bar).sqrt().to(original.dtype) * original
+
+    def noise_from_velocity(self, xt: Tensor, velocity: Tensor, t: int) -> Tensor:
+        """The noise in x_t that a predicted `velocity` means: sqrt(alpha_bar_t) v + sqrt(1 - alpha_bar_t) x_t."""
+        alpha_bar = self.alpha_cumprod[t].item()
+        return alpha_bar**0.5 * velocity + (1 - alpha_bar) ** 0.5 * xt
+
     def add_noise(self, original: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Draw x_t from q(x_t | x_0), Ho et al. 2020, equation 4.
 

@@ -10,6 +10,19 @@ from pfiles.errors import InputError
 
 
 @dataclass(frozen=True)
+class PolishSettings:
+    """The decoder goes on alone on the frozen codes, against a discriminator of its own: fine detail comes back."""
+
+    epochs: int = 0
+    batch_size: int = 8
+    discriminator: Mapping[str, Any] = field(default_factory=dict)
+    learning_rate: float = 5e-4
+    adam_betas: tuple[float, float] = (0.5, 0.9)
+    perceptual_weight: float = 0.2
+    adversarial_weight: float = 0.1
+
+
+@dataclass(frozen=True)
 class AutoencoderSettings:
     """Training of the VQ-GAN, the first of all."""
 
@@ -27,6 +40,13 @@ class AutoencoderSettings:
     discriminator_start_step: int = 1000  # adversarial terms begin after so many steps
     lpips_in_unit_range: bool = True  # published: LPIPS gets [0, 1] in training though it is made for [-1, 1]
     generator_gradient_leaks: bool = True  # published: the generator's gradient stays in the discriminator's step
+    upsampling: str = "transposed"
+    reconstruction: str = "mse"
+    dihedral_views: bool = False
+    warmup_steps: int = 0
+    decay: str = "constant"
+    clip_norm: float | None = None
+    polish: PolishSettings = PolishSettings()
     revive_dead_codes: bool = False  # give codes that an epoch did not use a new place among the encodings
 
 
@@ -43,6 +63,9 @@ class DiffusionSettings:
     conditional_entropy_weight: float = 0.06  # l_ce
     affine_fill: tuple[int, int, int] | None = (130, 97, 154)  # RGB outside a moved tile; None: mean training colour
     dihedral_views: bool = False  # turn and mirror the view a tile must agree with, so that no cluster is a direction
+    prediction: str = "noise"
+    latent_scaling: bool = False
+    latent_views: bool = False
     min_snr_gamma: float | None = None  # weight min(SNR, gamma) / SNR of each tile's noise error; None: 1
     condition_dropout: float = 0.0  # share of tiles that train without their cluster; guidance needs some
 
@@ -57,6 +80,8 @@ class StageSettings:
     trains_clusters: bool  # whether a classifier learns beside the UNet; k-means never does
     affine_weight: float = 0.0  # l_af, of the agreement between a tile and its affine view
     warmup_steps: int = 0  # steps over which the learning rate grows from 0
+    decay: str = "constant"
+    clip_norm: float | None = None
     ema_decay: float = 0.0  # of the moving average of the UNet's weights that becomes the result; 0: the last weights
 
 
@@ -88,6 +113,8 @@ class Settings:
     max_train_tiles: int | None = None  # training tiles used, evenly spaced; None: all
     autoencoder: AutoencoderSettings = AutoencoderSettings()
     diffusion: DiffusionSettings = DiffusionSettings()
+    clusters_first: bool = False
+    clusters: StageSettings = StageSettings(60, "adam", 1e-3, trains_clusters=True, affine_weight=0.04)
     training: StageSettings = StageSettings(600, "adadelta", 0.003, trains_clusters=True, affine_weight=0.04)
     finetuning1: StageSettings = StageSettings(130, "adam", 1e-4, trains_clusters=False)
     finetuning2: StageSettings = StageSettings(70, "adadelta", 0.003, trains_clusters=True, affine_weight=0.05)

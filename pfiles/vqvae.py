@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pfiles.blocks import DownBlock, MidBlock, UpBlock
+from pfiles.settings import AutoencoderSettings
 
 
 class VQVAE(nn.Module):
@@ -19,6 +20,7 @@ class VQVAE(nn.Module):
 
     down_channels: width at each resolution, finest first.
     norm_channels: groups of every GroupNorm; must divide every width.
+    upsampling: of the decoder, see `blocks.UpBlock`.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class VQVAE(nn.Module):
         codebook_size: int = 128,
         num_heads: int = 16,
         norm_channels: int = 32,
+        upsampling: str = "transposed",
     ):
         super().__init__()
         self.z_channels = z_channels
@@ -52,7 +55,8 @@ class VQVAE(nn.Module):
         self.decoder_conv_in = nn.Conv2d(z_channels, deepest, 3, padding=1)
         self.decoder_mids = nn.ModuleList([MidBlock(deepest, deepest, **args)])
         self.decoder_layers = nn.ModuleList(
-            UpBlock(coarse, fine, up_sample=True, attn=False, **args) for fine, coarse in reversed(widths)
+            UpBlock(coarse, fine, up_sample=True, attn=False, upsampling=upsampling, **args)
+            for fine, coarse in reversed(widths)
         )
         self.decoder_norm_out = nn.GroupNorm(norm_channels, down_channels[0])
         self.decoder_conv_out = nn.Conv2d(down_channels[0], im_channels, 3, padding=1)
@@ -113,3 +117,8 @@ class VQVAE(nn.Module):
         """Images -> reconstructions, quantised latents, quantisation losses."""
         z, losses = self.encode(x)
         return self.decode(z), z, losses
+
+
+def make_vqvae(settings: AutoencoderSettings) -> VQVAE:
+    """The autoencoder that the settings describe, untrained."""
+    return VQVAE(**settings.vqvae, upsampling=settings.upsampling)

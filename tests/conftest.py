@@ -12,12 +12,12 @@ from pfiles import latents
 from pfiles.__main__ import main
 from pfiles.clustering import KMeansClusters, fit_kmeans, make_clustering
 from pfiles.discriminator import Discriminator
-from pfiles.learning import diffusion, loop
+from pfiles.learning import autoencoder, diffusion, loop
 from pfiles.machine.runtime import seeded
 from pfiles.machine.speed import PLAIN
 from pfiles.settings import SavingSettings, get_settings
 from pfiles.unet_cond_base import UNet
-from pfiles.vqvae import VQVAE
+from pfiles.vqvae import make_vqvae
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"  # reference files beside a checkout; not part of the project
 
@@ -112,7 +112,7 @@ def run(tmp_path):
 
 def autoencoder_networks(tiny):
     with seeded(0, "networks"):
-        return VQVAE(**tiny.autoencoder.vqvae), Discriminator(**tiny.autoencoder.discriminator)
+        return make_vqvae(tiny.autoencoder), Discriminator(**tiny.autoencoder.discriminator)
 
 
 def stage_networks(tiny, kind="classifier"):
@@ -127,4 +127,14 @@ def train_stage(tiny, stage, networks, images, run):
     codes = latents.encode_tiles(vqvae, images)
     if isinstance(clusters, KMeansClusters):
         fit_kmeans(clusters, latents.latent_batches(vqvae, codes), seed=0)
-    return diffusion.train_stage(unet, clusters, vqvae, images, codes, tiny.diffusion, stage, run)
+    return diffusion.train_stage(
+        unet=unet, clusterer=clusters, space=latents.LatentSpace(vqvae), images=images, codes=codes,
+        settings=tiny.diffusion, stage=stage, run=run,
+    )  # fmt: skip
+
+
+def train_autoencoder(networks, images, perceptual, settings, run):
+    vqvae, discriminator = networks
+    return autoencoder.train_autoencoder(
+        vqvae=vqvae, discriminator=discriminator, images=images, perceptual=perceptual, settings=settings, run=run
+    )

@@ -19,7 +19,7 @@ from pfiles.machine.speed import Speed
 from pfiles.paths import atomic_write
 from pfiles.settings import SavingSettings, get_settings
 from pfiles.unet_cond_base import UNet
-from pfiles.vqvae import VQVAE
+from pfiles.vqvae import VQVAE, make_vqvae
 
 K = 3
 NUM_IMAGES = 12
@@ -34,7 +34,7 @@ def _run(folder: Path, name: str) -> loop.Run:
 def _networks() -> tuple[VQVAE, Discriminator, UNet, torch.nn.Module]:
     with seeded(0, "killed"):
         return (
-            VQVAE(**SETTINGS.autoencoder.vqvae),
+            make_vqvae(SETTINGS.autoencoder),
             Discriminator(**SETTINGS.autoencoder.discriminator),
             UNet(16, K, **SETTINGS.diffusion.unet),
             make_clustering("classifier", 16, K),
@@ -54,7 +54,10 @@ def train_autoencoder(folder: Path) -> None:
     vqvae, discriminator, _, _ = _networks()
     settings = replace(SETTINGS.autoencoder, epochs=4)
     perceptual = autoencoder.make_perceptual(settings, "cpu")
-    autoencoder.train_autoencoder(vqvae, discriminator, _images(), perceptual, settings, _run(folder, "autoencoder"))
+    autoencoder.train_autoencoder(
+        vqvae=vqvae, discriminator=discriminator, images=_images(), perceptual=perceptual, settings=settings,
+        run=_run(folder, "autoencoder"),
+    )  # fmt: skip
     _finish(folder, vqvae, discriminator)
 
 
@@ -65,7 +68,10 @@ def stage(name: str, folder: Path) -> None:
     codes = latents.encode_tiles(vqvae, images)
     settings = replace(SETTINGS.diffusion, condition_dropout=0.1, min_snr_gamma=5.0, dihedral_views=True)
     how = replace(getattr(SETTINGS, name), epochs=5, ema_decay=0.99, warmup_steps=10)
-    diffusion.train_stage(unet, clusters, vqvae, images, codes, settings, how, _run(folder, name))
+    diffusion.train_stage(
+        unet=unet, clusterer=clusters, space=latents.LatentSpace(vqvae), images=images, codes=codes,
+        settings=settings, stage=how, run=_run(folder, name),
+    )  # fmt: skip
     _finish(folder, unet, clusters)
 
 

@@ -18,7 +18,7 @@ from pfiles.paths import Paths, atomic_write, read_json, write_json
 from pfiles.settings import PRESETS, get_settings
 from pfiles.tiles.dataset import Tiles
 from pfiles.unet_cond_base import UNet
-from pfiles.vqvae import VQVAE
+from pfiles.vqvae import make_vqvae
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_an_identity_is_what_a_file_gives_back(preset, tmp_path):
 def stage(paths):
     """A saved first training with k-means, and what it was trained with."""
     settings = get_settings("demo", TINY)
-    vqvae, unet = VQVAE(**settings.autoencoder.vqvae), UNet(16, 3, **settings.diffusion.unet)
+    vqvae, unet = make_vqvae(settings.autoencoder), UNet(16, 3, **settings.diffusion.unet)
     clusters = KMeansClusters(16, 3)
     about = {"clustering": "kmeans", "starts_from": {"autoencoder": checkpoints.fingerprint(vqvae)}}
     save_stage(paths, "training", unet, clusters, 4, about)
@@ -226,7 +226,7 @@ def test_round_trip_of_a_stage(paths, stage):
 def test_networks_that_were_not_trained_together_are_refused(paths, stage):
     settings, vqvae, unet, clusters, about = stage
     with pytest.raises(InputError, match="trained with another autoencoder"):
-        checkpoints.load_stage(paths, settings, "training", "kmeans", VQVAE(**settings.autoencoder.vqvae), "cpu")
+        checkpoints.load_stage(paths, settings, "training", "kmeans", make_vqvae(settings.autoencoder), "cpu")
     save_stage(paths, "finetuning1", unet, clusters, 1, about)
     checkpoints.load_stage(paths, settings, "finetuning1", "kmeans", vqvae, "cpu")
     other = KMeansClusters(16, 3)

@@ -29,14 +29,18 @@ def train(folder: Path, epochs: int = 4) -> None:
     settings = replace(SETTINGS.autoencoder, epochs=epochs, learning_rate=1e-4)
     run = loop.Run("autoencoder", 7, 16, folder / "autoencoder", {}, saving, PLAIN)
     autoencoder.train_autoencoder(
-        vqvae, discriminator, images, autoencoder.make_perceptual(settings, "cpu"), settings, run
+        vqvae=vqvae, discriminator=discriminator, images=images, settings=settings, run=run,
+        perceptual=autoencoder.make_perceptual(settings, "cpu"),
     )  # fmt: skip
 
     vqvae = _networks()[0].eval().requires_grad_(False)  # the same in both, whatever the first training's rounding
     codes = latents.encode_tiles(vqvae, images)
     stage = replace(SETTINGS.training, epochs=epochs, learning_rate=1e-4)
     run = loop.Run("training", 7, 16, folder / "training", {}, saving, PLAIN)
-    diffusion.train_stage(unet, clusters, vqvae, images, codes, SETTINGS.diffusion, stage, run)
+    diffusion.train_stage(
+        unet=unet, clusterer=clusters, space=latents.LatentSpace(vqvae), images=images, codes=codes,
+        settings=SETTINGS.diffusion, stage=stage, run=run,
+    )  # fmt: skip
     with atomic_write(folder / "result.pt") as file:
         torch.save([network.state_dict() for network in (discriminator, unet, clusters)], file)
 

@@ -41,16 +41,18 @@ def sample(
     guidance: float = 1.0,
     speed: Speed = PLAIN,
     progress: bool = True,
+    prediction: str = "noise",
 ) -> Tensor:
     """Draw one image for each cluster id.
 
-    decode: latents (B, z, h, w) -> images in [0, 1], such as `VQVAE.decode`. The latent is not quantised again.
+    decode: latents (B, z, h, w) -> images in [0, 1], such as `LatentSpace.decode`. The latent is not quantised again.
     cluster_ids: the condition of each image, 0-based. seeds: one per image, see `image_seeds`.
     latent_shape: (z, h, w). num_steps: denoising steps, default and most all of the scheduler's.
     batch_size: images at once. All noise of an image comes from its own seed, so it does not depend on this.
     sampler: see `samplers.make_solver`.
     guidance: w in noise = noise without cluster + w * (noise with - without), Ho & Salimans 2022; 1 is the plain
         condition. Other values need a UNet that was trained without its condition now and then.
+    prediction: what the UNet was trained to predict, "noise" or "v"; solvers get the noise that it means.
 
     Returns uint8 images (N, 3, H, W) on the CPU.
     """
@@ -79,6 +81,8 @@ def sample(
                 if guidance != 1:
                     without = predict(x, times[i : i + 1], torch.full_like(clusters, -1)).to(x.dtype)
                     predicted = without + guidance * (predicted - without)
+                if prediction == "v":
+                    predicted = scheduler.noise_from_velocity(x, predicted, solver.timesteps[i])
                 x = solver.step(i, x, predicted, noise)
                 bar.update()
             images.append(to_uint8(decode(x)).cpu())

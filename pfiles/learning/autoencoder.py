@@ -1,23 +1,25 @@
-"""Training of the VQ-GAN, the first of all (the paper, section 3.2)."""
+"""Training of the VQ-GAN, the first of all (the paper, section 3.2), and of its decoder alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pfiles.discriminator import Discriminator
+from pfiles.discriminator import Discriminator, PolishDiscriminator
 from pfiles.learning.log import History
-from pfiles.learning.loop import Run, _train, _update, _weighted
-from pfiles.learning.losses import adversarial_loss, ms_ssim_loss
+from pfiles.learning.loop import Objective, Pace, Run, train
+from pfiles.learning.losses import adversarial_loss, hinge_loss, ms_ssim_loss
 from pfiles.lpips import LPIPS
 from pfiles.machine import processes
 from pfiles.machine.runtime import make_generator
-from pfiles.settings import AutoencoderSettings
+from pfiles.settings import AutoencoderSettings, PolishSettings
 from pfiles.tiles.pixels import to_unit
+from pfiles.tiles.views import random_dihedral
 from pfiles.vqvae import VQVAE
 
 REVIVE_FROM = 16  # tiles whose encodings replace dead codes
+RECONSTRUCTION = {"mse": F.mse_loss, "l1": F.l1_loss}
 
 
 def make_perceptual(settings: AutoencoderSettings, device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -29,6 +31,7 @@ def make_perceptual(settings: AutoencoderSettings, device: torch.device | str) -
 
 
 def train_autoencoder(
+    *,
     vqvae: VQVAE,
     discriminator: Discriminator,
     images: Tensor,
@@ -38,9 +41,9 @@ def train_autoencoder(
 ) -> History:
     """Train the VQ-GAN (the paper, section 3.2) on `images` (N, 3, S, S) uint8, in place.
 
-    The autoencoder minimises MSE + w_p perceptual + w_c codebook + w_b commitment, and, after
-    `discriminator_start_step` steps, + w_a * (how far its images are from passing for real ones). From then on the
-    discriminator minimises w_a times the mean of its two least-squares losses.
+    The autoencoder minimises the reconstruction error (MSE as published, or L1) + w_p perceptual + w_c codebook + w_b
+    commitment, and, after `discriminator_start_step` steps, + w_a * (how far its images are from passing for real
+    ones). From then on the discriminator minimises w_a times the mean of its two least-squares losses.
 
     perceptual: see `make_perceptual`.
     """
@@ -53,15 +56,15 @@ def train_autoencoder(
     uses = torch.zeros(vqvae.embedding.num_embeddings, device=images.device)  # of each code in this epoch
     autoencode = run.speed.fast(processes.distribute(_Autoencoding(vqvae.train())))
     judge = run.speed.fast(processes.distribute(discriminator.train()))
+    draw = _draw_tiles(images, settings.dihedral_views)
 
-    def step(index: Tensor, number: int, generator: torch.Generator) -> dict[str, Tensor]:
-        own = processes.share(index)
-        x = to_unit(images[own])
+    def learn(own: Tensor, drawn: dict[str, Tensor], number: int) -> Iterator[Objective]:
+        x = to_unit(drawn["tiles"])
         reconstruction, quantisation, codes = autoencode(x)
         reconstruction = reconstruction.float()
         uses.index_add_(0, codes.flatten(), torch.ones_like(codes.flatten(), dtype=uses.dtype))
         terms = {
-            "reconstruction": F.mse_loss(reconstruction, x),
+            "reconstruction": RECONSTRUCTION[settings.reconstruction](reconstruction, x),
             "perceptual": settings.perceptual_weight * perceptual(reconstruction, x),
             "codebook": settings.codebook_weight * quantisation["codebook_loss"],
             "commitment": settings.commitment_weight * quantisation["commitment_loss"],
@@ -70,20 +73,13 @@ def train_autoencoder(
         if adversarial:
             fooled = adversarial_loss(judge(reconstruction).float(), real=True)
             terms["generator"] = settings.adversarial_weight * fooled
-        terms = _weighted(terms, own, index)
-        loss = sum(terms.values())
-        loss.backward()
-
+        yield Objective([optimizer_g], terms)
         if adversarial:
             if not settings.generator_gradient_leaks:
                 optimizer_d.zero_grad()
             fake = adversarial_loss(judge(reconstruction.detach()).float(), real=False)
             real = adversarial_loss(judge(x).float(), real=True)
-            terms |= _weighted({"discriminator": settings.adversarial_weight * (fake + real) / 2}, own, index)
-            terms["discriminator"].backward()
-            optimizer_d.step()
-            optimizer_d.zero_grad()
-        return {"loss": loss, **terms, "gradient_norm": _update(optimizer_g)}
+            yield Objective([optimizer_d], {"discriminator": settings.adversarial_weight * (fake + real) / 2})
 
     def after_epoch(epoch: int) -> dict[str, float]:
         used = processes.total(uses)
@@ -96,10 +92,98 @@ def train_autoencoder(
         uses.zero_()
         return row
 
-    parts = {"vqvae": vqvae, "discriminator": discriminator, "optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
-    history = _train(settings.epochs, len(images), step, parts, run, {"uses": uses}, after_epoch)
+    history = train(
+        run,
+        num_epochs=settings.epochs,
+        num_tiles=len(images),
+        draw=draw,
+        learn=learn,
+        parts={"vqvae": vqvae, "discriminator": discriminator, "optimizer_g": optimizer_g, "optimizer_d": optimizer_d},
+        pace=Pace(settings.warmup_steps, settings.decay, settings.clip_norm),
+        counters={"uses": uses},
+        after_epoch=after_epoch,
+    )
     vqvae.eval().requires_grad_(False)
     return history
+
+
+def polish_decoder(
+    *,
+    vqvae: VQVAE,
+    discriminator: PolishDiscriminator,
+    images: Tensor,
+    perceptual: Callable[[Tensor, Tensor], Tensor],
+    settings: PolishSettings,
+    clip_norm: float | None,
+    run: Run,
+) -> History:
+    """Train the decoder on alone, in place, so that fine detail comes back that a mean error cannot ask for.
+
+    Encoder and codebook stay as they are, and with them every code, cluster and UNet. The decoder minimises L1 + w_p
+    perceptual + w_a times the hinge loss of passing for real (Lim & Ye 2017; Esser et al. 2021 for a VQ-GAN); the
+    discriminator its own hinge loss. Both learning rates fall to zero along a cosine.
+
+    images: uint8 (N, 3, S, S), each shown in a random one of its eight views. clip_norm: as in `Pace`.
+    """
+    decoder = nn.ModuleList([vqvae.post_quant_conv, *(m for n, m in vqvae.named_children() if n.startswith("decoder"))])
+    vqvae.train().requires_grad_(False)
+    decoder.requires_grad_(True)
+    optimizers = [
+        torch.optim.Adam(
+            network.parameters(), settings.learning_rate, settings.adam_betas, fused=run.speed.fused or None
+        )
+        for network in (decoder, discriminator)
+    ]
+    encode = run.speed.fast(vqvae.encode_codes)
+    decode = run.speed.fast(processes.distribute(_Decoding(vqvae)))
+    judge = run.speed.fast(processes.distribute(discriminator.train()))
+
+    def learn(own: Tensor, drawn: dict[str, Tensor], number: int) -> Iterator[Objective]:
+        x = to_unit(drawn["tiles"])
+        with torch.no_grad():
+            z = vqvae.embed(encode(x))
+        reconstruction = decode(z).float()
+        terms = {
+            "reconstruction": F.l1_loss(reconstruction, x),
+            "perceptual": settings.perceptual_weight * perceptual(reconstruction, x),
+            "generator": -settings.adversarial_weight * judge(reconstruction).float().mean(),
+        }
+        yield Objective(optimizers[:1], terms)
+        optimizers[1].zero_grad()  # of the generator's loss
+        loss = hinge_loss(judge(x).float(), judge(reconstruction.detach()).float())
+        yield Objective(optimizers[1:], {"discriminator": loss})
+
+    parts = {"vqvae": vqvae, "discriminator": discriminator, "optimizer_g": optimizers[0], "optimizer_d": optimizers[1]}
+    history = train(
+        run,
+        num_epochs=settings.epochs,
+        num_tiles=len(images),
+        draw=_draw_tiles(images, dihedral_views=True),
+        learn=learn,
+        parts=parts,
+        pace=Pace(decay="cosine", clip_norm=clip_norm),
+    )
+    vqvae.eval().requires_grad_(False)
+    return history
+
+
+def _draw_tiles(images: Tensor, dihedral_views: bool) -> Callable[[Tensor, torch.Generator], dict[str, Tensor]]:
+    def draw(index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        tiles = images[index]
+        return {"tiles": random_dihedral(tiles, generator) if dihedral_views else tiles}
+
+    return draw
+
+
+class _Decoding(nn.Module):
+    """The decoder as a network of its own, for several processes."""
+
+    def __init__(self, vqvae: VQVAE):
+        super().__init__()
+        self.vqvae = vqvae
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.vqvae.decode(z)
 
 
 class _Autoencoding(nn.Module):

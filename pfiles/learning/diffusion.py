@@ -1,7 +1,7 @@
-"""The three trainings of the conditional UNet and of the clusters (the paper, sections 3.4 and 3.5)."""
+"""The trainings of the conditional UNet and of the clusters (the paper, sections 3.4 and 3.5)."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pfiles.classifier import Classifier
 from pfiles.clustering import probabilities
-from pfiles.latents import predict_clusters
+from pfiles.latents import LatentSpace, predict_clusters
 from pfiles.learning.log import History
-from pfiles.learning.loop import Run, _train, _update, _weighted
+from pfiles.learning.loop import Objective, Pace, Run, train
 from pfiles.learning.losses import affine_kl, conditional_entropy, marginal_entropy
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine import processes
@@ -23,8 +23,94 @@ from pfiles.vqvae import VQVAE
 
 
 def train_stage(
+    *,
     unet: UNet,
-    clustering: nn.Module,
+    clusterer: nn.Module,
+    space: LatentSpace,
+    images: Tensor,
+    codes: Tensor,
+    settings: DiffusionSettings,
+    stage: StageSettings,
+    run: Run,
+) -> History:
+    """Train the UNet, and with it a classifier where the stage does, in place.
+
+    Every step minimises the mean squared error of the predicted noise (or velocity), the cluster of each tile being
+    the condition. A classifier in training adds the terms of `cluster_terms`. Its argmax, the condition, passes no
+    gradient: the two networks share a loss and nothing else. Clusters that do not learn are predicted once.
+
+    images: uint8 (N, 3, S, S), needed for the affine views only.
+    codes: of the tiles (N, h, w), see `latents.encode_tiles`, or of their views (8, N, h, w), see `encode_views`: then
+        each tile of a step is learnt in a view drawn at random.
+    """
+    codes, device, vqvae = codes.view(-1, *codes.shape[-3:]), codes.device, space.vqvae
+    scheduler = LinearNoiseScheduler(settings.num_timesteps, settings.beta_start, settings.beta_end)
+    learns = stage.trains_clusters and isinstance(clusterer, Classifier)
+    parts = {"unet": unet.train(), "optimizer": make_optimizer(stage, unet, run)}
+    predict = run.speed.fast(processes.distribute(unet))
+    if learns:
+        parts |= {"classifier": clusterer.train(), "cluster_optimizer": make_optimizer(stage, clusterer, run)}
+        classify = run.speed.fast(processes.distribute(clusterer))
+        encode = run.speed.fast(vqvae.encode_codes)
+        fill = settings.affine_fill or mean_colour(images)
+    else:
+        clusters = torch.stack([predict_clusters(vqvae, clusterer, view)[0] for view in codes]).to(device)
+    if stage.ema_decay:
+        parts["averaged"] = averaged = copy.deepcopy(unet).requires_grad_(False)
+
+    def draw(index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        drawn = {}
+        if learns:
+            drawn["moved"] = move(images[index], generator, fill, settings.dihedral_views)
+        drawn["t"] = torch.randint(scheduler.num_timesteps, (len(index),), generator=generator, device=device)
+        shape = (len(index), vqvae.z_channels, *codes.shape[2:])
+        drawn["noise"] = torch.randn(shape, generator=generator, device=device)
+        if settings.condition_dropout:
+            uniform = torch.rand(len(index), generator=generator, device=device)
+            drawn["unconditioned"] = uniform < settings.condition_dropout
+        if len(codes) > 1:
+            drawn["view"] = torch.randint(len(codes), (len(index),), generator=generator, device=device)
+        return drawn
+
+    def learn(own: Tensor, drawn: dict[str, Tensor], number: int) -> Iterator[Objective]:
+        view = drawn.get("view", torch.zeros_like(own))
+        z = vqvae.embed(codes[view, own])
+        terms, optimizers = {}, [parts["optimizer"]]
+        if learns:
+            p = probabilities(classify, z)
+            terms = cluster_terms(p, probabilities(classify, embed_moved(vqvae, encode, drawn["moved"])))
+            optimizers.append(parts["cluster_optimizer"])
+            cluster = p.argmax(dim=1)
+        else:
+            cluster = clusters[view, own]
+        if settings.condition_dropout:
+            cluster = torch.where(drawn["unconditioned"], -1, cluster)
+
+        x0, noise, t = space.scale(z), drawn["noise"], drawn["t"]
+        target = noise if settings.prediction == "noise" else scheduler.velocity(x0, noise, t)
+        predicted = predict(scheduler.add_noise(x0, noise, t), t, cluster).float()
+        error = (predicted - target).square().mean((1, 2, 3))
+        terms["mse"] = error.mean()
+        weights = cluster_weights(settings, stage)
+        if settings.min_snr_gamma is not None:
+            terms["weighted_mse"] = (error * min_snr_weight(scheduler, t, settings)).mean()
+            weights["mse"] = 0.0
+        yield Objective(optimizers, terms, weights)
+        if stage.ema_decay:
+            decay = min(stage.ema_decay, (1 + number) / (10 + number))  # young weights are forgotten sooner
+            get_ema_multi_avg_fn(decay)([*averaged.parameters()], [*unet.parameters()], None)
+
+    history = train(
+        run, num_epochs=stage.epochs, num_tiles=codes.shape[1], draw=draw, learn=learn, parts=parts, pace=_pace(stage)
+    )
+    if stage.ema_decay:
+        unet.load_state_dict(averaged.state_dict())
+    return history
+
+
+def train_clusters(
+    *,
+    classifier: Classifier,
     vqvae: VQVAE,
     images: Tensor,
     codes: Tensor,
@@ -32,90 +118,77 @@ def train_stage(
     stage: StageSettings,
     run: Run,
 ) -> History:
-    """Train the UNet, and with it a classifier where the stage does, in place (the paper, sections 3.4 and 3.5).
+    """Train a classifier by information maximisation without a UNet beside it, in place.
 
-    Every step minimises the mean squared error of the predicted noise, the cluster of each tile being the condition.
-    A classifier in training adds -l_me ME + l_ce CE + l_af AF (see `losses`). Its argmax, the condition, passes no
-    gradient: the two networks share an optimiser and nothing else. Clusters that do not learn are predicted once.
-
-    images: uint8 (N, 3, S, S), needed for the affine views only; codes: their `latents.encode_tiles`.
+    No gradient ever passes between the two, so that the UNet may as well learn afterwards, from clusters that no longer
+    change. Arguments as in `train_stage`.
     """
-    device = codes.device
-    scheduler = LinearNoiseScheduler(settings.num_timesteps, settings.beta_start, settings.beta_end)
-    learns = stage.trains_clusters and isinstance(clustering, Classifier)
-    optimizer = _make_optimizer(
-        stage, [*unet.parameters(), *(clustering.parameters() if learns else ())], run.speed.fused
+    codes = codes.view(-1, *codes.shape[-3:])
+    parts = {"classifier": classifier.train(), "cluster_optimizer": make_optimizer(stage, classifier, run)}
+    classify = run.speed.fast(processes.distribute(classifier))
+    encode = run.speed.fast(vqvae.encode_codes)
+    fill = settings.affine_fill or mean_colour(images)
+
+    def draw(index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        drawn = {"moved": move(images[index], generator, fill, settings.dihedral_views)}
+        if len(codes) > 1:
+            drawn["view"] = torch.randint(len(codes), (len(index),), generator=generator, device=codes.device)
+        return drawn
+
+    def learn(own: Tensor, drawn: dict[str, Tensor], number: int) -> Iterator[Objective]:
+        z = vqvae.embed(codes[drawn.get("view", torch.zeros_like(own)), own])
+        p, p_moved = (probabilities(classify, x) for x in (z, embed_moved(vqvae, encode, drawn["moved"])))
+        yield Objective([parts["cluster_optimizer"]], cluster_terms(p, p_moved), cluster_weights(settings, stage))
+
+    return train(
+        run, num_epochs=stage.epochs, num_tiles=codes.shape[1], draw=draw, learn=learn, parts=parts, pace=_pace(stage)
     )
-    parts = {"unet": unet.train(), "optimizer": optimizer}
-    predict = run.speed.fast(processes.distribute(unet))
-    if learns:
-        parts["classifier"] = clustering.train()
-        classify = run.speed.fast(processes.distribute(clustering))
-        encode = run.speed.fast(vqvae.encode_codes)
-        fill = settings.affine_fill or mean_colour(images)
-    else:
-        clusters = predict_clusters(vqvae, clustering, codes)[0].to(device)
-    if stage.ema_decay:
-        averaged = copy.deepcopy(unet).requires_grad_(False)
-        parts["averaged"] = averaged
-
-    def step(index: Tensor, number: int, generator: torch.Generator) -> dict[str, Tensor]:
-        own = processes.share(index)
-        z = vqvae.embed(codes[own])
-        terms, whole_batch = {}, {}
-        if learns:
-            views = random_affine(images[index], generator, fill=fill)
-            if settings.dihedral_views:
-                views = random_dihedral(views, generator)
-            with torch.no_grad():
-                z_view = vqvae.embed(encode(to_unit(processes.share(views))))
-            p, p_view = (probabilities(classify, latents) for latents in (z, z_view))
-            mean = processes.differentiable_total(p.sum(0, keepdim=True)) / len(index)
-            whole_batch["marginal_entropy"] = marginal_entropy(mean)
-            terms["conditional_entropy"] = conditional_entropy(p)
-            terms["affine_kl"] = affine_kl(p, p_view)
-            cluster = p.argmax(dim=1)
-        else:
-            cluster = clusters[own]
-        t = torch.randint(scheduler.num_timesteps, (len(index),), generator=generator, device=device)
-        noise = torch.randn((len(index), *z.shape[1:]), generator=generator, device=device)
-        if settings.condition_dropout:
-            drop = torch.rand(len(index), generator=generator, device=device) < settings.condition_dropout
-            cluster = torch.where(processes.share(drop), -1, cluster)
-        t, noise = processes.share(t), processes.share(noise)
-        error = (predict(scheduler.add_noise(z, noise, t), t, cluster).float() - noise).square().mean((1, 2, 3))
-        terms["mse"] = error.mean()
-        objective = "mse"
-        if settings.min_snr_gamma is not None:  # Hang et al. 2023, for a network that predicts the noise
-            snr = scheduler.signal_to_noise(t)
-            objective = "weighted_mse"
-            terms[objective] = (error * (snr.clamp_max(settings.min_snr_gamma) / snr).float()).mean()
-        terms = _weighted(terms, own, index) | whole_batch
-        weights = {
-            objective: 1.0,
-            "marginal_entropy": -settings.marginal_entropy_weight,
-            "conditional_entropy": settings.conditional_entropy_weight,
-            "affine_kl": stage.affine_weight,
-        }
-        loss = sum(weights[name] * term for name, term in terms.items() if name in weights)
-        loss.backward()
-        if stage.warmup_steps:
-            for group in optimizer.param_groups:
-                group["lr"] = stage.learning_rate * min(1.0, (number + 1) / stage.warmup_steps)
-        norm = _update(optimizer)
-        if stage.ema_decay:
-            decay = min(stage.ema_decay, (1 + number) / (10 + number))  # young weights are forgotten sooner
-            get_ema_multi_avg_fn(decay)([*averaged.parameters()], [*unet.parameters()], None)
-        return {"loss": loss, **terms, "gradient_norm": norm}
-
-    history = _train(stage.epochs, len(codes), step, parts, run)
-    if stage.ema_decay:
-        unet.load_state_dict(averaged.state_dict())
-    return history
 
 
-def _make_optimizer(stage: StageSettings, parameters: Iterable[nn.Parameter], fused: bool) -> torch.optim.Optimizer:
+def move(images: Tensor, generator: torch.Generator, fill: tuple[int, int, int], dihedral: bool) -> Tensor:
+    """The view (B, 3, S, S) of each tile with which its cluster must agree: moved a little, and turned and mirrored
+    where `dihedral`."""
+    moved = random_affine(images, generator, fill=fill)
+    return random_dihedral(moved, generator) if dihedral else moved
+
+
+@torch.no_grad()
+def embed_moved(vqvae: VQVAE, encode: nn.Module, moved: Tensor) -> Tensor:
+    """The latents of moved views; the encoder is frozen."""
+    return vqvae.embed(encode(to_unit(moved)))
+
+
+def cluster_terms(p: Tensor, p_moved: Tensor) -> dict[str, Tensor]:
+    """ME, CE and AF of the paper's section 3.5 (see `losses`); the marginal entropy is that of the whole batch."""
+    return {
+        "marginal_entropy": marginal_entropy(processes.batch_mean(p)[None]),
+        "conditional_entropy": conditional_entropy(p),
+        "affine_kl": affine_kl(p, p_moved),
+    }
+
+
+def cluster_weights(settings: DiffusionSettings, stage: StageSettings) -> dict[str, float]:
+    """-l_me, l_ce and l_af, the weights of `cluster_terms` in the loss."""
+    return {
+        "marginal_entropy": -settings.marginal_entropy_weight,
+        "conditional_entropy": settings.conditional_entropy_weight,
+        "affine_kl": stage.affine_weight,
+    }
+
+
+def min_snr_weight(scheduler: LinearNoiseScheduler, t: Tensor, settings: DiffusionSettings) -> Tensor:
+    """The weight (B,) of each tile's error at time t (B,), Hang et al. 2023: min(SNR, gamma) / SNR for a predicted
+    noise, min(SNR, gamma) / (SNR + 1) for a velocity; both weigh the error of the implied x_0 by min(SNR, gamma)."""
+    snr = scheduler.signal_to_noise(t)
+    return (snr.clamp_max(settings.min_snr_gamma) / (snr + (settings.prediction == "v"))).float()
+
+
+def make_optimizer(stage: StageSettings, network: nn.Module, run: Run) -> torch.optim.Optimizer:
     if stage.optimizer == "adadelta":
-        return torch.optim.Adadelta(parameters, stage.learning_rate)
+        return torch.optim.Adadelta(network.parameters(), stage.learning_rate)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[stage.optimizer]
-    return kind(parameters, stage.learning_rate, fused=fused or None)
+    return kind(network.parameters(), stage.learning_rate, fused=run.speed.fused or None)
+
+
+def _pace(stage: StageSettings) -> Pace:
+    return Pace(stage.warmup_steps, stage.decay, stage.clip_norm)

@@ -1,14 +1,16 @@
-"""The trainings: the VQ-GAN, and the three stages of the conditional latent diffusion model.
+"""The loop that every training runs in: order of the tiles, updates, sharing among processes, resume, log, bad numbers.
 
-Each training goes on where it was stopped, at any step. The order of the tiles comes from a random generator made for
-the epoch, everything else that a step draws from one made for that step, so a continued run draws what an unbroken one
-would. Several processes (see `processes`) share every batch: its random numbers are drawn whole by each, and losses
-and gradients are the means over the whole batch.
+A training gives it two functions. `draw` draws all that is random in a step, for the whole batch; `learn` computes,
+from this process's share, what is to be minimised. The order of the tiles comes from a random generator made for the
+epoch, everything else from one made for the step, so a continued training draws what an unbroken one would. Several
+processes (see `processes`) share every batch: its random numbers are drawn whole by each, and losses and gradients are
+the means over the whole batch.
 """
 
+import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,35 +49,67 @@ class Run:
     restart: bool = False
 
 
-def _weighted(terms: Mapping[str, Tensor], own: Tensor, index: Tensor) -> dict[str, Tensor]:
-    """Means over a process's tiles `own`, such that their mean over the processes is the mean over all of `index`."""
-    weight = len(own) * processes.world_size() / len(index)
-    return {name: term * weight for name, term in terms.items()} if weight != 1 else dict(terms)
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised together in a step.
+
+    optimizers: of the networks that learn from it, each clipped and updated on its own.
+    terms: scalars by name, means over this process's tiles.
+    weights: of the terms in the loss; 1 for a term that has none, 0 for one that is only recorded.
+    """
+
+    optimizers: Sequence[torch.optim.Optimizer]
+    terms: Mapping[str, Tensor]
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def loss(self) -> Tensor:
+        weighted = ((self.weights.get(name, 1.0), term) for name, term in self.terms.items())
+        return sum(weight * term for weight, term in weighted if weight)
 
 
-def _update(optimizer: torch.optim.Optimizer) -> Tensor:
-    """Apply and clear the gradients; returns their norm."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    optimizer.step()
-    optimizer.zero_grad()
-    return norm
+@dataclass(frozen=True)
+class Pace:
+    """How fast a training learns.
+
+    warmup_steps: steps over which the learning rate grows from 0.
+    decay: "constant", or "cosine", along which it falls to zero at the end.
+    clip_norm: the largest norm of an optimiser's gradient; None: no limit.
+    """
+
+    warmup_steps: int = 0
+    decay: str = "constant"
+    clip_norm: float | None = None
+
+    def factor(self, number: int, total_steps: int) -> float:
+        """The share of the full learning rate in step `number`, counting from 0."""
+        warm = min(1.0, (number + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        return warm * (0.5 + 0.5 * math.cos(math.pi * number / total_steps) if self.decay == "cosine" else 1.0)
 
 
-def _train(
+Draw = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
+Learn = Callable[[Tensor, dict[str, Tensor], int], Iterator[Objective]]
+
+
+def train(
+    run: Run,
+    *,
     num_epochs: int,
     num_tiles: int,
-    step: Callable[[Tensor, int, torch.Generator], dict[str, Tensor]],
+    draw: Draw,
+    learn: Learn,
     parts: Mapping[str, nn.Module | torch.optim.Optimizer],
-    run: Run,
+    pace: Pace = Pace(),
     counters: Mapping[str, Tensor] | None = None,
     after_epoch: Callable[[int], dict[str, float]] = lambda epoch: {},
 ) -> History:
-    """Run `step` over the shuffled tiles for `num_epochs`, from the resume point where there is one.
+    """Train over the shuffled tiles for `num_epochs`, from the resume point where there is one.
 
-    step: takes the tiles' indices, the number of the step since the start, and the step's random generator, all on
-        the networks' device; returns the loss terms, which are averaged over the epoch there.
-    parts: all that changes, by name, a network first. counters: tensors that `step` changes besides.
+    draw: from the indices (B,) of a step's tiles and the step's generator, both on the networks' device, to tensors
+        whose rows belong to the tiles.
+    learn: from the indices of this process's tiles, their rows of what was drawn, and the number of the step since
+        the start, to one objective after another; each is minimised by one step before `learn` goes on. The loss of
+        the first is recorded as "loss".
+    parts: all that changes, by name, a network first. counters: tensors that `learn` changes besides.
     after_epoch: is told the number of the epoch just done and adds to its row of the history.
     """
     if run.batch_size < processes.world_size():
@@ -84,6 +118,8 @@ def _train(
             "start fewer, or set a larger batch_size."
         )
     device = next(next(iter(parts.values())).parameters()).device
+    optimizers = [part for part in parts.values() if isinstance(part, torch.optim.Optimizer)]
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     steps = len(epoch_batches(num_tiles, run.batch_size, torch.Generator()))  # per epoch
     total_steps = num_epochs * steps
     state = {"step": 0, "history": [], "sums": {}, "counts": {}, "seconds": 0.0}
@@ -114,7 +150,6 @@ def _train(
     log = TrainingLog(run.folder, len(history))
     generator = torch.Generator(device)
     first_bad = torch.full((), -1, device=device)
-    optimizer = next(part for part in parts.values() if isinstance(part, torch.optim.Optimizer))
     began = saved = time.monotonic()
     began -= state["seconds"]
     batches: list[Tensor] = []
@@ -128,13 +163,15 @@ def _train(
             if not batches:
                 batches = [batch.to(device) for batch in _batches(run, num_tiles, epoch)]
             generator.manual_seed(derive_seed(run.seed, run.name, number))
+            for optimizer, full in zip(optimizers, rates, strict=True):
+                for group, rate in zip(optimizer.param_groups, full, strict=True):
+                    group["lr"] = rate * pace.factor(number, total_steps)
             run.speed.begin_step()
-            terms = step(batches[place], number, generator)
+            terms, good = _step(batches[place], number, generator, draw, learn, pace)
             for name, value in terms.items():
-                state["sums"][name] = state["sums"].get(name, 0) + value.detach()
+                state["sums"][name] = state["sums"].get(name, 0) + value
                 state["counts"][name] = state["counts"].get(name, 0) + 1
-            bad = ~(terms["loss"].detach() + terms["gradient_norm"]).isfinite()
-            first_bad = torch.where(bad & (first_bad < 0), number, first_bad)
+            first_bad = torch.where(~good & (first_bad < 0), number, first_bad)
             bar.update()
             state["step"] = number + 1
 
@@ -147,7 +184,7 @@ def _train(
             if last_of_epoch:
                 row = _epoch_means(state["sums"], state["counts"]) | after_epoch(epoch)
                 row |= {
-                    "learning_rate": optimizer.param_groups[0]["lr"],
+                    "learning_rate": optimizers[0].param_groups[0]["lr"],
                     "images_per_second": num_tiles / (time.monotonic() - began),
                     "memory_gb": peak_memory_gb(device),
                     "seconds": time.monotonic() - began,
@@ -167,6 +204,45 @@ def _train(
                 stop(received, f"{run.name} stopped after step {number + 1} of {total_steps}: run it again to go on.")
     log.close()
     return history
+
+
+def _step(
+    index: Tensor, number: int, generator: torch.Generator, draw: Draw, learn: Learn, pace: Pace
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One step on the tiles `index` of all processes: the terms to record, and whether every number was finite."""
+    own = processes.share(index)
+    drawn = {name: processes.share(rows) for name, rows in draw(index, generator).items()}
+    weight = len(own) * processes.world_size() / len(index)  # so that the processes' mean is the mean over all tiles
+    terms: dict[str, Tensor] = {}
+    checked = []
+    for objective in learn(own, drawn, number):
+        loss = objective.loss() * weight
+        loss.backward()
+        norms = torch.stack([update(optimizer, pace.clip_norm) for optimizer in objective.optimizers])
+        norm = norms.norm() if len(norms) > 1 else norms[0]
+        checked += [loss.detach(), norm]
+        terms |= {name: term.detach() * weight for name, term in objective.terms.items()}
+        terms = {"loss": loss.detach(), **terms, "gradient_norm": norm} if "loss" not in terms else terms
+    return terms, torch.stack(checked).isfinite().all()
+
+
+def update(optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> Tensor:
+    """Apply and clear the gradients, clipped to a norm of `clip_norm`; returns the norm they had."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    if clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
+
+
+def epoch_batches(n: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """A shuffled epoch of n tiles in n // batch_size batches of nearly equal size, as published.
+
+    No tile is dropped: a remainder enlarges batches by one (10,000 tiles at 16 are 625 batches). CPU index tensors.
+    """
+    return list(torch.randperm(n, generator=generator).tensor_split(max(1, n // batch_size)))
 
 
 def _batches(run: Run, num_tiles: int, epoch: int) -> list[Tensor]:
@@ -191,11 +267,3 @@ def _epoch_means(sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[
     """The means of the terms over the epoch's steps and over all processes."""
     stacked = torch.stack([sums[name] / counts[name] for name in sums])
     return dict(zip(sums, (processes.total(stacked) / processes.world_size()).tolist(), strict=True))
-
-
-def epoch_batches(n: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """A shuffled epoch of n tiles in n // batch_size batches of nearly equal size, as published.
-
-    No tile is dropped: a remainder enlarges batches by one (10,000 tiles at 16 are 625 batches). CPU index tensors.
-    """
-    return list(torch.randperm(n, generator=generator).tensor_split(max(1, n // batch_size)))

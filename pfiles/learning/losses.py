@@ -37,6 +37,11 @@ def adversarial_loss(logits: Tensor, real: bool) -> Tensor:
     return F.mse_loss(logits, torch.full_like(logits, float(real)))
 
 
+def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's hinge loss (Lim & Ye 2017) of its logits for real and for generated images."""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
 def ms_ssim_loss(a: Tensor, b: Tensor) -> Tensor:
     """1 - MS-SSIM (Wang et al. 2003) of images in [0, 1], averaged over the batch; needs no pretrained network.
 

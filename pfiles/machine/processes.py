@@ -83,6 +83,13 @@ def differentiable_total(x: Tensor) -> Tensor:
     return _Total.apply(x) if world_size() > 1 else x
 
 
+def batch_mean(x: Tensor) -> Tensor:
+    """The mean over the rows of all processes' `x` (B, ...); the gradient reaches every process's rows."""
+    if world_size() == 1:
+        return x.mean(0)
+    return differentiable_total(x.sum(0)) / total(torch.tensor(float(len(x)), device=x.device))
+
+
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -9,7 +9,12 @@ def random_dihedral(images: Tensor, generator: torch.Generator) -> Tensor:
 
     `generator` lives on the images' device.
     """
-    flip_x, flip_y, transpose = torch.randint(2, (3, len(images), 1, 1, 1), generator=generator, device=images.device)
+    return dihedral(images, torch.randint(8, (len(images),), generator=generator, device=images.device))
+
+
+def dihedral(images: Tensor, view: Tensor) -> Tensor:
+    """Each of the square images (B, C, S, S) in the view (B,) of that number, 0 ... 7; 0 is the image as it is."""
+    flip_x, flip_y, transpose = ((view.view(-1, 1, 1, 1) >> bit) & 1 for bit in range(3))
     images = torch.where(flip_x.bool(), images.flip(3), images)
     images = torch.where(flip_y.bool(), images.flip(2), images)
     return torch.where(transpose.bool(), images.transpose(2, 3), images)

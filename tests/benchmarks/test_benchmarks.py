@@ -16,7 +16,7 @@ import benchmarks.__main__ as command
 from benchmarks import items, measure, reference, train_and_look
 from benchmarks.inputs import Flops, count_flops, make_networks, make_size, published_networks, smooth_tiles
 from pfiles.drawing import sampling
-from pfiles.latents import encode_tiles
+from pfiles.latents import LatentSpace, encode_tiles
 from pfiles.learning import diffusion, loop
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import make_generator, seeded
@@ -110,8 +110,9 @@ def test_a_published_step_has_the_products_losses_and_update(tmp_path, monkeypat
     run = loop.Run("test", 0, 16, tmp_path, {}, settings.saving, PLAIN)
     codes = encode_tiles(ours.vqvae, images)
     (row,) = diffusion.train_stage(
-        ours.unet, ours.classifier, ours.vqvae, images, codes, settings.diffusion, stage, run
-    )
+        unet=ours.unet, clusterer=ours.classifier, space=LatentSpace(ours.vqvae), images=images, codes=codes,
+        settings=settings.diffusion, stage=stage, run=run,
+    )  # fmt: skip
 
     theirs.unet.train()
     theirs.classifier.train()
@@ -390,7 +391,7 @@ def test_gpu_script_names_the_way_without_a_gpu(tmp_path):
 def test_gpu_tests_are_skipped_with_a_reason():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU: they run")
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-p", "no:cacheprovider", "tests/test_gpu.py"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-p", "no:cacheprovider", "tests/machine/test_gpu.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     assert "needs a GPU: run bash benchmarks/gpu.sh" in done.stdout

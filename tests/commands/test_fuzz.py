@@ -30,7 +30,7 @@ from pfiles.__main__ import main
 from pfiles.checkpoints import load_autoencoder, load_weights, save_weights
 from pfiles.classifier import Classifier
 from pfiles.errors import InputError
-from pfiles.latents import read_latent_csv
+from pfiles.latents import LatentSpace, read_latent_csv
 from pfiles.learning.diffusion import train_stage
 from pfiles.learning.loop import Run
 from pfiles.learning.resume import load_resume_point, save_resume_point
@@ -41,7 +41,7 @@ from pfiles.settings import Settings, get_settings
 from pfiles.tiles.dataset import load_tiles
 from pfiles.tiles.files import decode_image
 from pfiles.unet_cond_base import UNet
-from pfiles.vqvae import VQVAE
+from pfiles.vqvae import VQVAE, make_vqvae
 
 pytestmark = [  # a warning would be a second line; these Python does not show
     pytest.mark.filterwarnings("error"),
@@ -681,9 +681,12 @@ def test_resume_points_of_something_else(name, tmp_path, tiny):
     save_resume_point(tmp_path, IDENTITY, state)
     run = Run("finetuning1", 7, 8, tmp_path, IDENTITY, tiny.saving, PLAIN)
     codes = torch.zeros(24, 12, 12, dtype=torch.uint8)
-    vqvae = VQVAE(**tiny.autoencoder.vqvae)
+    vqvae = make_vqvae(tiny.autoencoder)
     with refused(tmp_path, "resume.pt", "set restart = True"):
-        train_stage(unet, clusters, vqvae, codes, codes, tiny.diffusion, tiny.finetuning1, run)
+        train_stage(
+            unet=unet, clusterer=clusters, space=LatentSpace(vqvae), images=codes, codes=codes,
+            settings=tiny.diffusion, stage=tiny.finetuning1, run=run,
+        )  # fmt: skip
 
 
 LISTS = (

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from conftest import K, autoencoder_networks, stage_networks, train_stage
+from conftest import K, autoencoder_networks, stage_networks, train_autoencoder, train_stage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pfiles import latents
@@ -14,8 +14,8 @@ from pfiles.classifier import Classifier
 from pfiles.clustering import KMeansClusters, fit_kmeans, make_clustering, probabilities
 from pfiles.errors import InputError
 from pfiles.learning import autoencoder, diffusion, loop
-from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.learning.loop import epoch_batches
+from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.settings import SavingSettings
 from pfiles.unet_cond_base import UNet
 
@@ -27,8 +27,8 @@ def equal(a, b):
 def test_autoencoder_learns(tiny, images, run):
     vqvae, discriminator = autoencoder_networks(tiny)
     settings = replace(tiny.autoencoder, epochs=15)
-    history = autoencoder.train_autoencoder(
-        vqvae, discriminator, images, autoencoder.make_perceptual(settings, "cpu"), settings, run
+    history = train_autoencoder(
+        (vqvae, discriminator), images, autoencoder.make_perceptual(settings, "cpu"), settings, run
     )
     assert [row["epoch"] for row in history] == list(range(1, 16))
     assert history[-1]["reconstruction"] < history[0]["reconstruction"] / 2
@@ -40,9 +40,7 @@ def test_autoencoder_learns(tiny, images, run):
 
 def test_loss_is_the_weighted_sum_of_its_terms(tiny, images, run):
     settings = replace(tiny.autoencoder, perceptual_weight=0.5, codebook_weight=2.0, commitment_weight=0.2)
-    history = autoencoder.train_autoencoder(
-        *autoencoder_networks(tiny), images, lambda a, b: (a - b).abs().mean(), settings, run
-    )
+    history = train_autoencoder(autoencoder_networks(tiny), images, lambda a, b: (a - b).abs().mean(), settings, run)
     terms = ("reconstruction", "perceptual", "codebook", "commitment", "generator")
     assert history[1]["loss"] == pytest.approx(sum(history[1][name] for name in terms), rel=1e-5)
 
@@ -57,7 +55,7 @@ def test_generator_gradient_in_the_discriminators_step(tiny, images, run, leaks,
     )
     vqvae_0, discriminator_0 = copy.deepcopy(vqvae), copy.deepcopy(discriminator)
     whole = replace(run, batch_size=24)
-    autoencoder.train_autoencoder(vqvae, discriminator, images, lambda a, b: a.new_zeros(()), settings, whole)
+    train_autoencoder((vqvae, discriminator), images, lambda a, b: a.new_zeros(()), settings, whole)
 
     x = images.float() / 255
     fake = vqvae_0(x)[0].detach()
@@ -141,15 +139,15 @@ def test_a_stopped_autoencoder_training_goes_on_exactly(tiny, images, run, tmp_p
     settings = replace(tiny.autoencoder, epochs=4)
     perceptual = autoencoder.make_perceptual(settings, "cpu")
     whole = autoencoder_networks(tiny)
-    history = autoencoder.train_autoencoder(*whole, images, perceptual, settings, run)
+    history = train_autoencoder(whole, images, perceptual, settings, run)
 
     broken = replace(run, folder=tmp_path / "broken", saving=SavingSettings(every_minutes=0))
     with monkeypatch.context() as patch:
         stop_after(patch, autoencoder, 11)
         with pytest.raises(StoppedError):
-            autoencoder.train_autoencoder(*autoencoder_networks(tiny), images, perceptual, settings, broken)
+            train_autoencoder(autoencoder_networks(tiny), images, perceptual, settings, broken)
     again = autoencoder_networks(tiny)
-    resumed = autoencoder.train_autoencoder(*again, images, perceptual, settings, broken)
+    resumed = train_autoencoder(again, images, perceptual, settings, broken)
     assert equal(whole[0], again[0])
     assert equal(whole[1], again[1])
     timing = dict.fromkeys(("seconds", "images_per_second", "memory_gb"), 0)
@@ -204,7 +202,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(tiny, images, run):
         FloatingPointError,
         match=r"of test became NaN or infinite in step 5 \(epoch 2, training tiles \[\d+, .*\]\); .* is the start",
     ):
-        autoencoder.train_autoencoder(*autoencoder_networks(tiny), images, perceptual, settings, run)
+        train_autoencoder(autoencoder_networks(tiny), images, perceptual, settings, run)
     assert not (run.folder / "resume.pt").exists()
 
 
@@ -317,14 +315,16 @@ def test_features_of_the_csv(tiny, images):
 def test_the_average_of_the_weights_is_the_result(tiny, images, run, monkeypatch):
     """Worked out beside the training: every step's weights, averaged with the decay of that step."""
     seen = []
-    original = diffusion._update
+    original = loop.update
 
-    def recorded(optimizer):
-        norm = original(optimizer)
+    def recorded(optimizer, clip_norm):
+        norm = original(optimizer, clip_norm)
+        if not any(p is networks[1].conv_in.weight for p in optimizer.param_groups[0]["params"]):
+            return norm  # of the classifier
         seen.append(networks[1].conv_in.weight.detach().clone())
         return norm
 
-    monkeypatch.setattr(diffusion, "_update", recorded)
+    monkeypatch.setattr(loop, "update", recorded)
     networks = stage_networks(tiny)
     average = networks[1].conv_in.weight.detach().clone()
     train_stage(tiny, replace(tiny.training, epochs=4, ema_decay=0.5), networks, images, run)

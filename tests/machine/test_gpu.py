@@ -52,7 +52,10 @@ def train(tiny, networks, tiles, how, epochs=3):
     tiles = tiles.to(DEVICE)
     stage = replace(tiny.training, epochs=epochs)
     codes = latents.encode_tiles(vqvae, tiles)
-    return diffusion.train_stage(unet, clusters, vqvae, tiles, codes, tiny.diffusion, stage, how)
+    return diffusion.train_stage(
+        unet=unet, clusterer=clusters, space=latents.LatentSpace(vqvae), images=tiles, codes=codes,
+        settings=tiny.diffusion, stage=stage, run=how,
+    )  # fmt: skip
 
 
 def draw(networks, clusters, seeds, speed=PLAIN, batch_size=100):
@@ -99,19 +102,16 @@ def test_a_stopped_training_goes_on(tiny, networks, images, run, tmp_path):
 
 def test_no_step_waits_for_the_gpu(tiny, networks, images, run, monkeypatch):
     """CUDA's own watch: any call in a step for which the host must wait is an error."""
-    original = loop._train
+    original = loop._step
 
-    def watched(epochs, tiles, step, *rest):
-        def inner(*args):
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                return step(*args)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
+    def watched(*args):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return original(*args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
-        return original(epochs, tiles, inner, *rest)
-
-    monkeypatch.setattr(diffusion, "_train", watched)
+    monkeypatch.setattr(loop, "_step", watched)
     train(tiny, networks, images, run, epochs=1)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import K, autoencoder_networks, stage_networks, train_stage
+from conftest import K, autoencoder_networks, stage_networks, train_autoencoder, train_stage
 
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.learning import autoencoder, loop
@@ -40,8 +40,8 @@ def test_a_stage_learns_the_same(tiny, images, run, name, optimizer):
 def test_the_autoencoder_learns_the_same(tiny, images, run, name):
     perceptual = autoencoder.make_perceptual(tiny.autoencoder, "cpu")
     histories = [
-        autoencoder.train_autoencoder(
-            *autoencoder_networks(tiny), images, perceptual, tiny.autoencoder, replace(run, speed=speed, restart=True)
+        train_autoencoder(
+            autoencoder_networks(tiny), images, perceptual, tiny.autoencoder, replace(run, speed=speed, restart=True)
         )
         for speed in (PLAIN, WAYS[name])
     ]
@@ -98,19 +98,15 @@ def test_no_step_waits_for_the_device(tiny, images, run, monkeypatch, learns):
                     asked.append((str(function), files[-3:]))
             return function(*args, **(kwargs or {}))
 
-    original = loop._train
+    original = loop._step
 
-    def watched(epochs, tiles, step, *rest):
-        def inner(*args):
-            with Watch():
-                return step(*args)
+    def watched(*args):
+        with Watch():
+            return original(*args)
 
-        return original(epochs, tiles, inner, *rest)
-
-    monkeypatch.setattr(autoencoder, "_train", watched)
+    monkeypatch.setattr(loop, "_step", watched)
     train_stage(tiny, stage, networks, images, run)
-    autoencoder.train_autoencoder(
-        *autoencoder_networks(tiny), images, lambda a, b: (a - b).square().mean(), tiny.autoencoder,
+    train_autoencoder(autoencoder_networks(tiny), images, lambda a, b: (a - b).square().mean(), tiny.autoencoder,
         replace(run, folder=run.folder / "autoencoder"),
     )  # fmt: skip
     assert asked == []
