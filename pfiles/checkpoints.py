@@ -4,17 +4,19 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pfiles.clustering import make_clustering
 from pfiles.errors import InputError
+from pfiles.latents import LatentSpace
 from pfiles.machine.runtime import versions
 from pfiles.paths import Paths, atomic_write, read_json, write_json
 from pfiles.settings import Settings
@@ -39,16 +41,17 @@ def identity(
     starts_from: the trained networks it starts from, by name.
     inputs: whatever else it depends on, in plain values.
 
-    The number of epochs is not part of it, so that a longer training can go on from where a shorter one ended.
+    The number of epochs is not part of it, so that a longer training can go on from where a shorter one ended, unless
+    the learning rate falls towards the last of them.
     """
     used = {}
     for group in ("image_size_px", "precision", *groups):
         value = getattr(settings, group)
         used[group] = asdict(value) if is_dataclass(value) else value
-        if is_dataclass(value):
+        if is_dataclass(value) and getattr(value, "decay", "constant") == "constant":
             used[group].pop("epochs", None)
     data = {"source": tiles.source, "fingerprint": tiles.fingerprint(), "training tiles": len(tiles.train)}
-    networks = {name: fingerprint(network) for name, network in (starts_from or {}).items()}
+    networks = {name: fingerprint_of_role(network) for name, network in (starts_from or {}).items()}
     belongs_to = {"settings": used, "data": data, "seed": seed, "starts_from": networks, **inputs}
     return json.loads(json.dumps(belongs_to))  # as a file gives it back: lists, not tuples
 
@@ -76,30 +79,54 @@ def refuse_to_replace_foreign(path: Path) -> None:
         )
 
 
+def cached_tensor(path: Path, made_from: Mapping[str, Any], make: Callable[[], Tensor]) -> Tensor:
+    """What `make` gives, kept in the file `path` with what it was `made_from`, and read from there the next time."""
+    wanted = json.dumps(made_from, sort_keys=True)
+    if path.exists():
+        with suppress(InputError, KeyError, TypeError):
+            kept = read_state(path)
+            if kept["made_from"] == wanted:
+                return kept["tensor"]
+    tensor = make()
+    with atomic_write(path) as file:
+        torch.save({"made_from": wanted, "tensor": tensor.cpu()}, file)
+    return tensor
+
+
 def save_stage(
-    paths: Paths, stage: str, unet: UNet, clusters: nn.Module, epochs: int, about: Mapping[str, Any]
+    paths: Paths,
+    stage: str,
+    unet: UNet,
+    clusters: nn.Module,
+    space: LatentSpace,
+    epochs: int,
+    about: Mapping[str, Any],
+    clusters_first: bool = False,
 ) -> None:
     """Write the networks that `stage` changed under today's date into the models folder.
 
     Clusters change in "training", where k-means is fitted, and a classifier in "finetuning2" as well. The UNet's JSON
     keeps the fingerprint of the clusters that were its condition, for `load_stage` to compare.
-    about: the stage's `identity`, with the kind of `clustering`.
+    space: its scaling is kept with the UNet. about: the stage's `identity`, with the kind of `clustering`.
+    clusters_first: whether a classifier was learnt before the first stage and changed no more.
     """
     networks = {"unet": unet}
-    if _stage_of_clusters(stage, about["clustering"]) == stage:
+    if _stage_of_clusters(stage, about["clustering"], clusters_first) == stage:
         networks[about["clustering"]] = clusters
     day = date.today().strftime("%Y%m%d")
     trained_with = {"autoencoder": about["starts_from"]["autoencoder"], "clusters": fingerprint(clusters)}
     about = {**about, "stage": stage, "epochs": epochs, "trained_with": trained_with}
+    about["latent_scaling"] = space.as_json()
     for network, module in networks.items():
         path = paths.models / checkpoint_name(network, stage, epochs, paths.n_clusters, day)
         save_weights(module, path, {**about, "network": network})
         print(f"Saved {path}")
 
 
-def _stage_of_clusters(stage: str, clustering: str) -> str:
+def _stage_of_clusters(stage: str, clustering: str, clusters_first: bool) -> str:
     """The stage that made the clusters in use after `stage`."""
-    return "finetuning2" if stage == "finetuning2" and clustering == "classifier" else "training"
+    changed = stage == "finetuning2" and clustering == "classifier" and not clusters_first
+    return "finetuning2" if changed else "training"
 
 
 def read_state(path: Path) -> Any:
@@ -137,13 +164,21 @@ def load_weights(module: nn.Module, path: Path) -> None:
     module.load_state_dict(state)
 
 
-def fingerprint(module: nn.Module) -> str:
-    """A short hash of a network's weights."""
+def fingerprint(module: nn.Module, *without: str) -> str:
+    """A short hash of a network's weights, but those whose names begin with one of `without`."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
+        if name.startswith(without):
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def fingerprint_of_role(network: nn.Module) -> str:
+    """A short hash of the weights that what is trained on a network depends on: of an autoencoder, those that decide
+    the codes of a tile. Its decoder may be polished at any time, and UNet and clusters stay valid."""
+    return fingerprint(network, "decoder", "post_quant") if isinstance(network, VQVAE) else fingerprint(network)
 
 
 def find_checkpoint(paths: Paths, network: str, stage: str, clustering: str) -> Path:
@@ -181,10 +216,12 @@ def load_autoencoder(paths: Paths, settings: Settings, device: torch.device | st
     return vqvae.to(device).eval().requires_grad_(False)
 
 
-def load_clustering(paths: Paths, stage: str, clustering: str, vqvae: VQVAE, device: torch.device | str) -> nn.Module:
+def load_clustering(
+    paths: Paths, stage: str, clustering: str, vqvae: VQVAE, device: torch.device | str, clusters_first: bool = False
+) -> nn.Module:
     """The classifier or the k-means in use after `stage`, fitted to the latents of `vqvae`."""
     clusters = make_clustering(clustering, vqvae.z_channels, paths.n_clusters)
-    path = find_checkpoint(paths, clustering, _stage_of_clusters(stage, clustering), clustering)
+    path = find_checkpoint(paths, clustering, _stage_of_clusters(stage, clustering, clusters_first), clustering)
     load_weights(clusters, path)
     _check_trained_with(path, "autoencoder", vqvae)
     return clusters.to(device)
@@ -192,21 +229,33 @@ def load_clustering(paths: Paths, stage: str, clustering: str, vqvae: VQVAE, dev
 
 def load_stage(
     paths: Paths, settings: Settings, stage: str, clustering: str, vqvae: VQVAE, device: torch.device | str
-) -> tuple[UNet, nn.Module]:
-    """The UNet after `stage` and the clusters that are its condition, trained on the latents of `vqvae`."""
-    clusters = load_clustering(paths, stage, clustering, vqvae, device)
+) -> tuple[UNet, nn.Module, LatentSpace]:
+    """The UNet after `stage`, the clusters that are its condition, and the latents of `vqvae` as it learnt them.
+
+    InputError where it was trained to predict something else than the settings say.
+    """
+    clusters = load_clustering(paths, stage, clustering, vqvae, device, settings.clusters_first)
     unet = UNet(vqvae.z_channels, paths.n_clusters, **settings.diffusion.unet)
     path = find_checkpoint(paths, "unet", stage, clustering)
     load_weights(unet, path)
     _check_trained_with(path, "autoencoder", vqvae)
     _check_trained_with(path, "clusters", clusters)
-    return unet.to(device), clusters
+    about = read_json(path.with_suffix(".json"), {})
+    trained = about.get("settings", {}).get("diffusion", {})
+    for name, published in (("prediction", "noise"), ("latent_scaling", False)):
+        then, now = trained.get(name, published), getattr(settings.diffusion, name)
+        if then != now:
+            raise InputError(
+                f"{path} was trained with diffusion.{name} = {then!r}, but the settings say {now!r}: set it so, or "
+                "name the preset it was trained with."
+            )
+    return unet.to(device), clusters, LatentSpace.from_json(vqvae, about.get("latent_scaling"))
 
 
 def _check_trained_with(path: Path, name: str, module: nn.Module) -> None:
     """InputError where the JSON of `path` names another autoencoder or other clusters; published files have none."""
     trained_with = read_json(path.with_suffix(".json"), {}).get("trained_with")
-    if isinstance(trained_with, dict) and trained_with.get(name) not in (None, fingerprint(module)):
+    if isinstance(trained_with, dict) and trained_with.get(name) not in (None, fingerprint_of_role(module)):
         raise InputError(
             f"{path} was trained with another {name} than the one in use: "
             "run its training again, or put that file back."

@@ -48,6 +48,10 @@ class Paths:
         return self.root / "kpc_ldm" / "vqvae_autoencoder_ckpt.pth"
 
     @property
+    def codes(self) -> Path:
+        return self.autoencoder.parent / "codes.pt"
+
+    @property
     def cluster_folder(self) -> Path:
         return self.root / f"clusters_{self.n_clusters}"
 

@@ -14,6 +14,7 @@ from pfiles.checkpoints import checkpoint_name, find_checkpoint, load_weights, s
 from pfiles.classifier import Classifier
 from pfiles.clustering import KMeansClusters
 from pfiles.errors import InputError
+from pfiles.latents import LatentSpace
 from pfiles.paths import Paths, atomic_write, read_json, write_json
 from pfiles.settings import PRESETS, get_settings
 from pfiles.tiles.dataset import Tiles
@@ -198,21 +199,24 @@ def test_an_identity_is_what_a_file_gives_back(preset, tmp_path):
     assert longer["settings"] == identity["settings"]  # the number of epochs is no part of it
 
 
+SPACE = LatentSpace(None)  # unscaled
+
+
 @pytest.fixture
 def stage(paths):
     """A saved first training with k-means, and what it was trained with."""
     settings = get_settings("demo", TINY)
     vqvae, unet = make_vqvae(settings.autoencoder), UNet(16, 3, **settings.diffusion.unet)
     clusters = KMeansClusters(16, 3)
-    about = {"clustering": "kmeans", "starts_from": {"autoencoder": checkpoints.fingerprint(vqvae)}}
-    save_stage(paths, "training", unet, clusters, 4, about)
+    about = {"clustering": "kmeans", "starts_from": {"autoencoder": checkpoints.fingerprint_of_role(vqvae)}}
+    save_stage(paths, "training", unet, clusters, SPACE, 4, about)
     return settings, vqvae, unet, clusters, about
 
 
 def test_round_trip_of_a_stage(paths, stage):
     settings, vqvae, unet, clusters, _ = stage
     loaded = checkpoints.load_stage(paths, settings, "training", "kmeans", vqvae, "cpu")
-    for a, b in zip(loaded, (unet, clusters), strict=True):
+    for a, b in zip(loaded[:2], (unet, clusters), strict=True):
         assert checkpoints.fingerprint(a) == checkpoints.fingerprint(b)
     later = checkpoints.load_clustering(paths, "finetuning2", "kmeans", vqvae, "cpu")  # k-means stays as it is
     assert checkpoints.fingerprint(later) == checkpoints.fingerprint(clusters)
@@ -227,20 +231,40 @@ def test_networks_that_were_not_trained_together_are_refused(paths, stage):
     settings, vqvae, unet, clusters, about = stage
     with pytest.raises(InputError, match="trained with another autoencoder"):
         checkpoints.load_stage(paths, settings, "training", "kmeans", make_vqvae(settings.autoencoder), "cpu")
-    save_stage(paths, "finetuning1", unet, clusters, 1, about)
+    save_stage(paths, "finetuning1", unet, clusters, SPACE, 1, about)
     checkpoints.load_stage(paths, settings, "finetuning1", "kmeans", vqvae, "cpu")
     other = KMeansClusters(16, 3)
     other.centroids += 1
-    save_stage(paths, "training", unet, other, 9, about)
+    save_stage(paths, "training", unet, other, SPACE, 9, about)
     with pytest.raises(InputError, match=r"unet_finetuning1.* was trained with another clusters"):
         checkpoints.load_stage(paths, settings, "finetuning1", "kmeans", vqvae, "cpu")
+
+
+def test_the_scaling_of_the_latents_stays_with_the_unet(paths, stage):
+    settings, vqvae, unet, clusters, about = stage
+    scaled = get_settings("demo", {**TINY, "diffusion.latent_scaling": True})
+    about = {**about, "settings": {"diffusion": {"latent_scaling": True, "prediction": settings.diffusion.prediction}}}
+    space = LatentSpace.of_training(vqvae, torch.arange(32).view(2, 4, 4))
+    save_stage(paths, "training", unet, clusters, space, 5, about)
+    _, _, loaded = checkpoints.load_stage(paths, scaled, "training", "kmeans", vqvae, "cpu")
+    assert torch.equal(loaded.mean, space.mean)
+    assert torch.equal(loaded.std, space.std)
+    with pytest.raises(InputError, match=r"trained with diffusion.latent_scaling = True, but the settings say False"):
+        checkpoints.load_stage(paths, settings, "training", "kmeans", vqvae, "cpu")
+
+
+def test_a_polished_decoder_leaves_the_unet_valid(paths, stage):
+    settings, vqvae, _, _, _ = stage
+    with torch.no_grad():
+        vqvae.decoder_conv_out.weight += 1
+    checkpoints.load_stage(paths, settings, "training", "kmeans", vqvae, "cpu")
 
 
 def test_each_stage_saves_what_it_changed(paths, stage):
     _, _, unet, _, about = stage
     about = {**about, "clustering": "classifier"}
     for name in ("training", "finetuning1", "finetuning2"):
-        save_stage(paths, name, unet, Classifier(16, 3), 1, about)
+        save_stage(paths, name, unet, Classifier(16, 3), SPACE, 1, about)
     found = {path.name.split("_ckpt_")[0] for path in paths.models.glob("classifier_*.pth")}
     assert found == {"classifier_training", "classifier_finetuning2"}
 

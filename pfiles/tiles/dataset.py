@@ -40,6 +40,10 @@ class Tiles:
         """The tiles `indices` as uint8 (B, 3, S, S) on `device`."""
         return as_tensor(np.ascontiguousarray(self.images[indices])).contiguous().to(device)
 
+    def some_of_training(self, count: int) -> np.ndarray:
+        """The places of `count` training tiles, evenly spaced."""
+        return self.train[evenly_spaced(len(self.train), count)]
+
     def fingerprint(self) -> str:
         """A short hash of the split, the size and 64 evenly spaced tiles, to tell one data set from another."""
         digest = hashlib.sha256(repr((self.images.shape, self.train.tolist(), self.test.tolist())).encode())

@@ -391,7 +391,17 @@ def test_gpu_script_names_the_way_without_a_gpu(tmp_path):
 def test_gpu_tests_are_skipped_with_a_reason():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU: they run")
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-p", "no:cacheprovider", "tests/machine/test_gpu.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "gpu",
+        "-rs",
+        "-p",
+        "no:cacheprovider",
+        "tests/machine/test_gpu.py",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     assert "needs a GPU: run bash benchmarks/gpu.sh" in done.stdout

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,9 +13,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pfiles import latents
 from pfiles.classifier import Classifier
 from pfiles.clustering import KMeansClusters, fit_kmeans, make_clustering, probabilities
+from pfiles.discriminator import PolishDiscriminator
 from pfiles.errors import InputError
 from pfiles.learning import autoencoder, diffusion, loop
 from pfiles.learning.loop import epoch_batches
+from pfiles.learning.losses import hinge_loss
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.settings import SavingSettings
 from pfiles.unet_cond_base import UNet
@@ -396,3 +399,150 @@ def test_a_precision_may_change_on_the_way_and_it_is_said(tiny, images, run, cap
     longer = replace(stage, epochs=2)
     assert len(train_stage(tiny, longer, stage_networks(tiny), images, replace(run, identity=identity))) == 2
     assert "Goes on in fp32; until here it was bf16" in capsys.readouterr().out
+
+
+def test_the_learning_rate_falls_along_a_cosine():
+    pace = loop.Pace(warmup_steps=2, decay="cosine")
+    factors = [pace.factor(number, 8) for number in range(8)]
+    assert factors[0] == pytest.approx(0.5)  # half of the warm-up, at the top of the cosine
+    assert factors[4] == pytest.approx(0.5)  # half-way down
+    assert factors[7] == pytest.approx(0.5 + 0.5 * np.cos(np.pi * 7 / 8))
+    assert loop.Pace().factor(7, 8) == 1
+
+
+def test_each_optimiser_is_clipped_by_its_own_norm():
+    layers = [torch.nn.Linear(1, 1, bias=False) for _ in range(2)]
+    optimizers = [torch.optim.SGD(layer.parameters(), 1.0) for layer in layers]
+    for layer, size in zip(layers, (3.0, 0.25), strict=True):
+        torch.nn.init.zeros_(layer.weight)
+        layer.weight.grad = torch.full((1, 1), size)
+    norms = [loop.update(optimizer, clip_norm=1.0).item() for optimizer in optimizers]
+    assert norms == [3.0, 0.25]
+    assert layers[0].weight.item() == pytest.approx(-1, abs=1e-5)
+    assert layers[1].weight.item() == pytest.approx(-0.25)
+
+
+def recording_unet(tiny):
+    """A UNet that keeps what it was given and returns zero, with one parameter to train."""
+
+    class Recorder(UNet):
+        def forward(self, x, t, cond_input=None):
+            self.seen.append((x.detach().clone(), t.clone(), cond_input.clone()))
+            return 0 * super().forward(x, t, cond_input)
+
+    unet = Recorder(16, K, **tiny.diffusion.unet)
+    unet.seen = []
+    return unet
+
+
+def test_velocity_of_scaled_latents_is_what_the_unet_learns(tiny, images, run):
+    """From what a UNet that answers zero was given, its error is worked out again: mean of v squared."""
+    settings = replace(tiny.diffusion, prediction="v", latent_scaling=True)
+    vqvae, _, clusters = stage_networks(tiny)
+    codes = latents.encode_tiles(vqvae, images)
+    space = latents.LatentSpace.of_training(vqvae, codes)
+    z = torch.cat([space.embed(code[None]) for code in codes])
+    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(16), atol=1e-4, rtol=0)
+    used = z.std((0, 2, 3)) > 0
+    torch.testing.assert_close(z.std((0, 2, 3), correction=0)[used], torch.ones(int(used.sum())), atol=1e-3, rtol=0)
+    torch.testing.assert_close(space.decode(space.scale(z)), vqvae.decode(z * 1.0), atol=1e-3, rtol=1e-3)
+
+    unet, drawn = recording_unet(tiny), []
+    stage = replace(tiny.finetuning1, epochs=1)
+    scheduler = LinearNoiseScheduler(settings.num_timesteps, settings.beta_start, settings.beta_end)
+    original = scheduler.velocity
+
+    class Watched(LinearNoiseScheduler):
+        def velocity(self, x0, noise, t):
+            drawn.append((x0, noise, t))
+            return super().velocity(x0, noise, t)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffusion, "LinearNoiseScheduler", Watched)
+        history = diffusion.train_stage(
+            unet=unet, clusterer=clusters, space=space, images=images, codes=codes, settings=settings, stage=stage,
+            run=run,
+        )  # fmt: skip
+    errors = []
+    for (x, t, _), (x0, noise, _) in zip(unet.seen, drawn, strict=True):
+        alpha_bar = scheduler.alpha_cumprod[t].view(-1, 1, 1, 1)
+        torch.testing.assert_close(
+            x.double(), alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise, atol=1e-5, rtol=0
+        )
+        errors.append((alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0).square().mean().item())
+        torch.testing.assert_close(original(x0, noise, t).double().square().mean().item(), errors[-1])
+    assert history[0]["mse"] == pytest.approx(np.mean(errors), rel=1e-5)
+
+
+def test_views_of_latents_are_learnt_from(tiny, images, run):
+    """Every latent that the UNet is given without noise is one of the eight views of its tile."""
+    vqvae, _, clusters = stage_networks(tiny)
+    views = latents.encode_views(vqvae, images)
+    assert torch.equal(views[0], latents.encode_tiles(vqvae, images))
+    unet = recording_unet(tiny)
+    settings = replace(tiny.diffusion, beta_start=1e-12, beta_end=1e-12)
+    diffusion.train_stage(
+        unet=unet, clusterer=clusters, space=latents.LatentSpace(vqvae), images=images, codes=views,
+        settings=settings, stage=replace(tiny.finetuning1, epochs=3), run=run,
+    )  # fmt: skip
+    known = vqvae.embed(views.flatten(0, 1)).flatten(1)
+    given = torch.cat([x for x, _, _ in unet.seen]).flatten(1)
+    distance, which = torch.cdist(given, known, compute_mode="donot_use_mm_for_euclid_dist").min(1)
+    assert distance.max() < 1e-3
+    assert len((which // len(images)).unique()) > 4
+    clustered = torch.cat([latents.predict_clusters(vqvae, clusters, view)[0] for view in views])
+    assert torch.equal(torch.cat([c for _, _, c in unet.seen]), clustered[which])  # each view's own cluster
+
+
+def test_clusters_learnt_alone_equal_those_learnt_beside_the_unet(tiny, images, run):
+    """No gradient passes between the two: bit for bit."""
+    beside, alone = stage_networks(tiny), stage_networks(tiny)
+    stage = replace(tiny.training, epochs=3)
+    train_stage(tiny, stage, beside, images, run)
+    codes = latents.encode_tiles(alone[0], images)
+    diffusion.train_clusters(
+        classifier=alone[2], vqvae=alone[0], images=images, codes=codes, settings=tiny.diffusion, stage=stage,
+        run=replace(run, folder=run.folder / "alone"),
+    )  # fmt: skip
+    for a, b in zip(beside[2].state_dict().values(), alone[2].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_polishing_changes_the_decoder_alone(tiny, images, run):
+    vqvae, _ = autoencoder_networks(tiny)
+    before = {name: value.clone() for name, value in vqvae.state_dict().items()}
+    codes = latents.encode_tiles(vqvae, images)
+    judge = PolishDiscriminator(conv_channels=(8, 16))
+    history = autoencoder.polish_decoder(
+        vqvae=vqvae, discriminator=judge, images=images, run=run, clip_norm=1.0,
+        perceptual=autoencoder.make_perceptual(tiny.autoencoder, "cpu"),
+        settings=replace(tiny.autoencoder.polish, epochs=20, learning_rate=2e-3, adversarial_weight=0.0),
+    )  # fmt: skip
+    assert history[-1]["reconstruction"] < 0.8 * history[0]["reconstruction"]
+    changed = {name for name, value in vqvae.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith(("decoder", "post_quant")) for name in changed)
+    assert torch.equal(latents.encode_tiles(vqvae, images), codes)
+
+
+def test_the_polish_discriminator_learns_the_hinge_loss_alone(tiny, images, run, monkeypatch):
+    """The generator's gradient never reaches its step: with real tiles and copies alike, its hinge loss stays 2."""
+    assert hinge_loss(torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 0.5])).item() == pytest.approx(0.5 + 0.75)
+    vqvae, _ = autoencoder_networks(tiny)
+    judge = PolishDiscriminator(conv_channels=(8, 16))
+    gradients = []
+    original = loop.update
+
+    def recorded(optimizer, clip_norm):
+        if optimizer.param_groups[0]["params"][0] is judge[0].weight:
+            gradients.append(judge[-1].bias.grad.clone())
+        return original(optimizer, clip_norm)
+
+    monkeypatch.setattr(loop, "update", recorded)
+    settings = replace(tiny.autoencoder.polish, epochs=1, adversarial_weight=1e6)
+    autoencoder.polish_decoder(
+        vqvae=vqvae, discriminator=judge, images=images, perceptual=lambda a, b: a.new_zeros(()), settings=settings,
+        clip_norm=1.0, run=run,
+    )  # fmt: skip
+    assert len(gradients) == 3
+    assert max(g.abs().max().item() for g in gradients) <= 1  # of two hinge terms, whose slopes are at most 1 each way

@@ -113,9 +113,6 @@ def test_a_notebook_can_start_the_processes(tmp_path):
 from accelerate import notebook_launcher
 from pfiles.__main__ import run_cells
 from pfiles.paths import ROOT
-from pfiles.settings import SavingSettings
-from pfiles.machine.speed import PLAIN
-from pfiles.learning.loop import Run, _train
 parameters = {{"data": "embedded", "preset": "demo", "overrides": {overrides!r}, "out": {str(tmp_path)!r}}}
 notebook_launcher(run_cells, (ROOT / "train_autoencoder.ipynb", parameters), num_processes=2)
 """

@@ -1,0 +1,338 @@
+"""A run, opened once: notebooks and commands get from it tiles, networks, clusters, training, drawing and paths."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pfiles import checkpoints
+from pfiles.classifier import Classifier
+from pfiles.clustering import check_clustering, fit_kmeans, make_clustering
+from pfiles.discriminator import Discriminator, PolishDiscriminator
+from pfiles.drawing.sampling import generate_to_folder, image_seeds, sample
+from pfiles.latents import LatentSpace, encode_tiles, encode_views, latent_batches, predict_clusters
+from pfiles.learning import autoencoder, diffusion
+from pfiles.learning.log import History
+from pfiles.learning.loop import Run as Job
+from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.machine.runtime import pick_device, seeded
+from pfiles.machine.speed import Speed, pick_speed
+from pfiles.paths import Paths
+from pfiles.reporting import figures, tables
+from pfiles.settings import Settings, StageSettings, get_settings
+from pfiles.tiles.dataset import Tiles, load_tiles
+from pfiles.tiles.pixels import evenly_spaced
+from pfiles.unet_cond_base import UNet
+from pfiles.vqvae import VQVAE, make_vqvae
+
+START = {"training": None, "finetuning1": "training", "finetuning2": "finetuning1"}  # the stage that each goes on from
+
+
+class Networks(NamedTuple):
+    """What draws after a stage: the UNet, the clusters that are its condition, and the latents it works on."""
+
+    unet: UNet
+    clusterer: nn.Module
+    space: LatentSpace
+
+
+def open_run(
+    notebook: str,
+    n_clusters: int = 14,
+    clustering: str = "classifier",
+    data: str | Path | None = None,
+    preset: str = "paper",
+    overrides: Mapping[str, Any] | None = None,
+    seed: int = 765,
+    out: str | Path | None = None,
+    restart: bool = False,
+) -> "OpenRun":
+    """Open the run that these parameters describe; nothing is read but the settings until it is asked for.
+
+    notebook: who opens it, such as "part_1_training"; its numbers are recorded under that name.
+    n_clusters: k. clustering: "classifier" or "kmeans". data: see `load_tiles`. preset, overrides: see `get_settings`.
+    out: folder for all results; None: this repository. restart: train anew instead of going on.
+    """
+    check_clustering(clustering)
+    settings = get_settings(preset, overrides)
+    return OpenRun(notebook, n_clusters, clustering, data, settings, seed, Paths(n_clusters, out), restart)
+
+
+@dataclass(frozen=True, eq=False)
+class OpenRun:
+    """See `open_run`. What takes time is made when it is first asked for, and kept."""
+
+    notebook: str
+    n_clusters: int
+    clustering: str
+    data: str | Path | None
+    settings: Settings
+    seed: int
+    paths: Paths
+    restart: bool
+
+    @cached_property
+    def device(self) -> torch.device:
+        return pick_device()
+
+    @cached_property
+    def speed(self) -> Speed:
+        return pick_speed(self.settings, self.device)
+
+    @cached_property
+    def tiles(self) -> Tiles:
+        settings = self.settings
+        tiles = load_tiles(self.data, settings.image_size_px, settings.max_train_tiles, self.n_clusters)
+        print(f"{len(tiles.train)} training and {len(tiles.test)} test tiles from {tiles.source}")
+        return tiles
+
+    @cached_property
+    def train_images(self) -> Tensor:
+        """The training tiles as uint8 (N, 3, S, S) on the device."""
+        return self.tiles.tensor(self.tiles.train, self.device)
+
+    @cached_property
+    def test_images(self) -> Tensor:
+        return self.tiles.tensor(self.tiles.test, self.device)
+
+    @cached_property
+    def scheduler(self) -> LinearNoiseScheduler:
+        diffusion = self.settings.diffusion
+        return LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
+
+    @cached_property
+    def vqvae(self) -> VQVAE:
+        """The trained autoencoder, frozen."""
+        return checkpoints.load_autoencoder(self.paths, self.settings, self.device)
+
+    @cached_property
+    def views(self) -> Tensor:
+        """The codes that the UNet learns from, (V, N, h, w): of the training tiles, or of their eight views.
+
+        They are kept beside the autoencoder, as every training needs them.
+        """
+        encode = encode_views if self.settings.diffusion.latent_views else lambda *given: encode_tiles(*given)[None]
+        made_from = {
+            "autoencoder": checkpoints.fingerprint_of_role(self.vqvae),
+            "data": self.tiles.fingerprint(),
+            "views": self.settings.diffusion.latent_views,
+        }
+        return checkpoints.cached_tensor(self.paths.codes, made_from, lambda: encode(self.vqvae, self.train_images)).to(
+            self.device
+        )
+
+    @property
+    def codes(self) -> Tensor:
+        """The codebook indices (N, h, w) of the training tiles."""
+        return self.views[0]
+
+    @cached_property
+    def chosen(self) -> Any:
+        """Which training tiles (places among them, from 0) `org` and part 6 use: evenly spaced."""
+        return evenly_spaced(len(self.tiles.train), self.settings.sampling.num_generated or len(self.tiles.train))
+
+    # training
+
+    def new_autoencoder(self) -> tuple[VQVAE, Discriminator]:
+        """Autoencoder and discriminator before any training."""
+        if not self.restart:
+            checkpoints.refuse_to_replace_foreign(self.paths.autoencoder)
+        with seeded(self.seed, "autoencoder"):
+            vqvae = make_vqvae(self.settings.autoencoder)
+            discriminator = Discriminator(**self.settings.autoencoder.discriminator)
+        return vqvae.to(self.device), discriminator.to(self.device)
+
+    def train_autoencoder(self, vqvae: VQVAE, discriminator: Discriminator) -> History:
+        """Train the VQ-GAN in place on the training tiles, polish its decoder if the settings say so, and save it."""
+        settings = self.settings.autoencoder
+        identity = checkpoints.identity(self.settings, ["autoencoder"], self.tiles, self.seed)
+        perceptual = autoencoder.make_perceptual(settings, self.device)
+        history = autoencoder.train_autoencoder(
+            vqvae=vqvae,
+            discriminator=discriminator,
+            images=self.train_images,
+            perceptual=perceptual,
+            settings=settings,
+            run=self._job("autoencoder", self.paths.training_folder("autoencoder"), identity, settings.batch_size),
+        )
+        if settings.polish.epochs:
+            with seeded(self.seed, "polish"):
+                judge = PolishDiscriminator(**settings.polish.discriminator).to(self.device)
+            begun = {**identity, "starts_from": {"autoencoder": checkpoints.fingerprint(vqvae)}}
+            autoencoder.polish_decoder(
+                vqvae=vqvae,
+                discriminator=judge,
+                images=self.train_images,
+                perceptual=perceptual,
+                settings=settings.polish,
+                clip_norm=settings.clip_norm,
+                run=self._job("polish", self.paths.training_folder("polish"), begun, settings.polish.batch_size),
+            )
+        checkpoints.save_weights(vqvae, self.paths.autoencoder, {**identity, "epochs": len(history)})
+        print(f"Saved {self.paths.autoencoder}")
+        return history
+
+    def new_networks(self) -> Networks:
+        """UNet and clusters before any training; k-means is fitted to the latents."""
+        with seeded(self.seed, "training"):
+            unet = UNet(self.vqvae.z_channels, self.n_clusters, **self.settings.diffusion.unet).to(self.device)
+            clusterer = make_clustering(self.clustering, self.vqvae.z_channels, self.n_clusters).to(self.device)
+        if self.clustering == "kmeans":
+            fit_kmeans(clusterer, latent_batches(self.vqvae, self.codes), self.seed)
+        scaled = self.settings.diffusion.latent_scaling
+        space = LatentSpace.of_training(self.vqvae, self.views) if scaled else LatentSpace(self.vqvae)
+        return Networks(unet, clusterer, space)
+
+    def train_clusters(self, clusterer: Classifier) -> History:
+        """Train the classifier in place without a UNet (setting clusters_first)."""
+        identity = self._identity(["diffusion", "clusters"], {"autoencoder": self.vqvae})
+        return diffusion.train_clusters(
+            classifier=clusterer,
+            vqvae=self.vqvae,
+            images=self.train_images,
+            codes=self.views,
+            settings=self.settings.diffusion,
+            stage=self.settings.clusters,
+            run=self._stage_job("clusters", identity),
+        )
+
+    def stage(self, name: str) -> StageSettings:
+        """The settings of "training", "finetuning1" or "finetuning2"; clusters that were learnt first learn no more."""
+        stage = getattr(self.settings, name)
+        return replace(stage, trains_clusters=False) if self.settings.clusters_first else stage
+
+    def what_is_minimised(self, name: str) -> str:
+        """The loss of a stage in words and numbers."""
+        stage, how = self.stage(name), self.settings.diffusion
+        target = {"noise": "the noise", "v": "the velocity v = alpha noise - sigma latent"}[how.prediction]
+        text = f"{stage.epochs} epochs of {stage.optimizer}: mean squared error of {target}, the cluster being given"
+        if stage.trains_clusters and self.clustering == "classifier":
+            weights = diffusion.cluster_weights(how, stage)
+            text += "".join(f" {'-' if w < 0 else '+'} {abs(w)} {name}" for name, w in weights.items())
+        return text
+
+    def how_images_are_drawn(self) -> str:
+        how = self.settings.sampling
+        return f"{how.sampler}, {how.steps} steps, guidance {how.guidance}; each image has a seed of its own"
+
+    def train(self, name: str, networks: Networks) -> History:
+        """Train the networks in place through the stage of that name, and save what it changed."""
+        starts_from = {"autoencoder": self.vqvae}
+        if START[name] is not None:
+            starts_from |= {"unet": networks.unet, "clusters": networks.clusterer}
+        identity = self._identity(["diffusion", name], starts_from)
+        history = diffusion.train_stage(
+            unet=networks.unet,
+            clusterer=networks.clusterer,
+            space=networks.space,
+            images=self.train_images,
+            codes=self.views,
+            settings=self.settings.diffusion,
+            stage=self.stage(name),
+            run=self._stage_job(name, identity),
+        )
+        checkpoints.save_stage(self.paths, name, *networks, len(history), identity, self.settings.clusters_first)
+        return history
+
+    def _identity(self, groups: Sequence[str], starts_from: Mapping[str, nn.Module]) -> dict[str, Any]:
+        return checkpoints.identity(
+            self.settings, groups, self.tiles, self.seed, starts_from,
+            n_clusters=self.n_clusters, clustering=self.clustering,
+        )  # fmt: skip
+
+    def _stage_job(self, name: str, identity: Mapping[str, Any]) -> Job:
+        folder = self.paths.training_folder(name, self.clustering)
+        return self._job(name, folder, identity, self.settings.diffusion.batch_size)
+
+    def _job(self, name: str, folder: Path, identity: Mapping[str, Any], batch_size: int) -> Job:
+        return Job(name, self.seed, batch_size, folder, identity, self.settings.saving, self.speed, self.restart)
+
+    # after training
+
+    @cache  # noqa: B019 - a run lives as long as its notebook
+    def networks(self, stage: str = "finetuning2") -> Networks:
+        """The trained networks after a stage."""
+        return Networks(
+            *checkpoints.load_stage(self.paths, self.settings, stage, self.clustering, self.vqvae, self.device)
+        )
+
+    @cached_property
+    def clusterer(self) -> nn.Module:
+        """The clusters after the last stage."""
+        return checkpoints.load_clustering(
+            self.paths, "finetuning2", self.clustering, self.vqvae, self.device, self.settings.clusters_first
+        )
+
+    def assign(self, images: Tensor, stage: str | None = None) -> tuple[Tensor, Tensor]:
+        """The cluster (N,), 0-based, of uint8 images (N, 3, S, S) and its probability (N,), both on the CPU."""
+        clusterer = self.clusterer if stage is None else self.networks(stage).clusterer
+        return predict_clusters(self.vqvae, clusterer, encode_tiles(self.vqvae, images.to(self.device)))
+
+    @cached_property
+    def labels(self) -> tuple[Tensor, Tensor]:
+        """`assign` of the training tiles."""
+        return predict_clusters(self.vqvae, self.clusterer, self.codes)
+
+    def draw(
+        self,
+        cluster_ids: Tensor | Sequence[int],
+        seeds: Sequence[int] | None = None,
+        stage: str = "finetuning2",
+        progress: bool = True,
+    ) -> Tensor:
+        """A generated tile for each cluster id, uint8 (N, 3, S, S) on the CPU, as the settings' `sampling` says.
+
+        seeds: one for each tile; None: those of its place in `cluster_ids`.
+        """
+        networks, how = self.networks(stage), self.settings.sampling
+        return sample(
+            networks.unet,
+            self.scheduler,
+            networks.space.decode,
+            cluster_ids,
+            image_seeds(self.seed, range(len(cluster_ids))) if seeds is None else seeds,
+            self.vqvae.latent_shape(self.settings.image_size_px),
+            num_steps=how.steps,
+            batch_size=how.batch_size,
+            sampler=how.sampler,
+            guidance=how.guidance,
+            prediction=self.settings.diffusion.prediction,
+            speed=self.speed,
+            progress=progress,
+        )
+
+    def test_samples(self, stage: str) -> tuple[Tensor, Tensor, Tensor]:
+        """The test tiles that Figure 4 shows, their clusters, and a tile drawn from each cluster after that stage.
+
+        The noise is the same for every stage, so that what is drawn differs by the training alone.
+        """
+        shown = self.tiles.tensor(self.tiles.test[figures.figure_4_tiles(len(self.tiles.test))])
+        cluster_ids, _ = self.assign(shown, stage)
+        print("clusters:", [cluster + 1 for cluster in cluster_ids.tolist()])
+        return shown, cluster_ids, self.draw(cluster_ids, stage=stage)
+
+    def draw_to_folder(self, cluster_ids: Tensor, only: tuple[int, int] | None = None) -> None:
+        """Draw a tile for each of the `chosen` training tiles into `gen_k`, those that are not there yet."""
+        networks, how = self.networks(), self.settings.sampling
+        identity = checkpoints.identity(
+            self.settings, ["diffusion"], self.tiles, self.seed,
+            {"autoencoder": self.vqvae, "unet": networks.unet, "clusters": networks.clusterer},
+            steps=how.steps, sampler=how.sampler, guidance=how.guidance,
+            decoder=checkpoints.fingerprint(self.vqvae),
+        )  # fmt: skip
+
+        def draw(cluster_ids: Tensor, seeds: Sequence[int]) -> Tensor:
+            return self.draw(cluster_ids, seeds, progress=False)
+
+        generate_to_folder(
+            draw, self.paths.generated, self.chosen + 1, cluster_ids, self.seed, how.batch_size, identity, only
+        )
+
+    def record(self, scores: Mapping[str, Any]) -> None:
+        """Put the notebook's numbers into the run's summary."""
+        folder = f"clusters_{self.n_clusters}/" if self.notebook.startswith("part_") else ""
+        tables.record(self.paths.summary, folder + self.notebook, scores)
