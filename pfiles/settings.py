@@ -13,10 +13,11 @@ from pfiles.errors import InputError
 
 CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # strict: neither true nor "1" is a number
 # Kinds of settings. For who gives a wrong value, the title names the type and the description the range.
-Count = Annotated[int, Field(ge=1, le=10**9, title="a whole number", description="a whole number of at least {ge}")]
-Rounds = Annotated[int, Field(ge=0, le=10**9, title="a whole number", description="a whole number of at least {ge}")]
-Steps = Annotated[int, Field(ge=0, title="a whole number", description="a whole number of at least {ge}")]
-Times = Annotated[int, Field(ge=1, le=10**6, title="a whole number", description="a whole number of at least {ge}")]
+WHOLE = {"title": "a whole number", "description": "a whole number of at least {ge}"}
+Count = Annotated[int, Field(ge=1, le=10**9, **WHOLE)]
+Passes = Annotated[int, Field(ge=0, le=10**9, **WHOLE)]
+Steps = Annotated[int, Field(ge=0, **WHOLE)]
+Timesteps = Annotated[int, Field(ge=1, le=10**6, **WHOLE)]
 Pixels = Annotated[
     Count, Field(ge=48, multiple_of=16, title="a whole number", description="a multiple of {multiple_of} from {ge} on")
 ]
@@ -44,7 +45,7 @@ class PolishSettings:
     Codes, UNet and clusters stay valid.
     """
 
-    epochs: Rounds = 0  # passes over the training tiles; 0: no polish
+    epochs: Passes = 0  # passes over the training tiles; 0: no polish
     batch_size: Count = 8  # tiles per step
     discriminator: Arguments = field(default_factory=dict)  # arguments of PolishDiscriminator that are not its defaults
     learning_rate: Positive = 5e-4  # of Adam at the start, for decoder and discriminator; falls to 0 along a cosine
@@ -89,7 +90,7 @@ class DiffusionSettings:
 
     unet: Arguments = field(default_factory=dict)  # arguments of UNet that are not the paper's
     batch_size: Count = 16  # tiles per step; information maximisation wants at least as many as clusters
-    num_timesteps: Times = 1000  # T
+    num_timesteps: Timesteps = 1000  # T
     beta_start: Positive = 1e-4  # variance of the first step
     beta_end: Share = 0.02  # variance of the last step
     # what the UNet predicts: the noise (published), or v = alpha * noise - sigma * z (Salimans & Ho 2022)
@@ -243,38 +244,35 @@ def get_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Set
     return settings
 
 
-def _replace(group: Any, path: str, value: Any, above: str = "") -> Any:
-    """`group` with `value` at the dotted `path`; `above` leads from the settings to the group, for the error."""
+def _replace(group: Any, path: str, value: Any, at: str = "") -> Any:
+    """`group` with `value` at the dotted `path`; `at` leads to the group, for the error."""
     name, dot, rest = path.partition(".")
-    if name not in (known := {f.name: getattr(group, f.name) for f in fields(group)}):
-        raise InputError(f"Unknown setting {name!r}: {type(group).__name__} has {', '.join(known)}, not {above + path!r}.")
-    if is_dataclass(known[name]) != bool(dot):
+    if name not in (own := {f.name: getattr(group, f.name) for f in fields(group)}):
+        raise InputError(f"Unknown setting {name!r}: {type(group).__name__} has {', '.join(own)}, not {at + path!r}.")
+    if is_dataclass(own[name]) != bool(dot):
         what = "a single setting" if dot else "a group of settings"
-        raise InputError(f"{above}{name} is {what}: write a name such as training.epochs or image_size_px.")
-    new = _replace(known[name], rest, value, f"{above}{name}.") if dot else value
+        raise InputError(f"{at}{name} is {what}: write a name such as training.epochs or image_size_px.")
+    new = _replace(own[name], rest, value, f"{at}{name}.") if dot else value
     try:
         return replace(group, **{name: tuple(new) if isinstance(new, list) else new})  # JSON has no tuples
     except ValidationError as error:
-        raise InputError(_sentence(group, name, value, above, error.errors()[0])) from None
+        raise InputError(_sentence(group, name, value, at, error.errors()[0])) from None
 
 
-def _sentence(group: Any, name: str, value: Any, above: str, wrong: Mapping[str, Any]) -> str:
+def _sentence(group: Any, name: str, value: Any, at: str, wrong: Mapping[str, Any]) -> str:
     """What `name` must be and is not, by the first error that pydantic found."""
-    kind, context = get_type_hints(type(group), include_extras=True)[name], wrong.get("ctx", {})
-    declared = [Field(title="true or false"), *_declared(kind)]
+    kind, context, where = get_type_hints(type(group), include_extras=True)[name], wrong.get("ctx", {}), wrong["loc"]
+    declared = [Field(title="true or false", description=""), *_declared(kind)]
     limits = {limit: most for part in declared for entry in part.metadata for limit, most in asdict(entry).items()}
     title, description = declared[-1].title, declared[-1].description
-    expected = f"{title}{' or null' * (NoneType in get_args(kind))}, such as {getattr(group, name)!r}"
+    expected = ("at most {le}" if "le" in context and len(where) == 1 else description).format(**limits)
     if wrong["type"] == "literal_error":
         expected = context["expected"].replace(", ", " or ")
-    elif isinstance(value, Mapping) and wrong["loc"][2:] not in ((), ("[key]",)):  # one argument of a network
-        expected, argument = description.format(**limits), wrong["loc"][1]
-        name, value = f"{name}.{argument}", value[argument]
-    elif limits.keys() & context.keys():
-        expected = (
-            f"at most {limits['le']}" if "le" in context and "{le}" not in description else description.format(**limits)
-        )
-    return f"{above}{name} must be {expected}, but is {value!r}."
+    elif len(where) > 2 and where[-1] != "[key]":  # one argument of a network
+        name, value = f"{name}.{where[1]}", value[where[1]]
+    elif not limits.keys() & context.keys():
+        expected = f"{title}{' or null' * (NoneType in get_args(kind))}, such as {getattr(group, name)!r}"
+    return f"{at}{name} must be {expected}, but is {value!r}."
 
 
 def _declared(kind: Any) -> list[FieldInfo]:
