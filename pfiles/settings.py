@@ -1,127 +1,165 @@
-"""Every hyper-parameter of a run, by preset."""
+"""Every hyper-parameter of a run, by preset; each field holds its limits."""
 
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import asdict, field, fields, is_dataclass, replace
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
 from pfiles.errors import InputError
 
+CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # strict: neither true nor "1" is a number
+# Kinds of settings. For who gives a wrong value, the title names the type and the description the range.
+WHOLE = {"title": "a whole number", "description": "a whole number of at least {ge}"}
+Count = Annotated[int, Field(ge=1, le=10**9, **WHOLE)]
+Passes = Annotated[int, Field(ge=0, le=10**9, **WHOLE)]
+Steps = Annotated[int, Field(ge=0, **WHOLE)]
+Timesteps = Annotated[int, Field(ge=1, le=10**6, **WHOLE)]
+Pixels = Annotated[
+    Count, Field(ge=48, multiple_of=16, title="a whole number", description="a multiple of {multiple_of} from {ge} on")
+]
+Weight = Annotated[float, Field(ge=0, title="a number", description="at least {ge}")]
+Positive = Annotated[float, Field(gt=0, title="a number", description="above {gt}")]
+Share = Annotated[float, Field(ge=0, lt=1, title="a number", description="at least {ge} and below {lt}")]
+Betas = Annotated[
+    tuple[Share, Share], Field(title="2 numbers", description="two numbers of at least {ge} and below {lt}")
+]
+Level = Annotated[int, Field(ge=0, le=255)]
+Colour = Annotated[tuple[Level, Level, Level], Field(title="3 numbers", description="three levels of {ge} ... {le}")]
+Size = Annotated[int, Field(ge=1)]
+Sizes = Annotated[list[Size] | tuple[Size, ...], Field(min_length=1)]
+Arguments = Annotated[
+    Mapping[str, Size | Sizes],
+    Field(title="arguments by name", description="a whole number from {ge} on or a list of them"),
+]
+Decay = Literal["constant", "cosine"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=CHECKED)
 class PolishSettings:
-    """The decoder goes on alone on the frozen codes, against a discriminator of its own: fine detail comes back."""
+    """The decoder goes on alone on the frozen codes, against a discriminator of its own, to bring fine detail back.
 
-    epochs: int = 0
-    batch_size: int = 8
-    discriminator: Mapping[str, Any] = field(default_factory=dict)
-    learning_rate: float = 5e-4
-    adam_betas: tuple[float, float] = (0.5, 0.9)
-    perceptual_weight: float = 0.2
-    adversarial_weight: float = 0.1
+    Codes, UNet and clusters stay valid.
+    """
+
+    epochs: Passes = 0  # passes over the training tiles; 0: no polish
+    batch_size: Count = 8  # tiles per step
+    discriminator: Arguments = field(default_factory=dict)  # arguments of PolishDiscriminator that are not its defaults
+    learning_rate: Positive = 5e-4  # of Adam at the start, for decoder and discriminator; falls to 0 along a cosine
+    adam_betas: Betas = (0.5, 0.9)  # decay of Adam's two moments
+    perceptual_weight: Weight = 0.2
+    adversarial_weight: Weight = 0.1  # of the decoder's loss against the discriminator
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class AutoencoderSettings:
     """Training of the VQ-GAN, the first of all."""
 
-    vqvae: Mapping[str, Any] = field(default_factory=dict)  # arguments of VQVAE that are not the paper's
-    discriminator: Mapping[str, Any] = field(default_factory=dict)  # likewise of Discriminator
-    epochs: int = 20  # passes over the training tiles
-    batch_size: int = 16  # tiles per step
-    learning_rate: float = 1e-4  # of Adam, for autoencoder and discriminator
-    adam_betas: tuple[float, float] = (0.5, 0.999)  # decay of Adam's two moments
-    perceptual: str = "lpips"  # or "ms-ssim", which needs no download
-    perceptual_weight: float = 1.0
-    codebook_weight: float = 1.0
-    commitment_weight: float = 0.2
-    adversarial_weight: float = 0.5  # of the generator's and of the discriminator's loss
-    discriminator_start_step: int = 1000  # adversarial terms begin after so many steps
+    vqvae: Arguments = field(default_factory=dict)  # arguments of VQVAE that are not the paper's
+    discriminator: Arguments = field(default_factory=dict)  # likewise of Discriminator
+    # how the decoder doubles its resolution: transposed convolutions (published), or nearest-neighbour enlargement and
+    # a convolution, which leaves no grid
+    upsampling: Literal["transposed", "resize"] = "transposed"
+    epochs: Count = 20  # passes over the training tiles
+    batch_size: Count = 16  # tiles per step
+    learning_rate: Positive = 1e-4  # of Adam, for autoencoder and discriminator
+    warmup_steps: Steps = 0  # steps over which the learning rate grows from 0
+    decay: Decay = "constant"  # of the learning rate after them; cosine: to 0 at the end
+    clip_norm: Positive | None = None  # largest norm of a step's gradient; None: no limit
+    adam_betas: Betas = (0.5, 0.999)  # decay of Adam's two moments
+    dihedral_views: bool = False  # show each tile in a random one of its eight views, turned and mirrored
+    reconstruction: Literal["mse", "l1"] = "mse"  # mean squared (published) or absolute error of the pixels
+    perceptual: Literal["lpips", "ms-ssim"] = "lpips"  # ms-ssim needs no download
+    perceptual_weight: Weight = 1.0
+    codebook_weight: Weight = 1.0
+    commitment_weight: Weight = 0.2
+    adversarial_weight: Weight = 0.5  # of the generator's and of the discriminator's loss
+    discriminator_start_step: Steps = 1000  # adversarial terms begin after so many steps
     lpips_in_unit_range: bool = True  # published: LPIPS gets [0, 1] in training though it is made for [-1, 1]
     generator_gradient_leaks: bool = True  # published: the generator's gradient stays in the discriminator's step
-    upsampling: str = "transposed"
-    reconstruction: str = "mse"
-    dihedral_views: bool = False
-    warmup_steps: int = 0
-    decay: str = "constant"
-    clip_norm: float | None = None
-    polish: PolishSettings = PolishSettings()
     revive_dead_codes: bool = False  # give codes that an epoch did not use a new place among the encodings
+    polish: PolishSettings = PolishSettings()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class DiffusionSettings:
     """What the three trainings of the conditional UNet share."""
 
-    unet: Mapping[str, Any] = field(default_factory=dict)  # arguments of UNet that are not the paper's
-    batch_size: int = 16  # tiles per step; information maximisation wants at least as many as clusters
-    num_timesteps: int = 1000  # T
-    beta_start: float = 1e-4  # variance of the first step
-    beta_end: float = 0.02  # variance of the last step
-    marginal_entropy_weight: float = 0.1  # l_me
-    conditional_entropy_weight: float = 0.06  # l_ce
-    affine_fill: tuple[int, int, int] | None = (130, 97, 154)  # RGB outside a moved tile; None: mean training colour
+    unet: Arguments = field(default_factory=dict)  # arguments of UNet that are not the paper's
+    batch_size: Count = 16  # tiles per step; information maximisation wants at least as many as clusters
+    num_timesteps: Timesteps = 1000  # T
+    beta_start: Positive = 1e-4  # variance of the first step
+    beta_end: Share = 0.02  # variance of the last step
+    # what the UNet predicts: the noise (published), or v = alpha * noise - sigma * z (Salimans & Ho 2022)
+    prediction: Literal["noise", "v"] = "noise"
+    latent_scaling: bool = False  # latents of zero mean and unit variance in each channel, over the training tiles
+    latent_views: bool = False  # a tile's latents in a random one of its eight views, all encoded once
+    marginal_entropy_weight: Weight = 0.1  # l_me
+    conditional_entropy_weight: Weight = 0.06  # l_ce
+    affine_fill: Colour | None = (130, 97, 154)  # RGB outside a moved tile; None: mean training colour
     dihedral_views: bool = False  # turn and mirror the view a tile must agree with, so that no cluster is a direction
-    prediction: str = "noise"
-    latent_scaling: bool = False
-    latent_views: bool = False
-    min_snr_gamma: float | None = None  # weight min(SNR, gamma) / SNR of each tile's noise error; None: 1
-    condition_dropout: float = 0.0  # share of tiles that train without their cluster; guidance needs some
+    min_snr_gamma: Positive | None = None  # weight min(SNR, gamma) / SNR of each tile's noise error; None: 1
+    condition_dropout: Share = 0.0  # share of tiles that train without their cluster; guidance needs some
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class StageSettings:
-    """One of the three trainings of the conditional UNet."""
+    """One of the trainings of the conditional UNet, or that of the clusters alone."""
 
-    epochs: int  # passes over the training tiles
-    optimizer: str  # "adadelta" (published for the first and third stage), "adam" or "adamw"
-    learning_rate: float
+    epochs: Count  # passes over the training tiles
+    optimizer: Literal["adadelta", "adam", "adamw"]  # adadelta: published for the first and third stage
+    learning_rate: Positive
     trains_clusters: bool  # whether a classifier learns beside the UNet; k-means never does
-    affine_weight: float = 0.0  # l_af, of the agreement between a tile and its affine view
-    warmup_steps: int = 0  # steps over which the learning rate grows from 0
-    decay: str = "constant"
-    clip_norm: float | None = None
-    ema_decay: float = 0.0  # of the moving average of the UNet's weights that becomes the result; 0: the last weights
+    affine_weight: Weight = 0.0  # l_af, of the agreement between a tile and its affine view
+    warmup_steps: Steps = 0  # steps over which the learning rate grows from 0
+    decay: Decay = "constant"  # of the learning rate after them; cosine: to 0 at the end
+    clip_norm: Positive | None = None  # largest norm of a step's gradient; None: no limit
+    ema_decay: Share = 0.0  # of the moving average of the UNet's weights that becomes the result; 0: the last weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class SamplingSettings:
     """Drawing images."""
 
-    steps: int = 1000  # denoising steps per image; fewer than num_timesteps skips evenly
-    sampler: str = "ddpm"  # or "ddim", or, with diffusers installed, "dpm-solver++" or "unipc", made for 10 to 50 steps
-    guidance: float = 1.0  # w: noise predicted without cluster + w * (with - without); needs condition_dropout
-    batch_size: int = 100  # images at once; changes memory and speed only
-    num_generated: int | None = None  # images of part 6; None: one per training tile
-    per_cluster: int = 100  # images of part 9 for each cluster
+    steps: Count = 1000  # denoising steps per image; fewer than num_timesteps skips evenly
+    # the last two need diffusers and are made for 10 to 50 steps
+    sampler: Literal["ddpm", "ddim", "dpm-solver++", "unipc"] = "ddpm"
+    guidance: Weight = 1.0  # w: noise predicted without cluster + w * (with - without); needs condition_dropout
+    batch_size: Count = 100  # images at once; changes memory and speed only
+    num_generated: Count | None = None  # images of part 6; None: one per training tile
+    per_cluster: Count = 100  # images of part 9 for each cluster
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class SavingSettings:
     """How often a training leaves a resume point: whichever comes first, and always at its end and when stopped."""
 
-    every_minutes: float = 5.0
-    every_epochs: int | None = None  # None: by time alone
+    every_minutes: Weight = 5.0
+    every_epochs: Count | None = None  # None: by time alone
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class Settings:
     """All of a run. The defaults are the published ones (preset "paper"), quirks included."""
 
-    image_size_px: int = 128  # side of the tiles the networks see; a multiple of 16
-    max_train_tiles: int | None = None  # training tiles used, evenly spaced; None: all
+    image_size_px: Pixels = 128  # side of the tiles the networks see
+    max_train_tiles: Count | None = None  # training tiles used, evenly spaced; None: all
     autoencoder: AutoencoderSettings = AutoencoderSettings()
     diffusion: DiffusionSettings = DiffusionSettings()
-    clusters_first: bool = False
-    clusters: StageSettings = StageSettings(60, "adam", 1e-3, trains_clusters=True, affine_weight=0.04)
+    clusters_first: bool = False  # learn the clusters before the UNet and keep them, so that its condition cannot drift
+    clusters: StageSettings = StageSettings(60, "adam", 1e-3, trains_clusters=True, affine_weight=0.04)  # that training
     training: StageSettings = StageSettings(600, "adadelta", 0.003, trains_clusters=True, affine_weight=0.04)
     finetuning1: StageSettings = StageSettings(130, "adam", 1e-4, trains_clusters=False)
     finetuning2: StageSettings = StageSettings(70, "adadelta", 0.003, trains_clusters=True, affine_weight=0.05)
     sampling: SamplingSettings = SamplingSettings()
     saving: SavingSettings = SavingSettings()
-    precision: str = "fp32"  # or "bf16": faster where there is hardware for it; numbers change in the third digit
-    speed: str = "auto"  # what makes this machine fast and changes no more than the last digits; "off": plain PyTorch
+    # bf16: faster where there is hardware for it; numbers change in the third digit
+    precision: Literal["fp32", "bf16"] = "fp32"
+    # auto: what makes this machine fast and changes no more than the last digits; off: plain PyTorch
+    speed: Literal["auto", "off"] = "auto"
     lpips_required: bool = True  # whether part 12 stops where LPIPS has no weights, or records it as unavailable
 
 
@@ -191,157 +229,52 @@ def get_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Set
     """
     if not isinstance(preset, str) or preset not in PRESETS:
         raise InputError(f"Unknown preset {preset!r}: choose one of {', '.join(PRESETS)}.")
-    settings = PRESETS[preset]
     if not isinstance(overrides, Mapping | None):
         raise InputError(f'overrides must be values by name, such as {{"training.epochs": 2}}, but is {overrides!r}.')
+    settings = PRESETS[preset]
     for name, value in (overrides or {}).items():
-        settings = _replace(settings, str(name).split("."), value)
-    _check(settings)
+        settings = _replace(settings, str(name), value)
+    diffusion, sampling = settings.diffusion, settings.sampling
+    if sampling.steps > (most := diffusion.num_timesteps):
+        raise InputError(f"sampling.steps must not exceed diffusion.num_timesteps, {most}, but is {sampling.steps}.")
+    if sampling.guidance != 1 and not diffusion.condition_dropout:
+        raise InputError("sampling.guidance needs a UNet trained with diffusion.condition_dropout, such as 0.1.")
+    if (first := diffusion.beta_start) > diffusion.beta_end:
+        raise InputError(f"diffusion.beta_start, {first}, must not exceed beta_end, {diffusion.beta_end}.")
     return settings
 
 
-def _replace(group: Any, path: list[str], value: Any) -> Any:
-    name, *rest = path
-    known = {f.name for f in fields(group)}
-    if name not in known:
-        raise InputError(f"Unknown setting {name!r}: {type(group).__name__} has {', '.join(sorted(known))}.")
-    current = getattr(group, name)
-    if is_dataclass(current) != bool(rest):
-        what = "a group of settings" if is_dataclass(current) else "a single setting"
-        raise InputError(f"{name} is {what}: write a name such as training.epochs or image_size_px.")
-    if rest:
-        return replace(group, **{name: _replace(current, rest, value)})
-    if isinstance(value, list):  # JSON has no tuples
-        value = tuple(value)
-    kind = get_type_hints(type(group))[name]
-    if not _fits(value, kind):
-        raise InputError(f"{name} must be {_in_words(kind)}, such as {current!r}, but is {value!r}.")
-    return replace(group, **{name: value})
+def _replace(group: Any, path: str, value: Any, at: str = "") -> Any:
+    """`group` with `value` at the dotted `path`; `at` leads to the group, for the error."""
+    name, dot, rest = path.partition(".")
+    if name not in (own := {f.name: getattr(group, f.name) for f in fields(group)}):
+        raise InputError(f"Unknown setting {name!r}: {type(group).__name__} has {', '.join(own)}, not {at + path!r}.")
+    if is_dataclass(own[name]) != bool(dot):
+        what = "a single setting" if dot else "a group of settings"
+        raise InputError(f"{at}{name} is {what}: write a name such as training.epochs or image_size_px.")
+    new = _replace(own[name], rest, value, f"{at}{name}.") if dot else value
+    try:
+        return replace(group, **{name: tuple(new) if isinstance(new, list) else new})  # JSON has no tuples
+    except ValidationError as error:
+        raise InputError(_sentence(group, name, value, at, error.errors()[0])) from None
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether `value` can stand in a field declared as `kind`; whole numbers pass for float, true and false do not."""
-    parts = get_args(kind)
-    if get_origin(kind) is UnionType:
-        return any(_fits(value, part) for part in parts)
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
-    if get_origin(kind) is Mapping:
-        return isinstance(value, Mapping)
-    if kind is float:
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max  # False for NaN
-    return type(value) is kind
+def _sentence(group: Any, name: str, value: Any, at: str, wrong: Mapping[str, Any]) -> str:
+    """What `name` must be and is not, by the first error that pydantic found."""
+    kind, context, where = get_type_hints(type(group), include_extras=True)[name], wrong.get("ctx", {}), wrong["loc"]
+    declared = [Field(title="true or false", description=""), *_declared(kind)]
+    limits = {limit: most for part in declared for entry in part.metadata for limit, most in asdict(entry).items()}
+    title, description = declared[-1].title, declared[-1].description
+    expected = ("at most {le}" if "le" in context and len(where) == 1 else description).format(**limits)
+    if wrong["type"] == "literal_error":
+        expected = context["expected"].replace(", ", " or ")
+    elif len(where) > 2 and where[-1] != "[key]":  # one argument of a network
+        name, value = f"{name}.{where[1]}", value[where[1]]
+    elif not limits.keys() & context.keys():
+        expected = f"{title}{' or null' * (NoneType in get_args(kind))}, such as {getattr(group, name)!r}"
+    return f"{at}{name} must be {expected}, but is {value!r}."
 
 
-def _in_words(kind: Any) -> str:
-    if get_origin(kind) is UnionType:
-        return " or ".join(map(_in_words, get_args(kind)))
-    if get_origin(kind) is tuple:
-        return f"{len(get_args(kind))} numbers"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    return words.get(kind, "arguments by name")
-
-
-def _check(settings: Settings) -> None:
-    counts = {
-        "image_size_px": settings.image_size_px,
-        "autoencoder.batch_size": settings.autoencoder.batch_size,
-        "diffusion.batch_size": settings.diffusion.batch_size,
-        "diffusion.num_timesteps": settings.diffusion.num_timesteps,
-        "autoencoder.epochs": settings.autoencoder.epochs,
-        "training.epochs": settings.training.epochs,
-        "finetuning1.epochs": settings.finetuning1.epochs,
-        "finetuning2.epochs": settings.finetuning2.epochs,
-        "sampling.steps": settings.sampling.steps,
-        "sampling.batch_size": settings.sampling.batch_size,
-        "sampling.per_cluster": settings.sampling.per_cluster,
-    }
-    optional = {
-        "max_train_tiles": settings.max_train_tiles,
-        "sampling.num_generated": settings.sampling.num_generated,
-        "saving.every_epochs": settings.saving.every_epochs,
-    }
-    counts |= {name: value for name, value in optional.items() if value is not None}
-    for name, value in counts.items():
-        if value < 1:
-            raise InputError(f"{name} must be a whole number of at least 1, but is {value!r}.")
-        most = 10**6 if name == "diffusion.num_timesteps" else 10**9
-        if value > most:
-            raise InputError(f"{name} must be at most {most}, but is {value!r}.")
-    networks = {
-        "autoencoder.vqvae": settings.autoencoder.vqvae,
-        "autoencoder.discriminator": settings.autoencoder.discriminator,
-        "diffusion.unet": settings.diffusion.unet,
-    }
-    for name, arguments in networks.items():
-        for argument, value in arguments.items():
-            sizes = value if isinstance(value, list | tuple) else [value]
-            if not sizes or not all(type(size) is int and size > 0 for size in sizes):
-                raise InputError(
-                    f"{name} takes sizes, whole numbers from 1 on or lists of them, but {argument} is {value!r}."
-                )
-    _check_ranges(settings)
-    if settings.image_size_px % 16 or settings.image_size_px < 48:
-        raise InputError(f"image_size_px must be a multiple of 16 from 48 on, but is {settings.image_size_px}.")
-    if settings.sampling.steps > settings.diffusion.num_timesteps:
-        raise InputError(
-            f"sampling.steps must not exceed diffusion.num_timesteps, {settings.diffusion.num_timesteps}, "
-            f"but is {settings.sampling.steps}."
-        )
-    if settings.sampling.guidance != 1 and not settings.diffusion.condition_dropout:
-        raise InputError("sampling.guidance needs a UNet trained with diffusion.condition_dropout, such as 0.1.")
-    choices = {
-        "precision": (settings.precision, ("fp32", "bf16")),
-        "speed": (settings.speed, ("auto", "off")),
-        "sampling.sampler": (settings.sampling.sampler, ("ddpm", "ddim", "dpm-solver++", "unipc")),
-        "autoencoder.perceptual": (settings.autoencoder.perceptual, ("lpips", "ms-ssim")),
-        **{
-            f"{name}.optimizer": (getattr(settings, name).optimizer, ("adadelta", "adam", "adamw"))
-            for name in ("training", "finetuning1", "finetuning2")
-        },
-    }
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise InputError(f"{name} must be {' or '.join(map(repr, allowed))}, but is {value!r}.")
-
-
-def _check_ranges(settings: Settings) -> None:
-    autoencoder, diffusion = settings.autoencoder, settings.diffusion
-    stages = {name: getattr(settings, name) for name in ("training", "finetuning1", "finetuning2")}
-    positive = {"autoencoder.learning_rate": autoencoder.learning_rate, "diffusion.beta_start": diffusion.beta_start}
-    positive |= {f"{name}.learning_rate": stage.learning_rate for name, stage in stages.items()}
-    if diffusion.min_snr_gamma is not None:
-        positive["diffusion.min_snr_gamma"] = diffusion.min_snr_gamma
-    not_negative = {
-        "autoencoder.discriminator_start_step": autoencoder.discriminator_start_step,
-        "saving.every_minutes": settings.saving.every_minutes,
-        "sampling.guidance": settings.sampling.guidance,
-        **{f"{name}.warmup_steps": stage.warmup_steps for name, stage in stages.items()},
-        **{
-            f"{group}.{field.name}": getattr(values, field.name)
-            for group, values in (("autoencoder", autoencoder), ("diffusion", diffusion), *stages.items())
-            for field in fields(values)
-            if field.name.endswith("_weight")
-        },
-    }
-    below_one = {
-        "diffusion.condition_dropout": diffusion.condition_dropout,
-        "diffusion.beta_end": diffusion.beta_end,
-        **{f"autoencoder.adam_betas[{i}]": beta for i, beta in enumerate(autoencoder.adam_betas)},
-        **{f"{name}.ema_decay": stage.ema_decay for name, stage in stages.items()},
-    }
-    for name, value in positive.items():
-        if not value > 0:
-            raise InputError(f"{name} must be above 0, but is {value!r}.")
-    for name, value in not_negative.items():
-        if value < 0:
-            raise InputError(f"{name} must be at least 0, but is {value!r}.")
-    for name, value in below_one.items():
-        if not 0 <= value < 1:
-            raise InputError(f"{name} must be at least 0 and below 1, but is {value!r}.")
-    if diffusion.beta_start > diffusion.beta_end:
-        raise InputError(
-            f"diffusion.beta_start, {diffusion.beta_start}, must not exceed beta_end, {diffusion.beta_end}."
-        )
-    if diffusion.affine_fill is not None and not all(0 <= level <= 255 for level in diffusion.affine_fill):
-        raise InputError(f"diffusion.affine_fill must be three levels of 0 ... 255, but is {diffusion.affine_fill!r}.")
+def _declared(kind: Any) -> list[FieldInfo]:
+    """All that an annotation and its parts declare, the outermost last."""
+    return [kind] if isinstance(kind, FieldInfo) else [found for part in get_args(kind) for found in _declared(part)]

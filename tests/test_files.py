@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import FrozenInstanceError, asdict, is_dataclass, replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from pfiles.clustering import KMeansClusters
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace
 from pfiles.paths import Paths, atomic_write, read_json, write_json
-from pfiles.settings import PRESETS, get_settings
+from pfiles.settings import PRESETS, SavingSettings, Settings, get_settings
 from pfiles.tiles.dataset import Tiles
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
@@ -103,6 +104,37 @@ def test_paper_preset_holds_the_published_numbers():
         assert found == expected
     assert (s.sampling.steps, s.sampling.num_generated, s.sampling.per_cluster) == (1000, None, 100)
     assert a.vqvae == a.discriminator == d.unet == {}
+    assert (a.upsampling, a.reconstruction, a.dihedral_views) == ("transposed", "mse", False)
+    assert (a.warmup_steps, a.decay, a.clip_norm, a.polish.epochs) == (0, "constant", None, 0)
+    assert (d.prediction, d.latent_scaling, d.latent_views, s.clusters_first) == ("noise", False, False, False)
+    assert {(stage.decay, stage.clip_norm) for stage in (s.training, s.finetuning1, s.finetuning2)} == {
+        ("constant", None)
+    }
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_passes_its_own_checks(preset):
+    def overrides(group, above=""):
+        for name, value in asdict(group).items():
+            inner = getattr(group, name)
+            yield from overrides(inner, f"{above}{name}.") if is_dataclass(inner) else [(f"{above}{name}", value)]
+
+    again = get_settings(preset, dict(overrides(PRESETS[preset])))
+    assert again == PRESETS[preset]
+    assert len(dict(overrides(again))) > 70
+
+
+def test_settings_are_plain_frozen_dataclasses():
+    settings = get_settings("paper")
+    assert settings == Settings()
+    assert hash(settings.saving) == hash(SavingSettings())
+    assert replace(settings, clusters_first=True) != settings
+    with pytest.raises(FrozenInstanceError):
+        settings.image_size_px = 64
+    with pytest.raises(ValueError, match="every_hours"):
+        SavingSettings(every_hours=1)
+    with pytest.raises(ValueError, match="every_minutes"):
+        replace(settings.saving, every_minutes=float("inf"))
 
 
 def test_overrides():
@@ -144,6 +176,38 @@ def test_overrides():
         ("demo", {"sampling.sampler": "euler"}, "'ddpm' or 'ddim' or"),
         ("demo", {"speed": "max"}, "speed must be 'auto' or 'off'"),
         ("demo", {"precision": "fp16"}, "precision must be 'fp32' or 'bf16'"),
+        ("demo", {"autoencoder.upsampling": "bilinear"}, "autoencoder.upsampling must be 'transposed' or 'resize'"),
+        ("demo", {"autoencoder.reconstruction": "l2"}, "autoencoder.reconstruction must be 'mse' or 'l1'"),
+        ("demo", {"autoencoder.dihedral_views": 1}, "autoencoder.dihedral_views must be true or false"),
+        ("demo", {"autoencoder.warmup_steps": -1}, "autoencoder.warmup_steps must be a whole number of at least 0"),
+        ("demo", {"autoencoder.decay": "linear"}, "autoencoder.decay must be 'constant' or 'cosine', but is 'linear'"),
+        ("demo", {"autoencoder.clip_norm": 0}, "autoencoder.clip_norm must be above 0, but is 0"),
+        ("demo", {"autoencoder.clip_norm": "1"}, "autoencoder.clip_norm must be a number or null, such as None"),
+        ("demo", {"autoencoder.polish": {}}, "autoencoder.polish is a group of settings"),
+        ("demo", {"autoencoder.polish.epoch": 1}, "'epoch': PolishSettings has .*, not 'autoencoder.polish.epoch'"),
+        ("demo", {"autoencoder.polish.epochs": -1}, r"polish\.epochs must be a whole number of at least 0, but is -1"),
+        ("demo", {"autoencoder.polish.epochs": 10**10}, r"polish\.epochs must be at most 1000000000"),
+        ("demo", {"autoencoder.polish.batch_size": 0}, r"polish\.batch_size must be a whole number of at least 1"),
+        (
+            "demo",
+            {"autoencoder.polish.discriminator": {"a": [8, -8]}},
+            r"discriminator\.a must be .*, but is \[8, -8\]",
+        ),
+        ("demo", {"autoencoder.polish.discriminator": {3: 8}}, r"discriminator must be arguments by name.*\{3: 8\}"),
+        ("demo", {"autoencoder.polish.learning_rate": 0}, r"polish\.learning_rate must be above 0"),
+        ("demo", {"autoencoder.polish.adam_betas": [0.5, 1]}, "two numbers of at least 0 and below 1, .* is .0.5, 1"),
+        ("demo", {"autoencoder.polish.adam_betas": [0.5]}, r"polish\.adam_betas must be 2 numbers, such as"),
+        ("demo", {"autoencoder.polish.perceptual_weight": -1}, r"polish\.perceptual_weight must be at least 0"),
+        ("demo", {"autoencoder.polish.adversarial_weight": True}, r"adversarial_weight must be a number, .* is True"),
+        ("demo", {"diffusion.prediction": "x0"}, "diffusion.prediction must be 'noise' or 'v'"),
+        ("demo", {"diffusion.latent_scaling": "yes"}, "diffusion.latent_scaling must be true or false"),
+        ("demo", {"diffusion.latent_views": None}, "diffusion.latent_views must be true or false"),
+        ("demo", {"finetuning2.decay": 3}, "finetuning2.decay must be 'constant' or 'cosine', but is 3"),
+        ("demo", {"training.clip_norm": float("nan")}, "training.clip_norm must be a number or null.* but is nan"),
+        ("demo", {"clusters_first": 1}, "clusters_first must be true or false"),
+        ("demo", {"clusters.epochs": 0}, "clusters.epochs must be a whole number of at least 1"),
+        ("demo", {"clusters": None}, "clusters is a group of settings"),
+        ("demo", {"diffusion.num_timesteps": 10**6 + 1}, "diffusion.num_timesteps must be at most 1000000"),
     ],
 )
 def test_bad_settings(preset, overrides, message):

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from contextlib import contextmanager
 from dataclasses import is_dataclass
-from typing import get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -117,8 +117,9 @@ def leaves(group=Settings, prefix=""):
 
 def wrong_settings():
     for name, kind in leaves():
-        kinds = getattr(kind, "__args__", (kind,)) if "None" in str(kind) else (kind,)
-        base = next(getattr(k, "__origin__", k) for k in kinds)
+        kinds = get_args(kind) if type(None) in get_args(kind) else (kind,)
+        base = get_origin(kinds[0]) or kinds[0]
+        base = str if base is Literal else base
         for value in WRONG[base if base in WRONG else dict]:
             allowed = (value is None and type(None) in kinds) or (value == 10**10 and name.endswith(UNLIMITED))
             if not allowed:
