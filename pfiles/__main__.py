@@ -39,7 +39,7 @@ from pfiles.machine.runtime import versions
 from pfiles.measuring.features import EXTRACTORS
 from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, write_json
 from pfiles.settings import PRESETS, Settings, get_settings
-from pfiles.tiles.dataset import load_tiles
+from pfiles.tiles.dataset import EMBEDDED, load_tiles
 from pfiles.tiles.files import read_images
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
@@ -153,11 +153,11 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     out = None if args.out is None else str(expand(args.out).absolute())
     Paths(args.clusters, out)
     data = _data(args.data)
-    load_tiles(data, settings.image_size_px, settings.max_train_tiles, args.clusters)
     _try_networks(settings, args.clusters, args.clustering)
     diffusion, sampling = settings.diffusion, settings.sampling
     scheduler = LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
     make_solver(sampling.sampler, scheduler, sampling.steps)
+    load_tiles(data, settings.image_size_px, settings.max_train_tiles, args.clusters)
 
     parameters = {
         "n_clusters": args.clusters,
@@ -271,7 +271,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _data(given: str | None) -> str:
     data = given or os.environ.get("KPC_DATA") or "embedded"
-    return data if data == "embedded" else str(expand(data).resolve())  # notebooks run in their own folders
+    return data if data in EMBEDDED else str(expand(data).resolve())  # notebooks run in their own folders
 
 
 def _evaluate(args: argparse.Namespace) -> int:

@@ -15,11 +15,16 @@ from torch import Tensor
 
 from pfiles.errors import InputError
 from pfiles.paths import ROOT, expand
+from pfiles.tiles import builtin
 from pfiles.tiles.files import _read_folder, _read_npy, _read_zip
 from pfiles.tiles.pixels import as_tensor, evenly_spaced
 
 TEST_PARTS = 11  # published: the last of 11 equal parts is the test set
 MIN_TILES = 2 * TEST_PARTS
+EMBEDDED = {
+    "embedded": (builtin.he_tiles, "embedded H&E tiles (CMU-1-Small-Region, Carnegie Mellon University)"),
+    "embedded-ihc": (builtin.ihc_tiles, "embedded immunohistochemistry crops (scikit-image)"),
+}
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,15 @@ class Tiles:
     images: (N, S, S, 3) uint8, possibly memory-mapped.
     train, test: disjoint indices into `images`.
     source: what the tiles are, in a few words.
+    positions: where each tile was cut, as N records of slide (name), x, y (upper left corner) and side, all three in
+        pixels of the slide's level 0, and mpp (microns per pixel of `images`); None where that is not known.
     """
 
     images: np.ndarray
     train: np.ndarray
     test: np.ndarray
     source: str
+    positions: np.recarray | None = None
 
     def tensor(self, indices: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         """The tiles `indices` as uint8 (B, 3, S, S) on `device`."""
@@ -59,38 +67,41 @@ def load_tiles(
 
     data: a `.npy` of uint8, either the published (N, S, H, W, 3), whose slot 0 is used, or (N, H, W, 3), both
         memory-mapped; a folder of PNG, JPEG or TIFF, read recursively in sorted order; a `.zip` of such a folder;
-        "embedded" for 128 px crops of a real immunohistochemistry image that comes with scikit-image; None for the
-        environment variable KPC_DATA and, where that is not set, "embedded". Relative paths start at the repository,
-        so that they mean the same in every notebook.
+        "embedded" for 128 px tiles of the H&E slide that ships with the project, "embedded-ihc" for crops of an
+        immunohistochemistry image that comes with scikit-image; None for the environment variable KPC_DATA and, where
+        that is not set, "embedded". Relative paths start at the repository, so that they mean the same in every
+        notebook.
     image_size_px: side of the tiles returned; larger tiles of a whole multiple are averaged down to it.
     max_train_tiles: use no more than so many training tiles, evenly spaced (None: all).
     n_clusters: refuse fewer training tiles than clusters.
 
-    The last eleventh is the test set, as published, except that the embedded image is split by region, and that tiles
+    The last eleventh is the test set, as published, except that embedded images are split by region, and that tiles
     which lie in at least eleven folders, one for each slide, are split between two folders.
     Raises InputError for anything that is not as described.
     """
     data = str(data if data is not None else os.environ.get("KPC_DATA") or "embedded")
-    if data == "embedded":
-        images, n_test, source = *_embedded_tiles(), "embedded immunohistochemistry crops (scikit-image)"
+    positions = None
+    if data in EMBEDDED:
+        read, source = EMBEDDED[data]
+        images, train, test, positions = read()
     else:
         path = ROOT / expand(data)
         (images, folders), source = _read(path), path.name
-        n_test = _test_size(len(images), folders)
+        train, test = np.split(np.arange(len(images)), [len(images) - _test_size(len(images), folders)])
     if len(images) < MIN_TILES:
         raise InputError(f"{data} holds {len(images)} tiles: at least {MIN_TILES} are needed to train and to test.")
+    factor = images.shape[1] / image_size_px
     images = _resize(images, image_size_px, data)
-
-    indices = np.arange(len(images))
-    train, test = indices[:-n_test], indices[-n_test:]
-    if max_train_tiles is not None and len(train) > max_train_tiles:
-        print(f"Using {max_train_tiles} of {len(train)} training tiles, evenly spaced (setting max_train_tiles).")
-        train = train[evenly_spaced(len(train), max_train_tiles)]
-    if n_clusters > len(train):
+    if positions is not None:
+        positions.mpp *= factor
+    used = train if max_train_tiles is None else train[evenly_spaced(len(train), max_train_tiles)]
+    if n_clusters > len(used):
         raise InputError(
-            f"n_clusters is {n_clusters}, but there are only {len(train)} training tiles: choose fewer clusters."
+            f"n_clusters is {n_clusters}, but there are only {len(used)} training tiles: choose fewer clusters."
         )
-    return Tiles(images, train, test, source)
+    if len(used) < len(train):
+        print(f"Using {len(used)} of {len(train)} training tiles, evenly spaced (setting max_train_tiles).")
+    return Tiles(images, used, test, source, positions)
 
 
 def _test_size(n: int, folders: Sequence[Path]) -> int:
@@ -102,20 +113,6 @@ def _test_size(n: int, folders: Sequence[Path]) -> int:
     cut = max((i for i in begins if i <= cut), default=begins[0])
     print(f"The last {len(set(folders[cut:]))} of {len(set(folders))} folders are the test set.")
     return n - cut
-
-
-def _embedded_tiles() -> tuple[np.ndarray, int]:
-    """128 px crops every 16 px; test crops come from the 160 columns on the right, training crops from the rest."""
-    from skimage.data import immunohistochemistry
-
-    image, size, stride, border = immunohistochemistry(), 128, 16, 352
-    height, width = image.shape[:2]
-    regions = (range(0, border - size + 1, stride), range(border, width - size + 1, stride))
-    train, test = (
-        [image[top : top + size, left : left + size] for top in range(0, height - size + 1, stride) for left in columns]
-        for columns in regions
-    )
-    return np.stack(train + test), len(test)
 
 
 def _read(path: Path) -> tuple[np.ndarray, list[Path]]:
@@ -142,7 +139,8 @@ def _resize(images: np.ndarray, size: int, data: str) -> np.ndarray:
     if factor == 1:
         return images
     out = np.empty((len(images), size, size, 3), np.uint8)
-    for i, tile in enumerate(images):
-        blocks = tile.reshape(size, factor, size, factor, 3)
-        out[i] = (blocks.mean(axis=(1, 3)) + 0.5).astype(np.uint8)
+    for i in range(0, len(images), 256):
+        part = images[i : i + 256]
+        total = sum(part[:, y::factor, x::factor].astype(np.uint32) for y in range(factor) for x in range(factor))
+        out[i : i + 256] = (2 * total + factor**2) // (2 * factor**2)
     return out
