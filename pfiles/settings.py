@@ -163,42 +163,66 @@ class Settings:
     lpips_required: bool = True  # whether part 12 stops where LPIPS has no weights, or records it as unavailable
 
 
+GENTLE = {"decay": "cosine", "clip_norm": 1.0, "ema_decay": 0.9995}  # how the UNet of the newer presets learns
+
 PRESETS: dict[str, Settings] = {
     # exactly what was published
     "paper": Settings(),
-    # the same system as one would train it today: the published defects mended, better optimiser, averaged weights,
-    # clusters that do not depend on the direction a tile lies in, and a solver of few steps
+    # the same system as one would train it today: the published defects mended, v-prediction on latents of unit
+    # variance in all eight views, clusters learnt first and independent of direction, AdamW with warm-up and cosine,
+    # averaged weights, guidance, a solver of few steps, and a decoder without grid, polished at the end
     "recommended": Settings(
         precision="bf16",
         autoencoder=AutoencoderSettings(
-            lpips_in_unit_range=False, generator_gradient_leaks=False, revive_dead_codes=True
+            upsampling="resize",
+            warmup_steps=500,
+            decay="cosine",
+            clip_norm=1.0,
+            dihedral_views=True,
+            reconstruction="l1",
+            lpips_in_unit_range=False,
+            generator_gradient_leaks=False,
+            revive_dead_codes=True,
+            polish=PolishSettings(epochs=8, batch_size=16),
         ),
-        diffusion=DiffusionSettings(affine_fill=None, dihedral_views=True, min_snr_gamma=5.0, condition_dropout=0.1),
-        training=StageSettings(
-            600, "adamw", 1e-4, trains_clusters=True, affine_weight=0.04, warmup_steps=1000, ema_decay=0.9999
+        diffusion=DiffusionSettings(
+            prediction="v",
+            latent_scaling=True,
+            latent_views=True,
+            affine_fill=None,
+            dihedral_views=True,
+            condition_dropout=0.1,
         ),
-        finetuning1=StageSettings(130, "adamw", 1e-4, trains_clusters=False, warmup_steps=1000, ema_decay=0.9999),
-        finetuning2=StageSettings(
-            70, "adamw", 5e-5, trains_clusters=True, affine_weight=0.05, warmup_steps=1000, ema_decay=0.9999
-        ),
-        sampling=SamplingSettings(steps=25, sampler="dpm-solver++"),
+        clusters_first=True,
+        clusters=StageSettings(60, "adam", 1e-3, trains_clusters=True, affine_weight=0.05, decay="cosine"),
+        training=StageSettings(600, "adamw", 2e-4, trains_clusters=False, **GENTLE, warmup_steps=1000),
+        finetuning1=StageSettings(130, "adamw", 1e-4, trains_clusters=False, **GENTLE, warmup_steps=100),
+        finetuning2=StageSettings(70, "adamw", 5e-5, trains_clusters=False, **GENTLE, warmup_steps=100),
+        sampling=SamplingSettings(steps=25, sampler="dpm-solver++", guidance=1.5),
     ),
-    # small networks and tiles: a few minutes on two CPU cores, every stage really trains
+    # the same at small size: tiles of 64 px, small networks, a few minutes on two CPU cores, every stage really trains
     "demo": Settings(
         image_size_px=64,
         max_train_tiles=1000,
         autoencoder=AutoencoderSettings(
-            vqvae={"down_channels": (16, 32, 64), "num_heads": 4, "norm_channels": 8},
+            vqvae={"down_channels": (16, 32, 64), "codebook_size": 256, "num_heads": 4, "norm_channels": 8},
             discriminator={"conv_channels": (16, 32, 64)},
-            epochs=10,
+            upsampling="resize",
+            epochs=8,
             batch_size=8,
-            learning_rate=1e-3,
+            learning_rate=2e-3,
+            warmup_steps=50,
+            decay="cosine",
+            clip_norm=1.0,
             adam_betas=(0.9, 0.99),
+            dihedral_views=True,
+            reconstruction="l1",
             perceptual="ms-ssim",
             perceptual_weight=0.2,
-            adversarial_weight=0.05,
-            discriminator_start_step=400,
+            adversarial_weight=0.0,
+            discriminator_start_step=10**9,
             revive_dead_codes=True,
+            polish=PolishSettings(epochs=5, discriminator={"conv_channels": (16, 32, 64)}, adversarial_weight=0.05),
         ),
         diffusion=DiffusionSettings(
             unet={
@@ -209,13 +233,19 @@ PRESETS: dict[str, Settings] = {
                 "norm_channels": 8,
                 "conv_out_channels": 64,
             },
-            beta_end=0.012,
+            prediction="v",
+            latent_scaling=True,
+            latent_views=True,
             affine_fill=None,
+            dihedral_views=True,
+            condition_dropout=0.1,
         ),
-        training=StageSettings(22, "adam", 1e-3, trains_clusters=True, affine_weight=0.04),
-        finetuning1=StageSettings(18, "adam", 4e-4, trains_clusters=False),
-        finetuning2=StageSettings(8, "adam", 1e-4, trains_clusters=True, affine_weight=0.05),
-        sampling=SamplingSettings(steps=50, num_generated=200, per_cluster=10),
+        clusters_first=True,
+        clusters=StageSettings(12, "adam", 1e-3, trains_clusters=True, affine_weight=0.05, decay="cosine"),
+        training=StageSettings(12, "adamw", 2e-3, trains_clusters=False, **GENTLE, warmup_steps=100),
+        finetuning1=StageSettings(7, "adamw", 1e-3, trains_clusters=False, **GENTLE, warmup_steps=20),
+        finetuning2=StageSettings(4, "adamw", 5e-4, trains_clusters=False, **GENTLE, warmup_steps=20),
+        sampling=SamplingSettings(steps=20, sampler="dpm-solver++", guidance=1.5, num_generated=200, per_cluster=20),
         lpips_required=False,
     ),
 }
