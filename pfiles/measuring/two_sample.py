@@ -71,13 +71,9 @@ class TwoSampleTest:
 
     def row(self) -> dict[str, float | int | bool]:
         """For a table: accuracy, low and high are absent where the network did not learn."""
-        names, values = ("accuracy", "low", "high"), (self.accuracy, *(self.interval or (None, None)))
-        return {
-            **dict(zip(names, values, strict=True)),
-            "test tiles": self.tiles,
-            "learned": self.learned,
-            "guard": self.guard,
-        }
+        low, high = self.interval or (None, None)
+        known = {"accuracy": self.accuracy, "low": low, "high": high}
+        return {**known, "test tiles": self.tiles, "learned": self.learned, "guard": self.guard}
 
 
 def two_sample_test(
