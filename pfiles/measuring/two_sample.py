@@ -188,19 +188,23 @@ def compare(
 
 
 def steps_to_blame(
-    generated: Tensor, reconstructed: Tensor, real: Tensor, train_tiles: Tensor, held_out: Tensor
+    generated: Tensor, real: Tensor, reconstructed: Tensor | None = None, held_out: Tensor | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """The pairs that say which part gives generated tiles away, for `compare`.
+    """The pairs that say which part gives generated tiles away, for `compare`; all uint8 tiles (N, 3, S, S).
 
-    reconstructed: what the autoencoder makes of the tiles `real`, in their order. train_tiles, held_out: real tiles
-    that were and were not trained on; that they can be told apart at all is the floor of every other row.
+    real: tiles of the mix of slides that was trained on. One half of them from the other is the floor of every other
+    row: it compares like with like. reconstructed: what the autoencoder makes of the tiles `real`, in their order.
+    held_out: real tiles of other slides or regions; how well those can be told is no floor, but says what it means to
+    be of another slide.
     """
-    return {
-        "generated from real": (generated, real),
-        "generated from reconstructed: the UNet's part": (generated, reconstructed),
-        "reconstructed from real: the autoencoder's part": (reconstructed, real),
-        "training from held-out real tiles: the floor": (train_tiles, held_out),
-    }
+    pairs = {"generated from real": (generated, real)}
+    if reconstructed is not None:
+        pairs["generated from reconstructed: the UNet's part"] = generated, reconstructed
+        pairs["reconstructed from real: the autoencoder's part"] = reconstructed, real
+    pairs["real from real: the floor"] = real[::2], real[1::2]
+    if held_out is not None:
+        pairs["training from held-out real tiles"] = real, held_out
+    return pairs
 
 
 def table(found: dict[str, dict[float, TwoSampleTest]]) -> pd.DataFrame:

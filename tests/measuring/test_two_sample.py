@@ -167,15 +167,17 @@ def test_blur_is_the_gaussian_of_scipy():
 
 def test_who_is_to_blame():
     """A decoder that blurs and a UNet that draws what the decoder can show: the blame is the autoencoder's alone."""
-    real, held_out, train_tiles = (texture(80, seed=s) for s in (1, 2, 3))
-    generated, reconstructed = blur(texture(80, seed=4), 1.0), blur(real, 1.0)
-    pairs = steps_to_blame(generated, reconstructed, real, train_tiles, held_out)
+    real, held_out = texture(160, seed=1), texture(80, seed=2)
+    generated, reconstructed = blur(texture(160, seed=4), 1.0), blur(real, 1.0)
+    pairs = steps_to_blame(generated, real, reconstructed, held_out)
     found = compare(pairs, 0, "cpu", blurs_px=(0.0,), trials=2)
-    drawn, unet, autoencoder, floor = (tests[0.0] for tests in found.values())
+    drawn, unet, autoencoder, floor, others = (tests[0.0] for tests in found.values())
     assert drawn.interval[0] > 0.8
     assert autoencoder.interval[0] > 0.8
     assert unet.interval[0] < 0.5 < unet.interval[1]
     assert floor.interval[0] < 0.5 < floor.interval[1]
+    assert others.interval[0] < 0.5 < others.interval[1]
+    assert list(steps_to_blame(generated, real)) == ["generated from real", "real from real: the floor"]
     table = two_sample.table(found)
     assert list(table.index) == list(pairs)
     assert table.columns.tolist() == ["accuracy", "low", "high", "test tiles", "learned", "guard"]
