@@ -1,5 +1,6 @@
 """A small network that learns to sort tiles by what it sees in their pixels: what the two-sample test and CAS share."""
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import chain, count, islice
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from pfiles.tiles.views import random_dihedral
 
 CHANNELS = (16, 32, 64)  # of the three convolutions
 BATCH_SIZE = 32  # tiles of a step
-LEARNING_RATE = 5e-3  # the highest, of AdamW; it rises over the first tenth of the steps and falls to zero
+LEARNING_RATE = 5e-3  # the highest, of AdamW; it rises over a tenth of the steps and falls as a cosine
 CHECK_EVERY = 10  # steps between two looks at the validation part
 SURE = 0.02  # cross-entropy of the validation part below which there is nothing left to learn
 MIN_SIDE = 16  # pixels
@@ -73,8 +74,10 @@ def train(
     with seeded(*seed, "network"):
         network = TileNetwork(classes, mean, scale).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1, cycle_momentum=False
+    warm_up = max(1, steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm_up) / steps)),
     )
     generator = make_generator(*seed, "views", device=device)
     best, state = (-1.0, 0.0), {}

@@ -1,6 +1,6 @@
 """A few minutes of training at full size, and pictures of what came of it: a quick look at a machine and at tiles.
 
-    python -m benchmarks.train_and_look [TILES] [--minutes 4] [--size tiny] [--out DIR]
+    python -m experiments.train_and_look [TILES] [--minutes 4] [--size tiny] [--out DIR]
 
 Trains the VQ-GAN (MS-SSIM as perceptual loss, which needs no download) and then the UNet with its classifier, both by
 Adam, for as many epochs as fit into the minutes by a step time measured first; where not even one does, on fewer
@@ -27,7 +27,7 @@ from pfiles.discriminator import Discriminator
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.errors import InputError
 from pfiles.latents import encode_tiles, predict_clusters, reconstruct
-from pfiles.learning import autoencoder, loop
+from pfiles.learning import autoencoder, diffusion, loop
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import peak_memory_gb, pick_device, seeded, versions
 from pfiles.machine.speed import pick_speed
@@ -69,7 +69,7 @@ IN_TINY = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, write pictures and numbers, and return the exit status: 0 done, 2 the tiles are not usable."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_and_look", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m experiments.train_and_look", description=__doc__.splitlines()[0])
     parser.add_argument("tiles", nargs="?", default="embedded", help="folder, .zip or .npy; default embedded tissue")
     parser.add_argument("--minutes", type=float, default=4.0, help="about so long in all; default 4")
     parser.add_argument("--size", choices=("paper", "tiny"), default="paper", help="of the networks; default paper")
@@ -110,13 +110,13 @@ def train_and_look(data: str, settings: Settings, device: torch.device, seconds:
     def train_autoencoder(networks: list[nn.Module], some: Tensor, epochs: int, run: loop.Run) -> loop.History:
         # the adversarial terms begin after a third; the second epoch of two, which is timed, has them
         start = epochs * len(some) // run.batch_size // 3
-        autoencoder = replace(settings.autoencoder, epochs=epochs, discriminator_start_step=start)
-        return autoencoder.train_autoencoder(*networks, some, perceptual, autoencoder, run)
+        changed = replace(settings.autoencoder, epochs=epochs, discriminator_start_step=start)
+        return autoencoder.train_autoencoder(*networks, some, perceptual, changed, run)
 
     def train_unet(networks: list[nn.Module], some: Tensor, epochs: int, run: loop.Run) -> loop.History:
-        diffusion = replace(settings.diffusion, affine_fill=None)  # the mean colour, whatever the stain
+        changed = replace(settings.diffusion, affine_fill=None)  # the mean colour, whatever the stain
         stage = replace(settings.training, epochs=epochs)
-        return diffusion.train_stage(*networks, vqvae, some, encode_tiles(vqvae, some), diffusion, stage, run)
+        return diffusion.train_stage(*networks, vqvae, some, encode_tiles(vqvae, some), changed, stage, run)
 
     report: dict[str, Any] = {"device": device_name(device.type), "data": tiles.source, "tiles": len(images)}
     with tempfile.TemporaryDirectory() as folder:
