@@ -63,7 +63,7 @@ step() { # NAME LIMIT_S COMMAND...: go on whatever happens
 step environment 25 "$PYTHON" -m torch.utils.collect_env
 step tests 100 "$PYTHON" -m pytest -m gpu -rs -p no:cacheprovider tests/machine/test_gpu.py
 step benchmarks 175 "$PYTHON" -m benchmarks "${measure[@]}" --out "$OUT"
-step look 230 "$PYTHON" -m benchmarks.train_and_look "$tiles" "${look[@]}" --out "$OUT"
+step look 230 "$PYTHON" -m experiments.train_and_look "$tiles" "${look[@]}" --out "$OUT"
 
 printf '\n== summary, results in %s\n' "$OUT"
 printf '%s\n' "${report[@]}"

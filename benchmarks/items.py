@@ -8,6 +8,7 @@ smooth: neither changes the time, zeros would.
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -287,7 +288,7 @@ def metrics_product(size: Size, device: str) -> Run:
         assert root, "keeps the folder"
         _, real, fake = files.load_pairs(originals[0].parent, generated[0].parent)
         for pair_score in (pairs.ssim, pairs.ms_ssim):
-            pairs.score_pairs(pair_score, real, fake)
+            pairs.score_pairs(partial(pair_score, device=device), real, fake)
 
     return lambda: {"seconds": seconds(device, score) * 1000 / size.pairs}
 

@@ -35,7 +35,7 @@ from pfiles.discriminator import Discriminator
 from pfiles.drawing.samplers import make_solver
 from pfiles.errors import InputError, TerminatedError
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
-from pfiles.machine.runtime import versions
+from pfiles.machine.runtime import pick_device, versions
 from pfiles.measuring.features import EXTRACTORS
 from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, write_json
 from pfiles.settings import PRESETS, Settings, get_settings
@@ -275,8 +275,7 @@ def _data(given: str | None) -> str:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from pfiles import report  # seconds to import
-    from pfiles.reporting import evaluation
+    from pfiles.reporting import evaluation, page  # seconds to import
 
     given = {
         name: None if value is None else expand(value).absolute()
@@ -286,11 +285,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     if out.exists() and not out.is_dir():
         raise InputError(f"The output folder {out} is a file: name a folder, existing or new.")
     sections = evaluation.evaluate(
-        real, generated, **given, features=args.features, paired=not args.unpaired, seed=args.seed
+        real, generated, **given, features=args.features, paired=not args.unpaired, seed=args.seed, device=pick_device()
     )
-    print(report.as_text(sections))
+    print(page.as_text(sections))
     about = {"real": str(real), "generated": str(generated), "seed": args.seed, **versions()}
-    print("\nwritten", *report.write_report(sections, out, about), sep="\n  ")
+    print("\nwritten", *page.write_report(sections, out, about), sep="\n  ")
     return 0
 
 

@@ -48,6 +48,8 @@ def identity(
     for group in ("image_size_px", "precision", *groups):
         value = getattr(settings, group)
         used[group] = asdict(value) if is_dataclass(value) else value
+        if group == "autoencoder":
+            used[group].pop("polish")  # a training of its own, which may come later
         if is_dataclass(value) and getattr(value, "decay", "constant") == "constant":
             used[group].pop("epochs", None)
     data = {"source": tiles.source, "fingerprint": tiles.fingerprint(), "training tiles": len(tiles.train)}

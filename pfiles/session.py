@@ -1,7 +1,7 @@
 """A run, opened once: notebooks and commands get from it tiles, networks, clusters, training, drawing and paths."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,7 +162,11 @@ class OpenRun:
         if settings.polish.epochs:
             with seeded(self.seed, "polish"):
                 judge = PolishDiscriminator(**settings.polish.discriminator).to(self.device)
-            begun = {**identity, "starts_from": {"autoencoder": checkpoints.fingerprint(vqvae)}}
+            begun = {
+                **identity,
+                "polish": asdict(settings.polish),
+                "starts_from": {"autoencoder": checkpoints.fingerprint(vqvae)},
+            }
             autoencoder.polish_decoder(
                 vqvae=vqvae,
                 discriminator=judge,

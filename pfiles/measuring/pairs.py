@@ -14,7 +14,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pfiles.lpips import LPIPS
-from pfiles.machine.runtime import pick_device
 from pfiles.tiles.pixels import as_tensor, to_unit
 
 PUBLISHED_SIDE = 231  # pixels; the published images were saved through matplotlib at this size
@@ -33,7 +32,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return -10 * (a - b).square().flatten(1).mean(dim=1).clamp_min(1e-10).log10()
 
 
-def ssim_published(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def ssim_published(a: np.ndarray, b: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
     """SSIM as the published notebook computes it: a 3 x 3 x 3 window that takes colour for a third axis of space.
 
     a, b: uint8 (N, H, W, 3). Returns (N,), at most 1 for equal images. It rates any two images of one overall
@@ -45,27 +44,27 @@ def ssim_published(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         colours = maps.unflatten(1, (3, -1)).mean(1)  # the window spans all three
         return F.avg_pool2d(colours, 3, stride=1)
 
-    moments = _moments(*map(_centred_maps, (a, b)), window_means)
+    moments = _moments(*(_centred_maps(images, device) for images in (a, b)), window_means)
     return (_luminance(*moments) * _structure(*moments, unbiased=27 / 26)).mean((0, 2, 3)).cpu().numpy()
 
 
-def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def ssim(a: np.ndarray, b: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
     """SSIM of Wang et al. 2004: Gaussian window of sigma 1.5 within each colour channel, averaged over channels.
 
     a, b: uint8 (N, H, W, 3), sides of at least 11 px. Returns (N,), at most 1 for equal images. Only windows inside
     the image count.
     """
-    moments = _moments(*map(_centred_maps, (a, b)), _gaussian_means)
+    moments = _moments(*(_centred_maps(images, device) for images in (a, b)), _gaussian_means)
     return _image_means(_luminance(*moments) * _structure(*moments)).mean(0).cpu().numpy()
 
 
-def ms_ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def ms_ssim(a: np.ndarray, b: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
     """MS-SSIM of Wang et al. 2003, five scales with an 11 px window; at most 1 for equal images.
 
     a, b: uint8 (N, H, W, 3). Five scales need sides of more than 160 px: smaller images are enlarged to the published
     231 px first (bicubic), see `ms_ssim_rule`. Returns (N,).
     """
-    x, y = (_centred_maps(_enlarge(images)) for images in (a, b))
+    x, y = (_centred_maps(_enlarge(images), device) for images in (a, b))
     product = 1
     for scale, weight in enumerate(MS_SSIM_WEIGHTS, start=1):
         moments = _moments(x, y, _gaussian_means)
@@ -88,14 +87,14 @@ def ms_ssim_rule(side: int) -> str:
     )
 
 
-def _centred_maps(images: np.ndarray) -> Tensor:
-    """uint8 (N, H, W, 3) -> float (1, 3 N, H, W) in [-0.5, 0.5], all reds first, on the GPU where there is one.
+def _centred_maps(images: np.ndarray, device: torch.device | str) -> Tensor:
+    """uint8 (N, H, W, 3) -> float (1, 3 N, H, W) in [-0.5, 0.5], all reds first, on the device.
 
     The maps of a batch lie side by side at each place in memory (channels last), so that every step below runs over
     all of them at once; that is several times as fast on a CPU as one image after the other. Around 0 float32 keeps
     the digits of small variances.
     """
-    maps = torch.from_numpy(np.ascontiguousarray(images)).to(pick_device()).permute(1, 2, 3, 0)  # (H, W, 3, N)
+    maps = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(1, 2, 3, 0)  # (H, W, 3, N)
     return to_unit(maps.contiguous()).sub_(0.5).flatten(2)[None].permute(0, 3, 1, 2)
 
 

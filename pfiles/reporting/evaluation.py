@@ -1,32 +1,43 @@
 """All measures of two sets of images at once, for the last notebooks and for `python -m pfiles evaluate`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.ndimage import gaussian_filter
+from sklearn.metrics import confusion_matrix
+from torch import Tensor, nn
 
 from pfiles import latents
 from pfiles.checkpoints import load_weights
 from pfiles.errors import InputError
+from pfiles.latents import encode_tiles, predict_clusters, reconstruct
 from pfiles.lpips import LPIPS
-from pfiles.machine.runtime import derive_seed, pick_device
-from pfiles.measuring import controls, morphometry, pairs
+from pfiles.machine.runtime import derive_seed
+from pfiles.measuring import controls, fidelity, memorisation, morphometry, pairs, spectrum, two_sample, usefulness
 from pfiles.measuring.distribution import NEIGHBOURS, frechet_distance, kid, prdc
 from pfiles.measuring.features import Extractor, make_extractor
 from pfiles.paths import read_json
 from pfiles.reporting import figures
-from pfiles.reporting.page import Section
+from pfiles.reporting.export import COPY
+from pfiles.reporting.page import Section, all_scores
+from pfiles.reporting.tables import plain
 from pfiles.tiles import files, pixels
 from pfiles.tiles.files import read_images
-from pfiles.tiles.pixels import as_tensor, evenly_spaced, mean_colour
+from pfiles.tiles.pixels import as_tensor, evenly_spaced, mean_colour, to_uint8
 from pfiles.vqvae import VQVAE
 
 MIN_IMAGES = 20  # of each side, fewer say nothing about a distribution
 MIN_SIDE = 32  # pixels
 BLUR = 1 / 32  # of the side: the standard deviation of the Gaussian that makes the blurred reference
 HELD_OUT = "held-out real tiles"
+OTHER_HALF = "one half of the real tiles against the other"
+SHOWN = 20  # of the most and least convincing images
+SEARCHED = 200  # generated images at most that are searched for copies
 
 
 def distances(extractor: Extractor, real: np.ndarray, other: np.ndarray, seed: int) -> dict[str, float]:
@@ -143,6 +154,369 @@ def morphometry_by_cluster(
     return table, clusters_left_out(left_out)
 
 
+@dataclass(frozen=True)
+class Sets:
+    """What is compared: images as uint8 (N, H, W, 3) of one size, and what is known of them.
+
+    real: of the mix of slides that was trained on; held_out: real ones of other slides or regions, where there are
+    some. The clusters are 0-based (N,), those of `generated` the ones asked for; None where they are not known.
+    vqvae: the trained autoencoder. clustering: the network that the clusters come from. n_clusters: None for as many
+    as are seen.
+    """
+
+    real: np.ndarray
+    generated: np.ndarray
+    held_out: np.ndarray | None = None
+    real_clusters: np.ndarray | None = None
+    generated_clusters: np.ndarray | None = None
+    held_out_clusters: np.ndarray | None = None
+    vqvae: VQVAE | None = None
+    clustering: nn.Module | None = None
+    n_clusters: int | None = None
+
+    @property
+    def k(self) -> int:
+        return self.n_clusters or 1 + int(max(self.real_clusters.max(), self.generated_clusters.max()))
+
+
+def all_sections(
+    sets: Sets,
+    extractors: Sequence[Extractor],
+    seed: int,
+    device: torch.device | str,
+    blurs_px: Sequence[float] = two_sample.BLURS_PX,
+) -> list[Section]:
+    """All that compares the sets as a whole, five lines and pictures first: for part 13 and `evaluate`."""
+    telling = two_sample_section(sets, seed, device, blurs_px)
+    detail = [spectrum_section(sets)]
+    if sets.real_clusters is not None:
+        if sets.vqvae is not None:
+            codes = encode_tiles(sets.vqvae, _tiles(sets.real, device))
+            clusters = torch.from_numpy(sets.real_clusters), torch.from_numpy(sets.generated_clusters)
+            generated = _tiles(sets.generated, device)
+            detail.append(fidelity_section(
+                sets.vqvae, sets.clustering, codes, clusters[0], generated, clusters[1], sets.k, seed
+            ))  # fmt: skip
+        detail.append(usefulness_of(sets, seed, device))
+    detail += [distribution_section(extractor, sets, seed) for extractor in extractors]
+    detail.append(morphometry_section(sets, seed))
+    detail.append(copies_section(sets))
+    return [in_short(telling, *detail), images_section(sets.real, sets.generated), telling, *detail]
+
+
+def in_short(*sections: Section) -> Section:
+    """Five lines for a reader who wants no statistics, from the scores of the sections that were made."""
+    scores = all_scores(*sections)
+    told = scores.get("told_from_real", {})
+    real = f"; real from real tiles in {told[FLOOR]:.0%}" if FLOOR in told else ""
+    lines = {
+        "Told from real tiles": f"in {told[DRAWN]:.0%}{real} (50% is chance)" if DRAWN in told
+        else "not known, with so few tiles or as the network did not learn",
+        "Sorted as asked": "not known without the clusters and the autoencoder" if "second_judge" not in scores
+        else "in {second_judge[share_assigned]:.0%}; real tiles in {second_judge[agreement_on_real_tiles]:.0%} "
+        "({by_chance:.0%} is chance)".format_map(scores),
+        "Of use to a classifier": "not known without clusters or with so few tiles" if "of_use_as_real" not in scores
+        else "as {of_use_as_real:.0%} of real tiles".format_map(scores),
+        "Copies": "not looked for" if "copies" not in scores
+        else "{copies} of {images_searched_for_copies} images that were looked at".format_map(scores),
+        "Worst tissue": scores.get("worst_cluster", "not known without the clusters and the autoencoder"),
+    }  # fmt: skip
+    return Section("In short", [f"{name}: {line}." for name, line in lines.items()], scores={"in_short": lines})
+
+
+DRAWN, FLOOR = "generated from real", "real from real: the floor"  # pairs of `two_sample.steps_to_blame`
+
+
+def images_section(real: np.ndarray, generated: np.ndarray) -> Section:
+    """How many images there are, and twenty of each side."""
+    note = f"{len(real)} real and {len(generated)} generated images of {real.shape[1]} px."
+    shown = [
+        figures.show_tiles(as_tensor(images[evenly_spaced(len(images), 20)]), title=title)
+        for images, title in ((real, "Real"), (generated, "Generated"))
+    ]
+    return Section("Images", [note], [], shown)
+
+
+PAIRED = {
+    "ssim_published": ("SSIM (published reading)", pairs.ssim_published),
+    "ssim": ("SSIM (per channel)", pairs.ssim),
+    "ms_ssim": ("MS-SSIM", pairs.ms_ssim),
+}  # paired scores that need no weights: the name in summary.json, the title, the score
+
+
+def paired_sections(
+    names: Sequence[str],
+    real: np.ndarray,
+    generated: np.ndarray,
+    labels: np.ndarray | None,
+    seed: int,
+    device: torch.device | str,
+    lpips_required: bool = False,
+) -> list[Section]:
+    """The paired scores `names`, of PAIRED or "lpips", with their controls: pictures first, then a section for each.
+
+    lpips_required: whether LPIPS without its weights is an InputError, or is noted as unavailable.
+    """
+    scores = {name: (PAIRED[name][0], partial(PAIRED[name][1], device=device)) for name in names if name in PAIRED}
+    notes, unavailable = [], {}
+    if "lpips" in names:
+        try:
+            scores["lpips"] = "LPIPS", pairs.lpips_score(LPIPS().load_pretrained().to(device), device)
+        except InputError as error:
+            if lpips_required:
+                raise
+            notes.append(f"LPIPS is unavailable: {error}")
+            unavailable = {"lpips": "unavailable"}
+    if "ms_ssim" in names:
+        notes.append(pairs.ms_ssim_rule(real.shape[1]))
+    tables, sections = {}, []
+    for name, (title, score) in scores.items():
+        table = tables[title] = controls.paired_controls(score, real, generated, labels, seed)
+        recorded = {name: table["mean"].to_dict(), "details": {name: plain(table)}}
+        sections.append(Section(title, [controls.verdict(title, table)], [table], scores=recorded))
+    shown = [figures.plot_controls(tables)] if tables else []
+    return [Section("Paired scores and their controls", notes, [], shown, unavailable), *sections]
+
+
+def distribution_section(extractor: Extractor, sets: Sets, seed: int) -> Section:
+    """The distances of `distribution_table`, and within each cluster.
+
+    The floor compares like with like: one random half of the real images against the other. Where there are held-out
+    tiles, which come from other slides or regions, they have a row too.
+    """
+    order = np.random.default_rng(derive_seed(seed, "halves")).permutation(len(sets.real))
+    first, second = np.array_split(order, 2)
+    real, drawn = extractor(sets.real), extractor(sets.generated)
+    halves = "The floor is one random half of the real images against the other, of the same mix of slides"
+    if sets.held_out is None:
+        whole = pd.DataFrame([distances(extractor, real, drawn, seed)], index=["all generated against all real"])
+        table = distribution_table(extractor, sets.real[first], real[first], real[second], drawn, seed)
+        tables = [pd.concat([whole, table])]
+        notes = [f"{halves}. The first row compares all images, the rows below compare with the first half."]
+        by = {"real": (real, sets.real_clusters), "generated": (drawn, sets.generated_clusters)}
+    else:
+        held_out = extractor(sets.held_out)
+        table = distribution_table(extractor, sets.real, real, held_out, drawn, seed)
+        size = min(int(table.images.min()), len(second))
+        half = distances(extractor, real[first], real[second][:size], seed)
+        table = pd.concat([table, pd.DataFrame([half], index=[OTHER_HALF])])
+        tables = [table]
+        notes = [f"{halves}. Held-out tiles come from other slides or regions: they differ by that too."]
+        by = {
+            "real": (real, sets.real_clusters),
+            HELD_OUT: (held_out, sets.held_out_clusters),
+            "generated": (drawn, sets.generated_clusters),
+        }
+    notes.append(caveat(extractor, table, real.shape[1]))
+    details = {"overall": plain(tables[0])}
+    if sets.real_clusters is not None:
+        by_cluster, left_out = distribution_by_cluster(extractor, by, seed)
+        tables += [by_cluster] * (not by_cluster.empty)
+        notes += [left_out] * bool(left_out)
+        details["by_cluster"] = plain(by_cluster)
+    frechet = table.get(extractor.frechet, pd.Series(dtype=float)).dropna().to_dict()
+    scores = {extractor.frechet: frechet, "details": {extractor.name: details}}
+    return Section(f"Distribution in {extractor.name}", notes, tables, scores=scores)
+
+
+def morphometry_section(sets: Sets, seed: int) -> Section:
+    """What a pathologist would measure, of all images and of each cluster."""
+    threshold = morphometry.nucleus_threshold(sets.real)
+    measured = [morphometry.measure(images, threshold) for images in (sets.real, sets.generated)]
+    clusters = sets.real_clusters, sets.generated_clusters
+    table, left_out = morphometry_by_cluster(*measured, *clusters, seed)
+    notes = [
+        f"Nuclei are where haematoxylin exceeds an optical density of {threshold:.3f}, found in the real images. The "
+        "Wasserstein distance has a 95 % interval; its floor is that of two random halves of the real images."
+    ]
+    scores = {
+        "Wasserstein distance": table.distance[: len(morphometry.FEATURES)].dropna().to_dict(),
+        "details": {"morphometry": plain(table)},
+    }
+    shown = [figures.plot_morphometry(*measured, *clusters)]
+    return Section("Morphometry", notes + [left_out] * bool(left_out), [table], shown, scores)
+
+
+def spectrum_section(sets: Sets) -> Section:
+    """Power of the generated images over that of real ones in each band, and the lines of a grid."""
+    others = {"generated": sets.generated, "other half of the real": sets.real[1::2]}
+    if sets.vqvae is not None:
+        others["reconstructed"] = _images(_reconstructed(sets, next(sets.vqvae.parameters()).device))
+    bands, lines = spectrum.compare(sets.real[::2], others)
+    notes = [
+        spectrum.verdict(bands["generated"], lines, "generated"),
+        "Power is over that of one half of the real images; the other half is the floor.",
+    ]
+    recorded = {
+        "power_over_real": bands["generated"].to_dict(),
+        "grid_line": lines.loc["generated"].to_dict(),
+        "details": {"spectrum": {"bands": plain(bands), "grid lines": plain(lines)}},
+    }
+    return Section("Power spectrum", notes, [bands, lines], [figures.plot_spectrum(bands, lines)], recorded)
+
+
+def two_sample_section(
+    sets: Sets, seed: int, device: torch.device | str, blurs_px: Sequence[float] = two_sample.BLURS_PX
+) -> Section:
+    """Whether a small network can tell generated from real images, which part gives them away, and at which scale."""
+    generated, real = _tiles(sets.generated), _tiles(sets.real)
+    if (fewest := min(len(generated), len(real))) < two_sample.MIN_TILES:
+        return Section("Two-sample test", [_left_out(two_sample.MIN_TILES, fewest)])
+    reconstructed = None if sets.vqvae is None else _reconstructed(sets, device)
+    held_out = None if sets.held_out is None or len(sets.held_out) < MIN_IMAGES else _tiles(sets.held_out)
+    floor = len(real) >= 2 * two_sample.MIN_TILES
+    steps = two_sample.steps_to_blame(generated, real, reconstructed, held_out)
+    found = two_sample.compare({name: p for name, p in steps.items() if floor or name != FLOOR}, seed, device, blurs_px)
+    table = two_sample.table(found)
+    notes = [
+        f"Share of {table['test tiles'].iloc[0]} or fewer test images that the network sorts rightly: 50 % is chance. "
+        "Its floor is one half of the real images told from the other, of the same mix of slides. A row that says the "
+        "network did not learn has no share, as the network could not see a blur of 1 px either.",
+        *(f"{name}{f', both blurred by {px:g} px' if px else ''}: {test}." for name, tests in found.items()
+          for px, test in tests.items()),
+    ]  # fmt: skip
+    at_full = next(iter(found[DRAWN].values()))
+    shown = [
+        figures.show_tiles(generated[order], title=f"Generated images that look {how} convincing to the network")
+        for how, order in (("most", at_full.order[::-1][:SHOWN].copy()), ("least", at_full.order[:SHOWN]))
+        if at_full.learned
+    ]
+    told = {name: next(iter(tests.values())).accuracy for name, tests in found.items()}
+    scores = {
+        "told_from_real": {name: accuracy for name, accuracy in told.items() if accuracy is not None},
+        "details": {"two-sample test": plain(table)},
+    }
+    return Section("Two-sample test", notes, [table], shown, scores)
+
+
+def fidelity_section(
+    vqvae: VQVAE,
+    clustering: nn.Module | None,
+    codes: Tensor,
+    clusters: Tensor,
+    generated: Tensor,
+    requested: Tensor,
+    n_clusters: int,
+    seed: int,
+) -> Section:
+    """Whether generated tiles are of the cluster they were asked for, by the clustering itself and by a second judge.
+
+    codes, clusters: of the real training tiles; generated: uint8 tiles (N, 3, S, S) on the codes' device.
+    clustering: None where only the clusters it found are known; then the second judge is the only one.
+    """
+    generated_codes = encode_tiles(vqvae, generated)
+    judge, ceiling = fidelity.train_judge(vqvae, codes, clusters, n_clusters, seed)
+    judges = ({} if clustering is None else {"the clusters": clustering}) | {"second judge": judge}
+    matrices = {
+        name: confusion_matrix(
+            requested, predict_clusters(vqvae, network, generated_codes)[0], labels=range(n_clusters)
+        )
+        for name, network in judges.items()
+    }
+    tables = {name: fidelity.agreement(matrix) for name, matrix in matrices.items()}
+    again, by_judge = matrices["second judge"], tables["second judge"].drop("all")
+    worst = by_judge.accuracy.idxmin()
+    chance = 1 / n_clusters
+    references = {"second judge, real tiles": ceiling, "published, cluster 1": fidelity.PUBLISHED, "chance": chance}
+    share = again.trace() / again.sum()
+    notes = [
+        f"The second judge sorts {share:.1%} of the generated tiles into the cluster they were asked for. It agrees "
+        f"with the clusters on {ceiling:.1%} of the real tiles it did not learn from, the most that can be expected; "
+        f"chance is {chance:.1%}. Intervals are Wilson's, 95 %."
+    ]
+    scores = {
+        "by_chance": chance,
+        "second_judge": {"share_assigned": share, "agreement_on_real_tiles": ceiling},
+        "worst_cluster": f"{worst}, of which {by_judge.accuracy[worst]:.0%} are sorted as asked",
+        "details": {name: plain(table) for name, table in tables.items()},
+    }
+    shown = [figures.plot_agreement(tables, references)]
+    if (matrix := matrices.get("the clusters")) is not None:
+        scores["share_assigned_to_requested_cluster"] = matrix.trace() / matrix.sum()
+        scores["by_cluster"] = (matrix.diagonal() / matrix.sum(axis=1).clip(1)).tolist()
+        shown.insert(0, figures.plot_confusion(matrix, "requested and re-predicted clusters"))
+    beside = pd.concat([table.add_suffix(f", {name}") for name, table in tables.items()], axis=1)
+    return Section("Condition", notes, [beside], shown, scores)
+
+
+def usefulness_section(
+    generated: Tensor,
+    requested: Tensor,
+    real: Tensor,
+    real_clusters: Tensor,
+    held_out: Tensor,
+    held_out_clusters: Tensor,
+    n_clusters: int,
+    seed: int,
+    device: torch.device | str,
+) -> Section:
+    """`usefulness.cas`: a classifier that learns from generated tiles, tested on held-out real ones."""
+    if (fewest := min(map(len, (generated, real, held_out)))) < usefulness.MIN_TILES:
+        return Section("Use to a classifier", [_left_out(usefulness.MIN_TILES, fewest)])
+    found = usefulness.cas(
+        generated, requested, real, real_clusters, held_out, held_out_clusters, n_clusters, seed, device
+    )
+    scores = found.table.accuracy
+    notes = [
+        f"A small network that learnt the clusters from generated tiles sorts {scores[usefulness.GENERATED]:.1%} of "
+        f"{found.test_tiles} held-out real tiles rightly; from as many real tiles {scores[usefulness.REAL]:.1%}: "
+        f"generated tiles are worth {found.of_real:.0%} of real ones (CAS, Ravuri and Vinyals 2019). Intervals are "
+        f"over {usefulness.TRIALS} trainings."
+    ]
+    recorded = {
+        "cas": scores[usefulness.GENERATED],
+        "cas_of_real_tiles": scores[usefulness.REAL],
+        "of_use_as_real": found.of_real,
+        "details": {"usefulness": plain(found.table), "usefulness by cluster": plain(found.by_class)},
+    }
+    return Section("Use to a classifier", notes, [found.table, found.by_class], scores=recorded)
+
+
+def usefulness_of(sets: Sets, seed: int, device: torch.device | str) -> Section:
+    """`usefulness_section` of the sets; without held-out tiles every other real image is held out."""
+    real, real_clusters, held_out, held_out_clusters = sets.real, sets.real_clusters, sets.held_out, None
+    if held_out is None:
+        real, held_out, real_clusters, held_out_clusters = (
+            part for x in (real, real_clusters) for part in (x[::2], x[1::2])
+        )
+    else:
+        held_out_clusters = sets.held_out_clusters
+    return usefulness_section(
+        _tiles(sets.generated), torch.from_numpy(sets.generated_clusters), _tiles(real),
+        torch.from_numpy(real_clusters), _tiles(held_out), torch.from_numpy(held_out_clusters), sets.k, seed,
+        device,
+    )  # fmt: skip
+
+
+def copies_section(sets: Sets) -> Section:
+    """How many of at most 200 generated images repeat a real one; part 14 and `export` look at all of them."""
+    some = sets.generated[evenly_spaced(len(sets.generated), SEARCHED)]
+    nearest = memorisation.nearest_tiles(np.ascontiguousarray(some), sets.real)
+    copies = int((nearest.distance < COPY).sum())
+    note = (
+        f"{copies} of {len(some)} generated images are copies of a real one: their structure differs by less than "
+        f"{COPY} (0: the same, 1: nothing in common). The closest differs by {nearest.distance.min():.2f}."
+    )
+    scores = {"copies": copies, "images_searched_for_copies": len(some)}
+    return Section("Copies", [note], scores=scores)
+
+
+def _left_out(needed: int, fewest: int) -> str:
+    return f"Left out: it needs at least {needed} tiles of each set, but one has {fewest}."
+
+
+def _tiles(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    return as_tensor(np.ascontiguousarray(images)).contiguous().to(device)
+
+
+def _images(tiles: Tensor) -> np.ndarray:
+    return tiles.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def _reconstructed(sets: Sets, device: torch.device | str) -> Tensor:
+    return to_uint8(reconstruct(sets.vqvae, _tiles(sets.real, device))).cpu()
+
+
 def evaluate(
     real_folder: Path,
     generated_folder: Path,
@@ -151,28 +525,29 @@ def evaluate(
     features: str | None = None,
     paired: bool = True,
     seed: int = 765,
+    device: torch.device | str = "cpu",
 ) -> list[Section]:
     """Every measure of a folder of generated images against a folder of real ones.
 
     clusters_csv: the file of part 5; images are then numbered as there, and clusters are compared one by one.
-    autoencoder: a checkpoint of the VQ-GAN, for its features.
+    autoencoder: a checkpoint of the VQ-GAN, for its features, its reconstructions, and a judge of the clusters.
     features: one of `features.EXTRACTORS`; None: random convolutions, and the autoencoder where there is one.
     paired: whether images pair by name; the paired scores need that.
 
     Everything given is read and checked before anything is computed; InputError says what is wrong.
     """
     real_names, real, generated_names, generated = _read(real_folder, generated_folder, paired)
-    labels = [None if clusters_csv is None else latents.pair_labels(clusters_csv, names)
-              for names in (real_names, generated_names)]  # fmt: skip
-    vqvae = None if autoencoder is None else _load_autoencoder(autoencoder, real.shape[1])
+    clusters = [None if clusters_csv is None else latents.pair_labels(clusters_csv, names)
+                for names in (real_names, generated_names)]  # fmt: skip
+    vqvae = None if autoencoder is None else _load_autoencoder(autoencoder, real.shape[1], device)
     kinds = [features] if features else ["random"] + ["autoencoder"] * (vqvae is not None)
-    extractors = [make_extractor(kind, vqvae) for kind in kinds]
-
-    sections = [_images_section(real, generated)]
+    extractors = [make_extractor(kind, vqvae, device) for kind in kinds]
+    sets = Sets(real, generated, None, *clusters, vqvae=vqvae)
+    sections = all_sections(sets, extractors, seed, device)
     if paired:
-        sections += _paired_sections(real, generated, labels[0], seed)
-    sections += [_distribution_section(extractor, real, generated, labels, seed) for extractor in extractors]
-    return [*sections, _morphometry_section(real, generated, labels, seed)]
+        scores = paired_sections([*PAIRED, "lpips"], real, generated, clusters[0], seed, device)
+        sections = [*sections[:2], *scores, *sections[2:]]
+    return sections
 
 
 def _read(
@@ -199,7 +574,7 @@ def _read(
     return names, real, generated_names, generated
 
 
-def _load_autoencoder(path: Path, side: int) -> VQVAE:
+def _load_autoencoder(path: Path, side: int, device: torch.device | str) -> VQVAE:
     """The autoencoder in `path`, of the sizes in the JSON beside it, or the published ones where there is none."""
     if not path.exists():
         raise InputError(f"There is no autoencoder at {path}: name the checkpoint that train_autoencoder wrote.")
@@ -210,69 +585,4 @@ def _load_autoencoder(path: Path, side: int) -> VQVAE:
         raise InputError(
             f"The autoencoder takes sides that are a multiple of {vqvae.downscale} px, but images have {side}."
         )
-    return vqvae.to(pick_device()).eval().requires_grad_(False)
-
-
-def _images_section(real: np.ndarray, generated: np.ndarray) -> Section:
-    note = f"{len(real)} real and {len(generated)} generated images of {real.shape[1]} px."
-    shown = [
-        figures.show_tiles(as_tensor(images[evenly_spaced(len(images), 20)]), title=title)
-        for images, title in ((real, "Real"), (generated, "Generated"))
-    ]
-    return Section("Images", [note], [], shown)
-
-
-def _paired_sections(real: np.ndarray, generated: np.ndarray, labels: np.ndarray | None, seed: int) -> list[Section]:
-    scores = {
-        "SSIM (published reading)": pairs.ssim_published,
-        "SSIM (per channel)": pairs.ssim,
-        "MS-SSIM": pairs.ms_ssim,
-    }
-    notes = []
-    try:
-        device = pick_device()
-        scores["LPIPS"] = pairs.lpips_score(LPIPS().load_pretrained().to(device), device)
-    except InputError as error:
-        notes = [f"LPIPS is unavailable: {error}"]
-    tables = {name: controls.paired_controls(score, real, generated, labels, seed) for name, score in scores.items()}
-    sections = [Section(name, [controls.verdict(name, table)], [table]) for name, table in tables.items()]
-    notes.append(pairs.ms_ssim_rule(real.shape[1]))
-    return [Section("Paired scores and their controls", notes, [], [figures.plot_controls(tables)]), *sections]
-
-
-def _distribution_section(
-    extractor: Extractor, real: np.ndarray, generated: np.ndarray, labels: Sequence[np.ndarray | None], seed: int
-) -> Section:
-    """Without a test set the floor is one random half of the real images against the other."""
-    order = np.random.default_rng(derive_seed(seed, "halves")).permutation(len(real))
-    first, second = np.array_split(order, 2)
-    features, drawn = extractor(real), extractor(generated)
-    whole = pd.DataFrame([distances(extractor, features, drawn, seed)], index=["all generated against all real"])
-    table = distribution_table(extractor, real[first], features[first], features[second], drawn, seed)
-    notes = [
-        "The first row compares all images. The rows below compare with one random half of the real images, of which "
-        "the other half is the held-out one.",
-        caveat(extractor, table, features.shape[1]),
-    ]
-    tables = [pd.concat([whole, table])]
-    if labels[0] is not None:
-        sides = {"real": (features, labels[0]), "generated": (drawn, labels[1])}
-        by_cluster, left_out = distribution_by_cluster(extractor, sides, seed)
-        tables += [by_cluster] * (not by_cluster.empty)
-        notes += [left_out] * bool(left_out)
-    return Section(f"Distribution in {extractor.name}", notes, tables)
-
-
-def _morphometry_section(
-    real: np.ndarray, generated: np.ndarray, labels: Sequence[np.ndarray | None], seed: int
-) -> Section:
-    threshold = morphometry.nucleus_threshold(real)
-    measured = [morphometry.measure(images, threshold) for images in (real, generated)]
-    table, left_out = morphometry_by_cluster(*measured, *labels, seed)
-    notes = [
-        f"Nuclei are where haematoxylin exceeds an optical density of {threshold:.3f}, found in the real images. The "
-        "Wasserstein distance has a 95 % interval; its floor is that of two random halves of the real images."
-    ]
-    return Section(
-        "Morphometry", notes + [left_out] * bool(left_out), [table], [figures.plot_morphometry(*measured, *labels)]
-    )
+    return vqvae.to(device).eval().requires_grad_(False)

@@ -210,6 +210,25 @@ def plot_morphometry(
     return fig
 
 
+def plot_spectrum(bands: pd.DataFrame, lines: pd.DataFrame) -> Figure:
+    """Tables of `spectrum.compare`: power over real tiles' power in each band, and the grid lines of all sets."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), width_ratios=(2, 1), layout="constrained")
+    for name in bands:
+        left.plot(bands.index, bands[name], marker=".", label=name)
+    left.axhline(1, color="grey", linestyle="--", label="real")
+    left.set(title="power, times real tiles'", xlabel=bands.index.name, yscale="log")
+    left.tick_params("x", rotation=45, labelsize="small")
+    left.legend(fontsize="small")
+    places, width = np.arange(len(lines.columns)), 0.8 / len(lines)
+    for i, (name, row) in enumerate(lines.iterrows()):
+        right.bar(places + (i - (len(lines) - 1) / 2) * width, row, width, label=name)
+    right.axhline(1, color="grey", linestyle="--")
+    right.set(title="grid line, times its neighbours", xlabel="of the sampling frequency")
+    right.set_xticks(places, lines.columns)
+    right.legend(fontsize="small")
+    return fig
+
+
 def show_pairs(left: Tensor, right: Tensor, captions: Sequence[str], title: str, columns: int = 5) -> Figure:
     """Pairs of uint8 tiles (N, 3, H, W) side by side, left | right, each below its caption."""
     rows = -(-len(captions) // columns)

@@ -3,8 +3,9 @@
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -22,12 +23,39 @@ th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd }
 
 
 class Section(NamedTuple):
-    """A part of a report: sentences, then tables, then figures."""
+    """A part of a report: sentences, then figures, then tables.
+
+    scores: what a run's summary keeps of it, in plain values; what is under "details" is not printed with a run.
+    """
 
     title: str
     notes: Sequence[str]
     tables: Sequence[pd.DataFrame] = ()
     figures: Sequence[Figure] = ()
+    scores: Mapping[str, Any] = MappingProxyType({})
+
+
+def show(*sections: Section) -> None:
+    """Sections in a notebook, where the cell that makes them stands."""
+    from IPython.display import display
+
+    for section in sections:
+        print(section.title, "-" * len(section.title), *section.notes, sep="\n")
+        for figure in section.figures:
+            display(figure)
+            plt.close(figure)  # else the notebook shows it again at the end of the cell
+        for table in section.tables:
+            display(_formatted(table))
+        print()
+
+
+def all_scores(*sections: Section) -> dict[str, Any]:
+    """The scores of several sections for one entry of a run's summary, their details together."""
+    scores, details = {}, {}
+    for section in sections:
+        scores |= {name: value for name, value in section.scores.items() if name != "details"}
+        details |= section.scores.get("details", {})
+    return scores | ({"details": details} if details else {})
 
 
 def as_text(sections: Sequence[Section]) -> str:
@@ -62,8 +90,8 @@ def _page(sections: Sequence[Section], about: dict[str, Any]) -> str:
     for section in sections:
         body.append(f"<h2>{html.escape(section.title)}</h2>")
         body += [f"<p>{html.escape(note)}</p>" for note in section.notes]
-        body += [_formatted(table).to_html(border=0) for table in section.tables]
         body += [f'<img alt="{html.escape(section.title)}" src="{_as_data(figure)}">' for figure in section.figures]
+        body += [_formatted(table).to_html(border=0) for table in section.tables]
     lines = "\n".join(body)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Evaluation of generated images</title>'
@@ -75,6 +103,8 @@ def _formatted(table: pd.DataFrame) -> pd.DataFrame:
     """Numbers as text of four digits; empty where there is none."""
 
     def shown(value: Any) -> str:
+        if isinstance(value, str):
+            return value
         if pd.isna(value):
             return ""
         if isinstance(value, bool | np.bool_):

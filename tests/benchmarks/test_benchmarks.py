@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import benchmarks.__main__ as command
-from benchmarks import items, measure, reference, train_and_look
+from benchmarks import items, measure, reference
 from benchmarks.inputs import Flops, count_flops, make_networks, make_size, published_networks, smooth_tiles
 from pfiles.drawing import sampling
 from pfiles.latents import LatentSpace, encode_tiles
@@ -322,43 +322,7 @@ def test_wrong_arguments(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-# a few minutes of training, and the script for a machine with a GPU
-
-
-def test_train_and_look(tmp_path, capsys):
-    assert train_and_look.main(["--size", "tiny", "--minutes", "0.02", "--out", str(tmp_path)]) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "reconstructions.png", "samples.png", "train_and_look.json",
-    }  # fmt: skip
-    report = json.loads((tmp_path / "train_and_look.json").read_text())
-    assert report["unet"]["steps"] >= 1
-    assert report["unet"]["ms_per_step"] == pytest.approx(1000 * report["unet"]["seconds"] / report["unet"]["steps"])
-    assert report["sampling"]["images"] == 140
-    assert "clusters in use" in capsys.readouterr().out
-
-
-def test_training_is_as_long_as_the_time_allows(tmp_path):
-    """Steps of half a second: 20 s are 40 steps, 10 epochs of 4; one second is one epoch on two batches."""
-    calls = []
-
-    def train(networks, some, epochs, run):
-        calls.append((len(some), epochs))
-        return [{"epoch": e + 1, "loss": 1.0, "seconds": 0.5 * (len(some) // 8)} for e in range(epochs)]
-
-    run = loop.Run("test", 0, 8, tmp_path, {}, SIZE.settings.saving, PLAIN)
-    images = torch.arange(32)
-    report = train_and_look.train_for(20, train, [nn.Identity()], images, run)
-    assert calls == [(32, 2), (32, 10)]  # the first measures
-    assert report["steps"] == 40
-    assert report["seconds"] == pytest.approx(20)
-    train_and_look.train_for(1, train, [nn.Identity()], images, run)
-    assert calls[-1] == (16, 1)
-
-
-def test_train_and_look_refuses_bad_tiles(tmp_path, capsys):
-    assert train_and_look.main([str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
-    assert "There is no data at" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+# the script for a machine with a GPU
 
 
 def run_script(tmp_path, python, **environment):
@@ -374,7 +338,7 @@ def test_gpu_script_runs_every_step_and_tells_of_a_failure(tmp_path):
     done = run_script(tmp_path, '[ "$2" != benchmarks ]', TINY="1")
     calls = (tmp_path / "calls").read_text().splitlines()
     assert [call.split()[1] for call in calls] == [
-        "torch.utils.collect_env", "pytest", "benchmarks", "benchmarks.train_and_look",
+        "torch.utils.collect_env", "pytest", "benchmarks", "experiments.train_and_look",
     ]  # fmt: skip
     assert "some tiles" in calls[-1]
     assert done.returncode == 1

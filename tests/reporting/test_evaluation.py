@@ -13,11 +13,20 @@ from PIL import Image
 from pfiles.__main__ import main
 from pfiles.checkpoints import save_weights
 from pfiles.errors import InputError
-from pfiles.measuring import features, fidelity
+from pfiles.machine.runtime import seeded
+from pfiles.measuring import features, fidelity, two_sample, usefulness
 from pfiles.reporting import evaluation, figures, page
 from pfiles.vqvae import VQVAE
 
 N = 40
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(two_sample, "STEPS", 20)
+    monkeypatch.setattr(usefulness, "EPOCHS", 4)
+
+
 SIZES = {"down_channels": [8, 8, 16], "num_heads": 2, "norm_channels": 4, "codebook_size": 32}
 
 
@@ -130,8 +139,9 @@ def test_evaluate_writes_the_whole_table(tmp_path, real, capsys):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"evaluation.json", "evaluation.html"}
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     titles = [
-        "Images", "Paired scores and their controls", "SSIM (published reading)", "SSIM (per channel)", "MS-SSIM",
-        "Distribution in random convolutions", "Distribution in autoencoder features", "Morphometry",
+        "In short", "Images", "Paired scores and their controls", "SSIM (published reading)", "SSIM (per channel)",
+        "MS-SSIM", "Two-sample test", "Power spectrum", "Condition", "Use to a classifier",
+        "Distribution in random convolutions", "Distribution in autoencoder features", "Morphometry", "Copies",
     ]  # fmt: skip
     assert list(found) == ["about", *titles]
     ssim = found["SSIM (per channel)"]["tables"][0]
@@ -148,7 +158,16 @@ def test_evaluate_writes_the_whole_table(tmp_path, real, capsys):
     page = (tmp_path / "out" / "evaluation.html").read_text()
     assert "<script" not in page
     assert not re.search(r'(src|href)="(?!data:image/png;base64,)', page)
-    assert page.count("<img") == 4
+    assert page.count("<img") == 8
+    short = found["In short"]["notes"]
+    names = ["Told from real tiles", "Sorted as asked", "Of use to a classifier", "Copies", "Worst tissue"]
+    assert [line.partition(":")[0] for line in short] == names
+    assert not any("not known" in line for line in short)
+    assert found["Two-sample test"]["tables"][0].keys() >= {
+        "generated from real", "generated from real, both blurred by 2 px", "real from real: the floor",
+        "generated from reconstructed: the UNet's part", "reconstructed from real: the autoencoder's part",
+    }  # fmt: skip
+    assert page.index("<img") < page.index("<thead")  # pictures before tables
     for title in titles:
         assert title in printed
         assert f"<h2>{title}</h2>" in page
@@ -163,13 +182,18 @@ def test_evaluate_without_pairs(tmp_path, real, capsys):
     assert main(["evaluate", *arguments, "--unpaired", "--features", "random"]) == 0
     assert "SSIM" not in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert list(found) == ["about", "Images", "Distribution in random convolutions", "Morphometry"]
+    assert list(found) == [
+        "about", "In short", "Images", "Two-sample test", "Power spectrum", "Distribution in random convolutions",
+        "Morphometry", "Copies",
+    ]  # fmt: skip
+    assert "Sorted as asked: not known" in found["In short"]["notes"][1]
+    assert found["In short"]["notes"][3] == "Copies: 30 of 30 images that were looked at."
 
 
 def test_disjoint_folders_are_far_apart(tmp_path, real):
     folders(tmp_path, real, 255 - real // 4)
     sections = evaluation.evaluate(tmp_path / "org", tmp_path / "gen", paired=False)
-    row = sections[1].tables[0].iloc[0]
+    row = next(s for s in sections if s.title == "Distribution in random convolutions").tables[0].iloc[0]
     assert row[["precision", "recall", "density", "coverage"]].tolist() == [0, 0, 0, 0]
 
 
@@ -253,7 +277,8 @@ def test_agreement_by_hand():
 
 
 def test_the_judge_learns_clusters_that_can_be_seen():
-    vqvae = VQVAE(**SIZES)
+    with seeded("judged"):
+        vqvae = VQVAE(**SIZES)
     labels = torch.arange(60) // 2 % 3
     codes = (torch.rand(60, 8, 8, generator=torch.Generator().manual_seed(0)) * 8).to(torch.uint8)
     codes += 10 * labels[:, None, None].to(torch.uint8)  # each cluster has codes of its own

@@ -1,6 +1,6 @@
 """A few minutes of training at full size, and pictures of what came of it: a quick look at a machine and at tiles.
 
-    python -m benchmarks.train_and_look [TILES] [--minutes 4] [--size tiny] [--out DIR]
+    python -m experiments.train_and_look [TILES] [--minutes 4] [--size tiny] [--out DIR]
 
 Trains the VQ-GAN (MS-SSIM as perceptual loss, which needs no download) and then the UNet with its classifier, both by
 Adam, for as many epochs as fit into the minutes by a step time measured first; where not even one does, on fewer
@@ -69,7 +69,7 @@ IN_TINY = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, write pictures and numbers, and return the exit status: 0 done, 2 the tiles are not usable."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_and_look", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m experiments.train_and_look", description=__doc__.splitlines()[0])
     parser.add_argument("tiles", nargs="?", default="embedded", help="folder, .zip or .npy; default embedded tissue")
     parser.add_argument("--minutes", type=float, default=4.0, help="about so long in all; default 4")
     parser.add_argument("--size", choices=("paper", "tiny"), default="paper", help="of the networks; default paper")

@@ -1,6 +1,6 @@
 """What fast samplers cost in quality: one trained UNet, the same noise, several ways to the image.
 
-    python -m benchmarks.samplers --run DIR --data PATH --clusters 10 [--preset demo] [--images 500] [--out FILE]
+    python -m experiments.samplers --run DIR --data PATH --clusters 10 [--preset demo] [--images 500] [--out FILE]
 
 DIR is the folder of a finished run (`python -m pfiles run --out DIR`). For every sampler: the Frechet distance between
 its images and the test tiles in the autoencoder's feature space, and the seconds an image took. The images take the
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     process = settings.diffusion
     scheduler = LinearNoiseScheduler(process.num_timesteps, process.beta_start, process.beta_end)
 
-    extract = make_extractor("autoencoder", vqvae)
+    extract = make_extractor("autoencoder", vqvae, device)
     test = tiles.tensor(tiles.test[evenly_spaced(len(tiles.test), args.images)], device)
     real = extract(test)
     cluster_ids, _ = predict_clusters(vqvae, clusters, encode_tiles(vqvae, test))
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.samplers", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m experiments.samplers", description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--data", type=Path, required=True, help="the tiles of that run")
     parser.add_argument("--preset", default="demo", help="of that run; default demo")

@@ -1,0 +1,1 @@
+"""Experiments that are no speed benchmark: `python -m experiments.<name>`."""

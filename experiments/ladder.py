@@ -1,0 +1,252 @@
+"""Which measures can tell? Every measure of part 13 on a ladder of tiles whose quality is known.
+
+    python -m experiments.ladder --run DIR --data PATH --clusters 10 [--preset demo] [--images 500] [--out DIR]
+        [--settings JSON] [--early FILE] [--late FILE] [--features random autoencoder imagenet]
+
+DIR is the folder of a run. The rungs are made of its held-out tiles: as they are, reconstructed by the autoencoder,
+blurred by 1 and 2 px, and as one flat colour; and tiles drawn for their clusters by an early UNet (default: after the
+first training) and a late one (default: after the last). As all rungs show the same held-out slides, they are compared
+like with like. A measure orders the ladder rightly where no rung of a chain scores worse than the next one down:
+
+    held-out real, reconstructed, late checkpoint, early checkpoint, flat colour
+    held-out real, blurred by 1 px, blurred by 2 px, flat colour
+
+Writes ladder.json, ladder.md (the table) and ladder.jpg (the rungs).
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import date
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import device_name
+from pfiles import checkpoints
+from pfiles.drawing.sampling import image_seeds, sample
+from pfiles.errors import InputError
+from pfiles.latents import encode_tiles, predict_clusters, reconstruct
+from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.machine.runtime import pick_device, versions
+from pfiles.machine.speed import pick_speed
+from pfiles.measuring import fidelity, morphometry, spectrum, two_sample, usefulness
+from pfiles.measuring.features import Extractor, make_extractor
+from pfiles.paths import Paths, atomic_write, write_json
+from pfiles.reporting import evaluation, figures
+from pfiles.settings import Settings, get_settings
+from pfiles.tiles.dataset import Tiles, load_tiles
+from pfiles.tiles.pixels import evenly_spaced, mean_colour, to_uint8
+from pfiles.unet_cond_base import UNet
+from pfiles.vqvae import VQVAE
+
+HELD_OUT, REBUILT, LATE, EARLY = "held-out real", "reconstructed", "late checkpoint", "early checkpoint"
+BLUR_1, BLUR_2, FLAT = "blurred by 1 px", "blurred by 2 px", "flat colour"
+CHAINS = ((HELD_OUT, REBUILT, LATE, EARLY, FLAT), (HELD_OUT, BLUR_1, BLUR_2, FLAT))  # best first
+RUNGS = (HELD_OUT, REBUILT, BLUR_1, BLUR_2, LATE, EARLY, FLAT)
+HIGHEST_BAND = 8  # bands of the spectrum that count: up to 0.4 cycles per pixel
+SHOWN = 12  # tiles of a rung in the picture
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print the table, write the files; the exit status is 2 where something given is wrong."""
+    args = _parser().parse_args(arguments)
+    try:
+        report, shown = climb(args, pick_device())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    table = as_markdown(report["measures"])
+    print(table)
+    write_json(args.out / "ladder.json", report)
+    with atomic_write(args.out / "ladder.md") as file:
+        file.write(table.encode())
+    figures.save_figure(figures.show_tiles(shown, SHOWN, title=", ".join(RUNGS)), args.out / "ladder.jpg")
+    return 0
+
+
+def climb(args: argparse.Namespace, device: torch.device) -> tuple[dict[str, Any], Tensor]:
+    """The report, and the first tiles of each rung."""
+    settings = get_settings(args.preset, args.settings)
+    paths = Paths(args.clusters, args.run.absolute())
+    tiles = load_tiles(str(args.data.absolute()), settings.image_size_px, settings.max_train_tiles, args.clusters)
+    vqvae = checkpoints.load_autoencoder(paths, settings, device)
+    late, clustering = checkpoints.load_stage(paths, settings, "finetuning2", args.clustering, vqvae, device)
+    early = args.early or checkpoints.find_checkpoint(paths, "unet", "training", args.clustering)
+    unets = {
+        EARLY: _unet(early, late, settings),
+        LATE: late if args.late is None else _unet(args.late, late, settings),
+    }
+    extractors = [make_extractor(kind, vqvae, device) for kind in args.features]
+    rungs, clusters = make_rungs(tiles, args.images, vqvae, clustering, unets, settings, device)
+    values = measure(rungs, clusters, tiles, vqvae, clustering, extractors, args.clusters, device, args.seed)
+    about = {
+        "device": device_name(device.type), "date": date.today().isoformat(), "versions": versions(),
+        "data": tiles.source, "images": len(clusters), "seed": args.seed,
+    }  # fmt: skip
+    measures = {name: {**of, **judge(of["values"], of["best"])} for name, of in values.items()}
+    return {**about, "chains": [list(chain) for chain in CHAINS], "measures": measures}, torch.cat(
+        [rungs[name][evenly_spaced(len(clusters), SHOWN)] for name in RUNGS]
+    )
+
+
+def _unet(path: Path, like: UNet, settings: Settings) -> UNet:
+    """The UNet in `path`, of the size and on the device of another."""
+    unet = UNet(like.conv_in.in_channels, like.class_emb.num_embeddings, **settings.diffusion.unet)
+    checkpoints.load_weights(unet, path)
+    return unet.to(next(like.parameters()).device)
+
+
+def make_rungs(
+    tiles: Tiles,
+    number: int,
+    vqvae: VQVAE,
+    clustering: nn.Module,
+    unets: Mapping[str, UNet],
+    settings: Settings,
+    device: torch.device,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """uint8 tiles (N, 3, S, S) of each rung on the CPU, and the clusters (N,) of the held-out tiles, of all rungs."""
+    real = tiles.tensor(tiles.test[evenly_spaced(len(tiles.test), number)], device)
+    clusters, _ = predict_clusters(vqvae, clustering, encode_tiles(vqvae, real))
+    colour = torch.tensor(mean_colour(real.cpu()), dtype=torch.uint8)
+    rungs = {
+        HELD_OUT: real,
+        REBUILT: to_uint8(reconstruct(vqvae, real)),
+        BLUR_1: two_sample.blur(real, 1.0, device),
+        BLUR_2: two_sample.blur(real, 2.0, device),
+        FLAT: colour[None, :, None, None].expand(real.shape).contiguous(),
+    }
+    process, drawing = settings.diffusion, settings.sampling
+    scheduler = LinearNoiseScheduler(process.num_timesteps, process.beta_start, process.beta_end)
+    for name, unet in unets.items():
+        rungs[name] = sample(
+            unet, scheduler, vqvae.decode, clusters, image_seeds(0, range(len(real))),
+            vqvae.latent_shape(settings.image_size_px), drawing.steps, drawing.batch_size, drawing.sampler,
+            drawing.guidance, pick_speed(settings, device),
+        )  # fmt: skip
+    return {name: rung.cpu() for name, rung in rungs.items()}, clusters
+
+
+def measure(
+    rungs: Mapping[str, Tensor],
+    clusters: Tensor,
+    tiles: Tiles,
+    vqvae: VQVAE,
+    clustering: nn.Module,
+    extractors: Sequence[Extractor],
+    n_clusters: int,
+    device: torch.device,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Every measure of every rung against the training tiles: "values" by rung, and which are "best"."""
+    train = tiles.tensor(tiles.train)
+    codes = encode_tiles(vqvae, train.to(device))
+    train_clusters, _ = predict_clusters(vqvae, clustering, codes)
+    found: dict[str, dict[str, Any]] = {}
+
+    def note(name: str, rung: str, value: float | None, best: str) -> None:
+        found.setdefault(name, {"best": best, "values": {}})["values"][rung] = None if value is None else float(value)
+
+    guards = {px: two_sample.can_learn(train, seed, device, px) for px in two_sample.BLURS_PX}
+    judge_network, _ = fidelity.train_judge(vqvae, codes, train_clusters, n_clusters, seed)
+    real = _images(train)
+    threshold = morphometry.nucleus_threshold(real)
+    measured = morphometry.measure(real, threshold)
+    features = {extractor.name: extractor(train) for extractor in extractors}
+    for name in RUNGS:
+        rung = rungs[name]
+        for px, guard in guards.items():
+            at = f", both blurred by {px:g} px" if px else ""
+            test = two_sample.two_sample_test(rung, train, seed, device, px, guard=guard)
+            note(f"two-sample test{at}", name, test.accuracy, "low")
+        for extractor in extractors:
+            row = evaluation.distances(extractor, features[extractor.name], extractor(rung), seed)
+            for column, value in row.items():
+                if column not in ("images", "standard error"):
+                    is_distance = column in (extractor.frechet, extractor.kernel)
+                    label = column if is_distance else f"{column} ({extractor.name})"
+                    note(label, name, value, "low" if is_distance else "high")
+        bands, lines = spectrum.compare(real, {name: _images(rung)})
+        ratio = bands[name].iloc[:HIGHEST_BAND].clip(1e-6)
+        note("power spectrum (mean |log ratio| up to 0.4 cycles per pixel)", name, np.abs(np.log(ratio)).mean(), "low")
+        note("grid line (quarter or half, times real)", name, (lines.loc[name] / lines.loc["real"]).max(), "low")
+        compared = morphometry.compare(measured, morphometry.measure(_images(rung), threshold), seed)
+        for feature, row in compared.iterrows():
+            note(f"Wasserstein distance, {feature}", name, None if pd.isna(row.distance) else row.distance, "low")
+        again, _ = predict_clusters(vqvae, judge_network, encode_tiles(vqvae, rung.to(device)))
+        note("condition, second judge", name, (again == clusters).float().mean(), "high")
+        if min(len(rung), len(train) // 2) >= usefulness.MIN_TILES:
+            # tested on training tiles, as the held-out ones are a rung themselves
+            of = usefulness.cas(
+                rung,
+                clusters,
+                train[::2],
+                train_clusters[::2],
+                train[1::2],
+                train_clusters[1::2],
+                n_clusters,
+                seed,
+                device,
+            )
+            note("CAS", name, of.table.accuracy[usefulness.GENERATED], "high")
+    return found
+
+
+def judge(values: Mapping[str, float | None], best: str) -> dict[str, Any]:
+    """Whether `values` order the chains: which neighbours stand the wrong way round, and which are equal.
+
+    "rightly": none is wrong, none is missing, and the ends of each chain differ.
+    """
+    sign = 1 if best == "low" else -1
+    wrong, equal, missing = [], [], [name for name in RUNGS if values.get(name) is None]
+    for chain in CHAINS:
+        for better, worse in pairwise([name for name in chain if name not in missing]):
+            difference = sign * (values[worse] - values[better])
+            if difference <= 0:
+                (wrong if difference < 0 else equal).append(f"{better} / {worse}")
+    ends = [chain for chain in CHAINS if not {chain[0], chain[-1]} & set(missing)]
+    differ = all(values[chain[0]] != values[chain[-1]] for chain in ends)
+    return {"rightly": not wrong and not missing and differ, "wrong": wrong, "equal": equal, "missing": missing}
+
+
+def as_markdown(measures: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of all measures: their values by rung, and whether they order the ladder rightly."""
+    lines = [f"| measure | best | {' | '.join(RUNGS)} | orders it rightly |", "|---" * (len(RUNGS) + 3) + "|"]
+    for name, of in measures.items():
+        values = ["" if of["values"].get(rung) is None else f"{of['values'][rung]:.3g}" for rung in RUNGS]
+        wrong = "; ".join([*of["wrong"], *(f"no value: {rung}" for rung in of["missing"])])
+        said = "yes" if of["rightly"] else f"no ({wrong or 'all equal'})"
+        lines.append(f"| {name} | {of['best']} | {' | '.join(values)} | {said} |")
+    return "\n".join(lines) + "\n"
+
+
+def _images(tiles: Tensor) -> np.ndarray:
+    return tiles.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.ladder", description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="folder of a run with autoencoder, UNets and clusters")
+    parser.add_argument("--data", type=Path, required=True, help="the tiles of that run")
+    parser.add_argument("--preset", default="demo", help="of that run; default demo")
+    parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON", help="changed ones of that run")
+    parser.add_argument("--clusters", type=int, default=14, help="of that run; default 14")
+    parser.add_argument("--clustering", default="classifier", help="of that run; default classifier")
+    parser.add_argument("--early", type=Path, help="checkpoint of an early UNet; default after the first training")
+    parser.add_argument("--late", type=Path, help="checkpoint of a late UNet; default after the last training")
+    parser.add_argument("--features", nargs="+", default=["random", "autoencoder"], help="to measure distances in")
+    parser.add_argument("--images", type=int, default=500, help="of each rung; default 500")
+    parser.add_argument("--seed", type=int, default=765, help="of all measures; default 765")
+    parser.add_argument("--out", type=Path, default=Path("ladder"), help="folder for the results; default ladder")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

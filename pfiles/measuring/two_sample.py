@@ -1,0 +1,232 @@
+"""Can a small network tell two sets of tiles apart? The classifier two-sample test (Lopez-Paz and Oquab 2017).
+
+A network learns on one half of both sets which tile is of which, and is tested on the other half: 50 % means that it
+found nothing, 100 % that every tile gives itself away. A network that failed to learn would print 50 % as well, and
+look like perfection. So the same network, trained in the same way, must first tell real tiles from the same tiles
+behind a blur of 1 px; where it cannot, the result says so and has no accuracy.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pfiles.errors import InputError
+from pfiles.machine.runtime import make_generator
+from pfiles.measuring.fidelity import wilson_interval
+from pfiles.measuring.tile_network import check_tiles, logits, train
+from pfiles.tiles.pixels import evenly_spaced
+
+TILES = 400  # of each set at most; more are thinned evenly
+MIN_TILES = 20  # of each set
+STEPS = 200  # of one training
+TRIALS = 3  # trainings, of which the best by validation counts
+VALIDATION = 5  # every fifth tile of the learning half
+GUARD_BLUR_PX = 1.0  # what the network must be able to see
+GUARD_ACCURACY = 0.75  # and in how many of the tiles
+BLURS_PX = (0.0, 1.0, 2.0)  # scales at which two sets are compared
+BLUR_AT_ONCE = 200  # tiles; changes memory and speed only
+
+
+@dataclass(frozen=True)
+class TwoSampleTest:
+    """What a two-sample test found.
+
+    right, tiles: test tiles, of both sets, that were sorted rightly, and all.
+    guard: the accuracy with which the same network told real tiles from the same tiles blurred by 1 px more.
+    validation: of the training that counts. order: indices into the first set of its test tiles, least convincing
+    first: those the network was surest to be of the first set.
+    """
+
+    right: int
+    tiles: int
+    guard: float
+    validation: float
+    order: np.ndarray
+
+    @property
+    def learned(self) -> bool:
+        return self.guard >= GUARD_ACCURACY
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share sorted rightly, 0.5 by chance; None where the network did not learn."""
+        return self.right / self.tiles if self.learned else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Its 95 % interval (Wilson 1927)."""
+        return wilson_interval(self.right, self.tiles) if self.learned else None
+
+    def __str__(self) -> str:
+        if not self.learned:
+            return f"did not learn (it told a blur of {GUARD_BLUR_PX:g} px in {self.guard:.0%}): nothing is known"
+        low, high = self.interval
+        return f"{self.accuracy:.0%} ({low:.0%} to {high:.0%})"
+
+    def row(self) -> dict[str, float | int | bool]:
+        """For a table: accuracy, low and high are absent where the network did not learn."""
+        low, high = self.interval or (None, None)
+        known = {"accuracy": self.accuracy, "low": low, "high": high}
+        return {**known, "test tiles": self.tiles, "learned": self.learned, "guard": self.guard}
+
+
+def two_sample_test(
+    a: Tensor,
+    b: Tensor,
+    seed: int,
+    device: torch.device | str,
+    blur_px: float = 0.0,
+    trials: int = TRIALS,
+    guard: float | None = None,
+) -> TwoSampleTest:
+    """How well a small network can tell tiles of `a` from tiles of `b`, the real ones or the nearer to them.
+
+    a, b: uint8 tiles (N, 3, S, S) and (M, 3, S, S); of each at most 400, and as many as of the other, are used. Where
+    both have one length, tile i of both is on one side of every split, as it may show one thing (a tile and its
+    reconstruction). blur_px: both sides behind a Gaussian of this standard deviation: at which scale can they be told?
+    trials: trainings from new weights, of which the best by its validation part counts; the test half has no say.
+    guard: accuracy of `can_learn` on `b` at this blur, where it is known already.
+
+    The result follows from `seed`. InputError for tiles that cannot be compared.
+    """
+    _check(a, b)
+    size = min(len(a), len(b), TILES)
+    chosen = [torch.from_numpy(evenly_spaced(len(x), size)) for x in (a, b)]
+    if guard is None:
+        guard = can_learn(b, seed, device, blur_px, trials)
+    sides = [blur(x[index], blur_px, device) for x, index in zip((a, b), chosen, strict=True)]
+    found, test, validation = _tell_apart(*sides, seed, device, trials)
+    surest = found[: len(test)].argsort(descending=True, stable=True).cpu()
+    is_right = torch.cat([found[: len(test)] > 0, found[len(test) :] <= 0])
+    return TwoSampleTest(int(is_right.sum()), len(is_right), guard, validation, chosen[0][test[surest]].numpy())
+
+
+def can_learn(
+    tiles: Tensor, seed: int, device: torch.device | str, blur_px: float = 0.0, trials: int = TRIALS
+) -> float:
+    """The guard: the accuracy with which the network tells tiles from the same tiles blurred by 1 px more."""
+    tiles = tiles[torch.from_numpy(evenly_spaced(len(tiles), TILES))]
+    sides = [blur(tiles, by, device) for by in (blur_px + GUARD_BLUR_PX, blur_px)]
+    found, test, _ = _tell_apart(*sides, seed, device, trials, enough=GUARD_ACCURACY)
+    return float(torch.cat([found[: len(test)] > 0, found[len(test) :] <= 0]).float().mean())
+
+
+class _Evidence(NamedTuple):
+    """Of the test tiles, first those of a, then those of b: how much rather each is of a (log-odds); which they are."""
+
+    log_odds: Tensor
+    test: Tensor
+    validation: float
+
+
+def _tell_apart(
+    a: Tensor, b: Tensor, seed: int, device: torch.device | str, trials: int, enough: float = 1.0
+) -> _Evidence:
+    """Train on one half of equally long sets, choose by a part of that, and judge the other half.
+
+    enough: validation accuracy from which on no further training is tried.
+    """
+    order = torch.randperm(len(a), generator=make_generator(seed, "two-sample", "halves"))
+    learn, test = order[: (len(a) + 1) // 2], order[(len(a) + 1) // 2 :]
+    is_validation = torch.arange(len(learn)) % VALIDATION == 0
+    parts = [_labelled(a[index], b[index]) for index in (learn[~is_validation], learn[is_validation])]
+    best = None
+    for trial in range(trials):
+        trained = train(*parts, 2, STEPS, (seed, "two-sample", trial), device)
+        if best is None or (trained.accuracy, -trained.loss) > (best.accuracy, -best.loss):
+            best = trained
+        if best.accuracy >= enough:
+            break
+    found = logits(best.network, torch.cat([a[test], b[test]]))
+    return _Evidence(found[:, 0] - found[:, 1], test, best.accuracy)
+
+
+def _labelled(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.cat([a, b]), torch.tensor([0, 1]).repeat_interleave(torch.tensor([len(a), len(b)]))
+
+
+def blur(tiles: Tensor, sigma: float, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 tiles (N, 3, S, S) behind a Gaussian of standard deviation `sigma` (pixels), mirrored at the border."""
+    if sigma == 0:
+        return tiles.to(device)
+    reach = min(int(4 * sigma + 0.5), tiles.shape[2] - 1)
+    x = torch.arange(-reach, reach + 1, device=device)
+    weights = torch.exp(-x.square() / (2 * sigma**2))
+    weights = weights / weights.sum()
+    blurred = []
+    for some in tiles.split(BLUR_AT_ONCE):
+        padded = F.pad(some.to(device).float(), (reach,) * 4, mode="reflect").flatten(0, 1)[:, None]
+        rows = F.conv2d(padded, weights[None, None, None, :])
+        blurred.append(F.conv2d(rows, weights[None, None, :, None]).round().to(torch.uint8).view(some.shape))
+    return torch.cat(blurred)
+
+
+def compare(
+    pairs: dict[str, tuple[Tensor, Tensor]],
+    seed: int,
+    device: torch.device | str,
+    blurs_px: Sequence[float] = BLURS_PX,
+    trials: int = TRIALS,
+) -> dict[str, dict[float, TwoSampleTest]]:
+    """The `two_sample_test` of each pair of sets by name, at full resolution and with both sides blurred."""
+    found: dict[str, dict[float, TwoSampleTest]] = {}
+    guards: dict[tuple[int, float], float] = {}  # of one set at one blur: several pairs share their second set
+    for name, (a, b) in pairs.items():
+        _check(a, b)
+        found[name] = {}
+        for px in blurs_px:
+            key = id(b), px
+            guards[key] = guards[key] if key in guards else can_learn(b, seed, device, px, trials)
+            found[name][px] = two_sample_test(a, b, seed, device, px, trials, guards[key])
+    return found
+
+
+def steps_to_blame(
+    generated: Tensor, real: Tensor, reconstructed: Tensor | None = None, held_out: Tensor | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The pairs that say which part gives generated tiles away, for `compare`; all uint8 tiles (N, 3, S, S).
+
+    real: tiles of the mix of slides that was trained on. One half of them from the other is the floor of every other
+    row: it compares like with like. reconstructed: what the autoencoder makes of the tiles `real`, in their order.
+    held_out: real tiles of other slides or regions; how well those can be told is no floor, but says what it means to
+    be of another slide.
+    """
+    pairs = {"generated from real": (generated, real)}
+    if reconstructed is not None:
+        pairs["generated from reconstructed: the UNet's part"] = generated, reconstructed
+        pairs["reconstructed from real: the autoencoder's part"] = reconstructed, real
+    pairs["real from real: the floor"] = real[::2], real[1::2]
+    if held_out is not None:
+        pairs["training from held-out real tiles"] = real, held_out
+    return pairs
+
+
+def table(found: dict[str, dict[float, TwoSampleTest]]) -> pd.DataFrame:
+    """The results of `compare`, a row for each pair and blur."""
+    rows = {
+        name + (f", both blurred by {px:g} px" if px else ""): test.row()
+        for name, tests in found.items()
+        for px, test in tests.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _check(a: Tensor, b: Tensor) -> None:
+    for tiles in (a, b):
+        check_tiles(tiles)
+    if a.shape[1:] != b.shape[1:]:
+        raise InputError(
+            f"A two-sample test needs tiles of one size, but got {a.shape[2]} px and {b.shape[2]} px: "
+            "bring them to one size first."
+        )
+    if min(len(a), len(b)) < MIN_TILES:
+        raise InputError(
+            f"A two-sample test needs at least {MIN_TILES} tiles of each set, but got {len(a)} and {len(b)}: "
+            "draw more tiles."
+        )

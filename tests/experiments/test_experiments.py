@@ -1,0 +1,131 @@
+"""The experiments: a few minutes of training, and the ladder of known quality."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, make_tiles
+from torch import nn
+
+from benchmarks.inputs import make_size
+from experiments import ladder, train_and_look
+from pfiles import checkpoints
+from pfiles.clustering import make_clustering
+from pfiles.learning import loop
+from pfiles.machine.runtime import seeded
+from pfiles.machine.speed import PLAIN
+from pfiles.measuring import two_sample, usefulness
+from pfiles.paths import Paths
+from pfiles.settings import get_settings
+from pfiles.unet_cond_base import UNet
+from pfiles.vqvae import VQVAE
+
+SIZE = make_size("tiny", "cpu")
+K = 3
+
+
+def test_train_and_look(tmp_path, capsys):
+    assert train_and_look.main(["--size", "tiny", "--minutes", "0.02", "--out", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "reconstructions.png", "samples.png", "train_and_look.json",
+    }  # fmt: skip
+    report = json.loads((tmp_path / "train_and_look.json").read_text())
+    assert report["unet"]["steps"] >= 1
+    assert report["unet"]["ms_per_step"] == pytest.approx(1000 * report["unet"]["seconds"] / report["unet"]["steps"])
+    assert report["sampling"]["images"] == 140
+    assert "clusters in use" in capsys.readouterr().out
+
+
+def test_training_is_as_long_as_the_time_allows(tmp_path):
+    """Steps of half a second: 20 s are 40 steps, 10 epochs of 4; one second is one epoch on two batches."""
+    calls = []
+
+    def train(networks, some, epochs, run):
+        calls.append((len(some), epochs))
+        return [{"epoch": e + 1, "loss": 1.0, "seconds": 0.5 * (len(some) // 8)} for e in range(epochs)]
+
+    run = loop.Run("test", 0, 8, tmp_path, {}, SIZE.settings.saving, PLAIN)
+    images = torch.arange(32)
+    report = train_and_look.train_for(20, train, [nn.Identity()], images, run)
+    assert calls == [(32, 2), (32, 10)]  # the first measures
+    assert report["steps"] == 40
+    assert report["seconds"] == pytest.approx(20)
+    train_and_look.train_for(1, train, [nn.Identity()], images, run)
+    assert calls[-1] == (16, 1)
+
+
+def test_train_and_look_refuses_bad_tiles(tmp_path, capsys):
+    assert train_and_look.main([str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
+    assert "There is no data at" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+# the ladder
+
+
+@pytest.fixture
+def a_run(tmp_path, monkeypatch):
+    """A run of random weights on 242 tiles, 22 of them held out: what the ladder reads, not what it should find."""
+    monkeypatch.setattr(two_sample, "STEPS", 10)
+    monkeypatch.setattr(two_sample, "TRIALS", 1)
+    monkeypatch.setattr(usefulness, "EPOCHS", 2)
+    np.save(tmp_path / "tiles.npy", make_tiles(242))
+    changed = TINY | {"max_train_tiles": 60}
+    settings, paths = get_settings("demo", changed), Paths(K, tmp_path)
+    with seeded("ladder"):
+        vqvae, unet = VQVAE(**settings.autoencoder.vqvae), UNet(16, K, **settings.diffusion.unet)
+        clusters = make_clustering("kmeans", 16, K)
+        torch.nn.init.normal_(clusters.centroids)
+    checkpoints.save_weights(vqvae, paths.autoencoder, {})
+    about = {"clustering": "kmeans", "starts_from": {"autoencoder": checkpoints.fingerprint(vqvae)}}
+    for stage in ("training", "finetuning2"):
+        checkpoints.save_stage(paths, stage, unet, clusters, 1, about)
+    return [
+        "--run", str(tmp_path), "--data", str(tmp_path / "tiles.npy"), "--clusters", str(K), "--clustering", "kmeans",
+        "--settings", json.dumps(changed), "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+
+
+def test_the_ladder_measures_every_rung(a_run, tmp_path, capsys):
+    assert ladder.main(a_run) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"ladder.json", "ladder.md", "ladder.jpg"}
+    report = json.loads((tmp_path / "out" / "ladder.json").read_text())
+    assert report["images"] == 22
+    measures = report["measures"]
+    for name in (
+        "two-sample test, both blurred by 2 px", "CAS", "condition, second judge", "recall (autoencoder features)",
+        "Frechet distance (random convolutions)", "Wasserstein distance, eosin_od",
+    ):  # fmt: skip
+        assert set(measures[name]["values"]) == set(ladder.RUNGS)
+    for measure in measures.values():  # one network drew both
+        assert measure["values"][ladder.EARLY] == measure["values"][ladder.LATE]
+    table = (tmp_path / "out" / "ladder.md").read_text()
+    assert table in capsys.readouterr().out
+    assert len(table.splitlines()) == 2 + len(measures)
+
+
+def test_a_ladder_without_its_run_is_one_sentence(a_run, tmp_path, capsys):
+    (tmp_path / "kpc_ldm" / "vqvae_autoencoder_ckpt.pth").unlink()
+    assert ladder.main(a_run) == 2
+    assert "There is no autoencoder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_verdict_on_a_measure_by_hand():
+    right = {
+        ladder.HELD_OUT: 0.5, ladder.REBUILT: 0.6, ladder.LATE: 0.7, ladder.EARLY: 0.8, ladder.FLAT: 1.0,
+        ladder.BLUR_1: 0.9, ladder.BLUR_2: 0.95,
+    }  # fmt: skip
+    assert ladder.judge(right, "low") == {"rightly": True, "wrong": [], "equal": [], "missing": []}
+    assert ladder.judge({name: -value for name, value in right.items()}, "high")["rightly"]
+    blind = ladder.judge(right | {ladder.BLUR_1: 0.4}, "low")  # calls blur better than real tiles
+    assert blind["wrong"] == ["held-out real / blurred by 1 px"]
+    assert not blind["rightly"]
+    saturated = ladder.judge(right | {ladder.BLUR_1: 1.0, ladder.BLUR_2: 1.0}, "low")
+    assert saturated["rightly"]
+    assert saturated["equal"] == ["blurred by 1 px / blurred by 2 px", "blurred by 2 px / flat colour"]
+    assert not ladder.judge(dict.fromkeys(ladder.RUNGS, 1.0), "low")["rightly"]
+    unknown = ladder.judge(right | {ladder.LATE: None}, "low")
+    assert unknown["missing"] == [ladder.LATE]
+    assert not unknown["rightly"]
