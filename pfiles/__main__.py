@@ -1,5 +1,6 @@
 """The command line: run the notebooks in order, without a browser.
 
+    python -m pfiles draw --from starter --cluster 3 --number 64 --out DIR
     python -m pfiles demo [--out DIR]
     python -m pfiles run --data PATH --preset NAME --clusters 14 --clustering classifier --out DIR
     torchrun --nproc-per-node 4 -m pfiles cells part_1_training --data PATH --out DIR
@@ -7,7 +8,8 @@
     python -m pfiles export --generated DIR --data PATH --out DIR
 
 The notebooks are the only place where the order of work within a step is written; `demo` and `run` only run them one
-after the other with the given parameters, and print what they recorded. `evaluate` compares two folders of images,
+after the other with the given parameters, and print what they recorded. `draw` draws tiles with trained networks, such
+as the small ones that come with the project, `evaluate` compares two folders of images,
 `export` copies the generated images that repeat no training tile.
 """
 
@@ -40,7 +42,7 @@ from pfiles.measuring.features import EXTRACTORS
 from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, write_json
 from pfiles.settings import PRESETS, Settings, get_settings
 from pfiles.tiles.dataset import EMBEDDED, load_tiles
-from pfiles.tiles.files import read_images
+from pfiles.tiles.files import read_images, refuse_other_images, write_tiles
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
 
@@ -102,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="everything on your tiles")
     cells = commands.add_parser("cells", help="one notebook's code, in this process; what torchrun starts")
     cells.add_argument("notebook", help="such as part_1_training")
+    draw = commands.add_parser("draw", help="tiles of a trained generator, such as the small one that comes along")
+    draw.add_argument("--from", default="starter", metavar="FOLDER", dest="folder", help="a generator; default starter")
+    draw.add_argument("--cluster", type=int, metavar="C", help="counting from 1; default: as often as in its training")
+    draw.add_argument("--number", type=int, default=64, metavar="N", help="how many tiles; default 64")
+    draw.add_argument("--seed", type=int, default=765, help="of the first tile's noise; default 765")
+    draw.add_argument("--out", required=True, metavar="DIR", help="for tiles/1.png ..., tiles.csv and sheet.jpg")
     evaluate = commands.add_parser("evaluate", help="every measure of a folder of generated images against real ones")
     demo.set_defaults(data="embedded", preset="demo", clusters=14, clustering="classifier")
     export = commands.add_parser("export", help="copy the generated images that repeat no training tile, with a report")
@@ -139,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--out", default=".", metavar="DIR", help="for evaluation.json and evaluation.html; default here"
     )
-    actions = {demo: _run, run: _run, cells: _cells, evaluate: _evaluate, export: _export}
+    actions = {draw: _draw, demo: _run, run: _run, cells: _cells, evaluate: _evaluate, export: _export}
     for command, action in actions.items():
         command.set_defaults(run=action)
     return parser
@@ -272,6 +280,30 @@ def _export(args: argparse.Namespace) -> int:
 def _data(given: str | None) -> str:
     data = given or os.environ.get("KPC_DATA") or "embedded"
     return data if data in EMBEDDED else str(expand(data).resolve())  # notebooks run in their own folders
+
+
+def _draw(args: argparse.Namespace) -> int:
+    from pfiles.drawing.generator import Generator  # seconds to import
+    from pfiles.reporting import figures
+
+    if args.number < 1:
+        raise InputError(f"--number must be at least 1, but is {args.number}.")
+    out, numbers = expand(args.out).absolute(), range(1, args.number + 1)
+    refuse_other_images(out / "tiles", numbers)
+    generator = Generator.load(args.folder, pick_device())
+    if args.cluster is None:
+        cluster_ids = generator.cluster_ids(args.number, args.seed)
+    else:
+        cluster_ids = torch.full((args.number,), args.cluster - 1)
+    images = generator.draw(cluster_ids, seed=args.seed)
+    write_tiles(out / "tiles", numbers, images)
+    rows = [f"{i}.png,{cluster + 1},{args.seed}" for i, cluster in zip(numbers, cluster_ids.tolist(), strict=True)]
+    with atomic_write(out / "tiles.csv") as file:
+        file.write("\n".join(["file,cluster,seed", *rows, ""]).encode())
+    order = cluster_ids.argsort(stable=True)[:100]
+    figures.save_figure(figures.show_tiles(images[order], title="Generated tiles, by cluster"), out / "sheet.jpg")
+    print(f"{args.number} tiles in {out / 'tiles'}, all of them in {out / 'sheet.jpg'}")
+    return 0
 
 
 def _evaluate(args: argparse.Namespace) -> int:

@@ -13,12 +13,12 @@ from pfiles import checkpoints
 from pfiles.classifier import Classifier
 from pfiles.clustering import check_clustering, fit_kmeans, make_clustering
 from pfiles.discriminator import Discriminator, PolishDiscriminator
-from pfiles.drawing.sampling import generate_to_folder, image_seeds, sample
+from pfiles.drawing.generator import Generator
+from pfiles.drawing.sampling import generate_to_folder
 from pfiles.latents import LatentSpace, encode_tiles, encode_views, latent_batches, predict_clusters
 from pfiles.learning import autoencoder, diffusion
 from pfiles.learning.log import History
 from pfiles.learning.loop import Run as Job
-from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import pick_device, seeded
 from pfiles.machine.speed import Speed, pick_speed
 from pfiles.paths import Paths
@@ -98,11 +98,6 @@ class OpenRun:
     @cached_property
     def test_images(self) -> Tensor:
         return self.tiles.tensor(self.tiles.test, self.device)
-
-    @cached_property
-    def scheduler(self) -> LinearNoiseScheduler:
-        diffusion = self.settings.diffusion
-        return LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
 
     @cached_property
     def vqvae(self) -> VQVAE:
@@ -292,22 +287,14 @@ class OpenRun:
 
         seeds: one for each tile; None: those of its place in `cluster_ids`.
         """
-        networks, how = self.networks(stage), self.settings.sampling
-        return sample(
-            networks.unet,
-            self.scheduler,
-            networks.space.decode,
-            cluster_ids,
-            image_seeds(self.seed, range(len(cluster_ids))) if seeds is None else seeds,
-            self.vqvae.latent_shape(self.settings.image_size_px),
-            num_steps=how.steps,
-            batch_size=how.batch_size,
-            sampler=how.sampler,
-            guidance=how.guidance,
-            prediction=self.settings.diffusion.prediction,
-            speed=self.speed,
-            progress=progress,
-        )
+        networks = self.networks(stage)
+        drawing = Generator(*networks, self.settings, torch.empty(0), speed=self.speed)
+        return drawing.draw(cluster_ids, seed=self.seed, seeds=seeds, progress=progress)
+
+    def generator(self) -> Generator:
+        """What this run learnt, ready to be saved and handed on."""
+        sizes = self.labels[0].bincount(minlength=self.n_clusters)
+        return Generator(*self.networks(), self.settings, sizes / sizes.sum(), speed=self.speed)
 
     def test_samples(self, stage: str) -> tuple[Tensor, Tensor, Tensor]:
         """The test tiles that Figure 4 shows, their clusters, and a tile drawn from each cluster after that stage.
