@@ -9,7 +9,7 @@ from conftest import TINY, make_tiles
 from torch import nn
 
 from benchmarks.inputs import make_size
-from experiments import ladder, train_and_look
+from experiments import ablation, ladder, train_and_look
 from pfiles import checkpoints
 from pfiles.clustering import make_clustering
 from pfiles.learning import loop
@@ -129,3 +129,24 @@ def test_verdict_on_a_measure_by_hand():
     unknown = ladder.judge(right | {ladder.LATE: None}, "low")
     assert unknown["missing"] == [ladder.LATE]
     assert not unknown["rightly"]
+
+
+def test_ablation(tmp_path, capsys):
+    """Rows of one budget on one autoencoder; what is done is not done again."""
+    np.save(tmp_path / "tiles.npy", make_tiles(264, 48))
+    settings = {**TINY, "max_train_tiles": 220, "autoencoder.epochs": 1, "autoencoder.polish.epochs": 1}
+    settings |= {"autoencoder.polish.discriminator": {"conv_channels": [8, 16]}, "training.warmup_steps": 2}
+    arguments = ["--data", str(tmp_path / "tiles.npy"), "--out", str(tmp_path / "out"), "--clusters", "3"]
+    arguments += ["--epochs", "1", "--set", json.dumps(settings), "--rows", "plain", "full", "full, guidance 1"]
+    for _ in range(2):
+        ablation.main(arguments)
+        written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.j*")}
+    table = (tmp_path / "out" / "ablation.md").read_text()
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| full", "| plain", "| full, guidance 1"]
+    assert len(written) == 6
+    full, again, plain = (
+        json.loads((tmp_path / "out" / f"{n}.json").read_text()) for n in ("full", "full, guidance 1", "plain")
+    )
+    assert full["mse"] == again["mse"] != plain["mse"]
+    assert full["values"]["random: floor, training tiles"] == plain["values"]["random: floor, training tiles"]
+    assert plain["settings"]["diffusion.prediction"] == "noise"

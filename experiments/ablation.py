@@ -1,0 +1,185 @@
+"""What each element of the recipe is worth: trainings of one budget that differ in one element.
+
+    python -m experiments.ablation --data PATH --out DIR [--clusters 10] [--epochs 15] [--rows full plain ...]
+
+All rows share one autoencoder (DIR/autoencoder, trained first where it is not there), the k-means clusters of its
+latents and the size of the UNet, and train for the same number of steps, so that they spend equal multiply-adds in the
+UNet. From each, one tile is drawn for the cluster of each test tile. A row that is done is not done again, and a
+training that was stopped goes on: give the same command again. Writes DIR/NAME.json and a sheet DIR/NAME.jpg for each
+row, and ablation.md with all rows that are done.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.measure import device_name
+from pfiles.latents import encode_tiles, predict_clusters, reconstruct
+from pfiles.machine.runtime import make_generator, versions
+from pfiles.measuring import fidelity, memorisation, spectrum, two_sample, usefulness
+from pfiles.measuring.features import make_extractor
+from pfiles.paths import atomic_write, read_json, write_json
+from pfiles.reporting import evaluation, figures
+from pfiles.session import OpenRun, open_run
+from pfiles.tiles.pixels import to_uint8
+
+SIZE = {  # tiles and networks that two CPU cores can train
+    "image_size_px": 64,
+    "precision": "fp32",
+    "autoencoder.vqvae": {"down_channels": [24, 48, 96], "codebook_size": 256, "num_heads": 4, "norm_channels": 8},
+    "autoencoder.perceptual": "ms-ssim",
+    "autoencoder.perceptual_weight": 0.2,
+    "autoencoder.learning_rate": 1e-3,
+    "autoencoder.adam_betas": [0.9, 0.99],
+    "autoencoder.batch_size": 8,
+    "autoencoder.epochs": 4,
+    "autoencoder.adversarial_weight": 0.0,
+    "autoencoder.discriminator_start_step": 10**9,
+    "autoencoder.polish.epochs": 5,
+    "autoencoder.polish.batch_size": 8,
+    "diffusion.unet": {"down_channels": [64, 64, 64], "t_emb_dim": 64, "num_layers": 1, "num_heads": 4,
+                       "norm_channels": 8, "conv_out_channels": 64},
+    "clusters_first": True,
+    "training.warmup_steps": 100,
+    "training.learning_rate": 1e-3,
+    "training.ema_decay": 0.999,
+}  # fmt: skip
+WITHOUT = {  # each element of the recipe, and the settings without it
+    "v": {"diffusion.prediction": "noise"},
+    "scaled latents": {"diffusion.latent_scaling": False},
+    "views": {"diffusion.latent_views": False},
+    "cosine": {"training.decay": "constant", "training.warmup_steps": 0},
+    "average": {"training.ema_decay": 0.0},
+    "clipping": {"training.clip_norm": None},
+    "guidance": {"sampling.guidance": 1.0, "diffusion.condition_dropout": 0.0},
+}
+PLAIN = {name: value for element in WITHOUT.values() for name, value in element.items()}
+ROWS = {
+    "full": {},
+    "full, seed 2": {},
+    "plain": PLAIN,
+    "plain, seed 2": PLAIN,
+    "published": PLAIN | {"training.optimizer": "adadelta", "training.learning_rate": 0.003},
+    **{f"full without {element}": change for element, change in WITHOUT.items()},
+    **{
+        f"plain with {element}": {name: value for name, value in PLAIN.items() if name not in change}
+        for element, change in WITHOUT.items()
+    },
+    "full with min-SNR 5": {"diffusion.min_snr_gamma": 5.0},
+    "full, DDPM 50": {"sampling.sampler": "ddpm", "sampling.steps": 50},
+    "full, guidance 1": {"sampling.guidance": 1.0},
+    "full, guidance 2": {"sampling.guidance": 2.0},
+}
+DRAWN_ONLY = {"full, DDPM 50": "full", "full, guidance 1": "full", "full, guidance 2": "full"}  # trained as that row
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.ablation")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--clusters", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=15, help="of every row; 15 of 5,000 tiles are 4,680 steps")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW")
+    parser.add_argument("--features", nargs="+", default=["random", "autoencoder"])
+    parser.add_argument("--set", type=json.loads, default={}, dest="settings", help="settings of all rows, as JSON")
+    args = parser.parse_args(arguments)
+    base = SIZE | {"training.epochs": args.epochs} | args.settings
+    first = _open(args, "autoencoder", base)
+    if not first.paths.autoencoder.exists():
+        first.train_autoencoder(*first.new_autoencoder())
+    first.views  # noqa: B018 - encoded once for all rows
+    for name in args.rows:
+        if not (args.out / f"{name}.json").exists():
+            _do(args, name, base)
+    table = as_table([read_json(args.out / f"{name}.json") for name in ROWS if (args.out / f"{name}.json").exists()])
+    print(table)
+    with atomic_write(args.out / "ablation.md") as file:
+        file.write(table.encode())
+
+
+def _open(args: argparse.Namespace, folder: str, settings: dict[str, Any], seed: int = 765) -> OpenRun:
+    data, out = str(args.data.absolute()), str((args.out / folder).absolute())
+    return open_run("ablation", args.clusters, "kmeans", data, "recommended", settings, seed, out)
+
+
+def _do(args: argparse.Namespace, name: str, base: dict[str, Any]) -> None:
+    """Train and measure a row."""
+    run = _open(args, DRAWN_ONLY.get(name, name), base | ROWS[name], 766 if name.endswith("seed 2") else 765)
+    shutil.copytree(args.out / "autoencoder" / "kpc_ldm", run.paths.autoencoder.parent, dirs_exist_ok=True)
+    networks, began = run.new_networks(), time.process_time()
+    history = run.train("training", networks)
+    seconds = time.process_time() - began
+    shown, values = measure(run, args.features)
+    about = {"row": name, "date": date.today().isoformat(), "device": device_name(run.device.type), **versions()}
+    trained = {"epochs": len(history), "training_cpu_seconds": round(seconds), "mse": history[-1]["mse"]}
+    figures.save_figure(shown, args.out / f"{name}.jpg")
+    write_json(args.out / f"{name}.json", {**about, **trained, "settings": base | ROWS[name], "values": values})
+
+
+def measure(
+    run: OpenRun, features: list[str], stage: str = "training", number: int = 500
+) -> tuple[Any, dict[str, float]]:
+    """A sheet of tiles by cluster, and what the measures say of tiles drawn for the clusters of the test tiles."""
+    test = run.test_images[:number].cpu()
+    clusters, _ = run.assign(test, stage)
+    train_clusters, _ = run.assign(run.train_images, stage)
+    began = time.process_time()
+    drawn = run.draw(clusters, stage=stage)
+    values = {"seconds per tile": (time.process_time() - began) / len(drawn)}
+    rebuilt = to_uint8(reconstruct(run.vqvae, test.to(run.device))).cpu()
+    train, seed, device = run.train_images.cpu(), run.seed, run.device
+    for kind in features:
+        extractor = make_extractor(kind, run.vqvae, device)
+        of_test = extractor(test)
+        found = evaluation.distances(extractor, of_test, extractor(drawn), seed)
+        values |= {f"{kind}: {column}": value for column, value in found.items() if column != "images"}
+        floor = train[torch.randperm(len(train), generator=make_generator(seed, "floor"))[: len(test)]]
+        like = evaluation.distances(extractor, of_test, extractor(floor), seed)
+        values[f"{kind}: floor, training tiles"] = like[extractor.frechet]
+        again = evaluation.distances(extractor, of_test, extractor(rebuilt), seed)
+        values[f"{kind}: floor, reconstructions"] = again[extractor.frechet]
+    again, _ = run.assign(drawn, stage)
+    judge, _ = fidelity.train_judge(run.vqvae, run.codes, train_clusters, run.n_clusters, seed)
+    second, _ = predict_clusters(run.vqvae, judge, encode_tiles(run.vqvae, drawn.to(device)))
+    values |= {"as asked": (again == clusters).float().mean().item()}
+    values |= {"as asked, second judge": (second == clusters).float().mean().item()}
+    use = usefulness.cas(drawn, clusters, train, train_clusters, test, clusters, run.n_clusters, seed, device)
+    values["CAS, of real"] = use.of_real
+    for name, pair in {"from real": (drawn, train), "from reconstructed": (drawn, rebuilt)}.items():
+        for px in (0.0, 1.0):
+            values[f"told {name}, blur {px:g}"] = two_sample.two_sample_test(*pair, seed, device, px).accuracy
+    bands, lines = spectrum.compare(_numpy(test), {"drawn": _numpy(drawn), "rebuilt": _numpy(rebuilt)})
+    values |= {f"power {band}": ratio for band, ratio in bands["drawn"].items()}
+    values |= {f"grid {place}": value for place, value in lines.loc["drawn"].items()}
+    nearest, held_out = (memorisation.nearest_tiles(_numpy(some), _numpy(train)) for some in (drawn, test))
+    values["closer"] = memorisation.against_held_out(nearest.distance, held_out.distance)["closer"]
+    columns = [drawn[clusters == cluster][:8] for cluster in range(run.n_clusters)]
+    real = [test[clusters == cluster][:8] for cluster in range(run.n_clusters)]
+    sheet = figures.cluster_sheet(real, columns, ("Real test tiles", "Generated tiles"))
+    return sheet, {name: None if value is None else float(value) for name, value in values.items()}
+
+
+def _numpy(tiles: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tiles.permute(0, 2, 3, 1).numpy())
+
+
+def as_table(rows: list[dict[str, Any]]) -> str:
+    """The rows that are done as Markdown."""
+    columns = ["CPU s", *rows[0]["values"]]
+    lines = [f"| row | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for row in rows:
+        values = {"CPU s": row["training_cpu_seconds"], **row["values"]}
+        shown = ["" if values.get(column) is None else f"{values[column]:.3g}" for column in columns]
+        lines.append(f"| {row['row']} | {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
