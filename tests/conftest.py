@@ -58,6 +58,12 @@ def make_tiles(n: int, side: int = 48, seed: int = 0) -> np.ndarray:
     return coarse.repeat(side // 4, axis=1).repeat(side // 4, axis=2)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """What tests keep of one data set or another goes to a folder of their own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture
 def tiny():
     return get_settings("demo", TINY)

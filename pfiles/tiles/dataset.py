@@ -5,7 +5,9 @@ On disk and on the device tiles are uint8. Networks see float32 in [0, 1], made 
 
 import hashlib
 import os
-from collections.abc import Sequence
+import re
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +16,12 @@ import torch
 from torch import Tensor
 
 from pfiles.errors import InputError
-from pfiles.paths import ROOT, expand
+from pfiles.paths import ROOT, atomic_write, expand
 from pfiles.tiles import builtin
-from pfiles.tiles.files import _read_folder, _read_npy, _read_zip
 from pfiles.tiles.pixels import as_tensor, evenly_spaced
+from pfiles.tiles.sources import read_source
+from pfiles.tiles.split import TEST_PARTS, last_part, split_by_folder
 
-TEST_PARTS = 11  # published: the last of 11 equal parts is the test set
 MIN_TILES = 2 * TEST_PARTS
 EMBEDDED = {
     "embedded": (builtin.he_tiles, "embedded H&E tiles (CMU-1-Small-Region, Carnegie Mellon University)"),
@@ -36,6 +38,8 @@ class Tiles:
     source: what the tiles are, in a few words.
     positions: where each tile was cut, as N records of slide (name), x, y (upper left corner) and side, all three in
         pixels of the slide's level 0, and mpp (microns per pixel of `images`); None where that is not known.
+    labels: (N,) str, "" where unknown; None where there are none. For evaluation alone: no training sees them.
+    state: a hash of the paths, sizes and times of the files that were read; None where it cannot be relied on.
     """
 
     images: np.ndarray
@@ -43,6 +47,8 @@ class Tiles:
     test: np.ndarray
     source: str
     positions: np.recarray | None = None
+    labels: np.ndarray | None = None
+    state: str | None = None
 
     def tensor(self, indices: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         """The tiles `indices` as uint8 (B, 3, S, S) on `device`."""
@@ -53,11 +59,33 @@ class Tiles:
         return self.train[evenly_spaced(len(self.train), count)]
 
     def fingerprint(self) -> str:
-        """A short hash of the split, the size and 64 evenly spaced tiles, to tell one data set from another."""
+        """A short hash of the split, the size and all pixels, to tell one data set from another."""
         digest = hashlib.sha256(repr((self.images.shape, self.train.tolist(), self.test.tolist())).encode())
-        for i in evenly_spaced(len(self.images), 64):
-            digest.update(np.ascontiguousarray(self.images[i]))
+        digest.update(self._pixels().encode())
         return digest.hexdigest()[:16]
+
+    def _pixels(self) -> str:
+        """The SHA-256 of all pixels; where the files of `state` were hashed at this size before, what was kept then."""
+        kept = None if self.state is None else _cache_folder() / f"{self.state}_{self.images.shape[1]}.txt"
+        if kept is not None:
+            with suppress(OSError, UnicodeDecodeError):
+                if re.fullmatch("[0-9a-f]{64}", found := kept.read_text()):
+                    return found
+        digest = hashlib.sha256()
+        for i in range(0, len(self.images), 64):
+            digest.update(np.ascontiguousarray(self.images[i : i + 64]))
+        if kept is not None:
+            with suppress(OSError), atomic_write(kept) as file:  # it only saves time
+                file.write(digest.hexdigest().encode())
+        return digest.hexdigest()
+
+
+def _cache_folder() -> Path:
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home folder
+        base = Path(tempfile.gettempdir())
+    return base / "kpc_ldm" / "pixels"
 
 
 def load_tiles(
@@ -73,21 +101,24 @@ def load_tiles(
         notebook.
     image_size_px: side of the tiles returned; larger tiles of a whole multiple are averaged down to it.
     max_train_tiles: use no more than so many training tiles, evenly spaced (None: all).
-    n_clusters: refuse fewer training tiles than clusters.
+    n_clusters: refuse training tiles of which no more than that differ from each other.
 
-    The last eleventh is the test set, as published, except that embedded images are split by region, and that tiles
-    which lie in at least eleven folders, one for each slide, are split between two folders.
+    The last eleventh is the test set, as published, except that embedded images are split by region, and tiles in at
+    least eleven folders by folder, of which each is taken for a slide (see `split_by_folder`). A file `labels.csv` or
+    `*_labels.csv` in the folder or `.zip`, with the columns `file` and `label` (or `tissue`), becomes `labels`.
     Raises InputError for anything that is not as described.
     """
     data = str(data if data is not None else os.environ.get("KPC_DATA") or "embedded")
-    positions = None
+    positions = labels = state = said = None
     if data in EMBEDDED:
         read, source = EMBEDDED[data]
         images, train, test, positions = read()
     else:
         path = ROOT / expand(data)
-        (images, folders), source = _read(path), path.name
-        train, test = np.split(np.arange(len(images)), [len(images) - _test_size(len(images), folders)])
+        found, source = read_source(path), path.name
+        images, labels, state = found.images, found.labels, found.state
+        in_test, said = split_by_folder(found.names) if found.names else (last_part(len(images)), None)
+        train, test = np.flatnonzero(~in_test), np.flatnonzero(in_test)
     if len(images) < MIN_TILES:
         raise InputError(f"{data} holds {len(images)} tiles: at least {MIN_TILES} are needed to train and to test.")
     factor = images.shape[1] / image_size_px
@@ -99,33 +130,28 @@ def load_tiles(
         raise InputError(
             f"n_clusters is {n_clusters}, but there are only {len(used)} training tiles: choose fewer clusters."
         )
+    distinct = _n_distinct(images, used, n_clusters + 1)
+    if distinct <= n_clusters:
+        more = f"choose at most {distinct - 1} clusters" if distinct > 2 else "give other tiles"
+        raise InputError(
+            f"n_clusters is {n_clusters}, but only {distinct} of {len(used)} training tiles differ, and there must "
+            f"be more of them than clusters: {more}."
+        )
+    if said:
+        print(said)
     if len(used) < len(train):
         print(f"Using {len(used)} of {len(train)} training tiles, evenly spaced (setting max_train_tiles).")
-    return Tiles(images, used, test, source, positions)
+    return Tiles(images, used, test, source, positions, labels, state)
 
 
-def _test_size(n: int, folders: Sequence[Path]) -> int:
-    """How many of n tiles, the last ones, are for testing; `folders` says where each lies, where that is known."""
-    cut = n - n // TEST_PARTS
-    if len(set(folders)) < TEST_PARTS:
-        return n - cut
-    begins = [i for i in range(1, n) if folders[i] != folders[i - 1]]  # of all folders but the first
-    cut = max((i for i in begins if i <= cut), default=begins[0])
-    print(f"The last {len(set(folders[cut:]))} of {len(set(folders))} folders are the test set.")
-    return n - cut
-
-
-def _read(path: Path) -> tuple[np.ndarray, list[Path]]:
-    """The images in `path`, and the folder each lies in; none for a `.npy`."""
-    if not os.path.exists(path):  # Path.exists raises for a name that is too long
-        raise InputError(f"There is no data at {path}: give a .npy file, a folder of images or a .zip of one.")
-    if path.is_dir():
-        return _read_folder(path)
-    if path.suffix == ".npy":
-        return _read_npy(path), []
-    if path.suffix == ".zip":
-        return _read_zip(path)
-    raise InputError(f"{path} is neither a .npy file, nor a folder of images, nor a .zip of one.")
+def _n_distinct(images: np.ndarray, indices: np.ndarray, enough: int) -> int:
+    """How many of the tiles `indices` differ; counting stops at `enough`."""
+    seen: set[bytes] = set()
+    for i in indices:
+        seen.add(hashlib.sha256(np.ascontiguousarray(images[i])).digest())
+        if len(seen) == enough:
+            break
+    return len(seen)
 
 
 def _resize(images: np.ndarray, size: int, data: str) -> np.ndarray:

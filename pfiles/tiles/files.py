@@ -2,12 +2,11 @@
 
 import io
 import warnings
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image
@@ -19,11 +18,9 @@ from pfiles.tiles.pixels import match_size
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
-HE_SLOT = 0  # the stain of the published array's second axis that is used here
-
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Inside the block libraries do not warn, and an image that claims far more pixels than a tile has is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -31,60 +28,25 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-@_quietly()
-def _read_npy(path: Path) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy lets out whatever a broken header trips
-        raise InputError(f"{path} cannot be read as a .npy array ({error}): write it anew with numpy.save.") from error
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path} is an archive of arrays, not a .npy array: write the tiles with numpy.save.")
-    expected = f"{path} must hold uint8 tiles of shape (N, H, H, 3), or (N, stains, H, H, 3) as published, but holds"
-    if array.dtype != np.uint8:
-        raise InputError(f"{expected} {array.dtype} of shape {array.shape}: convert it to 0 ... 255 as uint8.")
-    if array.ndim == 5 and array.shape[1]:
-        array = array[:, HE_SLOT]
-    if array.ndim != 4 or array.shape[3] != 3 or array.shape[1] != array.shape[2] or not array.size:
-        raise InputError(f"{expected} shape {array.shape}: bring the axes into that order and cut square tiles.")
-    return array
-
-
-def _read_folder(folder: Path) -> tuple[np.ndarray, list[Path]]:
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    files = sorted((name for name in names if _is_image_name(str(name))), key=lambda name: name.parts)
-    return _read_files([folder / name for name in files], folder), [name.parent for name in files]
-
-
-def _read_files(files: Sequence[Path], where: Path) -> np.ndarray:
+def read_files(files: Sequence[Path], where: Path) -> np.ndarray:
     """Image files decoded by as many threads as there are cores; of a few hundred at a time, to hold memory down."""
     with ThreadPool() as pool:
         parts = (files[i : i + 256] for i in range(0, len(files), 256))
         tiles = (
             tile for part in parts for tile in pool.map(lambda path: decode_image(str(path), path.read_bytes()), part)
         )
-        return _stack(zip(map(str, files), tiles, strict=True), len(files), where)
+        return stack_tiles(zip(map(str, files), tiles, strict=True), len(files), where)
 
 
-def _read_zip(path: Path) -> tuple[np.ndarray, list[Path]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = sorted(filter(_is_image_name, archive.namelist()), key=lambda name: Path(name).parts)
-            named = [(f"{path}:{name}", name) for name in names]
-            tiles = ((shown, decode_image(shown, archive.read(name))) for shown, name in named)
-            return _stack(tiles, len(names), path), [Path(name).parent for name in names]
-    except InputError:
-        raise
-    except Exception as error:  # so does zipfile, and each way of compressing has errors of its own
-        raise InputError(f"{path} is not a sound .zip file ({error}): pack or download it again.") from error
+def is_image_name(name: PurePath) -> bool:
+    """Whether a file's name, or its path in a folder of tiles, is an image's that is not hidden."""
+    hidden = any(part.startswith((".", "__MACOSX")) for part in name.parts)
+    return name.suffix.lower() in IMAGE_SUFFIXES and not hidden
 
 
-def _is_image_name(name: str) -> bool:
-    parts = Path(name).parts
-    return name.lower().endswith(IMAGE_SUFFIXES) and not any(part.startswith((".", "__MACOSX")) for part in parts)
-
-
-@_quietly()
-def _stack(tiles: Iterator[tuple[str, np.ndarray]], count: int, where: Path) -> np.ndarray:
+@quietly()
+def stack_tiles(tiles: Iterator[tuple[str, np.ndarray]], count: int, where: Path) -> np.ndarray:
+    """`count` named images as one array; InputError where there is none, or they are not square and of one size."""
     images = None
     for i, (name, tile) in enumerate(tiles):
         if images is None:
@@ -110,6 +72,11 @@ def decode_image(name: str, content: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(content)) as image:
             if image.mode not in ("RGB", "RGBA", "P"):
                 raise InputError(f"{name} has the colour mode {image.mode}, but tiles must be 8-bit RGB.")
+            if any(";16" in repr(part.args) for part in image.tile):  # Pillow would drop the lower 8 bits
+                raise InputError(
+                    f"{name} has 16 bits per channel, but tiles must be 8-bit RGB: scale it from the range it uses, "
+                    "such as 0 ... 4095 for 12 bits, to 0 ... 255."
+                )
             return np.asarray(image.convert("RGB"))
     except InputError:
         raise
@@ -123,7 +90,8 @@ def image_files(folder: Path) -> dict[str, Path]:
     Raises InputError where two files have one name and differ in their suffix.
     """
     files = sorted(
-        (path for path in folder.glob("*") if _is_image_name(path.name)), key=lambda path: (len(path.stem), path.stem)
+        (path for path in folder.glob("*") if is_image_name(Path(path.name))),
+        key=lambda path: (len(path.stem), path.stem),
     )
     for one, other in pairwise(files):
         if one.stem == other.stem:
@@ -152,7 +120,7 @@ def refuse_other_images(folder: Path, numbers: Iterable[int]) -> None:
 def read_images(files: Iterable[Path]) -> np.ndarray:
     """Image files of one size as uint8 (N, H, W, 3)."""
     files = list(files)
-    return _read_files(files, files[0].parent)
+    return read_files(files, files[0].parent)
 
 
 def load_pairs(originals: Path, generated: Path) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -2,8 +2,11 @@
 
 import contextlib
 import io
+import os
 import shutil
+import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from torchvision.transforms import functional as tvf
 
 from pfiles.errors import InputError
 from pfiles.learning.loop import epoch_batches
-from pfiles.tiles import builtin, views
+from pfiles.tiles import builtin, sources, views
 from pfiles.tiles.dataset import load_tiles
 from pfiles.tiles.pixels import evenly_spaced, to_uint8, to_unit
 from pfiles.tiles.views import affine, random_affine, random_dihedral
@@ -179,6 +182,80 @@ def test_fingerprint_tells_tiles_and_splits_apart(npy, tmp_path, tiles):
     changed[7, 3, 3, 0] ^= 1
     np.save(tmp_path / "other.npy", changed)
     assert load_tiles(tmp_path / "other.npy", 48).fingerprint() != first
+
+
+def settled(path):
+    """Give a file the age at which its time tells it from later versions."""
+    past = time.time() - 3600
+    os.utime(path, (past, past))
+    return path
+
+
+@pytest.fixture
+def settled_at_once(monkeypatch):
+    monkeypatch.setattr(sources, "SETTLED_SECONDS", 0)
+
+
+def test_fingerprint_sees_every_pixel(tmp_path):
+    """123 of 200 tiles change, none of them one of 64 evenly spaced ones; then a single level of a single tile."""
+    images = make_tiles(200)
+    path = tmp_path / "tiles.npy"
+    np.save(path, images)
+    first = load_tiles(path, 48).fingerprint()
+    changed = images.copy()
+    changed[np.setdiff1d(np.arange(200), evenly_spaced(200, 77))] ^= 1
+    np.save(path, changed)
+    assert load_tiles(path, 48).fingerprint() != first
+    changed = images.copy()
+    changed[1, 3, 3, 0] ^= 1
+    np.save(path, changed)
+    assert load_tiles(path, 48).fingerprint() != first
+    np.save(path, images)
+    assert load_tiles(path, 48).fingerprint() == first
+
+
+@pytest.mark.parametrize("kind", ["npy", "folder", "zip"])
+def test_pixels_are_hashed_once_while_the_files_stay_as_they_are(tmp_path, tiles, kind, monkeypatch, settled_at_once):
+    if kind == "npy":
+        data = changes = tmp_path / "tiles.npy"
+        np.save(data, tiles)
+    elif kind == "folder":
+        write_folder(data := tmp_path / "tiles", tiles)
+        changes = data / "slide_1" / "011.png"
+    else:
+        write_folder(tmp_path / "tiles", tiles)
+        data = changes = Path(shutil.make_archive(str(tmp_path / "tiles"), "zip", tmp_path / "tiles"))
+    first = load_tiles(data, 48).fingerprint()
+    reads = []
+    monkeypatch.setattr(np, "ascontiguousarray", lambda array: reads.append(1) or array)
+    loaded = load_tiles(data, 48)
+    reads.clear()
+    assert loaded.fingerprint() == first
+    assert reads == []
+    settled(changes)  # the same bytes with another time are read again
+    again = load_tiles(data, 48)
+    reads.clear()
+    assert again.fingerprint() == first
+    assert reads
+    assert load_tiles(data, 16).fingerprint() != first
+
+
+def test_a_file_changed_only_just_now_is_not_relied_on(npy):
+    assert load_tiles(npy, 48).state is None
+
+
+def test_a_cache_that_cannot_be_written_or_read_is_no_error(npy, tmp_path, monkeypatch, settled_at_once):
+    first = load_tiles(npy, 48).fingerprint()
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert load_tiles(npy, 48).fingerprint() == first
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tiles = load_tiles(npy, 48)
+    tiles.fingerprint()
+    (kept,) = (tmp_path / "cache" / "kpc_ldm" / "pixels").iterdir()
+    for content in (b"", b"\xff\xfe", b"0" * 63):
+        kept.write_bytes(content)
+        assert tiles.fingerprint() == first
 
 
 def bad_npy(tmp_path, array=None, content=None):

@@ -1,0 +1,190 @@
+"""What users give as data: an array, a folder or an archive of tiles, read with every doubt."""
+
+import csv
+import hashlib
+import io
+import os
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from pfiles.errors import InputError
+from pfiles.tiles.files import decode_image, is_image_name, quietly, read_files, stack_tiles
+
+HE_SLOT = 0  # the stain of the published array's second axis that is used here
+MAX_MEMBER_BYTES = 2**27  # of a file in an archive once unpacked: a tile of 6,000 px without compression
+SETTLED_SECONDS = 2  # a file changed later than this might change again under the same time
+
+
+@dataclass(frozen=True)
+class Source:
+    """Tiles as they were given.
+
+    images: (N, S, S, 3) uint8, possibly memory-mapped.
+    names: of each tile inside the folder or archive; empty where tiles have no names.
+    labels: (N,) str, "" where unknown; None where no labels were given.
+    state: what tells the files apart from later versions of them; None where that cannot be relied on.
+    """
+
+    images: np.ndarray
+    names: Sequence[PurePosixPath] = ()
+    labels: np.ndarray | None = None
+    state: str | None = None
+
+
+def read_source(path: Path) -> Source:
+    """The tiles in a `.npy`, a folder or a `.zip`. Raises InputError for anything else, or broken."""
+    if not os.path.exists(path):  # Path.exists raises for a name that is too long
+        raise InputError(f"There is no data at {path}: give a .npy file, a folder of images or a .zip of one.")
+    if path.is_dir():
+        return _read_folder(path)
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        state = _state([path])
+        return Source(_read_npy(path), state=state)
+    if suffix == ".zip":
+        return _read_zip(path)
+    raise InputError(f"{path} is neither a .npy file, nor a folder of images, nor a .zip of one.")
+
+
+def _state(files: Sequence[Path]) -> str | None:
+    """A hash of the files' paths, sizes and times; None where one was changed only just now."""
+    digest, newest = hashlib.sha256(), 0
+    for path in files:
+        found = os.stat(path)
+        newest = max(newest, found.st_mtime_ns, found.st_ctime_ns)
+        digest.update(repr((str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns)).encode())
+    return digest.hexdigest() if newest < time.time_ns() - SETTLED_SECONDS * 10**9 else None
+
+
+@quietly()
+def _read_npy(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy lets out whatever a broken header trips
+        raise InputError(f"{path} cannot be read as a .npy array ({error}): write it anew with numpy.save.") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} is an archive of arrays, not a .npy array: write the tiles with numpy.save.")
+    expected = f"{path} must hold uint8 tiles of shape (N, H, H, 3), or (N, stains, H, H, 3) as published, but holds"
+    if array.dtype != np.uint8:
+        raise InputError(f"{expected} {array.dtype} of shape {array.shape}: convert it to 0 ... 255 as uint8.")
+    if array.ndim == 5 and array.shape[1]:
+        array = array[:, HE_SLOT]
+    if array.ndim != 4 or array.shape[3] != 3 or array.shape[1] != array.shape[2] or not array.size:
+        raise InputError(f"{expected} shape {array.shape}: bring the axes into that order and cut square tiles.")
+    return array
+
+
+def _read_folder(folder: Path) -> Source:
+    files = {PurePosixPath(path.relative_to(folder).as_posix()): path for path in _walk(folder)}
+    names = sorted((name for name in files if is_image_name(name)), key=lambda name: name.parts)
+    labels = _label_file(files, folder)
+    paths = [files[name] for name in names]
+    state = _state(paths)
+    images = read_files(paths, folder)
+    return Source(images, names, labels and _labels(files[labels].read_bytes(), str(files[labels]), names), state)
+
+
+def _walk(folder: Path) -> list[Path]:
+    """All files below a folder; links are followed, but what is there without them is not found a second time."""
+    root = folder.resolve()
+    plain, folder_links, file_links, files, seen = [folder], [], [], [], set()
+    while plain or folder_links:
+        here = plain.pop() if plain else folder_links.pop()
+        real = here.resolve()
+        if real in seen or (here != folder and root.is_relative_to(real)):  # a link upwards leads round in circles
+            continue
+        seen.add(real)
+        for entry in sorted(os.scandir(here), key=lambda entry: entry.name, reverse=True):
+            path = here / entry.name
+            if entry.name.startswith("."):
+                continue
+            if not os.path.exists(path):
+                raise InputError(f"{path} is a link to a file that is not there: mend or remove it.")
+            linked = entry.is_symlink()
+            if path.is_dir():
+                (folder_links if linked else plain).append(path)
+            elif path.is_file():
+                (file_links if linked else files).append(path)
+    reached = {path.resolve() for path in files}
+    for path in sorted(file_links):
+        real = path.resolve()
+        if real not in reached:
+            reached.add(real)
+            files.append(path)
+    return files
+
+
+def _read_zip(path: Path) -> Source:
+    try:
+        state = _state([path])
+        with zipfile.ZipFile(path) as archive:
+            members = {PurePosixPath(info.filename.replace("\\", "/")): info for info in archive.infolist()}
+            _refuse_members(members, path)
+            names = sorted(filter(is_image_name, members), key=lambda name: name.parts)
+            label_file = _label_file(members, path)
+            labels = label_file and _labels(archive.read(members[label_file]), f"{path}:{label_file}", names)
+            shown = [f"{path}:{name}" for name in names]
+            tiles = (
+                (text, decode_image(text, archive.read(members[name]))) for text, name in zip(shown, names, strict=True)
+            )
+            return Source(stack_tiles(tiles, len(names), path), names, labels, state)
+    except InputError:
+        raise
+    except Exception as error:  # so does zipfile, and each way of compressing has errors of its own
+        raise InputError(f"{path} is not a sound .zip file ({error}): pack or download it again.") from error
+
+
+def _refuse_members(members: Mapping[PurePosixPath, zipfile.ZipInfo], path: Path) -> None:
+    for name, info in members.items():
+        if ".." in name.parts:
+            raise InputError(f"{path} holds {name}, which lies outside the folder that was packed: pack it again.")
+        if info.file_size > MAX_MEMBER_BYTES and (is_image_name(name) or _is_label_name(name)):
+            raise InputError(
+                f"{path} holds {name}, which would unpack to {info.file_size / 2**20:,.0f} MB, but a tile may take "
+                f"{MAX_MEMBER_BYTES // 2**20} MB: remove it."
+            )
+
+
+def _is_label_name(name: PurePosixPath) -> bool:
+    hidden = any(part.startswith((".", "__MACOSX")) for part in name.parts)
+    return not hidden and (name.name == "labels.csv" or name.name.endswith("_labels.csv"))
+
+
+def _label_file(names: Mapping[PurePosixPath, object], where: Path) -> PurePosixPath | None:
+    found = sorted(filter(_is_label_name, names))
+    if len(found) > 1:
+        raise InputError(f"{where} holds both {found[0]} and {found[1]}: keep one file of labels.")
+    return found[0] if found else None
+
+
+def _labels(content: bytes, shown: str, names: Sequence[PurePosixPath]) -> np.ndarray:
+    """The label of each tile, from rows `file,label` (or `file,tissue`); files by their path or the end of it."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{shown} cannot be read as a CSV file ({error}): write it as UTF-8 text.") from error
+    columns = set(rows[0]) if rows else set()
+    column = next((name for name in ("label", "tissue") if name in columns), None)
+    if "file" not in columns or column is None:
+        raise InputError(f"{shown} must have the columns file and label (or tissue) and rows: write or remove it.")
+    given: dict[str, str] = {}
+    for row in rows:
+        file, label = ((row[name] or "").strip() for name in ("file", column))
+        file = file.replace("\\", "/").removeprefix("./")
+        if given.setdefault(file, label) != label:
+            raise InputError(f"{shown} calls {file} both {given[file]!r} and {label!r}: keep one row for each file.")
+    labels, used = [], {}
+    for name in names:
+        ends = ("/".join(name.parts[i:]) for i in range(len(name.parts)))
+        file = next((end for end in ends if end in given), None)
+        if file is not None and used.setdefault(file, name) != name:
+            raise InputError(f"{shown} names {file}, which may be {used[file]} or {name}: write the folder too.")
+        labels.append("" if file is None else given[file])
+    if not used and names:
+        raise InputError(f"{shown} names {len(given)} files, but none is one of the tiles: write their paths.")
+    return np.array(labels, str)

@@ -1,0 +1,84 @@
+"""Training and test tiles: whole slides on one side or the other wherever slides are known."""
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+
+TEST_PARTS = 11  # published: the last of 11 equal parts is the test set
+LOPSIDED = 2  # more than twice the share meant, or less than half of it
+
+
+def last_part(n: int) -> np.ndarray:
+    """Which of n tiles are for testing, as (n,) bool: the last eleventh, as published."""
+    return np.arange(n) >= n - n // TEST_PARTS
+
+
+def split_by_folder(names: Sequence[PurePosixPath]) -> tuple[np.ndarray, str]:
+    """Which tiles are for testing, as (n,) bool, and what to say of it.
+
+    Slides are the folders at the top level or, where there are fewer than eleven, at the first level that has so many,
+    however deep their tiles lie. With fewer folders at every level the last eleventh of all tiles is for testing.
+    """
+    folders = [name.parts[:-1] for name in names]
+    above = 1
+    for level in range(1, max(map(len, folders), default=0) + 1):
+        count = len({folder[:level] for folder in folders})
+        if count >= TEST_PARTS:
+            test, said = split_by_slide(["/".join(folder[:level]) for folder in folders], "folders")
+            if above > 1:
+                said += f" They lie in {above} folders: where those are the slides, a slide may be on both sides."
+            return test, said
+        above = max(above, count)
+    few = (
+        f"The tiles lie in {above} folders, but slides are told apart from {TEST_PARTS} folders on: the last eleventh "
+    )
+    return last_part(len(names)), f"{few}of the tiles is the test set, and a slide may be on both sides." * (above > 1)
+
+
+def split_by_slide(slides: Sequence[str], noun: str) -> tuple[np.ndarray, str]:
+    """Which tiles are for testing, as (n,) bool, and what to say of it; no slide is on both sides.
+
+    slides: of each tile, at least two different ones. noun: what they are called.
+    The last slides that hold an eleventh of the tiles are for testing or, where they hold more than twice that share,
+    those slides whose share is nearest to it (of several such choices the one with the last slides).
+    """
+    names = list(dict.fromkeys(slides))
+    number = {name: i for i, name in enumerate(names)}
+    of_tile = np.array([number[slide] for slide in slides])
+    sizes = np.bincount(of_tile)
+    n, total = len(names), len(slides)
+    last = next((k for k in range(1, n) if sizes[-k:].sum() >= total // TEST_PARTS), n - 1)
+    chosen, held = np.arange(n - last, n), int(sizes[-last:].sum())
+    said = f"The last {last} of {n} {noun} are the test set."
+    if _is_lopsided(held, total):
+        chosen = _nearest(sizes.tolist(), total)
+        better = int(sizes[chosen].sum())
+        said = f"The last {last} of {n} {noun} hold {held} of {total} tiles, where an eleventh is meant: "
+        if abs(better * TEST_PARTS - total) < abs(held * TEST_PARTS - total):
+            shown = ", ".join(names[i] for i in chosen[:5]) + (
+                f" and {len(chosen) - 5} more" if len(chosen) > 5 else ""
+            )
+            said += f"{shown}, with {better} tiles, are the test set instead."
+        else:
+            said += "they are the test set all the same, as no other choice of whole ones comes nearer."
+    return np.isin(of_tile, chosen), said
+
+
+def _is_lopsided(held: int, total: int) -> bool:
+    return not total / LOPSIDED <= held * TEST_PARTS <= total * LOPSIDED
+
+
+def _nearest(sizes: Sequence[int], total: int) -> np.ndarray:
+    """The indices whose sizes add up to what is nearest to total / 11; reachable sums are the bits of an integer."""
+    reachable = [1]
+    for size in sizes:
+        reachable.append(reachable[-1] | reachable[-1] << size)
+    sums = [s for s, bit in enumerate(bin(reachable[-1])[:1:-1]) if bit == "1" and 0 < s < total]
+    left = min(sums, key=lambda s: (abs(s * TEST_PARTS - total), s))
+    chosen = []
+    for i in reversed(range(len(sizes))):
+        if left >= sizes[i] and reachable[i] >> (left - sizes[i]) & 1:
+            chosen.append(i)
+            left -= sizes[i]
+    return np.array(chosen[::-1])
