@@ -39,6 +39,7 @@ class Size:
 
 TINY = {
     "image_size_px": 64,
+    "autoencoder.perceptual": "ms-ssim",
     "autoencoder.vqvae": {"down_channels": [8, 8, 16], "num_heads": 2, "norm_channels": 4, "codebook_size": 32},
     "diffusion.unet": {"down_channels": [16, 16, 16], "t_emb_dim": 16, "num_layers": 1, "num_heads": 2,
                        "norm_channels": 4, "conv_out_channels": 16},
@@ -51,7 +52,7 @@ def make_size(name: str, device: str, precision: str | None = None) -> Size:
     chosen = {"precision": precision or ("bf16" if on_gpu else "fp32")}
     if name == "tiny":
         return Size(
-            get_settings("demo", TINY | chosen), ceiling=64, calls=1, stage_steps=1, tiles=32, ddpm_steps=2,
+            get_settings("paper", TINY | chosen), ceiling=64, calls=1, stage_steps=1, tiles=32, ddpm_steps=2,
             solver_steps=2, single_images=1, pairs=4, many=8, many_steps=2, batch_sizes=(4, 8),
         )  # fmt: skip
     settings = get_settings("paper", chosen)

@@ -1,15 +1,21 @@
-"""The shared modules of the notebooks, in reading order.
+"""The shared modules of the notebooks, in wings that follow the data; each imports only from what stands above it.
 
-Foundations   errors, processes, paths, settings, runtime, weights, speed, logs
-Parts         blocks, discriminator, classifier, linear_noise_scheduler, losses, lpips, data
-Models        vqvae, unet_cond_base (from blocks), lpips_metric (from lpips), clustering (from classifier),
-              samplers (from linear_noise_scheduler)
-Files         checkpoints, latents
-Measures      features, distribution, fidelity, morphometry
-Work          training, sampling, metrics, figures
-Reports       memorisation, report, evaluation (of two folders of images)
-Command line  __main__
+errors        the one exception for mistakes a user can mend
+machine/      processes, runtime, speed, pretrained: the machine a run happens on
+settings      every hyper-parameter, by preset
+paths         where files lie, and how they are written
+tiles/        slides, builtin, files, sources, split, dataset (tiles and their split), pixels, views
+networks      blocks, vqvae, discriminator, unet_cond_base, classifier, linear_noise_scheduler, lpips, lpips_metric
+latents       codes of tiles, their clusters, and the latents a UNet works on; clustering: both kinds of clusters
+checkpoints   networks on disk, and what each belongs to
+learning/     loop, losses, log, resume; autoencoder and diffusion: what each training draws and learns
+drawing/      sampling, samplers, generator: images from noise
+measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
+              small network of both); efficientnet; spectrum; morphometry; memorisation
+reporting/    figures, tables, page, evaluation, export: what people look at
+session       a run, opened once: `open_run` gives notebooks and commands all of the above
+__main__      the command line
 
-Each line imports only from the lines above it, and importing a module starts nothing: no device, no seed,
-no download, no file. Images are float tensors in [0, 1] of shape (B, 3, H, W) unless a docstring says uint8.
+Importing a module starts nothing: no device, no seed, no download, no file. Images are uint8 tensors of shape
+(N, 3, H, W), and float in [0, 1] where a network computes, unless a docstring says otherwise.
 """

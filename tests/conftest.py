@@ -30,6 +30,12 @@ TINY = {
     "autoencoder.discriminator": {"conv_channels": [8, 16]},
     "autoencoder.epochs": 2,
     "autoencoder.discriminator_start_step": 3,
+    "autoencoder.adversarial_weight": 0.05,
+    "autoencoder.polish.epochs": 1,
+    "autoencoder.polish.discriminator": {"conv_channels": [8, 16]},
+    "clusters.epochs": 1,
+    "training.trains_clusters": True,  # where no clusters are learnt first
+    "finetuning2.trains_clusters": True,
     "diffusion.unet": {"down_channels": [16, 16, 16], "t_emb_dim": 16, "num_layers": 1, "num_heads": 2,
                        "norm_channels": 4, "conv_out_channels": 16},
     "diffusion.num_timesteps": 20,

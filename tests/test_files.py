@@ -269,7 +269,7 @@ SPACE = LatentSpace(None)  # unscaled
 @pytest.fixture
 def stage(paths):
     """A saved first training with k-means, and what it was trained with."""
-    settings = get_settings("demo", TINY)
+    settings = get_settings("demo", {**TINY, "diffusion.latent_scaling": False, "diffusion.prediction": "noise"})
     vqvae, unet = make_vqvae(settings.autoencoder), UNet(16, 3, **settings.diffusion.unet)
     clusters = KMeansClusters(16, 3)
     about = {"clustering": "kmeans", "starts_from": {"autoencoder": checkpoints.fingerprint_of_role(vqvae)}}
@@ -306,7 +306,7 @@ def test_networks_that_were_not_trained_together_are_refused(paths, stage):
 
 def test_the_scaling_of_the_latents_stays_with_the_unet(paths, stage):
     settings, vqvae, unet, clusters, about = stage
-    scaled = get_settings("demo", {**TINY, "diffusion.latent_scaling": True})
+    scaled = replace(settings, diffusion=replace(settings.diffusion, latent_scaling=True))
     about = {**about, "settings": {"diffusion": {"latent_scaling": True, "prediction": settings.diffusion.prediction}}}
     space = LatentSpace.of_training(vqvae, torch.arange(32).view(2, 4, 4))
     save_stage(paths, "training", unet, clusters, space, 5, about)

@@ -8,19 +8,16 @@ import pytest
 
 from pfiles.paths import ROOT
 
-LAYERS = (
-    {"errors"},
-    {"processes"},
-    {"paths", "settings", "runtime", "weights"},
-    {"speed", "logs"},
-    {"blocks", "discriminator", "classifier", "linear_noise_scheduler", "losses", "lpips", "data"},
-    {"vqvae", "unet_cond_base", "lpips_metric", "clustering", "samplers"},
-    {"checkpoints", "latents"},
-    {"morphometry", "features", "distribution", "fidelity"},
-    {"training", "sampling", "metrics", "figures"},
-    {"memorisation", "report"},
-    {"evaluation"},
-    {"__main__"},
+# Wings and modules from the ground up: each imports only from those before it, or from its own wing.
+FLOORS = """
+    errors machine.processes settings machine paths tiles
+    blocks discriminator classifier linear_noise_scheduler lpips lpips_metric vqvae unet_cond_base
+    clustering latents checkpoints learning drawing measuring reporting session __main__
+""".split()
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT / "pfiles").with_suffix("").parts)
+    for path in (ROOT / "pfiles").rglob("*.py")
+    if path.name != "__init__.py"
 )
 
 
@@ -33,16 +30,38 @@ def imports(path):
             yield from (alias.name for alias in node.names)
 
 
-def test_every_module_has_its_layer():
-    assert {path.stem for path in (ROOT / "pfiles").glob("*.py")} - {"__init__"} == set().union(*LAYERS)
+def floor(module):
+    """The last entry of FLOORS that is the module or its wing."""
+    exact = [i for i, name in enumerate(FLOORS) if name == module]
+    return exact[0] if exact else FLOORS.index(module.partition(".")[0])
 
 
-@pytest.mark.parametrize("module", sorted(set().union(*LAYERS)))
-def test_modules_import_only_from_the_layers_above(module):
-    level = next(i for i, layer in enumerate(LAYERS) if module in layer)
-    above = set().union(*LAYERS[:level])
-    used = {name.split(".")[1] for name in imports(ROOT / "pfiles" / f"{module}.py") if name.startswith("pfiles.")}
-    assert used <= above
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_lead_only_downwards(module):
+    path = ROOT / "pfiles" / f"{module.replace('.', '/')}.py"
+    for name in imports(path):
+        used = name.removeprefix("pfiles.")
+        if name.startswith("pfiles.") and used in MODULES:
+            assert floor(used) < floor(module) or used.partition(".")[0] == module.partition(".")[0], used
+
+
+def test_there_are_no_circles():
+    waiting = {
+        module: {name.removeprefix("pfiles.") for name in imports(ROOT / "pfiles" / f"{module.replace('.', '/')}.py")}
+        & set(MODULES) - {module}
+        for module in MODULES
+    }
+    while free := [module for module, needs in waiting.items() if not needs & waiting.keys()]:
+        for module in free:
+            del waiting[module]
+    assert not waiting
+
+
+def test_the_map_names_every_module():
+    import pfiles
+
+    for module in MODULES:
+        assert module.rpartition(".")[2] in pfiles.__doc__
 
 
 def test_the_indices_stand_alone():
@@ -53,13 +72,12 @@ def test_the_indices_stand_alone():
 
 def test_importing_starts_nothing(tmp_path):
     """No file, no seed, no device, no download: a connection would raise here."""
-    modules = sorted(f"pfiles.{module}" for module in set().union(*LAYERS))
     code = f"""
 import socket, random, numpy, torch
 def refuse(*args, **kwargs): raise AssertionError("a connection was opened")
 socket.socket.connect = refuse
 states = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-import {", ".join(modules)}, MODULE
+import {", ".join(f"pfiles.{module}" for module in MODULES)}, MODULE
 assert states == (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 assert not torch.cuda.is_initialized()
 """
