@@ -1,0 +1,136 @@
+"""README and docs: short enough, their links lead somewhere, their commands parse, their settings are real and true."""
+
+import importlib
+import re
+import shlex
+from dataclasses import fields, is_dataclass
+
+import nbformat
+import pytest
+
+from pfiles.paths import ROOT
+from pfiles.settings import PRESETS, Settings, get_settings
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOKS = sorted([*ROOT.glob("*.ipynb"), *ROOT.glob("clusters_14/*.ipynb")])
+COMMAND = re.compile(r"-m ((?:pfiles|experiments\.\w+) --?\w.*|(?:pfiles|experiments\.\w+) \w+ .*)")
+
+
+def name(path):
+    return path.name
+
+
+def text_of(path):
+    """A page, or the markdown of a notebook."""
+    if path.suffix == ".md":
+        return path.read_text()
+    return "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+
+
+def anchors(page):
+    """The names that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(text):
+    """What follows `python -m` or `torchrun ... -m` in indented blocks, lines joined, and within backquotes."""
+    blocks = [line for line in text.replace("\\\n", " ").splitlines() if line.startswith("    ")]
+    return [found[1] for code in (*blocks, *re.findall(r"`([^`]+)`", text)) if (found := COMMAND.search(code))]
+
+
+def leaves(settings, prefix=""):
+    """{"training.epochs": 600, ...}"""
+    found = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        path = prefix + field.name
+        found |= leaves(value, f"{path}.") if is_dataclass(value) else {path: value}
+    return found
+
+
+def shown(value):
+    """A setting's value as docs/settings.md prints it."""
+    if isinstance(value, dict):
+        return "smaller" if value else "default"
+    if isinstance(value, tuple):
+        return ", ".join(map(shown, value))
+    words = {None: "none", True: "on", False: "off"}
+    if value is None or isinstance(value, bool):
+        return words[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def rows(text):
+    """The cells of every row of every table."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    for target, _, anchor in (link.partition("#") for link in links if "://" not in link):
+        file = page if not target else page.parent / target
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
+
+
+def test_readme_names_every_page():
+    readme = (ROOT / "README.md").read_text()
+    assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in readme] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=name)
+def test_commands_parse(page):
+    for command in commands(text_of(page)):
+        module, *arguments = shlex.split(command)
+        module = importlib.import_module("pfiles.__main__" if module == "pfiles" else module)
+        args = vars(module._parser().parse_args(arguments))
+        changed = dict(pair.split("=") for pair in args.get("overrides") or [])
+        assert changed.keys() <= leaves(Settings()).keys()
+        if "preset" in args:
+            get_settings(args["preset"])
+
+
+def test_commands_are_found():
+    """The other tests look at what they are meant to look at."""
+    assert sum(len(commands(text_of(page))) for page in PAGES) >= 8
+
+
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=name)
+def test_settings_exist(page):
+    text, known = text_of(page), leaves(Settings())
+    groups = {path.partition(".")[0] for path in known if "." in path}
+    code = re.findall(r"`([^`]+)`", text) + re.findall(r"^    .*$", text, re.MULTILINE)
+    named = {path for part in code for path in re.findall(r"\b[a-z_0-9]+(?:\.[a-z_0-9]+)+\b", part)}
+    assert {path for path in named if path.partition(".")[0] in groups} <= known.keys()
+    for given in re.findall(r"overrides = \{(.*?)\}", text, re.DOTALL):
+        assert set(re.findall(r'"([\w.]+)":', given)) <= known.keys()
+
+
+def test_every_setting_is_explained_with_its_true_values():
+    """Those of the stages stand in a table of their own, a row for each stage and preset."""
+    table = rows((ROOT / "docs" / "settings.md").read_text())
+    values = {preset: leaves(settings) for preset, settings in PRESETS.items()}
+    stages = ("clusters", "training", "finetuning1", "finetuning2")
+    explained = {row[0].strip("`"): row[1:] for row in table if len(row) == 5 and row[0].startswith("`")}
+    expected = {path for path in values["paper"] if path.partition(".")[0] not in stages}
+    assert explained.keys() == expected
+    for path, (*cells, sentence) in explained.items():
+        assert cells == [shown(of[path]) for of in values.values()], path
+        assert sentence.endswith("."), path
+
+    [header] = [row for row in table if row[0] == "stage, preset"]
+    names = [cell.strip("`") for cell in header[1:]]
+    assert names == [field.name for field in fields(Settings().training)]
+    assert set(names) <= {row[0].strip("`") for row in table if len(row) == 2}
+    shown_stages = [row for row in table if len(row) == len(header) and row[0].startswith("`")]
+    wanted = {f"`{s}`, {p}" for s in stages for p in PRESETS if s != "clusters" or PRESETS[p].clusters_first}
+    assert {row[0] for row in shown_stages} == wanted
+    for row in shown_stages:
+        stage, preset = row[0].replace("`", "").split(", ")
+        assert row[1:] == [shown(values[preset][f"{stage}.{name}"]) for name in names], row[0]
