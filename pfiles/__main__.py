@@ -1,14 +1,15 @@
 """The command line: run the notebooks in order, without a browser.
 
     python -m pfiles demo [--out DIR]
+    python -m pfiles tile SLIDE_OR_FOLDER ... --out DIR
     python -m pfiles run --data PATH --preset NAME --clusters 14 --clustering classifier --out DIR
     torchrun --nproc-per-node 4 -m pfiles cells part_1_training --data PATH --out DIR
     python -m pfiles evaluate --real DIR --generated DIR
     python -m pfiles export --generated DIR --data PATH --out DIR
 
 The notebooks are the only place where the order of work within a step is written; `demo` and `run` only run them one
-after the other with the given parameters, and print what they recorded. `evaluate` compares two folders of images,
-`export` copies the generated images that repeat no training tile.
+after the other with the given parameters, and print what they recorded. `tile` cuts slides into tiles, `evaluate`
+compares two folders of images, `export` copies the generated images that repeat no training tile.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,6 +42,8 @@ from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, write_jso
 from pfiles.settings import PRESETS, Settings, get_settings
 from pfiles.tiles.dataset import EMBEDDED, load_tiles
 from pfiles.tiles.files import read_images
+from pfiles.tiles.slides import Tiling
+from pfiles.tiles.tiler import tile_slides
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
 
@@ -102,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="everything on your tiles")
     cells = commands.add_parser("cells", help="one notebook's code, in this process; what torchrun starts")
     cells.add_argument("notebook", help="such as part_1_training")
+    tile = commands.add_parser("tile", help="cut whole slides into tiles of one size and scale")
     evaluate = commands.add_parser("evaluate", help="every measure of a folder of generated images against real ones")
     demo.set_defaults(data="embedded", preset="demo", clusters=14, clustering="classifier")
     export = commands.add_parser("export", help="copy the generated images that repeat no training tile, with a report")
@@ -139,10 +143,43 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--out", default=".", metavar="DIR", help="for evaluation.json and evaluation.html; default here"
     )
-    actions = {demo: _run, run: _run, cells: _cells, evaluate: _evaluate, export: _export}
+    _add_tiling(tile)
+    actions = {demo: _run, run: _run, cells: _cells, tile: _tile, evaluate: _evaluate, export: _export}
     for command, action in actions.items():
         command.set_defaults(run=action)
     return parser
+
+
+def _add_tiling(tile: argparse.ArgumentParser) -> None:
+    default = Tiling()
+    tile.add_argument(
+        "slides", nargs="+", metavar="SLIDE_OR_FOLDER", help="what OpenSlide reads, or plain PNG, JPEG, TIFF"
+    )
+    tile.add_argument(
+        "--out", required=True, metavar="DIR", help="for tiles.npy, tiles.csv and a picture of each slide"
+    )
+    tile.add_argument("--mpp", type=float, default=default.mpp, help="microns per pixel of the tiles; default 1")
+    tile.add_argument("--size", type=int, default=default.size, help="side of a tile in pixels; default 128")
+    tile.add_argument("--stride", type=int, help="pixels from tile to tile; default the size")
+    tile.add_argument(
+        "--min-tissue", type=float, default=default.min_tissue, help="least share of tissue in a tile; default 0.5"
+    )
+    tile.add_argument(
+        "--min-sharpness", type=float, default=default.min_sharpness, help="see tiles.csv; default 0, all"
+    )
+    tile.add_argument("--per-slide", type=int, metavar="N", help="no more tiles of a slide, evenly over its tissue")
+    tile.add_argument("--seed", type=int, default=default.seed, help="of that choice; default 765")
+    tile.add_argument("--mpp-of-slide", type=float, help="microns per pixel of slides that do not tell theirs")
+    tile.add_argument("--slides-csv", metavar="FILE", help="table with columns slide, and patient or label or both")
+    tile.add_argument("--pseudonyms", action="store_true", help="call slides S001 ...; the key is written beside DIR")
+
+
+def _tile(args: argparse.Namespace) -> int:
+    tiling = Tiling(**{field.name: getattr(args, field.name) for field in fields(Tiling)})
+    table = None if args.slides_csv is None else expand(args.slides_csv).absolute()
+    slides = [expand(path).absolute() for path in args.slides]
+    tile_slides(slides, expand(args.out).absolute(), tiling, table, args.pseudonyms)
+    return 0
 
 
 def _parameters(args: argparse.Namespace) -> dict[str, Any]:
