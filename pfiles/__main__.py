@@ -2,6 +2,7 @@
 
     python -m pfiles draw --from starter --cluster 3 --number 64 --out DIR
     python -m pfiles demo [--out DIR]
+    python -m pfiles tile SLIDE_OR_FOLDER ... --out DIR
     python -m pfiles run --data PATH --preset NAME --clusters 14 --clustering classifier --out DIR
     torchrun --nproc-per-node 4 -m pfiles cells part_1_training --data PATH --out DIR
     python -m pfiles evaluate --real DIR --generated DIR
@@ -9,7 +10,7 @@
 
 The notebooks are the only place where the order of work within a step is written; `demo` and `run` only run them one
 after the other with the given parameters, and print what they recorded. `draw` draws tiles with trained networks, such
-as the small ones that come with the project, `evaluate` compares two folders of images,
+as the small ones that come with the project, `tile` cuts slides into tiles, `evaluate` compares two folders of images,
 `export` copies the generated images that repeat no training tile.
 """
 
@@ -23,7 +24,7 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,6 +44,8 @@ from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, write_jso
 from pfiles.settings import PRESETS, Settings, get_settings
 from pfiles.tiles.dataset import EMBEDDED, load_tiles
 from pfiles.tiles.files import read_images, refuse_other_images, write_tiles
+from pfiles.tiles.slides import Tiling
+from pfiles.tiles.tiler import tile_slides
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
 
@@ -110,8 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--number", type=int, default=64, metavar="N", help="how many tiles; default 64")
     draw.add_argument("--seed", type=int, default=765, help="of the first tile's noise; default 765")
     draw.add_argument("--out", required=True, metavar="DIR", help="for tiles/1.png ..., tiles.csv and sheet.jpg")
+    tile = commands.add_parser("tile", help="cut whole slides into tiles of one size and scale")
     evaluate = commands.add_parser("evaluate", help="every measure of a folder of generated images against real ones")
-    demo.set_defaults(data="embedded", preset="demo", clusters=14, clustering="classifier")
+    demo.set_defaults(data="embedded", preset="demo", clusters=8, clustering="classifier")
     export = commands.add_parser("export", help="copy the generated images that repeat no training tile, with a report")
     export.add_argument("--generated", required=True, metavar="DIR", help="folder of generated images, such as gen_14")
     export.add_argument(
@@ -147,10 +151,43 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--out", default=".", metavar="DIR", help="for evaluation.json and evaluation.html; default here"
     )
-    actions = {draw: _draw, demo: _run, run: _run, cells: _cells, evaluate: _evaluate, export: _export}
+    _add_tiling(tile)
+    actions = {draw: _draw, demo: _run, run: _run, cells: _cells, tile: _tile, evaluate: _evaluate, export: _export}
     for command, action in actions.items():
         command.set_defaults(run=action)
     return parser
+
+
+def _add_tiling(tile: argparse.ArgumentParser) -> None:
+    default = Tiling()
+    tile.add_argument(
+        "slides", nargs="+", metavar="SLIDE_OR_FOLDER", help="what OpenSlide reads, or plain PNG, JPEG, TIFF"
+    )
+    tile.add_argument(
+        "--out", required=True, metavar="DIR", help="for tiles.npy, tiles.csv and a picture of each slide"
+    )
+    tile.add_argument("--mpp", type=float, default=default.mpp, help="microns per pixel of the tiles; default 1")
+    tile.add_argument("--size", type=int, default=default.size, help="side of a tile in pixels; default 128")
+    tile.add_argument("--stride", type=int, help="pixels from tile to tile; default the size")
+    tile.add_argument(
+        "--min-tissue", type=float, default=default.min_tissue, help="least share of tissue in a tile; default 0.5"
+    )
+    tile.add_argument(
+        "--min-sharpness", type=float, default=default.min_sharpness, help="see tiles.csv; default 0, all"
+    )
+    tile.add_argument("--per-slide", type=int, metavar="N", help="no more tiles of a slide, evenly over its tissue")
+    tile.add_argument("--seed", type=int, default=default.seed, help="of that choice; default 765")
+    tile.add_argument("--mpp-of-slide", type=float, help="microns per pixel of slides that do not tell theirs")
+    tile.add_argument("--slides-csv", metavar="FILE", help="table with columns slide, and patient or label or both")
+    tile.add_argument("--pseudonyms", action="store_true", help="call slides S001 ...; the key is written beside DIR")
+
+
+def _tile(args: argparse.Namespace) -> int:
+    tiling = Tiling(**{field.name: getattr(args, field.name) for field in fields(Tiling)})
+    table = None if args.slides_csv is None else expand(args.slides_csv).absolute()
+    slides = [expand(path).absolute() for path in args.slides]
+    tile_slides(slides, expand(args.out).absolute(), tiling, table, args.pseudonyms)
+    return 0
 
 
 def _parameters(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfiles.tiles.slides import read_rgb
+from pfiles.tiles.slides import open_slide, read_rgb, slide_mpp
 
 SLIDE = Path(__file__).parent / "embedded" / "CMU-1-Small-Region.svs"
 SIDE = 128  # px of level 0
@@ -20,11 +20,9 @@ def he_tiles(stride: int = 32) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.r
     tiles at least 32 px away from both are training tiles, the others are left out: no test pixel is trained on.
     Returns images (N, 128, 128, 3), training indices, test indices and positions, as `Tiles` holds them.
     """
-    import openslide
-
-    with openslide.OpenSlide(SLIDE) as slide:
-        image = read_rgb(slide, 0, 0, 0, *slide.dimensions)
-        mpp = float(slide.properties[openslide.PROPERTY_NAME_MPP_X])
+    with open_slide(SLIDE) as slide:
+        image = np.asarray(read_rgb(slide, 0, 0, 0, *slide.dimensions))
+        mpp = slide_mpp(slide, SLIDE)
     coloured = np.ptp(image, axis=2) > 20
     corners = [
         (x, y) for y in range(0, len(image) - SIDE + 1, stride) for x in range(0, image.shape[1] - SIDE + 1, stride)

@@ -20,7 +20,7 @@ from pfiles.paths import ROOT, atomic_write, expand
 from pfiles.tiles import builtin
 from pfiles.tiles.pixels import as_tensor, evenly_spaced
 from pfiles.tiles.sources import read_source
-from pfiles.tiles.split import TEST_PARTS, last_part, split_by_folder
+from pfiles.tiles.split import TEST_PARTS, last_part, split_by_folder, split_by_patient
 
 MIN_TILES = 2 * TEST_PARTS
 EMBEDDED = {
@@ -94,7 +94,8 @@ def load_tiles(
     """Read tiles and split them into training and test tiles.
 
     data: a `.npy` of uint8, either the published (N, S, H, W, 3), whose slot 0 is used, or (N, H, W, 3), both
-        memory-mapped; a folder of PNG, JPEG or TIFF, read recursively in sorted order; a `.zip` of such a folder;
+        memory-mapped; a folder of PNG, JPEG or TIFF, read recursively in sorted order; a `.zip` of such a folder; a
+        folder of tiles cut from slides by `python -m pfiles tile`;
         "embedded" for 128 px tiles of the H&E slide that ships with the project, "embedded-ihc" for crops of an
         immunohistochemistry image that comes with scikit-image; None for the environment variable KPC_DATA and, where
         that is not set, "embedded". Relative paths start at the repository, so that they mean the same in every
@@ -103,9 +104,10 @@ def load_tiles(
     max_train_tiles: use no more than so many training tiles, evenly spaced (None: all).
     n_clusters: refuse training tiles of which no more than that differ from each other.
 
-    The last eleventh is the test set, as published, except that embedded images are split by region, and tiles in at
-    least eleven folders by folder, of which each is taken for a slide (see `split_by_folder`). A file `labels.csv` or
-    `*_labels.csv` in the folder or `.zip`, with the columns `file` and `label` (or `tissue`), becomes `labels`.
+    The last eleventh is the test set, as published, except that embedded images are split by region, tiles in at least
+    eleven folders by folder, of which each is taken for a slide (see `split_by_folder`), and tiles cut from slides by
+    patient or slide. A file `labels.csv` or `*_labels.csv` in the folder or `.zip`, with the columns `file` and `label`
+    (or `tissue`), becomes `labels`.
     Raises InputError for anything that is not as described.
     """
     data = str(data if data is not None else os.environ.get("KPC_DATA") or "embedded")
@@ -117,8 +119,13 @@ def load_tiles(
         path = ROOT / expand(data)
         found, source = read_source(path), path.name
         images, labels, state = found.images, found.labels, found.state
-        in_test, said = split_by_folder(found.names) if found.names else (last_part(len(images)), None)
-        train, test = np.flatnonzero(~in_test), np.flatnonzero(in_test)
+        if found.positions is not None:
+            positions = found.positions
+            in_train, in_test, said = split_by_patient(positions, found.patients)
+        else:
+            in_test, said = split_by_folder(found.names) if found.names else (last_part(len(images)), None)
+            in_train = ~in_test
+        train, test = np.flatnonzero(in_train), np.flatnonzero(in_test)
     if len(images) < MIN_TILES:
         raise InputError(f"{data} holds {len(images)} tiles: at least {MIN_TILES} are needed to train and to test.")
     factor = images.shape[1] / image_size_px

@@ -1,21 +1,309 @@
-"""Whole slides, read with OpenSlide."""
+"""Whole slides, read with OpenSlide: where their tissue is, and tiles of it at any number of microns per pixel."""
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from pfiles.errors import InputError
 
 if TYPE_CHECKING:
     from openslide import AbstractSlide
 
+PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+SUFFIXES = (*PLAIN_SUFFIXES, ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".czi", ".dcm", ".vms", ".vmu", ".svslide")
+BLOCK = 2048  # px of a level that are read at once: as large as a block of all its tiles may be
+MAX_SIDE = 4 * BLOCK  # px of a level that a single tile may take
+MAX_MPP = 50  # a larger value is a printer's resolution, not a microscope's
+SNAP = 0.01  # a scale this near to a whole number is taken for one
 
-def read_rgb(slide: AbstractSlide, x: int, y: int, level: int, width: int, height: int) -> np.ndarray:
-    """A region as uint8 RGB (height, width, 3); pixels that were never scanned are white.
+
+@dataclass(frozen=True)
+class Tiling:
+    """What tiles to cut.
+
+    mpp: microns per pixel of the tiles. size, stride: in pixels of the tiles; stride None is the size.
+    min_tissue: the least share of tissue. min_sharpness: the least `sharpness`. mpp_of_slide: of slides that tell none.
+    per_slide: at most so many tiles of a slide, evenly over its tissue; `seed` says where the choice begins.
+    """
+
+    mpp: float = 1.0
+    size: int = 128
+    stride: int | None = None
+    min_tissue: float = 0.5
+    per_slide: int | None = None
+    seed: int = 765
+    mpp_of_slide: float | None = None
+    min_sharpness: float = 0.0
+
+    def __post_init__(self):
+        for name, low, high in (
+            ("mpp", 0, MAX_MPP), ("size", 15, 4096), ("stride", 0, 2**20), ("min_tissue", 0, 1),
+            ("per_slide", 0, 2**40), ("mpp_of_slide", 0, MAX_MPP), ("min_sharpness", -1, 2**20),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not low < value <= high:
+                raise InputError(f"{name} must be above {low} and at most {high}, but is {value!r}.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which tiles of a slide are cut, and from where.
+
+    level, factor: the level to read, and how many of its pixels make one of a tile's along a side.
+    downsample: the same in pixels of level 0. mpp: microns per pixel of the tiles.
+    corners: (N, 2) int, x and y of each tile in pixels of tiles from `origin`, a point of level 0. tissue: (N,) shares.
+    """
+
+    level: int
+    factor: float
+    downsample: float
+    mpp: float
+    origin: tuple[int, int]
+    corners: np.ndarray
+    tissue: np.ndarray
+
+
+@contextmanager
+def open_slide(path: Path) -> Iterator[AbstractSlide]:
+    """A slide or plain image; InputError names it where it cannot be opened, or not be read inside the block."""
+    import openslide
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are refused
+            slide = openslide.open_slide(path)
+            with slide:
+                if isinstance(slide, openslide.ImageSlide):
+                    slide.read_region((0, 0), 0, (1, 1))  # a plain image is read whole; now it shows if it is damaged
+                _refuse_ome(slide, path)
+                yield slide
+    except InputError:
+        raise
+    except (openslide.OpenSlideError, Image.DecompressionBombError, Image.UnidentifiedImageError, SyntaxError) as error:
+        raise InputError(f"{path} cannot be read as a slide ({error}): replace it or leave it out.") from error
+    except OSError as error:
+        if error.errno is not None:  # the disk's own word, such as of a full one
+            raise
+        raise InputError(f"{path} cannot be read as a slide ({error}): replace it or leave it out.") from error
+
+
+def _refuse_ome(slide: AbstractSlide, path: Path) -> None:
+    if slide.level_count == 1 and "<OME" in slide.properties.get("tiff.ImageDescription", ""):
+        import tifffile
+
+        with tifffile.TiffFile(path) as file:
+            if file.pages[0].subifds:
+                raise InputError(
+                    f"{path} is a pyramidal OME-TIFF, of which OpenSlide sees the largest level alone: convert it to "
+                    "a tiled pyramid, such as with `vips tiffsave --tile --pyramid`."
+                )
+
+
+def read_rgb(slide: AbstractSlide, x: int, y: int, level: int, width: int, height: int, factor: int = 1) -> Image.Image:
+    """A region as an RGB image, averaged down by a whole `factor`; pixels that were never scanned are white.
 
     x, y: the upper left corner in pixels of level 0; width, height: in pixels of `level`.
     """
     region = slide.read_region((x, y), level, (width, height))
-    white = Image.new("RGBA", region.size, "white")
-    return np.asarray(Image.alpha_composite(white, region).convert("RGB"))
+    small = region.reduce(factor) if factor > 1 else region
+    if small.getchannel("A").getextrema()[0] == 255:
+        return small.convert("RGB")
+    white = Image.new("RGBA", region.size, "white")  # before the average, in which transparent pixels count as black
+    whole = Image.alpha_composite(white, region).convert("RGB")
+    return whole.reduce(factor) if factor > 1 else whole
+
+
+def slide_mpp(slide: AbstractSlide, path: Path, given: float | None = None) -> float:
+    """Microns per pixel of level 0, as the slide tells or else as given. InputError where neither does."""
+    found = []
+    for axis in "xy":
+        try:
+            found.append(float(slide.properties.get(f"openslide.mpp-{axis}", "nan")))
+        except ValueError:
+            found.append(math.nan)
+    if all(0 < value <= MAX_MPP for value in found):
+        if abs(found[0] / found[1] - 1) > SNAP:
+            raise InputError(f"{path} has pixels of {found[0]} x {found[1]} um, but they must be square: leave it out.")
+        return sum(found) / 2
+    if given is None:
+        raise InputError(f"{path} does not tell its microns per pixel: give them as --mpp-of-slide.")
+    return given
+
+
+def thumbnail(slide: AbstractSlide, downsample: float, bounds: tuple[int, int, int, int]) -> np.ndarray:
+    """Part of a slide, x, y, width and height in level-0 pixels, averaged down; (H, W, 3) uint8, read in blocks."""
+    level = _level(slide, downsample)
+    factor = max(1, round(downsample / slide.level_downsamples[level]))
+    scale = slide.level_downsamples[level] * factor
+    x, y, width, height = bounds
+    columns, rows = max(1, int(width / scale)), max(1, int(height / scale))
+    image = Image.new("RGB", (columns, rows), "white")
+    step = max(1, BLOCK // factor)
+    for top in range(0, rows, step):
+        for left in range(0, columns, step):
+            size = (min(step, columns - left) * factor, min(step, rows - top) * factor)
+            block = read_rgb(slide, x + round(left * scale), y + round(top * scale), level, *size, factor)
+            image.paste(block, (left, top))
+    return np.asarray(image)
+
+
+def _level(slide: AbstractSlide, downsample: float) -> int:
+    """The coarsest level that is no coarser than asked for."""
+    return max((i for i, d in enumerate(slide.level_downsamples) if d <= downsample * (1 + SNAP)), default=0)
+
+
+def tissue_mask(image: np.ndarray, speck: float) -> np.ndarray:
+    """Where an RGB thumbnail (H, W, 3) shows stained tissue, as (H, W) bool.
+
+    Colourfulness (largest less smallest of red, green, blue) above Otsu's threshold, which is kept between 10 and 25
+    levels as some slides are all tissue and others all glass; specks and holes of less than `speck` pixels are removed.
+    Black borders and marks of green, blue, red and black pens, made wider by 2 pixels, are no tissue.
+    """
+    from skimage.filters import threshold_otsu
+
+    smooth = ndimage.uniform_filter(image.astype(np.float32), (3, 3, 1))
+    red, green, blue = np.moveaxis(smooth, 2, 0)
+    colour = np.ptp(smooth, axis=2)
+    ink = (colour > 70) & ((green > red + 15) | ((red > green + 120) & (red > blue + 110)))
+    black = (smooth.max(axis=2) < 60) & (colour < 15)
+    marks = ndimage.binary_dilation(ink | black, iterations=2)
+    otsu = threshold_otsu(colour) if colour.min() < colour.max() else 0
+    mask = (colour > min(max(otsu, 10), 25)) & ~marks
+    mask = _without_specks(mask, speck)
+    return ~_without_specks(~mask, speck) & ~marks
+
+
+def _without_specks(mask: np.ndarray, area: float) -> np.ndarray:
+    labels, _ = ndimage.label(mask)
+    return mask & (np.bincount(labels.ravel())[labels] >= area)
+
+
+def plan_tiles(slide: AbstractSlide, path: Path, tiling: Tiling, offset: float) -> tuple[Plan, Image.Image]:
+    """The tiles of a slide that show enough tissue, and a picture of it: outlines of tissue, and the tiles taken.
+
+    offset: in [0, 1), where among its tiles an even choice of `per_slide` begins. A scale within 1 % of a whole
+    multiple of a level's is taken for that, so that pixels are averaged whole; `Plan.mpp` is what it comes to.
+    """
+    own = slide_mpp(slide, path, tiling.mpp_of_slide)
+    wanted = tiling.mpp / own
+    if wanted < 1 - SNAP:
+        raise InputError(f"{path} was scanned at {own:g} um/px: tiles of {tiling.mpp:g} um/px would be invented.")
+    level = _level(slide, wanted)
+    factor = wanted / slide.level_downsamples[level]
+    if abs(factor / round(factor) - 1) <= SNAP:
+        factor = round(factor)
+    if tiling.size * factor > MAX_SIDE:
+        raise InputError(
+            f"{path} has no level near {tiling.mpp:g} um/px: one tile would be averaged from "
+            f"{tiling.size * factor:.0f} px of level {level}, but {MAX_SIDE} are the most."
+        )
+    downsample = slide.level_downsamples[level] * factor
+    x, y, width, height = (
+        int(slide.properties.get(f"openslide.bounds-{name}", default))
+        for name, default in zip(("x", "y", "width", "height"), (0, 0, *slide.dimensions), strict=True)
+    )
+
+    side = tiling.size * downsample  # of a tile, in level-0 pixels
+    image = thumbnail(slide, max(side / 16, max(width, height) / 2048), (x, y, width, height))
+    scale = np.array([width / image.shape[1], height / image.shape[0]])
+    in_thumbnail = side / scale
+    mask = tissue_mask(image, in_thumbnail.prod() / 4)
+    stride = tiling.stride or tiling.size
+    columns, rows = (int((length / downsample - tiling.size) // stride) + 1 for length in (width, height))
+    corners = (
+        np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)[: columns * rows] * stride
+    )
+    share = _shares(mask, corners * downsample / scale, in_thumbnail)
+    taken = np.flatnonzero(share >= tiling.min_tissue)
+    if not len(taken):
+        raise InputError(f"{path} shows no tissue: no tile of {tiling.size} px has {tiling.min_tissue:.0%} of it.")
+    if tiling.per_slide is not None and len(taken) > tiling.per_slide:
+        nearby = taken[np.argsort(_morton(corners[taken] // stride), kind="stable")]  # neighbours follow each other
+        taken = np.sort(nearby[((np.arange(tiling.per_slide) + offset) * len(taken) / tiling.per_slide).astype(int)])
+    plan = Plan(level, factor, downsample, own * downsample, (x, y), corners[taken], share[taken])
+    return plan, _picture(image, mask, corners[taken] * downsample / scale, in_thumbnail)
+
+
+def _shares(mask: np.ndarray, corners: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """The share of `mask` in boxes at `corners` (N, 2), x and y, of size `side` (2,), all in its pixels; (N,) float."""
+    total = np.pad(mask.cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))
+    limit = np.array(mask.shape[::-1])
+    low = np.minimum(np.round(corners).astype(int), limit - 1)
+    high = np.clip(np.round(corners + side).astype(int), low + 1, limit)
+    (left, top), (right, bottom) = low.T, high.T
+    inside = total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
+    return inside / ((right - left) * (bottom - top))
+
+
+def _morton(cells: np.ndarray) -> np.ndarray:
+    """Place of each cell (N, 2) on a curve that goes through all cells of a square before it leaves it."""
+    bits = np.arange(20)
+    return ((cells[:, :, None] >> bits & 1) << (2 * bits + np.array([[0], [1]]))).sum(axis=(1, 2))
+
+
+def _picture(image: np.ndarray, mask: np.ndarray, corners: np.ndarray, side: np.ndarray) -> Image.Image:
+    outlined = image.copy()
+    outlined[mask & ~ndimage.binary_erosion(mask)] = (0, 160, 0)
+    tiles = Image.fromarray(image)
+    draw = ImageDraw.Draw(tiles)
+    for x, y in corners:
+        draw.rectangle((x, y, x + side[0] - 1, y + side[1] - 1), outline=(0, 0, 255))
+    return Image.fromarray(np.concatenate([image, outlined, np.asarray(tiles)], axis=1))
+
+
+def cut_tiles(
+    slide: AbstractSlide, plan: Plan, tiling: Tiling, threads: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The planned tiles, block by block: indices into the plan, images (n, S, S, 3) uint8, and their sharpness (n,).
+
+    Blocks are read and averaged by several threads, as OpenSlide decodes outside the interpreter's lock, a few ahead of
+    the caller.
+    """
+    stride = tiling.stride or tiling.size
+    per_block = max(1, int((BLOCK / plan.factor - tiling.size) // stride) + 1)
+    cells = plan.corners // (per_block * stride)
+    order = np.lexsort((cells[:, 0], cells[:, 1]))
+    begins = np.flatnonzero(np.any(np.diff(cells[order], axis=0), axis=1)) + 1
+
+    def cut(members: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        corners = plan.corners[members]
+        low = corners.min(axis=0)
+        width, height = corners.max(axis=0) + tiling.size - low
+        x, y = (round(start + corner * plan.downsample) for start, corner in zip(plan.origin, low, strict=True))
+        pixels = [math.ceil(length * plan.factor) for length in (width, height)]
+        whole = isinstance(plan.factor, int)
+        block = read_rgb(slide, x, y, plan.level, *pixels, plan.factor if whole else 1)
+        if not whole:
+            block = block.resize((width, height), Image.BOX, box=(0, 0, width * plan.factor, height * plan.factor))
+        block = np.asarray(block)
+        tiles = np.stack([block[y : y + tiling.size, x : x + tiling.size] for x, y in corners - low])
+        return members, tiles, sharpness(tiles)
+
+    waiting: deque = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for members in np.split(order, begins):
+            waiting.append(pool.submit(cut, members))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def sharpness(tiles: np.ndarray) -> np.ndarray:
+    """The variance of the Laplacian of the grey tiles (N, S, S, 3), in squared levels, as (N,) float32."""
+    grey = np.stack([np.asarray(Image.fromarray(tile).convert("L")) for tile in tiles]).astype(np.float32)
+    middle = grey[:, 1:-1, 1:-1]
+    around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
+    return (around - 4 * middle).var(axis=(1, 2))

@@ -15,6 +15,7 @@ import numpy as np
 from pfiles.errors import InputError
 from pfiles.tiles.files import decode_image, is_image_name, quietly, read_files, stack_tiles
 
+TILES, TABLE = "tiles.npy", "tiles.csv"  # of a folder that `python -m pfiles tile` wrote
 HE_SLOT = 0  # the stain of the published array's second axis that is used here
 MAX_MEMBER_BYTES = 2**27  # of a file in an archive once unpacked: a tile of 6,000 px without compression
 SETTLED_SECONDS = 2  # a file changed later than this might change again under the same time
@@ -28,12 +29,15 @@ class Source:
     names: of each tile inside the folder or archive; empty where tiles have no names.
     labels: (N,) str, "" where unknown; None where no labels were given.
     state: what tells the files apart from later versions of them; None where that cannot be relied on.
+    positions, patients: of tiles that were cut from slides, as `Tiles` holds the former; the latter "" where unknown.
     """
 
     images: np.ndarray
     names: Sequence[PurePosixPath] = ()
     labels: np.ndarray | None = None
     state: str | None = None
+    positions: np.recarray | None = None
+    patients: Sequence[str] = ()
 
 
 def read_source(path: Path) -> Source:
@@ -41,7 +45,7 @@ def read_source(path: Path) -> Source:
     if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise InputError(f"There is no data at {path}: give a .npy file, a folder of images or a .zip of one.")
     if path.is_dir():
-        return _read_folder(path)
+        return _read_cut(path) if (path / TABLE).exists() else _read_folder(path)
     suffix = path.suffix.lower()
     if suffix == ".npy":
         state = _state([path])
@@ -79,8 +83,31 @@ def _read_npy(path: Path) -> np.ndarray:
     return array
 
 
+def _read_cut(folder: Path) -> Source:
+    """The folder that `python -m pfiles tile` wrote."""
+    state = _state([folder / TILES, folder / TABLE]) if (folder / TILES).exists() else None
+    images = read_source(folder / TILES).images
+    try:
+        with open(folder / TABLE, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+        positions = read_positions(rows)
+    except (UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{folder / TABLE} is not the table of {TILES} ({error!r}): cut the tiles anew.") from error
+    if len(rows) != len(images):
+        raise InputError(f"{folder / TABLE} has {len(rows)} rows for {len(images)} tiles: cut the tiles anew.")
+    labels = np.array([row["label"] or "" for row in rows], str) if "label" in rows[0] else None
+    return Source(images, (), labels, state, positions, [row.get("patient") or "" for row in rows])
+
+
+def read_positions(rows: Sequence[Mapping[str, str]]) -> np.recarray:
+    """The columns slide, x, y, side and mpp of a table of tiles, as `Tiles.positions`."""
+    kinds = {"slide": str, "x": int, "y": int, "side": int, "mpp": float}
+    columns = [np.array([kind(row[name]) for row in rows]) for name, kind in kinds.items()]
+    return np.rec.fromarrays(columns, names=list(kinds))
+
+
 def _read_folder(folder: Path) -> Source:
-    files = {PurePosixPath(path.relative_to(folder).as_posix()): path for path in _walk(folder)}
+    files = {PurePosixPath(path.relative_to(folder).as_posix()): path for path in walk(folder)}
     names = sorted((name for name in files if is_image_name(name)), key=lambda name: name.parts)
     labels = _label_file(files, folder)
     paths = [files[name] for name in names]
@@ -89,7 +116,7 @@ def _read_folder(folder: Path) -> Source:
     return Source(images, names, labels and _labels(files[labels].read_bytes(), str(files[labels]), names), state)
 
 
-def _walk(folder: Path) -> list[Path]:
+def walk(folder: Path) -> list[Path]:
     """All files below a folder; links are followed, but what is there without them is not found a second time."""
     root = folder.resolve()
     plain, folder_links, file_links, files, seen = [folder], [], [], [], set()

@@ -36,6 +36,21 @@ def split_by_folder(names: Sequence[PurePosixPath]) -> tuple[np.ndarray, str]:
     return last_part(len(names)), f"{few}of the tiles is the test set, and a slide may be on both sides." * (above > 1)
 
 
+def split_by_patient(positions: np.recarray, patients: Sequence[str]) -> tuple[np.ndarray, np.ndarray, str]:
+    """Which tiles cut from slides are for training and which for testing, both (n,) bool, and what to say of it.
+
+    patients: of each tile, "" where unknown; its slide then stands for it. Of a single slide the lowest tiles that make
+    up an eleventh are for testing, and those that reach into them from above are left out.
+    """
+    slides = [patient or slide for patient, slide in zip(patients, positions.slide, strict=True)]
+    if len(set(slides)) > 1:
+        test, said = split_by_slide(slides, "patients" if all(patients) else "slides")
+        return ~test, test, said
+    border = np.sort(positions.y)[-max(1, len(slides) // TEST_PARTS)]
+    train, test = positions.y + positions.side <= border, positions.y >= border
+    return train, test, f"All tiles are from one slide: those from row {border} on are the test set."
+
+
 def split_by_slide(slides: Sequence[str], noun: str) -> tuple[np.ndarray, str]:
     """Which tiles are for testing, as (n,) bool, and what to say of it; no slide is on both sides.
 

@@ -1,0 +1,230 @@
+"""From slides to one folder of tiles: slide by slide, resumable, written whole or not at all."""
+
+import csv
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+
+from pfiles.errors import InputError
+from pfiles.machine.runtime import make_generator
+from pfiles.paths import atomic_write, read_json, write_json
+from pfiles.tiles.slides import SUFFIXES, Tiling, cut_tiles, open_slide, plan_tiles
+from pfiles.tiles.sources import TABLE, TILES, read_positions, walk
+from pfiles.tiles.split import split_by_patient
+
+COLUMNS = ("slide", "x", "y", "side", "level", "mpp", "tissue", "sharpness")
+ABOUT, WORK = "tiling.json", ".work"  # what was asked for; slides that are done before all are
+BLURRED = 0.1  # of the median sharpness of a slide's tiles: below it a tile is counted as blurred
+
+
+def tile_slides(
+    paths: Sequence[Path],
+    out: Path,
+    tiling: Tiling,
+    slides_csv: Path | None = None,
+    pseudonyms: bool = False,
+    threads: int | None = None,
+) -> None:
+    """Cut the tiles of all slides into `out`: tiles.npy, tiles.csv and a picture of each slide in slides/.
+
+    paths: slides, or folders of them, searched at any depth. slides_csv: a table `slide`, and `patient` or `label` or
+    both. pseudonyms: slides are called S001, S002 ... and patients P001 ..., and the key is written beside `out`, to
+    OUT_pseudonyms.csv. threads: None for as many as the machine has cores.
+
+    What is done of a slide is kept until all are: run again, the command goes on. A slide that cannot be read or shows
+    no tissue is named and left out. Raises InputError where none is left, or for anything that is not as described.
+    """
+    files = find_slides(paths, out)
+    given = _slide_table(slides_csv, files) if slides_csv else {}
+    names, patients = _names(files, given, out) if pseudonyms else ({path: path.stem for path in files}, {})
+    doubled = {path.stem: path for path in files}
+    if not pseudonyms and len(doubled) < len(files):
+        one = next(path for path in files if doubled[path.stem] != path)
+        raise InputError(f"{one} and {doubled[one.stem]} have one name: rename one, or give --pseudonyms.")
+
+    asked = {"tiling": asdict(tiling), "slides": {names[path]: _state(path) for path in files}}
+    about = read_json(out / ABOUT) if (out / TABLE).exists() else None
+    if about is not None and {key: about.get(key) for key in asked} == asked:
+        print(f"The tiles of all slides are in {out} already.")
+        rows = _read_csv(out / TABLE)
+    else:
+        rows, left_out = _cut_all(files, names, out, asked, tiling, threads or os.cpu_count() or 1)
+        about = {**asked, "left_out": left_out}
+    table = {names[path]: given.get(path.name, given.get(path.stem, {})) for path in files}
+    columns = [name for name in ("patient", "label") if any(row.get(name) for row in table.values())]
+    for row in rows:
+        of_slide = table[row["slide"]]
+        patient = of_slide.get("patient", "")
+        row |= {"patient": patients.get(patient, patient), "label": of_slide.get("label", "")}
+    _write_csv(out / TABLE, (*COLUMNS, *columns), rows)
+    write_json(out / ABOUT, about)
+    shutil.rmtree(out / WORK, ignore_errors=True)
+    _print_table(rows)
+    for reason in about["left_out"].values():
+        print(f"left out: {reason}")
+
+
+def _state(path: Path) -> str:
+    """What tells a slide's file from another, but not its date."""
+    found = os.stat(path)
+    return hashlib.sha256(repr((found.st_size, found.st_mtime_ns)).encode()).hexdigest()[:16]
+
+
+def _cut_all(
+    files: Sequence[Path], names: Mapping[Path, str], out: Path, asked: Mapping, tiling: Tiling, threads: int
+) -> tuple[list[dict], dict[str, str]]:
+    """Cut all slides and write their tiles.npy; returns the table's rows, and why slides were left out by name."""
+    work, rows, left_out, parts = out / WORK, [], {}, []
+    for number, path in enumerate(files, start=1):
+        name = names[path]
+        part, begun = work / f"{name}.npy", {"tiling": asked["tiling"], "slide": asked["slides"][name]}
+        try:
+            if read_json(work / f"{name}.json") != begun:
+                _cut_slide(path, name, out, part, tiling, threads)
+                write_json(work / f"{name}.json", begun)
+        except InputError as error:
+            left_out[name] = str(error) if name == path.stem else str(error).replace(str(path), name)
+            print(f"[{number}/{len(files)}] {name}: left out", flush=True)
+            continue
+        own = _read_csv(part.with_suffix(".csv"))
+        rows += own
+        parts.append(part)
+        sharp = np.array([float(row["sharpness"]) for row in own])
+        blurred = int((sharp < BLURRED * np.median(sharp)).sum())
+        print(f"[{number}/{len(files)}] {name}: {len(own)} tiles, {blurred} of them blurred", flush=True)
+    if not rows:
+        raise InputError(next(iter(left_out.values())))
+    assembled = work / "all" / TILES  # where no slide's own file lies, whatever its name
+    with atomic_write(assembled) as file:
+        _write_header(file, len(rows), tiling.size)
+        for part in parts:
+            tiles = np.load(part, mmap_mode="r")
+            for begin in range(0, len(tiles), 256):
+                file.write(tiles[begin : begin + 256].tobytes())
+    (out / TABLE).unlink(missing_ok=True)  # tiles are never seen beside the table of others
+    os.replace(assembled, out / TILES)
+    return rows, left_out
+
+
+def find_slides(paths: Sequence[Path], out: Path) -> list[Path]:
+    """Slides given by name, and those below folders in sorted order; of a folder's DICOM files the first.
+
+    What lies in `out` is not looked at. Raises InputError where there is none.
+    """
+    files: dict[Path, None] = {}
+    for path in paths:
+        if not os.path.exists(path):
+            raise InputError(f"There is no slide or folder of slides at {path}: correct the path.")
+        below = sorted(file for file in walk(path) if out not in file.parents) if path.is_dir() else [path]
+        found = [file for file in below if file.suffix.lower() in SUFFIXES or file == path]
+        if not found:
+            raise InputError(f"{path} holds no slide: expected files ending in {', '.join(SUFFIXES)}.")
+        series = set()
+        for file in found:
+            if file.suffix.lower() == ".dcm" and file != path:
+                if file.parent in series:
+                    continue
+                series.add(file.parent)
+            files[file] = None
+    return list(files)
+
+
+def _slide_table(path: Path, files: Sequence[Path]) -> dict[str, dict[str, str]]:
+    """Rows of --slides-csv by the slide's name, with or without its suffix."""
+    rows = _read_csv(path)
+    if not rows or "slide" not in rows[0] or not {"patient", "label"} & set(rows[0]):
+        raise InputError(f"{path} must have the columns slide and patient or label, and rows: write it anew.")
+    table: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if table.setdefault(row["slide"], row) != row:
+            raise InputError(f"{path} holds two different rows for the slide {row['slide']}: keep one.")
+    if not table.keys() & {name for file in files for name in (file.name, file.stem)}:
+        raise InputError(f"{path} names none of the slides, such as {files[0].name}: correct its column slide.")
+    return table
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return [{key: (value or "").strip() for key, value in row.items() if key} for row in csv.DictReader(file)]
+    except FileNotFoundError as error:
+        raise InputError(f"There is no table at {path}: correct the path.") from error
+    except (UnicodeDecodeError, csv.Error, AttributeError) as error:
+        raise InputError(f"{path} cannot be read as a CSV file ({error}): write it as UTF-8 text.") from error
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def _names(
+    files: Sequence[Path], given: Mapping[str, Mapping[str, str]], out: Path
+) -> tuple[dict[Path, str], dict[str, str]]:
+    """Pseudonyms of slides and patients; those that the key beside `out` has already stay."""
+    key = out.with_name(f"{out.name}_pseudonyms.csv")
+    rows = _read_csv(key) if key.exists() else []
+    if rows and set(rows[0]) != {"pseudonym", "of"}:
+        raise InputError(f"{key} must have the columns pseudonym and of: move it away or mend it.")
+    known = {row["of"]: row["pseudonym"] for row in rows}
+    patients = {row["patient"] for row in given.values() if row.get("patient")}
+    for letter, wanted in (("S", [str(file.resolve()) for file in files]), ("P", sorted(patients))):
+        for name in wanted:
+            place = f"{'slide' if letter == 'S' else 'patient'} {name}"
+            known.setdefault(place, f"{letter}{sum(found[0] == letter for found in known.values()) + 1:03}")
+    _write_csv(key, ("pseudonym", "of"), [{"pseudonym": new, "of": old} for old, new in known.items()])
+    return {file: known[f"slide {file.resolve()}"] for file in files}, {p: known[f"patient {p}"] for p in patients}
+
+
+def _cut_slide(path: Path, name: str, out: Path, part: Path, tiling: Tiling, threads: int) -> None:
+    """Write the tiles of a slide to `part`, their rows beside it, and its picture."""
+    offset = torch.rand(1, generator=make_generator(tiling.seed, "tiles of a slide", name), dtype=torch.float64).item()
+    rows: list[dict] = []
+    with open_slide(path) as slide:
+        plan, picture = plan_tiles(slide, path, tiling, offset)
+        side = round(tiling.size * plan.downsample)
+        with atomic_write(part) as file:
+            _write_header(file, len(plan.corners), tiling.size)
+            for members, tiles, sharp in cut_tiles(slide, plan, tiling, threads):
+                keep = sharp >= tiling.min_sharpness
+                file.write(tiles[keep].tobytes())
+                corners = np.round(plan.origin + plan.corners[members] * plan.downsample).astype(int)
+                for (x, y), tissue, value in zip(corners[keep], plan.tissue[members][keep], sharp[keep], strict=True):
+                    values = name, x, y, side, plan.level, round(plan.mpp, 6), round(tissue, 3), round(float(value), 1)
+                    rows.append(dict(zip(COLUMNS, values, strict=True)))
+            file.seek(0)
+            _write_header(file, len(rows), tiling.size)
+    if not rows:
+        raise InputError(f"{path} has no tile as sharp as {tiling.min_sharpness:g}: ask for less.")
+    _write_csv(part.with_suffix(".csv"), COLUMNS, rows)
+    with atomic_write(out / "slides" / f"{name}.jpg") as file:
+        picture.save(file, format="JPEG", quality=85)
+
+
+def _write_header(file: IO[bytes], count: int, side: int) -> None:
+    """The head of a .npy of tiles, as long for every count."""
+    shape = (count, side, side, 3)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def _print_table(rows: Sequence[Mapping[str, str]]) -> None:
+    """Tiles of each slide on each side of the split."""
+    positions = read_positions(rows)
+    in_train, in_test, said = split_by_patient(positions, [row["patient"] for row in rows])
+    print(f"\n{'slide':<40} {'patient':<16} {'training':>8} {'test':>8}")
+    for slide, patient in dict.fromkeys((row["slide"], row["patient"]) for row in rows):
+        of_slide = positions.slide == slide
+        print(f"{slide:<40} {patient:<16} {(of_slide & in_train).sum():>8} {(of_slide & in_test).sum():>8}")
+    print(f"{'all':<40} {'':<16} {in_train.sum():>8} {in_test.sum():>8}\n{said}")

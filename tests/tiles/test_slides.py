@@ -1,0 +1,343 @@
+"""Slides of known content: position, scale, mask and split by value; bad slides; stops half-way."""
+
+import csv
+import shutil
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+from PIL import Image
+from skimage.data import immunohistochemistry
+
+from pfiles.__main__ import main
+from pfiles.errors import InputError
+from pfiles.paths import atomic_write
+from pfiles.tiles import tiler
+from pfiles.tiles.builtin import SLIDE
+from pfiles.tiles.dataset import load_tiles
+from pfiles.tiles.slides import Tiling, open_slide, plan_tiles, read_rgb, tissue_mask
+from pfiles.tiles.tiler import tile_slides
+
+GLASS = 243
+
+
+def tissue(height, width, seed=0):
+    """Tissue without an end, from scikit-image's picture, turned by quarters, and stained where it was pale."""
+    image = (np.rot90(immunohistochemistry(), seed)[64:448, 64:448] * 0.5 + (95, 50, 75)).astype(np.uint8)
+    return np.tile(image, (height // 384 + 1, width // 384 + 1, 1))[:height, :width]
+
+
+def write_slide(path, image, mpp=0.5, levels=(1, 4)):
+    """A pyramidal TIFF as OpenSlide reads it; each level is the mean of blocks of the first."""
+    resolution = {} if mpp is None else {"resolutionunit": "CENTIMETER"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tifffile.TiffWriter(path) as file:
+        for downsample in levels:
+            h, w = (length // downsample for length in image.shape[:2])
+            blocks = image[: h * downsample, : w * downsample].reshape(h, downsample, w, downsample, 3)
+            level = (blocks.mean(axis=(1, 3)) + 0.5).astype(np.uint8)
+            if mpp is not None:
+                resolution["resolution"] = (1e4 / (mpp * downsample),) * 2
+            file.write(level, tile=(128, 128), photometric="rgb", compression="deflate", metadata=None,
+                       subfiletype=int(downsample > 1), **resolution)  # fmt: skip
+    return path
+
+
+def island(height=1024, width=1536, top=256, left=512, tall=512, wide=768, seed=0):
+    image = np.full((height, width, 3), GLASS, np.uint8)
+    image[top : top + tall, left : left + wide] = tissue(tall, wide, seed)
+    return image
+
+
+def rows_of(out):
+    with open(out / "tiles.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("mpp", "level", "factor"),
+    [(0.5, 0, 1), (1.0, 0, 2), (2.0, 1, 1), (0.504, 0, 1)],
+)
+def test_tiles_come_from_their_place_at_their_scale(tmp_path, mpp, level, factor):
+    image = island()
+    tile_slides([write_slide(tmp_path / "a.tiff", image)], tmp_path / "out", Tiling(mpp=mpp, size=64))
+    tiles, rows = np.load(tmp_path / "out" / "tiles.npy"), rows_of(tmp_path / "out")
+    assert len(rows) == len(tiles) > 0
+    side = 64 * (4 if level else 1) * factor
+    for tile, row in zip(tiles, rows, strict=True):
+        x, y = int(row["x"]), int(row["y"])
+        part = image[y : y + side, x : x + side].reshape(64, side // 64, 64, side // 64, 3)
+        np.testing.assert_allclose(tile.astype(int), part.mean(axis=(1, 3)), atol=0.51)
+        assert (row["slide"], int(row["side"]), int(row["level"])) == ("a", side, level)
+        assert float(row["mpp"]) == pytest.approx(0.5 * side / 64)
+        stained = np.any(image[y : y + side, x : x + side] != GLASS, axis=2).mean()
+        assert float(row["tissue"]) == pytest.approx(stained, abs=0.15)
+    taken = {(int(row["x"]), int(row["y"])) for row in rows}
+    inside = {
+        (x, y)
+        for y in range(0, 1024 - side + 1, side)
+        for x in range(0, 1536 - side + 1, side)
+        if y >= 256 and y + side <= 768 and x >= 512 and x + side <= 1280
+    }
+    assert taken >= inside
+    assert all(x + side > 512 and x < 1280 and y + side > 256 and y < 768 for x, y in taken)
+
+
+def test_a_scale_between_levels_is_averaged_over_fractions_of_pixels(tmp_path):
+    """A ramp keeps its values: pixel i of a tile at 0.75 um/px is the mean of 1.5 pixels of 0.5 um."""
+    ramp = np.arange(480, dtype=np.float64) / 2
+    image = np.stack([np.tile(ramp, (480, 1)), np.full((480, 480), 40.0), np.full((480, 480), 120.0)], axis=2)
+    path = write_slide(tmp_path / "a.tiff", image.round().astype(np.uint8), levels=(1,))
+    tile_slides([path], tmp_path / "out", Tiling(mpp=0.75, size=64, min_tissue=0.01))
+    for tile, row in zip(np.load(tmp_path / "out" / "tiles.npy"), rows_of(tmp_path / "out"), strict=True):
+        expected = (int(row["x"]) + 1.5 * np.arange(64) + 0.25) / 2
+        assert np.abs(tile[..., 0] - expected).max() < 1.01
+        assert int(row["side"]) == 96
+
+
+def test_stride_and_the_choice_of_tiles(tmp_path):
+    path = write_slide(tmp_path / "a.tiff", island())
+    with open_slide(path) as slide:
+        every = [tuple(corner) for corner in plan_tiles(slide, path, Tiling(0.5, 64, 32), 0.0)[0].corners]
+        some, again, other = (
+            plan_tiles(slide, path, Tiling(0.5, 64, 32, per_slide=40), offset)[0].corners for offset in (0.3, 0.3, 0.8)
+        )
+    assert len(set(every)) == len(every)
+    assert {x % 32 for x, _ in every} == {0}
+    assert len({tuple(corner) for corner in some}) == 40
+    assert {tuple(corner) for corner in some} <= set(every)
+    np.testing.assert_array_equal(some, again)
+    assert some.tolist() != other.tolist()
+    middle = np.mean(every, axis=0)  # even over the tissue: each quarter of it holds a quarter of the choice, nearly
+    quarters = np.bincount((some > middle) @ [1, 2], minlength=4)
+    of_all = np.bincount((np.array(every) > middle) @ [1, 2], minlength=4) * 40 / len(every)
+    assert np.abs(quarters - of_all).max() <= 3
+
+
+def test_tissue_without_pen_marks_borders_specks_and_holes():
+    image = np.full((200, 300, 3), GLASS, np.uint8)
+    image[40:140, 50:200] = (190, 120, 160)
+    image[80:83, 100:103] = GLASS  # a hole
+    image[20:24, 250:254] = (190, 120, 160)  # a speck
+    image[150:190, 50:120] = (20, 110, 70)  # green, blue, red and black pens
+    image[150:190, 130:180] = (40, 70, 190)
+    image[150:190, 190:240] = (215, 25, 35)
+    image[150:190, 250:290] = (30, 30, 32)
+    image[:, :8] = 5  # a black border
+    expected = np.zeros((200, 300), bool)
+    expected[40:140, 50:200] = True
+    mask = tissue_mask(image, 60)
+    assert (mask != expected).mean() < 0.015  # the smoothing moves an outline by a pixel
+    assert mask[75:90, 95:110].all()
+    assert not mask[148:].any()
+    assert not mask[:, :15].any()
+    assert not tissue_mask(np.full((50, 50, 3), GLASS, np.uint8), 4).any()
+    assert tissue_mask(tissue(200, 200)[::2, ::2], 4).mean() > 0.5
+
+
+def test_pixels_that_were_never_scanned_are_white():
+    with openslide.OpenSlide(SLIDE) as slide:
+        x = slide.dimensions[0] - 64
+        region = read_rgb(slide, x, 0, 0, 128, 64)
+        assert np.asarray(region)[:, 64:].min() == 255
+        small = read_rgb(slide, x, 0, 0, 128, 64, 4)
+    assert np.asarray(small)[:, 16:].min() == 255
+    np.testing.assert_array_equal(small, region.reduce(4))
+
+
+def test_the_real_slide_agrees_with_pillow(tmp_path):
+    tile_slides([SLIDE], tmp_path / "out", Tiling(mpp=1, size=64, per_slide=30))
+    image = Image.open(SLIDE).convert("RGB")
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 30
+    for tile, row in zip(np.load(tmp_path / "out" / "tiles.npy"), rows, strict=True):
+        x, y = int(row["x"]), int(row["y"])
+        np.testing.assert_array_equal(tile, image.crop((x, y, x + 128, y + 128)).reduce(2))
+        assert row["mpp"] == "0.998"
+    with Image.open(tmp_path / "out" / "slides" / "CMU-1-Small-Region.jpg") as picture:
+        assert picture.width % 3 == 0
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    for private in (b"b414003d", b"12/29/09", b"1004486"):  # the slide's user, date and number
+        assert private not in written
+
+
+def twelve_slides(folder, n=12, seed=0):
+    return [
+        write_slide(folder / f"s{i:02}.tiff", island(512, 512, 64, 64, 256 + 128 * (i % 2), 320, i), levels=(1,))
+        for i in range(n)
+    ]
+
+
+def test_the_folder_is_data_and_no_patient_is_on_both_sides(tmp_path, capsys):
+    twelve_slides(tmp_path / "slides")
+    table = tmp_path / "table.csv"
+    lines = [f"s{i:02},p{i % 5},{'ab'[i % 2]}" for i in range(11)]
+    table.write_text("slide,patient,label\n" + "\n".join(lines) + "\n")
+    out = tmp_path / "out"
+    command = ["tile", str(tmp_path / "slides"), "--out", str(out), "--size", "64", "--mpp", "0.5"]
+    assert main([*command, "--slides-csv", str(table)]) == 0
+    printed = capsys.readouterr().out
+    tiles = load_tiles(out, 64)
+    patients = np.array([row["patient"] or row["slide"] for row in rows_of(out)])
+    assert not set(patients[tiles.train]) & set(patients[tiles.test])
+    assert len(tiles.train) + len(tiles.test) == len(patients)
+    assert set(tiles.labels) == {"a", "b", ""}
+    assert (tiles.positions.slide == [row["slide"] for row in rows_of(out)]).all()
+    for i in range(12):
+        (line,) = (line.split() for line in printed.splitlines() if line.startswith(f"s{i:02} "))
+        of_slide = np.flatnonzero(tiles.positions.slide == f"s{i:02}")
+        assert [int(n) for n in line[-2:]] == [
+            np.isin(of_slide, tiles.train).sum(),
+            np.isin(of_slide, tiles.test).sum(),
+        ]
+    smaller = load_tiles(out, 32)
+    assert set(smaller.positions.mpp) == {1.0}
+    assert not list(out.rglob("*.part"))
+    assert not (out / ".work").exists()
+
+
+def test_tiles_of_one_slide_are_split_by_rows_without_a_shared_pixel(tmp_path):
+    tile_slides([write_slide(tmp_path / "a.tiff", island())], tmp_path / "out", Tiling(0.5, 64, 32))
+    tiles = load_tiles(tmp_path / "out", 64)
+    y = tiles.positions.y
+    assert y[tiles.train].max() + 64 <= y[tiles.test].min()
+    assert 1 / 22 < len(tiles.test) / len(y) < 2 / 11
+
+
+def test_pseudonyms_stay_and_their_key_lies_beside(tmp_path):
+    slides = tmp_path / "clinic"
+    twelve_slides(slides, 3)
+    (tmp_path / "t.csv").write_text("slide,patient\ns00.tiff,Miller\ns01,Miller\ns02,Smith\n")
+    out = tmp_path / "out"
+    for _ in range(2):
+        tile_slides([slides], out, Tiling(0.5, 64), tmp_path / "t.csv", pseudonyms=True)
+        names = {(row["slide"], row["patient"]) for row in rows_of(out)}
+        assert names == {("S001", "P001"), ("S002", "P001"), ("S003", "P002")}
+    (slides / "s00.tiff").unlink()
+    write_slide(slides / "a_new_one.tiff", island(512, 512, 64, 64, 256, 256))
+    tile_slides([slides], out, Tiling(0.5, 64), tmp_path / "t.csv", pseudonyms=True)
+    assert {row["slide"] for row in rows_of(out)} == {"S002", "S003", "S004"}
+    key = (tmp_path / "out_pseudonyms.csv").read_text()
+    assert "S004,slide" in key
+    assert "P001,patient Miller" in key
+    for path in out.rglob("*"):
+        assert not path.is_file() or not any(word in path.read_bytes() for word in (b"clinic", b"Miller", b"new_one"))
+
+
+@pytest.mark.parametrize("at", ["slide", "assembly"])
+def test_stopped_half_way_it_goes_on_to_the_same_files(tmp_path, monkeypatch, at):
+    slides = twelve_slides(tmp_path / "slides", 4)
+    tile_slides(slides, tmp_path / "whole", Tiling(0.5, 64))
+    out, opened = tmp_path / "out", []
+
+    def full(path, *args, **kwargs):
+        if (path.name == "s02.npy") if at == "slide" else (path.name == "tiles.npy"):
+            raise OSError(28, "No space left on device", str(path))
+        return atomic_write(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiler, "atomic_write", full)
+        with pytest.raises(OSError, match="No space left"):
+            tile_slides(slides, out, Tiling(0.5, 64))
+    assert not (out / "tiles.csv").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(tiler, "open_slide", lambda path: opened.append(path.stem) or open_slide(path))
+        tile_slides(slides, out, Tiling(0.5, 64))
+    assert opened == (["s02", "s03"] if at == "slide" else [])
+    for name in ("tiles.npy", "tiles.csv", "tiling.json", "slides/s03.jpg"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_done_slides_are_not_read_again_and_other_settings_begin_anew(tmp_path, monkeypatch):
+    slides = twelve_slides(tmp_path / "slides", 2)
+    tile_slides(slides, tmp_path / "out", Tiling(0.5, 64))
+    with monkeypatch.context() as patch:
+        patch.setattr(tiler, "open_slide", None)
+        tile_slides(slides, tmp_path / "out", Tiling(0.5, 64))
+    tile_slides(slides, tmp_path / "out", Tiling(1.0, 64))
+    assert {row["mpp"] for row in rows_of(tmp_path / "out")} == {"1.0"}
+
+
+def truncated(folder):
+    path = write_slide(folder / "cut.tiff", tissue(1024, 1024))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def ome(folder):
+    with tifffile.TiffWriter(folder / "a.ome.tiff", ome=True) as file:
+        file.write(tissue(512, 512), subifds=1, tile=(128, 128), photometric="rgb")
+        file.write(tissue(256, 256), subfiletype=1, tile=(128, 128), photometric="rgb")
+    return folder / "a.ome.tiff"
+
+
+def text(folder):
+    (folder / "a.svs").write_text("no slide")
+    return folder / "a.svs"
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda f: f / "nowhere.svs", [], "There is no slide or folder of slides at"),
+        (lambda f: f, [], "holds no slide"),
+        (text, [], "a.svs cannot be read as a slide"),
+        (truncated, ["--mpp", "0.5"], "cut.tiff cannot be read as a slide"),
+        (ome, [], "a pyramidal OME-TIFF"),
+        (lambda f: write_slide(f / "a.tiff", tissue(512, 512), mpp=None), [], "does not tell its microns per pixel"),
+        (lambda f: write_slide(f / "a.tiff", tissue(512, 512)), ["--mpp", "0.25"], "scanned at 0.5 um/px"),
+        (lambda f: write_slide(f / "a.tiff", tissue(512, 512)), ["--mpp", "40", "--size", "1024"], "has no level near"),
+        (lambda f: write_slide(f / "a.tiff", np.full((512, 512, 3), GLASS, np.uint8)), [], "shows no tissue"),
+        (lambda f: write_slide(f / "a.tiff", tissue(64, 64)), [], "shows no tissue"),
+        (lambda f: write_slide(f / "a.tiff", tissue(512, 512)), ["--min-sharpness", "1e6"], "no tile as sharp as"),
+        (lambda f: write_slide(f / "b" / "a.tiff", island()) and write_slide(f / "a.tiff", island()).parent, [],
+         "have one name"),
+        (lambda f: SLIDE, ["--size", "0"], "size must be above 15"),
+        (lambda f: SLIDE, ["--min-tissue", "2"], "min_tissue must be above 0 and at most 1"),
+        (lambda f: SLIDE, ["--mpp", "nan"], "mpp must be above 0"),
+        (lambda f: SLIDE, ["--slides-csv", "/nowhere.csv"], "There is no table at"),
+    ],
+)  # fmt: skip
+def test_bad_slides_are_one_sentence(tmp_path, capsys, make, options, message):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    assert main(["tile", str(make(folder)), "--out", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out" / "tiles.csv").exists()
+
+
+def test_a_bad_slide_among_good_ones_is_left_out_by_name(tmp_path, capsys):
+    folder = tmp_path / "slides"
+    twelve_slides(folder, 2)
+    truncated(folder)
+    assert main(["tile", str(folder), "--out", str(tmp_path / "out"), "--mpp", "0.5", "--size", "64"]) == 0
+    assert "cut.tiff cannot be read as a slide" in capsys.readouterr().out
+    assert {row["slide"] for row in rows_of(tmp_path / "out")} == {"s00", "s01"}
+
+
+def test_plain_images_need_the_scale_given(tmp_path):
+    Image.fromarray(island()).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="--mpp-of-slide"):
+        tile_slides([tmp_path / "a.png"], tmp_path / "out", Tiling(1, 64))
+    tile_slides([tmp_path / "a.png"], tmp_path / "out", Tiling(1, 64, mpp_of_slide=0.5))
+    row, tile = rows_of(tmp_path / "out")[0], np.load(tmp_path / "out" / "tiles.npy")[0]
+    part = island()[int(row["y"]) :, int(row["x"]) :][:128, :128]
+    np.testing.assert_array_equal(tile, Image.fromarray(part).reduce(2))
+
+
+def test_a_table_that_is_not_the_tiles_is_refused(tmp_path):
+    tile_slides(twelve_slides(tmp_path / "slides", 2), tmp_path / "out", Tiling(0.5, 64))
+    whole = (tmp_path / "out" / "tiles.csv").read_text()
+    (tmp_path / "out" / "tiles.csv").write_text(whole[: whole.rindex("s01")])
+    with pytest.raises(InputError, match=r"rows for \d+ tiles: cut the tiles anew"):
+        load_tiles(tmp_path / "out", 64)
+    (tmp_path / "out" / "tiles.csv").write_text(whole.replace("side", "edge"))
+    with pytest.raises(InputError, match=r"is not the table of tiles\.npy"):
+        load_tiles(tmp_path / "out", 64)
+    shutil.rmtree(tmp_path / "out" / "slides")
+    (tmp_path / "out" / "tiles.csv").write_text(whole)
+    load_tiles(tmp_path / "out", 64)
