@@ -52,6 +52,8 @@ def identity(
             used[group].pop("polish")  # a training of its own, which may come later
         if is_dataclass(value) and getattr(value, "decay", "constant") == "constant":
             used[group].pop("epochs", None)
+    if settings.start_from is not None:
+        used["start_from"] = settings.start_from
     data = {"source": tiles.source, "fingerprint": tiles.fingerprint(), "training tiles": len(tiles.train)}
     networks = {name: fingerprint_of_role(network) for name, network in (starts_from or {}).items()}
     belongs_to = {"settings": used, "data": data, "seed": seed, "starts_from": networks, **inputs}

@@ -13,7 +13,7 @@ from pfiles import checkpoints
 from pfiles.classifier import Classifier
 from pfiles.clustering import check_clustering, fit_kmeans, make_clustering
 from pfiles.discriminator import Discriminator, PolishDiscriminator
-from pfiles.drawing.generator import Generator
+from pfiles.drawing.generator import Generator, begin_from, starting_weights
 from pfiles.drawing.sampling import generate_to_folder
 from pfiles.latents import LatentSpace, encode_tiles, encode_views, latent_batches, predict_clusters
 from pfiles.learning import autoencoder, diffusion
@@ -139,6 +139,8 @@ class OpenRun:
         with seeded(self.seed, "autoencoder"):
             vqvae = make_vqvae(self.settings.autoencoder)
             discriminator = Discriminator(**self.settings.autoencoder.discriminator)
+        if self.settings.start_from is not None:
+            begin_from(vqvae, starting_weights(self.settings.start_from), "vqvae.")
         return vqvae.to(self.device), discriminator.to(self.device)
 
     def train_autoencoder(self, vqvae: VQVAE, discriminator: Discriminator) -> History:
@@ -180,6 +182,8 @@ class OpenRun:
         with seeded(self.seed, "training"):
             unet = UNet(self.vqvae.z_channels, self.n_clusters, **self.settings.diffusion.unet).to(self.device)
             clusterer = make_clustering(self.clustering, self.vqvae.z_channels, self.n_clusters).to(self.device)
+        if self.settings.start_from is not None:
+            begin_from(unet, starting_weights(self.settings.start_from), "unet.", anew=["class_emb.weight"])
         if self.clustering == "kmeans":
             fit_kmeans(clusterer, latent_batches(self.vqvae, self.codes), self.seed)
         scaled = self.settings.diffusion.latent_scaling

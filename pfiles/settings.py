@@ -149,6 +149,8 @@ class Settings:
     max_train_tiles: Count | None = None  # training tiles used, evenly spaced; None: all
     autoencoder: AutoencoderSettings = AutoencoderSettings()
     diffusion: DiffusionSettings = DiffusionSettings()
+    # autoencoder and UNet begin from the weights of a generator's folder, of an earlier run's, or of "starter"
+    start_from: str | None = None
     clusters_first: bool = False  # learn the clusters before the UNet and keep them, so that its condition cannot drift
     clusters: StageSettings = StageSettings(60, "adam", 1e-3, trains_clusters=True, affine_weight=0.04)  # that training
     training: StageSettings = StageSettings(600, "adadelta", 0.003, trains_clusters=True, affine_weight=0.04)

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from pfiles.checkpoints import read_state
 from pfiles.clustering import CLUSTERINGS, make_clustering
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.errors import InputError
@@ -157,6 +158,44 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read ({error}): get it anew.") from error
+
+
+def starting_weights(where: str) -> dict[str, Tensor]:
+    """The tensors vqvae.* and unet.* of a generator's folder, of "starter", or of a run's folder (its newest UNet).
+
+    InputError where there is neither.
+    """
+    path = STARTER if where == "starter" else ROOT / expand(where)
+    autoencoder = path / "kpc_ldm" / "vqvae_autoencoder_ckpt.pth"
+    unets = sorted(path.glob("clusters_*/models_*/unet_finetuning2_ckpt_*.pth"), key=lambda file: file.stat().st_mtime)
+    if (path / "config.json").exists():
+        return read_weights(path)
+    if not autoencoder.exists() or not unets:
+        raise InputError(
+            f"start_from names {path}, which holds neither a generator (config.json) nor a finished run "
+            "(kpc_ldm/vqvae_autoencoder_ckpt.pth and a UNet of finetuning-2): name another folder, or null."
+        )
+    parts = {"vqvae": read_state(autoencoder), "unet": read_state(unets[-1])}
+    return {f"{name}.{key}": tensor for name, state in parts.items() for key, tensor in state.items()}
+
+
+def begin_from(network: nn.Module, weights: Mapping[str, Tensor], prefix: str, anew: Sequence[str] = ()) -> None:
+    """Give `network` the tensors of `weights` whose names begin with `prefix`; InputError names what does not fit.
+
+    anew: names whose first axis may differ, such as the embedding of another number of clusters: they stay as they are.
+    """
+    state = network.state_dict()
+    for name, own in state.items():
+        given = weights.get(prefix + name)
+        if given is not None and given.shape == own.shape:
+            state[name] = given.to(own.dtype)
+        elif name not in anew or given is None or given.shape[1:] != own.shape[1:]:
+            found = "is not among them" if given is None else f"has the shape {tuple(given.shape)} there"
+            raise InputError(
+                f"The weights that start_from names do not fit {type(network).__name__} with these settings: {name} "
+                f"{found}, but needs {tuple(own.shape)}; take the widths that they were trained with, or other weights."
+            )
+    network.load_state_dict(state)
 
 
 def _value(settings: Settings, name: str) -> Any:
