@@ -12,7 +12,8 @@ from pfiles.paths import ROOT
 FLOORS = [
     "errors", "machine.processes", "settings", "machine", "paths", "tiles",
     "blocks", "discriminator", "classifier", "linear_noise_scheduler", "lpips", "lpips_metric", "vqvae",
-    "unet_cond_base", "clustering", "latents", "checkpoints", "learning", "drawing", "measuring", "reporting", "session", "__main__",
+    "unet_cond_base", "clustering", "latents", "checkpoints", "learning", "drawing", "measuring", "reporting",
+    "session", "__main__",
 ]  # fmt: skip
 MODULES = sorted(
     ".".join(path.relative_to(ROOT / "pfiles").with_suffix("").parts)
