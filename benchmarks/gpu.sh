@@ -35,7 +35,7 @@ if compgen -G '.whl/*.whl' > /dev/null; then
     export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
 fi
 
-items=(stage batch ddpm-10000 solver-10000 unet ddpm solver data metrics) # the dearest first
+items=(stage batch ddpm-10000 solver-10000 unet ddpm solver data metrics) # the slowest first
 if [ "${TINY:-0}" = 1 ]; then
     measure=(--size tiny --repetitions 1 --only "${items[@]}")
     look=(--size tiny --minutes 0.2)

@@ -228,7 +228,7 @@ def _try_networks(settings: Settings, n_clusters: int, clustering: str) -> None:
             z = torch.empty(2, *vqvae.latent_shape(side))
             make_clustering(clustering, vqvae.z_channels, n_clusters)(z)
             unet(z, torch.zeros(2), torch.zeros(2, dtype=torch.int64))
-    except Exception as error:  # torch lets out whatever an impossible size trips
+    except Exception as error:  # torch raises many kinds of errors for impossible sizes
         reason = str(error).partition("\n")[0]
         raise InputError(
             "autoencoder.vqvae, autoencoder.discriminator or diffusion.unet describe a network that cannot be built "

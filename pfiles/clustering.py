@@ -63,7 +63,7 @@ def fit_kmeans(clusters: KMeansClusters, latents: Iterable[Tensor], seed: int) -
     with torch.no_grad():
         statistics = torch.cat([clusters.statistics(z) for z in latents])  # (N, 2 * z)
         mean, scale = statistics.mean(0), statistics.std(0, correction=0)
-        scale = torch.where(scale > 0, scale, 1.0)  # a channel that never varies says nothing
+        scale = torch.where(scale > 0, scale, 1.0)  # a channel that never varies carries no information
         features = (statistics - mean) / scale
     seed = derive_seed(seed, "kmeans") % 2**32  # scikit-learn takes 32 bits
     fit = KMeans(len(clusters.centroids), n_init=10, random_state=seed).fit(features.double().cpu().numpy())

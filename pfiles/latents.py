@@ -112,7 +112,7 @@ def read_latent_csv(path: Path, n_clusters: int | None = None) -> tuple[np.ndarr
     """
     try:
         table = pd.read_csv(path, header=None, dtype=float).to_numpy()
-    except Exception as error:  # pandas lets out whatever a broken file trips
+    except Exception as error:  # pandas raises many kinds of errors for broken files
         raise InputError(f"{path} cannot be read as a table of numbers ({error}): run part 5 again.") from error
     expected = f"{path} must hold a row of features, cluster and probability for each tile"
     if table.shape[1] < 3:

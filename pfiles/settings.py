@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pfiles.errors import InputError
 
 CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # strict: neither true nor "1" is a number
-# Kinds of settings. For who gives a wrong value, the title names the type and the description the range.
+# Kinds of settings. In the error for a wrong value, the title names the type and the description the range.
 WHOLE = {"title": "a whole number", "description": "a whole number of at least {ge}"}
 Count = Annotated[int, Field(ge=1, le=10**9, **WHOLE)]
 Passes = Annotated[int, Field(ge=0, le=10**9, **WHOLE)]
@@ -125,7 +125,7 @@ class SamplingSettings:
     """Drawing images."""
 
     steps: Count = 1000  # denoising steps per image; fewer than num_timesteps skips evenly
-    # the last two need diffusers and are made for 10 to 50 steps
+    # the last two are made for 10 to 50 steps; unipc needs diffusers
     sampler: Literal["ddpm", "ddim", "dpm-solver++", "unipc"] = "ddpm"
     guidance: Weight = 1.0  # w: noise predicted without cluster + w * (with - without); needs condition_dropout
     batch_size: Count = 100  # images at once; changes memory and speed only

@@ -1,4 +1,4 @@
-"""The latent UNet that predicts the noise, conditioned on time and cluster."""
+"""The latent UNet that predicts the noise, or the velocity, conditioned on time and cluster."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,9 @@ from pfiles.blocks import DownBlock, MidBlock, UpBlockUNet, get_time_embedding
 
 
 class UNet(nn.Module):
-    """Noise prediction in latent space (Ho et al. 2020), with an embedding of the cluster added to that of the time.
+    """Denoising in latent space (Ho et al. 2020), with an embedding of the cluster added to that of the time.
+
+    What it predicts, the noise or the velocity, is decided by its training alone.
 
     The defaults are the paper's (23,288,336 parameters with 14 clusters) and load the published checkpoints.
 

@@ -97,7 +97,7 @@ def train_stage(
             weights["mse"] = 0.0
         yield Objective(optimizers, terms, weights)
         if stage.ema_decay:
-            decay = min(stage.ema_decay, (1 + number) / (10 + number))  # young weights are forgotten sooner
+            decay = min(stage.ema_decay, (1 + number) / (10 + number))  # the average follows faster at first
             get_ema_multi_avg_fn(decay)([*averaged.parameters()], [*unet.parameters()], None)
 
     history = train(

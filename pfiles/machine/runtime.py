@@ -57,7 +57,7 @@ def seeded(*parts: int | str) -> Iterator[None]:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], int | None]]:
-    """Inside the block an interrupt (Ctrl-C, a notebook's stop button) or SIGTERM (a scheduler, a culled server) is
+    """Inside the block an interrupt (Ctrl-C, a notebook's stop button) or SIGTERM (a scheduler, a server that is shut down) is
     only noted: the function given tells which came. The block ends its work and calls `stop`."""
     received: list[int] = []
     handlers = {}

@@ -70,7 +70,7 @@ def cluster_sheet(left: Sequence[Tensor], right: Sequence[Tensor], titles: tuple
 
 def save_figure(fig: Figure, path: Path) -> None:
     """Write a figure as an image, whole or not at all."""
-    content = io.BytesIO()  # of a file on a disk that fills up Pillow would lose the end without a word
+    content = io.BytesIO()  # on a full disk Pillow would write a cut-off file without an error
     fig.savefig(content, dpi=DPI, format=path.suffix[1:], bbox_inches="tight", pad_inches=0.02)
     with atomic_write(path) as file:
         file.write(content.getbuffer())
@@ -139,7 +139,7 @@ def plot_confusion(matrix: np.ndarray, title: str) -> Figure:
 
 
 def plot_controls(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """One plot per pair score: the mean of generated images and of each control of `metrics.paired_controls`.
+    """One plot per pair score: the mean of generated images and of each control of `controls.paired_controls`.
 
     Bars are 95 % intervals; the generated images' goes through the whole plot as a band.
     """
