@@ -13,12 +13,16 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from torch import Tensor
 
 from benchmarks.measure import device_name
 from pfiles.latents import encode_tiles, predict_clusters, reconstruct
@@ -116,7 +120,7 @@ def _do(args: argparse.Namespace, name: str, base: dict[str, Any]) -> None:
     networks, began = run.new_networks(), time.process_time()
     history = run.train("training", networks)
     seconds = time.process_time() - began
-    shown, values = measure(run, args.features)
+    shown, values = measure(run, args.features, partial(run.draw, stage="training"), "training")
     about = {"row": name, "date": date.today().isoformat(), "device": device_name(run.device.type), **versions()}
     trained = {"epochs": len(history), "training_cpu_seconds": round(seconds), "mse": history[-1]["mse"]}
     figures.save_figure(shown, args.out / f"{name}.jpg")
@@ -124,14 +128,14 @@ def _do(args: argparse.Namespace, name: str, base: dict[str, Any]) -> None:
 
 
 def measure(
-    run: OpenRun, features: list[str], stage: str = "training", number: int = 500
-) -> tuple[Any, dict[str, float]]:
+    run: OpenRun, features: list[str], draw: Callable[..., Tensor], stage: str = "finetuning2", number: int = 500
+) -> tuple[Figure, dict[str, float | None]]:
     """A sheet of tiles by cluster, and what the measures say of tiles drawn for the clusters of the test tiles."""
     test = run.test_images[:number].cpu()
     clusters, _ = run.assign(test, stage)
     train_clusters, _ = run.assign(run.train_images, stage)
     began = time.process_time()
-    drawn = run.draw(clusters, stage=stage)
+    drawn = draw(clusters)
     values = {"seconds per tile": (time.process_time() - began) / len(drawn)}
     rebuilt = to_uint8(reconstruct(run.vqvae, test.to(run.device))).cpu()
     train, seed, device = run.train_images.cpu(), run.seed, run.device

@@ -57,8 +57,8 @@ def seeded(*parts: int | str) -> Iterator[None]:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], int | None]]:
-    """Inside the block an interrupt (Ctrl-C, a notebook's stop button) or SIGTERM (a scheduler, a server that is shut down) is
-    only noted: the function given tells which came. The block ends its work and calls `stop`."""
+    """Inside the block an interrupt (Ctrl-C, a notebook's stop button) or SIGTERM (a scheduler, a server that is shut
+    down) is only noted: the function given tells which came. The block ends its work and calls `stop`."""
     received: list[int] = []
     handlers = {}
     if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no signals

@@ -68,10 +68,10 @@ def cluster_sheet(left: Sequence[Tensor], right: Sequence[Tensor], titles: tuple
     return fig
 
 
-def save_figure(fig: Figure, path: Path) -> None:
+def save_figure(fig: Figure, path: Path, dpi: int = DPI) -> None:
     """Write a figure as an image, whole or not at all."""
     content = io.BytesIO()  # on a full disk Pillow would write a cut-off file without an error
-    fig.savefig(content, dpi=DPI, format=path.suffix[1:], bbox_inches="tight", pad_inches=0.02)
+    fig.savefig(content, dpi=dpi, format=path.suffix[1:], bbox_inches="tight", pad_inches=0.02)
     with atomic_write(path) as file:
         file.write(content.getbuffer())
 

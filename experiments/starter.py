@@ -1,0 +1,111 @@
+"""The small generator that comes with the project, from a finished run: its weights, its card and its measured worth.
+
+    python -m experiments.starter --run DIR --data PATH --settings FILE.json [--clusters 10] [--clustering kmeans]
+        [--out weights/starter]
+
+DIR is the folder of a run with preset "recommended" and the settings of FILE.json. Half precision. What is measured is
+what the shipped weights draw, 500 tiles for the clusters of 500 test tiles, as in `experiments.ablation`.
+"""
+
+import argparse
+import json
+from datetime import date
+from pathlib import Path
+
+from benchmarks.measure import device_name
+from experiments import ablation
+from pfiles.drawing.generator import STARTER, Generator
+from pfiles.paths import atomic_write, write_json
+from pfiles.reporting import figures
+from pfiles.session import open_run
+
+CARD = """# The starter generator
+
+Draws H&E tiles of lung, 64 px (about 1 um per pixel), from any of {k} clusters that were found without labels.
+
+    python -m pfiles draw --from starter --cluster 3 --number 64 --out drawn
+
+![Real test tiles beside generated ones](sheet.jpg)
+
+*Each row is a cluster: left real test tiles, right generated ones, the first of each, not picked.*
+
+| | |
+|---|---|
+| Training data | {train} tiles of LC25000, lung (Borkowski et al. 2019, [arXiv 1912.12142](https://arxiv.org/abs/1912.12142)): adenocarcinoma, squamous cell carcinoma and normal tissue, without their labels. Its authors release the images to be used by AI researchers in any way they see fit. No tile of it is in this folder but those of the picture. |
+| Test data | {test} tiles of other source images |
+| Networks | VQ-GAN with {codes} codes, UNet with {parameters:.1f} million parameters, {clustering} clusters; half precision, {size:.1f} MB |
+| Training | preset `recommended` with the settings in `config.json`; {epochs} |
+| Drawing | {sampler}, {steps} steps, guidance {guidance} |
+| Measured | {day}, {device}: `python -m experiments.starter`; all numbers in `measured.json` |
+| Intended use | trying the project out, teaching, a start for trainings on other tissue |
+| Not for | diagnosis, training of anything that decides about patients, or as a stand-in for real tissue in a study |
+| Licence | MIT, as the project |
+
+## What was measured
+
+{number} generated tiles, one for the cluster of each test tile. Floors say what real tiles reach.
+
+| measure | generated | floor |
+|---|---|---|
+| Frechet distance to test tiles, autoencoder features | {frechet:.3f} | training tiles {frechet_train:.3f}, reconstructed test tiles {frechet_rebuilt:.3f} |
+| Frechet distance, random convolutions | {random:.4f} | training tiles {random_train:.4f}, reconstructed {random_rebuilt:.4f} |
+| sorted into the cluster asked for, by the clusters / by a second judge | {asked:.0%} / {second:.0%} | chance {chance:.0%} |
+| use to a classifier (CAS), share of what real tiles are worth | {cas:.0%} | 100 % |
+| told from real tiles by a small network / behind a blur of 1 px | {told} / {told_1} | 50 % |
+| told from reconstructed tiles / behind a blur of 1 px | {told_r} / {told_r1} | 50 % |
+| power against real tiles, bands of 0.05 cycles per pixel from 0 on | {power} | 1 |
+| closer to a training tile than the closest 1 % of test tiles | {closer:.1%} | 1 % |
+"""  # noqa: E501 - rows of a table
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.starter")
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--settings", type=Path, required=True)
+    parser.add_argument("--clusters", type=int, default=10)
+    parser.add_argument("--clustering", default="kmeans")
+    parser.add_argument("--out", type=Path, default=STARTER)
+    args = parser.parse_args(arguments)
+    settings = json.loads(args.settings.read_text())
+    run = open_run(
+        "starter", args.clusters, args.clustering, str(args.data.absolute()), "recommended", settings,
+        out=str(args.run.absolute()),
+    )  # fmt: skip
+    run.generator().save(args.out, half=True)
+    shipped = Generator.load(args.out, run.device)
+    sheet, values = ablation.measure(run, ["random", "autoencoder"], shipped.draw)
+    figures.save_figure(sheet, args.out / "sheet.jpg", dpi=110)
+    write_json(args.out / "measured.json", {"date": date.today().isoformat(), "values": values})
+    with atomic_write(args.out / "README.md") as file:
+        file.write(_card(run, shipped, values, args.out).encode())
+
+
+def _card(run, shipped: Generator, values: dict[str, float | None], folder: Path) -> str:
+    def share(name: str) -> str:
+        return "not known" if values[name] is None else f"{values[name]:.0%}"
+
+    how, stages = run.settings.sampling, ("training", "finetuning1", "finetuning2")
+    epochs = ", ".join(f"{getattr(run.settings, stage).epochs} epochs ({stage})" for stage in stages)
+    bands = [ratio for name, ratio in values.items() if name.startswith("power")]
+    return CARD.format(
+        k=shipped.n_clusters, train=len(run.tiles.train), test=len(run.tiles.test), number=len(run.test_images),
+        codes=shipped.space.vqvae.embedding.num_embeddings, clustering=run.clustering, epochs=epochs,
+        parameters=sum(p.numel() for p in shipped.unet.parameters()) / 1e6,
+        size=(folder / "model.safetensors").stat().st_size / 1e6,
+        sampler=how.sampler, steps=how.steps, guidance=how.guidance,
+        day=date.today().isoformat(), device=device_name(run.device.type),
+        frechet=values["autoencoder: Frechet distance (autoencoder features)"],
+        frechet_train=values["autoencoder: floor, training tiles"],
+        frechet_rebuilt=values["autoencoder: floor, reconstructions"],
+        random=values["random: Frechet distance (random convolutions)"],
+        random_train=values["random: floor, training tiles"], random_rebuilt=values["random: floor, reconstructions"],
+        asked=values["as asked"], second=values["as asked, second judge"], chance=1 / shipped.n_clusters,
+        cas=values["CAS, of real"], closer=values["closer"], told=share("told from real, blur 0"),
+        told_1=share("told from real, blur 1"), told_r=share("told from reconstructed, blur 0"),
+        told_r1=share("told from reconstructed, blur 1"), power=" ".join(f"{ratio:.2f}" for ratio in bands),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
