@@ -3,6 +3,7 @@
 import csv
 import shutil
 
+import matplotlib.pyplot as plt
 import numpy as np
 import openslide
 import pytest
@@ -10,9 +11,9 @@ import tifffile
 from PIL import Image
 from skimage.data import immunohistochemistry
 
-from pfiles.__main__ import main
+from pfiles.__main__ import main, run_cells
 from pfiles.errors import InputError
-from pfiles.paths import atomic_write
+from pfiles.paths import ROOT, atomic_write
 from pfiles.tiles import tiler
 from pfiles.tiles.builtin import SLIDE
 from pfiles.tiles.dataset import load_tiles
@@ -195,6 +196,14 @@ def test_the_folder_is_data_and_no_patient_is_on_both_sides(tmp_path, capsys):
     assert set(smaller.positions.mpp) == {1.0}
     assert not list(out.rglob("*.part"))
     assert not (out / ".work").exists()
+
+
+def test_the_notebook_cuts_the_embedded_slide(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    run_cells(ROOT / "tile_slides.ipynb", {"out": str(tmp_path / "out")})
+    plt.close("all")
+    assert "CMU-1-Small-Region: 135 tiles" in capsys.readouterr().out
+    assert len(rows_of(tmp_path / "out")) == 135
 
 
 def test_tiles_of_one_slide_are_split_by_rows_without_a_shared_pixel(tmp_path):
