@@ -173,14 +173,14 @@ def twelve_slides(folder, n=12, seed=0):
 def test_the_folder_is_data_and_no_patient_is_on_both_sides(tmp_path, capsys):
     twelve_slides(tmp_path / "slides")
     table = tmp_path / "table.csv"
-    lines = [f"s{i:02},p{i % 5},{'ab'[i % 2]}" for i in range(11)]
+    lines = [f"s{i:02},p{i % 5},{'ab'[i % 2] if i < 11 else ''}" for i in range(12)]
     table.write_text("slide,patient,label\n" + "\n".join(lines) + "\n")
     out = tmp_path / "out"
     command = ["tile", str(tmp_path / "slides"), "--out", str(out), "--size", "64", "--mpp", "0.5"]
     assert main([*command, "--slides-csv", str(table)]) == 0
     printed = capsys.readouterr().out
     tiles = load_tiles(out, 64)
-    patients = np.array([row["patient"] or row["slide"] for row in rows_of(out)])
+    patients = np.array([row["patient"] for row in rows_of(out)])
     assert not set(patients[tiles.train]) & set(patients[tiles.test])
     assert len(tiles.train) + len(tiles.test) == len(patients)
     assert set(tiles.labels) == {"a", "b", ""}
