@@ -222,9 +222,7 @@ def plan_tiles(slide: AbstractSlide, path: Path, tiling: Tiling, offset: float) 
     mask = tissue_mask(image, in_thumbnail.prod() / 4)
     stride = tiling.stride or tiling.size
     columns, rows = (int((length / downsample - tiling.size) // stride) + 1 for length in (width, height))
-    corners = (
-        np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)[: columns * rows] * stride
-    )
+    corners = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2) * stride
     share = _shares(mask, corners * downsample / scale, in_thumbnail)
     taken = np.flatnonzero(share >= tiling.min_tissue)
     if not len(taken):

@@ -3,6 +3,7 @@
 import csv
 import shutil
 
+import matplotlib.pyplot as plt
 import numpy as np
 import openslide
 import pytest
@@ -10,9 +11,9 @@ import tifffile
 from PIL import Image
 from skimage.data import immunohistochemistry
 
-from pfiles.__main__ import main
+from pfiles.__main__ import main, run_cells
 from pfiles.errors import InputError
-from pfiles.paths import atomic_write
+from pfiles.paths import ROOT, atomic_write
 from pfiles.tiles import tiler
 from pfiles.tiles.builtin import SLIDE
 from pfiles.tiles.dataset import load_tiles
@@ -172,14 +173,14 @@ def twelve_slides(folder, n=12, seed=0):
 def test_the_folder_is_data_and_no_patient_is_on_both_sides(tmp_path, capsys):
     twelve_slides(tmp_path / "slides")
     table = tmp_path / "table.csv"
-    lines = [f"s{i:02},p{i % 5},{'ab'[i % 2]}" for i in range(11)]
+    lines = [f"s{i:02},p{i % 5},{'ab'[i % 2] if i < 11 else ''}" for i in range(12)]
     table.write_text("slide,patient,label\n" + "\n".join(lines) + "\n")
     out = tmp_path / "out"
     command = ["tile", str(tmp_path / "slides"), "--out", str(out), "--size", "64", "--mpp", "0.5"]
     assert main([*command, "--slides-csv", str(table)]) == 0
     printed = capsys.readouterr().out
     tiles = load_tiles(out, 64)
-    patients = np.array([row["patient"] or row["slide"] for row in rows_of(out)])
+    patients = np.array([row["patient"] for row in rows_of(out)])
     assert not set(patients[tiles.train]) & set(patients[tiles.test])
     assert len(tiles.train) + len(tiles.test) == len(patients)
     assert set(tiles.labels) == {"a", "b", ""}
@@ -195,6 +196,14 @@ def test_the_folder_is_data_and_no_patient_is_on_both_sides(tmp_path, capsys):
     assert set(smaller.positions.mpp) == {1.0}
     assert not list(out.rglob("*.part"))
     assert not (out / ".work").exists()
+
+
+def test_the_notebook_cuts_the_embedded_slide(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    run_cells(ROOT / "tile_slides.ipynb", {"out": str(tmp_path / "out")})
+    plt.close("all")
+    assert "CMU-1-Small-Region: 135 tiles" in capsys.readouterr().out
+    assert len(rows_of(tmp_path / "out")) == 135
 
 
 def test_tiles_of_one_slide_are_split_by_rows_without_a_shared_pixel(tmp_path):
