@@ -17,7 +17,7 @@ from pfiles.drawing.sampling import generate_to_folder, image_seeds, sample
 from pfiles.latents import LatentSpace, encode_tiles, encode_views, latent_batches, predict_clusters
 from pfiles.learning import autoencoder, diffusion
 from pfiles.learning.log import History
-from pfiles.learning.loop import Run as Job
+from pfiles.learning.loop import Job
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import pick_device, seeded
 from pfiles.machine.speed import Speed, pick_speed

@@ -45,7 +45,7 @@ def test_training_is_as_long_as_the_time_allows(tmp_path):
         calls.append((len(some), epochs))
         return [{"epoch": e + 1, "loss": 1.0, "seconds": 0.5 * (len(some) // 8)} for e in range(epochs)]
 
-    run = loop.Run("test", 0, 8, tmp_path, {}, SIZE.settings.saving, PLAIN)
+    run = loop.Job("test", 0, 8, tmp_path, {}, SIZE.settings.saving, PLAIN)
     images = torch.arange(32)
     report = train_and_look.train_for(20, train, [nn.Identity()], images, run)
     assert calls == [(32, 2), (32, 10)]  # the first measures
