@@ -29,7 +29,7 @@ def test_the_second_is_refused_while_the_first_lives(tmp_path, end):
     first = context.Process(target=hold, args=(tmp_path / "new", inside, leave))
     first.start()
     assert inside.wait(60)
-    with pytest.raises(InputError, match="^Another run works here: wait.$"), locked(tmp_path / "new", BUSY):
+    with pytest.raises(InputError, match=r"^Another run works here: wait\.$"), locked(tmp_path / "new", BUSY):
         pass
     if end == "killed":
         os.kill(first.pid, signal.SIGKILL)
