@@ -253,8 +253,7 @@ def _run(args: argparse.Namespace) -> int:
     }
     with locked(paths.root):
         write_json(paths.summary, read_json(paths.summary, {}) | {"run": summary["run"]})
-    if args.restart:
-        restart.unlink(missing_ok=True)
+    restart.unlink(missing_ok=True)
     _print_summary(summary, paths)
     return 0
 
