@@ -120,7 +120,7 @@ def stage_product(size: Size, device: str) -> Run:
 
     def run() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
-            how = loop.Run("benchmark", 0, 16, Path(folder), {}, size.settings.saving, speed, restart=True)
+            how = loop.Job("benchmark", 0, 16, Path(folder), {}, size.settings.saving, speed, restart=True)
             history = diffusion.train_stage(
                 unet=networks.unet, clusterer=networks.classifier, space=LatentSpace(networks.vqvae), images=tiles,
                 codes=codes, settings=size.settings.diffusion, stage=stage, run=how,

@@ -32,16 +32,15 @@ from benchmarks.measure import device_name
 from pfiles import checkpoints
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.errors import InputError
-from pfiles.latents import encode_tiles, predict_clusters, reconstruct
-from pfiles.linear_noise_scheduler import LinearNoiseScheduler
-from pfiles.machine.runtime import pick_device, versions
-from pfiles.machine.speed import pick_speed
+from pfiles.latents import LatentSpace, encode_tiles, predict_clusters, reconstruct
+from pfiles.machine.runtime import versions
 from pfiles.measuring import fidelity, morphometry, spectrum, two_sample, usefulness
 from pfiles.measuring.features import Extractor, make_extractor
-from pfiles.paths import Paths, atomic_write, write_json
+from pfiles.paths import atomic_write, write_json
 from pfiles.reporting import evaluation, figures
-from pfiles.settings import Settings, get_settings
-from pfiles.tiles.dataset import Tiles, load_tiles
+from pfiles.session import OpenRun, open_run
+from pfiles.settings import Settings
+from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.pixels import evenly_spaced, mean_colour, to_uint8
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
@@ -58,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table, write the files; the exit status is 2 where something given is wrong."""
     args = _parser().parse_args(arguments)
     try:
-        report, shown = climb(args, pick_device())
+        report, shown = climb(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -71,24 +70,24 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def climb(args: argparse.Namespace, device: torch.device) -> tuple[dict[str, Any], Tensor]:
+def climb(args: argparse.Namespace) -> tuple[dict[str, Any], Tensor]:
     """The report, and the first tiles of each rung."""
-    settings = get_settings(args.preset, args.settings)
-    paths = Paths(args.clusters, args.run.absolute())
-    tiles = load_tiles(str(args.data.absolute()), settings.image_size_px, settings.max_train_tiles, args.clusters)
-    vqvae = checkpoints.load_autoencoder(paths, settings, device)
-    late, clustering = checkpoints.load_stage(paths, settings, "finetuning2", args.clustering, vqvae, device)
-    early = args.early or checkpoints.find_checkpoint(paths, "unet", "training", args.clustering)
+    data, folder = (str(path.absolute()) for path in (args.data, args.run))
+    run = open_run("ladder", args.clusters, args.clustering, data, args.preset, args.settings, args.seed, folder)
+    late, clusterer, space = run.networks()
+    early = args.early or checkpoints.find_checkpoint(run.paths, "unet", "training", args.clustering)
     unets = {
-        EARLY: _unet(early, late, settings),
-        LATE: late if args.late is None else _unet(args.late, late, settings),
+        EARLY: _unet(early, late, run.settings),
+        LATE: late if args.late is None else _unet(args.late, late, run.settings),
     }
-    extractors = [make_extractor(kind, vqvae, device) for kind in args.features]
-    rungs, clusters = make_rungs(tiles, args.images, vqvae, clustering, unets, settings, device)
-    values = measure(rungs, clusters, tiles, vqvae, clustering, extractors, args.clusters, device, args.seed)
+    extractors = [make_extractor(kind, run.vqvae, run.device) for kind in args.features]
+    rungs, clusters = make_rungs(run, args.images, clusterer, space, unets)
+    values = measure(
+        rungs, clusters, run.tiles, run.vqvae, clusterer, extractors, args.clusters, run.device, args.seed
+    )  # fmt: skip
     about = {
-        "device": device_name(device.type), "date": date.today().isoformat(), "versions": versions(),
-        "data": tiles.source, "images": len(clusters), "seed": args.seed,
+        "device": device_name(run.device.type), "date": date.today().isoformat(), "versions": versions(),
+        "data": run.tiles.source, "images": len(clusters), "seed": args.seed,
     }  # fmt: skip
     measures = {name: {**of, **judge(of["values"], of["best"])} for name, of in values.items()}
     return {**about, "chains": [list(chain) for chain in CHAINS], "measures": measures}, torch.cat(
@@ -104,17 +103,12 @@ def _unet(path: Path, like: UNet, settings: Settings) -> UNet:
 
 
 def make_rungs(
-    tiles: Tiles,
-    number: int,
-    vqvae: VQVAE,
-    clustering: nn.Module,
-    unets: Mapping[str, UNet],
-    settings: Settings,
-    device: torch.device,
+    run: OpenRun, number: int, clusterer: nn.Module, space: LatentSpace, unets: Mapping[str, UNet]
 ) -> tuple[dict[str, Tensor], Tensor]:
     """uint8 tiles (N, 3, S, S) of each rung on the CPU, and the clusters (N,) of the held-out tiles, of all rungs."""
+    tiles, vqvae, settings, device = run.tiles, run.vqvae, run.settings, run.device
     real = tiles.tensor(tiles.test[evenly_spaced(len(tiles.test), number)], device)
-    clusters, _ = predict_clusters(vqvae, clustering, encode_tiles(vqvae, real))
+    clusters, _ = predict_clusters(vqvae, clusterer, encode_tiles(vqvae, real))
     colour = torch.tensor(mean_colour(real.cpu()), dtype=torch.uint8)
     rungs = {
         HELD_OUT: real,
@@ -123,13 +117,12 @@ def make_rungs(
         BLUR_2: two_sample.blur(real, 2.0, device),
         FLAT: colour[None, :, None, None].expand(real.shape).contiguous(),
     }
-    process, drawing = settings.diffusion, settings.sampling
-    scheduler = LinearNoiseScheduler(process.num_timesteps, process.beta_start, process.beta_end)
+    drawing = settings.sampling
     for name, unet in unets.items():
         rungs[name] = sample(
-            unet, scheduler, vqvae.decode, clusters, image_seeds(0, range(len(real))),
+            unet, run.scheduler, space.decode, clusters, image_seeds(0, range(len(real))),
             vqvae.latent_shape(settings.image_size_px), drawing.steps, drawing.batch_size, drawing.sampler,
-            drawing.guidance, pick_speed(settings, device),
+            drawing.guidance, run.speed, prediction=settings.diffusion.prediction,
         )  # fmt: skip
     return {name: rung.cpu() for name, rung in rungs.items()}, clusters
 

@@ -1,6 +1,7 @@
 """What fast samplers cost in quality: one trained UNet, the same noise, several ways to the image.
 
-    python -m experiments.samplers --run DIR --data PATH --clusters 10 [--preset demo] [--images 500] [--out FILE]
+    python -m experiments.samplers --run DIR --data PATH --clusters 10 [--preset demo] [--settings JSON]
+        [--images 500] [--out FILE]
 
 DIR is the folder of a finished run (`python -m pfiles run --out DIR`). For every sampler: the Frechet distance between
 its images and the test tiles in the autoencoder's feature space, and the seconds an image took. The images take the
@@ -9,6 +10,7 @@ own reconstructions, which is all that the decoder could show at best.
 """
 
 import argparse
+import json
 import sys
 import time
 from datetime import date
@@ -17,18 +19,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import device_name
-from pfiles import checkpoints
 from pfiles.drawing.sampling import image_seeds, sample
+from pfiles.errors import InputError
 from pfiles.latents import encode_tiles, predict_clusters, reconstruct
-from pfiles.linear_noise_scheduler import LinearNoiseScheduler
-from pfiles.machine.runtime import pick_device, versions
-from pfiles.machine.speed import pick_speed
+from pfiles.machine.runtime import versions
 from pfiles.measuring.distribution import frechet_distance
 from pfiles.measuring.features import make_extractor
-from pfiles.paths import Paths, write_json
+from pfiles.paths import write_json
 from pfiles.reporting import figures
-from pfiles.settings import get_settings
-from pfiles.tiles.dataset import load_tiles
+from pfiles.session import open_run
 from pfiles.tiles.pixels import evenly_spaced, to_uint8
 
 WAYS = (("unipc", 10), ("dpm-solver++", 20), ("ddim", 50), ("ddpm", 50), ("ddpm", 1000))
@@ -37,20 +36,22 @@ SHOWN = 20  # images of each sampler in the picture
 
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
-    device = pick_device()
-    settings = get_settings(args.preset)
-    speed = pick_speed(settings, device)
-    paths = Paths(args.clusters, args.run.absolute())
-    tiles = load_tiles(str(args.data.absolute()), settings.image_size_px, settings.max_train_tiles)
-    vqvae = checkpoints.load_autoencoder(paths, settings, device)
-    unet, clusters = checkpoints.load_stage(paths, settings, "finetuning2", args.clustering, vqvae, device)
-    process = settings.diffusion
-    scheduler = LinearNoiseScheduler(process.num_timesteps, process.beta_start, process.beta_end)
+    try:
+        return compare(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
-    extract = make_extractor("autoencoder", vqvae, device)
+
+def compare(args: argparse.Namespace) -> int:
+    data, folder = (str(path.absolute()) for path in (args.data, args.run))
+    run = open_run("samplers", args.clusters, args.clustering, data, args.preset, args.settings, 0, folder)
+    unet, clusterer, space = run.networks()
+    tiles, device = run.tiles, run.device
+    extract = make_extractor("autoencoder", run.vqvae, device)
     test = tiles.tensor(tiles.test[evenly_spaced(len(tiles.test), args.images)], device)
     real = extract(test)
-    cluster_ids, _ = predict_clusters(vqvae, clusters, encode_tiles(vqvae, test))
+    cluster_ids, _ = predict_clusters(run.vqvae, clusterer, encode_tiles(run.vqvae, test))
     rows, shown = [], {}
 
     def add(name: str, images: torch.Tensor, seconds: float | None) -> None:
@@ -63,12 +64,13 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{'images':<34} {'Frechet distance':>18} {'seconds per image':>20}")
     chosen = tiles.train[evenly_spaced(len(tiles.train), len(test))]
     add("training tiles", tiles.tensor(chosen, device), None)
-    add("test tiles, reconstructed", to_uint8(reconstruct(vqvae, test)), None)
+    add("test tiles, reconstructed", to_uint8(reconstruct(run.vqvae, test)), None)
     for sampler, steps in WAYS:
         began = time.perf_counter()
         images = sample(
-            unet, scheduler, vqvae.decode, cluster_ids, image_seeds(0, range(len(test))),
-            vqvae.latent_shape(settings.image_size_px), steps, settings.sampling.batch_size, sampler, speed=speed,
+            unet, run.scheduler, space.decode, cluster_ids, image_seeds(0, range(len(test))),
+            run.vqvae.latent_shape(run.settings.image_size_px), steps, run.settings.sampling.batch_size, sampler,
+            speed=run.speed, prediction=run.settings.diffusion.prediction,
         )  # fmt: skip
         add(f"{sampler}, {steps} steps", images, (time.perf_counter() - began) / len(test))
 
@@ -85,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--data", type=Path, required=True, help="the tiles of that run")
     parser.add_argument("--preset", default="demo", help="of that run; default demo")
+    parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON", help="changed ones of that run")
     parser.add_argument("--clusters", type=int, default=14, help="of that run; default 14")
     parser.add_argument("--clustering", default="classifier", help="of that run; default classifier")
     parser.add_argument("--images", type=int, default=500, help="of each sampler; default 500")

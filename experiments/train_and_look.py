@@ -107,7 +107,7 @@ def train_and_look(data: str, settings: Settings, device: torch.device, seconds:
         classifier = Classifier(vqvae.z_channels, N_CLUSTERS).to(device)
     perceptual = autoencoder.make_perceptual(settings.autoencoder, device)
 
-    def train_autoencoder(networks: list[nn.Module], some: Tensor, epochs: int, run: loop.Run) -> loop.History:
+    def train_autoencoder(networks: list[nn.Module], some: Tensor, epochs: int, run: loop.Job) -> loop.History:
         # the adversarial terms begin after a third; the second epoch of two, which is timed, has them
         start = epochs * len(some) // run.batch_size // 3
         shorter = replace(settings.autoencoder, epochs=epochs, discriminator_start_step=start)
@@ -115,7 +115,7 @@ def train_and_look(data: str, settings: Settings, device: torch.device, seconds:
             vqvae=networks[0], discriminator=networks[1], images=some, perceptual=perceptual, settings=shorter, run=run
         )
 
-    def train_unet(networks: list[nn.Module], some: Tensor, epochs: int, run: loop.Run) -> loop.History:
+    def train_unet(networks: list[nn.Module], some: Tensor, epochs: int, run: loop.Job) -> loop.History:
         return diffusion.train_stage(
             unet=networks[0], clusterer=networks[1], space=LatentSpace(vqvae), images=some,
             codes=encode_tiles(vqvae, some), run=run, stage=replace(settings.training, epochs=epochs),
@@ -129,7 +129,7 @@ def train_and_look(data: str, settings: Settings, device: torch.device, seconds:
             ("unet", train_unet, [unet, classifier], settings.diffusion.batch_size),
         ):
             saving = SavingSettings(every_minutes=60)
-            run = loop.Run(name, SEED, batch_size, Path(folder, name), {}, saving, speed)
+            run = loop.Job(name, SEED, batch_size, Path(folder, name), {}, saving, speed)
             report[name] = train_for(SHARES[name] * seconds, train, networks, images, run)
 
     chosen = test[torch.as_tensor(evenly_spaced(len(test), 20), device=device)]
@@ -164,7 +164,7 @@ def train_and_look(data: str, settings: Settings, device: torch.device, seconds:
 
 
 def train_for(
-    seconds: float, train: Callable[..., loop.History], networks: list[nn.Module], images: Tensor, run: loop.Run
+    seconds: float, train: Callable[..., loop.History], networks: list[nn.Module], images: Tensor, run: loop.Job
 ) -> dict[str, Any]:
     """Train `networks` by `train(networks, images, epochs, run)` for about `seconds`; how long and what came of it.
 

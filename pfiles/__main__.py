@@ -19,6 +19,7 @@ import ast
 import json
 import os
 import resource
+import secrets
 import signal
 import sys
 import time
@@ -38,6 +39,7 @@ from pfiles.discriminator import Discriminator
 from pfiles.drawing.samplers import make_solver
 from pfiles.errors import InputError, TerminatedError
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.machine.locks import locked
 from pfiles.machine.runtime import pick_device, versions
 from pfiles.measuring.features import EXTRACTORS
 from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, write_json
@@ -196,7 +198,7 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     settings = get_settings(args.preset, overrides)
     check_clustering(args.clustering)
     out = None if args.out is None else str(expand(args.out).absolute())
-    Paths(args.clusters, out)
+    Paths(args.clusters, out, args.clustering)
     data = _data(args.data)
     _try_networks(settings, args.clusters, args.clustering)
     diffusion, sampling = settings.diffusion, settings.sampling
@@ -261,12 +263,17 @@ def run_cells(notebook: Path, parameters: Mapping[str, Any]) -> None:
 def _run(args: argparse.Namespace) -> int:
     parameters = _parameters(args)
     settings = get_settings(args.preset, parameters["overrides"])
-    paths = Paths(args.clusters, parameters["out"])
+    paths = Paths(args.clusters, parameters["out"], args.clustering)
+    restart = paths.root / "restart.json"
+    if args.restart:
+        parameters["restart"] = _name_of_restart(restart, parameters)
     began = time.monotonic()
     for number, name in enumerate(NOTEBOOKS, start=1):
         print(f"[{number:2}/{len(NOTEBOOKS)}] {name} ", end="", flush=True)
         started = time.monotonic()
-        target = paths.root / "executed" / f"{name.replace('clusters_14', paths.cluster_folder.name)}.ipynb"
+        target = (
+            paths.root / "executed" / f"{name.replace('clusters_14', paths.cluster_folder.name + paths.suffix)}.ipynb"
+        )
         failure = execute(ROOT / f"{name}.ipynb", target, parameters)
         if failure is not None:
             kind, message = failure
@@ -282,15 +289,28 @@ def _run(args: argparse.Namespace) -> int:
     tiles = load_tiles(parameters["data"], settings.image_size_px, settings.max_train_tiles)
     summary["run"] = {
         **parameters,
+        "restart": args.restart,
         "settings": asdict(settings),
         "data_fingerprint": tiles.fingerprint(),
         "versions": versions(),
         "seconds": round(time.monotonic() - began),
         "peak_memory_gb": round(peak, 2),
     }
-    write_json(paths.summary, summary)
+    with locked(paths.root):
+        write_json(paths.summary, read_json(paths.summary, {}) | {"run": summary["run"]})
+    restart.unlink(missing_ok=True)
     _print_summary(summary, paths)
     return 0
+
+
+def _name_of_restart(note: Path, parameters: Mapping[str, Any]) -> str:
+    """A name for a restart of all trainings; the same for the same command until it has come to its end."""
+    parameters = json.loads(json.dumps(parameters))
+    begun = read_json(note, {})
+    if begun.get("parameters") != parameters:
+        begun = {"name": secrets.token_hex(4), "parameters": parameters}
+        write_json(note, begun)
+    return begun["name"]
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -430,7 +450,7 @@ def _with_parameters(notebook: Path, parameters: Mapping[str, Any]) -> nbformat.
 
 def _print_summary(summary: Mapping[str, Any], paths: Paths) -> None:
     """The numbers the notebooks of this run recorded, and where the pictures are."""
-    own_folder = f"{paths.cluster_folder.name}/"
+    own_folder = f"{paths.cluster_folder.name}{paths.suffix}/"
     print("\nnotebook                                             metric                             value")
     for section, values in summary.items():
         if section == "run":

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pfiles.clustering import make_clustering
 from pfiles.errors import InputError
+from pfiles.identity import Identity, differences, same_identity, without
 from pfiles.latents import LatentSpace
 from pfiles.machine.runtime import versions
 from pfiles.paths import Paths, atomic_write, read_json, write_json
@@ -24,6 +25,7 @@ from pfiles.tiles.dataset import Tiles
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
 
+START = {"training": None, "finetuning1": "training", "finetuning2": "finetuning1"}  # the stage that each goes on from
 MADE_BY = {"training": "part_1_training", "finetuning1": "part_2_finetuning1", "finetuning2": "part_3_finetuning2"}
 
 
@@ -60,23 +62,55 @@ def identity(
     return json.loads(json.dumps(belongs_to))  # as a file gives it back: lists, not tuples
 
 
-def checkpoint_name(network: str, stage: str, epochs: int | str, n_clusters: int, day: str) -> str:
-    """The published file name; `day` is YYYYMMDD."""
-    return f"{network}_{stage}_ckpt_{day}_{epochs}_{n_clusters}.pth"
+def checkpoint_name(
+    network: str, stage: str, epochs: int | str, n_clusters: int, day: str, clustering: str = "classifier"
+) -> str:
+    """The published file name; `day` is YYYYMMDD. A UNet that learnt with k-means is called so."""
+    mark = "_kmeans" if clustering == "kmeans" != network else ""
+    return f"{network}{mark}_{stage}_ckpt_{day}_{epochs}_{n_clusters}.pth"
 
 
 def save_weights(module: nn.Module, path: Path, about: Mapping[str, Any]) -> None:
-    """Write the plain state dict of `module` to `path`, and `about` and the software versions to the JSON beside it."""
+    """Write the plain state dict of `module` to `path`, and `about` and the software versions to the JSON beside it.
+
+    The JSON also keeps the fingerprint of the weights that it tells of, and, for as long as `path` may still hold them,
+    of those that they replace.
+    """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    note = {**about, "weights": fingerprint(module), "versions": versions()}
+    if path.exists():
+        note["replaces"] = (read_json(path.with_suffix(".json")) or {}).get("weights")
     # the JSON first: weights without one would pass for published ones
-    write_json(path.with_suffix(".json"), {**about, "versions": versions()})
+    write_json(path.with_suffix(".json"), note)
     with atomic_write(path) as file:
         torch.save(state, file)
 
 
+def is_saved(module: nn.Module, path: Path, about: Mapping[str, Any]) -> bool:
+    """Whether `path` holds these weights already, and its JSON tells the same of them."""
+    told = read_json(path.with_suffix(".json")) if path.exists() else None
+    same = {**about, "weights": fingerprint(module)}
+    return told is not None and not differences(without(told, "versions", "number", "replaces"), same)
+
+
+def about_weights(path: Path, module: nn.Module) -> dict[str, Any] | None:
+    """The JSON of the weights that `module` got from `path`; None where there is none, or it tells of other weights."""
+    about = read_json(path.with_suffix(".json"))
+    told = None if about is None else about.get("weights")
+    return about if told in (None, fingerprint(module)) else None
+
+
 def refuse_to_replace_foreign(path: Path) -> None:
-    """InputError where `path` holds weights that were not made here, such as published ones: they have no JSON."""
-    if path.exists() and not path.with_suffix(".json").exists():
+    """InputError where `path` holds weights that were not made here, such as published ones: they have no JSON, or one
+    of other weights, over which they were put."""
+    if not path.exists():
+        return
+    about = read_json(path.with_suffix(".json"))
+    ours = about is not None
+    if ours and about.get("weights") is not None:
+        with suppress(InputError, AttributeError):  # what cannot be read is of no use to anybody
+            ours = _fingerprint(read_state(path)) in (about["weights"], about.get("replaces"))
+    if not ours:
         raise InputError(
             f"{path} was not made here and would be replaced: go on with the next notebook to use it, "
             "name another folder as out, or set restart = True to replace it."
@@ -117,14 +151,27 @@ def save_stage(
     networks = {"unet": unet}
     if _stage_of_clusters(stage, about["clustering"], clusters_first) == stage:
         networks[about["clustering"]] = clusters
-    day = date.today().strftime("%Y%m%d")
     trained_with = {"autoencoder": about["starts_from"]["autoencoder"], "clusters": fingerprint(clusters)}
     about = {**about, "stage": stage, "epochs": epochs, "trained_with": trained_with}
     about["latent_scaling"] = space.as_json()
     for network, module in networks.items():
-        path = paths.models / checkpoint_name(network, stage, epochs, paths.n_clusters, day)
-        save_weights(module, path, {**about, "network": network})
-        print(f"Saved {path}")
+        _save_once(paths, network, stage, epochs, module, {**about, "network": network})
+
+
+def _save_once(
+    paths: Paths, network: str, stage: str, epochs: int, module: nn.Module, about: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint, numbered one higher than its forerunners, unless the newest is the same already."""
+    clustering = about["clustering"]
+    found = _checkpoints(paths, network, stage, clustering)
+    if found and is_saved(module, found[-1], about):
+        print(f"Saved before, in {found[-1]}")
+        return
+    day = date.today().strftime("%Y%m%d")
+    path = paths.models / checkpoint_name(network, stage, epochs, paths.n_clusters, day, clustering)
+    number = 1 + max((_number(path) for path in found), default=0)
+    save_weights(module, path, {**about, "number": number})
+    print(f"Saved {path}")
 
 
 def _stage_of_clusters(stage: str, clustering: str, clusters_first: bool) -> str:
@@ -168,11 +215,15 @@ def load_weights(module: nn.Module, path: Path) -> None:
     module.load_state_dict(state)
 
 
-def fingerprint(module: nn.Module, *without: str) -> str:
-    """A short hash of a network's weights, but those whose names begin with one of `without`."""
+def fingerprint(module: nn.Module, *apart_from: str) -> str:
+    """A short hash of a network's weights, but those whose names begin with one of `apart_from`."""
+    return _fingerprint(module.state_dict(), *apart_from)
+
+
+def _fingerprint(state: Mapping[str, Tensor], *apart_from: str) -> str:
     digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        if name.startswith(without):
+    for name, tensor in state.items():
+        if name.startswith(apart_from):
             continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -188,24 +239,42 @@ def fingerprint_of_role(network: nn.Module) -> str:
 def find_checkpoint(paths: Paths, network: str, stage: str, clustering: str) -> Path:
     """The newest checkpoint of `network` after `stage`, made with `clustering`.
 
-    Newest by the day in its name, then by its time of writing. Files without a JSON, such as the published ones,
-    belong to the classifier. Raises InputError where there is none.
+    Newest by the number in its JSON, which counts the trainings whatever the clock says, then by the day in its name
+    and its time of writing. Files without a JSON, such as the published ones, belong to the classifier. Raises
+    InputError where there is none.
     """
-    k = paths.n_clusters
-    pattern = re.compile(rf"{network}_{stage}_ckpt_(\d{{8}})_\d+_{k}\.pth")
-    found = []
-    for path in paths.models.glob(f"{network}_{stage}_ckpt_*.pth"):
-        match = pattern.fullmatch(path.name)
-        about = read_json(path.with_suffix(".json"), {"clustering": "classifier"})
-        if match and about.get("clustering") == clustering:
-            found.append((match[1], path.stat().st_mtime_ns, path))
+    found = _checkpoints(paths, network, stage, clustering)
     if not found:
-        expected = checkpoint_name(network, stage, "EPOCHS", k, "YYYYMMDD")
+        expected = checkpoint_name(network, stage, "EPOCHS", paths.n_clusters, "YYYYMMDD", clustering)
         raise InputError(
             f"There is no {expected} for clustering={clustering!r} in {paths.models}: run {MADE_BY[stage]} first, "
             "or put the published file there."
         )
-    return max(found)[-1]
+    return found[-1]
+
+
+def _checkpoints(paths: Paths, network: str, stage: str, clustering: str) -> list[Path]:
+    """As `find_checkpoint`, all of them, the newest last."""
+    pattern = re.compile(rf"{network}(_kmeans)?_{stage}_ckpt_(\d{{8}})_\d+_{paths.n_clusters}\.pth")
+    found = []
+    for path in paths.models.glob(f"{network}_*.pth"):
+        match = pattern.fullmatch(path.name)
+        about = read_json(path.with_suffix(".json"), {"clustering": "classifier"})
+        if match and about.get("clustering") == clustering:
+            found.append((_number(path), match[2], path.stat().st_mtime_ns, path))
+    return [path for *_, path in sorted(found)]
+
+
+def _number(path: Path) -> int:
+    """The place of a checkpoint among those of its stage; 0 for files from elsewhere."""
+    number = read_json(path.with_suffix(".json"), {}).get("number")
+    return number if isinstance(number, int) else 0
+
+
+def weights_of(paths: Paths, network: str, stage: str, clustering: str) -> str | None:
+    """The fingerprint that the newest checkpoint's JSON tells; None where there is no such file or it tells none."""
+    found = _checkpoints(paths, network, stage, clustering)
+    return read_json(found[-1].with_suffix(".json"), {}).get("weights") if found else None
 
 
 def load_autoencoder(paths: Paths, settings: Settings, device: torch.device | str) -> VQVAE:
@@ -221,30 +290,56 @@ def load_autoencoder(paths: Paths, settings: Settings, device: torch.device | st
 
 
 def load_clustering(
-    paths: Paths, stage: str, clustering: str, vqvae: VQVAE, device: torch.device | str, clusters_first: bool = False
+    paths: Paths,
+    stage: str,
+    clustering: str,
+    vqvae: VQVAE,
+    device: torch.device | str,
+    clusters_first: bool = False,
+    belongs_to: Identity | None = None,
 ) -> nn.Module:
-    """The classifier or the k-means in use after `stage`, fitted to the latents of `vqvae`."""
+    """The classifier or the k-means in use after `stage`, fitted to the latents of `vqvae`.
+
+    belongs_to: the run that it must be of, see `same_identity`; None asks nothing.
+    """
     clusters = make_clustering(clustering, vqvae.z_channels, paths.n_clusters)
     path = find_checkpoint(paths, clustering, _stage_of_clusters(stage, clustering, clusters_first), clustering)
     load_weights(clusters, path)
-    _check_trained_with(path, "autoencoder", vqvae)
+    if belongs_to is not None:
+        same_identity(about_weights(path, clusters), belongs_to, path)
+    _check_trained_with(path, clusters, "autoencoder", vqvae)
     return clusters.to(device)
 
 
 def load_stage(
-    paths: Paths, settings: Settings, stage: str, clustering: str, vqvae: VQVAE, device: torch.device | str
+    paths: Paths,
+    settings: Settings,
+    stage: str,
+    clustering: str,
+    vqvae: VQVAE,
+    device: torch.device | str,
+    belongs_to: Identity | None = None,
 ) -> tuple[UNet, nn.Module, LatentSpace]:
     """The UNet after `stage`, the clusters that are its condition, and the latents of `vqvae` as it learnt them.
 
+    belongs_to: the run that they must be of, see `same_identity`; None asks nothing.
     InputError where it was trained to predict something else than the settings say.
     """
-    clusters = load_clustering(paths, stage, clustering, vqvae, device, settings.clusters_first)
+    clusters = load_clustering(paths, stage, clustering, vqvae, device, settings.clusters_first, belongs_to)
     unet = UNet(vqvae.z_channels, paths.n_clusters, **settings.diffusion.unet)
     path = find_checkpoint(paths, "unet", stage, clustering)
     load_weights(unet, path)
-    _check_trained_with(path, "autoencoder", vqvae)
-    _check_trained_with(path, "clusters", clusters)
-    about = read_json(path.with_suffix(".json"), {})
+    if belongs_to is not None:
+        same_identity(about_weights(path, unet), belongs_to, path)
+    _check_trained_with(path, unet, "autoencoder", vqvae)
+    _check_trained_with(path, unet, "clusters", clusters)
+    about = about_weights(path, unet) or {}
+    if START[stage] is not None and "unet" in about.get("starts_from", {}):
+        before = weights_of(paths, "unet", START[stage], clustering)
+        if before not in (None, about["starts_from"]["unet"]):
+            raise InputError(
+                f"{path} goes on from another UNet than that of the last {START[stage]}: run {MADE_BY[stage]} again."
+            )
     trained = about.get("settings", {}).get("diffusion", {})
     for name, published in (("prediction", "noise"), ("latent_scaling", False)):
         then, now = trained.get(name, published), getattr(settings.diffusion, name)
@@ -256,9 +351,10 @@ def load_stage(
     return unet.to(device), clusters, LatentSpace.from_json(vqvae, about.get("latent_scaling"))
 
 
-def _check_trained_with(path: Path, name: str, module: nn.Module) -> None:
-    """InputError where the JSON of `path` names another autoencoder or other clusters; published files have none."""
-    trained_with = read_json(path.with_suffix(".json"), {}).get("trained_with")
+def _check_trained_with(path: Path, trained: nn.Module, name: str, module: nn.Module) -> None:
+    """InputError where the JSON of `trained`, which came from `path`, names another autoencoder or other clusters;
+    published files have none."""
+    trained_with = (about_weights(path, trained) or {}).get("trained_with")
     if isinstance(trained_with, dict) and trained_with.get(name) not in (None, fingerprint_of_role(module)):
         raise InputError(
             f"{path} was trained with another {name} than the one in use: "

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,10 +21,12 @@ class Paths:
     """The files of one run with `n_clusters` clusters below the folder `out`.
 
     out: None for this repository; a relative path starts there, so that it means the same in every notebook.
+    clustering: "classifier", whose files have the published names, or "kmeans", whose files have names of their own.
     """
 
     n_clusters: int = 14
     out: str | Path | None = None
+    clustering: str = "classifier"
 
     def __post_init__(self):
         if not isinstance(self.n_clusters, int) or self.n_clusters < 2:
@@ -44,6 +47,11 @@ class Paths:
         return (ROOT / expand(self.out or "")).resolve()
 
     @property
+    def suffix(self) -> str:
+        """What the names of k-means' files have more."""
+        return "" if self.clustering == "classifier" else f"_{self.clustering}"
+
+    @property
     def autoencoder(self) -> Path:
         return self.root / "kpc_ldm" / "vqvae_autoencoder_ckpt.pth"
 
@@ -61,12 +69,18 @@ class Paths:
 
     @property
     def generated(self) -> Path:
-        return self.cluster_folder / f"gen_{self.n_clusters}"
+        return self.cluster_folder / f"gen_{self.n_clusters}{self.suffix}"
 
     @property
     def latent_csv(self) -> Path:
         k = self.n_clusters
-        return self.cluster_folder / f"HHH{k}_C{k}_D{k}.csv"
+        return self.cluster_folder / f"HHH{k}_C{k}_D{k}{self.suffix}.csv"
+
+    def latent_csvs(self) -> dict[int, Path]:
+        """The files of this clustering that there are of any k, as `latent_csv`, by k."""
+        found = self.root.glob(f"clusters_*/HHH*_C*_D*{self.suffix}.csv")
+        named = ((re.fullmatch(rf"HHH(\d+)_C\d+_D\d+{self.suffix}\.csv", path.name), path) for path in found)
+        return dict(sorted((int(match[1]), path) for match, path in named if match))
 
     @property
     def training_images(self) -> Path:
@@ -78,11 +92,11 @@ class Paths:
 
     def figure(self, number: int, name: str) -> Path:
         """A panel of a figure of the paper, such as `figure(1, "a")`: Figures/Figure 1/a.jpg."""
-        return self.root / "Figures" / f"Figure {number}" / f"{name}.jpg"
+        return self.root / "Figures" / f"Figure {number}{self.suffix}" / f"{name}.jpg"
 
     @property
     def cluster_sheet(self) -> Path:
-        return self.root / "Figures" / f"cluster_sheet_{self.n_clusters}.jpg"
+        return self.root / "Figures" / f"cluster_sheet_{self.n_clusters}{self.suffix}.jpg"
 
     def training_folder(self, training: str, clustering: str | None = None) -> Path:
         """Where a training keeps its resume points and logs; only the autoencoder's has no clustering."""

@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -14,22 +17,27 @@ from pfiles.classifier import Classifier
 from pfiles.clustering import check_clustering, fit_kmeans, make_clustering
 from pfiles.discriminator import Discriminator, PolishDiscriminator
 from pfiles.drawing.generator import Generator, begin_from, starting_weights
-from pfiles.drawing.sampling import generate_to_folder
-from pfiles.latents import LatentSpace, encode_tiles, encode_views, latent_batches, predict_clusters
+from pfiles.drawing.sampling import GENERATED_WITH, generate_to_folder
+from pfiles.errors import InputError
+from pfiles.identity import Identity, same_identity, without
+from pfiles.latents import LatentSpace, encode_tiles, encode_views, latent_batches, pair_labels, predict_clusters
 from pfiles.learning import autoencoder, diffusion
 from pfiles.learning.log import History
-from pfiles.learning.loop import Run as Job
+from pfiles.learning.loop import Job
+from pfiles.learning.resume import restarts
 from pfiles.machine.runtime import pick_device, seeded
 from pfiles.machine.speed import Speed, pick_speed
-from pfiles.paths import Paths
+from pfiles.paths import Paths, atomic_write, read_json, write_json
 from pfiles.reporting import figures, tables
 from pfiles.settings import Settings, StageSettings, get_settings
 from pfiles.tiles.dataset import Tiles, load_tiles
+from pfiles.tiles.files import image_files, list_images, load_pairs, refuse_other_images, write_tiles
 from pfiles.tiles.pixels import evenly_spaced
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
 
-START = {"training": None, "finetuning1": "training", "finetuning2": "finetuning1"}  # the stage that each goes on from
+NOT_COMPARED = ("seed", "settings.precision")  # may change between a training and who reads what it made
+MADE_FROM = "made_from.json"  # in the folder of training images: their identity
 
 
 class Networks(NamedTuple):
@@ -49,7 +57,7 @@ def open_run(
     overrides: Mapping[str, Any] | None = None,
     seed: int = 765,
     out: str | Path | None = None,
-    restart: bool = False,
+    restart: bool | str = False,
 ) -> "OpenRun":
     """Open the run that these parameters describe; nothing is read but the settings until it is asked for.
 
@@ -59,7 +67,7 @@ def open_run(
     """
     check_clustering(clustering)
     settings = get_settings(preset, overrides)
-    return OpenRun(notebook, n_clusters, clustering, data, settings, seed, Paths(n_clusters, out), restart)
+    return OpenRun(notebook, n_clusters, clustering, data, settings, seed, Paths(n_clusters, out, clustering), restart)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +81,7 @@ class OpenRun:
     settings: Settings
     seed: int
     paths: Paths
-    restart: bool
+    restart: bool | str
 
     @cached_property
     def device(self) -> torch.device:
@@ -102,7 +110,15 @@ class OpenRun:
     @cached_property
     def vqvae(self) -> VQVAE:
         """The trained autoencoder, frozen."""
-        return checkpoints.load_autoencoder(self.paths, self.settings, self.device)
+        vqvae = checkpoints.load_autoencoder(self.paths, self.settings, self.device)
+        same_identity(checkpoints.about_weights(self.paths.autoencoder, vqvae), self.identity, self.paths.autoencoder)
+        return vqvae
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What every file of this run agrees with, if it tells it: data, settings, clusters. Seeds may differ."""
+        groups = ["autoencoder", "diffusion", "clusters", *checkpoints.START]
+        return without(self._identity(groups, {}), *NOT_COMPARED)
 
     @cached_property
     def views(self) -> Tensor:
@@ -173,7 +189,9 @@ class OpenRun:
                 clip_norm=settings.clip_norm,
                 run=self._job("polish", self.paths.training_folder("polish"), begun, settings.polish.batch_size),
             )
-        checkpoints.save_weights(vqvae, self.paths.autoencoder, {**identity, "epochs": len(history)})
+        about = {**identity, "epochs": len(history)}
+        if not checkpoints.is_saved(vqvae, self.paths.autoencoder, about):
+            checkpoints.save_weights(vqvae, self.paths.autoencoder, about)
         print(f"Saved {self.paths.autoencoder}")
         return history
 
@@ -225,7 +243,7 @@ class OpenRun:
     def train(self, name: str, networks: Networks) -> History:
         """Train the networks in place through the stage of that name, and save what it changed."""
         starts_from = {"autoencoder": self.vqvae}
-        if START[name] is not None:
+        if checkpoints.START[name] is not None:
             starts_from |= {"unet": networks.unet, "clusters": networks.clusterer}
         identity = self._identity(["diffusion", name], starts_from)
         history = diffusion.train_stage(
@@ -252,6 +270,11 @@ class OpenRun:
         return self._job(name, folder, identity, self.settings.diffusion.batch_size)
 
     def _job(self, name: str, folder: Path, identity: Mapping[str, Any], batch_size: int) -> Job:
+        if restarts(folder, identity, self.restart) and image_files(self.paths.generated):
+            raise InputError(
+                f"{self.paths.generated} holds images of the networks that this restart replaces: move or delete that "
+                "folder first."
+            )
         return Job(name, self.seed, batch_size, folder, identity, self.settings.saving, self.speed, self.restart)
 
     # after training
@@ -260,15 +283,18 @@ class OpenRun:
     def networks(self, stage: str = "finetuning2") -> Networks:
         """The trained networks after a stage."""
         return Networks(
-            *checkpoints.load_stage(self.paths, self.settings, stage, self.clustering, self.vqvae, self.device)
+            *checkpoints.load_stage(
+                self.paths, self.settings, stage, self.clustering, self.vqvae, self.device, self.identity
+            )
         )
 
     @cached_property
     def clusterer(self) -> nn.Module:
         """The clusters after the last stage."""
         return checkpoints.load_clustering(
-            self.paths, "finetuning2", self.clustering, self.vqvae, self.device, self.settings.clusters_first
-        )
+            self.paths, "finetuning2", self.clustering, self.vqvae, self.device, self.settings.clusters_first,
+            self.identity,
+        )  # fmt: skip
 
     def assign(self, images: Tensor, stage: str | None = None) -> tuple[Tensor, Tensor]:
         """The cluster (N,), 0-based, of uint8 images (N, 3, S, S) and its probability (N,), both on the CPU."""
@@ -310,24 +336,109 @@ class OpenRun:
         print("clusters:", [cluster + 1 for cluster in cluster_ids.tolist()])
         return shown, cluster_ids, self.draw(cluster_ids, stage=stage)
 
+    # files of this run
+
+    def write_training_images(self) -> None:
+        """Write the `chosen` training tiles into `org`."""
+        folder, numbers, note = self.paths.training_images, self.chosen + 1, self.paths.training_images / MADE_FROM
+        refuse_other_images(folder, numbers)
+        own = without(checkpoints.identity(self.settings, [], self.tiles, self.seed), *NOT_COMPARED)
+        if image_files(folder):
+            if not note.exists():
+                raise InputError(f"{folder} does not say of which tiles its images are: move or delete it first.")
+            same_identity(read_json(note), own, folder)
+        write_json(note, own)
+        write_tiles(folder, numbers, self.tiles.tensor(self.tiles.train[self.chosen]))
+
+    def write_latent_csv(self, table: pd.DataFrame) -> None:
+        """Write the rows of all training tiles as published, and beside them what they are of."""
+        path = self.paths.latent_csv
+        with atomic_write(path) as file:
+            table.to_csv(file, header=False, index=False)
+        networks = {"autoencoder": self.vqvae, "clusters": self.clusterer}
+        about = {**self._identity(["diffusion"], networks), "sha256": sha256(path.read_bytes()).hexdigest()}
+        write_json(path.with_suffix(".json"), about)
+
     def draw_to_folder(self, cluster_ids: Tensor, only: tuple[int, int] | None = None) -> None:
         """Draw a tile for each of the `chosen` training tiles into `gen_k`, those that are not there yet."""
-        networks, how = self.networks(), self.settings.sampling
+        networks = self.networks()
+        starts_from = {"autoencoder": self.vqvae, "unet": networks.unet, "clusters": networks.clusterer}
         identity = checkpoints.identity(
-            self.settings, ["diffusion"], self.tiles, self.seed,
-            {"autoencoder": self.vqvae, "unet": networks.unet, "clusters": networks.clusterer},
-            steps=how.steps, sampler=how.sampler, guidance=how.guidance,
-            decoder=checkpoints.fingerprint(self.vqvae),
-        )  # fmt: skip
+            self.settings, ["diffusion"], self.tiles, self.seed, starts_from, **self._drawn_with()
+        )
 
         def draw(cluster_ids: Tensor, seeds: Sequence[int]) -> Tensor:
             return self.draw(cluster_ids, seeds, progress=False)
 
+        batch_size = self.settings.sampling.batch_size
         generate_to_folder(
-            draw, self.paths.generated, self.chosen + 1, cluster_ids, self.seed, how.batch_size, identity, only
+            draw, self.paths.generated, self.chosen + 1, cluster_ids, self.seed, batch_size, identity, only
         )
+
+    def _drawn_with(self) -> dict[str, Any]:
+        how, decoder = self.settings.sampling, checkpoints.fingerprint(self.vqvae)
+        return {"steps": how.steps, "sampler": how.sampler, "guidance": how.guidance, "decoder": decoder}
+
+    def generated(self) -> dict[str, Path]:
+        """The files of `gen_k` by name. InputError where they are of other networks, data or settings."""
+        folder = self.paths.generated
+        files = list_images(folder)
+        newest = {
+            "autoencoder": checkpoints.fingerprint_of_role(self.vqvae),
+            "unet": checkpoints.weights_of(self.paths, "unet", "finetuning2", self.clustering),
+        }
+        known = {name: weights for name, weights in newest.items() if weights is not None}
+        same_identity(
+            read_json(folder / GENERATED_WITH), {**self.identity, **self._drawn_with(), "starts_from": known}, folder
+        )
+        return files
+
+    def clusters_of(self, names: Sequence[str]) -> np.ndarray:
+        """The clusters (N,) that the CSV gives the training tiles of these numbers, from 1. InputError where it is of
+        other networks, data or settings."""
+        path, networks = self.paths.latent_csv, {"autoencoder": self.vqvae, "clusters": self.clusterer}
+        clusters = pair_labels(path, names)
+        fingerprints = {name: checkpoints.fingerprint_of_role(network) for name, network in networks.items()}
+        same_identity(_about_csv(path), {**self.identity, "starts_from": fingerprints}, path)
+        return clusters
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Training tiles and the generated ones of the same numbers, both uint8 (N, H, W, 3), and their clusters (N,).
+
+        InputError where `org`, `gen_k` and the CSV are not of one run.
+        """
+        original, generated, csv = self.paths.training_images, self.paths.generated, self.paths.latent_csv
+        for folder in (original, generated):
+            list_images(folder)
+        drawn, table = read_json(generated / GENERATED_WITH), _about_csv(csv)
+        same_identity(drawn, {}, generated)
+        for path, about in ((original, read_json(original / MADE_FROM)), (csv, table)):
+            same_identity(about, without(drawn or table or {}, *NOT_COMPARED), f"{path} beside {generated}")
+        names, real, fake = load_pairs(original, generated)
+        print(f"{len(names)} pairs of {real.shape[1]} px")
+        return real, fake, pair_labels(csv, names)
+
+    def latent_csvs(self) -> dict[int, Path]:
+        """The CSVs of every k, by k. InputError where they are of different data."""
+        found = self.paths.latent_csvs()
+        if not found:
+            raise InputError(f"There is no clusters_*/HHH*_C*_D*.csv in {self.paths.root}: run part_5 first.")
+        first, *others = [(path, _about_csv(path)) for path in found.values()]
+        same_identity(first[1], {}, first[0])
+        for path, about in others:
+            same_identity(about, {"data": (first[1] or {}).get("data", {})}, f"{path} beside {first[0]}")
+        return found
 
     def record(self, scores: Mapping[str, Any]) -> None:
         """Put the notebook's numbers into the run's summary."""
-        folder = f"clusters_{self.n_clusters}/" if self.notebook.startswith("part_") else ""
-        tables.record(self.paths.summary, folder + self.notebook, scores)
+        part, suffix = self.notebook.startswith("part_"), self.paths.suffix
+        section = f"clusters_{self.n_clusters}{suffix}/{self.notebook}" if part else f"{self.notebook}{suffix}"
+        tables.record(self.paths.summary, section, scores)
+
+
+def _about_csv(path: Path) -> dict[str, Any] | None:
+    """What the JSON beside a CSV tells of it; None where there is none, or it tells of another file."""
+    if not path.exists():
+        raise InputError(f"There is no {path}: run part_5_latent_space_extraction first.")
+    about = read_json(path.with_suffix(".json"), {})
+    return about if about.get("sha256") == sha256(path.read_bytes()).hexdigest() else None

@@ -119,7 +119,7 @@ def images():
 @pytest.fixture
 def run(tmp_path):
     saving = SavingSettings(every_minutes=60)
-    return loop.Run("test", 1, 8, tmp_path / "test", {"a": {"b": 1}}, saving, PLAIN)
+    return loop.Job("test", 1, 8, tmp_path / "test", {"a": {"b": 1}}, saving, PLAIN)
 
 
 def autoencoder_networks(tiny):

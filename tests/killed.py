@@ -26,9 +26,9 @@ NUM_IMAGES = 12
 SETTINGS = get_settings("demo", TINY)
 
 
-def _run(folder: Path, name: str) -> loop.Run:
+def _run(folder: Path, name: str) -> loop.Job:
     saving = SavingSettings(every_minutes=0)  # a resume point after every step
-    return loop.Run(name, 7, 8, folder, {"job": name}, saving, Speed(channels_last=True, fused=True))
+    return loop.Job(name, 7, 8, folder, {"job": name}, saving, Speed(channels_last=True, fused=True))
 
 
 def _networks() -> tuple[VQVAE, Discriminator, UNet, torch.nn.Module]:

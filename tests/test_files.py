@@ -49,6 +49,18 @@ def test_published_names(tmp_path):
     assert checkpoint_name("unet", "training", 600, 14, "20250127") == "unet_training_ckpt_20250127_600_14.pth"
 
 
+def test_the_files_of_kmeans_have_names_of_their_own(tmp_path):
+    def names(clustering):
+        paths = Paths(14, tmp_path, clustering)
+        files = paths.generated, paths.latent_csv, paths.figure(2, "C_14_3"), paths.cluster_sheet
+        trained = checkpoint_name("unet", "training", 600, 14, "20250127", clustering)
+        return {*files, trained, checkpoint_name(clustering, "training", 600, 14, "20250127", clustering)}
+
+    assert len(names("classifier") | names("kmeans")) == 12
+    assert "unet_kmeans_training_ckpt_20250127_600_14.pth" in names("kmeans")
+    assert tmp_path / "clusters_14" / "HHH14_C14_D14_kmeans.csv" in names("kmeans")
+
+
 @pytest.mark.parametrize("n_clusters", [1, 0, -3, 2.5, "14", None])
 def test_impossible_number_of_clusters(n_clusters):
     with pytest.raises(InputError, match="n_clusters must be a whole number of at least 2"):
@@ -242,6 +254,26 @@ def test_of_one_day_the_last_written_counts(paths):
     assert find_checkpoint(paths, "classifier", "training", "classifier") == second
 
 
+def test_the_last_training_counts_whatever_the_clock_says(paths):
+    network = Classifier(16, 3)
+    last = put(paths, "classifier_training_ckpt_20260101_9_3.pth", network, clustering="classifier", number=2)
+    first = put(paths, "classifier_training_ckpt_20260202_9_3.pth", network, clustering="classifier", number=1)
+    put(paths, "classifier_training_ckpt_20270202_9_3.pth", network).with_suffix(".json").unlink()  # from elsewhere
+    assert find_checkpoint(paths, "classifier", "training", "classifier") == last
+    last.unlink()
+    assert find_checkpoint(paths, "classifier", "training", "classifier") == first
+
+
+def test_each_training_gets_the_next_number(paths, stage):
+    _, _, unet, _, about = stage
+    other = KMeansClusters(16, 3)
+    other.centroids += 1
+    save_stage(paths, "training", unet, other, SPACE, 5, about)
+    newest = find_checkpoint(paths, "kmeans", "training", "kmeans")
+    assert read_json(newest.with_suffix(".json"))["number"] == 2
+    assert read_json(newest.with_suffix(".json"))["weights"] == checkpoints.fingerprint(other)
+
+
 def test_missing_checkpoints_name_what_makes_them(paths):
     with pytest.raises(InputError, match=r"no unet_finetuning1_ckpt_YYYYMMDD_EPOCHS_3\.pth .* run part_2_finetuning1"):
         find_checkpoint(paths, "unet", "finetuning1", "classifier")
@@ -272,7 +304,11 @@ def stage(paths):
     settings = get_settings("demo", {**TINY, "diffusion.latent_scaling": False, "diffusion.prediction": "noise"})
     vqvae, unet = make_vqvae(settings.autoencoder), UNet(16, 3, **settings.diffusion.unet)
     clusters = KMeansClusters(16, 3)
-    about = {"clustering": "kmeans", "starts_from": {"autoencoder": checkpoints.fingerprint_of_role(vqvae)}}
+    about = {
+        "clustering": "kmeans",
+        "starts_from": {"autoencoder": checkpoints.fingerprint_of_role(vqvae)},
+        "settings": {"diffusion": asdict(settings.diffusion)},
+    }
     save_stage(paths, "training", unet, clusters, SPACE, 4, about)
     return settings, vqvae, unet, clusters, about
 
@@ -284,7 +320,7 @@ def test_round_trip_of_a_stage(paths, stage):
         assert checkpoints.fingerprint(a) == checkpoints.fingerprint(b)
     later = checkpoints.load_clustering(paths, "finetuning2", "kmeans", vqvae, "cpu")  # k-means stays as it is
     assert checkpoints.fingerprint(later) == checkpoints.fingerprint(clusters)
-    plain = torch.load(next(paths.models.glob("unet_*.pth")), weights_only=True)
+    plain = torch.load(next(paths.models.glob("unet_kmeans_*.pth")), weights_only=True)
     assert plain.keys() == unet.state_dict().keys()
     about = json.loads(next(paths.models.glob("unet_*.json")).read_text())
     assert (about["epochs"], about["network"], about["stage"]) == (4, "unet", "training")
@@ -300,7 +336,7 @@ def test_networks_that_were_not_trained_together_are_refused(paths, stage):
     other = KMeansClusters(16, 3)
     other.centroids += 1
     save_stage(paths, "training", unet, other, SPACE, 9, about)
-    with pytest.raises(InputError, match=r"unet_finetuning1.* was trained with another clusters"):
+    with pytest.raises(InputError, match=r"unet_kmeans_finetuning1.* was trained with another clusters"):
         checkpoints.load_stage(paths, settings, "finetuning1", "kmeans", vqvae, "cpu")
 
 

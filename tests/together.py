@@ -27,7 +27,7 @@ def train(folder: Path, epochs: int = 4) -> None:
     saving = SavingSettings(every_minutes=60)
     vqvae, discriminator, unet, clusters = _networks()
     settings = replace(SETTINGS.autoencoder, epochs=epochs, learning_rate=1e-4)
-    run = loop.Run("autoencoder", 7, 16, folder / "autoencoder", {}, saving, PLAIN)
+    run = loop.Job("autoencoder", 7, 16, folder / "autoencoder", {}, saving, PLAIN)
     autoencoder.train_autoencoder(
         vqvae=vqvae, discriminator=discriminator, images=images, settings=settings, run=run,
         perceptual=autoencoder.make_perceptual(settings, "cpu"),
@@ -36,7 +36,7 @@ def train(folder: Path, epochs: int = 4) -> None:
     vqvae = _networks()[0].eval().requires_grad_(False)  # the same in both, whatever the first training's rounding
     codes = latents.encode_tiles(vqvae, images)
     stage = replace(SETTINGS.training, epochs=epochs, learning_rate=1e-4)
-    run = loop.Run("training", 7, 16, folder / "training", {}, saving, PLAIN)
+    run = loop.Job("training", 7, 16, folder / "training", {}, saving, PLAIN)
     diffusion.train_stage(
         unet=unet, clusterer=clusters, space=latents.LatentSpace(vqvae), images=images, codes=codes,
         settings=SETTINGS.diffusion, stage=stage, run=run,

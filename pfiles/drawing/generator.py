@@ -167,7 +167,7 @@ def starting_weights(where: str) -> dict[str, Tensor]:
     """
     path = STARTER if where == "starter" else ROOT / expand(where)
     autoencoder = path / "kpc_ldm" / "vqvae_autoencoder_ckpt.pth"
-    unets = sorted(path.glob("clusters_*/models_*/unet_finetuning2_ckpt_*.pth"), key=lambda file: file.stat().st_mtime)
+    unets = sorted(path.glob("clusters_*/models_*/unet*finetuning2_ckpt_*.pth"), key=lambda file: file.stat().st_mtime)
     if (path / "config.json").exists():
         return read_weights(path)
     if not autoencoder.exists() or not unets:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pfiles.drawing.samplers import make_solver
 from pfiles.errors import InputError
+from pfiles.identity import differences, in_words
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine import processes
 from pfiles.machine.runtime import derive_seed, eval_mode
@@ -19,6 +20,7 @@ from pfiles.tiles.files import image_files, refuse_other_images, write_tiles
 from pfiles.tiles.pixels import to_uint8
 from pfiles.unet_cond_base import UNet
 
+GENERATED_WITH = "generated_with.json"  # in a folder of generated images: their identity
 NOISE_STEPS = 16  # steps whose noise is drawn at once; part of what an image's seed means
 WRITERS = 8  # threads that compress and write images
 
@@ -113,10 +115,13 @@ def generate_to_folder(
     if only is not None and not (len(only) == 2 and only[0] <= only[1]):
         raise InputError(f"only must be the first and the last number of a range, such as (1, 5000), but is {only!r}.")
     refuse_other_images(folder, numbers)
-    note = folder / "generated_with.json"
-    begun_with = read_json(note, None if image_files(folder) else identity)
-    if begun_with != identity:
-        raise InputError(f"{folder} holds images of other networks or settings: move or delete that folder first.")
+    note = folder / GENERATED_WITH
+    begun_with = read_json(note, {} if image_files(folder) else identity)
+    if different := differences(begun_with, identity):
+        told = in_words(different) if begun_with else "it does not say of which"
+        raise InputError(
+            f"{folder} holds images of other networks or settings ({told}): move or delete that folder first."
+        )
     write_json(note, identity)
     wanted = [i for i, number in enumerate(numbers) if only is None or only[0] <= number <= only[1]]
     wanted = processes.share(wanted)

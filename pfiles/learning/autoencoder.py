@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pfiles.discriminator import Discriminator, PolishDiscriminator
 from pfiles.learning.log import History
-from pfiles.learning.loop import Objective, Pace, Run, train
+from pfiles.learning.loop import Job, Objective, Pace, train
 from pfiles.learning.losses import adversarial_loss, hinge_loss, ms_ssim_loss
 from pfiles.lpips import LPIPS
 from pfiles.machine import processes
@@ -37,7 +37,7 @@ def train_autoencoder(
     images: Tensor,
     perceptual: Callable[[Tensor, Tensor], Tensor],
     settings: AutoencoderSettings,
-    run: Run,
+    run: Job,
 ) -> History:
     """Train the VQ-GAN (the paper, section 3.2) on `images` (N, 3, S, S) uint8, in place.
 
@@ -115,7 +115,7 @@ def polish_decoder(
     perceptual: Callable[[Tensor, Tensor], Tensor],
     settings: PolishSettings,
     clip_norm: float | None,
-    run: Run,
+    run: Job,
 ) -> History:
     """Train the decoder on alone, in place, so that fine detail comes back that a mean error cannot ask for.
 

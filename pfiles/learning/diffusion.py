@@ -11,7 +11,7 @@ from pfiles.classifier import Classifier
 from pfiles.clustering import probabilities
 from pfiles.latents import LatentSpace, predict_clusters
 from pfiles.learning.log import History
-from pfiles.learning.loop import Objective, Pace, Run, train
+from pfiles.learning.loop import Job, Objective, Pace, train
 from pfiles.learning.losses import affine_kl, conditional_entropy, marginal_entropy
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine import processes
@@ -31,7 +31,7 @@ def train_stage(
     codes: Tensor,
     settings: DiffusionSettings,
     stage: StageSettings,
-    run: Run,
+    run: Job,
 ) -> History:
     """Train the UNet, and with it a classifier where the stage does, in place.
 
@@ -116,7 +116,7 @@ def train_clusters(
     codes: Tensor,
     settings: DiffusionSettings,
     stage: StageSettings,
-    run: Run,
+    run: Job,
 ) -> History:
     """Train a classifier by information maximisation without a UNet beside it, in place.
 
@@ -183,7 +183,7 @@ def min_snr_weight(scheduler: LinearNoiseScheduler, t: Tensor, settings: Diffusi
     return (snr.clamp_max(settings.min_snr_gamma) / (snr + (settings.prediction == "v"))).float()
 
 
-def make_optimizer(stage: StageSettings, network: nn.Module, run: Run) -> torch.optim.Optimizer:
+def make_optimizer(stage: StageSettings, network: nn.Module, run: Job) -> torch.optim.Optimizer:
     if stage.optimizer == "adadelta":
         return torch.optim.Adadelta(network.parameters(), stage.learning_rate)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[stage.optimizer]

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,17 @@ from torch import Tensor, nn
 
 from pfiles.errors import InputError
 from pfiles.learning.log import History, TrainingLog
-from pfiles.learning.resume import last_resume_point, load_resume_point, not_a_resume_point, save_resume_point
+from pfiles.learning.resume import (
+    begin_restart,
+    end_restart,
+    last_resume_point,
+    load_resume_point,
+    not_a_resume_point,
+    restarts,
+    save_resume_point,
+)
 from pfiles.machine import processes
+from pfiles.machine.locks import locked
 from pfiles.machine.runtime import derive_seed, make_generator, peak_memory_gb, stop, stop_signals
 from pfiles.machine.speed import Speed
 from pfiles.settings import SavingSettings
@@ -29,14 +39,14 @@ CHECK_EVERY = 50  # steps between looks at what the device has computed, for whi
 
 
 @dataclass(frozen=True)
-class Run:
+class Job:
     """What a training depends on besides its networks, tiles and settings, and where it leaves resume points and logs.
 
     name: the training's name; with `seed` it decides every random number.
     batch_size: tiles per step, of all processes together.
     folder: of this training alone.
     identity: all that the result depends on, in plain values; a resume point of another identity is refused.
-    restart: begin anew, whatever resume point there is.
+    restart: begin anew, once, whatever resume point there is; as text a name, under which it is done once for all.
     """
 
     name: str
@@ -46,7 +56,7 @@ class Run:
     identity: Mapping[str, Any]
     saving: SavingSettings
     speed: Speed
-    restart: bool = False
+    restart: bool | str = False
 
 
 @dataclass(frozen=True)
@@ -90,8 +100,21 @@ Draw = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
 Learn = Callable[[Tensor, dict[str, Tensor], int], Iterator[Objective]]
 
 
+def _alone(train: Callable[..., History]) -> Callable[..., History]:
+    """`train`, such that a second one in the same folder is refused while it lasts."""
+
+    @wraps(train)
+    def alone(run: Job, **given: Any) -> History:
+        busy = f"Another run trains in {run.folder}: wait until it ends or stop it, or name another folder as out."
+        with locked(run.folder, busy):
+            return train(run, **given)
+
+    return alone
+
+
+@_alone
 def train(
-    run: Run,
+    run: Job,
     *,
     num_epochs: int,
     num_tiles: int,
@@ -123,7 +146,10 @@ def train(
     steps = len(epoch_batches(num_tiles, run.batch_size, torch.Generator()))  # per epoch
     total_steps = num_epochs * steps
     state = {"step": 0, "history": [], "sums": {}, "counts": {}, "seconds": 0.0}
-    point = None if run.restart else load_resume_point(run.folder, run.identity)
+    anew = processes.agree(int(restarts(run.folder, run.identity, run.restart)), device)
+    if anew:
+        begin_restart(run.folder, run.identity, run.restart)
+    point = None if anew else load_resume_point(run.folder, run.identity)
     if point is not None:
         try:
             for name, part in parts.items():
@@ -136,6 +162,7 @@ def train(
             raise not_a_resume_point(last_resume_point(run.folder)) from error
     history = state["history"]
     if state["step"] >= total_steps:
+        end_restart(run.folder)
         print(f"{run.name} is done already: {len(history)} epochs ({run.folder}). To train anew, set restart = True.")
         return history
     if point is not None:
@@ -203,6 +230,7 @@ def train(
             if received:
                 stop(received, f"{run.name} stopped after step {number + 1} of {total_steps}: run it again to go on.")
     log.close()
+    end_restart(run.folder)
     return history
 
 
@@ -245,12 +273,12 @@ def epoch_batches(n: int, batch_size: int, generator: torch.Generator) -> list[T
     return list(torch.randperm(n, generator=generator).tensor_split(max(1, n // batch_size)))
 
 
-def _batches(run: Run, num_tiles: int, epoch: int) -> list[Tensor]:
+def _batches(run: Job, num_tiles: int, epoch: int) -> list[Tensor]:
     """The tiles of each step of an epoch, the same whenever it is asked for."""
     return epoch_batches(num_tiles, run.batch_size, make_generator(run.seed, run.name, "order", epoch))
 
 
-def _refuse_bad(number: int, steps: int, num_tiles: int, run: Run) -> None:
+def _refuse_bad(number: int, steps: int, num_tiles: int, run: Job) -> None:
     """FloatingPointError if `number` is a step, not -1: its loss or gradient was not finite."""
     if number < 0:
         return

@@ -10,10 +10,12 @@ import torch
 
 from pfiles.checkpoints import read_state
 from pfiles.errors import InputError
+from pfiles.identity import differences, in_words
 from pfiles.machine.processes import is_first
-from pfiles.paths import atomic_write
+from pfiles.paths import atomic_write, read_json, write_json
 
 PRECISION = "settings.precision"  # as `identity` names it
+RESTARTED = "restarted.json"
 
 
 def save_resume_point(folder: Path, belongs_to: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -51,22 +53,21 @@ def load_resume_point(folder: Path, belongs_to: Mapping[str, Any]) -> dict[str, 
         return None
     point = read_state(path)
     try:
-        then, now = _flatten(json.loads(point["identity"])), _flatten(belongs_to)
+        changed = differences(json.loads(point["identity"]), belongs_to)
         state = {**point["state"]}
     except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
         raise not_a_resume_point(path) from error
-    changed = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
     if changed and all(name.startswith("starts_from.") for name in changed):
         names = ", ".join(name.removeprefix("starts_from.") for name in changed)
         print(f"Begins anew, as what it starts from was trained since ({names}).")
         return None
-    if changed == [PRECISION]:
-        print(f"Goes on in {now[PRECISION]}; until here it was {then.get(PRECISION)}.")
+    if [*changed] == [PRECISION]:
+        then, now = changed[PRECISION]
+        print(f"Goes on in {now}; until here it was {then}.")
         return state
     if changed:
-        differences = "; ".join(f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in changed)
         raise InputError(
-            f"The training in {path} was started differently ({differences}): "
+            f"The training in {path} was started differently ({in_words(changed)}): "
             "set restart = True to begin anew, or restore what changed."
         )
     return state
@@ -76,8 +77,35 @@ def not_a_resume_point(path: Path | None) -> InputError:
     return InputError(f"{path} is not a resume point of this training: delete it, or set restart = True.")
 
 
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, item in value.items():
-        flat |= _flatten(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
-    return flat
+def restarts(folder: Path, belongs_to: Mapping[str, Any], restart: bool | str) -> bool:
+    """Whether a training that is asked to `restart` must begin anew: not where it was begun so and goes on.
+
+    A restart is done once. It goes on where it was stopped, and a finished one is not done again where Slurm has put
+    its job back into the queue, or where it has a name (`restart` is text) and is asked for under the same one.
+    """
+    begun = read_json(folder / RESTARTED, {})
+    if not restart or begun.get("identity") != belongs_to or begun.get("of") != _name(restart):
+        return bool(restart)
+    requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and begun.get("job") == os.environ.get("SLURM_JOB_ID")
+    return begun.get("finished") is True and not requeued and _name(restart) is None
+
+
+def begin_restart(folder: Path, belongs_to: Mapping[str, Any], restart: bool | str) -> None:
+    """Drop the resume points in `folder`, and note that the training there was begun anew."""
+    if not is_first():
+        return
+    for path in (folder / RESTARTED, *_resume_points(folder)):
+        path.unlink(missing_ok=True)
+    job = os.environ.get("SLURM_JOB_ID")
+    write_json(folder / RESTARTED, {"of": _name(restart), "job": job, "finished": False, "identity": belongs_to})
+
+
+def end_restart(folder: Path) -> None:
+    """Note that the training in `folder` is finished, where it was begun by a restart."""
+    begun = read_json(folder / RESTARTED)
+    if is_first() and begun is not None and begun.get("finished") is False:
+        write_json(folder / RESTARTED, {**begun, "finished": True})
+
+
+def _name(restart: bool | str) -> str | None:
+    return restart if isinstance(restart, str) else None

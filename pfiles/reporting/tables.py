@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pfiles.machine.locks import locked
 from pfiles.paths import read_json, write_json
 
 
@@ -33,4 +34,5 @@ def mark_best(table: pd.DataFrame, directions: Mapping[str, str]) -> pd.DataFram
 
 def record(summary: Path, section: str, values: Mapping[str, Any]) -> None:
     """Put `values` (plain numbers, text, lists) under `section` of the run's summary file."""
-    write_json(summary, read_json(summary, {}) | {section: dict(values)})
+    with locked(summary.parent):
+        write_json(summary, read_json(summary, {}) | {section: dict(values)})

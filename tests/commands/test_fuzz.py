@@ -32,7 +32,7 @@ from pfiles.classifier import Classifier
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace, read_latent_csv
 from pfiles.learning.diffusion import train_stage
-from pfiles.learning.loop import Run
+from pfiles.learning.loop import Job
 from pfiles.learning.resume import load_resume_point, save_resume_point
 from pfiles.machine.speed import PLAIN
 from pfiles.paths import Paths
@@ -680,7 +680,7 @@ def test_resume_points_of_something_else(name, tmp_path, tiny):
     if state.get("parts", {}).get("unet", 0) is None:
         state["parts"]["unet"] = unet.state_dict()
     save_resume_point(tmp_path, IDENTITY, state)
-    run = Run("finetuning1", 7, 8, tmp_path, IDENTITY, tiny.saving, PLAIN)
+    run = Job("finetuning1", 7, 8, tmp_path, IDENTITY, tiny.saving, PLAIN)
     codes = torch.zeros(24, 12, 12, dtype=torch.uint8)
     vqvae = make_vqvae(tiny.autoencoder)
     with refused(tmp_path, "resume.pt", "set restart = True"):

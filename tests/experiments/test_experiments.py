@@ -1,6 +1,7 @@
 """The experiments: a few minutes of training, and the ladder of known quality."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from benchmarks.inputs import make_size
 from experiments import ablation, ladder, train_and_look
 from pfiles import checkpoints
 from pfiles.clustering import make_clustering
+from pfiles.latents import LatentSpace
 from pfiles.learning import loop
 from pfiles.machine.runtime import seeded
 from pfiles.machine.speed import PLAIN
@@ -19,7 +21,7 @@ from pfiles.measuring import two_sample, usefulness
 from pfiles.paths import Paths
 from pfiles.settings import get_settings
 from pfiles.unet_cond_base import UNet
-from pfiles.vqvae import VQVAE
+from pfiles.vqvae import make_vqvae
 
 SIZE = make_size("tiny", "cpu")
 K = 3
@@ -45,7 +47,7 @@ def test_training_is_as_long_as_the_time_allows(tmp_path):
         calls.append((len(some), epochs))
         return [{"epoch": e + 1, "loss": 1.0, "seconds": 0.5 * (len(some) // 8)} for e in range(epochs)]
 
-    run = loop.Run("test", 0, 8, tmp_path, {}, SIZE.settings.saving, PLAIN)
+    run = loop.Job("test", 0, 8, tmp_path, {}, SIZE.settings.saving, PLAIN)
     images = torch.arange(32)
     report = train_and_look.train_for(20, train, [nn.Identity()], images, run)
     assert calls == [(32, 2), (32, 10)]  # the first measures
@@ -74,13 +76,17 @@ def a_run(tmp_path, monkeypatch):
     changed = TINY | {"max_train_tiles": 60}
     settings, paths = get_settings("demo", changed), Paths(K, tmp_path)
     with seeded("ladder"):
-        vqvae, unet = VQVAE(**settings.autoencoder.vqvae), UNet(16, K, **settings.diffusion.unet)
+        vqvae, unet = make_vqvae(settings.autoencoder), UNet(16, K, **settings.diffusion.unet)
         clusters = make_clustering("kmeans", 16, K)
         torch.nn.init.normal_(clusters.centroids)
     checkpoints.save_weights(vqvae, paths.autoencoder, {})
-    about = {"clustering": "kmeans", "starts_from": {"autoencoder": checkpoints.fingerprint(vqvae)}}
+    about = {
+        "clustering": "kmeans",
+        "starts_from": {"autoencoder": checkpoints.fingerprint_of_role(vqvae)},
+        "settings": {"diffusion": asdict(settings.diffusion)},
+    }
     for stage in ("training", "finetuning2"):
-        checkpoints.save_stage(paths, stage, unet, clusters, 1, about)
+        checkpoints.save_stage(paths, stage, unet, clusters, LatentSpace(None), 1, about)
     return [
         "--run", str(tmp_path), "--data", str(tmp_path / "tiles.npy"), "--clusters", str(K), "--clustering", "kmeans",
         "--settings", json.dumps(changed), "--out", str(tmp_path / "out"),

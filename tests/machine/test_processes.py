@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from pfiles.errors import InputError
-from pfiles.learning.loop import Run, train
+from pfiles.learning.loop import Job, train
 from pfiles.machine import processes
 from pfiles.machine.speed import PLAIN
 from pfiles.paths import ROOT
@@ -126,6 +126,6 @@ notebook_launcher(run_cells, (ROOT / "train_autoencoder.ipynb", parameters), num
 def test_more_processes_than_tiles_of_a_batch_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "world_size", lambda: 9)
     network = nn.Linear(1, 1)
-    run = Run("test", 0, 8, tmp_path, {}, SavingSettings(), PLAIN)
+    run = Job("test", 0, 8, tmp_path, {}, SavingSettings(), PLAIN)
     with pytest.raises(InputError, match="A batch of 8 tiles cannot be shared by 9 processes"):
         train(run, num_epochs=1, num_tiles=24, draw=None, learn=None, parts={"network": network})

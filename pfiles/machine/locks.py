@@ -1,0 +1,59 @@
+"""Folders that only one run at a time works in; the kernel gives a lock back however its process ends."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pfiles.errors import InputError
+from pfiles.machine.processes import is_first
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+@contextmanager
+def locked(folder: Path, busy: str | None = None) -> Iterator[None]:
+    """Inside the block no other process gets this far with `folder`, which is made where it is missing.
+
+    busy: the sentence of the InputError where another one is inside; None: wait for it. Of several processes that work
+    together the first holds the lock for all. Where the file system knows no locks it says so, and nothing is locked.
+    """
+    if is_first():
+        with suppress(OSError):  # which whoever writes there gets to know
+            folder.mkdir(parents=True, exist_ok=True)
+    if not is_first() or not folder.is_dir():
+        yield
+        return
+    handle = None
+    try:
+        try:
+            handle = _open(folder, busy is None)
+        except BlockingIOError as error:
+            raise InputError(busy) from error
+        except OSError as error:
+            print(f"{folder} cannot be locked ({error.strerror}): start no second run in it while this one lasts.")
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _open(folder: Path, wait: bool) -> int:
+    """The folder, opened and locked; where only files are locked, as on NFS, a file in it."""
+    if fcntl is None:
+        raise OSError(errno.ENOSYS, "no flock")
+    how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+    for path, mode in ((folder, os.O_RDONLY), (folder / ".lock", os.O_RDWR | os.O_CREAT)):
+        handle = os.open(path, mode, 0o666)
+        try:
+            fcntl.flock(handle, how)
+            return handle
+        except OSError as error:
+            os.close(handle)
+            if path != folder or isinstance(error, BlockingIOError):
+                raise
+    raise AssertionError

@@ -1,0 +1,316 @@
+"""A run, opened once: its files know which run they are of, and another run's are refused before any work."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, make_tiles
+
+from pfiles import checkpoints
+from pfiles.__main__ import NOTEBOOKS, main, run_cells
+from pfiles.errors import InputError
+from pfiles.identity import differences, same_identity, without
+from pfiles.latents import mean_channel_softmax
+from pfiles.machine.locks import locked
+from pfiles.paths import ROOT, read_json, write_json
+from pfiles.session import open_run
+
+K = 3
+OVERRIDES = TINY | {"clusters.epochs": 1, "autoencoder.polish.epochs": 1}
+GENERATED, TABLE = "clusters_3/gen_3", "clusters_3/HHH3_C3_D3.json"
+STAGES = ("training", "finetuning1", "finetuning2")
+
+
+def opened(folder, **changed):
+    given = {
+        "notebook": "part_test", "n_clusters": K, "data": str(folder / "tiles.npy"), "preset": "demo",
+        "overrides": OVERRIDES, "out": str(folder / "out"),
+    }  # fmt: skip
+    return open_run(**(given | changed))
+
+
+def parameters(folder, **changed):
+    run = {"n_clusters": K, "data": str(folder / "tiles.npy"), "preset": "demo", "out": str(folder / "out")}
+    return run | {"overrides": OVERRIDES} | changed
+
+
+def train(run):
+    run.train_autoencoder(*run.new_autoencoder())
+    for stage in STAGES:
+        networks = run.new_networks() if stage == "training" else run.networks(checkpoints.START[stage])
+        if stage == "training" and run.clustering == "classifier":
+            run.train_clusters(networks.clusterer)
+        run.train(stage, networks)
+
+
+def finish(run):
+    train(run)
+    run.write_training_images()
+    run.draw_to_folder(run.labels[0][run.chosen])
+    table = pd.DataFrame(mean_channel_softmax(run.vqvae, run.codes).numpy())
+    table["cluster"], table["probability"] = (column.numpy() for column in run.labels)
+    run.write_latent_csv(table)
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished tiny run with the classifier, and other tiles of the same shape and number."""
+    folder = tmp_path_factory.mktemp("made")
+    np.save(folder / "tiles.npy", make_tiles(44))
+    np.save(folder / "other.npy", make_tiles(44, seed=1))
+    finish(opened(folder))
+    return folder
+
+
+@pytest.fixture
+def done(made, tmp_path):
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+@pytest.fixture
+def in_notebooks(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    yield
+    plt.close("all")
+
+
+# the sentence
+
+
+def test_one_sentence_names_what_differs(capsys):
+    found = {"data": {"source": "a", "fingerprint": "x"}, "seed": 1, "settings": {"a": {"b": [1, 2]}, "old": 1}}
+    same_identity(found, {"data": {"source": "renamed", "fingerprint": "x"}}, "the file")
+    with pytest.raises(InputError) as refused:
+        same_identity(found, {"data": {"source": "b", "fingerprint": "y"}, "settings": {"a": {"b": [1, 3]}}}, "It")
+    assert str(refused.value) == (
+        "It is of another run (data.fingerprint was 'x' and is 'y'; data.source was 'a' and is 'b'; settings.a.b was "
+        "[1, 2] and is [1, 3]): name the data and settings it was made with, or another folder as out."
+    )
+    assert capsys.readouterr().out == ""
+    same_identity(None, {"seed": 1}, "gen_3")
+    assert capsys.readouterr().out.startswith("gen_3 does not say which run it is of")
+    assert differences(found, {"seed": 1}) != {} == differences(found, {"seed": 1, "new": 2}, shared=True)
+    assert without(found, "seed", "settings.a.b") == {"data": found["data"], "settings": {"a": {}, "old": 1}}
+
+
+# other data, other settings
+
+
+@pytest.mark.parametrize("name", [n for n in NOTEBOOKS if "data = None" in (ROOT / f"{n}.ipynb").read_text()])
+def test_other_data_of_the_same_shape_are_refused(name, made, in_notebooks):
+    before = files(made)
+    other = parameters(made, data=str(made / "other.npy"))
+    with pytest.raises(InputError, match=r"data\.fingerprint was '\w+' and is '\w+'"):
+        run_cells(ROOT / f"{name}.ipynb", other)
+    assert files(made) == before
+
+
+@pytest.mark.parametrize("part", ["part_4_sampling_clustering", "part_9_conditional_generation_using_cluster_IDs"])
+def test_other_settings_are_refused(part, made, in_notebooks):
+    changed = {**parameters(made)["overrides"], "diffusion.beta_end": 0.03}
+    with pytest.raises(InputError, match=r"settings\.diffusion\.beta_end was 0\.02 and is 0\.03"):
+        run_cells(ROOT / "clusters_14" / f"{part}.ipynb", parameters(made, overrides=changed))
+
+
+@pytest.mark.parametrize(
+    "artefact", ["org/made_from.json", "clusters_3/gen_3/generated_with.json", "clusters_3/HHH3_C3_D3.json"]
+)
+def test_files_of_two_runs_are_not_compared(artefact, done):
+    assert len(opened(done).pairs()[0]) == 12
+    path = done / "out" / artefact
+    told = read_json(path)
+    told["data"]["fingerprint"] = "another"
+    write_json(path, told)
+    with pytest.raises(InputError, match=r"data\.fingerprint was"):
+        opened(done).pairs()
+
+
+def test_images_and_labels_of_networks_trained_since_are_refused(done):
+    run = opened(done)
+    assert len(run.generated()) == len(run.clusters_of(["1", "2"])) + 10
+    for path, read in (
+        (done / "out/clusters_3/gen_3/generated_with.json", lambda: opened(done).generated()),
+        (done / "out/clusters_3/HHH3_C3_D3.json", lambda: opened(done).clusters_of(["1"])),
+    ):
+        told = read_json(path)
+        told["starts_from"]["autoencoder"] = "another"
+        write_json(path, told)
+        with pytest.raises(InputError, match=r"starts_from\.autoencoder was 'another' and is"):
+            read()
+
+
+def test_published_files_are_accepted_and_said_to_be_so(done, capsys):
+    for path in [*(done / "out").rglob("*.json")]:
+        if "executed" not in str(path):
+            path.unlink()
+    run = opened(done, data=str(done / "other.npy"), overrides={**OVERRIDES, "diffusion.prediction": "noise"})
+    run.paths.models.joinpath("x").touch()
+    with pytest.raises(InputError, match="latent_scaling"):  # what published UNets never had
+        run.networks()
+    assert len(run.generated()) == 12
+    assert len(run.clusters_of(["1"])) == 1
+    assert len(run.pairs()[0]) == 12
+    told = [line for line in capsys.readouterr().out.splitlines() if "does not say which run it is of" in line]
+    for name in ("vqvae_autoencoder_ckpt.pth", "unet_finetuning2", "gen_3", "HHH3_C3_D3.csv", "org"):
+        assert any(name in line for line in told), name
+
+
+def test_a_csv_that_was_replaced_is_told_from_ours(done, capsys):
+    path = opened(done).paths.latent_csv
+    path.write_text(path.read_text().replace("0.", "0.0", 1))
+    opened(done).clusters_of(["1"])
+    assert f"{path} does not say" in capsys.readouterr().out
+
+
+def test_csvs_of_different_data_are_not_ranked(done):
+    run = opened(done)
+    assert list(run.latent_csvs()) == [K]
+    shutil.copytree(run.paths.cluster_folder, done / "out/clusters_4")
+    for suffix in ("csv", "json"):
+        (done / f"out/clusters_4/HHH3_C3_D3.{suffix}").rename(done / f"out/clusters_4/HHH4_C4_D4.{suffix}")
+    assert list(run.latent_csvs()) == [3, 4]
+    told = read_json(done / "out/clusters_4/HHH4_C4_D4.json")
+    told["data"]["fingerprint"] = "another"
+    write_json(done / "out/clusters_4/HHH4_C4_D4.json", told)
+    with pytest.raises(InputError, match=r"HHH4_C4_D4\.csv beside .*data\.fingerprint was 'another'"):
+        run.latent_csvs()
+
+
+def test_training_images_of_other_tiles_stay(done):
+    (done / "out/org/made_from.json").unlink()
+    with pytest.raises(InputError, match="does not say of which tiles its images are"):
+        opened(done).write_training_images()
+
+
+# k-means beside the classifier
+
+
+def test_kmeans_and_classifier_share_no_file(done, in_notebooks):
+    before = files(done)
+    finish(opened(done, clustering="kmeans"))
+    after = files(done)
+    changed = {name for name, content in before.items() if after.get(name) != content}
+    assert changed <= {name for name in before if "events" in name}
+    new = {Path(name).name for name in after.keys() - before.keys()}
+    assert {"HHH3_C3_D3_kmeans.csv", "HHH3_C3_D3_kmeans.json"} <= new
+    assert {name.split("_ckpt_")[0] for name in new if name.endswith(".pth")} == {
+        "kmeans_training", *(f"unet_kmeans_{stage}" for stage in STAGES)
+    }  # fmt: skip
+    assert any("clusters_3/gen_3_kmeans/" in name for name in after)
+    run_cells(ROOT / "clusters_14/part_10_SSIM.ipynb", parameters(done, clustering="kmeans"))
+    run_cells(ROOT / "internal_cluster_validation_metrics.ipynb", parameters(done, clustering="kmeans"))
+    assert read_json(done / "out/summary.json").keys() == {
+        "clusters_3_kmeans/part_10_SSIM", "internal_cluster_validation_metrics_kmeans",
+    }  # fmt: skip
+    assert opened(done).paths.latent_csvs().keys() == opened(done, clustering="kmeans").paths.latent_csvs().keys()
+
+
+# restarts, second runs, stale networks
+
+
+def test_a_finished_run_on_another_day_leaves_no_second_checkpoint(done, monkeypatch):
+    before = {name for name in files(done) if name.endswith(".pth")}
+
+    class Tomorrow:
+        @staticmethod
+        def today():
+            return Tomorrow()
+
+        def strftime(self, form):
+            return "20991231"
+
+    monkeypatch.setattr(checkpoints, "date", Tomorrow)
+    train(opened(done))
+    assert {name for name in files(done) if name.endswith(".pth")} == before
+
+
+def test_a_unet_trained_since_makes_the_next_stage_stale(done):
+    run = opened(done, clustering="classifier")
+    about = read_json(checkpoints.find_checkpoint(run.paths, "unet", "training", "classifier").with_suffix(".json"))
+    networks = run.networks("training")
+    with torch.no_grad():
+        networks.unet.conv_out.weight += 1
+    kept = without(about, "versions", "weights", "number", "replaces", "stage", "epochs", "network", "trained_with")
+    checkpoints.save_stage(run.paths, "training", *networks, 9, kept, clusters_first=True)
+    with pytest.raises(InputError, match=r"another UNet than that of the last training: run part_2_finetuning1 again"):
+        opened(done).networks("finetuning1")
+
+
+def test_a_restart_that_old_images_would_stop_says_so_first(done):
+    before = files(done)
+    run = opened(done, seed=1, restart=True)
+    with pytest.raises(InputError, match=r"gen_3 holds images of the networks that this restart replaces: move or"):
+        run.train_autoencoder(*run.new_autoencoder())
+    assert files(done) == before
+
+
+def test_a_restart_of_all_trainings_is_done_once(done, capsys):
+    shutil.rmtree(done / "out/clusters_3/gen_3")
+    for _ in range(2):
+        train(opened(done, restart="a name"))
+    printed = capsys.readouterr().out
+    assert [printed.count(f"{name} is done already") for name in ("autoencoder", "training", "finetuning2")] == [1] * 3
+    train(opened(done, restart="another"))
+    assert "done already" not in capsys.readouterr().out
+
+
+def test_the_command_names_its_restart_until_it_ends(tmp_path, monkeypatch):
+    given = []
+
+    def execute(notebook, target, parameters):
+        given.append(parameters["restart"])
+        return ("KeyboardInterrupt", "stopped") if len(given) < 3 else None
+
+    monkeypatch.setattr("pfiles.__main__.execute", execute)
+    monkeypatch.setattr("pfiles.__main__.NOTEBOOKS", ("one",))
+    command = ["run", "--preset", "demo", "--data", "embedded", "--out", str(tmp_path), "--restart"]
+    assert main([*command, "--seed", "1"]) == 130
+    assert [main(command) for _ in range(3)] == [130, 0, 0]
+    other, first, again, anew = given
+    assert first == again != other
+    assert anew not in (other, first)
+    assert json.loads((tmp_path / "summary.json").read_text())["run"]["restart"] is True
+    assert not (tmp_path / "restart.json").exists()
+
+
+def test_two_trainings_in_one_folder(done):
+    run = opened(done)
+    with locked(run.paths.training_folder("training", "classifier")), pytest.raises(InputError, match="Another run"):
+        run.train("training", run.new_networks())
+
+
+# foreign files
+
+
+def test_a_published_autoencoder_put_over_ours_is_recognised(done, capsys):
+    run = opened(done)
+    foreign, _ = opened(done, seed=5, restart=True).new_autoencoder()
+    torch.save(foreign.state_dict(), run.paths.autoencoder)
+    before = run.paths.autoencoder.read_bytes()
+    with pytest.raises(InputError, match="was not made here and would be replaced"):
+        run.new_autoencoder()
+    assert run.paths.autoencoder.read_bytes() == before
+    assert checkpoints.fingerprint(run.vqvae) == checkpoints.fingerprint(foreign)
+    assert "does not say which run it is of" in capsys.readouterr().out
+
+
+def test_a_kill_between_a_json_and_its_weights_leaves_ours(done):
+    run = opened(done)
+    foreign, _ = opened(done, seed=5, restart=True).new_autoencoder()
+    before = run.paths.autoencoder.read_bytes()
+    checkpoints.save_weights(foreign, run.paths.autoencoder, {})
+    run.paths.autoencoder.write_bytes(before)  # the JSON tells of the new, and of what it replaces
+    run.new_autoencoder()
