@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import device_name
 from pfiles import checkpoints
-from pfiles.drawing.sampling import image_seeds, sample
+from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace, encode_tiles, predict_clusters, reconstruct
 from pfiles.machine.runtime import versions
@@ -117,13 +117,10 @@ def make_rungs(
         BLUR_2: two_sample.blur(real, 2.0, device),
         FLAT: colour[None, :, None, None].expand(real.shape).contiguous(),
     }
-    drawing = settings.sampling
     for name, unet in unets.items():
-        rungs[name] = sample(
-            unet, run.scheduler, space.decode, clusters, image_seeds(0, range(len(real))),
-            vqvae.latent_shape(settings.image_size_px), drawing.steps, drawing.batch_size, drawing.sampler,
-            drawing.guidance, run.speed, prediction=settings.diffusion.prediction,
-        )  # fmt: skip
+        rungs[name] = Generator(unet, clusterer, space, settings, torch.empty(0), speed=run.speed).draw(
+            clusters, seed=0
+        )
     return {name: rung.cpu() for name, rung in rungs.items()}, clusters
 
 

@@ -13,13 +13,14 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 import torch
 
 from benchmarks.measure import device_name
-from pfiles.drawing.sampling import image_seeds, sample
+from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
 from pfiles.latents import encode_tiles, predict_clusters, reconstruct
 from pfiles.machine.runtime import versions
@@ -67,11 +68,9 @@ def compare(args: argparse.Namespace) -> int:
     add("test tiles, reconstructed", to_uint8(reconstruct(run.vqvae, test)), None)
     for sampler, steps in WAYS:
         began = time.perf_counter()
-        images = sample(
-            unet, run.scheduler, space.decode, cluster_ids, image_seeds(0, range(len(test))),
-            run.vqvae.latent_shape(run.settings.image_size_px), steps, run.settings.sampling.batch_size, sampler,
-            speed=run.speed, prediction=run.settings.diffusion.prediction,
-        )  # fmt: skip
+        how = replace(run.settings, sampling=replace(run.settings.sampling, sampler=sampler, steps=steps, guidance=1.0))
+        drawing = Generator(unet, run.clusterer, space, how, torch.empty(0), speed=run.speed)
+        images = drawing.draw(cluster_ids, seed=0)
         add(f"{sampler}, {steps} steps", images, (time.perf_counter() - began) / len(test))
 
     if args.out is not None:

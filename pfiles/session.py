@@ -175,11 +175,10 @@ class OpenRun:
         if settings.polish.epochs:
             with seeded(self.seed, "polish"):
                 judge = PolishDiscriminator(**settings.polish.discriminator).to(self.device)
-            begun = {
-                **identity,
-                "polish": asdict(settings.polish),
-                "starts_from": {"autoencoder": checkpoints.fingerprint(vqvae)},
-            }
+            begun = checkpoints.identity(
+                self.settings, ["autoencoder"], self.tiles, self.seed,
+                polish=asdict(settings.polish), polished=checkpoints.fingerprint(vqvae),
+            )  # fmt: skip
             autoencoder.polish_decoder(
                 vqvae=vqvae,
                 discriminator=judge,

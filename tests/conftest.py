@@ -21,7 +21,7 @@ from pfiles.vqvae import make_vqvae
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"  # reference files beside a checkout; not part of the project
 
-TINY = {
+TINY = {  # networks, tiles and trainings of seconds
     "image_size_px": 48,
     "max_train_tiles": 24,
     "autoencoder.batch_size": 8,
@@ -34,8 +34,6 @@ TINY = {
     "autoencoder.polish.epochs": 1,
     "autoencoder.polish.discriminator": {"conv_channels": [8, 16]},
     "clusters.epochs": 1,
-    "training.trains_clusters": True,  # where no clusters are learnt first
-    "finetuning2.trains_clusters": True,
     "diffusion.unet": {"down_channels": [16, 16, 16], "t_emb_dim": 16, "num_layers": 1, "num_heads": 2,
                        "norm_channels": 4, "conv_out_channels": 16},
     "diffusion.num_timesteps": 20,
@@ -46,6 +44,27 @@ TINY = {
     "sampling.batch_size": 5,
     "sampling.num_generated": 12,
     "sampling.per_cluster": 3,
+}  # fmt: skip
+PLAIN_LEARNING = {  # for tests that work a training out by hand: nothing but the loss and one optimiser
+    "clusters_first": False,
+    "autoencoder.reconstruction": "mse",
+    "autoencoder.dihedral_views": False,
+    "autoencoder.learning_rate": 1e-3,
+    "autoencoder.warmup_steps": 0,
+    "autoencoder.decay": "constant",
+    "autoencoder.clip_norm": None,
+    "diffusion.prediction": "noise",
+    "diffusion.latent_scaling": False,
+    "diffusion.latent_views": False,
+    "diffusion.dihedral_views": False,
+    "diffusion.condition_dropout": 0.0,
+    "sampling.guidance": 1.0,
+    "training.trains_clusters": True,
+    "finetuning2.trains_clusters": True,
+    **{f"{stage}.{name}": value
+       for stage, rate in (("training", 1e-3), ("finetuning1", 4e-4), ("finetuning2", 1e-4))
+       for name, value in {"optimizer": "adam", "learning_rate": rate, "warmup_steps": 0, "decay": "constant",
+                           "clip_norm": None, "ema_decay": 0.0, "affine_weight": 0.04}.items()},
 }  # fmt: skip
 
 
@@ -72,7 +91,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def tiny():
-    return get_settings("demo", TINY)
+    return get_settings("demo", TINY | PLAIN_LEARNING)
 
 
 @pytest.fixture

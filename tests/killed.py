@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from conftest import TINY, make_tiles
+from conftest import PLAIN_LEARNING, TINY, make_tiles
 
 from pfiles import latents
 from pfiles.clustering import make_clustering
@@ -23,7 +23,7 @@ from pfiles.vqvae import VQVAE, make_vqvae
 
 K = 3
 NUM_IMAGES = 12
-SETTINGS = get_settings("demo", TINY)
+SETTINGS = get_settings("demo", TINY | PLAIN_LEARNING)
 
 
 def _run(folder: Path, name: str) -> loop.Job:
