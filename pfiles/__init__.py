@@ -1,7 +1,7 @@
 """The shared modules of the notebooks, in wings that follow the data; each imports only from what stands above it.
 
 errors        the one exception for mistakes a user can mend
-machine/      processes, runtime, speed, pretrained: the machine a run happens on
+machine/      processes, locks, runtime, speed, pretrained: the machine a run happens on
 settings      every hyper-parameter, by preset
 paths         where files lie, and how they are written; identity: which run a file belongs to
 tiles/        slides, builtin, files, sources, split, tiler, dataset (tiles and their split), pixels, views

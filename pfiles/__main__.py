@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--out", required=True, metavar="DIR", help="for tiles/1.png ..., tiles.csv and sheet.jpg")
     tile = commands.add_parser("tile", help="cut whole slides into tiles of one size and scale")
     evaluate = commands.add_parser("evaluate", help="every measure of a folder of generated images against real ones")
-    demo.set_defaults(data="embedded", preset="demo", clusters=8, clustering="classifier")
+    demo.set_defaults(data="embedded", preset="demo", clusters=6, clustering="kmeans")  # what so few tiles support
     export = commands.add_parser("export", help="copy the generated images that repeat no training tile, with a report")
     export.add_argument("--generated", required=True, metavar="DIR", help="folder of generated images, such as gen_14")
     export.add_argument(

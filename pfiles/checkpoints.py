@@ -334,12 +334,12 @@ def load_stage(
     _check_trained_with(path, unet, "autoencoder", vqvae)
     _check_trained_with(path, unet, "clusters", clusters)
     about = about_weights(path, unet) or {}
-    if START[stage] is not None and "unet" in about.get("starts_from", {}):
-        before = weights_of(paths, "unet", START[stage], clustering)
-        if before not in (None, about["starts_from"]["unet"]):
-            raise InputError(
-                f"{path} goes on from another UNet than that of the last {START[stage]}: run {MADE_BY[stage]} again."
-            )
+    before = START[stage] and weights_of(paths, "unet", START[stage], clustering)
+    starts_from = about.get("starts_from")
+    if before and isinstance(starts_from, dict) and starts_from.get("unet", before) != before:
+        raise InputError(
+            f"{path} goes on from another UNet than that of the last {START[stage]}: run {MADE_BY[stage]} again."
+        )
     trained = about.get("settings", {}).get("diffusion", {})
     for name, published in (("prediction", "noise"), ("latent_scaling", False)):
         then, now = trained.get(name, published), getattr(settings.diffusion, name)

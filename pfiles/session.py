@@ -25,6 +25,7 @@ from pfiles.learning import autoencoder, diffusion
 from pfiles.learning.log import History
 from pfiles.learning.loop import Job
 from pfiles.learning.resume import restarts
+from pfiles.machine import processes
 from pfiles.machine.runtime import pick_device, seeded
 from pfiles.machine.speed import Speed, pick_speed
 from pfiles.paths import Paths, atomic_write, read_json, write_json
@@ -176,9 +177,9 @@ class OpenRun:
             with seeded(self.seed, "polish"):
                 judge = PolishDiscriminator(**settings.polish.discriminator).to(self.device)
             begun = checkpoints.identity(
-                self.settings, ["autoencoder"], self.tiles, self.seed,
-                polish=asdict(settings.polish), polished=checkpoints.fingerprint(vqvae),
-            )  # fmt: skip
+                self.settings, ["autoencoder"], self.tiles, self.seed, polish=asdict(settings.polish)
+            )
+            begun["starts_from"] = {"autoencoder": checkpoints.fingerprint(vqvae)}  # its decoder counts as well
             autoencoder.polish_decoder(
                 vqvae=vqvae,
                 discriminator=judge,
@@ -305,6 +306,11 @@ class OpenRun:
         """`assign` of the training tiles."""
         return predict_clusters(self.vqvae, self.clusterer, self.codes)
 
+    def examples(self, cluster: int, number: int) -> Tensor:
+        """At most `number` training tiles of a cluster, evenly spaced over its tiles: uint8 (n, 3, S, S) on the CPU."""
+        members = self.tiles.train[(self.labels[0] == cluster).numpy()]
+        return self.tiles.tensor(members[evenly_spaced(len(members), number)])
+
     def draw(
         self,
         cluster_ids: Tensor | Sequence[int],
@@ -346,16 +352,18 @@ class OpenRun:
             if not note.exists():
                 raise InputError(f"{folder} does not say of which tiles its images are: move or delete it first.")
             same_identity(read_json(note), own, folder)
+        processes.wait_for_all()  # before any of them writes what another would find there
         write_json(note, own)
         write_tiles(folder, numbers, self.tiles.tensor(self.tiles.train[self.chosen]))
 
     def write_latent_csv(self, table: pd.DataFrame) -> None:
         """Write the rows of all training tiles as published, and beside them what they are of."""
         path = self.paths.latent_csv
+        content = table.to_csv(header=False, index=False).encode()
         with atomic_write(path) as file:
-            table.to_csv(file, header=False, index=False)
+            file.write(content)
         networks = {"autoencoder": self.vqvae, "clusters": self.clusterer}
-        about = {**self._identity(["diffusion"], networks), "sha256": sha256(path.read_bytes()).hexdigest()}
+        about = {**self._identity(["diffusion"], networks), "sha256": sha256(content).hexdigest()}
         write_json(path.with_suffix(".json"), about)
 
     def draw_to_folder(self, cluster_ids: Tensor, only: tuple[int, int] | None = None) -> None:

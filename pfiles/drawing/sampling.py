@@ -122,6 +122,7 @@ def generate_to_folder(
         raise InputError(
             f"{folder} holds images of other networks or settings ({told}): move or delete that folder first."
         )
+    processes.wait_for_all()  # before any of them writes what another would find there
     write_json(note, identity)
     wanted = [i for i, number in enumerate(numbers) if only is None or only[0] <= number <= only[1]]
     wanted = processes.share(wanted)

@@ -187,6 +187,75 @@ def test_a_finished_training_returns_at_once_unless_restarted(tiny, images, run,
     assert "done already" not in capsys.readouterr().out
 
 
+@pytest.fixture
+def stopped(monkeypatch):
+    """A function that makes the next training stop after so many steps, with a resume point at each; None: at none."""
+    step = loop._step
+
+    def stop_after(steps):
+        left = [steps]
+
+        def one(*args):
+            if left[0] == 0:
+                raise StoppedError
+            left[0] -= 1
+            return step(*args)
+
+        monkeypatch.setattr(loop, "_step", step if steps is None else one)
+
+    return stop_after
+
+
+def test_a_restart_is_done_once(tiny, images, run, stopped, capsys):
+    stage, every = replace(tiny.training, epochs=2), replace(run, saving=SavingSettings(every_minutes=0), restart=True)
+    train_stage(tiny, stage, stage_networks(tiny), images, run)
+    stopped(4)
+    with pytest.raises(StoppedError):
+        train_stage(tiny, stage, stage_networks(tiny), images, every)
+    stopped(0)
+    with pytest.raises(StoppedError):  # at once, and what was begun is still there
+        train_stage(tiny, stage, stage_networks(tiny), images, every)
+    capsys.readouterr()
+    stopped(None)
+    train_stage(tiny, stage, stage_networks(tiny), images, every)
+    assert "test goes on after step 4 of 6" in capsys.readouterr().out
+    train_stage(tiny, stage, stage_networks(tiny), images, every)  # asked for again, after its end
+    assert "goes on" not in (printed := capsys.readouterr().out)
+    assert "done already" not in printed
+
+
+def test_a_restart_begins_anew_where_it_was_stopped_before_its_first_step(tiny, images, run, stopped, capsys):
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, run)
+    stopped(0)
+    with pytest.raises(StoppedError):
+        train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(run, restart=True))
+    stopped(None)
+    capsys.readouterr()
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(run, restart=True))
+    assert "test " not in capsys.readouterr().out  # neither goes on nor is done
+
+
+def test_another_restart_is_not_the_one_that_was_begun(tiny, images, run, stopped, capsys):
+    every = replace(run, saving=SavingSettings(every_minutes=0), restart=True)
+    stopped(2)
+    with pytest.raises(StoppedError):
+        train_stage(tiny, tiny.training, stage_networks(tiny), images, every)
+    stopped(None)
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(every, identity={"a": {"b": 2}}))
+    assert "goes on" not in capsys.readouterr().out
+
+
+def test_a_job_that_slurm_put_back_does_not_restart_twice(tiny, images, run, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    for count, job, done in ((None, "17", False), ("1", "17", True), ("1", "18", False), ("0", "18", False)):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        if count is not None:
+            monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+        train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(run, restart=True))
+        assert ("done already" in capsys.readouterr().out) == done
+
+
 def test_a_resume_point_of_another_training_is_refused(tiny, images, run):
     train_stage(tiny, tiny.training, stage_networks(tiny), images, run)
     with pytest.raises(InputError, match=r"a\.b was 1 and is 2"):

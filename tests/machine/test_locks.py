@@ -33,7 +33,8 @@ def test_the_second_is_refused_while_the_first_lives(tmp_path, end):
         pass
     if end == "killed":
         os.kill(first.pid, signal.SIGKILL)
-    leave.set()
+    else:
+        leave.set()
     first.join()
     with locked(tmp_path / "new", BUSY), pytest.raises(InputError), locked(tmp_path / "new", BUSY):
         pass
