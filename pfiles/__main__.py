@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,7 +46,7 @@ from pfiles.measuring.features import EXTRACTORS
 from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, write_json
 from pfiles.settings import PRESETS, Settings, get_settings
 from pfiles.tiles.dataset import EMBEDDED, load_tiles
-from pfiles.tiles.files import read_images, refuse_other_images, write_tiles
+from pfiles.tiles.files import generated_files, read_images, refuse_other_images, write_tiles
 from pfiles.tiles.slides import Tiling
 from pfiles.tiles.tiler import tile_slides
 from pfiles.unet_cond_base import UNet
@@ -73,7 +74,7 @@ NOTEBOOKS = (
 )
 SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: TerminatedError}  # and what they end as
 STOPPED = {error.__name__: 128 + number for number, error in SIGNALS.items()}
-STOPPED_MESSAGE = "Stopped between two trainings: run the same command again to go on."
+STOPPED_MESSAGE = "Stopped: run the same command again to go on."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -204,6 +205,8 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     diffusion, sampling = settings.diffusion, settings.sampling
     scheduler = LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
     make_solver(sampling.sampler, scheduler, sampling.steps)
+    if sampling.num_generated == 1:
+        raise InputError("sampling.num_generated must be at least 2, as part 13 compares distributions, but is 1.")
     load_tiles(data, settings.image_size_px, settings.max_train_tiles, args.clusters)
 
     parameters = {
@@ -264,6 +267,7 @@ def _run(args: argparse.Namespace) -> int:
     parameters = _parameters(args)
     settings = get_settings(args.preset, parameters["overrides"])
     paths = Paths(args.clusters, parameters["out"], args.clustering)
+    _refuse_read_only(paths.root)
     restart = paths.root / "restart.json"
     if args.restart:
         parameters["restart"] = _name_of_restart(restart, parameters)
@@ -278,9 +282,9 @@ def _run(args: argparse.Namespace) -> int:
         if failure is not None:
             kind, message = failure
             print("stopped" if kind in STOPPED else "failed", flush=True)
-            print(
-                f"{'' if kind in STOPPED else 'error: '}{message}\nThe notebook up to there: {target}", file=sys.stderr
-            )
+            print(f"{'' if kind in STOPPED else 'error: '}{message}", file=sys.stderr)
+            if target.exists():
+                print(f"The notebook up to there: {target}", file=sys.stderr)
             return {InputError.__name__: 2, **STOPPED}.get(kind, 1)
         print(f"{time.monotonic() - started:.0f} s", flush=True)
 
@@ -313,16 +317,31 @@ def _name_of_restart(note: Path, parameters: Mapping[str, Any]) -> str:
     return begun["name"]
 
 
+def _refuse_read_only(root: Path) -> None:
+    """InputError where the folder of a run takes no file."""
+    probe = root / ".probe"
+    try:
+        with atomic_write(probe):
+            pass
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"The output folder {root} takes no file ({error.strerror}): mend that, or name another one with --out."
+        ) from error
+
+
 def _export(args: argparse.Namespace) -> int:
-    from pfiles import memorisation  # seconds to import
     from pfiles.measuring.pairs import PUBLISHED_SIDE
+    from pfiles.reporting import export  # seconds to import
 
     settings = get_settings(args.preset, _overrides(args.overrides))
     generated, out = (expand(folder).absolute() for folder in (args.generated, args.out))
-    side = read_images(memorisation.generated_files(generated)[:1]).shape[1]
+    side = read_images(generated_files(generated)[:1]).shape[1]
     if side == PUBLISHED_SIDE:  # tiles enlarged by the authors' way of saving them
         side = settings.image_size_px
-    gate = memorisation.export(generated, load_tiles(_data(args.data), side, settings.max_train_tiles), out)
+    if args.data is None and export.made_from(generated) is None:
+        raise InputError(f"Nothing in {generated} says which tiles its images were made from: name them with --data.")
+    gate = export.export(generated, load_tiles(_data(args.data), side), out)
     share, low, high, expected = (f"{gate[name]:.1%}" for name in ("closer", "low", "high", "expected"))
     print(
         f"{gate['exported']} of {len(gate['images'])} images passed: {out / 'images'}\n"
@@ -401,7 +420,8 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> tupl
 
     Only names that the cell tagged "parameters" assigns are changed, in a cell put behind it. An interrupt or SIGTERM
     goes on to the notebook, whose trainings then leave a resume point.
-    Returns None, or the name and the message of the error that stopped it.
+    Returns None, or the name and the message of the error that stopped it: that of the notebook, also where the disk
+    that stopped it takes no `target` either.
     """
     book = _with_parameters(notebook, parameters)
     # this Python's own kernel, whatever "python3" a user has registered
@@ -421,21 +441,24 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> tupl
             os.kill(client.km.provisioner.pid, number)
 
     handlers = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    failure = None
     try:
         with ThreadPoolExecutor(1) as pool:  # in the main thread nbclient would shut the notebook down on a signal
             pool.submit(client.execute).result()
     except CellExecutionError as error:
-        return error.ename, error.evalue
+        failure = error.ename, error.evalue or (STOPPED_MESSAGE if error.ename in STOPPED else error.ename)
     except (DeadKernelError, AssertionError):  # the latter from nbclient, which asserts that it still has a kernel
+        failure = "DeadKernelError", "the notebook's process ended, most likely because memory ran out."
         if received:
-            return SIGNALS[received[0]].__name__, STOPPED_MESSAGE
-        return "DeadKernelError", "the notebook's process ended, most likely because memory ran out."
+            failure = SIGNALS[received[0]].__name__, STOPPED_MESSAGE
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        with atomic_write(target) as file:
+        with suppress(OSError) if failure else nullcontext(), atomic_write(target) as file:
             file.write(nbformat.writes(book).encode())
-    return (SIGNALS[received[0]].__name__, STOPPED_MESSAGE) if received else None
+    if failure is None and received:
+        failure = SIGNALS[received[0]].__name__, STOPPED_MESSAGE
+    return failure
 
 
 def _with_parameters(notebook: Path, parameters: Mapping[str, Any]) -> nbformat.NotebookNode:

@@ -80,9 +80,9 @@ class LPIPS(nn.Module):
     def load_pretrained(self) -> "LPIPS":
         """Load torchvision's ImageNet weights of VGG16 (downloaded once) and the LPIPS v0.1 linear heads.
 
-        Raises InputError where either can be neither found nor downloaded.
+        Raises InputError where either can be neither found nor downloaded, or is not what it should be.
         """
-        heads = torch.load(heads_path(), map_location="cpu", weights_only=True)
+        heads = self._read_heads(heads_path())
         vgg = vgg16_state_dict()
         slices = {
             f"net.slice{number}.{index}.{kind}": vgg[f"features.{index}.{kind}"]
@@ -93,6 +93,21 @@ class LPIPS(nn.Module):
         }
         self.load_state_dict(slices | heads)
         return self
+
+    def _read_heads(self, path: Path) -> dict[str, Tensor]:
+        own = {name: value.shape for name, value in self.state_dict().items() if name.startswith("lin")}
+        try:
+            heads = torch.load(path, map_location="cpu", weights_only=True)
+            sound = {name: value.shape for name, value in heads.items()} == own
+            sound = sound and all(value.isfinite().all() for value in heads.values())
+        except Exception:  # torch lets out whatever a broken file trips
+            sound = False
+        if not sound:
+            raise InputError(
+                f"{path} does not hold LPIPS's five linear heads: put the file weights/v0.1/vgg.pth of the package "
+                "lpips there, or delete it and run pip install -r requirements.txt."
+            )
+        return heads
 
     def forward(self, a: Tensor, b: Tensor, normalize: bool = False) -> Tensor:
         if not self.has_weights:

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 
+import nbformat
 import pandas as pd
 import pytest
 import torch
 from conftest import TINY, make_tiles
 from matplotlib.figure import Figure
 
+from pfiles import __main__ as command_line
 from pfiles import paths as paths_module
 from pfiles.__main__ import main
 from pfiles.checkpoints import save_weights
@@ -182,6 +184,35 @@ def test_no_permission_is_one_sentence_on_the_command_line(tmp_path, monkeypatch
     assert not (tmp_path / "out").exists()
     with pytest.raises(PermissionError):
         main(["cells", "save_training_images", *arguments, "--debug"])
+
+
+def test_a_read_only_disk_is_told_before_any_work(tmp_path, monkeypatch, capfd):
+    def refuse(path, *args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(command_line, "execute", lambda *args: pytest.fail("a notebook was started"))
+    monkeypatch.setattr(paths_module.Path, "mkdir", refuse)
+    assert main(["run", "--preset", "demo", "--data", "embedded", "--out", str(tmp_path / "out")]) == 2
+    sentence = rf"error: The output folder {tmp_path}/out takes no file \(Read-only file system\): [^\n]*\.\n"
+    assert re.fullmatch(sentence, capfd.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_notebook_that_the_disk_stopped_tells_the_cause(tmp_path):
+    """And not that its own copy could not be written either."""
+    (tmp_path / "file").write_text("a path below it takes no file")
+    book = nbformat.v4.new_notebook()
+    book.cells = [
+        nbformat.v4.new_code_cell("seed = 1", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("raise OSError(30, 'Read-only file system', 'resume.pt')"),
+    ]
+    nbformat.write(book, tmp_path / "fails.ipynb")
+    found = command_line.execute(tmp_path / "fails.ipynb", tmp_path / "file" / "executed.ipynb", {})
+    assert found == ("OSError", "[Errno 30] Read-only file system: 'resume.pt'")
+    book.cells[1].source = "raise KeyboardInterrupt"
+    nbformat.write(book, tmp_path / "fails.ipynb")
+    found = command_line.execute(tmp_path / "fails.ipynb", tmp_path / "executed.ipynb", {})
+    assert found == ("KeyboardInterrupt", "Stopped: run the same command again to go on.")
 
 
 def test_a_disk_that_is_really_full(tmp_path, monkeypatch, capfd):

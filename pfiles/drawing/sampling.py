@@ -1,7 +1,9 @@
 """Images from noise: sampling of the conditional latent diffusion model."""
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,15 @@ from pfiles.errors import InputError
 from pfiles.identity import differences, in_words
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine import processes
-from pfiles.machine.runtime import derive_seed, eval_mode
+from pfiles.machine.processes import is_first
+from pfiles.machine.runtime import derive_seed, eval_mode, stop
 from pfiles.machine.speed import PLAIN, Speed
 from pfiles.paths import read_json, write_json
 from pfiles.tiles.files import image_files, refuse_other_images, write_tiles
 from pfiles.tiles.pixels import to_uint8
 from pfiles.unet_cond_base import UNet
 
-GENERATED_WITH = "generated_with.json"  # in a folder of generated images: their identity
+GENERATED_WITH = "generated_with.json"  # what the images of a folder depend on
 NOISE_STEPS = 16  # steps whose noise is drawn at once; part of what an image's seed means
 WRITERS = 8  # threads that compress and write images
 
@@ -110,10 +113,16 @@ def generate_to_folder(
     identity: what the images depend on besides, in plain values. It is kept beside them, and InputError refuses a
         folder that was begun with another one.
     only: draw the numbers from the first to the last of these two alone, as one of several jobs. Processes that were
-        started together share the work by themselves.
+            started together share the work by themselves. InputError refuses a range without any of `numbers`.
+
+    An interrupt stops at once and keeps the images that are done.
     """
-    if only is not None and not (len(only) == 2 and only[0] <= only[1]):
-        raise InputError(f"only must be the first and the last number of a range, such as (1, 5000), but is {only!r}.")
+    wanted = [i for i, number in enumerate(numbers) if only is None or _is_within(number, only)]
+    if only is not None and not wanted:
+        raise InputError(
+            f"only = {only!r} holds none of the {len(numbers)} numbers from {min(numbers)} to {max(numbers)}: "
+            "choose a range that does."
+        )
     refuse_other_images(folder, numbers)
     note = folder / GENERATED_WITH
     begun_with = read_json(note, {} if image_files(folder) else identity)
@@ -124,13 +133,13 @@ def generate_to_folder(
         )
     processes.wait_for_all()  # before any of them writes what another would find there
     write_json(note, identity)
-    wanted = [i for i, number in enumerate(numbers) if only is None or only[0] <= number <= only[1]]
     wanted = processes.share(wanted)
+    _remove_parts(folder, [f"{numbers[i]}.png" for i in wanted] + [GENERATED_WITH] * (only is None and is_first()))
     done = image_files(folder)
     missing = [i for i in wanted if str(numbers[i]) not in done]
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} images are there already.")
-    with ThreadPoolExecutor(WRITERS) as pool:
+    with _interrupt_told(), ThreadPoolExecutor(WRITERS) as pool:
         writing: list[Future] = []
         for some in processes.progress(_chunks(missing, batch_size), desc="images", unit="batch"):
             chosen = [int(numbers[i]) for i in some]
@@ -143,6 +152,29 @@ def generate_to_folder(
         for future in writing:
             future.result()
     processes.wait_for_all()
+
+
+def _is_within(number: int, only: Any) -> bool:
+    if not (isinstance(only, list | tuple) and [type(end) for end in only] == [int, int] and only[0] <= only[1]):
+        raise InputError(f"only must be the first and the last number of a range, such as (1, 5000), but is {only!r}.")
+    return only[0] <= number <= only[1]
+
+
+def _remove_parts(folder: Path, names: Sequence[str]) -> None:
+    """Remove what writing these files left in `folder` when it was killed; other jobs' files are theirs."""
+    own = {f".{name}" for name in names}
+    for part in folder.glob(".*.part"):
+        if part.name.rsplit(".", 2)[0] in own:  # as `atomic_write` names it
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _interrupt_told() -> Iterator[None]:
+    """Inside the block an interrupt ends the program with a sentence."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stop(signal.SIGINT, "Drawing images was stopped: run it again to go on with those that are missing.")
 
 
 def _chunks(items: Sequence, size: int) -> list[Sequence]:

@@ -18,6 +18,9 @@ from tqdm.auto import tqdm
 
 from pfiles.errors import InputError
 
+STARTED_WITH = (  # how many processes were started beside this one, told to each by srun and by ways to start MPI
+    "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE",
+)  # fmt: skip
 TIMEOUT = timedelta(minutes=10)  # how long a process waits for the others before it gives up
 
 Items = TypeVar("Items", Tensor, Sequence)
@@ -26,17 +29,17 @@ Items = TypeVar("Items", Tensor, Sequence)
 def join() -> None:
     """Join the other processes of this job, if it has any; only the first one prints.
 
-    Raises InputError where processes were started in a way that would leave each of them working alone.
+    Raises InputError where processes were started in a way that would leave each of them working alone. What a batch
+    system or a launcher sets for a single process, too, is no such way.
     """
-    expected = int(os.environ.get("WORLD_SIZE", 1))
-    alone = {name: value for name, value in os.environ.items() if name == "SLURM_NTASKS" and value != "1"}
-    alone |= {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
-    if "WORLD_SIZE" not in os.environ and alone:
-        raise InputError(
-            f"This process was started as one of several ({', '.join(f'{n}={v}' for n, v in alone.items())}) but "
-            "cannot find the others, so that each would work alone: start it with torchrun."
-        )
+    expected = _number_of_processes()
     if expected > 1 and not dist.is_initialized():
+        needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        if missing := [name for name in needed if name not in os.environ]:
+            raise InputError(
+                f"WORLD_SIZE is {expected}, but {', '.join(missing)} of this process is not set, so that it cannot "
+                "find the others: start it with torchrun, or unset WORLD_SIZE to work alone."
+            )
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -44,6 +47,24 @@ def join() -> None:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     if world_size() != expected:
         raise InputError(f"WORLD_SIZE is {expected}, but {world_size()} processes found each other.")
+
+
+def _number_of_processes() -> int:
+    """How many processes work together, this one included, as torchrun and its like tell each of them."""
+    told = os.environ.get("WORLD_SIZE")
+    if told is not None:
+        if not (told.isascii() and told.isdigit() and int(told)):
+            raise InputError(
+                f"WORLD_SIZE must be the number of processes that work together, but is {told!r}: start them with "
+                "torchrun, or unset it to work alone."
+            )
+        return int(told)
+    if alone := {name: value for name in STARTED_WITH if (value := os.environ.get(name, "1")) != "1"}:
+        raise InputError(
+            f"This process was started as one of several ({', '.join(f'{n}={v}' for n, v in alone.items())}) but "
+            "cannot find the others, so that each would work alone: start it with torchrun."
+        )
+    return 1
 
 
 def world_size() -> int:

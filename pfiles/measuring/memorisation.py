@@ -5,6 +5,8 @@ So the nearest distances of generated images are held against those of held-out 
 found in the same way. An honest generator's images lie no closer to the training tiles than tissue never trained on.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 import torch
@@ -17,11 +19,20 @@ from pfiles.errors import InputError
 from pfiles.measuring.fidelity import wilson_interval
 
 CLOSEST = 0.01  # share of the held-out tiles, the closest ones, whose distance is too close for a generated image
-MAX_SHIFT = 2  # pixels that a copy may be moved by, up, down, left and right
+COPY = 0.1  # distance; copies of tissue saved as JPEG, moved and 5 % brighter come out below it
+NEAR = 2  # pixels: shifts of up to so much, up, down, left and right, always count
+FAR = 1 / 4  # of the side: shifts of up to so much count where the correlation is evident
+EVIDENT = 0.5  # correlation; of all far shifts of unrelated tissue the best stays below it
+SEEN = 1 / 4  # of the energy of either tile that must lie where they overlap
 LAYOUT = 5 / 16  # of the side: structure coarser than this, such as an empty corner, does not count
 COARSE_SIDE = 24  # pixels of the small images that make the shortlist
 SHORTLIST = 64  # (view, training tile) pairs compared at full resolution for each image
+KEYPOINTS = 20  # spots of a tile that stand out most; their patches make the shortlist of far shifts
+PATCH = 7  # samples along the side of a patch, 1/32 of the tile's side apart
+ALIKE = 64  # training tiles that hold a patch most like one of the image
+FAR_SHORTLIST = 6  # of them, training tiles compared at all far shifts
 BATCH_SIZE = 32  # images at once; changes memory and speed only
+TILES_AT_ONCE = 256  # whose patches are compared in the processor's cache
 
 
 def nearest_tiles(images: np.ndarray, train: np.ndarray) -> pd.DataFrame:
@@ -31,12 +42,15 @@ def nearest_tiles(images: np.ndarray, train: np.ndarray) -> pd.DataFrame:
     over windows of 5/16 of the side is taken off, so that brightness, contrast and the coarse layout do not count.
     The distance of two tiles is 1 - c, where c is the correlation of what is left, the highest of the 8 views of the
     image (quarter turns, mirrored or not) and of the 25 shifts of up to 2 px each way: 0 for a copy, about 1 for tiles
-    that share nothing, and 1 where one of them has no structure at all.
+    that share nothing, and 1 where one of them has no structure at all. Shifts of up to a quarter of the side each way
+    count as well, with the correlation over the part that both tiles show, where it reaches 0.5; among so many shifts
+    unrelated tissue reaches 0.3 by chance.
 
-    Exact: c at full resolution, of all shifts, for the pairs on the shortlist. Shortlist: the 64 pairs of a view and a
-    training tile whose versions of 24 x 24 px correlate best. A copy leads it by far, so that it is not missed; among
-    tiles that share next to nothing, the nearest of all can be missed for one that is nearly as near. Not looked for:
-    copies that are zoomed or turned by other angles, and copies of tiles without structure.
+    Exact: c at full resolution, of all shifts, for the pairs on the shortlists. Shortlist of all shifts up to 2 px: the
+    64 pairs of a view and a training tile whose versions of 24 x 24 px correlate best. Shortlist of far shifts: the 12
+    tiles that hold the patch most like one of the image, of 24 patches of each around the spots that stand out most. A
+    copy leads them by far, so that it is seldom missed; among tiles that share next to nothing, the nearest of all can
+    be missed for one that is nearly as near.
 
     Returns a row for each image: tile (index into train), distance, view (0 ... 7), shift_y and shift_x (pixels), to
     be shown by `aligned`. Memory: 4 bytes for each pixel of `train`.
@@ -49,21 +63,27 @@ def nearest_tiles(images: np.ndarray, train: np.ndarray) -> pd.DataFrame:
     structure = torch.cat([_structure(part) for part in np.array_split(train, -(-len(train) // BATCH_SIZE))])
     energy = torch.cat([_energy(part) for part in structure.split(BATCH_SIZE)])
     coarse = _coarse(structure)
+    patches = _Patches(*map(torch.cat, zip(*map(_patches, structure.split(BATCH_SIZE)), strict=True)))
     rows = []
     for start in tqdm(range(0, len(images), BATCH_SIZE), desc="nearest tiles", unit="batch", leave=False):
         views = _views(_structure(images[start : start + BATCH_SIZE]))  # (B, 8, S, S)
         scores = _coarse(views.flatten(0, 1)).unflatten(0, views.shape[:2]) @ coarse.T  # (B, 8, M)
         best = scores.flatten(1).topk(min(SHORTLIST, scores[0].numel())).indices  # (B, C)
-        for image, view, tile in zip(views, best // len(train), best % len(train), strict=True):
-            correlation = _correlate(image[view], structure[tile], energy[tile])  # (C, 5, 5)
-            place, shift_y, shift_x = np.unravel_index(int(correlation.argmax()), correlation.shape)
+        shared = _share_a_patch(_patches(views[:, 0]), patches, int(FAR * train.shape[1]))  # (B, F) twice
+        for image, pairs, far_tile, far_view in zip(views, best, *shared, strict=True):
+            view, tile = pairs // len(train), pairs % len(train)
+            found = _peak(_correlate(image[view], structure[tile], energy[tile]))
+            far = _peak(_correlate_far(image[far_view], structure[far_tile]))
+            if far[0] >= max(EVIDENT, found[0]):
+                found, view, tile = far, far_view, far_tile
+            correlation, place, shift_y, shift_x = found
             rows.append(
                 {
                     "tile": int(tile[place]),
-                    "distance": max(0.0, 1 - float(correlation[place, shift_y, shift_x])),
+                    "distance": max(0.0, 1 - correlation),
                     "view": int(view[place]),
-                    "shift_y": int(shift_y) - MAX_SHIFT,
-                    "shift_x": int(shift_x) - MAX_SHIFT,
+                    "shift_y": shift_y,
+                    "shift_x": shift_x,
                 }
             )
     return pd.DataFrame(rows)
@@ -71,7 +91,8 @@ def nearest_tiles(images: np.ndarray, train: np.ndarray) -> pd.DataFrame:
 
 def _structure(images: np.ndarray) -> Tensor:
     """uint8 (N, S, S, 3) -> float32 (N, S, S): grey less its local mean."""
-    grey = images.mean(axis=3, dtype=np.float32)
+    red, green, blue = np.moveaxis(images, 3, 0)
+    grey = (red.astype(np.float32) + green + blue) / 3
     side = round(images.shape[1] * LAYOUT) | 1  # odd, so that turned images give turned results
     return torch.from_numpy(grey - ndimage.uniform_filter(grey, (0, side, side)))
 
@@ -83,8 +104,10 @@ def _coarse(structure: Tensor) -> Tensor:
 
 def _energy(structure: Tensor) -> Tensor:
     """(N, S, S) -> (N, 5, 5): the sum of squares over the window at each shift."""
-    window = structure.shape[1] - 2 * MAX_SHIFT
-    return F.avg_pool2d(structure.square()[:, None], window, stride=1)[:, 0] * window**2
+    side = structure.shape[1]
+    shift, at = torch.arange(2 * NEAR + 1)[:, None], torch.arange(side)
+    inside = ((at >= shift) & (at < side - 2 * NEAR + shift)).float()  # (5, S)
+    return inside @ structure.square() @ inside.T
 
 
 def _views(images: Tensor) -> Tensor:
@@ -93,17 +116,123 @@ def _views(images: Tensor) -> Tensor:
     return torch.cat([turned, turned.flip(3)], dim=1)
 
 
+def _peak(correlation: Tensor) -> tuple[float, int, int, int]:
+    """Of correlations (C, 2 R + 1, 2 R + 1) at shifts of up to R the highest, its place among the C, and its shifts."""
+    place, y, x = map(int, np.unravel_index(int(correlation.argmax()), correlation.shape))
+    radius = correlation.shape[1] // 2
+    return float(correlation[place, y, x]), place, y - radius, x - radius
+
+
 def _correlate(images: Tensor, tiles: Tensor, energy: Tensor) -> Tensor:
     """Of C pairs (C, S, S), the correlation of the image's inner part with every window of its tile. -> (C, 5, 5)"""
-    inner = images[:, MAX_SHIFT:-MAX_SHIFT, MAX_SHIFT:-MAX_SHIFT]
+    inner = images[:, NEAR:-NEAR, NEAR:-NEAR]
     products = F.conv2d(tiles[None], inner[:, None], groups=len(tiles))[0]
     return products / (inner.square().sum((1, 2))[:, None, None] * energy).sqrt().clamp_min(1e-6)
 
 
-def aligned(tile: np.ndarray, view: int, shift_y: int, shift_x: int) -> np.ndarray:
-    """A training tile (S, S, 3), shifted and turned as the image lies that `nearest_tiles` found it for."""
-    side, pad = tile.shape[0], MAX_SHIFT
-    padded = np.pad(tile, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
+def _correlate_far(images: Tensor, tiles: Tensor) -> Tensor:
+    """Of C pairs (C, S, S), the correlation of image and tile where they overlap, at every shift of up to R = S / 4.
+
+    Products at all shifts at once through Fourier transforms. -> (C, 2 R + 1, 2 R + 1), with -1 for the shifts that
+    `_correlate` looks at, and where the overlap holds less than a quarter of the energy of either.
+    """
+    side = images.shape[1]
+    radius = int(FAR * side)
+    padded = (side + radius, side + radius)  # what wraps around meets zeros
+    products = torch.fft.irfft2(torch.fft.rfft2(tiles, padded) * torch.fft.rfft2(images, padded).conj(), padded)
+    products = products.roll((radius, radius), (1, 2))[:, : 2 * radius + 1, : 2 * radius + 1]
+    shift, at = torch.arange(-radius, radius + 1)[:, None], torch.arange(side)
+    inside = ((at >= shift) & (at < side + shift)).float()  # (2 R + 1, S): which rows of a tile overlap at each shift
+    of_tiles, of_images = (
+        rows @ x.square() @ rows.T for rows, x in ((inside, tiles), (inside.flip(0), images))
+    )  # (C, 2 R + 1, 2 R + 1)
+    correlation = products / (of_tiles * of_images).sqrt().clamp_min(1e-6)
+    for energy, x in ((of_tiles, tiles), (of_images, images)):
+        correlation[energy < SEEN * x.square().sum((1, 2))[:, None, None]] = -1
+    correlation[:, radius - NEAR : radius + NEAR + 1, radius - NEAR : radius + NEAR + 1] = -1
+    return correlation
+
+
+class _Patches(NamedTuple):
+    """Of N tiles the patches around the K spots of each that stand out most."""
+
+    patch: Tensor  # (N, K, 49), of length 1, in the view that makes all views of a patch equal
+    view: Tensor  # (N, K): that view
+    place: Tensor  # (N, K, 2): y and x of the spot from the middle of the tile, pixels
+
+
+def _patches(structure: Tensor) -> _Patches:
+    """Patches that are the same wherever a tile is shifted to and however it is turned, of (N, S, S).
+
+    A spot is a local maximum of the difference between the means over a small and over a larger window. The patch
+    around it, sampled from the smaller means, is given in that one of its 8 views in which it is brightest towards one
+    side, in a direction that no view leaves as it is.
+    """
+    side, images = structure.shape[1], structure.numpy()
+    small, large, apart = (round(side * part / 128) | 1 for part in (7, 13, 9))  # odd, as in `_structure`
+    smooth = ndimage.uniform_filter(images, (0, small, small))
+    contrast = np.abs(smooth - ndimage.uniform_filter(images, (0, large, large)))
+    contrast[contrast < ndimage.maximum_filter(contrast, (1, apart, apart))] = 0
+    offsets = torch.from_numpy(np.rint((np.arange(PATCH) - PATCH // 2) * side / 32).astype(np.int64))
+    margin = int(offsets[-1])
+    inner = torch.from_numpy(contrast)[:, margin : side - margin, margin : side - margin]
+    spot = inner.flatten(1).topk(KEYPOINTS).indices  # (N, K)
+    y, x = spot // inner.shape[2] + margin, spot % inner.shape[2] + margin
+    where = (y[..., None, None] + offsets[:, None]) * side + x[..., None, None] + offsets  # (N, K, 7, 7)
+    patch = torch.from_numpy(smooth).flatten(1).gather(1, where.flatten(1)).view(*spot.shape, PATCH**2)
+    patch = F.normalize(patch - patch.mean(2, keepdim=True), dim=2)
+    pixels = _views(torch.arange(PATCH**2).view(1, PATCH, PATCH))[0].flatten(1)  # (8, 49): of the patch in each view
+    direction = (2 * offsets[:, None] + offsets).flatten().float()
+    view = (patch[..., pixels] @ direction).argmax(2)  # (N, K)
+    return _Patches(patch.gather(2, pixels[view]), view, torch.stack([y, x], dim=2) - (side - 1) / 2)
+
+
+def _share_a_patch(images: _Patches, tiles: _Patches, radius: int) -> tuple[Tensor, Tensor]:
+    """For each of B images the F tiles that share a patch with it, such that it is shifted by up to `radius` pixels.
+
+    -> (B, F) indices of the tiles, and (B, F) views of the image that then look like them.
+    """
+    flat, best = images.patch.flatten(0, 1), []
+    for some in tiles.patch.split(TILES_AT_ONCE):
+        highest = flat @ some[:, 0].T  # (B K, M')
+        for k in range(1, KEYPOINTS):
+            torch.maximum(highest, flat @ some[:, k].T, out=highest)
+        best.append(highest.view(-1, KEYPOINTS, len(some)).amax(1))
+    tile = torch.cat(best, dim=1).topk(min(ALIKE, len(tiles.patch))).indices  # (B, A)
+    likeness = torch.einsum("bkd, bald -> bakl", images.patch, tiles.patch[tile])  # of each two of their patches
+    likeness, pair = likeness.flatten(2).max(2)  # (B, A)
+    own, its = pair // KEYPOINTS, pair % KEYPOINTS
+    between, turns = _dihedral()
+    view = between[images.view.gather(1, own), tiles.view[tile, its]]  # (B, A)
+    place = images.place[torch.arange(len(own))[:, None], own]  # (B, A, 2)
+    shift = tiles.place[tile, its] - (turns[view] @ place[..., None])[..., 0]
+    likeness[shift.abs().amax(2) > radius] = -1
+    chosen = likeness.topk(min(FAR_SHORTLIST, likeness.shape[1])).indices  # (B, F)
+    return tile.gather(1, chosen), view.gather(1, chosen)
+
+
+def _dihedral() -> tuple[Tensor, Tensor]:
+    """The view that leads from one view to another, and what a view does to a place.
+
+    -> (8, 8): at [i, j] the view v of anything whose view j equals the thing's own view i; (8, 2, 2): the matrices
+    that take y and x, from the middle, to where they are in each view.
+    """
+    corners = _views(torch.arange(4).view(1, 2, 2))[0]
+    twice = _views(corners).transpose(0, 1)  # [j, v]
+    between = (twice == corners[:, None, None]).all(-1).all(-1).int().argmax(2)
+    quarter, mirror = torch.tensor([[0.0, -1], [1, 0]]), torch.tensor([[1.0, 0], [0, -1]])
+    turned = torch.stack([torch.linalg.matrix_power(quarter, n) for n in range(4)])
+    return between, torch.cat([turned, mirror @ turned])
+
+
+def aligned(tile: np.ndarray, view: int, shift_y: int, shift_x: int, mode: str = "edge") -> np.ndarray:
+    """A training tile (S, S, 3), shifted and turned as the image lies that `nearest_tiles` found it for.
+
+    mode: what fills the part that the tile does not reach, as in `numpy.pad`.
+    """
+    side = tile.shape[0]
+    pad = int(FAR * side)
+    padded = np.pad(tile, ((pad, pad), (pad, pad), (0, 0)), mode=mode)
     moved = padded[pad + shift_y : pad + shift_y + side, pad + shift_x : pad + shift_x + side]
     return np.rot90(moved[:, ::-1] if view >= 4 else moved, -(view % 4))
 
@@ -142,3 +271,22 @@ def against_held_out(distances: np.ndarray, held_out: np.ndarray) -> dict[str, f
         "expected": rank / (m + 1),
         "chance": float(betabinom.sf(count - 1, n, rank, m + 1 - rank)),
     }
+
+
+def judge(distances: np.ndarray, held_out: np.ndarray, source: str) -> tuple[dict[str, float | None], str]:
+    """`against_held_out` for distances of `nearest_tiles`, and a sentence where the held-out tiles cannot say so much.
+
+    That is where the closest 1 % of them are themselves copies of training tiles, closer than COPY: how close is too
+    close is then unknown. The threshold becomes COPY, below which an image is a copy whatever the tissue, and expected
+    and chance become None. The sentence, which names the `source` of the tiles, is empty otherwise.
+    """
+    found = against_held_out(distances, held_out)
+    if found["threshold"] >= COPY:
+        return found, ""
+    count, n = int((np.asarray(distances) < COPY).sum()), len(distances)
+    low, high = wilson_interval(count, n)
+    outright = {"threshold": COPY, "closer": count / n, "low": low, "high": high, "expected": None, "chance": None}
+    return outright, (
+        f"The closest 1 % of the held-out tiles of {source} are themselves copies of training tiles (distance "
+        f"{found['threshold']:.3f}): remove duplicates, or name files so that no slide is on both sides of the split."
+    )

@@ -578,8 +578,16 @@ def _load_autoencoder(path: Path, side: int, device: torch.device | str) -> VQVA
     """The autoencoder in `path`, of the sizes in the JSON beside it, or the published ones where there is none."""
     if not path.exists():
         raise InputError(f"There is no autoencoder at {path}: name the checkpoint that train_autoencoder wrote.")
-    settings = read_json(path.with_suffix(".json"), {}).get("settings", {})
-    vqvae = VQVAE(**settings.get("autoencoder", {}).get("vqvae", {}))
+    about = path.with_suffix(".json")
+    settings = read_json(about, {}).get("settings", {})
+    try:
+        of = settings.get("autoencoder", {})
+        vqvae = VQVAE(**of.get("vqvae", {}), upsampling=of.get("upsampling", "transposed"))
+    except Exception as error:  # torch raises many kinds of errors for impossible sizes
+        raise InputError(
+            f"{about} does not describe an autoencoder ({error}): put the file that train_autoencoder wrote beside "
+            "its checkpoint there, or delete it where the checkpoint has the published sizes."
+        ) from error
     load_weights(vqvae, path)
     if side % vqvae.downscale:
         raise InputError(

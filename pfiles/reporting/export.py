@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from pfiles.drawing.sampling import GENERATED_WITH
 from pfiles.errors import InputError
-from pfiles.measuring.memorisation import against_held_out, aligned, nearest_tiles
+from pfiles.measuring.memorisation import aligned, judge, nearest_tiles
 from pfiles.paths import read_json, write_json
 from pfiles.reporting import figures
 from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.files import generated_files, read_images
-from pfiles.tiles.pixels import as_tensor, resize
-
-COPY = 0.1  # distance; copies of tissue saved as JPEG, moved and 5 % brighter come out below it
+from pfiles.tiles.pixels import as_tensor, evenly_spaced, resize
 
 REPORT, SHEET, MADE_BY = "report.json", "closest_pairs.png", "python -m pfiles export"
 SHEET_PAIRS = 20  # closest pairs shown
@@ -43,8 +43,21 @@ def read_generated(files: Sequence[Path], side: int) -> np.ndarray:
     return images
 
 
+def made_from(generated: Path) -> dict[str, Any] | None:
+    """What part 6 noted beside its images about the tiles they were made from: source, fingerprint, training tiles.
+
+    None for a folder without such a note, such as the published images.
+    """
+    data = read_json(generated / GENERATED_WITH, {}).get("data")
+    kinds = {"source": str, "fingerprint": str, "training tiles": int}
+    complete = isinstance(data, dict) and all(type(data.get(name)) is kind for name, kind in kinds.items())
+    return data if complete and data["training tiles"] > 0 else None
+
+
 def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
     """Copy those images of the folder `generated` that are no copies of training tiles, with a report.
+
+    tiles: with all their training tiles, whatever part of them the training used.
 
     An image is withheld where its nearest training tile, see `nearest_tiles`, is closer than those of the closest 1 %
     of the held-out tiles. Writes the folder `out`, all at once when everything is done:
@@ -52,29 +65,29 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
     report.json, what is returned here: the rule, the threshold, and a record for each image;
     closest_pairs.png, the images closest to a training tile beside it: it shows real tiles and is not to be passed on.
     Images of another size than the tiles are compared after resizing. A folder that an earlier export made is replaced.
-    Raises InputError for any other that is not empty, for a folder without sound images of one size, and where held-out
-    tiles are themselves copies of training tiles, so that they cannot calibrate anything.
+    Raises InputError for any other that is not empty, for a folder without sound images of one size, for images that
+    were made from other tiles, and where held-out tiles are themselves copies of training tiles, so that they cannot
+    calibrate anything.
     """
     out = out.resolve()
-    _refuse_other_files(out)
+    _refuse_other_files(out, generated.resolve())
+    _refuse_other_data(generated, tiles)
     files = generated_files(generated)
     images = read_generated(files, tiles.images.shape[1])
     train, held_out = (np.ascontiguousarray(tiles.images[part]) for part in (tiles.train, tiles.test))
     nearest, nearest_held_out = (nearest_tiles(some, train) for some in (images, held_out))
-    closeness = against_held_out(nearest.distance, nearest_held_out.distance)
+    closeness, leak = judge(nearest.distance, nearest_held_out.distance, tiles.source)
+    if leak:
+        raise InputError(leak)
     limit = closeness["threshold"]
-    if limit < COPY:
-        raise InputError(
-            f"The closest 1 % of the held-out tiles of {tiles.source} are themselves copies of training tiles "
-            f"(distance {limit:.3f}): remove duplicates, or name files so that no slide is on both sides of the split."
-        )
     passed = nearest.distance >= limit
     report = {
         "made_by": MADE_BY,
         "rule": "withheld where closer to a training tile than the closest 1 % of the held-out tiles",
-        "distance": "1 - correlation of local structure, best of 8 views and of shifts up to 2 px: 0 copy, 1 unrelated",
-        "rms_difference": "of the image and the training tile laid over it, in levels of 0 ... 255",
-        "nearest_training_tile": "its number among the training tiles, from 1, as in org/",
+        "distance": "1 - correlation of local structure, best of 8 views and of shifts up to a quarter of the side: "
+        "0 copy, 1 unrelated",
+        "rms_difference": "of the image and the training tile laid over it where they overlap, in levels of 0 ... 255",
+        "nearest_training_tile": "its number among all training tiles, from 1; as in org/ where training used all",
         "nearest_tile_in_data": "its place in the data, from 0",
         "data": tiles.source,
         "data_fingerprint": tiles.fingerprint(),
@@ -90,7 +103,7 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
                 "nearest_training_tile": row.tile + 1,
                 "nearest_tile_in_data": int(tiles.train[row.tile]),
                 "distance": row.distance,
-                "rms_difference": _rms(image, aligned(train[row.tile], row.view, row.shift_y, row.shift_x)),
+                "rms_difference": _rms(image, train[row.tile], row.view, row.shift_y, row.shift_x),
                 "threshold": limit,
             }
             for file, image, passes, row in zip(files, images, passed, nearest.itertuples(), strict=True)
@@ -112,17 +125,38 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
     return report
 
 
-def _refuse_other_files(out: Path) -> None:
-    """InputError where `out` holds anything that no export wrote."""
+def _refuse_other_files(out: Path, generated: Path) -> None:
+    """InputError where `out` holds anything that no export wrote, or the images themselves."""
     if out.exists() and not out.is_dir():
         raise InputError(f"The output folder {out} is a file: name a folder, existing or new.")
+    if generated.is_relative_to(out):
+        raise InputError(f"The images lie in the output folder {out}, which is replaced as a whole: name another one.")
     report, own = read_json(out / REPORT, {}), set()
-    if isinstance(report, dict) and report.get("made_by") == MADE_BY:
-        own = {REPORT, SHEET, *(f"images/{record['file']}" for record in report["images"])}
-    others = sorted(str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir())
+    records = report.get("images")
+    if report.get("made_by") == MADE_BY and isinstance(records, list):
+        exported = (each for each in records if isinstance(each, dict) and each.get("decision") == "exported")
+        own = {REPORT, SHEET, "images", *(f"images/{each.get('file')}" for each in exported)}
+    others = sorted(str(path.relative_to(out)) for path in out.rglob("*"))
     if others := [name for name in others if name not in own]:
         raise InputError(f"{out} holds files that no export wrote, such as {others[0]}: name an empty or a new folder.")
 
 
-def _rms(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.sqrt(np.square(a.astype(np.float64) - b).mean()))
+def _refuse_other_data(generated: Path, tiles: Tiles) -> None:
+    """InputError where part 6 noted other tiles than these, of which the training may have used evenly spaced ones."""
+    noted = made_from(generated)
+    if noted is None:
+        print(f"Nothing beside the images says what they were made from: taken to be {tiles.source}.")
+        return
+    used = replace(tiles, train=tiles.train[evenly_spaced(len(tiles.train), noted["training tiles"])])
+    if used.fingerprint() != noted["fingerprint"]:
+        raise InputError(
+            f"The images in {generated} were made from other tiles ({noted['source']}, fingerprint "
+            f"{noted['fingerprint']}) than {tiles.source} ({used.fingerprint()}): name those with --data."
+        )
+
+
+def _rms(image: np.ndarray, tile: np.ndarray, view: int, shift_y: int, shift_x: int) -> float:
+    """Of the image and the tile laid over it, where they overlap."""
+    inside = aligned(np.ones_like(tile), view, shift_y, shift_x, mode="constant").astype(bool)
+    difference = image.astype(np.float64) - aligned(tile, view, shift_y, shift_x)
+    return float(np.sqrt(np.square(difference[inside]).mean()))

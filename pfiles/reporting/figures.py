@@ -17,6 +17,8 @@ from pfiles.paths import atomic_write
 from pfiles.tiles.pixels import evenly_spaced
 
 DPI = 300  # of saved panels, as published
+MOST_PIXELS = 65000  # of a side of a saved figure; a JPEG can have 65,500
+MOST_CLUSTERS = 32  # that have boxes of their own
 FIGURE_4_PUBLISHED = (691, 755, 467, 733, 979)  # places among the 1,000 published test tiles
 
 
@@ -69,8 +71,9 @@ def cluster_sheet(left: Sequence[Tensor], right: Sequence[Tensor], titles: tuple
 
 
 def save_figure(fig: Figure, path: Path, dpi: int = DPI) -> None:
-    """Write a figure as an image, whole or not at all."""
+    """Write a figure as an image, whole or not at all; one too large for a JPEG at `dpi` gets fewer dots per inch."""
     content = io.BytesIO()  # on a full disk Pillow would write a cut-off file without an error
+    dpi = min(dpi, MOST_PIXELS / (max(fig.get_size_inches()) + 1))  # an inch more for labels that stand out
     fig.savefig(content, dpi=dpi, format=path.suffix[1:], bbox_inches="tight", pad_inches=0.02)
     with atomic_write(path) as file:
         file.write(content.getbuffer())
@@ -186,25 +189,31 @@ def plot_morphometry(
 ) -> Figure:
     """One plot per column of `morphometry.measure`: boxes of real beside generated images, of all and of each cluster.
 
-    real_clusters, generated_clusters: the cluster, 0-based, of each row; None: all images only. Boxes span the middle
-    half, whiskers 5 to 95 %, the line is the median.
+    real_clusters, generated_clusters: the cluster, 0-based, of each row; None: all images only. Of more than 32
+    clusters those with most real images are drawn, and the figure says so. Boxes span the middle half, whiskers 5 to
+    95 %, the line is the median.
     """
     k = 0 if real_clusters is None else 1 + int(max(np.max(real_clusters), np.max(generated_clusters)))
+    sizes = np.bincount(real_clusters, minlength=k) if k else np.zeros(0)
+    shown = np.sort(np.argsort(-sizes, kind="stable")[:MOST_CLUSTERS])
     sides = (
         ("real", real, real_clusters, -0.19, "C0"),
         ("generated", generated, generated_clusters, 0.19, "C1"),
     )
-    fig, axes = plt.subplots(2, 3, figsize=(max(9, 3 + 0.9 * k), 6), layout="constrained")
+    fig, axes = plt.subplots(2, 3, figsize=(max(9, 3 + 0.9 * len(shown)), 6), layout="constrained")
+    places = np.arange(len(shown) + 1)
     for ax, (name, title) in zip(axes.flat, FEATURES.items(), strict=True):
         for _, table, clusters, shift, colour in sides:
-            groups = [table[name], *(table[name][clusters == cluster] for cluster in range(k))]
+            groups = [table[name], *(table[name][clusters == cluster] for cluster in shown)]
             ax.boxplot(
-                [group.dropna() for group in groups], positions=np.arange(k + 1) + shift, widths=0.34, whis=(5, 95),
+                [group.dropna() for group in groups], positions=places + shift, widths=0.34, whis=(5, 95),
                 showfliers=False, patch_artist=True, boxprops={"facecolor": colour}, medianprops={"color": "black"},
             )  # fmt: skip
-        ax.set(title=title, xticks=range(k + 1), xticklabels=["all", *range(1, k + 1)], xlabel="cluster" if k else "")
+        ax.set(title=title, xticks=places, xticklabels=["all", *shown + 1], xlabel="cluster" if k else "")
         if k:
             ax.axvline(0.5, color="grey", linewidth=0.5)
+    if len(shown) < k:
+        fig.supxlabel(f"the {len(shown)} of {k} clusters with most real images")
     handles = [plt.Rectangle((0, 0), 1, 1, facecolor=colour) for *_, colour in sides]
     fig.legend(handles, [side[0] for side in sides], loc="outside upper right", ncols=2)
     return fig
@@ -255,7 +264,7 @@ def plot_nearest(distances: Mapping[str, np.ndarray], threshold: float, xlabel: 
         ax.hist(
             values, edges, weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=f"{name} ({len(values)})"
         )
-    ax.axvline(threshold, color="black", linestyle="--", label="closest 1 % of held-out tiles")
+    ax.axvline(threshold, color="black", linestyle="--", label="threshold")
     ax.set(xlabel=xlabel, ylabel="share")
     fig.legend(loc="outside upper center", ncols=3, fontsize="small")
     return fig

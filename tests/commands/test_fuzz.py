@@ -130,7 +130,8 @@ SETTINGS = [f"{name}={json.dumps(value)}" for name, value in wrong_settings()]
 SETTINGS += [
     "nonsense=1", "=1", ".=1", "training=1", "training.=1", ".training=1", "training.epochs.x=1", "Training.epochs=1",
     "training.epochs", "training", "", "training.epochs=", "training epochs=1", "image_size_px=100", "image_size_px=32",
-    "image_size_px=4096", "sampling.steps=1001", "sampling.guidance=2", "diffusion.beta_start=0.5",
+    "image_size_px=4096", "sampling.steps=1001", "sampling.num_generated=1", "sampling.guidance=2",
+    "diffusion.beta_start=0.5",
     'autoencoder.vqvae={"z": 3}', 'autoencoder.vqvae={"im_channels": 4}', 'autoencoder.vqvae={"num_heads": 7}',
     'autoencoder.vqvae={"norm_channels": 5}', 'autoencoder.vqvae={"down_channels": 16}',
     'autoencoder.vqvae={"down_channels": [16, 33, 64]}', 'autoencoder.vqvae={"down_channels": [8, 8, 8, 8, 8, 8, 64]}',

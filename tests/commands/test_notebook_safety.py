@@ -11,8 +11,14 @@ import pytest
 from conftest import TINY, make_tiles
 
 from pfiles.__main__ import NOTEBOOKS, execute, run_cells
+from pfiles.checkpoints import save_weights
 from pfiles.errors import InputError
-from pfiles.paths import ROOT
+from pfiles.measuring import memorisation
+from pfiles.paths import ROOT, Paths, read_json
+from pfiles.settings import get_settings
+from pfiles.tiles.files import write_tiles
+from pfiles.tiles.pixels import as_tensor
+from pfiles.vqvae import VQVAE
 
 NEED_NOTHING = ("train_autoencoder", "save_training_images")
 
@@ -27,6 +33,11 @@ def parameters(tmp_path, monkeypatch):
     out = str(tmp_path / "out")
     yield {"n_clusters": 3, "data": str(tmp_path / "tiles.npy"), "preset": "demo", "overrides": TINY, "out": out}
     plt.close("all")
+
+
+def noisy_tiles(n):
+    noise = np.random.default_rng(0).normal(0, 40, (n, 48, 48, 3))
+    return (make_tiles(n) / 2 + 64 + noise).clip(0, 255).astype(np.uint8)
 
 
 def contents(folder):
@@ -49,6 +60,23 @@ def test_twice_gives_the_same_files(parameters, tmp_path):
         runs.append(contents(tmp_path / "out"))
     assert runs[0] == runs[1]
     assert {path.suffix for path in runs[0]} >= {".pth", ".pt", ".json", ".png", ".jpg", ".csv"}
+
+
+def test_a_total_memoriser_is_told_where_the_split_leaks(parameters, tmp_path, capsys):
+    """Held-out tiles that are copies would make the threshold 0, below which nothing lies."""
+    tiles = noisy_tiles(22)
+    np.save(tmp_path / "tiles.npy", np.concatenate([tiles, tiles[:2]]))  # the last two are held out
+    paths = Paths(3, parameters["out"])
+    settings = get_settings("demo", TINY)
+    save_weights(VQVAE(**settings.autoencoder.vqvae), paths.autoencoder, {})
+    write_tiles(paths.generated, range(1, 7), as_tensor(tiles[4:10]))
+    run_cells(ROOT / "clusters_14" / "part_14_memorisation.ipynb", parameters)
+    assert "held-out tiles of tiles.npy are themselves copies of training tiles" in capsys.readouterr().out
+    scores = read_json(paths.summary)["clusters_3/part_14_memorisation"]
+    assert scores.keys() == {"pixel space"}
+    assert scores["pixel space"]["closer"] == 1
+    assert scores["pixel space"]["threshold"] == memorisation.COPY
+    assert scores["pixel space"]["chance"] is None
 
 
 def opening(name):

@@ -245,6 +245,53 @@ def test_shares_of_several_jobs_are_the_whole(unet, tmp_path):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize("only", [(4, 9), (12, 20), (0, 0)])
+def test_a_range_without_images_is_refused_before_drawing(only, unet, tmp_path):
+    with pytest.raises(InputError, match=r"holds none of the 5 numbers from 1 to 11: choose a range that does\.$"):
+        generate_to_folder(None, tmp_path / "gen", [1, 2, 3, 10, 11], torch.arange(5), 5, 2, {}, only)
+    assert not (tmp_path / "gen").exists()
+
+
+@pytest.mark.parametrize("only", [7, "1-5", (1,), (1, 2, 3), (1.5, 3), ("a", "b"), (None, 3), (True, 3)])
+def test_what_is_no_range_is_refused(only, tmp_path):
+    with pytest.raises(InputError, match="only must be the first and the last number of a range"):
+        generate_to_folder(None, tmp_path / "gen", [1, 2, 3], torch.arange(3), 5, 2, {}, only)
+
+
+def test_an_interrupt_is_one_sentence_and_keeps_what_is_done(unet, tmp_path, capsys):
+    def stopped(cluster_ids, seeds):
+        if (tmp_path / "generated_with.json").exists() and seeds == image_seeds(5, [3]):
+            raise KeyboardInterrupt
+        return draw(unet, cluster_ids, seeds)
+
+    with pytest.raises(KeyboardInterrupt, match=r"^Drawing images was stopped: run it again to go on with those"):
+        generate_to_folder(stopped, tmp_path, [1, 2, 3], torch.tensor([0, 1, 2]), 5, 1, {"unet": "a"})
+    assert "Drawing images was stopped" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"1.png", "2.png", "generated_with.json"}
+
+
+def test_parts_of_a_kill_are_removed_when_the_work_goes_on(unet, tmp_path):
+    """Its own alone: those of another job's images may still be written."""
+    left = [".1.png.77.part", ".2.png.78.part", ".11.png.79.part", ".generated_with.json.80.part", ".notes.part"]
+    for name in left:
+        (tmp_path / name).write_bytes(b"half")
+    arguments = (lambda **kw: draw(unet, **kw), tmp_path, [1, 2, 3, 10, 11], torch.arange(5) % 3, 5, 2, {"unet": "a"})
+    generate_to_folder(*arguments, only=(1, 3))
+    assert {path.name for path in tmp_path.glob(".*")} == {*left[2:]}
+    generate_to_folder(*arguments)
+    assert {path.name for path in tmp_path.glob(".*")} == {".notes.part"}
+
+
+def test_batch_sizes_change_few_values_by_one_level(unet):
+    """As README says. Sums are rounded differently where a batch has one image, or few rows."""
+    clusters, seeds = torch.arange(24) % 3, image_seeds(3, range(24))
+    together = draw(unet, clusters, seeds).int()
+    for batch_size in (1, 5, 7):
+        difference = (draw(unet, clusters, seeds, batch_size).int() - together).abs()
+        assert difference.max() <= 1
+        assert (difference > 0).float().mean() < 1e-3
+
+
 def test_a_full_disk_is_told(unet, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")

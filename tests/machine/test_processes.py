@@ -74,13 +74,63 @@ def test_a_killed_process_ends_the_job(tmp_path):
     assert printed.count("Another process of this job has ended") == 1, printed
 
 
+STARTERS = (
+    "WORLD_SIZE", "RANK", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+)  # fmt: skip
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets variables as a launcher would, beside none of another launcher."""
+    for name in STARTERS:
+        monkeypatch.delenv(name, raising=False)
+    return lambda variables: [monkeypatch.setenv(*item) for item in variables.items()]
+
+
 @pytest.mark.parametrize(
-    "environment", [{"SLURM_NTASKS": "2"}, {"ACCELERATE_MIXED_PRECISION": "no"}], ids=["srun", "accelerate"]
+    "variables",
+    [
+        {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "2", "ACCELERATE_MIXED_PRECISION": "no"},
+        {"PMI_SIZE": "4"},
+    ],
+    ids=["srun", "accelerate with mpirun", "mpiexec"],
 )
-def test_processes_that_would_work_alone_are_refused(environment, monkeypatch):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def test_processes_that_would_work_alone_are_refused(variables, environment):
+    environment(variables)
     with pytest.raises(InputError, match="start it with torchrun"):
+        processes.join()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_NPROCS": "4", "SLURM_PROCID": "0"},
+        {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "PMI_SIZE": "1"},
+        {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "True"},
+        {"WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2"},
+    ],
+    ids=["a batch script", "one task of its own, such as a JupyterHub server", "accelerate", "torchrun in srun"],
+)
+def test_a_single_process_works_inside_a_job(variables, environment):
+    environment(variables)
+    processes.join()
+    assert processes.world_size() == 1
+
+
+@pytest.mark.parametrize("told", ["", "nonsense", "0", "-2", "1.5", "²"])
+def test_a_world_size_that_is_no_number_is_one_sentence(told, environment):
+    environment({"WORLD_SIZE": told})
+    with pytest.raises(InputError, match=r"^WORLD_SIZE must be the number of processes [^\n]*\.$"):
+        processes.join()
+
+
+def test_a_world_size_alone_is_one_sentence(environment, monkeypatch):
+    for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    environment({"WORLD_SIZE": "2"})
+    with pytest.raises(InputError, match=r"WORLD_SIZE is 2, but RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT of this"):
         processes.join()
 
 

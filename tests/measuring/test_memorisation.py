@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,11 +12,14 @@ from scipy import ndimage
 from scipy.stats import norm
 
 from pfiles.__main__ import main
+from pfiles.checkpoints import identity
 from pfiles.errors import InputError
 from pfiles.measuring import memorisation
 from pfiles.paths import write_json
 from pfiles.reporting import export, figures
-from pfiles.tiles.dataset import Tiles
+from pfiles.settings import get_settings
+from pfiles.tiles.dataset import Tiles, load_tiles
+from pfiles.tiles.pixels import as_tensor
 
 
 def tissue(n, side=64, seed=0):
@@ -80,8 +84,8 @@ def test_every_planted_copy_is_caught_and_honest_images_pass(real, planted):
     nearest = memorisation.nearest_tiles(planted, real.images[:120])
     limit = memorisation.against_held_out(nearest.distance, held_out.distance)["threshold"]
     assert nearest.tile[30:].tolist() == [10 * i for i in range(len(COPIES))]
-    assert (nearest.distance[30:] < export.COPY).all()
-    assert limit > export.COPY
+    assert (nearest.distance[30:] < memorisation.COPY).all()
+    assert limit > memorisation.COPY
     assert (nearest.distance[:30] >= limit).mean() > 0.9
 
 
@@ -119,6 +123,75 @@ def test_a_training_tile_is_laid_over_its_copy(real):
             over = memorisation.aligned(real.images[3], row.view, row.shift_y, row.shift_x)
             assert row.tile == 3
             np.testing.assert_array_equal(over[2:-2, 2:-2], copy[2:-2, 2:-2])
+
+
+FAR = [(6, -6), (-10, 3), (0, 16), (16, 16), (-16, 16), (-12, -16), (3, -3), (14, -9)]  # pixels, of 64
+
+
+def cut_from_larger(shifts, seed=5):
+    """A tile of 64 px from each larger piece of tissue, and the same piece cut `shifts` further down and right."""
+    pieces = tissue(len(shifts), side=96, seed=seed)
+    moved = [piece[16 + y : 80 + y, 16 + x : 80 + x] for piece, (y, x) in zip(pieces, shifts, strict=True)]
+    return pieces[:, 16:80, 16:80], np.stack(moved)
+
+
+def viewed(image, view):
+    return np.ascontiguousarray(np.rot90(image, view % 4)[:, ::-1] if view >= 4 else np.rot90(image, view % 4))
+
+
+def test_copies_shifted_by_up_to_a_quarter_are_caught(real):
+    """Each in another view; tile, view and shift are told, and the tile laid over the copy equals it."""
+    tiles, copies = cut_from_larger(FAR)
+    copies = np.stack([viewed(copy, view) for view, copy in enumerate(copies)])
+    train = np.concatenate([real.images[:120], tiles])
+    held_out = memorisation.nearest_tiles(real.images[120:], train)
+    nearest = memorisation.nearest_tiles(copies, train)
+    assert nearest.tile.tolist() == [*range(120, 128)]
+    assert nearest.distance.max() < 0.5 * held_out.distance.min()
+    for row, tile, copy, (y, x) in zip(nearest.itertuples(), tiles, copies, FAR, strict=True):
+        assert (row.shift_y, row.shift_x) == (y, x)
+        over = memorisation.aligned(tile, row.view, row.shift_y, row.shift_x)
+        inside = memorisation.aligned(np.ones_like(tile), row.view, row.shift_y, row.shift_x, mode="constant") == 1
+        assert inside.sum() == 3 * (64 - abs(y)) * (64 - abs(x))
+        np.testing.assert_array_equal(over[inside], copy[inside])
+
+
+@pytest.mark.parametrize("change", [as_jpeg, lambda x: (x * 0.9).astype(np.uint8)])
+def test_shifted_copies_that_were_changed_besides_are_caught(real, change):
+    tiles, copies = cut_from_larger(FAR, seed=6)
+    train = np.concatenate([real.images[:120], tiles])
+    nearest = memorisation.nearest_tiles(np.stack([change(copy) for copy in copies]), train)
+    assert nearest.tile.tolist() == [*range(120, 128)]
+    assert (nearest.distance < 0.35).all()
+
+
+def overlap_correlation(image, tile, y, x):
+    """Of grey values less their local mean, where the image and the tile that lies y, x further on overlap."""
+    a, b = (grey.mean(axis=2) - ndimage.uniform_filter(grey.mean(axis=2), 21) for grey in (image, tile))
+    rows, columns = (slice(max(0, -d), 64 - max(0, d)) for d in (y, x))
+    there, across = (slice(max(0, d), 64 - max(0, -d)) for d in (y, x))
+    a, b = a[rows, columns], b[there, across]
+    return (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
+
+
+def test_far_shifts_against_a_full_search(real):
+    tiles, copies = cut_from_larger(FAR[:4])
+    nearest = memorisation.nearest_tiles(copies, np.concatenate([real.images[:30], tiles]))
+    shifts = [(y, x) for y in range(-16, 17) for x in range(-16, 17)]
+    for row, copy, tile in zip(nearest.itertuples(), copies, tiles, strict=True):
+        found = {shift: overlap_correlation(copy, tile, *shift) for shift in shifts}
+        best = max(found, key=found.get)
+        assert (row.shift_y, row.shift_x) == best
+        assert row.distance == pytest.approx(1 - found[best], abs=1e-4)
+
+
+def test_empty_background_that_overlaps_is_no_copy():
+    """Tissue at the upper and at the lower end, fading into white: tiles shifted such that the white overlaps."""
+    fading = 1 / (1 + np.exp((np.arange(64) - 8.0) / 2))[:, None, None]
+    fading[fading < 0.02] = 0
+    a, b = (tissue(1, seed=seed) for seed in (7, 8))
+    a, b = (200 + f * (x - x.mean(axis=(1, 2), keepdims=True)) for f, x in ((fading, a), (fading[::-1], b)))
+    assert memorisation.nearest_tiles(a.astype(np.uint8), b.astype(np.uint8)).distance[0] > 0.6
 
 
 def test_coarse_layout_is_no_copy():
@@ -168,6 +241,21 @@ def test_few_held_out_tiles_expect_more_than_one_percent():
     assert found["chance"] == pytest.approx(0.1)  # one image of ten is the closest
 
 
+def test_a_split_that_leaks_is_judged_by_plain_copies():
+    """Where held-out tiles are copies, a total memoriser is told from an honest generator all the same."""
+    leaking = np.concatenate([np.zeros(3), np.full(96, 0.7)])  # of 99, the closest one is the threshold
+    copier, sentence = memorisation.judge(np.zeros(40), leaking, "tiles.npy")
+    assert copier["threshold"] == memorisation.COPY
+    assert copier["closer"] == copier["high"] == 1
+    assert copier["low"] == pytest.approx(40 / (40 + norm.ppf(0.975) ** 2))
+    assert copier["expected"] is copier["chance"] is None
+    assert "held-out tiles of tiles.npy are themselves copies" in sentence
+    assert sentence.endswith(".")
+    assert memorisation.judge(np.full(40, 0.6), leaking, "x")[0]["closer"] == 0
+    sound = np.linspace(0.5, 1, 99)
+    assert memorisation.judge(np.full(4, 0.6), sound, "x") == (memorisation.against_held_out([0.6] * 4, sound), "")
+
+
 def test_chance_agrees_with_a_simulation():
     rng = np.random.default_rng(0)
     draws = [memorisation.against_held_out(rng.random(40), rng.random(199)) for _ in range(1000)]
@@ -197,6 +285,90 @@ def arguments(real, planted, tmp_path):
         "--out",
         str(tmp_path / "out"),
     ]
+
+
+def generated_with(folder, data, max_train_tiles=None):
+    """Leaves beside the images what part 6 leaves there."""
+    tiles = load_tiles(data, 64, max_train_tiles)
+    about = identity(get_settings("demo"), ["diffusion"], tiles, 765, {}, steps=50)
+    write_json(folder / "gen" / "generated_with.json", about)
+
+
+def refused(arguments, capsys):
+    assert main(arguments) == 2
+    printed = capsys.readouterr().err.rpartition("\r")[2].lstrip()  # behind a bar that is gone
+    assert re.fullmatch(r"error: [^\n]{30,}\.\n", printed)
+    return printed
+
+
+def test_export_compares_with_the_tiles_the_images_were_made_from(arguments, real, tmp_path, monkeypatch, capsys):
+    keep_images(tmp_path, 8)
+    generated_with(tmp_path, tmp_path / "tiles.npy")
+    np.save(tmp_path / "others.npy", tissue(180, seed=9))
+    others = [*arguments[:4], str(tmp_path / "others.npy"), *arguments[5:]]
+    assert "were made from other tiles (tiles.npy, fingerprint" in refused(others, capsys)
+    assert not (tmp_path / "out").exists()
+    assert main(arguments) == 0
+    without = [*arguments[:3], *arguments[5:]]
+    assert "were made from other tiles" in refused(without, capsys)  # than the embedded ones
+    monkeypatch.setenv("KPC_DATA", str(tmp_path / "tiles.npy"))
+    assert main(without) == 0
+
+
+def test_export_without_a_note_needs_the_data_named(arguments, tmp_path, monkeypatch, capsys):
+    keep_images(tmp_path, 8)
+    without = [*arguments[:3], *arguments[5:]]
+    monkeypatch.setenv("KPC_DATA", str(tmp_path / "tiles.npy"))
+    for note in ({}, {"data": 3}, {"data": {"source": "x", "fingerprint": "y", "training tiles": 0}}):
+        write_json(tmp_path / "gen" / "generated_with.json", note)
+        assert "name them with --data" in refused(without, capsys)
+    assert not (tmp_path / "out").exists()
+    assert main(arguments) == 0
+    assert "Nothing beside the images says what they were made from: taken to be tiles.npy." in capsys.readouterr().out
+
+
+def test_copies_of_training_tiles_that_were_not_used_are_kept_back(arguments, real, tmp_path):
+    """Whatever max_train_tiles the training had, and whatever is given here."""
+    shutil.rmtree(tmp_path / "gen")
+    write_images(tmp_path / "gen", real.images[:24])
+    for noted in (None, 20):
+        if noted:
+            generated_with(tmp_path, tmp_path / "tiles.npy", noted)
+        assert main([*arguments, "--set", "max_train_tiles=20"]) == 0
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert report["exported"] == 0
+        assert report["training_tiles"] == 164
+        assert [record["nearest_tile_in_data"] for record in report["images"]] == [*range(24)]
+
+
+def test_a_shifted_copy_differs_from_its_tile_only_where_they_do_not_overlap(arguments, tmp_path):
+    tiles, copies = cut_from_larger(FAR[:3])
+    np.save(tmp_path / "tiles.npy", np.concatenate([tiles, tissue(60, seed=11)]))
+    shutil.rmtree(tmp_path / "gen")
+    write_images(tmp_path / "gen", copies)
+    assert main(arguments) == 0
+    records = json.loads((tmp_path / "out" / "report.json").read_text())["images"]
+    assert [(r["decision"], r["nearest_tile_in_data"], r["rms_difference"]) for r in records] == [
+        ("withheld", 0, 0), ("withheld", 1, 0), ("withheld", 2, 0),
+    ]  # fmt: skip
+
+
+def test_export_never_deletes_what_it_did_not_make(arguments, planted, tmp_path, capsys):
+    """Images in an earlier export's folder: all of it, or those that were withheld, put back by hand."""
+    out = tmp_path / "out"
+    keep_images(tmp_path, 31)
+    assert main(arguments) == 0
+    capsys.readouterr()
+    within = [*arguments[:2], str(out / "images"), *arguments[3:]]
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert "which is replaced as a whole" in refused(within, capsys)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    Image.fromarray(planted[30]).save(out / "images" / "31.png")  # the copy, which was withheld
+    assert "such as images/31.png" in refused(arguments, capsys)
+    assert (out / "images" / "31.png").exists()
+    (out / "images" / "31.png").unlink()
+    (out / "mine").mkdir()
+    assert "such as mine" in refused(arguments, capsys)
 
 
 def keep_images(folder, count):
@@ -292,6 +464,9 @@ BAD = {
     "a report of something else": (
         lambda p: write_json(p / "out" / "report.json", {"images": [{"file": "1.png"}]}), "such as report.json",
     ),
+    "a report without images": (
+        lambda p: write_json(p / "out" / "report.json", {"made_by": export.MADE_BY}), "such as report.json",
+    ),
     "out is a file": (lambda p: (p / "out").write_text("keep me"), "is a file"),
     "held-out tiles that were trained on": (
         lambda p: np.save(p / "tiles.npy", np.concatenate([tissue(60), tissue(6)])), "are themselves copies",
@@ -319,7 +494,7 @@ def test_export_of_one_image(arguments, tmp_path):
 
 
 def test_pairs_are_shown_side_by_side(planted):
-    tiles = memorisation.as_tensor(planted[:7])
+    tiles = as_tensor(planted[:7])
     figure = figures.show_pairs(tiles, tiles.flip(0), [str(i) for i in range(7)], "title")
     shown = [ax for ax in figure.axes if ax.images]
     assert [ax.get_title() for ax in shown] == [str(i) for i in range(7)]

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import io
 import json
 import threading
 import urllib.error
@@ -18,6 +19,7 @@ from pytorch_msssim import ms_ssim, ssim
 from skimage.metrics import structural_similarity
 
 from pfiles import latents
+from pfiles import lpips as lpips_module
 from pfiles.errors import InputError
 from pfiles.lpips import LPIPS, heads_path
 from pfiles.lpips_metric import LPIPS as METRIC_LPIPS
@@ -370,3 +372,35 @@ def test_lpips_score_takes_uint8(two_sets):
     a, b = two_sets
     x, y = (torch.tensor(v).permute(0, 3, 1, 2).float() / 127.5 - 1 for v in two_sets)
     np.testing.assert_allclose(pairs.lpips_score(network)(a, b), network(x, y).flatten(), rtol=1e-4)
+
+
+def broken_heads(case):
+    """The bytes of a `weights/vgg.pth` that does not hold the heads."""
+    heads = torch.load(heads_path(), map_location="cpu", weights_only=True)
+    if case == "no file of torch":
+        return b"not weights at all"
+    if case == "half a file":
+        return heads_path().read_bytes()[:2000]
+    changed = {
+        "a list": [1, 2],
+        "a head is missing": dict(list(heads.items())[1:]),
+        "another size": heads | {"lin0.model.1.weight": torch.zeros(1, 3, 1, 1)},
+        "NaN": heads | {"lin0.model.1.weight": torch.full((1, 64, 1, 1), torch.nan)},
+        "text": heads | {"lin0.model.1.weight": "text"},
+    }[case]
+    buffer = io.BytesIO()
+    torch.save(changed, buffer)
+    return buffer.getvalue()
+
+
+BROKEN = ("no file of torch", "half a file", "a list", "a head is missing", "another size", "NaN", "text")
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_heads_are_one_sentence(case, tmp_path, monkeypatch):
+    content = broken_heads(case)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "vgg.pth").write_bytes(content)
+    monkeypatch.setattr(lpips_module, "ROOT", tmp_path)
+    with pytest.raises(InputError, match=r"^[^\n]*weights/vgg\.pth does not hold LPIPS's five linear heads: [^\n]*\.$"):
+        LPIPS().load_pretrained()

@@ -420,3 +420,21 @@ def test_a_score_without_its_weights(real):
     assert len(first.figures) == 1
     assert second.scores["ssim"]["generated"] == 1
     assert second.scores["details"]["ssim"]["generated"]["pairs"] == N
+
+
+STRANGE = {
+    "settings that are a list": {"settings": [1]},
+    "no group of settings": {"settings": {"autoencoder": 3}},
+    "sizes that are no sizes": {"settings": {"autoencoder": {"vqvae": {"down_channels": "many"}}}},
+    "an unknown size": {"settings": {"autoencoder": {"vqvae": {"depth": 3}}}},
+    "nothing": {"settings": None},
+}
+
+
+@pytest.mark.parametrize("about", STRANGE.values(), ids=STRANGE)
+def test_a_strange_file_beside_the_autoencoder_is_one_sentence(about, tmp_path, real):
+    save_weights(VQVAE(**SIZES), tmp_path / "vqvae.pth", {})
+    (tmp_path / "vqvae.json").write_text(json.dumps(about))
+    folders(tmp_path, real, real)
+    with pytest.raises(InputError, match=r"^[^\n]*vqvae\.json does not describe an autoencoder [^\n]*\.$"):
+        evaluation.evaluate(tmp_path / "org", tmp_path / "gen", autoencoder=tmp_path / "vqvae.pth")

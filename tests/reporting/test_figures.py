@@ -1,9 +1,13 @@
 """The pictures hold the tiles they should, in their places."""
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+import pytest
 import torch
 from PIL import Image
 
+from pfiles.measuring.morphometry import FEATURES
 from pfiles.reporting import figures
 
 
@@ -41,3 +45,30 @@ def test_history_plots_every_term_and_its_reference():
     assert [ax.get_title() for ax in shown] == ["mse", "generator"]
     assert [len(ax.lines) for ax in shown] == [2, 1]
     assert shown[1].lines[0].get_xydata().tolist() == [[2, 0.2]]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_figure_too_large_for_its_file_gets_fewer_dots(suffix, tmp_path):
+    """A sheet of 400 clusters is 240 inches high: 72,000 px at 300 dots per inch, of which a JPEG holds 65,500."""
+    figure = plt.figure(figsize=(0.02, 240))
+    figure.text(0, 0.5, "a label that stands out", fontsize=1)
+    figures.save_figure(figure, tmp_path / f"sheet.{suffix}")
+    with Image.open(tmp_path / f"sheet.{suffix}") as image:
+        assert 64000 < image.height <= 65500
+    plt.close(figure)
+
+
+def test_of_many_clusters_the_largest_have_boxes():
+    """The figure says so; each row keeps its own cluster's number."""
+    labels = np.repeat(np.arange(40), np.where(np.arange(40) % 5 == 0, 2, 3))  # 0, 5, 10 ... are smaller
+    table = pd.DataFrame({name: np.arange(len(labels), dtype=float) for name in FEATURES})
+    figure = figures.plot_morphometry(table, table, labels, labels)
+    assert figure.get_supxlabel() == "the 32 of 40 clusters with most real images"
+    shown = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert shown == ["all", *(str(c + 1) for c in range(40) if c % 5)]
+    medians = [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_color() == "black"]
+    assert medians[1] == np.median(np.flatnonzero(labels == 1))
+    plt.close(figure)
+    few = figures.plot_morphometry(table, table, labels % 3, labels % 3)
+    assert few.get_supxlabel() == ""
+    plt.close(few)
