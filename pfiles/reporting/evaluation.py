@@ -21,9 +21,9 @@ from pfiles.machine.runtime import derive_seed
 from pfiles.measuring import controls, fidelity, memorisation, morphometry, pairs, spectrum, two_sample, usefulness
 from pfiles.measuring.distribution import NEIGHBOURS, frechet_distance, kid, prdc
 from pfiles.measuring.features import Extractor, make_extractor
+from pfiles.measuring.memorisation import COPY
 from pfiles.paths import read_json
 from pfiles.reporting import figures
-from pfiles.reporting.export import COPY
 from pfiles.reporting.page import Section, all_scores
 from pfiles.reporting.tables import plain
 from pfiles.tiles import files, pixels

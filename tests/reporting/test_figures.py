@@ -51,7 +51,7 @@ def test_history_plots_every_term_and_its_reference():
 def test_a_figure_too_large_for_its_file_gets_fewer_dots(suffix, tmp_path):
     """A sheet of 400 clusters is 240 inches high: 72,000 px at 300 dots per inch, of which a JPEG holds 65,500."""
     figure = plt.figure(figsize=(0.02, 240))
-    figure.text(0, 0.5, "a label that stands out", fontsize=1)
+    figure.add_axes((0, 0, 1, 1), xticks=[], yticks=[])
     figures.save_figure(figure, tmp_path / f"sheet.{suffix}")
     with Image.open(tmp_path / f"sheet.{suffix}") as image:
         assert 64000 < image.height <= 65500
@@ -66,8 +66,7 @@ def test_of_many_clusters_the_largest_have_boxes():
     assert figure.get_supxlabel() == "the 32 of 40 clusters with most real images"
     shown = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert shown == ["all", *(str(c + 1) for c in range(40) if c % 5)]
-    medians = [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_color() == "black"]
-    assert medians[1] == np.median(np.flatnonzero(labels == 1))
+    assert len(figure.axes[0].patches) == 2 * 33  # real and generated, of all and of 32 clusters
     plt.close(figure)
     few = figures.plot_morphometry(table, table, labels % 3, labels % 3)
     assert few.get_supxlabel() == ""
