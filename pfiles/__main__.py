@@ -37,6 +37,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from pfiles.clustering import CLUSTERINGS, check_clustering, make_clustering
 from pfiles.discriminator import Discriminator
+from pfiles.drawing.generator import starting_weights
 from pfiles.drawing.samplers import make_solver
 from pfiles.errors import InputError, TerminatedError
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
@@ -207,6 +208,8 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     make_solver(sampling.sampler, scheduler, sampling.steps)
     if sampling.num_generated == 1:
         raise InputError("sampling.num_generated must be at least 2, as part 13 compares distributions, but is 1.")
+    if settings.start_from is not None:
+        starting_weights(settings.start_from)
     load_tiles(data, settings.image_size_px, settings.max_train_tiles, args.clusters)
 
     parameters = {

@@ -130,7 +130,8 @@ SETTINGS = [f"{name}={json.dumps(value)}" for name, value in wrong_settings()]
 SETTINGS += [
     "nonsense=1", "=1", ".=1", "training=1", "training.=1", ".training=1", "training.epochs.x=1", "Training.epochs=1",
     "training.epochs", "training", "", "training.epochs=", "training epochs=1", "image_size_px=100", "image_size_px=32",
-    "image_size_px=4096", "sampling.steps=1001", "sampling.num_generated=1", "sampling.guidance=2",
+    "image_size_px=4096", "sampling.steps=1001", "sampling.num_generated=1", "diffusion.condition_dropout=0",
+    "start_from=nowhere",
     "diffusion.beta_start=0.5",
     'autoencoder.vqvae={"z": 3}', 'autoencoder.vqvae={"im_channels": 4}', 'autoencoder.vqvae={"num_heads": 7}',
     'autoencoder.vqvae={"norm_channels": 5}', 'autoencoder.vqvae={"down_channels": 16}',
@@ -140,7 +141,7 @@ SETTINGS += [
     'diffusion.unet={"t_emb_dim": 0}',
     'diffusion.unet={"cls": 5}', 'diffusion.unet={"im_channels": 16}', 'diffusion.unet={"t_emb_dim": 63}',
     'diffusion.unet={"down_channels": [64]}', 'diffusion.unet={"down_channels": [64, 60, 64]}',
-    'diffusion.unet={"num_heads": 5}', 'diffusion.unet={"conv_out_channels": 9}', "diffusion.num_timesteps=49",
+    'diffusion.unet={"num_heads": 5}', 'diffusion.unet={"conv_out_channels": 9}', "diffusion.num_timesteps=19",
     'autoencoder.vqvae={"codebook_size": 10000000000000000000000}',
 ]  # fmt: skip
 
