@@ -18,7 +18,7 @@ from pfiles.paths import ROOT, Paths, read_json
 from pfiles.settings import get_settings
 from pfiles.tiles.files import write_tiles
 from pfiles.tiles.pixels import as_tensor
-from pfiles.vqvae import VQVAE
+from pfiles.vqvae import make_vqvae
 
 NEED_NOTHING = ("train_autoencoder", "save_training_images")
 
@@ -68,7 +68,7 @@ def test_a_total_memoriser_is_told_where_the_split_leaks(parameters, tmp_path, c
     np.save(tmp_path / "tiles.npy", np.concatenate([tiles, tiles[:2]]))  # the last two are held out
     paths = Paths(3, parameters["out"])
     settings = get_settings("demo", TINY)
-    save_weights(VQVAE(**settings.autoencoder.vqvae), paths.autoencoder, {})
+    save_weights(make_vqvae(settings.autoencoder), paths.autoencoder, {})
     write_tiles(paths.generated, range(1, 7), as_tensor(tiles[4:10]))
     run_cells(ROOT / "clusters_14" / "part_14_memorisation.ipynb", parameters)
     assert "held-out tiles of tiles.npy are themselves copies of training tiles" in capsys.readouterr().out

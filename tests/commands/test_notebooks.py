@@ -144,7 +144,6 @@ def test_all_notebooks_run(finished):
     models = {path.name.split("_ckpt_")[0] for path in (out / f"clusters_{K}" / f"models_{K}").glob("*.pth")}
     assert models == {
         f"unet{mark}_training", f"unet{mark}_finetuning1", f"unet{mark}_finetuning2", f"{clustering}_training",
-        *(["classifier_finetuning2"] if clustering == "classifier" else []),
     }  # fmt: skip
     figures = {str(path.relative_to(out / "Figures")) for path in (out / "Figures").rglob("*.jpg")}
     assert {"Figure 1/a.jpg", "Figure 1/b.jpg", *(f"Figure 4{mark}/{panel}.jpg" for panel in "abcd")} <= figures

@@ -214,7 +214,7 @@ def test_sets_that_cannot_be_compared(change, sentence):
 
 def test_real_tissue(monkeypatch):
     """Real against real is near 50 %, a blur of 1 px near 100 %, on the same tissue."""
-    monkeypatch.setattr(two_sample, "STEPS", 150)
+    monkeypatch.setattr(two_sample, "STEPS", 300)
     tiles = load_tiles(shared("data/lung_he_5500.zip"), 64, 300)
     real = tiles.tensor(tiles.train)
     found = compare(
