@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clusters", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=15, help="of every row; 15 of 5,000 tiles are 4,680 steps")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW")
-    parser.add_argument("--features", nargs="+", default=["random", "autoencoder"])
+    parser.add_argument("--features", nargs="+", default=["random", "autoencoder", "imagenet"])
     parser.add_argument("--set", type=json.loads, default={}, dest="settings", help="settings of all rows, as JSON")
     args = parser.parse_args(arguments)
     base = SIZE | {"training.epochs": args.epochs} | args.settings
@@ -120,7 +120,7 @@ def _do(args: argparse.Namespace, name: str, base: dict[str, Any]) -> None:
     networks, began = run.new_networks(), time.process_time()
     history = run.train("training", networks)
     seconds = time.process_time() - began
-    shown, values = measure(run, args.features, partial(run.draw, stage="training"), "training")
+    shown, values = measure(run, args.features, partial(run.draw, stage="training"), "training", blurs_px=(0.0,))
     about = {"row": name, "date": date.today().isoformat(), "device": device_name(run.device.type), **versions()}
     trained = {"epochs": len(history), "training_cpu_seconds": round(seconds), "mse": history[-1]["mse"]}
     figures.save_figure(shown, args.out / f"{name}.jpg")
@@ -128,7 +128,12 @@ def _do(args: argparse.Namespace, name: str, base: dict[str, Any]) -> None:
 
 
 def measure(
-    run: OpenRun, features: list[str], draw: Callable[..., Tensor], stage: str = "finetuning2", number: int = 500
+    run: OpenRun,
+    features: list[str],
+    draw: Callable[..., Tensor],
+    stage: str = "finetuning2",
+    number: int = 500,
+    blurs_px: tuple[float, ...] = (0.0, 1.0),
 ) -> tuple[Figure, dict[str, float | None]]:
     """A sheet of tiles by cluster, and what the measures say of tiles drawn for the clusters of the test tiles."""
     test = run.test_images[:number].cpu()
@@ -157,7 +162,7 @@ def measure(
     use = usefulness.cas(drawn, clusters, train, train_clusters, test, clusters, run.n_clusters, seed, device)
     values["CAS, of real"] = use.of_real
     for name, pair in {"from real": (drawn, train), "from reconstructed": (drawn, rebuilt)}.items():
-        for px in (0.0, 1.0):
+        for px in blurs_px:
             values[f"told {name}, blur {px:g}"] = two_sample.two_sample_test(*pair, seed, device, px).accuracy
     bands, lines = spectrum.compare(_numpy(test), {"drawn": _numpy(drawn), "rebuilt": _numpy(rebuilt)})
     values |= {f"power {band}": ratio for band, ratio in bands["drawn"].items()}
