@@ -472,6 +472,46 @@ def usefulness_section(
     return Section("Use to a classifier", notes, [found.table, found.by_class], scores=recorded)
 
 
+def labels_section(
+    generated: Tensor,
+    requested: Tensor,
+    real: Tensor,
+    real_clusters: Tensor,
+    real_labels: np.ndarray | None,
+    held_out: Tensor,
+    held_out_labels: np.ndarray | None,
+    seed: int,
+    device: torch.device | str,
+) -> Section:
+    """`usefulness.with_labels`: a classifier of the real tiles' labels, "" where unknown, which no training saw."""
+    title = "Use to a classifier of the labels"
+    if real_labels is None or held_out_labels is None:
+        return Section(title, ["Left out: the tiles have no labels."])
+    known = real_labels != ""
+    names = np.unique(real_labels[known])
+    tested = np.isin(held_out_labels, names)
+    if (fewest := min(len(generated), known.sum(), tested.sum())) < usefulness.MIN_TILES:
+        return Section(title, [_left_out(usefulness.MIN_TILES, fewest)])
+    if len(names) < 2:
+        return Section(title, [f"Left out: all labelled tiles are {names[0]}."])
+    found = usefulness.with_labels(
+        generated, requested, real[known], real_clusters[known], real_labels[known], held_out[tested],
+        held_out_labels[tested], seed, device,
+    )  # fmt: skip
+    scores = found.table.accuracy
+    notes = [
+        f"Of {found.test_tiles} held-out real tiles, a small network that learnt the labels {', '.join(names)} sorts "
+        f"{scores[usefulness.REAL]:.1%} rightly from real tiles, {scores[usefulness.GENERATED]:.1%} from generated "
+        f"ones, each with the label that most real tiles of its cluster have, and {scores[usefulness.BOTH]:.1%} from "
+        f"both. Intervals are over {usefulness.TRIALS} trainings."
+    ]
+    recorded = {
+        "label_accuracy": scores.to_dict(),
+        "details": {"labels": plain(found.table), "labels by class": plain(found.by_class)},
+    }
+    return Section(title, notes, [found.table, found.by_class], scores=recorded)
+
+
 def usefulness_of(sets: Sets, seed: int, device: torch.device | str) -> Section:
     """`usefulness_section` of the sets; without held-out tiles every other real image is held out."""
     real, real_clusters, held_out, held_out_clusters = sets.real, sets.real_clusters, sets.held_out, None

@@ -54,6 +54,10 @@ class Tiles:
         """The tiles `indices` as uint8 (B, 3, S, S) on `device`."""
         return as_tensor(np.ascontiguousarray(self.images[indices])).contiguous().to(device)
 
+    def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
+        """The labels of the tiles `indices`; None where the tiles have none."""
+        return None if self.labels is None else self.labels[indices]
+
     def some_of_training(self, count: int) -> np.ndarray:
         """The places of `count` training tiles, evenly spaced."""
         return self.train[evenly_spaced(len(self.train), count)]

@@ -10,7 +10,7 @@ from conftest import TINY, make_tiles
 from torch import nn
 
 from benchmarks.inputs import make_size
-from experiments import ablation, ladder, train_and_look
+from experiments import ablation, ladder, start_from, train_and_look
 from pfiles import checkpoints
 from pfiles.clustering import make_clustering
 from pfiles.latents import LatentSpace
@@ -156,3 +156,17 @@ def test_ablation(tmp_path, capsys):
     assert full["mse"] == again["mse"] != plain["mse"]
     assert full["values"]["random: floor, training tiles"] == plain["values"]["random: floor, training tiles"]
     assert plain["settings"]["diffusion.prediction"] == "noise"
+
+
+def test_start_from(tmp_path, capsys):
+    """Three runs: all epochs, a third of them, and a third from the starter's weights."""
+    settings = {"image_size_px": 48, "max_train_tiles": 60, "sampling.steps": 2, "training.warmup_steps": 1}
+    np.save(tmp_path / "tiles.npy", make_tiles(66, 48))
+    arguments = ["--data", str(tmp_path / "tiles.npy"), "--out", str(tmp_path / "out"), "--clusters", "3"]
+    start_from.main([*arguments, "--thirds", "1", "1", "1", "--features", "random", "--set", json.dumps(settings)])
+    assert "| from the starter, a third |" in capsys.readouterr().out
+    rows = [json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in start_from.ROWS]
+    assert [row["settings"]["training.epochs"] for row in rows] == [3, 1, 1]
+    assert [row["settings"]["start_from"] for row in rows] == [None, None, "starter"]
+    assert rows[1]["settings"]["autoencoder.epochs"] * 3 == rows[0]["settings"]["autoencoder.epochs"]
+    assert rows[2]["mse"] < rows[1]["mse"]  # a UNet that has learnt tissue already

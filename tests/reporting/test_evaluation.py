@@ -438,3 +438,34 @@ def test_a_strange_file_beside_the_autoencoder_is_one_sentence(about, tmp_path, 
     folders(tmp_path, real, real)
     with pytest.raises(InputError, match=r"^[^\n]*vqvae\.json does not describe an autoencoder [^\n]*\.$"):
         evaluation.evaluate(tmp_path / "org", tmp_path / "gen", autoencoder=tmp_path / "vqvae.pth")
+
+
+def test_labels_that_tiles_may_have(monkeypatch):
+    """Tiles without a label, and labels that no training tile has, are left out; no labels are one sentence."""
+    monkeypatch.setattr(usefulness, "EPOCHS", 12)
+    monkeypatch.setattr(usefulness, "TRIALS", 2)
+    tiles = torch.randint(0, 60, (120, 3, 16, 16), dtype=torch.uint8)
+    clusters = torch.arange(120) % 2
+    tiles[clusters == 1] += 150
+    label = np.where(clusters.numpy() == 1, "bright", "dark")
+    label[::10] = ""  # unknown
+    tested = np.where(label == "", "stroma", label)  # which no training tile is
+    section = evaluation.labels_section(tiles, clusters, tiles, clusters, label, tiles, tested, 0, "cpu")
+    assert section.scores["label_accuracy"] == dict.fromkeys(
+        [usefulness.REAL, usefulness.GENERATED, usefulness.BOTH], 1.0
+    )
+    assert section.notes[0].startswith(
+        "Of 108 held-out real tiles, a small network that learnt the labels bright, dark"
+    )
+    for real, held_out, why in (
+        (None, None, "Left out: the tiles have no labels."),
+        (np.full(120, "dark"), label, "Left out: all labelled tiles are dark."),
+        (
+            np.where(np.arange(120) < 7, "dark", ""),
+            label,
+            "Left out: it needs at least 20 tiles of each set, but one has 7.",
+        ),
+    ):
+        found = evaluation.labels_section(tiles, clusters, tiles, clusters, real, tiles, held_out, 0, "cpu")
+        assert found.notes == [why]
+        assert found.scores == {}
