@@ -1,6 +1,6 @@
 """What each element of the recipe is worth: trainings of one budget that differ in one element.
 
-    python -m experiments.ablation --data PATH --out DIR [--clusters 10] [--epochs 15] [--rows full plain ...]
+    python -m experiments.ablation --data PATH --out DIR [--clusters 10] [--epochs 18] [--rows full plain ...]
 
 All rows share one autoencoder (DIR/autoencoder, trained first where it is not there), the k-means clusters of its
 latents and the size of the UNet, and train for the same number of steps, so that they spend equal multiply-adds in the
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--clusters", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=15, help="of every row; 15 of 5,000 tiles are 4,680 steps")
+    parser.add_argument("--epochs", type=int, default=18, help="of every row; 18 of 5,000 tiles are 5,616 steps")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW")
     parser.add_argument("--features", nargs="+", default=["random", "autoencoder", "imagenet"])
     parser.add_argument("--set", type=json.loads, default={}, dest="settings", help="settings of all rows, as JSON")
