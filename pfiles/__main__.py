@@ -339,7 +339,7 @@ def _export(args: argparse.Namespace) -> int:
 
     settings = get_settings(args.preset, _overrides(args.overrides))
     generated, out = (expand(folder).absolute() for folder in (args.generated, args.out))
-    side = read_images(generated_files(generated)[:1]).shape[1]
+    side = read_images(generated_files(generated)[:1]).shape[2]
     if side == PUBLISHED_SIDE:  # tiles enlarged by the authors' way of saving them
         side = settings.image_size_px
     if args.data is None and export.made_from(generated) is None:

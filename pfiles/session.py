@@ -409,8 +409,8 @@ class OpenRun:
         same_identity(_about_csv(path), {**self.identity, "starts_from": fingerprints}, path)
         return clusters
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Training tiles and the generated ones of the same numbers, both uint8 (N, H, W, 3), and their clusters (N,).
+    def pairs(self) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Training tiles and the generated ones of the same numbers, both uint8 (N, 3, H, W), and their clusters (N,).
 
         InputError where `org`, `gen_k` and the CSV are not of one run.
         """
@@ -422,7 +422,7 @@ class OpenRun:
         for path, about in ((original, read_json(original / MADE_FROM)), (csv, table)):
             same_identity(about, without(drawn or table or {}, *NOT_COMPARED), f"{path} beside {generated}")
         names, real, fake = load_pairs(original, generated)
-        print(f"{len(names)} pairs of {real.shape[1]} px")
+        print(f"{len(names)} pairs of {real.shape[2]} px")
         return real, fake, pair_labels(csv, names)
 
     def latent_csvs(self) -> dict[int, Path]:
