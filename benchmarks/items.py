@@ -123,7 +123,7 @@ def stage_product(size: Size, device: str) -> Run:
             how = loop.Job("benchmark", 0, 16, Path(folder), {}, size.settings.saving, speed, restart=True)
             history = diffusion.train_stage(
                 unet=networks.unet, clusterer=networks.classifier, space=LatentSpace(networks.vqvae), images=tiles,
-                codes=codes, settings=size.settings.diffusion, stage=stage, run=how,
+                codes=codes, settings=size.settings.diffusion, stage=stage, job=how,
             )  # fmt: skip
         return {"seconds": history[-1]["seconds"] / size.stage_steps}  # its first epoch is the warm-up
 

@@ -129,7 +129,7 @@ def measure(
     clusters: Tensor,
     tiles: Tiles,
     vqvae: VQVAE,
-    clustering: nn.Module,
+    clusterer: nn.Module,
     extractors: Sequence[Extractor],
     n_clusters: int,
     device: torch.device,
@@ -138,7 +138,7 @@ def measure(
     """Every measure of every rung against the training tiles: "values" by rung, and which are "best"."""
     train = tiles.tensor(tiles.train)
     codes = encode_tiles(vqvae, train.to(device))
-    train_clusters, _ = predict_clusters(vqvae, clustering, codes)
+    train_clusters, _ = predict_clusters(vqvae, clusterer, codes)
     found: dict[str, dict[str, Any]] = {}
 
     def note(name: str, rung: str, value: float | None, best: str) -> None:

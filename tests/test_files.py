@@ -320,7 +320,7 @@ def test_round_trip_of_a_stage(paths, stage):
     loaded = checkpoints.load_stage(paths, settings, "training", "kmeans", vqvae, "cpu")
     for a, b in zip(loaded[:2], (unet, clusters), strict=True):
         assert checkpoints.fingerprint(a) == checkpoints.fingerprint(b)
-    later = checkpoints.load_clustering(paths, "finetuning2", "kmeans", vqvae, "cpu")  # k-means stays as it is
+    later = checkpoints.load_clusterer(paths, "finetuning2", "kmeans", vqvae, "cpu")  # k-means stays as it is
     assert checkpoints.fingerprint(later) == checkpoints.fingerprint(clusters)
     plain = torch.load(next(paths.models.glob("unet_kmeans_*.pth")), weights_only=True)
     assert plain.keys() == unet.state_dict().keys()

@@ -64,7 +64,7 @@ def cas(
     """Sorting by cluster, learnt from generated tiles and from as many real ones.
 
     generated, real, held_out: uint8 tiles (N, 3, S, S); requested: the cluster (N,), 0-based, each generated tile was
-    asked for; the other clusters are those the run's own clustering finds in the real tiles.
+    asked for; the other clusters are those that the run's own clusterer finds in the real tiles.
     """
     sets = {REAL: (real, real_clusters), GENERATED: (generated, requested)}
     _check(sets, (held_out, held_out_clusters))

@@ -160,7 +160,7 @@ class Sets:
 
     real: of the mix of slides that was trained on; held_out: real ones of other slides or regions, where there are
     some. The clusters are 0-based (N,), those of `generated` the ones asked for; None where they are not known.
-    vqvae: the trained autoencoder. clustering: the network that the clusters come from. n_clusters: None for as many
+    vqvae: the trained autoencoder. clusterer: the network that the clusters come from. n_clusters: None for as many
     as are seen.
     """
 
@@ -171,7 +171,7 @@ class Sets:
     generated_clusters: np.ndarray | None = None
     held_out_clusters: np.ndarray | None = None
     vqvae: VQVAE | None = None
-    clustering: nn.Module | None = None
+    clusterer: nn.Module | None = None
     n_clusters: int | None = None
 
     @property
@@ -195,7 +195,7 @@ def all_sections(
             clusters = torch.from_numpy(sets.real_clusters), torch.from_numpy(sets.generated_clusters)
             generated = sets.generated.to(device)
             detail.append(fidelity_section(
-                sets.vqvae, sets.clustering, codes, clusters[0], generated, clusters[1], sets.k, seed
+                sets.vqvae, sets.clusterer, codes, clusters[0], generated, clusters[1], sets.k, seed
             ))  # fmt: skip
         detail.append(usefulness_of(sets, seed, device))
     detail += [distribution_section(extractor, sets, seed) for extractor in extractors]
@@ -391,7 +391,7 @@ def two_sample_section(
 
 def fidelity_section(
     vqvae: VQVAE,
-    clustering: nn.Module | None,
+    clusterer: nn.Module | None,
     codes: Tensor,
     clusters: Tensor,
     generated: Tensor,
@@ -399,14 +399,14 @@ def fidelity_section(
     n_clusters: int,
     seed: int,
 ) -> Section:
-    """Whether generated tiles are of the cluster they were asked for, by the clustering itself and by a second judge.
+    """Whether generated tiles are of the cluster they were asked for, by the clusterer itself and by a second judge.
 
     codes, clusters: of the real training tiles; generated: uint8 tiles (N, 3, S, S) on the codes' device.
-    clustering: None where only the clusters it found are known; then the second judge is the only one.
+    clusterer: None where only the clusters it found are known; then the second judge is the only one.
     """
     generated_codes = encode_tiles(vqvae, generated)
     judge, ceiling = fidelity.train_judge(vqvae, codes, clusters, n_clusters, seed)
-    judges = ({} if clustering is None else {"the clusters": clustering}) | {"second judge": judge}
+    judges = ({} if clusterer is None else {"the clusters": clusterer}) | {"second judge": judge}
     matrices = {
         name: confusion_matrix(
             requested, predict_clusters(vqvae, network, generated_codes)[0], labels=range(n_clusters)

@@ -108,11 +108,11 @@ def test_a_published_step_has_the_products_losses_and_update(tmp_path, monkeypat
     monkeypatch.setattr(LinearNoiseScheduler, "add_noise", watched_noise)
     # so high a learning rate that the update is well above rounding
     stage = get_settings("paper", {"training.epochs": 1, "training.learning_rate": 1.0}).training
-    run = loop.Job("test", 0, 16, tmp_path, {}, settings.saving, PLAIN)
+    job = loop.Job("test", 0, 16, tmp_path, {}, settings.saving, PLAIN)
     codes = encode_tiles(ours.vqvae, images)
     (row,) = diffusion.train_stage(
         unet=ours.unet, clusterer=ours.classifier, space=LatentSpace(ours.vqvae), images=images, codes=codes,
-        settings=settings.diffusion, stage=stage, run=run,
+        settings=settings.diffusion, stage=stage, job=job,
     )  # fmt: skip
 
     theirs.unet.train()

@@ -683,13 +683,13 @@ def test_resume_points_of_something_else(name, tmp_path, tiny):
     if state.get("parts", {}).get("unet", 0) is None:
         state["parts"]["unet"] = unet.state_dict()
     save_resume_point(tmp_path, IDENTITY, state)
-    run = Job("finetuning1", 7, 8, tmp_path, IDENTITY, tiny.saving, PLAIN)
+    job = Job("finetuning1", 7, 8, tmp_path, IDENTITY, tiny.saving, PLAIN)
     codes = torch.zeros(24, 12, 12, dtype=torch.uint8)
     vqvae = make_vqvae(tiny.autoencoder)
     with refused(tmp_path, "resume.pt", "set restart = True"):
         train_stage(
             unet=unet, clusterer=clusters, space=LatentSpace(vqvae), images=codes, codes=codes,
-            settings=tiny.diffusion, stage=tiny.finetuning1, run=run,
+            settings=tiny.diffusion, stage=tiny.finetuning1, job=job,
         )  # fmt: skip
 
 

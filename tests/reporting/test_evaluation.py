@@ -12,7 +12,7 @@ from PIL import Image
 
 from pfiles.__main__ import main
 from pfiles.checkpoints import save_weights
-from pfiles.clustering import make_clustering
+from pfiles.clustering import make_clusterer
 from pfiles.errors import InputError
 from pfiles.latents import encode_tiles, predict_clusters
 from pfiles.machine.runtime import seeded
@@ -373,7 +373,7 @@ def test_all_sections_with_everything_known(real):
     """A generator that draws real tiles: what it must be said of it, with held-out tiles and both judges."""
     with seeded("sections"):
         vqvae = VQVAE(**SIZES).eval()
-        clustering = make_clustering("kmeans", 16, 3)
+        clustering = make_clusterer("kmeans", 16, 3)
         torch.nn.init.normal_(clustering.centroids)
     rng = np.random.default_rng(0)
     sides = [noisy_images(n, 32, seed) for n, seed in ((60, 3), (44, 4), (30, 5))]
