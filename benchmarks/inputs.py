@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import reference
@@ -129,13 +129,13 @@ def published_networks(size: Size, device: str) -> Networks:
     return networks
 
 
-def smooth_tiles(n: int, side: int) -> np.ndarray:
-    """Random tiles (n, side, side, 3) uint8: smooth colours with a little noise."""
+def smooth_tiles(n: int, side: int) -> Tensor:
+    """Random tiles (n, 3, side, side) uint8: smooth colours with a little noise."""
     generator = make_generator("benchmark tiles")
     coarse = torch.rand(n, 3, 8, 8, generator=generator)
     smooth = F.interpolate(coarse, size=side, mode="bicubic")
     noisy = smooth + 0.03 * torch.randn(smooth.shape, generator=generator)
-    return (255 * noisy.clamp(0, 1)).byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return (255 * noisy.clamp(0, 1)).byte()
 
 
 def scheduler_of(size: Size, num_timesteps: int) -> LinearNoiseScheduler:

@@ -38,7 +38,7 @@ from pfiles.measuring import pairs
 from pfiles.settings import DiffusionSettings, StageSettings
 from pfiles.tiles import files
 from pfiles.tiles.files import write_tiles
-from pfiles.tiles.pixels import as_tensor, to_unit
+from pfiles.tiles.pixels import as_array, to_unit
 from pfiles.tiles.views import random_affine
 
 # UNet forward, batch of 8
@@ -93,7 +93,7 @@ def stage_reference(size: Size, device: str) -> Run:
     parameters = [*networks.unet.parameters(), *networks.classifier.parameters()]
     optimizer = torch.optim.Adadelta(parameters, lr=stage.learning_rate)
     alpha_bar = scheduler_of(size, diffusion.num_timesteps).alpha_cumprod
-    images = smooth_tiles(16 * size.stage_steps, size.settings.image_size_px)
+    images = as_array(smooth_tiles(16 * size.stage_steps, size.settings.image_size_px))
     weights = loss_weights(diffusion, stage)
     generator = make_generator("benchmark stage")
 
@@ -113,7 +113,7 @@ def stage_reference(size: Size, device: str) -> Run:
 
 def stage_product(size: Size, device: str) -> Run:
     networks = make_networks(size, device)
-    tiles = as_tensor(smooth_tiles(16 * size.stage_steps, size.settings.image_size_px)).contiguous().to(device)
+    tiles = smooth_tiles(16 * size.stage_steps, size.settings.image_size_px).to(device)
     speed = pick_speed(size.settings, torch.device(device))
     codes = encode_tiles(networks.vqvae, tiles)
     stage = replace(size.settings.training, epochs=2, optimizer="adadelta")
@@ -123,7 +123,7 @@ def stage_product(size: Size, device: str) -> Run:
             how = loop.Job("benchmark", 0, 16, Path(folder), {}, size.settings.saving, speed, restart=True)
             history = diffusion.train_stage(
                 unet=networks.unet, clusterer=networks.classifier, space=LatentSpace(networks.vqvae), images=tiles,
-                codes=codes, settings=size.settings.diffusion, stage=stage, run=how,
+                codes=codes, settings=size.settings.diffusion, stage=stage, job=how,
             )  # fmt: skip
         return {"seconds": history[-1]["seconds"] / size.stage_steps}  # its first epoch is the warm-up
 
@@ -135,7 +135,7 @@ def stage_product(size: Size, device: str) -> Run:
 
 def data_reference(size: Size, device: str) -> Run:
     vqvae = published_networks(size, device).vqvae
-    images = smooth_tiles(size.tiles, size.settings.image_size_px)
+    images = as_array(smooth_tiles(size.tiles, size.settings.image_size_px))
 
     @torch.no_grad()
     def epoch() -> None:
@@ -151,11 +151,11 @@ def data_product(size: Size, device: str) -> Run:
     vqvae = make_networks(size, device).vqvae
     encode = pick_speed(size.settings, torch.device(device)).fast(vqvae.encode_codes)
     images = smooth_tiles(size.tiles, size.settings.image_size_px)
-    codes = encode_tiles(vqvae, as_tensor(images).to(device))
+    codes = encode_tiles(vqvae, images.to(device))
 
     @torch.no_grad()
     def epoch() -> None:
-        tiles = as_tensor(images).contiguous().to(device)
+        tiles = images.to(device)
         generator = make_generator("benchmark views", device=device)
         for index in epoch_batches(len(tiles), 16, make_generator("benchmark data")):
             index = index.to(device)
@@ -261,7 +261,7 @@ def batch_sizes(size: Size, device: str) -> Run:
 def pair_folders(size: Size) -> tuple[tempfile.TemporaryDirectory, list[Path], list[Path]]:
     """Two folders of PNG files below a temporary one, to be kept as long as they are needed: pairs by name."""
     root = tempfile.TemporaryDirectory()
-    tiles = as_tensor(smooth_tiles(2 * size.pairs, size.settings.image_size_px))
+    tiles = smooth_tiles(2 * size.pairs, size.settings.image_size_px)
     numbers = range(1, size.pairs + 1)
     folders = []
     for name, part in zip(("org", "gen"), (tiles[: size.pairs], tiles[size.pairs :]), strict=True):

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -164,19 +163,15 @@ def measure(
     for name, pair in {"from real": (drawn, train), "from reconstructed": (drawn, rebuilt)}.items():
         for px in blurs_px:
             values[f"told {name}, blur {px:g}"] = two_sample.two_sample_test(*pair, seed, device, px).accuracy
-    bands, lines = spectrum.compare(_numpy(test), {"drawn": _numpy(drawn), "rebuilt": _numpy(rebuilt)})
+    bands, lines = spectrum.compare(test, {"drawn": drawn, "rebuilt": rebuilt})
     values |= {f"power {band}": ratio for band, ratio in bands["drawn"].items()}
     values |= {f"grid {place}": value for place, value in lines.loc["drawn"].items()}
-    nearest, held_out = (memorisation.nearest_tiles(_numpy(some), _numpy(train)) for some in (drawn, test))
+    nearest, held_out = (memorisation.nearest_tiles(some, train) for some in (drawn, test))
     values["closer"] = memorisation.against_held_out(nearest.distance, held_out.distance)["closer"]
     columns = [drawn[clusters == cluster][:8] for cluster in range(run.n_clusters)]
     real = [test[clusters == cluster][:8] for cluster in range(run.n_clusters)]
     sheet = figures.cluster_sheet(real, columns, ("Real test tiles", "Generated tiles"))
     return sheet, {name: None if value is None else float(value) for name, value in values.items()}
-
-
-def _numpy(tiles: torch.Tensor) -> np.ndarray:
-    return np.ascontiguousarray(tiles.permute(0, 2, 3, 1).numpy())
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:

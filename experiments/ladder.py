@@ -129,7 +129,7 @@ def measure(
     clusters: Tensor,
     tiles: Tiles,
     vqvae: VQVAE,
-    clustering: nn.Module,
+    clusterer: nn.Module,
     extractors: Sequence[Extractor],
     n_clusters: int,
     device: torch.device,
@@ -138,7 +138,7 @@ def measure(
     """Every measure of every rung against the training tiles: "values" by rung, and which are "best"."""
     train = tiles.tensor(tiles.train)
     codes = encode_tiles(vqvae, train.to(device))
-    train_clusters, _ = predict_clusters(vqvae, clustering, codes)
+    train_clusters, _ = predict_clusters(vqvae, clusterer, codes)
     found: dict[str, dict[str, Any]] = {}
 
     def note(name: str, rung: str, value: float | None, best: str) -> None:
@@ -146,9 +146,8 @@ def measure(
 
     guards = {px: two_sample.can_learn(train, seed, device, px) for px in two_sample.BLURS_PX}
     judge_network, _ = fidelity.train_judge(vqvae, codes, train_clusters, n_clusters, seed)
-    real = _images(train)
-    threshold = morphometry.nucleus_threshold(real)
-    measured = morphometry.measure(real, threshold)
+    threshold = morphometry.nucleus_threshold(train)
+    measured = morphometry.measure(train, threshold)
     features = {extractor.name: extractor(train) for extractor in extractors}
     for name in RUNGS:
         rung = rungs[name]
@@ -163,11 +162,11 @@ def measure(
                     is_distance = column in (extractor.frechet, extractor.kernel)
                     label = column if is_distance else f"{column} ({extractor.name})"
                     note(label, name, value, "low" if is_distance else "high")
-        bands, lines = spectrum.compare(real, {name: _images(rung)})
+        bands, lines = spectrum.compare(train, {name: rung})
         ratio = bands[name].iloc[:HIGHEST_BAND].clip(1e-6)
         note("power spectrum (mean |log ratio| up to 0.4 cycles per pixel)", name, np.abs(np.log(ratio)).mean(), "low")
         note("grid line (quarter or half, times real)", name, (lines.loc[name] / lines.loc["real"]).max(), "low")
-        compared = morphometry.compare(measured, morphometry.measure(_images(rung), threshold), seed)
+        compared = morphometry.compare(measured, morphometry.measure(rung, threshold), seed)
         for feature, row in compared.iterrows():
             note(f"Wasserstein distance, {feature}", name, None if pd.isna(row.distance) else row.distance, "low")
         again, _ = predict_clusters(vqvae, judge_network, encode_tiles(vqvae, rung.to(device)))
@@ -215,10 +214,6 @@ def as_markdown(measures: Mapping[str, Mapping[str, Any]]) -> str:
         said = "yes" if of["rightly"] else f"no ({wrong or 'all equal'})"
         lines.append(f"| {name} | {of['best']} | {' | '.join(values)} | {said} |")
     return "\n".join(lines) + "\n"
-
-
-def _images(tiles: Tensor) -> np.ndarray:
-    return tiles.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _parser() -> argparse.ArgumentParser:

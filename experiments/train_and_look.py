@@ -107,18 +107,18 @@ def train_and_look(data: str, settings: Settings, device: torch.device, seconds:
         classifier = Classifier(vqvae.z_channels, N_CLUSTERS).to(device)
     perceptual = autoencoder.make_perceptual(settings.autoencoder, device)
 
-    def train_autoencoder(networks: list[nn.Module], some: Tensor, epochs: int, run: loop.Job) -> loop.History:
+    def train_autoencoder(networks: list[nn.Module], some: Tensor, epochs: int, job: loop.Job) -> loop.History:
         # the adversarial terms begin after a third; the second epoch of two, which is timed, has them
-        start = epochs * len(some) // run.batch_size // 3
+        start = epochs * len(some) // job.batch_size // 3
         shorter = replace(settings.autoencoder, epochs=epochs, discriminator_start_step=start)
         return autoencoder.train_autoencoder(
-            vqvae=networks[0], discriminator=networks[1], images=some, perceptual=perceptual, settings=shorter, run=run
+            vqvae=networks[0], discriminator=networks[1], images=some, perceptual=perceptual, settings=shorter, job=job
         )
 
-    def train_unet(networks: list[nn.Module], some: Tensor, epochs: int, run: loop.Job) -> loop.History:
+    def train_unet(networks: list[nn.Module], some: Tensor, epochs: int, job: loop.Job) -> loop.History:
         return diffusion.train_stage(
             unet=networks[0], clusterer=networks[1], space=LatentSpace(vqvae), images=some,
-            codes=encode_tiles(vqvae, some), run=run, stage=replace(settings.training, epochs=epochs),
+            codes=encode_tiles(vqvae, some), job=job, stage=replace(settings.training, epochs=epochs),
             settings=replace(settings.diffusion, affine_fill=None),  # the mean colour, whatever the stain
         )  # fmt: skip
 
@@ -129,8 +129,8 @@ def train_and_look(data: str, settings: Settings, device: torch.device, seconds:
             ("unet", train_unet, [unet, classifier], settings.diffusion.batch_size),
         ):
             saving = SavingSettings(every_minutes=60)
-            run = loop.Job(name, SEED, batch_size, Path(folder, name), {}, saving, speed)
-            report[name] = train_for(SHARES[name] * seconds, train, networks, images, run)
+            job = loop.Job(name, SEED, batch_size, Path(folder, name), {}, saving, speed)
+            report[name] = train_for(SHARES[name] * seconds, train, networks, images, job)
 
     chosen = test[torch.as_tensor(evenly_spaced(len(test), 20), device=device)]
     rebuilt = reconstruct(vqvae, test)
@@ -164,21 +164,21 @@ def train_and_look(data: str, settings: Settings, device: torch.device, seconds:
 
 
 def train_for(
-    seconds: float, train: Callable[..., loop.History], networks: list[nn.Module], images: Tensor, run: loop.Job
+    seconds: float, train: Callable[..., loop.History], networks: list[nn.Module], images: Tensor, job: loop.Job
 ) -> dict[str, Any]:
-    """Train `networks` by `train(networks, images, epochs, run)` for about `seconds`; how long and what came of it.
+    """Train `networks` by `train(networks, images, epochs, job)` for about `seconds`; how long and what came of it.
 
     The time of a step is measured on copies of the networks.
     """
-    few = images[: PROBE_STEPS * run.batch_size]
+    few = images[: PROBE_STEPS * job.batch_size]
     with tempfile.TemporaryDirectory() as folder:
-        probe = train(copy.deepcopy(networks), few, 2, replace(run, folder=Path(folder)))
-    step_s = probe[-1]["seconds"] / max(1, len(few) // run.batch_size)
+        probe = train(copy.deepcopy(networks), few, 2, replace(job, folder=Path(folder)))
+    step_s = probe[-1]["seconds"] / max(1, len(few) // job.batch_size)
     affordable = max(1, int(seconds / step_s))  # steps
-    some = images[torch.as_tensor(evenly_spaced(len(images), affordable * run.batch_size), device=images.device)]
-    epochs = max(1, affordable // max(1, len(some) // run.batch_size))
-    history = train(networks, some, epochs, run)
-    return summary(history, len(some), epochs * max(1, len(some) // run.batch_size))
+    some = images[torch.as_tensor(evenly_spaced(len(images), affordable * job.batch_size), device=images.device)]
+    epochs = max(1, affordable // max(1, len(some) // job.batch_size))
+    history = train(networks, some, epochs, job)
+    return summary(history, len(some), epochs * max(1, len(some) // job.batch_size))
 
 
 def summary(history: loop.History, tiles: int, steps: int) -> dict[str, Any]:

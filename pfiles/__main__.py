@@ -35,7 +35,7 @@ import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-from pfiles.clustering import CLUSTERINGS, check_clustering, make_clustering
+from pfiles.clustering import CLUSTERINGS, check_clustering, make_clusterer
 from pfiles.discriminator import Discriminator
 from pfiles.drawing.generator import starting_weights
 from pfiles.drawing.samplers import make_solver
@@ -234,7 +234,7 @@ def _try_networks(settings: Settings, n_clusters: int, clustering: str) -> None:
             Discriminator(**autoencoder.discriminator)(image)
             unet = UNet(vqvae.z_channels, n_clusters, **settings.diffusion.unet)
             z = torch.empty(2, *vqvae.latent_shape(side))
-            make_clustering(clustering, vqvae.z_channels, n_clusters)(z)
+            make_clusterer(clustering, vqvae.z_channels, n_clusters)(z)
             unet(z, torch.zeros(2), torch.zeros(2, dtype=torch.int64))
     except Exception as error:  # torch raises many kinds of errors for impossible sizes
         reason = str(error).partition("\n")[0]
@@ -339,7 +339,7 @@ def _export(args: argparse.Namespace) -> int:
 
     settings = get_settings(args.preset, _overrides(args.overrides))
     generated, out = (expand(folder).absolute() for folder in (args.generated, args.out))
-    side = read_images(generated_files(generated)[:1]).shape[1]
+    side = read_images(generated_files(generated)[:1]).shape[2]
     if side == PUBLISHED_SIDE:  # tiles enlarged by the authors' way of saving them
         side = settings.image_size_px
     if args.data is None and export.made_from(generated) is None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfiles.clustering import make_clustering
+from pfiles.clustering import make_clusterer
 from pfiles.errors import InputError
 from pfiles.identity import Identity, differences, same_identity, without
 from pfiles.latents import LatentSpace
@@ -58,8 +58,8 @@ def identity(
         used["start_from"] = settings.start_from
     data = {"source": tiles.source, "fingerprint": tiles.fingerprint(), "training tiles": len(tiles.train)}
     networks = {name: fingerprint_of_role(network) for name, network in (starts_from or {}).items()}
-    belongs_to = {"settings": used, "data": data, "seed": seed, "starts_from": networks, **inputs}
-    return json.loads(json.dumps(belongs_to))  # as a file gives it back: lists, not tuples
+    plain = {"settings": used, "data": data, "seed": seed, "starts_from": networks, **inputs}
+    return json.loads(json.dumps(plain))  # as a file gives it back: lists, not tuples
 
 
 def checkpoint_name(
@@ -135,7 +135,7 @@ def save_stage(
     paths: Paths,
     stage: str,
     unet: UNet,
-    clusters: nn.Module,
+    clusterer: nn.Module,
     space: LatentSpace,
     epochs: int,
     about: Mapping[str, Any],
@@ -150,8 +150,8 @@ def save_stage(
     """
     networks = {"unet": unet}
     if _stage_of_clusters(stage, about["clustering"], clusters_first) == stage:
-        networks[about["clustering"]] = clusters
-    trained_with = {"autoencoder": about["starts_from"]["autoencoder"], "clusters": fingerprint(clusters)}
+        networks[about["clustering"]] = clusterer
+    trained_with = {"autoencoder": about["starts_from"]["autoencoder"], "clusters": fingerprint(clusterer)}
     about = {**about, "stage": stage, "epochs": epochs, "trained_with": trained_with}
     about["latent_scaling"] = space.as_json()
     for network, module in networks.items():
@@ -289,26 +289,26 @@ def load_autoencoder(paths: Paths, settings: Settings, device: torch.device | st
     return vqvae.to(device).eval().requires_grad_(False)
 
 
-def load_clustering(
+def load_clusterer(
     paths: Paths,
     stage: str,
     clustering: str,
     vqvae: VQVAE,
     device: torch.device | str,
     clusters_first: bool = False,
-    belongs_to: Identity | None = None,
+    of_run: Identity | None = None,
 ) -> nn.Module:
     """The classifier or the k-means in use after `stage`, fitted to the latents of `vqvae`.
 
-    belongs_to: the run that it must be of, see `same_identity`; None asks nothing.
+    of_run: the identity of the run that it must be of, see `same_identity`; None asks nothing.
     """
-    clusters = make_clustering(clustering, vqvae.z_channels, paths.n_clusters)
+    clusterer = make_clusterer(clustering, vqvae.z_channels, paths.n_clusters)
     path = find_checkpoint(paths, clustering, _stage_of_clusters(stage, clustering, clusters_first), clustering)
-    load_weights(clusters, path)
-    if belongs_to is not None:
-        same_identity(about_weights(path, clusters), belongs_to, path)
-    _check_trained_with(path, clusters, "autoencoder", vqvae)
-    return clusters.to(device)
+    load_weights(clusterer, path)
+    if of_run is not None:
+        same_identity(about_weights(path, clusterer), of_run, path)
+    _check_trained_with(path, clusterer, "autoencoder", vqvae)
+    return clusterer.to(device)
 
 
 def load_stage(
@@ -318,21 +318,21 @@ def load_stage(
     clustering: str,
     vqvae: VQVAE,
     device: torch.device | str,
-    belongs_to: Identity | None = None,
+    of_run: Identity | None = None,
 ) -> tuple[UNet, nn.Module, LatentSpace]:
     """The UNet after `stage`, the clusters that are its condition, and the latents of `vqvae` as it learnt them.
 
-    belongs_to: the run that they must be of, see `same_identity`; None asks nothing.
+    of_run: the identity of the run that they must be of, see `same_identity`; None asks nothing.
     InputError where it was trained to predict something else than the settings say.
     """
-    clusters = load_clustering(paths, stage, clustering, vqvae, device, settings.clusters_first, belongs_to)
+    clusterer = load_clusterer(paths, stage, clustering, vqvae, device, settings.clusters_first, of_run)
     unet = UNet(vqvae.z_channels, paths.n_clusters, **settings.diffusion.unet)
     path = find_checkpoint(paths, "unet", stage, clustering)
     load_weights(unet, path)
-    if belongs_to is not None:
-        same_identity(about_weights(path, unet), belongs_to, path)
+    if of_run is not None:
+        same_identity(about_weights(path, unet), of_run, path)
     _check_trained_with(path, unet, "autoencoder", vqvae)
-    _check_trained_with(path, unet, "clusters", clusters)
+    _check_trained_with(path, unet, "clusters", clusterer)
     about = about_weights(path, unet) or {}
     before = START[stage] and weights_of(paths, "unet", START[stage], clustering)
     starts_from = about.get("starts_from")
@@ -348,11 +348,11 @@ def load_stage(
                 f"{path} was trained with diffusion.{name} = {then!r}, but the settings say {now!r}: set it so, or "
                 "name the preset it was trained with."
             )
-    return unet.to(device), clusters, LatentSpace.from_json(vqvae, about.get("latent_scaling"))
+    return unet.to(device), clusterer, LatentSpace.from_json(vqvae, about.get("latent_scaling"))
 
 
 def _check_trained_with(path: Path, trained: nn.Module, name: str, module: nn.Module) -> None:
-    """InputError where the JSON of `trained`, which came from `path`, names another autoencoder or other clusters;
+    """InputError where the JSON of `trained`, which came from `path`, names another autoencoder or other clusterer;
     published files have none."""
     trained_with = (about_weights(path, trained) or {}).get("trained_with")
     if isinstance(trained_with, dict) and trained_with.get(name) not in (None, fingerprint_of_role(module)):

@@ -1,6 +1,6 @@
 """Clusters without labels: one interface for the information-maximisation classifier and for k-means.
 
-A clustering is a network from latents (B, z, h, w) to logits (B, k, 1, 1). The softmax of the logits are the
+A clusterer is a network from latents (B, z, h, w) to logits (B, k, 1, 1). The softmax of the logits are the
 cluster probabilities, the largest is the cluster.
 """
 
@@ -50,30 +50,30 @@ def check_clustering(kind: str) -> None:
         raise InputError(f"Unknown clustering {kind!r}: choose {' or '.join(CLUSTERINGS)}.")
 
 
-def make_clustering(kind: str, z_channels: int, n_clusters: int) -> nn.Module:
-    """A clustering without trained weights: "classifier" or "kmeans"."""
+def make_clusterer(kind: str, z_channels: int, n_clusters: int) -> nn.Module:
+    """A clusterer without trained weights: "classifier" or "kmeans"."""
     check_clustering(kind)
     return {"classifier": Classifier, "kmeans": KMeansClusters}[kind](z_channels, n_clusters)
 
 
-def fit_kmeans(clusters: KMeansClusters, latents: Iterable[Tensor], seed: int) -> KMeansClusters:
+def fit_kmeans(clusterer: KMeansClusters, latents: Iterable[Tensor], seed: int) -> KMeansClusters:
     """Fit the centroids (scikit-learn, best of 10 starts) to the training tiles' latents, given in batches."""
     from sklearn.cluster import KMeans
 
     with torch.no_grad():
-        statistics = torch.cat([clusters.statistics(z) for z in latents])  # (N, 2 * z)
+        statistics = torch.cat([clusterer.statistics(z) for z in latents])  # (N, 2 * z)
         mean, scale = statistics.mean(0), statistics.std(0, correction=0)
         scale = torch.where(scale > 0, scale, 1.0)  # a channel that never varies carries no information
         features = (statistics - mean) / scale
     seed = derive_seed(seed, "kmeans") % 2**32  # scikit-learn takes 32 bits
-    fit = KMeans(len(clusters.centroids), n_init=10, random_state=seed).fit(features.double().cpu().numpy())
-    clusters.mean.copy_(mean)
-    clusters.scale.copy_(scale)
-    clusters.centroids.copy_(torch.as_tensor(fit.cluster_centers_))
-    clusters.variance.fill_(max(fit.inertia_ / features.numel(), torch.finfo(torch.float32).tiny))
-    return clusters
+    fit = KMeans(len(clusterer.centroids), n_init=10, random_state=seed).fit(features.double().cpu().numpy())
+    clusterer.mean.copy_(mean)
+    clusterer.scale.copy_(scale)
+    clusterer.centroids.copy_(torch.as_tensor(fit.cluster_centers_))
+    clusterer.variance.fill_(max(fit.inertia_ / features.numel(), torch.finfo(torch.float32).tiny))
+    return clusterer
 
 
-def probabilities(clustering: nn.Module, z: Tensor) -> Tensor:
+def probabilities(clusterer: nn.Module, z: Tensor) -> Tensor:
     """Latents (B, z, h, w) -> cluster probabilities (B, k)."""
-    return clustering(z).flatten(1).softmax(dim=1)
+    return clusterer(z).flatten(1).softmax(dim=1)

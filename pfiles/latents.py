@@ -98,10 +98,10 @@ def latent_batches(vqvae: VQVAE, codes: Tensor) -> Iterator[Tensor]:
         yield vqvae.embed(batch).detach()
 
 
-def predict_clusters(vqvae: VQVAE, clustering: nn.Module, codes: Tensor) -> tuple[Tensor, Tensor]:
+def predict_clusters(vqvae: VQVAE, clusterer: nn.Module, codes: Tensor) -> tuple[Tensor, Tensor]:
     """The cluster (N,) int64, 0-based, of each tile and its probability (N,), both on the CPU."""
-    with eval_mode(clustering):
-        best = [probabilities(clustering, z).max(dim=1) for z in latent_batches(vqvae, codes)]
+    with eval_mode(clusterer):
+        best = [probabilities(clusterer, z).max(dim=1) for z in latent_batches(vqvae, codes)]
     return torch.cat([b.indices for b in best]).cpu(), torch.cat([b.values for b in best]).cpu()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pfiles import checkpoints
 from pfiles.classifier import Classifier
-from pfiles.clustering import check_clustering, fit_kmeans, make_clustering
+from pfiles.clustering import check_clustering, fit_kmeans, make_clusterer
 from pfiles.discriminator import Discriminator, PolishDiscriminator
 from pfiles.drawing.generator import Generator, begin_from, starting_weights
 from pfiles.drawing.sampling import GENERATED_WITH, generate_to_folder
@@ -171,7 +171,7 @@ class OpenRun:
             images=self.train_images,
             perceptual=perceptual,
             settings=settings,
-            run=self._job("autoencoder", self.paths.training_folder("autoencoder"), identity, settings.batch_size),
+            job=self._job("autoencoder", self.paths.training_folder("autoencoder"), identity, settings.batch_size),
         )
         if settings.polish.epochs:
             with seeded(self.seed, "polish"):
@@ -187,7 +187,7 @@ class OpenRun:
                 perceptual=perceptual,
                 settings=settings.polish,
                 clip_norm=settings.clip_norm,
-                run=self._job("polish", self.paths.training_folder("polish"), begun, settings.polish.batch_size),
+                job=self._job("polish", self.paths.training_folder("polish"), begun, settings.polish.batch_size),
             )
         about = {**identity, "epochs": len(history)}
         if not checkpoints.is_saved(vqvae, self.paths.autoencoder, about):
@@ -199,7 +199,7 @@ class OpenRun:
         """UNet and clusters before any training; k-means is fitted to the latents."""
         with seeded(self.seed, "training"):
             unet = UNet(self.vqvae.z_channels, self.n_clusters, **self.settings.diffusion.unet).to(self.device)
-            clusterer = make_clustering(self.clustering, self.vqvae.z_channels, self.n_clusters).to(self.device)
+            clusterer = make_clusterer(self.clustering, self.vqvae.z_channels, self.n_clusters).to(self.device)
         if self.settings.start_from is not None:
             begin_from(unet, starting_weights(self.settings.start_from), "unet.", anew=["class_emb.weight"])
         if self.clustering == "kmeans":
@@ -218,7 +218,7 @@ class OpenRun:
             codes=self.views,
             settings=self.settings.diffusion,
             stage=self.settings.clusters,
-            run=self._stage_job("clusters", identity),
+            job=self._stage_job("clusters", identity),
         )
 
     def stage(self, name: str) -> StageSettings:
@@ -254,7 +254,7 @@ class OpenRun:
             codes=self.views,
             settings=self.settings.diffusion,
             stage=self.stage(name),
-            run=self._stage_job(name, identity),
+            job=self._stage_job(name, identity),
         )
         checkpoints.save_stage(self.paths, name, *networks, len(history), identity, self.settings.clusters_first)
         return history
@@ -291,7 +291,7 @@ class OpenRun:
     @cached_property
     def clusterer(self) -> nn.Module:
         """The clusters after the last stage."""
-        return checkpoints.load_clustering(
+        return checkpoints.load_clusterer(
             self.paths, "finetuning2", self.clustering, self.vqvae, self.device, self.settings.clusters_first,
             self.identity,
         )  # fmt: skip
@@ -409,8 +409,8 @@ class OpenRun:
         same_identity(_about_csv(path), {**self.identity, "starts_from": fingerprints}, path)
         return clusters
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Training tiles and the generated ones of the same numbers, both uint8 (N, H, W, 3), and their clusters (N,).
+    def pairs(self) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Training tiles and the generated ones of the same numbers, both uint8 (N, 3, H, W), and their clusters (N,).
 
         InputError where `org`, `gen_k` and the CSV are not of one run.
         """
@@ -422,7 +422,7 @@ class OpenRun:
         for path, about in ((original, read_json(original / MADE_FROM)), (csv, table)):
             same_identity(about, without(drawn or table or {}, *NOT_COMPARED), f"{path} beside {generated}")
         names, real, fake = load_pairs(original, generated)
-        print(f"{len(names)} pairs of {real.shape[1]} px")
+        print(f"{len(names)} pairs of {real.shape[2]} px")
         return real, fake, pair_labels(csv, names)
 
     def latent_csvs(self) -> dict[int, Path]:

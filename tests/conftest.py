@@ -10,7 +10,7 @@ from PIL import Image
 
 from pfiles import latents
 from pfiles.__main__ import main
-from pfiles.clustering import KMeansClusters, fit_kmeans, make_clustering
+from pfiles.clustering import KMeansClusters, fit_kmeans, make_clusterer
 from pfiles.discriminator import Discriminator
 from pfiles.learning import autoencoder, diffusion, loop
 from pfiles.machine.runtime import seeded
@@ -136,7 +136,7 @@ def images():
 
 
 @pytest.fixture
-def run(tmp_path):
+def job(tmp_path):
     saving = SavingSettings(every_minutes=60)
     return loop.Job("test", 1, 8, tmp_path / "test", {"a": {"b": 1}}, saving, PLAIN)
 
@@ -150,22 +150,22 @@ def stage_networks(tiny, kind="classifier"):
     vqvae, _ = autoencoder_networks(tiny)
     vqvae.eval().requires_grad_(False)
     with seeded(0, "stage"):
-        return vqvae, UNet(16, K, **tiny.diffusion.unet), make_clustering(kind, 16, K)
+        return vqvae, UNet(16, K, **tiny.diffusion.unet), make_clusterer(kind, 16, K)
 
 
-def train_stage(tiny, stage, networks, images, run):
+def train_stage(tiny, stage, networks, images, job):
     vqvae, unet, clusters = networks
     codes = latents.encode_tiles(vqvae, images)
     if isinstance(clusters, KMeansClusters):
         fit_kmeans(clusters, latents.latent_batches(vqvae, codes), seed=0)
     return diffusion.train_stage(
         unet=unet, clusterer=clusters, space=latents.LatentSpace(vqvae), images=images, codes=codes,
-        settings=tiny.diffusion, stage=stage, run=run,
+        settings=tiny.diffusion, stage=stage, job=job,
     )  # fmt: skip
 
 
-def train_autoencoder(networks, images, perceptual, settings, run):
+def train_autoencoder(networks, images, perceptual, settings, job):
     vqvae, discriminator = networks
     return autoencoder.train_autoencoder(
-        vqvae=vqvae, discriminator=discriminator, images=images, perceptual=perceptual, settings=settings, run=run
+        vqvae=vqvae, discriminator=discriminator, images=images, perceptual=perceptual, settings=settings, job=job
     )

@@ -9,7 +9,7 @@ import torch
 from conftest import PLAIN_LEARNING, TINY, make_tiles
 
 from pfiles import latents
-from pfiles.clustering import make_clustering
+from pfiles.clustering import make_clusterer
 from pfiles.discriminator import Discriminator
 from pfiles.drawing.sampling import generate_to_folder, sample
 from pfiles.learning import autoencoder, diffusion, loop
@@ -26,7 +26,7 @@ NUM_IMAGES = 12
 SETTINGS = get_settings("demo", TINY | PLAIN_LEARNING)
 
 
-def _run(folder: Path, name: str) -> loop.Job:
+def _job(folder: Path, name: str) -> loop.Job:
     saving = SavingSettings(every_minutes=0)  # a resume point after every step
     return loop.Job(name, 7, 8, folder, {"job": name}, saving, Speed(channels_last=True, fused=True))
 
@@ -37,7 +37,7 @@ def _networks() -> tuple[VQVAE, Discriminator, UNet, torch.nn.Module]:
             make_vqvae(SETTINGS.autoencoder),
             Discriminator(**SETTINGS.autoencoder.discriminator),
             UNet(16, K, **SETTINGS.diffusion.unet),
-            make_clustering("classifier", 16, K),
+            make_clusterer("classifier", 16, K),
         )
 
 
@@ -56,7 +56,7 @@ def train_autoencoder(folder: Path) -> None:
     perceptual = autoencoder.make_perceptual(settings, "cpu")
     autoencoder.train_autoencoder(
         vqvae=vqvae, discriminator=discriminator, images=_images(), perceptual=perceptual, settings=settings,
-        run=_run(folder, "autoencoder"),
+        job=_job(folder, "autoencoder"),
     )  # fmt: skip
     _finish(folder, vqvae, discriminator)
 
@@ -70,7 +70,7 @@ def stage(name: str, folder: Path) -> None:
     how = replace(getattr(SETTINGS, name), epochs=5, ema_decay=0.99, warmup_steps=10)
     diffusion.train_stage(
         unet=unet, clusterer=clusters, space=latents.LatentSpace(vqvae), images=images, codes=codes,
-        settings=settings, stage=how, run=_run(folder, name),
+        settings=settings, stage=how, job=_job(folder, name),
     )  # fmt: skip
     _finish(folder, unet, clusters)
 

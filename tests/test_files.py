@@ -19,6 +19,7 @@ from pfiles.latents import LatentSpace
 from pfiles.paths import Paths, atomic_write, read_json, write_json
 from pfiles.settings import PRESETS, SavingSettings, Settings, get_settings
 from pfiles.tiles.dataset import Tiles
+from pfiles.tiles.pixels import as_tensor
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
 
@@ -283,7 +284,7 @@ def test_missing_checkpoints_name_what_makes_them(paths):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_an_identity_is_what_a_file_gives_back(preset, tmp_path):
-    tiles = Tiles(make_tiles(30), np.arange(28), np.arange(28, 30), "made up")
+    tiles = Tiles(as_tensor(make_tiles(30)), np.arange(28), np.arange(28, 30), "made up")
     groups = ["autoencoder", "diffusion", "training"]
     identity = checkpoints.identity(get_settings(preset), groups, tiles, 5, {"unet": Classifier()}, n_clusters=3)
     write_json(tmp_path / "identity.json", identity)
@@ -319,7 +320,7 @@ def test_round_trip_of_a_stage(paths, stage):
     loaded = checkpoints.load_stage(paths, settings, "training", "kmeans", vqvae, "cpu")
     for a, b in zip(loaded[:2], (unet, clusters), strict=True):
         assert checkpoints.fingerprint(a) == checkpoints.fingerprint(b)
-    later = checkpoints.load_clustering(paths, "finetuning2", "kmeans", vqvae, "cpu")  # k-means stays as it is
+    later = checkpoints.load_clusterer(paths, "finetuning2", "kmeans", vqvae, "cpu")  # k-means stays as it is
     assert checkpoints.fingerprint(later) == checkpoints.fingerprint(clusters)
     plain = torch.load(next(paths.models.glob("unet_kmeans_*.pth")), weights_only=True)
     assert plain.keys() == unet.state_dict().keys()

@@ -27,19 +27,19 @@ def train(folder: Path, epochs: int = 4) -> None:
     saving = SavingSettings(every_minutes=60)
     vqvae, discriminator, unet, clusters = _networks()
     settings = replace(SETTINGS.autoencoder, epochs=epochs, learning_rate=1e-4)
-    run = loop.Job("autoencoder", 7, 16, folder / "autoencoder", {}, saving, PLAIN)
+    job = loop.Job("autoencoder", 7, 16, folder / "autoencoder", {}, saving, PLAIN)
     autoencoder.train_autoencoder(
-        vqvae=vqvae, discriminator=discriminator, images=images, settings=settings, run=run,
+        vqvae=vqvae, discriminator=discriminator, images=images, settings=settings, job=job,
         perceptual=autoencoder.make_perceptual(settings, "cpu"),
     )  # fmt: skip
 
     vqvae = _networks()[0].eval().requires_grad_(False)  # the same in both, whatever the first training's rounding
     codes = latents.encode_tiles(vqvae, images)
     stage = replace(SETTINGS.training, epochs=epochs, learning_rate=1e-4)
-    run = loop.Job("training", 7, 16, folder / "training", {}, saving, PLAIN)
+    job = loop.Job("training", 7, 16, folder / "training", {}, saving, PLAIN)
     diffusion.train_stage(
         unet=unet, clusterer=clusters, space=latents.LatentSpace(vqvae), images=images, codes=codes,
-        settings=SETTINGS.diffusion, stage=stage, run=run,
+        settings=SETTINGS.diffusion, stage=stage, job=job,
     )  # fmt: skip
     with atomic_write(folder / "result.pt") as file:
         torch.save([network.state_dict() for network in (discriminator, unet, clusters)], file)

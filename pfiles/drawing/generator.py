@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pfiles.checkpoints import read_state
-from pfiles.clustering import CLUSTERINGS, make_clustering
+from pfiles.clustering import CLUSTERINGS, make_clusterer
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace, encode_tiles, predict_clusters
@@ -131,7 +131,7 @@ class Generator:
             k, kind = config["n_clusters"], CLUSTERINGS[CLUSTERINGS.index(config["clustering"])]
             vqvae = make_vqvae(settings.autoencoder)
             unet = UNet(vqvae.z_channels, k, **settings.diffusion.unet)
-            networks = {"vqvae": vqvae, "unet": unet, "clusterer": make_clustering(kind, vqvae.z_channels, k)}
+            networks = {"vqvae": vqvae, "unet": unet, "clusterer": make_clusterer(kind, vqvae.z_channels, k)}
             for name, network in networks.items():
                 network.load_state_dict({key: state[f"{name}.{key}"].float() for key in network.state_dict()})
                 network.to(device).eval().requires_grad_(False)

@@ -37,7 +37,7 @@ def train_autoencoder(
     images: Tensor,
     perceptual: Callable[[Tensor, Tensor], Tensor],
     settings: AutoencoderSettings,
-    run: Job,
+    job: Job,
 ) -> History:
     """Train the VQ-GAN (the paper, section 3.2) on `images` (N, 3, S, S) uint8, in place.
 
@@ -49,13 +49,13 @@ def train_autoencoder(
     """
     optimizer_g, optimizer_d = (
         torch.optim.Adam(
-            network.parameters(), settings.learning_rate, settings.adam_betas, fused=run.speed.fused or None
+            network.parameters(), settings.learning_rate, settings.adam_betas, fused=job.speed.fused or None
         )
         for network in (vqvae, discriminator)
     )
     uses = torch.zeros(vqvae.embedding.num_embeddings, device=images.device)  # of each code in this epoch
-    autoencode = run.speed.fast(processes.distribute(_Autoencoding(vqvae.train())))
-    judge = run.speed.fast(processes.distribute(discriminator.train()))
+    autoencode = job.speed.fast(processes.distribute(_Autoencoding(vqvae.train())))
+    judge = job.speed.fast(processes.distribute(discriminator.train()))
     draw = _draw_tiles(images, settings.dihedral_views)
 
     def learn(own: Tensor, drawn: dict[str, Tensor], number: int) -> Iterator[Objective]:
@@ -86,14 +86,14 @@ def train_autoencoder(
         share = used / used.sum()
         row = {"codes_used": int((used > 0).sum()), "perplexity": (-torch.xlogy(share, share).sum()).exp().item()}
         if settings.revive_dead_codes and epoch + 1 < settings.epochs:  # the decoder must still see the new codes
-            generator = make_generator(run.seed, run.name, "revive", epoch)
+            generator = make_generator(job.seed, job.name, "revive", epoch)
             some = torch.randperm(len(images), generator=generator)[:REVIVE_FROM].to(images.device)
             revive_codes(vqvae, used == 0, to_unit(images[some]), generator)
         uses.zero_()
         return row
 
     history = train(
-        run,
+        job,
         num_epochs=settings.epochs,
         num_tiles=len(images),
         draw=draw,
@@ -115,7 +115,7 @@ def polish_decoder(
     perceptual: Callable[[Tensor, Tensor], Tensor],
     settings: PolishSettings,
     clip_norm: float | None,
-    run: Job,
+    job: Job,
 ) -> History:
     """Train the decoder on alone, in place, so that fine detail comes back that a mean error cannot ask for.
 
@@ -130,13 +130,13 @@ def polish_decoder(
     decoder.requires_grad_(True)
     optimizers = [
         torch.optim.Adam(
-            network.parameters(), settings.learning_rate, settings.adam_betas, fused=run.speed.fused or None
+            network.parameters(), settings.learning_rate, settings.adam_betas, fused=job.speed.fused or None
         )
         for network in (decoder, discriminator)
     ]
-    encode = run.speed.fast(vqvae.encode_codes)
-    decode = run.speed.fast(processes.distribute(_Decoding(vqvae)))
-    judge = run.speed.fast(processes.distribute(discriminator.train()))
+    encode = job.speed.fast(vqvae.encode_codes)
+    decode = job.speed.fast(processes.distribute(_Decoding(vqvae)))
+    judge = job.speed.fast(processes.distribute(discriminator.train()))
 
     def learn(own: Tensor, drawn: dict[str, Tensor], number: int) -> Iterator[Objective]:
         x = to_unit(drawn["tiles"])
@@ -155,7 +155,7 @@ def polish_decoder(
 
     parts = {"vqvae": vqvae, "discriminator": discriminator, "optimizer_g": optimizers[0], "optimizer_d": optimizers[1]}
     history = train(
-        run,
+        job,
         num_epochs=settings.epochs,
         num_tiles=len(images),
         draw=_draw_tiles(images, dihedral_views=True),

@@ -31,7 +31,7 @@ def train_stage(
     codes: Tensor,
     settings: DiffusionSettings,
     stage: StageSettings,
-    run: Job,
+    job: Job,
 ) -> History:
     """Train the UNet, and with it a classifier where the stage does, in place.
 
@@ -46,12 +46,12 @@ def train_stage(
     codes, device, vqvae = codes.view(-1, *codes.shape[-3:]), codes.device, space.vqvae
     scheduler = LinearNoiseScheduler(settings.num_timesteps, settings.beta_start, settings.beta_end)
     learns = stage.trains_clusters and isinstance(clusterer, Classifier)
-    parts = {"unet": unet.train(), "optimizer": make_optimizer(stage, unet, run)}
-    predict = run.speed.fast(processes.distribute(unet))
+    parts = {"unet": unet.train(), "optimizer": make_optimizer(stage, unet, job)}
+    predict = job.speed.fast(processes.distribute(unet))
     if learns:
-        parts |= {"classifier": clusterer.train(), "cluster_optimizer": make_optimizer(stage, clusterer, run)}
-        classify = run.speed.fast(processes.distribute(clusterer))
-        encode = run.speed.fast(vqvae.encode_codes)
+        parts |= {"classifier": clusterer.train(), "cluster_optimizer": make_optimizer(stage, clusterer, job)}
+        classify = job.speed.fast(processes.distribute(clusterer))
+        encode = job.speed.fast(vqvae.encode_codes)
         fill = settings.affine_fill or mean_colour(images)
     else:
         clusters = torch.stack([predict_clusters(vqvae, clusterer, view)[0] for view in codes]).to(device)
@@ -101,7 +101,7 @@ def train_stage(
             get_ema_multi_avg_fn(decay)([*averaged.parameters()], [*unet.parameters()], None)
 
     history = train(
-        run, num_epochs=stage.epochs, num_tiles=codes.shape[1], draw=draw, learn=learn, parts=parts, pace=_pace(stage)
+        job, num_epochs=stage.epochs, num_tiles=codes.shape[1], draw=draw, learn=learn, parts=parts, pace=_pace(stage)
     )
     if stage.ema_decay:
         unet.load_state_dict(averaged.state_dict())
@@ -116,7 +116,7 @@ def train_clusters(
     codes: Tensor,
     settings: DiffusionSettings,
     stage: StageSettings,
-    run: Job,
+    job: Job,
 ) -> History:
     """Train a classifier by information maximisation without a UNet beside it, in place.
 
@@ -124,9 +124,9 @@ def train_clusters(
     change. Arguments as in `train_stage`.
     """
     codes = codes.view(-1, *codes.shape[-3:])
-    parts = {"classifier": classifier.train(), "cluster_optimizer": make_optimizer(stage, classifier, run)}
-    classify = run.speed.fast(processes.distribute(classifier))
-    encode = run.speed.fast(vqvae.encode_codes)
+    parts = {"classifier": classifier.train(), "cluster_optimizer": make_optimizer(stage, classifier, job)}
+    classify = job.speed.fast(processes.distribute(classifier))
+    encode = job.speed.fast(vqvae.encode_codes)
     fill = settings.affine_fill or mean_colour(images)
 
     def draw(index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -141,7 +141,7 @@ def train_clusters(
         yield Objective([parts["cluster_optimizer"]], cluster_terms(p, p_moved), cluster_weights(settings, stage))
 
     return train(
-        run, num_epochs=stage.epochs, num_tiles=codes.shape[1], draw=draw, learn=learn, parts=parts, pace=_pace(stage)
+        job, num_epochs=stage.epochs, num_tiles=codes.shape[1], draw=draw, learn=learn, parts=parts, pace=_pace(stage)
     )
 
 
@@ -183,11 +183,11 @@ def min_snr_weight(scheduler: LinearNoiseScheduler, t: Tensor, settings: Diffusi
     return (snr.clamp_max(settings.min_snr_gamma) / (snr + (settings.prediction == "v"))).float()
 
 
-def make_optimizer(stage: StageSettings, network: nn.Module, run: Job) -> torch.optim.Optimizer:
+def make_optimizer(stage: StageSettings, network: nn.Module, job: Job) -> torch.optim.Optimizer:
     if stage.optimizer == "adadelta":
         return torch.optim.Adadelta(network.parameters(), stage.learning_rate)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[stage.optimizer]
-    return kind(network.parameters(), stage.learning_rate, fused=run.speed.fused or None)
+    return kind(network.parameters(), stage.learning_rate, fused=job.speed.fused or None)
 
 
 def _pace(stage: StageSettings) -> Pace:

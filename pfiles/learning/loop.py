@@ -104,17 +104,17 @@ def _alone(train: Callable[..., History]) -> Callable[..., History]:
     """`train`, such that a second one in the same folder is refused while it lasts."""
 
     @wraps(train)
-    def alone(run: Job, **given: Any) -> History:
-        busy = f"Another run trains in {run.folder}: wait until it ends or stop it, or name another folder as out."
-        with locked(run.folder, busy):
-            return train(run, **given)
+    def alone(job: Job, **given: Any) -> History:
+        busy = f"Another run trains in {job.folder}: wait until it ends or stop it, or name another folder as out."
+        with locked(job.folder, busy):
+            return train(job, **given)
 
     return alone
 
 
 @_alone
 def train(
-    run: Job,
+    job: Job,
     *,
     num_epochs: int,
     num_tiles: int,
@@ -135,21 +135,21 @@ def train(
     parts: all that changes, by name, a network first. counters: tensors that `learn` changes besides.
     after_epoch: is told the number of the epoch just done and adds to its row of the history.
     """
-    if run.batch_size < processes.world_size():
+    if job.batch_size < processes.world_size():
         raise InputError(
-            f"A batch of {run.batch_size} tiles cannot be shared by {processes.world_size()} processes: "
+            f"A batch of {job.batch_size} tiles cannot be shared by {processes.world_size()} processes: "
             "start fewer, or set a larger batch_size."
         )
     device = next(next(iter(parts.values())).parameters()).device
     optimizers = [part for part in parts.values() if isinstance(part, torch.optim.Optimizer)]
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    steps = len(epoch_batches(num_tiles, run.batch_size, torch.Generator()))  # per epoch
+    steps = len(epoch_batches(num_tiles, job.batch_size, torch.Generator()))  # per epoch
     total_steps = num_epochs * steps
     state = {"step": 0, "history": [], "sums": {}, "counts": {}, "seconds": 0.0}
-    anew = processes.agree(int(restarts(run.folder, run.identity, run.restart)), device)
+    anew = processes.agree(int(restarts(job.folder, job.identity, job.restart)), device)
     if anew:
-        begin_restart(run.folder, run.identity, run.restart)
-    point = None if anew else load_resume_point(run.folder, run.identity)
+        begin_restart(job.folder, job.identity, job.restart)
+    point = None if anew else load_resume_point(job.folder, job.identity)
     if point is not None:
         try:
             for name, part in parts.items():
@@ -159,41 +159,41 @@ def train(
             state = {name: point[name] for name in state}
             state["sums"] = {name: value.to(device) for name, value in state["sums"].items()}
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise not_a_resume_point(last_resume_point(run.folder)) from error
+            raise not_a_resume_point(last_resume_point(job.folder)) from error
     history = state["history"]
     if state["step"] >= total_steps:
-        end_restart(run.folder)
-        print(f"{run.name} is done already: {len(history)} epochs ({run.folder}). To train anew, set restart = True.")
+        end_restart(job.folder)
+        print(f"{job.name} is done already: {len(history)} epochs ({job.folder}). To train anew, set restart = True.")
         return history
     if point is not None:
-        print(f"{run.name} goes on after step {state['step']} of {total_steps} ({run.folder}).")
+        print(f"{job.name} goes on after step {state['step']} of {total_steps} ({job.folder}).")
 
     def save() -> None:
         weights = {name: part.state_dict() for name, part in parts.items()}
-        save_resume_point(run.folder, run.identity, {**state, "parts": weights, "counters": dict(counters or {})})
+        save_resume_point(job.folder, job.identity, {**state, "parts": weights, "counters": dict(counters or {})})
 
-    for part in run.folder.glob(".*.part"):
+    for part in job.folder.glob(".*.part"):
         part.unlink(missing_ok=True)  # of a write that was killed
-    log = TrainingLog(run.folder, len(history))
+    log = TrainingLog(job.folder, len(history))
     generator = torch.Generator(device)
     first_bad = torch.full((), -1, device=device)
     began = saved = time.monotonic()
     began -= state["seconds"]
     batches: list[Tensor] = []
     with (
-        processes.progress(total=total_steps, initial=state["step"], desc=run.name, unit="step") as bar,
+        processes.progress(total=total_steps, initial=state["step"], desc=job.name, unit="step") as bar,
         stop_signals() as signal_received,
         processes.lost_processes_told(),
     ):
         for number in range(state["step"], total_steps):
             epoch, place = divmod(number, steps)
             if not batches:
-                batches = [batch.to(device) for batch in _batches(run, num_tiles, epoch)]
-            generator.manual_seed(derive_seed(run.seed, run.name, number))
+                batches = [batch.to(device) for batch in _batches(job, num_tiles, epoch)]
+            generator.manual_seed(derive_seed(job.seed, job.name, number))
             for optimizer, full in zip(optimizers, rates, strict=True):
                 for group, rate in zip(optimizer.param_groups, full, strict=True):
                     group["lr"] = rate * pace.factor(number, total_steps)
-            run.speed.begin_step()
+            job.speed.begin_step()
             terms, good = _step(batches[place], number, generator, draw, learn, pace)
             for name, value in terms.items():
                 state["sums"][name] = state["sums"].get(name, 0) + value
@@ -205,9 +205,9 @@ def train(
             last_of_epoch = place + 1 == steps
             look = last_of_epoch or (number + 1) % CHECK_EVERY == 0
             received = processes.agree(signal_received(), device) if look or processes.world_size() == 1 else 0
-            due = time.monotonic() - saved > 60 * run.saving.every_minutes
+            due = time.monotonic() - saved > 60 * job.saving.every_minutes
             if look or due or received:
-                _refuse_bad(int(first_bad), steps, num_tiles, run)
+                _refuse_bad(int(first_bad), steps, num_tiles, job)
             if last_of_epoch:
                 row = _epoch_means(state["sums"], state["counts"]) | after_epoch(epoch)
                 row |= {
@@ -221,16 +221,16 @@ def train(
                 shown = ("loss", "mse", "reconstruction", "images_per_second")
                 bar.set_postfix({name: f"{row[name]:.4g}" for name in shown if name in row})
                 state["sums"], state["counts"], batches, began = {}, {}, [], time.monotonic()
-                every = run.saving.every_epochs
+                every = job.saving.every_epochs
                 due = due or number + 1 == total_steps or (every is not None and (epoch + 1) % every == 0)
             state["seconds"] = time.monotonic() - began
             if due or received:
                 save()
                 saved = time.monotonic()
             if received:
-                stop(received, f"{run.name} stopped after step {number + 1} of {total_steps}: run it again to go on.")
+                stop(received, f"{job.name} stopped after step {number + 1} of {total_steps}: run it again to go on.")
     log.close()
-    end_restart(run.folder)
+    end_restart(job.folder)
     return history
 
 
@@ -273,21 +273,21 @@ def epoch_batches(n: int, batch_size: int, generator: torch.Generator) -> list[T
     return list(torch.randperm(n, generator=generator).tensor_split(max(1, n // batch_size)))
 
 
-def _batches(run: Job, num_tiles: int, epoch: int) -> list[Tensor]:
+def _batches(job: Job, num_tiles: int, epoch: int) -> list[Tensor]:
     """The tiles of each step of an epoch, the same whenever it is asked for."""
-    return epoch_batches(num_tiles, run.batch_size, make_generator(run.seed, run.name, "order", epoch))
+    return epoch_batches(num_tiles, job.batch_size, make_generator(job.seed, job.name, "order", epoch))
 
 
-def _refuse_bad(number: int, steps: int, num_tiles: int, run: Job) -> None:
+def _refuse_bad(number: int, steps: int, num_tiles: int, job: Job) -> None:
     """FloatingPointError if `number` is a step, not -1: its loss or gradient was not finite."""
     if number < 0:
         return
     epoch, place = divmod(number, steps)
-    tiles = _batches(run, num_tiles, epoch)[place]
-    advice = '; overrides = {"precision": "fp32"} goes on from there in full precision' if run.speed.bf16 else ""
+    tiles = _batches(job, num_tiles, epoch)[place]
+    advice = '; overrides = {"precision": "fp32"} goes on from there in full precision' if job.speed.bf16 else ""
     raise FloatingPointError(
-        f"Loss or gradient of {run.name} became NaN or infinite in step {number + 1} (epoch {epoch + 1}, training "
-        f"tiles {tiles.tolist()}); the last good state is {last_resume_point(run.folder) or 'the start'}{advice}."
+        f"Loss or gradient of {job.name} became NaN or infinite in step {number + 1} (epoch {epoch + 1}, training "
+        f"tiles {tiles.tolist()}); the last good state is {last_resume_point(job.folder) or 'the start'}{advice}."
     )
 
 

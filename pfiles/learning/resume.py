@@ -18,7 +18,7 @@ PRECISION = "settings.precision"  # as `identity` names it
 RESTARTED = "restarted.json"
 
 
-def save_resume_point(folder: Path, belongs_to: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+def save_resume_point(folder: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Write all that a training needs to go on (`state`), with the `identity` it belongs to.
 
     The last two are kept, as `resume.pt` and `resume_previous.pt`.
@@ -29,7 +29,7 @@ def save_resume_point(folder: Path, belongs_to: Mapping[str, Any], state: Mappin
     if path.exists():
         os.replace(path, previous)
     with atomic_write(path) as file:
-        torch.save({"identity": json.dumps(belongs_to, sort_keys=True), "state": dict(state)}, file)
+        torch.save({"identity": json.dumps(identity, sort_keys=True), "state": dict(state)}, file)
 
 
 def _resume_points(folder: Path) -> tuple[Path, Path]:
@@ -41,10 +41,10 @@ def last_resume_point(folder: Path) -> Path | None:
     return next((path for path in _resume_points(folder) if path.exists()), None)
 
 
-def load_resume_point(folder: Path, belongs_to: Mapping[str, Any]) -> dict[str, Any] | None:
+def load_resume_point(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """The newest state saved in `folder`, or None where there is none.
 
-    Where a network that the training starts from changed ("starts_from" in `belongs_to`), what was done is obsolete: it
+    Where a network that the training starts from changed ("starts_from" in `identity`), what was done is obsolete: it
     says so and returns None. The precision may change on the way, and it says so. Raises InputError, naming each
     difference, for other settings or data.
     """
@@ -53,7 +53,7 @@ def load_resume_point(folder: Path, belongs_to: Mapping[str, Any]) -> dict[str, 
         return None
     point = read_state(path)
     try:
-        changed = differences(json.loads(point["identity"]), belongs_to)
+        changed = differences(json.loads(point["identity"]), identity)
         state = {**point["state"]}
     except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
         raise not_a_resume_point(path) from error
@@ -77,27 +77,27 @@ def not_a_resume_point(path: Path | None) -> InputError:
     return InputError(f"{path} is not a resume point of this training: delete it, or set restart = True.")
 
 
-def restarts(folder: Path, belongs_to: Mapping[str, Any], restart: bool | str) -> bool:
+def restarts(folder: Path, identity: Mapping[str, Any], restart: bool | str) -> bool:
     """Whether a training that is asked to `restart` must begin anew: not where it was begun so and goes on.
 
     A restart is done once. It goes on where it was stopped, and a finished one is not done again where Slurm has put
     its job back into the queue, or where it has a name (`restart` is text) and is asked for under the same one.
     """
     begun = read_json(folder / RESTARTED, {})
-    if not restart or begun.get("identity") != belongs_to or begun.get("of") != _name(restart):
+    if not restart or begun.get("identity") != identity or begun.get("of") != _name(restart):
         return bool(restart)
     requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and begun.get("job") == os.environ.get("SLURM_JOB_ID")
     return begun.get("finished") is True and not requeued and _name(restart) is None
 
 
-def begin_restart(folder: Path, belongs_to: Mapping[str, Any], restart: bool | str) -> None:
+def begin_restart(folder: Path, identity: Mapping[str, Any], restart: bool | str) -> None:
     """Drop the resume points in `folder`, and note that the training there was begun anew."""
     if not is_first():
         return
     for path in (folder / RESTARTED, *_resume_points(folder)):
         path.unlink(missing_ok=True)
     job = os.environ.get("SLURM_JOB_ID")
-    write_json(folder / RESTARTED, {"of": _name(restart), "job": job, "finished": False, "identity": belongs_to})
+    write_json(folder / RESTARTED, {"of": _name(restart), "job": job, "finished": False, "identity": identity})
 
 
 def end_restart(folder: Path) -> None:

@@ -4,20 +4,22 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from pfiles.machine.runtime import derive_seed
 from pfiles.measuring.pairs import PairScore, score_pairs
-from pfiles.tiles.pixels import as_tensor, mean_colour
+from pfiles.tiles.pixels import mean_colour
 
 RESAMPLES = 1000  # of a bootstrap
 
 
 def paired_controls(
-    score: PairScore, real: np.ndarray, generated: np.ndarray, labels: np.ndarray | None, seed: int
+    score: PairScore, real: Tensor, generated: Tensor, labels: np.ndarray | None, seed: int
 ) -> pd.DataFrame:
     """A pair score of (real, generated), and of controls on the same real images.
 
-    real, generated: uint8 (N, H, W, 3), pair i sharing the cluster labels[i]; without labels all are one cluster. The
+    real, generated: uint8 (N, 3, H, W), pair i sharing the cluster labels[i]; without labels all are one cluster. The
     controls pair each real image with another real one of its cluster, with a real one of another cluster, with a
     flat image of the mean colour, and with itself. An image that has no such partner is left out, and so is a control
     where none has. A generator that a pair score can judge must beat the controls.
@@ -35,7 +37,7 @@ def paired_controls(
         same[members] = np.roll(members, 1)
         if len(others):
             other[members] = rng.choice(others, len(members))
-    flat = np.broadcast_to(np.array(mean_colour(as_tensor(real)), np.uint8), real.shape)
+    flat = torch.tensor(mean_colour(real), dtype=torch.uint8)[:, None, None].expand(real.shape)
     partners = {
         "another real tile" + (" of the cluster" if labels is not None else ""): (everyone[same != everyone], same),
         "a real tile of another cluster": (everyone[other != everyone], other),

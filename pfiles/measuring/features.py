@@ -21,7 +21,7 @@ from pfiles.errors import InputError
 from pfiles.machine.pretrained import pretrained_file
 from pfiles.machine.runtime import eval_mode, make_generator
 from pfiles.measuring.efficientnet import EfficientNetLite0
-from pfiles.tiles.pixels import as_tensor, to_unit
+from pfiles.tiles.pixels import to_unit
 from pfiles.vqvae import VQVAE
 
 EXTRACTORS = ("random", "autoencoder", "inception", "imagenet")
@@ -33,7 +33,7 @@ FILTERS, FILTER_PX, SCALES = 16, 7, 3  # of the random convolutions
 
 @dataclass(frozen=True)
 class Extractor:
-    """Uint8 images (N, 3, H, W) or (N, H, W, 3) -> features (N, d) float32.
+    """Uint8 images (N, 3, H, W) -> features (N, d) float32.
 
     name: what stands in tables; frechet, kernel: what the two distances in these features are called.
     batch: the same for some images (B, 3, H, W) on `device`.
@@ -45,14 +45,13 @@ class Extractor:
     kernel: str
     device: torch.device | str = "cpu"
 
-    def __call__(self, images: Tensor | np.ndarray) -> np.ndarray:
-        if isinstance(images, np.ndarray):
-            images = as_tensor(np.ascontiguousarray(images))
+    def __call__(self, images: Tensor) -> np.ndarray:
         rows = []
         # the full digits of float32 on a GPU too
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             for some in tqdm(images.split(BATCH_SIZE), desc=f"features: {self.name}", unit="batch", leave=False):
-                rows.append(self.batch(some.to(self.device)).cpu())
+                some = some.to(self.device).contiguous(memory_format=torch.channels_last)  # one layout, one rounding
+                rows.append(self.batch(some).cpu())
         return torch.cat(rows).numpy()
 
 

@@ -35,10 +35,10 @@ BATCH_SIZE = 32  # images at once; changes memory and speed only
 TILES_AT_ONCE = 256  # whose patches are compared in the processor's cache
 
 
-def nearest_tiles(images: np.ndarray, train: np.ndarray) -> pd.DataFrame:
+def nearest_tiles(images: Tensor, train: Tensor) -> pd.DataFrame:
     """The nearest training tile of each image, in pixel space.
 
-    images, train: uint8 (N, S, S, 3) and (M, S, S, 3). Both are made grey (mean of the colours), and their local mean
+    images, train: uint8 (N, 3, S, S) and (M, 3, S, S). Both are made grey (mean of the colours), and their local mean
     over windows of 5/16 of the side is taken off, so that brightness, contrast and the coarse layout do not count.
     The distance of two tiles is 1 - c, where c is the correlation of what is left, the highest of the 8 views of the
     image (quarter turns, mirrored or not) and of the 25 shifts of up to 2 px each way: 0 for a copy, about 1 for tiles
@@ -55,12 +55,12 @@ def nearest_tiles(images: np.ndarray, train: np.ndarray) -> pd.DataFrame:
     Returns a row for each image: tile (index into train), distance, view (0 ... 7), shift_y and shift_x (pixels), to
     be shown by `aligned`. Memory: 4 bytes for each pixel of `train`.
     """
-    if images.shape[1:] != train.shape[1:] or images.shape[1] != images.shape[2]:
+    if images.shape[1:] != train.shape[1:] or images.shape[2] != images.shape[3]:
         raise InputError(
-            f"Generated and training images must be square and of one size, but are {images.shape[1:]} and "
-            f"{train.shape[1:]}: bring them to one size first."
+            f"Generated and training images must be square and of one size, but are {tuple(images.shape[1:])} and "
+            f"{tuple(train.shape[1:])}: bring them to one size first."
         )
-    structure = torch.cat([_structure(part) for part in np.array_split(train, -(-len(train) // BATCH_SIZE))])
+    structure = torch.cat([_structure(part) for part in train.split(BATCH_SIZE)])
     energy = torch.cat([_energy(part) for part in structure.split(BATCH_SIZE)])
     coarse = _coarse(structure)
     patches = _Patches(*map(torch.cat, zip(*map(_patches, structure.split(BATCH_SIZE)), strict=True)))
@@ -69,7 +69,7 @@ def nearest_tiles(images: np.ndarray, train: np.ndarray) -> pd.DataFrame:
         views = _views(_structure(images[start : start + BATCH_SIZE]))  # (B, 8, S, S)
         scores = _coarse(views.flatten(0, 1)).unflatten(0, views.shape[:2]) @ coarse.T  # (B, 8, M)
         best = scores.flatten(1).topk(min(SHORTLIST, scores[0].numel())).indices  # (B, C)
-        shared = _share_a_patch(_patches(views[:, 0]), patches, int(FAR * train.shape[1]))  # (B, F) twice
+        shared = _share_a_patch(_patches(views[:, 0]), patches, int(FAR * train.shape[2]))  # (B, F) twice
         for image, pairs, far_tile, far_view in zip(views, best, *shared, strict=True):
             view, tile = pairs // len(train), pairs % len(train)
             found = _peak(_correlate(image[view], structure[tile], energy[tile]))
@@ -89,11 +89,11 @@ def nearest_tiles(images: np.ndarray, train: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _structure(images: np.ndarray) -> Tensor:
-    """uint8 (N, S, S, 3) -> float32 (N, S, S): grey less its local mean."""
-    red, green, blue = np.moveaxis(images, 3, 0)
-    grey = (red.astype(np.float32) + green + blue) / 3
-    side = round(images.shape[1] * LAYOUT) | 1  # odd, so that turned images give turned results
+def _structure(images: Tensor) -> Tensor:
+    """uint8 (N, 3, S, S) -> float32 (N, S, S): grey less its local mean."""
+    red, green, blue = images.unbind(1)
+    grey = ((red.float() + green + blue) / 3).cpu().numpy()
+    side = round(images.shape[2] * LAYOUT) | 1  # odd, so that turned images give turned results
     return torch.from_numpy(grey - ndimage.uniform_filter(grey, (0, side, side)))
 
 
@@ -225,16 +225,20 @@ def _dihedral() -> tuple[Tensor, Tensor]:
     return between, torch.cat([turned, mirror @ turned])
 
 
-def aligned(tile: np.ndarray, view: int, shift_y: int, shift_x: int, mode: str = "edge") -> np.ndarray:
-    """A training tile (S, S, 3), shifted and turned as the image lies that `nearest_tiles` found it for.
+def aligned(tile: Tensor, view: int, shift_y: int, shift_x: int) -> tuple[Tensor, Tensor]:
+    """A training tile (3, S, S), shifted and turned as the image lies that `nearest_tiles` found it for.
 
-    mode: what fills the part that the tile does not reach, as in `numpy.pad`.
+    Beside it, as bool (S, S), where the tile reaches; its border is drawn on to fill the rest.
     """
-    side = tile.shape[0]
-    pad = int(FAR * side)
-    padded = np.pad(tile, ((pad, pad), (pad, pad), (0, 0)), mode=mode)
-    moved = padded[pad + shift_y : pad + shift_y + side, pad + shift_x : pad + shift_x + side]
-    return np.rot90(moved[:, ::-1] if view >= 4 else moved, -(view % 4))
+    rows, columns = (torch.arange(tile.shape[1]) + shift for shift in (shift_y, shift_x))
+    last = tile.shape[1] - 1
+    moved = tile[:, rows.clamp(0, last)][:, :, columns.clamp(0, last)]
+    inside = ((rows >= 0) & (rows <= last))[:, None] & (columns >= 0) & (columns <= last)
+
+    def turned(image: Tensor) -> Tensor:
+        return (image.flip(-1) if view >= 4 else image).rot90(-(view % 4), (-2, -1))
+
+    return turned(moved), turned(inside)
 
 
 def nearest_features(features: np.ndarray, train_features: np.ndarray) -> pd.DataFrame:

@@ -4,12 +4,14 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import ndimage
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from pfiles.errors import InputError
 from pfiles.machine.runtime import derive_seed
-from pfiles.tiles.pixels import evenly_spaced
+from pfiles.tiles.pixels import as_array, evenly_spaced
 
 FEATURES = {
     "haematoxylin_od": "haematoxylin (optical density)",
@@ -32,21 +34,22 @@ BLOCK = 50  # of these at once
 BATCH_SIZE = 50  # images at once; these two change memory and speed only
 
 
-def stains(images: np.ndarray) -> np.ndarray:
+def stains(images: Tensor) -> np.ndarray:
     """Haematoxylin, eosin and DAB in each pixel, by the colour deconvolution of Ruifrok and Johnston 2001.
 
-    images: uint8 (..., 3). Returns float32 (..., 3): decadic optical density along each stain's unit colour vector,
-    0 where there is none. A black pixel counts as level 1 of 255, so that no density is infinite.
+    images: uint8 (N, 3, H, W). Returns float32 (N, H, W, 3), a number for each stain: decadic optical density along the
+    stain's unit colour vector, 0 where there is none. A black pixel counts as level 1 of 255, so that no density is
+    infinite.
     """
     from skimage.color import rgb2hed
 
-    return 6 * rgb2hed(images.clip(1).astype(np.float32) / 255)  # scikit-image's unit is a density of 6
+    return 6 * rgb2hed(as_array(images).clip(1).astype(np.float32) / 255)  # scikit-image's unit is a density of 6
 
 
-def nucleus_threshold(images: np.ndarray) -> float:
+def nucleus_threshold(images: Tensor) -> float:
     """The haematoxylin density that best parts nuclei from the rest (Otsu 1979, over all pixels of 500 images).
 
-    images: uint8 (N, H, W, 3), the real ones. One threshold has to serve all sets that are compared: a threshold that
+    images: uint8 (N, 3, H, W), the real ones. One threshold has to serve all sets that are compared: a threshold that
     follows each image, or each set, would hide the very differences looked for.
     """
     from skimage.filters import threshold_otsu
@@ -56,8 +59,8 @@ def nucleus_threshold(images: np.ndarray) -> float:
     return float(threshold_otsu(_blur(stains(images)[..., 0], NUCLEUS_SMOOTHING_PX)))
 
 
-def measure(images: np.ndarray, nucleus_od: float = NUCLEUS_OD) -> pd.DataFrame:
-    """One row of measurements for each of the images, uint8 (N, H, W, 3).
+def measure(images: Tensor, nucleus_od: float = NUCLEUS_OD) -> pd.DataFrame:
+    """One row of measurements for each of the images, uint8 (N, 3, H, W).
 
     haematoxylin_od, eosin_od: mean over the image of the decadic optical density of the stain, see `stains`.
     nucleus_fraction: share of the area that looks like nuclei: haematoxylin, smoothed by a Gaussian of 1 px, exceeds
@@ -69,13 +72,13 @@ def measure(images: np.ndarray, nucleus_od: float = NUCLEUS_OD) -> pd.DataFrame:
     background_fraction: share of pixels whose darkest colour is at least 175 of 255.
     """
     _check(images)
-    parts = [images[i : i + BATCH_SIZE] for i in range(0, len(images), BATCH_SIZE)]
+    parts = images.split(BATCH_SIZE)
     rows = [_measure(part, nucleus_od) for part in tqdm(parts, desc="measure tiles", unit="batch", leave=False)]
     return pd.concat(rows, ignore_index=True)
 
 
-def _measure(images: np.ndarray, nucleus_od: float) -> pd.DataFrame:
-    n, area = len(images), images.shape[1] * images.shape[2]
+def _measure(images: Tensor, nucleus_od: float) -> pd.DataFrame:
+    n, area = len(images), images[0, 0].numel()
     density = stains(images)
     smooth = _blur(density[..., 0], NUCLEUS_SMOOTHING_PX)
     surroundings = _blur(density[..., 0], NUCLEUS_SURROUNDINGS_PX)
@@ -95,7 +98,7 @@ def _measure(images: np.ndarray, nucleus_od: float) -> pd.DataFrame:
             "nucleus_fraction": pixels / area,
             "nucleus_count": count,
             "nucleus_size_px": pixels / np.where(count, count, np.nan),
-            "background_fraction": (images.min(axis=3) >= BACKGROUND_LEVEL).mean((1, 2)),
+            "background_fraction": (images.amin(1) >= BACKGROUND_LEVEL).double().mean((1, 2)).cpu().numpy(),
         }
     )
 
@@ -104,11 +107,11 @@ def _blur(density: np.ndarray, sigma: float) -> np.ndarray:
     return ndimage.gaussian_filter(density, (0, sigma, sigma))
 
 
-def _check(images: np.ndarray) -> None:
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
+def _check(images: Tensor) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not images.numel():
         raise InputError(
-            f"Expected uint8 images of shape (N, H, W, 3), but got {images.dtype} of shape {images.shape}: "
-            "give RGB tiles of 0 ... 255."
+            f"Expected uint8 images of shape (N, 3, H, W), but got {images.dtype} of shape "
+            f"{tuple(images.shape)}: give RGB tiles of 0 ... 255."
         )
 
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pfiles.lpips import LPIPS
-from pfiles.tiles.pixels import as_tensor, to_unit
+from pfiles.tiles.pixels import to_unit
 
 PUBLISHED_SIDE = 231  # pixels; the published images were saved through matplotlib at this size
 BATCH_SIZE = 16  # pairs at once; changes memory and speed only
 C1, C2 = 0.01**2, 0.03**2  # the constants of SSIM for images in [0, 1]
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the five scales, Wang et al. 2003
 
-PairScore = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two uint8 (N, H, W, 3) -> (N,)
+PairScore = Callable[[Tensor, Tensor], np.ndarray]  # two uint8 (N, 3, H, W) -> (N,)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -32,10 +32,10 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return -10 * (a - b).square().flatten(1).mean(dim=1).clamp_min(1e-10).log10()
 
 
-def ssim_published(a: np.ndarray, b: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
+def ssim_published(a: Tensor, b: Tensor, device: torch.device | str = "cpu") -> np.ndarray:
     """SSIM as the published notebook computes it: a 3 x 3 x 3 window that takes colour for a third axis of space.
 
-    a, b: uint8 (N, H, W, 3). Returns (N,), at most 1 for equal images. It rates any two images of one overall
+    a, b: uint8 (N, 3, H, W). Returns (N,), at most 1 for equal images. It rates any two images of one overall
     colour as similar; kept so that the published 0.7988 has its meaning. Variances are those of a sample (27 / 26),
     and only windows that lie inside the image in all three axes count.
     """
@@ -48,20 +48,20 @@ def ssim_published(a: np.ndarray, b: np.ndarray, device: torch.device | str = "c
     return (_luminance(*moments) * _structure(*moments, unbiased=27 / 26)).mean((0, 2, 3)).cpu().numpy()
 
 
-def ssim(a: np.ndarray, b: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
+def ssim(a: Tensor, b: Tensor, device: torch.device | str = "cpu") -> np.ndarray:
     """SSIM of Wang et al. 2004: Gaussian window of sigma 1.5 within each colour channel, averaged over channels.
 
-    a, b: uint8 (N, H, W, 3), sides of at least 11 px. Returns (N,), at most 1 for equal images. Only windows inside
+    a, b: uint8 (N, 3, H, W), sides of at least 11 px. Returns (N,), at most 1 for equal images. Only windows inside
     the image count.
     """
     moments = _moments(*(_centred_maps(images, device) for images in (a, b)), _gaussian_means)
     return _image_means(_luminance(*moments) * _structure(*moments)).mean(0).cpu().numpy()
 
 
-def ms_ssim(a: np.ndarray, b: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
+def ms_ssim(a: Tensor, b: Tensor, device: torch.device | str = "cpu") -> np.ndarray:
     """MS-SSIM of Wang et al. 2003, five scales with an 11 px window; at most 1 for equal images.
 
-    a, b: uint8 (N, H, W, 3). Five scales need sides of more than 160 px: smaller images are enlarged to the published
+    a, b: uint8 (N, 3, H, W). Five scales need sides of more than 160 px: smaller images are enlarged to the published
     231 px first (bicubic), see `ms_ssim_rule`. Returns (N,).
     """
     x, y = (_centred_maps(_enlarge(images), device) for images in (a, b))
@@ -87,14 +87,14 @@ def ms_ssim_rule(side: int) -> str:
     )
 
 
-def _centred_maps(images: np.ndarray, device: torch.device | str) -> Tensor:
-    """uint8 (N, H, W, 3) -> float (1, 3 N, H, W) in [-0.5, 0.5], all reds first, on the device.
+def _centred_maps(images: Tensor, device: torch.device | str) -> Tensor:
+    """uint8 (N, 3, H, W) -> float (1, 3 N, H, W) in [-0.5, 0.5], all reds first, on the device.
 
     The maps of a batch lie side by side at each place in memory (channels last), so that every step below runs over
     all of them at once; that is several times as fast on a CPU as one image after the other. Around 0 float32 keeps
     the digits of small variances.
     """
-    maps = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(1, 2, 3, 0)  # (H, W, 3, N)
+    maps = images.to(device).permute(2, 3, 1, 0)  # (H, W, 3, N)
     return to_unit(maps.contiguous()).sub_(0.5).flatten(2)[None].permute(0, 3, 1, 2)
 
 
@@ -144,30 +144,26 @@ def _halve(maps: Tensor) -> Tensor:
     return F.avg_pool2d(maps, 2)
 
 
-def _enlarge(images: np.ndarray) -> np.ndarray:
-    """uint8 (N, H, W, 3), at the published size (bicubic) where a side is too short for MS-SSIM."""
-    if min(images.shape[1:3]) > 160:
+def _enlarge(images: Tensor) -> Tensor:
+    """uint8 (N, 3, H, W), at the published size (bicubic) where a side is too short for MS-SSIM."""
+    if min(images.shape[2:]) > 160:
         return images
-    size = (PUBLISHED_SIDE, PUBLISHED_SIDE)
-    large = F.interpolate(as_tensor(np.ascontiguousarray(images)), size, mode="bicubic", antialias=True)
-    return large.permute(0, 2, 3, 1).numpy()
+    return F.interpolate(images, (PUBLISHED_SIDE, PUBLISHED_SIDE), mode="bicubic", antialias=True)
 
 
 def lpips_score(network: LPIPS, device: torch.device | str = "cpu") -> PairScore:
     """LPIPS (0 for equal images, higher is farther) as a pair score; inputs are scaled to [-1, 1]."""
 
     @torch.no_grad()
-    def score(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        x, y = (to_unit(as_tensor(images).to(device)) for images in (a, b))
+    def score(a: Tensor, b: Tensor) -> np.ndarray:
+        x, y = (to_unit(images.to(device)).contiguous(memory_format=torch.channels_last) for images in (a, b))
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # ten bits are too few for 1e-4
             return network(x, y, normalize=True).flatten().cpu().numpy()
 
     return score
 
 
-def score_pairs(score: PairScore, a: np.ndarray, b: np.ndarray, name: str = "pairs") -> np.ndarray:
+def score_pairs(score: PairScore, a: Tensor, b: Tensor, name: str = "pairs") -> np.ndarray:
     """`score` of all pairs in batches, with a progress bar. -> (N,)"""
     batches = [slice(i, i + BATCH_SIZE) for i in range(0, len(a), BATCH_SIZE)]
-    return np.concatenate(
-        [score(a[part], np.ascontiguousarray(b[part])) for part in tqdm(batches, desc=name, unit="batch", leave=False)]
-    )
+    return np.concatenate([score(a[part], b[part]) for part in tqdm(batches, desc=name, unit="batch", leave=False)])

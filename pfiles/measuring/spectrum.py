@@ -8,10 +8,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.signal import windows
+from torch import Tensor
 
 from pfiles.errors import InputError
-from pfiles.tiles.pixels import evenly_spaced
+from pfiles.tiles.pixels import check_tiles, evenly_spaced
 
 BAND = 0.05  # cycles per pixel, the width of a band
 BANDS = 10  # up to 0.5, the highest frequency that pixels can show
@@ -24,18 +26,14 @@ SOUND = (0.8, 1.25)  # ratio of power within which a band passes for real
 GRID_LINE = 1.5  # times the real tiles' own line, from which on a grid shows
 
 
-def power_spectrum(images: np.ndarray) -> np.ndarray:
-    """The mean power spectrum (S, S) of uint8 tiles (N, S, S, 3), frequency 0 in the corner, as numpy.fft orders it.
+def power_spectrum(images: Tensor) -> np.ndarray:
+    """The mean power spectrum (S, S) of uint8 tiles (N, 3, S, S), frequency 0 in the corner, as numpy.fft orders it.
 
     Grey (mean of the colours, 0 ... 255), less its mean, under a periodic Hann window whose mean square is scaled to 1:
     the mean over all frequencies is then about the variance of a tile, times S^2 pixels.
     """
-    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
-        raise InputError(
-            f"Expected uint8 tiles of shape (N, S, S, 3), but got {images.dtype} of shape {images.shape}: "
-            "give square RGB tiles of 0 ... 255."
-        )
-    side = images.shape[1]
+    check_tiles(images)
+    side = images.shape[2]
     if not len(images) or side < MIN_SIDE:
         raise InputError(f"A spectrum needs tiles of at least {MIN_SIDE} px, but got {len(images)} of {side} px.")
     window = np.outer(*[windows.hann(side, sym=False)] * 2)
@@ -43,7 +41,7 @@ def power_spectrum(images: np.ndarray) -> np.ndarray:
     chosen = evenly_spaced(len(images), TILES)
     power = np.zeros((side, side))
     for start in range(0, len(chosen), BLOCK):
-        grey = images[chosen[start : start + BLOCK]].mean(axis=3, dtype=np.float64)
+        grey = (images[chosen[start : start + BLOCK]].sum(1, dtype=torch.float64) / 3).cpu().numpy()
         grey -= grey.mean((1, 2), keepdims=True)
         power += np.square(np.abs(np.fft.fft2(grey * window))).sum(0)
     return power / len(chosen)
@@ -80,8 +78,8 @@ def band_names() -> list[str]:
     return [f"{i * BAND:.2f} to {(i + 1) * BAND:.2f}" for i in range(BANDS)]
 
 
-def compare(real: np.ndarray, others: Mapping[str, np.ndarray]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Spectra of sets of tiles beside the real ones', all uint8 (N, S, S, 3).
+def compare(real: Tensor, others: Mapping[str, Tensor]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Spectra of sets of tiles beside the real ones', all uint8 (N, 3, S, S).
 
     Returns a table of power over real power, a row for each band and a column for each set; and one of the
     `grid_line` at a quarter and a half of the sampling frequency, a row for each set, the real tiles first.

@@ -19,7 +19,7 @@ from torch import Tensor
 from pfiles.errors import InputError
 from pfiles.machine.runtime import make_generator
 from pfiles.measuring.fidelity import wilson_interval
-from pfiles.measuring.tile_network import check_tiles, logits, train
+from pfiles.measuring.tile_network import check_large_enough, logits, train
 from pfiles.tiles.pixels import evenly_spaced
 
 TILES = 400  # of each set at most; more are thinned evenly
@@ -219,7 +219,7 @@ def table(found: dict[str, dict[float, TwoSampleTest]]) -> pd.DataFrame:
 
 def _check(a: Tensor, b: Tensor) -> None:
     for tiles in (a, b):
-        check_tiles(tiles)
+        check_large_enough(tiles)
     if a.shape[1:] != b.shape[1:]:
         raise InputError(
             f"A two-sample test needs tiles of one size, but got {a.shape[2]} px and {b.shape[2]} px: "

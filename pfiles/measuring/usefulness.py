@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pfiles.errors import InputError
 from pfiles.machine.runtime import make_generator
-from pfiles.measuring.tile_network import BATCH_SIZE, check_tiles, logits, train
+from pfiles.measuring.tile_network import BATCH_SIZE, check_large_enough, logits, train
 from pfiles.tiles.pixels import evenly_spaced
 
 TILES = 1000  # to learn from at most, thinned evenly
@@ -64,7 +64,7 @@ def cas(
     """Sorting by cluster, learnt from generated tiles and from as many real ones.
 
     generated, real, held_out: uint8 tiles (N, 3, S, S); requested: the cluster (N,), 0-based, each generated tile was
-    asked for; the other clusters are those the run's own clustering finds in the real tiles.
+    asked for; the other clusters are those that the run's own clusterer finds in the real tiles.
     """
     sets = {REAL: (real, real_clusters), GENERATED: (generated, requested)}
     _check(sets, (held_out, held_out_clusters))
@@ -179,7 +179,7 @@ def _interval(values: np.ndarray) -> tuple[float, float, float]:
 
 def _check(sets: Mapping[str, tuple[Tensor, Tensor]], test: tuple[Tensor, Tensor]) -> None:
     for name, (images, labels) in {**sets, "held-out tiles": test}.items():
-        check_tiles(images)
+        check_large_enough(images)
         if len(images) != len(labels):
             raise InputError(f"Each of the {name} needs a class, but there are {len(labels)} for {len(images)} tiles.")
         if len(images) < MIN_TILES:

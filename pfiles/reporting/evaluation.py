@@ -28,7 +28,7 @@ from pfiles.reporting.page import Section, all_scores
 from pfiles.reporting.tables import plain
 from pfiles.tiles import files, pixels
 from pfiles.tiles.files import read_images
-from pfiles.tiles.pixels import as_tensor, evenly_spaced, mean_colour, to_uint8
+from pfiles.tiles.pixels import evenly_spaced, mean_colour, to_uint8
 from pfiles.vqvae import VQVAE
 
 MIN_IMAGES = 20  # of each side, fewer say nothing about a distribution
@@ -58,21 +58,21 @@ def distances(extractor: Extractor, real: np.ndarray, other: np.ndarray, seed: i
 
 
 def distribution_table(
-    extractor: Extractor, tiles: np.ndarray, real: np.ndarray, held_out: np.ndarray, generated: np.ndarray, seed: int
+    extractor: Extractor, tiles: Tensor, real: np.ndarray, held_out: np.ndarray, generated: np.ndarray, seed: int
 ) -> pd.DataFrame:
     """The `distances` of real tiles from generated ones, and from references that say what a number means.
 
-    tiles: the real images (N, H, W, 3); real, held_out, generated: features of them, of real tiles that are not among
+    tiles: the real images (N, 3, H, W); real, held_out, generated: features of them, of real tiles that are not among
     them, and of generated images. Held-out tiles are the floor, the best that can be expected. The real tiles behind a
     Gaussian blur of 1/32 of their side, and their one mean colour, are generators that must score worse. As the
     Frechet distance grows when sets shrink, all references are of one size; where there are more generated images
     than that, so many of them have a row of their own. Sets of fewer than 6 images have an empty row.
     """
     size = min(n for n in map(len, (real, held_out, generated)) if n > NEIGHBOURS)
-    some = np.ascontiguousarray(tiles[evenly_spaced(len(tiles), size)])
-    sigma = BLUR * tiles.shape[1]
-    blurred = np.stack([gaussian_filter(tile, (sigma, sigma, 0)) for tile in some])
-    flat = np.broadcast_to(np.array(mean_colour(as_tensor(tiles)), np.uint8), some.shape)
+    some = tiles[evenly_spaced(len(tiles), size)]
+    sigma = BLUR * tiles.shape[2]
+    blurred = torch.from_numpy(np.stack([gaussian_filter(tile.cpu().numpy(), (0, sigma, sigma)) for tile in some]))
+    flat = torch.tensor(mean_colour(tiles), dtype=torch.uint8)[:, None, None].expand(some.shape)
     sets = {
         "generated": generated,
         f"generated, {size} of them": generated[evenly_spaced(len(generated), size)],
@@ -156,22 +156,22 @@ def morphometry_by_cluster(
 
 @dataclass(frozen=True)
 class Sets:
-    """What is compared: images as uint8 (N, H, W, 3) of one size, and what is known of them.
+    """What is compared: images as uint8 (N, 3, H, W) of one size, and what is known of them.
 
     real: of the mix of slides that was trained on; held_out: real ones of other slides or regions, where there are
     some. The clusters are 0-based (N,), those of `generated` the ones asked for; None where they are not known.
-    vqvae: the trained autoencoder. clustering: the network that the clusters come from. n_clusters: None for as many
+    vqvae: the trained autoencoder. clusterer: the network that the clusters come from. n_clusters: None for as many
     as are seen.
     """
 
-    real: np.ndarray
-    generated: np.ndarray
-    held_out: np.ndarray | None = None
+    real: Tensor
+    generated: Tensor
+    held_out: Tensor | None = None
     real_clusters: np.ndarray | None = None
     generated_clusters: np.ndarray | None = None
     held_out_clusters: np.ndarray | None = None
     vqvae: VQVAE | None = None
-    clustering: nn.Module | None = None
+    clusterer: nn.Module | None = None
     n_clusters: int | None = None
 
     @property
@@ -191,11 +191,11 @@ def all_sections(
     detail = [spectrum_section(sets)]
     if sets.real_clusters is not None:
         if sets.vqvae is not None:
-            codes = encode_tiles(sets.vqvae, _tiles(sets.real, device))
+            codes = encode_tiles(sets.vqvae, sets.real.to(device))
             clusters = torch.from_numpy(sets.real_clusters), torch.from_numpy(sets.generated_clusters)
-            generated = _tiles(sets.generated, device)
+            generated = sets.generated.to(device)
             detail.append(fidelity_section(
-                sets.vqvae, sets.clustering, codes, clusters[0], generated, clusters[1], sets.k, seed
+                sets.vqvae, sets.clusterer, codes, clusters[0], generated, clusters[1], sets.k, seed
             ))  # fmt: skip
         detail.append(usefulness_of(sets, seed, device))
     detail += [distribution_section(extractor, sets, seed) for extractor in extractors]
@@ -227,11 +227,11 @@ def in_short(*sections: Section) -> Section:
 DRAWN, FLOOR = "generated from real", "real from real: the floor"  # pairs of `two_sample.steps_to_blame`
 
 
-def images_section(real: np.ndarray, generated: np.ndarray) -> Section:
+def images_section(real: Tensor, generated: Tensor) -> Section:
     """How many images there are, and twenty of each side."""
-    note = f"{len(real)} real and {len(generated)} generated images of {real.shape[1]} px."
+    note = f"{len(real)} real and {len(generated)} generated images of {real.shape[2]} px."
     shown = [
-        figures.show_tiles(as_tensor(images[evenly_spaced(len(images), 20)]), title=title)
+        figures.show_tiles(images[evenly_spaced(len(images), 20)], title=title)
         for images, title in ((real, "Real"), (generated, "Generated"))
     ]
     return Section("Images", [note], [], shown)
@@ -246,8 +246,8 @@ PAIRED = {
 
 def paired_sections(
     names: Sequence[str],
-    real: np.ndarray,
-    generated: np.ndarray,
+    real: Tensor,
+    generated: Tensor,
     labels: np.ndarray | None,
     seed: int,
     device: torch.device | str,
@@ -268,7 +268,7 @@ def paired_sections(
             notes.append(f"LPIPS is unavailable: {error}")
             unavailable = {"lpips": "unavailable"}
     if "ms_ssim" in names:
-        notes.append(pairs.ms_ssim_rule(real.shape[1]))
+        notes.append(pairs.ms_ssim_rule(real.shape[2]))
     tables, sections = {}, []
     for name, (title, score) in scores.items():
         table = tables[title] = controls.paired_controls(score, real, generated, labels, seed)
@@ -341,7 +341,7 @@ def spectrum_section(sets: Sets) -> Section:
     """Power of the generated images over that of real ones in each band, and the lines of a grid."""
     others = {"generated": sets.generated, "other half of the real": sets.real[1::2]}
     if sets.vqvae is not None:
-        others["reconstructed"] = _images(_reconstructed(sets, next(sets.vqvae.parameters()).device))
+        others["reconstructed"] = _reconstructed(sets, next(sets.vqvae.parameters()).device)
     bands, lines = spectrum.compare(sets.real[::2], others)
     notes = [
         spectrum.verdict(bands["generated"], lines, "generated"),
@@ -359,11 +359,11 @@ def two_sample_section(
     sets: Sets, seed: int, device: torch.device | str, blurs_px: Sequence[float] = two_sample.BLURS_PX
 ) -> Section:
     """Whether a small network can tell generated from real images, which part gives them away, and at which scale."""
-    generated, real = _tiles(sets.generated), _tiles(sets.real)
+    generated, real = sets.generated, sets.real
     if (fewest := min(len(generated), len(real))) < two_sample.MIN_TILES:
         return Section("Two-sample test", [_left_out(two_sample.MIN_TILES, fewest)])
     reconstructed = None if sets.vqvae is None else _reconstructed(sets, device)
-    held_out = None if sets.held_out is None or len(sets.held_out) < MIN_IMAGES else _tiles(sets.held_out)
+    held_out = None if sets.held_out is None or len(sets.held_out) < MIN_IMAGES else sets.held_out
     floor = len(real) >= 2 * two_sample.MIN_TILES
     steps = two_sample.steps_to_blame(generated, real, reconstructed, held_out)
     found = two_sample.compare({name: p for name, p in steps.items() if floor or name != FLOOR}, seed, device, blurs_px)
@@ -391,7 +391,7 @@ def two_sample_section(
 
 def fidelity_section(
     vqvae: VQVAE,
-    clustering: nn.Module | None,
+    clusterer: nn.Module | None,
     codes: Tensor,
     clusters: Tensor,
     generated: Tensor,
@@ -399,14 +399,14 @@ def fidelity_section(
     n_clusters: int,
     seed: int,
 ) -> Section:
-    """Whether generated tiles are of the cluster they were asked for, by the clustering itself and by a second judge.
+    """Whether generated tiles are of the cluster they were asked for, by the clusterer itself and by a second judge.
 
     codes, clusters: of the real training tiles; generated: uint8 tiles (N, 3, S, S) on the codes' device.
-    clustering: None where only the clusters it found are known; then the second judge is the only one.
+    clusterer: None where only the clusters it found are known; then the second judge is the only one.
     """
     generated_codes = encode_tiles(vqvae, generated)
     judge, ceiling = fidelity.train_judge(vqvae, codes, clusters, n_clusters, seed)
-    judges = ({} if clustering is None else {"the clusters": clustering}) | {"second judge": judge}
+    judges = ({} if clusterer is None else {"the clusters": clusterer}) | {"second judge": judge}
     matrices = {
         name: confusion_matrix(
             requested, predict_clusters(vqvae, network, generated_codes)[0], labels=range(n_clusters)
@@ -522,16 +522,15 @@ def usefulness_of(sets: Sets, seed: int, device: torch.device | str) -> Section:
     else:
         held_out_clusters = sets.held_out_clusters
     return usefulness_section(
-        _tiles(sets.generated), torch.from_numpy(sets.generated_clusters), _tiles(real),
-        torch.from_numpy(real_clusters), _tiles(held_out), torch.from_numpy(held_out_clusters), sets.k, seed,
-        device,
+        sets.generated, torch.from_numpy(sets.generated_clusters), real, torch.from_numpy(real_clusters), held_out,
+        torch.from_numpy(held_out_clusters), sets.k, seed, device,
     )  # fmt: skip
 
 
 def copies_section(sets: Sets) -> Section:
     """How many of at most 200 generated images repeat a real one; part 14 and `export` look at all of them."""
     some = sets.generated[evenly_spaced(len(sets.generated), SEARCHED)]
-    nearest = memorisation.nearest_tiles(np.ascontiguousarray(some), sets.real)
+    nearest = memorisation.nearest_tiles(some, sets.real)
     copies = int((nearest.distance < COPY).sum())
     note = (
         f"{copies} of {len(some)} generated images are copies of a real one: their structure differs by less than "
@@ -545,16 +544,8 @@ def _left_out(needed: int, fewest: int) -> str:
     return f"Left out: it needs at least {needed} tiles of each set, but one has {fewest}."
 
 
-def _tiles(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    return as_tensor(np.ascontiguousarray(images)).contiguous().to(device)
-
-
-def _images(tiles: Tensor) -> np.ndarray:
-    return tiles.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-
 def _reconstructed(sets: Sets, device: torch.device | str) -> Tensor:
-    return to_uint8(reconstruct(sets.vqvae, _tiles(sets.real, device))).cpu()
+    return to_uint8(reconstruct(sets.vqvae, sets.real.to(device))).cpu()
 
 
 def evaluate(
@@ -579,7 +570,7 @@ def evaluate(
     real_names, real, generated_names, generated = _read(real_folder, generated_folder, paired)
     clusters = [None if clusters_csv is None else latents.pair_labels(clusters_csv, names)
                 for names in (real_names, generated_names)]  # fmt: skip
-    vqvae = None if autoencoder is None else _load_autoencoder(autoencoder, real.shape[1], device)
+    vqvae = None if autoencoder is None else _load_autoencoder(autoencoder, real.shape[2], device)
     kinds = [features] if features else ["random"] + ["autoencoder"] * (vqvae is not None)
     extractors = [make_extractor(kind, vqvae, device) for kind in kinds]
     sets = Sets(real, generated, None, *clusters, vqvae=vqvae)
@@ -590,9 +581,7 @@ def evaluate(
     return sections
 
 
-def _read(
-    real_folder: Path, generated_folder: Path, paired: bool
-) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
+def _read(real_folder: Path, generated_folder: Path, paired: bool) -> tuple[list[str], Tensor, list[str], Tensor]:
     """Names and images of both folders."""
     folders = [files.list_images(folder) for folder in (real_folder, generated_folder)]
     for folder, images in zip((real_folder, generated_folder), folders, strict=True):
@@ -607,9 +596,9 @@ def _read(
         names, generated_names = map(list, folders)
         real = read_images(folders[0].values())
         generated = pixels.match_size(read_images(folders[1].values()), real)
-    if real.shape[1] < MIN_SIDE:
+    if real.shape[2] < MIN_SIDE:
         raise InputError(
-            f"Images must measure at least {MIN_SIDE} px, but those in {real_folder} are {real.shape[1]} px."
+            f"Images must measure at least {MIN_SIDE} px, but those in {real_folder} are {real.shape[2]} px."
         )
     return names, real, generated_names, generated
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from pfiles.drawing.sampling import GENERATED_WITH
 from pfiles.errors import InputError
@@ -17,28 +18,28 @@ from pfiles.paths import read_json, write_json
 from pfiles.reporting import figures
 from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.files import generated_files, read_images
-from pfiles.tiles.pixels import as_tensor, evenly_spaced, resize
+from pfiles.tiles.pixels import evenly_spaced, resize
 
 REPORT, SHEET, MADE_BY = "report.json", "closest_pairs.png", "python -m pfiles export"
 SHEET_PAIRS = 20  # closest pairs shown
 
 
 def show_closest(
-    files: Sequence[Path], images: np.ndarray, train: np.ndarray, nearest: pd.DataFrame, threshold: float
+    files: Sequence[Path], images: Tensor, train: Tensor, nearest: pd.DataFrame, threshold: float
 ) -> Figure:
     """The 20 images that lie closest to a training tile, closest first, each beside that tile, laid over it."""
     rows = nearest.sort_values("distance", kind="stable")[:SHEET_PAIRS]
-    tiles = [aligned(train[row.tile], row.view, row.shift_y, row.shift_x) for row in rows.itertuples()]
+    tiles = [aligned(train[row.tile], row.view, row.shift_y, row.shift_x)[0] for row in rows.itertuples()]
     captions = [f"{files[row.Index].name} | {row.tile + 1}: {row.distance:.2f}" for row in rows.itertuples()]
     title = f"generated image | training tile: distance (threshold {threshold:.2f})"
-    return figures.show_pairs(as_tensor(images[rows.index]), as_tensor(np.stack(tiles)), captions, title)
+    return figures.show_pairs(images[rows.index.to_numpy()], torch.stack(tiles), captions, title)
 
 
-def read_generated(files: Sequence[Path], side: int) -> np.ndarray:
-    """Image files as uint8 (N, side, side, 3), resized (bicubic) where their size is another one."""
+def read_generated(files: Sequence[Path], side: int) -> Tensor:
+    """Image files as uint8 (N, 3, side, side), resized (bicubic) where their size is another one."""
     images = read_images(files)
-    if images.shape[1] != side:
-        print(f"Generated images of {images.shape[1]} px are resized to the tiles' {side} px (bicubic).")
+    if images.shape[2] != side:
+        print(f"Generated images of {images.shape[2]} px are resized to the tiles' {side} px (bicubic).")
         images = resize(images, side)
     return images
 
@@ -73,8 +74,8 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
     _refuse_other_files(out, generated.resolve())
     _refuse_other_data(generated, tiles)
     files = generated_files(generated)
-    images = read_generated(files, tiles.images.shape[1])
-    train, held_out = (np.ascontiguousarray(tiles.images[part]) for part in (tiles.train, tiles.test))
+    images = read_generated(files, tiles.images.shape[2])
+    train, held_out = (tiles.tensor(part) for part in (tiles.train, tiles.test))
     nearest, nearest_held_out = (nearest_tiles(some, train) for some in (images, held_out))
     closeness, leak = judge(nearest.distance, nearest_held_out.distance, tiles.source)
     if leak:
@@ -155,8 +156,7 @@ def _refuse_other_data(generated: Path, tiles: Tiles) -> None:
         )
 
 
-def _rms(image: np.ndarray, tile: np.ndarray, view: int, shift_y: int, shift_x: int) -> float:
+def _rms(image: Tensor, tile: Tensor, view: int, shift_y: int, shift_x: int) -> float:
     """Of the image and the tile laid over it, where they overlap."""
-    inside = aligned(np.ones_like(tile), view, shift_y, shift_x, mode="constant").astype(bool)
-    difference = image.astype(np.float64) - aligned(tile, view, shift_y, shift_x)
-    return float(np.sqrt(np.square(difference[inside]).mean()))
+    over, inside = aligned(tile, view, shift_y, shift_x)
+    return float((image.double() - over)[:, inside].square().mean().sqrt())

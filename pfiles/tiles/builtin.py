@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
+from pfiles.tiles.pixels import as_tensor
 from pfiles.tiles.slides import open_slide, read_rgb, slide_mpp
 
 SLIDE = Path(__file__).parent / "embedded" / "CMU-1-Small-Region.svs"
@@ -12,13 +14,13 @@ TEST_BANDS = ((992, 1376), (2176, 2560))  # rows; of all pairs of bands these ho
 GAP = 32  # rows between a band and the nearest training tile
 
 
-def he_tiles(stride: int = 32) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.recarray]:
+def he_tiles(stride: int = 32) -> tuple[Tensor, np.ndarray, np.ndarray, np.recarray]:
     """Tiles of an H&E slide of skin: epidermis, dermis, keratin and the edge to bare glass.
 
     Tiles of 128 px are cut every `stride` px where at least half of the pixels are coloured (the largest and smallest
     of red, green and blue differ by more than 20 levels). Tiles wholly inside one of two bands of rows are test tiles,
     tiles at least 32 px away from both are training tiles, the others are left out: no test pixel is trained on.
-    Returns images (N, 128, 128, 3), training indices, test indices and positions, as `Tiles` holds them.
+    Returns images (N, 3, 128, 128), training indices, test indices and positions, as `Tiles` holds them.
     """
     with open_slide(SLIDE) as slide:
         image = np.asarray(read_rgb(slide, 0, 0, 0, *slide.dimensions))
@@ -37,10 +39,10 @@ def he_tiles(stride: int = 32) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.r
     )
     images = np.stack([image[y : y + SIDE, x : x + SIDE] for x, y in zip(positions.x, positions.y, strict=True)])
     train, test = np.split(np.arange(len(chosen)), [in_train.sum()])
-    return images, train, test, positions
+    return as_tensor(images), train, test, positions
 
 
-def ihc_tiles() -> tuple[np.ndarray, np.ndarray, np.ndarray, None]:
+def ihc_tiles() -> tuple[Tensor, np.ndarray, np.ndarray, None]:
     """128 px crops, every 16 px, of the immunohistochemistry image of scikit-image, which has no scale.
 
     Test crops come from the 160 columns on the right, training crops from the rest. Returns what `he_tiles` does.
@@ -54,4 +56,4 @@ def ihc_tiles() -> tuple[np.ndarray, np.ndarray, np.ndarray, None]:
         [image[top : top + SIDE, left : left + SIDE] for top in range(0, height - SIDE + 1, stride) for left in columns]
         for columns in regions
     )
-    return np.stack(train + test), *np.split(np.arange(len(train) + len(test)), [len(train)]), None
+    return as_tensor(np.stack(train + test)), *np.split(np.arange(len(train) + len(test)), [len(train)]), None

@@ -18,7 +18,7 @@ from torch import Tensor
 from pfiles.errors import InputError
 from pfiles.paths import ROOT, atomic_write, expand
 from pfiles.tiles import builtin
-from pfiles.tiles.pixels import as_tensor, evenly_spaced
+from pfiles.tiles.pixels import as_array, evenly_spaced
 from pfiles.tiles.sources import read_source
 from pfiles.tiles.split import TEST_PARTS, last_part, split_by_folder, split_by_patient
 
@@ -33,7 +33,7 @@ EMBEDDED = {
 class Tiles:
     """Square RGB tiles with their split.
 
-    images: (N, S, S, 3) uint8, possibly memory-mapped.
+    images: (N, 3, S, S) uint8, possibly memory-mapped.
     train, test: disjoint indices into `images`.
     source: what the tiles are, in a few words.
     positions: where each tile was cut, as N records of slide (name), x, y (upper left corner) and side, all three in
@@ -42,7 +42,7 @@ class Tiles:
     state: a hash of the paths, sizes and times of the files that were read; None where it cannot be relied on.
     """
 
-    images: np.ndarray
+    images: Tensor
     train: np.ndarray
     test: np.ndarray
     source: str
@@ -52,7 +52,7 @@ class Tiles:
 
     def tensor(self, indices: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         """The tiles `indices` as uint8 (B, 3, S, S) on `device`."""
-        return as_tensor(np.ascontiguousarray(self.images[indices])).contiguous().to(device)
+        return self.images[torch.as_tensor(indices)].contiguous().to(device)
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
         """The labels of the tiles `indices`; None where the tiles have none."""
@@ -64,20 +64,22 @@ class Tiles:
 
     def fingerprint(self) -> str:
         """A short hash of the split, the size and all pixels, to tell one data set from another."""
-        digest = hashlib.sha256(repr((self.images.shape, self.train.tolist(), self.test.tolist())).encode())
+        n, colours, height, width = self.images.shape
+        about = ((n, height, width, colours), self.train.tolist(), self.test.tolist())
+        digest = hashlib.sha256(repr(about).encode())
         digest.update(self._pixels().encode())
         return digest.hexdigest()[:16]
 
     def _pixels(self) -> str:
         """The SHA-256 of all pixels; where the files of `state` were hashed at this size before, what was kept then."""
-        kept = None if self.state is None else _cache_folder() / f"{self.state}_{self.images.shape[1]}.txt"
+        kept = None if self.state is None else _cache_folder() / f"{self.state}_{self.images.shape[2]}.txt"
         if kept is not None:
             with suppress(OSError, UnicodeDecodeError):
                 if re.fullmatch("[0-9a-f]{64}", found := kept.read_text()):
                     return found
         digest = hashlib.sha256()
         for i in range(0, len(self.images), 64):
-            digest.update(np.ascontiguousarray(self.images[i : i + 64]))
+            digest.update(as_array(self.images[i : i + 64]))
         if kept is not None:
             with suppress(OSError), atomic_write(kept) as file:  # it only saves time
                 file.write(digest.hexdigest().encode())
@@ -132,7 +134,7 @@ def load_tiles(
         train, test = np.flatnonzero(in_train), np.flatnonzero(in_test)
     if len(images) < MIN_TILES:
         raise InputError(f"{data} holds {len(images)} tiles: at least {MIN_TILES} are needed to train and to test.")
-    factor = images.shape[1] / image_size_px
+    factor = images.shape[2] / image_size_px
     images = _resize(images, image_size_px, data)
     if positions is not None:
         positions.mpp *= factor
@@ -155,29 +157,28 @@ def load_tiles(
     return Tiles(images, used, test, source, positions, labels, state)
 
 
-def _n_distinct(images: np.ndarray, indices: np.ndarray, enough: int) -> int:
+def _n_distinct(images: Tensor, indices: np.ndarray, enough: int) -> int:
     """How many of the tiles `indices` differ; counting stops at `enough`."""
     seen: set[bytes] = set()
     for i in indices:
-        seen.add(hashlib.sha256(np.ascontiguousarray(images[i])).digest())
+        seen.add(hashlib.sha256(as_array(images[i : i + 1])).digest())
         if len(seen) == enough:
             break
     return len(seen)
 
 
-def _resize(images: np.ndarray, size: int, data: str) -> np.ndarray:
+def _resize(images: Tensor, size: int, data: str) -> Tensor:
     """Average blocks of pixels where the tiles are larger than `size`."""
-    factor, rest = divmod(images.shape[1], size)
+    factor, rest = divmod(images.shape[2], size)
     if factor < 1 or rest:
         raise InputError(
-            f"The tiles of {data} are {images.shape[1]} px, but image_size_px is {size}: it must be their size or "
+            f"The tiles of {data} are {images.shape[2]} px, but image_size_px is {size}: it must be their size or "
             "divide it."
         )
     if factor == 1:
         return images
-    out = np.empty((len(images), size, size, 3), np.uint8)
-    for i in range(0, len(images), 256):
-        part = images[i : i + 256]
-        total = sum(part[:, y::factor, x::factor].astype(np.uint32) for y in range(factor) for x in range(factor))
-        out[i : i + 256] = (2 * total + factor**2) // (2 * factor**2)
-    return out
+    resized = []
+    for part in images.split(256):
+        total = sum(part[:, :, y::factor, x::factor].int() for y in range(factor) for x in range(factor))
+        resized.append(((2 * total + factor**2) // (2 * factor**2)).to(torch.uint8))
+    return torch.cat(resized)

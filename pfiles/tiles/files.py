@@ -9,12 +9,13 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePath
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from pfiles.errors import InputError
 from pfiles.paths import atomic_write
-from pfiles.tiles.pixels import match_size
+from pfiles.tiles.pixels import as_array, as_tensor, match_size
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
@@ -28,8 +29,11 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def read_files(files: Sequence[Path], where: Path) -> np.ndarray:
-    """Image files decoded by as many threads as there are cores; of a few hundred at a time, to hold memory down."""
+def read_files(files: Sequence[Path], where: Path) -> Tensor:
+    """Image files as uint8 (N, 3, S, S), see `stack_tiles`.
+
+    They are decoded by as many threads as there are cores, a few hundred at a time, to hold memory down.
+    """
     with ThreadPool() as pool:
         parts = (files[i : i + 256] for i in range(0, len(files), 256))
         tiles = (
@@ -45,18 +49,21 @@ def is_image_name(name: PurePath) -> bool:
 
 
 @quietly()
-def stack_tiles(tiles: Iterator[tuple[str, np.ndarray]], count: int, where: Path) -> np.ndarray:
-    """`count` named images as one array; InputError where there is none, or they are not square and of one size."""
+def stack_tiles(tiles: Iterator[tuple[str, Tensor]], count: int, where: Path) -> Tensor:
+    """`count` named images (3, S, S) as uint8 (N, 3, S, S).
+
+    InputError where there is none, or they are not square and of one size.
+    """
     images = None
     for i, (name, tile) in enumerate(tiles):
         if images is None:
-            if tile.shape[0] != tile.shape[1]:
-                raise InputError(f"{name} is {tile.shape[1]} x {tile.shape[0]} pixels, but tiles must be square.")
-            first, images = name, np.empty((count, *tile.shape), np.uint8)
+            if tile.shape[1] != tile.shape[2]:
+                raise InputError(f"{name} is {tile.shape[2]} x {tile.shape[1]} pixels, but tiles must be square.")
+            first, images = name, torch.empty((count, *tile.shape), dtype=torch.uint8)
         if tile.shape != images.shape[1:]:
             raise InputError(
-                f"All tiles must have one size, but {name} is {tile.shape[1]} x {tile.shape[0]} pixels and {first} "
-                f"is {images.shape[2]} x {images.shape[1]}."
+                f"All tiles must have one size, but {name} is {tile.shape[2]} x {tile.shape[1]} pixels and {first} "
+                f"is {images.shape[3]} x {images.shape[2]}."
             )
         images[i] = tile
     if images is None:
@@ -64,8 +71,8 @@ def stack_tiles(tiles: Iterator[tuple[str, np.ndarray]], count: int, where: Path
     return images
 
 
-def decode_image(name: str, content: bytes) -> np.ndarray:
-    """The bytes of an image file as uint8 RGB (H, W, 3); an alpha channel is dropped. InputError names the file."""
+def decode_image(name: str, content: bytes) -> Tensor:
+    """The bytes of an image file as uint8 RGB (3, H, W); an alpha channel is dropped. InputError names the file."""
     try:
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF")) as image:
             image.verify()  # the checksums of a PNG, at which decoding does not look
@@ -77,7 +84,7 @@ def decode_image(name: str, content: bytes) -> np.ndarray:
                     f"{name} has 16 bits per channel, but tiles must be 8-bit RGB: scale it from the range it uses, "
                     "such as 0 ... 4095 for 12 bits, to 0 ... 255."
                 )
-            return np.asarray(image.convert("RGB"))
+            return as_tensor(np.asarray(image.convert("RGB"))[None])[0]
     except InputError:
         raise
     except Exception as error:  # so does Pillow
@@ -101,9 +108,9 @@ def image_files(folder: Path) -> dict[str, Path]:
 
 def write_tiles(folder: Path, numbers: Sequence[int], images: Tensor) -> None:
     """Write uint8 images (N, 3, H, W) as lossless `folder`/NUMBER.png, each whole or not at all."""
-    for number, image in zip(numbers, images, strict=True):
+    for number, image in zip(numbers, as_array(images), strict=True):
         with atomic_write(folder / f"{number}.png", by_every_process=True) as file:
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, format="PNG")
+            Image.fromarray(image).save(file, format="PNG")
 
 
 def refuse_other_images(folder: Path, numbers: Iterable[int]) -> None:
@@ -117,16 +124,16 @@ def refuse_other_images(folder: Path, numbers: Iterable[int]) -> None:
         )
 
 
-def read_images(files: Iterable[Path]) -> np.ndarray:
-    """Image files of one size as uint8 (N, H, W, 3)."""
+def read_images(files: Iterable[Path]) -> Tensor:
+    """Image files of one size as uint8 (N, 3, H, W)."""
     files = list(files)
     return read_files(files, files[0].parent)
 
 
-def load_pairs(originals: Path, generated: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+def load_pairs(originals: Path, generated: Path) -> tuple[list[str], Tensor, Tensor]:
     """Read two folders of images that pair by name, whatever their file type.
 
-    Returns the names in numerical order, and both folders' images as uint8 (N, H, W, 3); generated ones of another
+    Returns the names in numerical order, and both folders' images as uint8 (N, 3, H, W); generated ones of another
     size are brought to the originals' (bicubic), and it says so. Raises InputError where the names differ.
     """
     folders = [list_images(folder) for folder in (originals, generated)]

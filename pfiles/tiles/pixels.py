@@ -1,11 +1,18 @@
-"""Pixels in their two forms, uint8 and float in [0, 1], and what is simple to say of them."""
+"""Pixels in their two forms, uint8 and float in [0, 1], and what is simple to say of them.
 
+Images are tensors (N, 3, H, W). Files, Pillow and scikit-image have arrays (N, H, W, 3): functions that meet them
+convert inside, by `as_tensor` and `as_array`.
+"""
+
+import warnings
 from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from pfiles.errors import InputError
 
 
 def evenly_spaced(n: int, count: int) -> np.ndarray:
@@ -14,8 +21,24 @@ def evenly_spaced(n: int, count: int) -> np.ndarray:
 
 
 def as_tensor(images: np.ndarray) -> Tensor:
-    """uint8 (N, H, W, 3) -> (N, 3, H, W)."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2)
+    """uint8 (N, H, W, 3) -> (N, 3, H, W), in the same memory: what is mapped from a file stays there."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes into it
+        return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def as_array(images: Tensor) -> np.ndarray:
+    """uint8 (N, 3, H, W) -> (N, H, W, 3), each image in one piece of memory."""
+    return np.ascontiguousarray(images.cpu().permute(0, 2, 3, 1).numpy())
+
+
+def check_tiles(images: Tensor) -> None:
+    """InputError for anything but square uint8 images (N, 3, S, S)."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+        raise InputError(
+            f"Expected uint8 tiles of shape (N, 3, S, S), but got {images.dtype} of shape "
+            f"{tuple(images.shape)}: give square RGB tiles of 0 ... 255."
+        )
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -34,17 +57,20 @@ def mean_colour(images: Tensor) -> tuple[int, int, int]:
     return tuple(round(c) for c in means.mean(0).tolist())
 
 
-def resize(images: np.ndarray, side: int) -> np.ndarray:
-    """uint8 (N, H, W, 3) -> (N, side, side, 3), bicubic."""
+def resize(images: Tensor, side: int) -> Tensor:
+    """uint8 (N, 3, H, W) -> (N, 3, side, side), bicubic."""
+
+    def resized(image: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(image).resize((side, side), Image.BICUBIC))
+
     with ThreadPool() as pool:
-        return np.stack(
-            pool.map(lambda image: np.asarray(Image.fromarray(image).resize((side, side), Image.BICUBIC)), images)
-        )
+        return as_tensor(np.stack(pool.map(resized, as_array(images)))).contiguous()
 
 
-def match_size(generated: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Generated images (N, H, W, 3) at the size of the real ones; it says so where it resizes."""
-    if generated.shape[1] == real.shape[1]:
+def match_size(generated: Tensor, real: Tensor) -> Tensor:
+    """Generated images (N, 3, H, W) at the size of the real ones; it says so where it resizes."""
+    before, after = generated.shape[2], real.shape[2]
+    if before == after:
         return generated
-    print(f"Generated images of {generated.shape[1]} px are resized to the originals' {real.shape[1]} px (bicubic).")
-    return resize(generated, real.shape[1])
+    print(f"Generated images of {before} px are resized to the originals' {after} px (bicubic).")
+    return resize(generated, after)

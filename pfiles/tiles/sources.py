@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from torch import Tensor
 
 from pfiles.errors import InputError
 from pfiles.tiles.files import decode_image, is_image_name, quietly, read_files, stack_tiles
+from pfiles.tiles.pixels import as_tensor
 
 TILES, TABLE = "tiles.npy", "tiles.csv"  # of a folder that `python -m pfiles tile` wrote
 HE_SLOT = 0  # the stain of the published array's second axis that is used here
@@ -25,14 +27,14 @@ SETTLED_SECONDS = 2  # a file changed later than this might change again under t
 class Source:
     """Tiles as they were given.
 
-    images: (N, S, S, 3) uint8, possibly memory-mapped.
+    images: (N, 3, S, S) uint8, possibly memory-mapped.
     names: of each tile inside the folder or archive; empty where tiles have no names.
     labels: (N,) str, "" where unknown; None where no labels were given.
     state: what tells the files apart from later versions of them; None where that cannot be relied on.
     positions, patients: of tiles that were cut from slides, as `Tiles` holds the former; the latter "" where unknown.
     """
 
-    images: np.ndarray
+    images: Tensor
     names: Sequence[PurePosixPath] = ()
     labels: np.ndarray | None = None
     state: str | None = None
@@ -66,10 +68,10 @@ def _state(files: Sequence[Path]) -> str | None:
 
 
 @quietly()
-def _read_npy(path: Path) -> np.ndarray:
+def _read_npy(path: Path) -> Tensor:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy lets out whatever a broken header trips
+    except Exception as error:  # a broken header raises errors of many kinds in numpy
         raise InputError(f"{path} cannot be read as a .npy array ({error}): write it anew with numpy.save.") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path} is an archive of arrays, not a .npy array: write the tiles with numpy.save.")
@@ -80,7 +82,7 @@ def _read_npy(path: Path) -> np.ndarray:
         array = array[:, HE_SLOT]
     if array.ndim != 4 or array.shape[3] != 3 or array.shape[1] != array.shape[2] or not array.size:
         raise InputError(f"{expected} shape {array.shape}: bring the axes into that order and cut square tiles.")
-    return array
+    return as_tensor(array)
 
 
 def _read_cut(folder: Path) -> Source:

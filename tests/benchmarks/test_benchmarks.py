@@ -26,7 +26,7 @@ from pfiles.paths import ROOT
 from pfiles.settings import get_settings
 from pfiles.tiles import files
 from pfiles.tiles.files import write_tiles
-from pfiles.tiles.pixels import as_tensor, to_uint8, to_unit
+from pfiles.tiles.pixels import as_array, to_uint8, to_unit
 from pfiles.tiles.views import affine
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
@@ -73,17 +73,18 @@ def test_published_attention_computes_the_same(mode, monkeypatch):
 
 def test_published_views_are_the_products():
     images = smooth_tiles(4, SIDE)
-    close(reference.tiles_one_by_one(images, range(4)), to_unit(as_tensor(images)))
+    arrays = as_array(images)
+    close(reference.tiles_one_by_one(arrays, range(4)), to_unit(images))
     with seeded("views"):
         parameters = [
             reference.affine_view.get_params((-5.0, 5.0), (0.05, 0.05), (0.95, 1.05), None, [SIDE, SIDE])
             for _ in range(4)
         ]
     with seeded("views"):
-        views = reference.tiles_one_by_one(images, range(4), reference.affine_view)
+        views = reference.tiles_one_by_one(arrays, range(4), reference.affine_view)
     angle, shift, zoom, _ = (np.array(column, dtype=float) for column in zip(*parameters, strict=True))
     angle, x, y, zoom = (torch.tensor(v) for v in (np.deg2rad(angle), shift[:, 0], shift[:, 1], zoom))
-    ours = to_unit(affine(as_tensor(images), angle, x, y, zoom, (130, 97, 154)))
+    ours = to_unit(affine(images, angle, x, y, zoom, (130, 97, 154)))
     assert (ours != views).float().mean() < 0.002  # a source pixel on the edge between two
 
 
@@ -91,7 +92,7 @@ def test_a_published_step_has_the_products_losses_and_update(tmp_path, monkeypat
     """The random numbers are the product's; everything computed from them must be equal."""
     ours, theirs = make_networks(SIZE, "cpu"), published_networks(SIZE, "cpu")
     settings = SIZE.settings
-    images = as_tensor(smooth_tiles(16, SIDE)).contiguous()
+    images = smooth_tiles(16, SIDE)
     drawn = {}
     views, add_noise = diffusion.random_affine, LinearNoiseScheduler.add_noise
 
@@ -107,11 +108,11 @@ def test_a_published_step_has_the_products_losses_and_update(tmp_path, monkeypat
     monkeypatch.setattr(LinearNoiseScheduler, "add_noise", watched_noise)
     # so high a learning rate that the update is well above rounding
     stage = get_settings("paper", {"training.epochs": 1, "training.learning_rate": 1.0}).training
-    run = loop.Job("test", 0, 16, tmp_path, {}, settings.saving, PLAIN)
+    job = loop.Job("test", 0, 16, tmp_path, {}, settings.saving, PLAIN)
     codes = encode_tiles(ours.vqvae, images)
     (row,) = diffusion.train_stage(
         unet=ours.unet, clusterer=ours.classifier, space=LatentSpace(ours.vqvae), images=images, codes=codes,
-        settings=settings.diffusion, stage=stage, run=run,
+        settings=settings.diffusion, stage=stage, job=job,
     )  # fmt: skip
 
     theirs.unet.train()
@@ -156,8 +157,8 @@ def test_metrics_one_by_one_are_the_products():
         np.testing.assert_allclose(
             reference.ssim_one_by_one(originals, generated), pairs.score_pairs(pairs.ssim, real, fake), atol=1e-4
         )
-        near = (0.8 * real + 0.2 * fake).astype(np.uint8)
-        write_tiles(generated[0].parent, range(1, len(near) + 1), as_tensor(near))
+        near = (0.8 * real + 0.2 * fake).byte()
+        write_tiles(generated[0].parent, range(1, len(near) + 1), near)
         alone = reference.ms_ssim_one_by_one(originals, generated)
         np.testing.assert_allclose(alone, pairs.score_pairs(pairs.ms_ssim, real, near), atol=0.02)
         assert max(alone) < 0.99

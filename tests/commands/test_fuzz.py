@@ -40,6 +40,7 @@ from pfiles.reporting import tables
 from pfiles.settings import Settings, get_settings
 from pfiles.tiles.dataset import load_tiles
 from pfiles.tiles.files import decode_image
+from pfiles.tiles.pixels import as_array
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
 
@@ -276,7 +277,7 @@ def test_array_headers(changes, tmp_path):
     except InputError as error:
         assert re.fullmatch(r"[^\n]{30,}\.", str(error))  # noqa: PT017 - either may come
     else:
-        assert (images.dtype, images.shape[1:]) == (np.uint8, (64, 64, 3))
+        assert (images.dtype, images.shape[1:]) == (torch.uint8, (3, 64, 64))
 
 
 def png_of_size(width, height, depth=8, colour=2, data=b""):
@@ -353,7 +354,7 @@ def test_images_with_flipped_bits(bits):
     except InputError as error:
         assert re.fullmatch(r"[^\n]{30,}\.", str(error))  # noqa: PT017 - either may come
     else:
-        np.testing.assert_array_equal(image, TILE)
+        np.testing.assert_array_equal(image.permute(1, 2, 0), TILE)
 
 
 def packed(compression=zipfile.ZIP_STORED, tiles=TILES):
@@ -410,7 +411,7 @@ def test_archives_with_flipped_bits(bits, tmp_path):
     except InputError as error:
         assert re.fullmatch(r"[^\n]{30,}\.", str(error))  # noqa: PT017 - either may come
     else:  # a name may have changed, a pixel may not
-        assert {tile.tobytes() for tile in images} <= {tile.tobytes() for tile in TILES}
+        assert {tile.tobytes() for tile in as_array(images)} <= {tile.tobytes() for tile in TILES}
 
 
 @pytest.mark.parametrize("name", ["empty", "half"])
@@ -682,13 +683,13 @@ def test_resume_points_of_something_else(name, tmp_path, tiny):
     if state.get("parts", {}).get("unet", 0) is None:
         state["parts"]["unet"] = unet.state_dict()
     save_resume_point(tmp_path, IDENTITY, state)
-    run = Job("finetuning1", 7, 8, tmp_path, IDENTITY, tiny.saving, PLAIN)
+    job = Job("finetuning1", 7, 8, tmp_path, IDENTITY, tiny.saving, PLAIN)
     codes = torch.zeros(24, 12, 12, dtype=torch.uint8)
     vqvae = make_vqvae(tiny.autoencoder)
     with refused(tmp_path, "resume.pt", "set restart = True"):
         train_stage(
             unet=unet, clusterer=clusters, space=LatentSpace(vqvae), images=codes, codes=codes,
-            settings=tiny.diffusion, stage=tiny.finetuning1, run=run,
+            settings=tiny.diffusion, stage=tiny.finetuning1, job=job,
         )  # fmt: skip
 
 

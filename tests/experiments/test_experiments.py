@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.inputs import make_size
 from experiments import ablation, ladder, start_from, train_and_look
 from pfiles import checkpoints
-from pfiles.clustering import make_clustering
+from pfiles.clustering import make_clusterer
 from pfiles.latents import LatentSpace
 from pfiles.learning import loop
 from pfiles.machine.runtime import seeded
@@ -77,7 +77,7 @@ def a_run(tmp_path, monkeypatch):
     settings, paths = get_settings("demo", changed), Paths(K, tmp_path)
     with seeded("ladder"):
         vqvae, unet = make_vqvae(settings.autoencoder), UNet(16, K, **settings.diffusion.unet)
-        clusters = make_clustering("kmeans", 16, K)
+        clusters = make_clusterer("kmeans", 16, K)
         torch.nn.init.normal_(clusters.centroids)
     checkpoints.save_weights(vqvae, paths.autoencoder, {})
     about = {

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pfiles import latents
 from pfiles.classifier import Classifier
-from pfiles.clustering import KMeansClusters, fit_kmeans, make_clustering, probabilities
+from pfiles.clustering import KMeansClusters, fit_kmeans, make_clusterer, probabilities
 from pfiles.discriminator import PolishDiscriminator
 from pfiles.errors import InputError
 from pfiles.learning import autoencoder, diffusion, loop
@@ -27,11 +27,11 @@ def equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-def test_autoencoder_learns(tiny, images, run):
+def test_autoencoder_learns(tiny, images, job):
     vqvae, discriminator = autoencoder_networks(tiny)
     settings = replace(tiny.autoencoder, epochs=15)
     history = train_autoencoder(
-        (vqvae, discriminator), images, autoencoder.make_perceptual(settings, "cpu"), settings, run
+        (vqvae, discriminator), images, autoencoder.make_perceptual(settings, "cpu"), settings, job
     )
     assert [row["epoch"] for row in history] == list(range(1, 16))
     assert history[-1]["reconstruction"] < history[0]["reconstruction"] / 2
@@ -41,15 +41,15 @@ def test_autoencoder_learns(tiny, images, run):
     assert not any(p.requires_grad for p in vqvae.parameters())
 
 
-def test_loss_is_the_weighted_sum_of_its_terms(tiny, images, run):
+def test_loss_is_the_weighted_sum_of_its_terms(tiny, images, job):
     settings = replace(tiny.autoencoder, perceptual_weight=0.5, codebook_weight=2.0, commitment_weight=0.2)
-    history = train_autoencoder(autoencoder_networks(tiny), images, lambda a, b: (a - b).abs().mean(), settings, run)
+    history = train_autoencoder(autoencoder_networks(tiny), images, lambda a, b: (a - b).abs().mean(), settings, job)
     terms = ("reconstruction", "perceptual", "codebook", "commitment", "generator")
     assert history[1]["loss"] == pytest.approx(sum(history[1][name] for name in terms), rel=1e-5)
 
 
 @pytest.mark.parametrize("leaks", [True, False])
-def test_generator_gradient_in_the_discriminators_step(tiny, images, run, leaks, monkeypatch):
+def test_generator_gradient_in_the_discriminators_step(tiny, images, job, leaks, monkeypatch):
     """With lr 1 and plain gradient descent the step is the gradient: compare it with the one computed apart."""
     monkeypatch.setattr(torch.optim, "Adam", lambda parameters, *args, **options: torch.optim.SGD(parameters, lr=1.0))
     vqvae, discriminator = autoencoder_networks(tiny)
@@ -57,7 +57,7 @@ def test_generator_gradient_in_the_discriminators_step(tiny, images, run, leaks,
         tiny.autoencoder, epochs=1, adversarial_weight=0.5, discriminator_start_step=0, generator_gradient_leaks=leaks
     )
     vqvae_0, discriminator_0 = copy.deepcopy(vqvae), copy.deepcopy(discriminator)
-    whole = replace(run, batch_size=24)
+    whole = replace(job, batch_size=24)
     train_autoencoder((vqvae, discriminator), images, lambda a, b: a.new_zeros(()), settings, whole)
 
     x = images.float() / 255
@@ -85,11 +85,11 @@ def test_dead_codes_move_onto_encodings(tiny, images):
     assert distance.max() < 1e-3
 
 
-def test_stage_1_trains_both_networks(tiny, images, run):
+def test_stage_1_trains_both_networks(tiny, images, job):
     networks = stage_networks(tiny)
     _, unet, clusters = networks
     before = copy.deepcopy((unet, clusters))
-    history = train_stage(tiny, tiny.training, networks, images, run)
+    history = train_stage(tiny, tiny.training, networks, images, job)
     assert not equal(unet, before[0])
     assert not equal(clusters, before[1])
     row = history[0]
@@ -99,25 +99,25 @@ def test_stage_1_trains_both_networks(tiny, images, run):
     assert clusters.classifier.bnor1.num_batches_tracked == 2 * 3
 
 
-def test_stage_2_trains_the_unet_alone(tiny, images, run):
+def test_stage_2_trains_the_unet_alone(tiny, images, job):
     networks = stage_networks(tiny)
     _, unet, clusters = networks
     before = copy.deepcopy((unet, clusters))
-    history = train_stage(tiny, tiny.finetuning1, networks, images, run)
+    history = train_stage(tiny, tiny.finetuning1, networks, images, job)
     assert not equal(unet, before[0])
     assert equal(clusters, before[1])
     assert history[0]["loss"] == history[0]["mse"]
 
 
-def test_kmeans_clusters_never_learn(tiny, images, run):
+def test_kmeans_clusters_never_learn(tiny, images, job):
     networks = stage_networks(tiny, "kmeans")
-    history = train_stage(tiny, tiny.training, networks, images, run)
+    history = train_stage(tiny, tiny.training, networks, images, job)
     assert not any("entropy" in name or "affine" in name for name in history[0])
 
 
-def test_noise_error_falls(tiny, images, run):
+def test_noise_error_falls(tiny, images, job):
     stage = replace(tiny.finetuning1, epochs=60, learning_rate=2e-3)
-    history = train_stage(tiny, stage, stage_networks(tiny), images, run)
+    history = train_stage(tiny, stage, stage_networks(tiny), images, job)
     assert history[-1]["mse"] < 0.8 < history[0]["mse"]
 
 
@@ -138,13 +138,13 @@ def stop_after(monkeypatch, module, calls):
     monkeypatch.setattr(module, "to_unit", counted)
 
 
-def test_a_stopped_autoencoder_training_goes_on_exactly(tiny, images, run, tmp_path, monkeypatch):
+def test_a_stopped_autoencoder_training_goes_on_exactly(tiny, images, job, tmp_path, monkeypatch):
     settings = replace(tiny.autoencoder, epochs=4)
     perceptual = autoencoder.make_perceptual(settings, "cpu")
     whole = autoencoder_networks(tiny)
-    history = train_autoencoder(whole, images, perceptual, settings, run)
+    history = train_autoencoder(whole, images, perceptual, settings, job)
 
-    broken = replace(run, folder=tmp_path / "broken", saving=SavingSettings(every_minutes=0))
+    broken = replace(job, folder=tmp_path / "broken", saving=SavingSettings(every_minutes=0))
     with monkeypatch.context() as patch:
         stop_after(patch, autoencoder, 11)
         with pytest.raises(StoppedError):
@@ -158,11 +158,11 @@ def test_a_stopped_autoencoder_training_goes_on_exactly(tiny, images, run, tmp_p
         assert {**a, **timing} == {**b, **timing}
 
 
-def test_a_stopped_stage_goes_on_exactly(tiny, images, run, tmp_path, monkeypatch):
+def test_a_stopped_stage_goes_on_exactly(tiny, images, job, tmp_path, monkeypatch):
     stage = replace(tiny.training, epochs=4)
     whole = stage_networks(tiny)
-    train_stage(tiny, stage, whole, images, run)
-    broken = replace(run, folder=tmp_path / "broken", saving=SavingSettings(every_minutes=0))
+    train_stage(tiny, stage, whole, images, job)
+    broken = replace(job, folder=tmp_path / "broken", saving=SavingSettings(every_minutes=0))
     with monkeypatch.context() as patch:
         stop_after(patch, diffusion, 8)
         with pytest.raises(StoppedError):
@@ -173,17 +173,17 @@ def test_a_stopped_stage_goes_on_exactly(tiny, images, run, tmp_path, monkeypatc
     assert equal(whole[2], again[2])
 
 
-def test_a_finished_training_returns_at_once_unless_restarted(tiny, images, run, capsys):
+def test_a_finished_training_returns_at_once_unless_restarted(tiny, images, job, capsys):
     first = stage_networks(tiny)
-    train_stage(tiny, tiny.training, first, images, run)
+    train_stage(tiny, tiny.training, first, images, job)
     again = stage_networks(tiny)
-    train_stage(tiny, tiny.training, again, images, run)
+    train_stage(tiny, tiny.training, again, images, job)
     assert equal(first[1], again[1])
     assert "test is done already: 1 epochs" in capsys.readouterr().out
     longer = stage_networks(tiny)
-    assert len(train_stage(tiny, replace(tiny.training, epochs=2), longer, images, run)) == 2
+    assert len(train_stage(tiny, replace(tiny.training, epochs=2), longer, images, job)) == 2
     capsys.readouterr()
-    train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(run, restart=True))
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(job, restart=True))
     assert "done already" not in capsys.readouterr().out
 
 
@@ -206,9 +206,9 @@ def stopped(monkeypatch):
     return stop_after
 
 
-def test_a_restart_is_done_once(tiny, images, run, stopped, capsys):
-    stage, every = replace(tiny.training, epochs=2), replace(run, saving=SavingSettings(every_minutes=0), restart=True)
-    train_stage(tiny, stage, stage_networks(tiny), images, run)
+def test_a_restart_is_done_once(tiny, images, job, stopped, capsys):
+    stage, every = replace(tiny.training, epochs=2), replace(job, saving=SavingSettings(every_minutes=0), restart=True)
+    train_stage(tiny, stage, stage_networks(tiny), images, job)
     stopped(4)
     with pytest.raises(StoppedError):
         train_stage(tiny, stage, stage_networks(tiny), images, every)
@@ -224,19 +224,19 @@ def test_a_restart_is_done_once(tiny, images, run, stopped, capsys):
     assert "done already" not in printed
 
 
-def test_a_restart_begins_anew_where_it_was_stopped_before_its_first_step(tiny, images, run, stopped, capsys):
-    train_stage(tiny, tiny.training, stage_networks(tiny), images, run)
+def test_a_restart_begins_anew_where_it_was_stopped_before_its_first_step(tiny, images, job, stopped, capsys):
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, job)
     stopped(0)
     with pytest.raises(StoppedError):
-        train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(run, restart=True))
+        train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(job, restart=True))
     stopped(None)
     capsys.readouterr()
-    train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(run, restart=True))
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(job, restart=True))
     assert "test " not in capsys.readouterr().out  # neither goes on nor is done
 
 
-def test_another_restart_is_not_the_one_that_was_begun(tiny, images, run, stopped, capsys):
-    every = replace(run, saving=SavingSettings(every_minutes=0), restart=True)
+def test_another_restart_is_not_the_one_that_was_begun(tiny, images, job, stopped, capsys):
+    every = replace(job, saving=SavingSettings(every_minutes=0), restart=True)
     stopped(2)
     with pytest.raises(StoppedError):
         train_stage(tiny, tiny.training, stage_networks(tiny), images, every)
@@ -245,24 +245,24 @@ def test_another_restart_is_not_the_one_that_was_begun(tiny, images, run, stoppe
     assert "goes on" not in capsys.readouterr().out
 
 
-def test_a_job_that_slurm_put_back_does_not_restart_twice(tiny, images, run, monkeypatch, capsys):
+def test_a_job_that_slurm_put_back_does_not_restart_twice(tiny, images, job, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
     for count, job, done in ((None, "17", False), ("1", "17", True), ("1", "18", False), ("0", "18", False)):
         monkeypatch.setenv("SLURM_JOB_ID", job)
         if count is not None:
             monkeypatch.setenv("SLURM_RESTART_COUNT", count)
-        train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(run, restart=True))
+        train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(job, restart=True))
         assert ("done already" in capsys.readouterr().out) == done
 
 
-def test_a_resume_point_of_another_training_is_refused(tiny, images, run):
-    train_stage(tiny, tiny.training, stage_networks(tiny), images, run)
+def test_a_resume_point_of_another_training_is_refused(tiny, images, job):
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, job)
     with pytest.raises(InputError, match=r"a\.b was 1 and is 2"):
-        train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(run, identity={"a": {"b": 2}}))
+        train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(job, identity={"a": {"b": 2}}))
 
 
-def test_a_loss_that_is_not_finite_stops_the_training(tiny, images, run):
+def test_a_loss_that_is_not_finite_stops_the_training(tiny, images, job):
     settings = replace(tiny.autoencoder, epochs=3)
     calls = []
 
@@ -274,12 +274,12 @@ def test_a_loss_that_is_not_finite_stops_the_training(tiny, images, run):
         FloatingPointError,
         match=r"of test became NaN or infinite in step 5 \(epoch 2, training tiles \[\d+, .*\]\); .* is the start",
     ):
-        train_autoencoder(autoencoder_networks(tiny), images, perceptual, settings, run)
-    assert not (run.folder / "resume.pt").exists()
+        train_autoencoder(autoencoder_networks(tiny), images, perceptual, settings, job)
+    assert not (job.folder / "resume.pt").exists()
 
 
-def test_a_training_begins_anew_where_its_start_was_trained_since(tiny, images, run, capsys):
-    first, second = (replace(run, identity={"a": 1, "starts_from": {"unet": name}}) for name in "xy")
+def test_a_training_begins_anew_where_its_start_was_trained_since(tiny, images, job, capsys):
+    first, second = (replace(job, identity={"a": 1, "starts_from": {"unet": name}}) for name in "xy")
     train_stage(tiny, tiny.training, stage_networks(tiny), images, first)
     capsys.readouterr()
     train_stage(tiny, tiny.training, stage_networks(tiny), images, second)
@@ -309,7 +309,7 @@ def test_lpips_in_training_gets_the_range_the_setting_says(tiny, monkeypatch, in
     assert calls == [not in_unit_range]  # normalize=True is what brings [0, 1] to [-1, 1]
 
 
-def test_every_epoch_draws_anew_and_a_seed_repeats(tiny, images, run, monkeypatch):
+def test_every_epoch_draws_anew_and_a_seed_repeats(tiny, images, job, monkeypatch):
     def orders(seed):
         seen = []
 
@@ -319,7 +319,7 @@ def test_every_epoch_draws_anew_and_a_seed_repeats(tiny, images, run, monkeypatc
             return batches
 
         monkeypatch.setattr(loop, "epoch_batches", record)
-        again = replace(run, seed=seed, restart=True)
+        again = replace(job, seed=seed, restart=True)
         train_stage(tiny, replace(tiny.training, epochs=3), stage_networks(tiny), images, again)
         return seen[1:]  # the first call only counts the steps
 
@@ -329,9 +329,9 @@ def test_every_epoch_draws_anew_and_a_seed_repeats(tiny, images, run, monkeypatc
     assert orders(2) != first
 
 
-def test_training_leaves_the_global_random_state_alone(tiny, images, run):
+def test_training_leaves_the_global_random_state_alone(tiny, images, job):
     before = torch.get_rng_state()
-    train_stage(tiny, tiny.training, stage_networks(tiny), images, run)
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, job)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -360,7 +360,7 @@ def test_kmeans_of_identical_tiles_is_finite():
 
 @pytest.mark.parametrize("kind", ["classifier", "kmeans"])
 def test_both_clusterings_give_probabilities(kind):
-    p = probabilities(make_clustering(kind, 16, 5).eval(), torch.randn(3, 16, 32, 32))
+    p = probabilities(make_clusterer(kind, 16, 5).eval(), torch.randn(3, 16, 32, 32))
     assert p.shape == (3, 5)
     torch.testing.assert_close(p.sum(1), torch.ones(3))
 
@@ -384,7 +384,7 @@ def test_features_of_the_csv(tiny, images):
     torch.testing.assert_close(features[5], (vectors / vectors.sum(1, keepdim=True)).mean(0))
 
 
-def test_the_average_of_the_weights_is_the_result(tiny, images, run, monkeypatch):
+def test_the_average_of_the_weights_is_the_result(tiny, images, job, monkeypatch):
     """Worked out beside the training: every step's weights, averaged with the decay of that step."""
     seen = []
     original = loop.update
@@ -399,7 +399,7 @@ def test_the_average_of_the_weights_is_the_result(tiny, images, run, monkeypatch
     monkeypatch.setattr(loop, "update", recorded)
     networks = stage_networks(tiny)
     average = networks[1].conv_in.weight.detach().clone()
-    train_stage(tiny, replace(tiny.training, epochs=4, ema_decay=0.5), networks, images, run)
+    train_stage(tiny, replace(tiny.training, epochs=4, ema_decay=0.5), networks, images, job)
     for number, weights in enumerate(seen):
         decay = min(0.5, (1 + number) / (10 + number))
         average = decay * average + (1 - decay) * weights
@@ -407,19 +407,19 @@ def test_the_average_of_the_weights_is_the_result(tiny, images, run, monkeypatch
     assert not torch.equal(average, seen[-1])
 
 
-def test_the_learning_rate_warms_up(tiny, images, run):
-    history = train_stage(tiny, replace(tiny.finetuning1, epochs=4, warmup_steps=9), stage_networks(tiny), images, run)
+def test_the_learning_rate_warms_up(tiny, images, job):
+    history = train_stage(tiny, replace(tiny.finetuning1, epochs=4, warmup_steps=9), stage_networks(tiny), images, job)
     rates = [row["learning_rate"] / tiny.finetuning1.learning_rate for row in history]
     assert rates == pytest.approx([3 / 9, 6 / 9, 1, 1])
 
 
-def test_min_snr_weights_the_error(tiny, images, run, monkeypatch):
+def test_min_snr_weights_the_error(tiny, images, job, monkeypatch):
     """With gamma above every signal-to-noise ratio nothing changes; with a tiny one the loss is gamma * error / SNR."""
     stage = replace(tiny.finetuning1, epochs=1)
     losses = {}
     for gamma in (None, 1e9, 1e-6):
         diffusion = replace(tiny, diffusion=replace(tiny.diffusion, min_snr_gamma=gamma))
-        row = train_stage(diffusion, stage, stage_networks(tiny), images, replace(run, restart=True))[0]
+        row = train_stage(diffusion, stage, stage_networks(tiny), images, replace(job, restart=True))[0]
         losses[gamma] = row["loss"]
         assert gamma is None or row["loss"] == row["weighted_mse"] != row["mse"] or gamma == 1e9
     assert losses[1e9] == pytest.approx(losses[None], rel=1e-6)
@@ -439,20 +439,20 @@ def test_dropped_conditions_are_no_condition(tiny):
     assert not torch.allclose(one[1], none[1])
 
 
-def test_condition_dropout_trains_both_ways(tiny, images, run, monkeypatch):
+def test_condition_dropout_trains_both_ways(tiny, images, job, monkeypatch):
     settings = replace(tiny, diffusion=replace(tiny.diffusion, condition_dropout=0.5))
     seen = []
     monkeypatch.setattr(UNet, "forward", lambda self, x, t, c, f=UNet.forward: seen.append(c) or f(self, x, t, c))
-    train_stage(settings, replace(tiny.training, epochs=8), stage_networks(tiny), images, run)
+    train_stage(settings, replace(tiny.training, epochs=8), stage_networks(tiny), images, job)
     assert 0.35 < (torch.cat(seen) < 0).float().mean() < 0.65
 
 
-def test_the_log_is_a_table_and_event_files(tiny, images, run):
-    history = train_stage(tiny, replace(tiny.training, epochs=2), stage_networks(tiny), images, run)
-    table = pd.read_csv(run.folder / "log.csv")
+def test_the_log_is_a_table_and_event_files(tiny, images, job):
+    history = train_stage(tiny, replace(tiny.training, epochs=2), stage_networks(tiny), images, job)
+    table = pd.read_csv(job.folder / "log.csv")
     for found, row in zip(table.to_dict("records"), history, strict=True):
         assert found == pytest.approx(row)
-    events = EventAccumulator(str(run.folder)).Reload()
+    events = EventAccumulator(str(job.folder)).Reload()
     assert [scalar.step for scalar in events.Scalars("mse")] == [1, 2]
     assert [scalar.value for scalar in events.Scalars("marginal_entropy")] == pytest.approx(
         [row["marginal_entropy"] for row in history]
@@ -460,13 +460,13 @@ def test_the_log_is_a_table_and_event_files(tiny, images, run):
     assert {"loss", "mse", "affine_kl", "gradient_norm", "learning_rate", "images_per_second"} <= set(table)
 
 
-def test_a_precision_may_change_on_the_way_and_it_is_said(tiny, images, run, capsys):
+def test_a_precision_may_change_on_the_way_and_it_is_said(tiny, images, job, capsys):
     stage = replace(tiny.training, epochs=1)
     identity = {"settings": {"precision": "bf16"}}
-    train_stage(tiny, stage, stage_networks(tiny), images, replace(run, identity=identity))
+    train_stage(tiny, stage, stage_networks(tiny), images, replace(job, identity=identity))
     identity = {"settings": {"precision": "fp32"}}
     longer = replace(stage, epochs=2)
-    assert len(train_stage(tiny, longer, stage_networks(tiny), images, replace(run, identity=identity))) == 2
+    assert len(train_stage(tiny, longer, stage_networks(tiny), images, replace(job, identity=identity))) == 2
     assert "Goes on in fp32; until here it was bf16" in capsys.readouterr().out
 
 
@@ -504,7 +504,7 @@ def recording_unet(tiny):
     return unet
 
 
-def test_velocity_of_scaled_latents_is_what_the_unet_learns(tiny, images, run):
+def test_velocity_of_scaled_latents_is_what_the_unet_learns(tiny, images, job):
     """From what a UNet that answers zero was given, its error is worked out again: mean of v squared."""
     settings = replace(tiny.diffusion, prediction="v", latent_scaling=True)
     vqvae, _, clusters = stage_networks(tiny)
@@ -530,7 +530,7 @@ def test_velocity_of_scaled_latents_is_what_the_unet_learns(tiny, images, run):
         patch.setattr(diffusion, "LinearNoiseScheduler", Watched)
         history = diffusion.train_stage(
             unet=unet, clusterer=clusters, space=space, images=images, codes=codes, settings=settings, stage=stage,
-            run=run,
+            job=job,
         )  # fmt: skip
     errors = []
     for (x, t, _), (x0, noise, _) in zip(unet.seen, drawn, strict=True):
@@ -543,7 +543,7 @@ def test_velocity_of_scaled_latents_is_what_the_unet_learns(tiny, images, run):
     assert history[0]["mse"] == pytest.approx(np.mean(errors), rel=1e-5)
 
 
-def test_views_of_latents_are_learnt_from(tiny, images, run):
+def test_views_of_latents_are_learnt_from(tiny, images, job):
     """Every latent that the UNet is given without noise is one of the eight views of its tile."""
     vqvae, _, clusters = stage_networks(tiny)
     views = latents.encode_views(vqvae, images)
@@ -552,7 +552,7 @@ def test_views_of_latents_are_learnt_from(tiny, images, run):
     settings = replace(tiny.diffusion, beta_start=1e-12, beta_end=1e-12)
     diffusion.train_stage(
         unet=unet, clusterer=clusters, space=latents.LatentSpace(vqvae), images=images, codes=views,
-        settings=settings, stage=replace(tiny.finetuning1, epochs=3), run=run,
+        settings=settings, stage=replace(tiny.finetuning1, epochs=3), job=job,
     )  # fmt: skip
     known = vqvae.embed(views.flatten(0, 1)).flatten(1)
     given = torch.cat([x for x, _, _ in unet.seen]).flatten(1)
@@ -563,27 +563,27 @@ def test_views_of_latents_are_learnt_from(tiny, images, run):
     assert torch.equal(torch.cat([c for _, _, c in unet.seen]), clustered[which])  # each view's own cluster
 
 
-def test_clusters_learnt_alone_equal_those_learnt_beside_the_unet(tiny, images, run):
+def test_clusters_learnt_alone_equal_those_learnt_beside_the_unet(tiny, images, job):
     """No gradient passes between the two: bit for bit."""
     beside, alone = stage_networks(tiny), stage_networks(tiny)
     stage = replace(tiny.training, epochs=3)
-    train_stage(tiny, stage, beside, images, run)
+    train_stage(tiny, stage, beside, images, job)
     codes = latents.encode_tiles(alone[0], images)
     diffusion.train_clusters(
         classifier=alone[2], vqvae=alone[0], images=images, codes=codes, settings=tiny.diffusion, stage=stage,
-        run=replace(run, folder=run.folder / "alone"),
+        job=replace(job, folder=job.folder / "alone"),
     )  # fmt: skip
     for a, b in zip(beside[2].state_dict().values(), alone[2].state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_polishing_changes_the_decoder_alone(tiny, images, run):
+def test_polishing_changes_the_decoder_alone(tiny, images, job):
     vqvae, _ = autoencoder_networks(tiny)
     before = {name: value.clone() for name, value in vqvae.state_dict().items()}
     codes = latents.encode_tiles(vqvae, images)
     judge = PolishDiscriminator(conv_channels=(8, 16))
     history = autoencoder.polish_decoder(
-        vqvae=vqvae, discriminator=judge, images=images, run=run, clip_norm=1.0,
+        vqvae=vqvae, discriminator=judge, images=images, job=job, clip_norm=1.0,
         perceptual=autoencoder.make_perceptual(tiny.autoencoder, "cpu"),
         settings=replace(tiny.autoencoder.polish, epochs=20, learning_rate=2e-3, adversarial_weight=0.0),
     )  # fmt: skip
@@ -594,7 +594,7 @@ def test_polishing_changes_the_decoder_alone(tiny, images, run):
     assert torch.equal(latents.encode_tiles(vqvae, images), codes)
 
 
-def test_the_polish_discriminator_learns_the_hinge_loss_alone(tiny, images, run, monkeypatch):
+def test_the_polish_discriminator_learns_the_hinge_loss_alone(tiny, images, job, monkeypatch):
     """The generator's gradient never reaches its step: with real tiles and copies alike, its hinge loss stays 2."""
     assert hinge_loss(torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 0.5])).item() == pytest.approx(0.5 + 0.75)
     vqvae, _ = autoencoder_networks(tiny)
@@ -611,7 +611,7 @@ def test_the_polish_discriminator_learns_the_hinge_loss_alone(tiny, images, run,
     settings = replace(tiny.autoencoder.polish, epochs=1, adversarial_weight=1e6)
     autoencoder.polish_decoder(
         vqvae=vqvae, discriminator=judge, images=images, perceptual=lambda a, b: a.new_zeros(()), settings=settings,
-        clip_norm=1.0, run=run,
+        clip_norm=1.0, job=job,
     )  # fmt: skip
     assert len(gradients) == 3
     assert max(g.abs().max().item() for g in gradients) <= 1  # of two hinge terms, whose slopes are at most 1 each way

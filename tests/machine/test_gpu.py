@@ -54,7 +54,7 @@ def train(tiny, networks, tiles, how, epochs=3):
     codes = latents.encode_tiles(vqvae, tiles)
     return diffusion.train_stage(
         unet=unet, clusterer=clusters, space=latents.LatentSpace(vqvae), images=tiles, codes=codes,
-        settings=tiny.diffusion, stage=stage, run=how,
+        settings=tiny.diffusion, stage=stage, job=how,
     )  # fmt: skip
 
 
@@ -89,10 +89,10 @@ def test_an_image_does_not_depend_on_its_batch(networks):
     assert (together - apart).abs().mean() < 1
 
 
-def test_a_stopped_training_goes_on(tiny, networks, images, run, tmp_path):
+def test_a_stopped_training_goes_on(tiny, networks, images, job, tmp_path):
     again = copy.deepcopy(networks)
-    whole = train(tiny, networks, images, run, epochs=4)
-    broken = replace(run, folder=tmp_path / "broken")
+    whole = train(tiny, networks, images, job, epochs=4)
+    broken = replace(job, folder=tmp_path / "broken")
     train(tiny, copy.deepcopy(again), images, broken, epochs=2)
     resumed = train(tiny, again, images, broken, epochs=4)
     assert [row["loss"] for row in resumed] == pytest.approx([row["loss"] for row in whole], rel=1e-3)
@@ -100,7 +100,7 @@ def test_a_stopped_training_goes_on(tiny, networks, images, run, tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
 
 
-def test_no_step_waits_for_the_gpu(tiny, networks, images, run, monkeypatch):
+def test_no_step_waits_for_the_gpu(tiny, networks, images, job, monkeypatch):
     """CUDA's own watch: any call in a step for which the host must wait is an error."""
     original = loop._step
 
@@ -112,7 +112,7 @@ def test_no_step_waits_for_the_gpu(tiny, networks, images, run, monkeypatch):
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(loop, "_step", watched)
-    train(tiny, networks, images, run, epochs=1)
+    train(tiny, networks, images, job, epochs=1)
 
 
 @torch.no_grad()
@@ -125,9 +125,9 @@ def test_compiled_networks_compute_the_same(networks):
         assert distance(fast(*arguments), unet(*arguments)) < 1e-3
 
 
-def test_a_compiled_training_learns_the_same(tiny, networks, images, run):
-    plain = train(tiny, copy.deepcopy(networks), images, run)
-    fast = train(tiny, networks, images, replace(run, speed=FAST, restart=True))
+def test_a_compiled_training_learns_the_same(tiny, networks, images, job):
+    plain = train(tiny, copy.deepcopy(networks), images, job)
+    fast = train(tiny, networks, images, replace(job, speed=FAST, restart=True))
     for a, b in zip(plain, fast, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-2)
         assert b["mse"] == pytest.approx(a["mse"], rel=1e-2)

@@ -17,6 +17,7 @@ from pfiles.machine.runtime import seeded
 from pfiles.measuring import distribution, features
 from pfiles.measuring.efficientnet import EfficientNetLite0, SameConv2d
 from pfiles.paths import ROOT
+from pfiles.tiles.pixels import as_tensor
 from pfiles.vqvae import VQVAE
 
 
@@ -81,10 +82,7 @@ class Pooled(nn.Module):
 
 @pytest.fixture
 def pooled():
-    images = [
-        torch.tensor(make_tiles(n, 48, seed)).permute(0, 3, 1, 2) // scale
-        for n, seed, scale in ((70, 1, 1), (70, 2, 2))
-    ]
+    images = [as_tensor(make_tiles(n, 48, seed)) // scale for n, seed, scale in ((70, 1, 1), (70, 2, 2))]
     return images, [Pooled()(x).numpy() for x in images]
 
 
@@ -208,32 +206,32 @@ def vqvae():
 
 
 def test_extractors_take_images_in_any_batch(vqvae, monkeypatch):
-    images = make_tiles(7, 48)
+    images = as_tensor(make_tiles(7, 48))
     for extractor, width in ((features.random_convolutions(), 54), (features.make_extractor("autoencoder", vqvae), 32)):
         rows = extractor(images)
         assert rows.shape == (7, width)
         assert rows.std(0).max() > 0
         monkeypatch.setattr(features, "BATCH_SIZE", 3)
-        np.testing.assert_allclose(extractor(torch.tensor(images).permute(0, 3, 1, 2)), rows, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(extractor(images), rows, rtol=1e-4, atol=1e-5)
         assert "FID" not in extractor.frechet + extractor.kernel
         assert extractor.name in extractor.frechet
 
 
 def test_random_convolutions_are_what_they_say():
-    images = make_tiles(2, 48)
+    images = as_tensor(make_tiles(2, 48))
     first, second = features.random_convolutions()(images), features.random_convolutions()(images)
     np.testing.assert_array_equal(first, second)  # the filters are the same every time
-    unit = images / 255
-    np.testing.assert_allclose(first[:, :3], unit.mean((1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(first[:, 3:6], unit.std((1, 2)), rtol=1e-5)
-    flat = features.random_convolutions()(np.full((1, 48, 48, 3), 100, np.uint8))[0]
+    unit = images.double().numpy() / 255
+    np.testing.assert_allclose(first[:, :3], unit.mean((2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(first[:, 3:6], unit.std((2, 3)), rtol=1e-5)
+    flat = features.random_convolutions()(torch.full((1, 3, 48, 48), 100, dtype=torch.uint8))[0]
     np.testing.assert_allclose(flat[6:], 0, atol=1e-3)  # no filter answers to a flat colour
     faint = features.random_convolutions()(images // 2)  # half the contrast: half of every response
     np.testing.assert_allclose(faint[:, 6:], first[:, 6:] / 2**0.5, rtol=0.05)
 
 
 def test_autoencoder_features_are_the_statistics_of_its_encoding(vqvae):
-    images = torch.tensor(make_tiles(3, 48)).permute(0, 3, 1, 2)
+    images = as_tensor(make_tiles(3, 48))
     z = vqvae.encode_continuous(images.float() / 255).detach()
     expected = torch.cat([z.mean((2, 3)), z.var((2, 3), correction=0).sqrt()], dim=1)
     np.testing.assert_allclose(features.autoencoder(vqvae)(images), expected, rtol=1e-4, atol=1e-5)
@@ -279,7 +277,7 @@ def test_inception_is_torch_fidelitys(tmp_path, monkeypatch):
 
     extractor = features.make_extractor("inception")
     assert (extractor.frechet, extractor.kernel) == ("FID", "KID")
-    images = torch.tensor(make_tiles(3, 48)).permute(0, 3, 1, 2)
+    images = as_tensor(make_tiles(3, 48))
     rows = extractor(images)
     assert rows.shape == (3, 2048)
     assert rows.std(0).max() > 0
@@ -305,7 +303,7 @@ def test_imagenet_features_come_from_the_package(tmp_path, monkeypatch):
     network, file = imagenet_package(tmp_path, monkeypatch)
     extractor = features.make_extractor("imagenet")
     assert extractor.frechet == "Frechet distance (ImageNet features)"
-    images = torch.tensor(make_tiles(3, 48)).permute(0, 3, 1, 2)
+    images = as_tensor(make_tiles(3, 48))
     rows = extractor(images)
     assert rows.shape == (3, 1280)
     assert rows.std(0).max() > 0

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy import ndimage
 from scipy.stats import norm
@@ -19,37 +20,42 @@ from pfiles.paths import write_json
 from pfiles.reporting import export, figures
 from pfiles.settings import get_settings
 from pfiles.tiles.dataset import Tiles, load_tiles
-from pfiles.tiles.pixels import as_tensor
+from pfiles.tiles.files import write_tiles
+from pfiles.tiles.pixels import as_array, as_tensor
 
 
 def tissue(n, side=64, seed=0):
-    """Random tiles with structure of the size of nuclei, in the colours of H&E: uint8 (n, side, side, 3)."""
-    noise = np.random.default_rng(seed).standard_normal((n, side, side, 3))
+    """Random tiles with structure of the size of nuclei, in the colours of H&E: uint8 (n, 3, side, side)."""
+    noise = np.random.default_rng(seed).standard_normal((n, side, side, 3))  # axes as ever: the tiles stay the same
     smooth = ndimage.gaussian_filter(noise, (0, 2, 2, 0)) + 0.5 * ndimage.gaussian_filter(noise, (0, 6, 6, 0))
     smooth += smooth.mean(axis=3, keepdims=True)
-    return (np.array([170, 120, 180]) + 35 * smooth / smooth.std()).clip(0, 255).astype(np.uint8)
+    return as_tensor((np.array([170, 120, 180]) + 35 * smooth / smooth.std()).clip(0, 255).astype(np.uint8))
+
+
+def picture(image):
+    return Image.fromarray(as_array(image[None])[0])
 
 
 def as_jpeg(image):
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=75)
-    return np.asarray(Image.open(buffer))
+    picture(image).save(buffer, "JPEG", quality=75)
+    return as_tensor(np.asarray(Image.open(buffer))[None])[0]
 
 
 def moved(image, down, right):
-    return np.roll(image, (down, right), (0, 1))
+    return image.roll((down, right), (1, 2))
 
 
 COPIES = {
     "exact": lambda x: x,
-    "mirrored": lambda x: x[:, ::-1],
-    "turned": lambda x: np.rot90(x, 3),
-    "mirrored and turned": lambda x: np.rot90(x[:, ::-1]),
+    "mirrored": lambda x: x.flip(2),
+    "turned": lambda x: x.rot90(3, (1, 2)),
+    "mirrored and turned": lambda x: x.flip(2).rot90(1, (1, 2)),
     "moved": lambda x: moved(x, 2, -2),
     "jpeg": as_jpeg,
-    "5 % brighter": lambda x: (x * 1.05).clip(0, 255).astype(np.uint8),
-    "5 % darker": lambda x: (x * 0.95).astype(np.uint8),
-    "all of these": lambda x: as_jpeg((np.ascontiguousarray(moved(x[::-1], -1, 2)) * 0.95).astype(np.uint8)),
+    "5 % brighter": lambda x: (x * 1.05).clamp(0, 255).byte(),
+    "5 % darker": lambda x: (x * 0.95).byte(),
+    "all of these": lambda x: as_jpeg((moved(x.flip(1), -1, 2) * 0.95).byte()),
 }
 
 
@@ -62,12 +68,13 @@ def real():
 def planted(real):
     """Honest images 0 ... 29, and behind them a copy of another training tile for each kind of copy."""
     copies = [copy(real.images[10 * i]) for i, copy in enumerate(COPIES.values())]
-    return np.concatenate([tissue(30, seed=1), copies])
+    return torch.cat([tissue(30, seed=1), torch.stack(copies)])
 
 
 def full_search(image, tile):
     """The highest correlation over all views and shifts, one at a time, as the docstring defines it. -> (c, view)"""
-    grey = [x.mean(axis=2) - ndimage.uniform_filter(x.mean(axis=2), 21) for x in (image, tile)]  # 21 of 64 px: 5 / 16
+    grey = [x.numpy().mean(axis=0) for x in (image, tile)]
+    grey = [x - ndimage.uniform_filter(x, 21) for x in grey]  # 21 of 64 px: 5 / 16
     best = []
     for view in range(8):
         a = np.rot90(grey[0], view % 4)
@@ -117,12 +124,13 @@ def test_rows_do_not_depend_on_the_batch(real, planted, monkeypatch):
 def test_a_training_tile_is_laid_over_its_copy(real):
     for quarters in range(4):
         for mirrored in (False, True):
-            copy = np.rot90(moved(real.images[3], -2, 1), quarters)
-            copy = copy[:, ::-1] if mirrored else copy
+            copy = moved(real.images[3], -2, 1).rot90(quarters, (1, 2))
+            copy = copy.flip(2) if mirrored else copy
             row = next(memorisation.nearest_tiles(copy[None], real.images[:5]).itertuples())
-            over = memorisation.aligned(real.images[3], row.view, row.shift_y, row.shift_x)
+            over, inside = memorisation.aligned(real.images[3], row.view, row.shift_y, row.shift_x)
             assert row.tile == 3
-            np.testing.assert_array_equal(over[2:-2, 2:-2], copy[2:-2, 2:-2])
+            assert torch.equal(over[:, 2:-2, 2:-2], copy[:, 2:-2, 2:-2])
+            assert inside.sum() == 62 * 63
 
 
 FAR = [(6, -6), (-10, 3), (0, 16), (16, 16), (-16, 16), (-12, -16), (3, -3), (14, -9)]  # pixels, of 64
@@ -131,43 +139,44 @@ FAR = [(6, -6), (-10, 3), (0, 16), (16, 16), (-16, 16), (-12, -16), (3, -3), (14
 def cut_from_larger(shifts, seed=5):
     """A tile of 64 px from each larger piece of tissue, and the same piece cut `shifts` further down and right."""
     pieces = tissue(len(shifts), side=96, seed=seed)
-    moved = [piece[16 + y : 80 + y, 16 + x : 80 + x] for piece, (y, x) in zip(pieces, shifts, strict=True)]
-    return pieces[:, 16:80, 16:80], np.stack(moved)
+    moved = [piece[:, 16 + y : 80 + y, 16 + x : 80 + x] for piece, (y, x) in zip(pieces, shifts, strict=True)]
+    return pieces[:, :, 16:80, 16:80], torch.stack(moved)
 
 
 def viewed(image, view):
-    return np.ascontiguousarray(np.rot90(image, view % 4)[:, ::-1] if view >= 4 else np.rot90(image, view % 4))
+    turned = image.rot90(view % 4, (1, 2))
+    return turned.flip(2) if view >= 4 else turned
 
 
 def test_copies_shifted_by_up_to_a_quarter_are_caught(real):
     """Each in another view; tile, view and shift are told, and the tile laid over the copy equals it."""
     tiles, copies = cut_from_larger(FAR)
-    copies = np.stack([viewed(copy, view) for view, copy in enumerate(copies)])
-    train = np.concatenate([real.images[:120], tiles])
+    copies = torch.stack([viewed(copy, view) for view, copy in enumerate(copies)])
+    train = torch.cat([real.images[:120], tiles])
     held_out = memorisation.nearest_tiles(real.images[120:], train)
     nearest = memorisation.nearest_tiles(copies, train)
     assert nearest.tile.tolist() == [*range(120, 128)]
     assert nearest.distance.max() < 0.5 * held_out.distance.min()
     for row, tile, copy, (y, x) in zip(nearest.itertuples(), tiles, copies, FAR, strict=True):
         assert (row.shift_y, row.shift_x) == (y, x)
-        over = memorisation.aligned(tile, row.view, row.shift_y, row.shift_x)
-        inside = memorisation.aligned(np.ones_like(tile), row.view, row.shift_y, row.shift_x, mode="constant") == 1
-        assert inside.sum() == 3 * (64 - abs(y)) * (64 - abs(x))
-        np.testing.assert_array_equal(over[inside], copy[inside])
+        over, inside = memorisation.aligned(tile, row.view, row.shift_y, row.shift_x)
+        assert inside.sum() == (64 - abs(y)) * (64 - abs(x))
+        assert torch.equal(over[:, inside], copy[:, inside])
 
 
-@pytest.mark.parametrize("change", [as_jpeg, lambda x: (x * 0.9).astype(np.uint8)])
+@pytest.mark.parametrize("change", [as_jpeg, lambda x: (x * 0.9).byte()])
 def test_shifted_copies_that_were_changed_besides_are_caught(real, change):
     tiles, copies = cut_from_larger(FAR, seed=6)
-    train = np.concatenate([real.images[:120], tiles])
-    nearest = memorisation.nearest_tiles(np.stack([change(copy) for copy in copies]), train)
+    train = torch.cat([real.images[:120], tiles])
+    nearest = memorisation.nearest_tiles(torch.stack([change(copy) for copy in copies]), train)
     assert nearest.tile.tolist() == [*range(120, 128)]
     assert (nearest.distance < 0.35).all()
 
 
 def overlap_correlation(image, tile, y, x):
     """Of grey values less their local mean, where the image and the tile that lies y, x further on overlap."""
-    a, b = (grey.mean(axis=2) - ndimage.uniform_filter(grey.mean(axis=2), 21) for grey in (image, tile))
+    a, b = (x.numpy().mean(axis=0) for x in (image, tile))
+    a, b = (grey - ndimage.uniform_filter(grey, 21) for grey in (a, b))
     rows, columns = (slice(max(0, -d), 64 - max(0, d)) for d in (y, x))
     there, across = (slice(max(0, d), 64 - max(0, -d)) for d in (y, x))
     a, b = a[rows, columns], b[there, across]
@@ -176,7 +185,7 @@ def overlap_correlation(image, tile, y, x):
 
 def test_far_shifts_against_a_full_search(real):
     tiles, copies = cut_from_larger(FAR[:4])
-    nearest = memorisation.nearest_tiles(copies, np.concatenate([real.images[:30], tiles]))
+    nearest = memorisation.nearest_tiles(copies, torch.cat([real.images[:30], tiles]))
     shifts = [(y, x) for y in range(-16, 17) for x in range(-16, 17)]
     for row, copy, tile in zip(nearest.itertuples(), copies, tiles, strict=True):
         found = {shift: overlap_correlation(copy, tile, *shift) for shift in shifts}
@@ -187,27 +196,28 @@ def test_far_shifts_against_a_full_search(real):
 
 def test_empty_background_that_overlaps_is_no_copy():
     """Tissue at the upper and at the lower end, fading into white: tiles shifted such that the white overlaps."""
-    fading = 1 / (1 + np.exp((np.arange(64) - 8.0) / 2))[:, None, None]
+    fading = torch.sigmoid((8 - torch.arange(64.0)) / 2)[:, None]
     fading[fading < 0.02] = 0
     a, b = (tissue(1, seed=seed) for seed in (7, 8))
-    a, b = (200 + f * (x - x.mean(axis=(1, 2), keepdims=True)) for f, x in ((fading, a), (fading[::-1], b)))
-    assert memorisation.nearest_tiles(a.astype(np.uint8), b.astype(np.uint8)).distance[0] > 0.6
+    sides = ((fading, a.double()), (fading.flip(0), b.double()))
+    a, b = (200 + f * (x - x.mean((2, 3), keepdim=True)) for f, x in sides)
+    assert memorisation.nearest_tiles(a.byte(), b.byte()).distance[0] > 0.6
 
 
 def test_coarse_layout_is_no_copy():
     """Tiles that share an empty corner share nothing that could be remembered."""
     a, b = tissue(1, seed=2), tissue(1, seed=3)
-    corner = np.add.outer(np.arange(64), np.arange(64)) < 50
+    corner = torch.arange(64)[:, None] + torch.arange(64) < 50
     for image in (a, b):
-        image[:, corner] = 235
-    plain = np.corrcoef(a.ravel().astype(float), b.ravel().astype(float))[0, 1]
+        image[:, :, corner] = 235
+    plain = np.corrcoef(a.flatten(), b.flatten())[0, 1]
     assert plain > 0.5
     assert memorisation.nearest_tiles(a, b).distance[0] > 0.6
 
 
 def test_a_flat_tile_is_near_to_nothing():
-    flat = np.full((1, 64, 64, 3), 200, np.uint8)
-    assert memorisation.nearest_tiles(flat, np.concatenate([tissue(3), flat])).distance[0] == 1
+    flat = torch.full((1, 3, 64, 64), 200, dtype=torch.uint8)
+    assert memorisation.nearest_tiles(flat, torch.cat([tissue(3), flat])).distance[0] == 1
 
 
 def test_sizes_that_differ_are_refused():
@@ -264,17 +274,19 @@ def test_chance_agrees_with_a_simulation():
     assert np.mean([draw["closer"] > 0 for draw in draws]) == pytest.approx(one_or_more, abs=0.04)
 
 
+def save(path, images):
+    np.save(path, as_array(images))
+
+
 def write_images(folder, images):
-    folder.mkdir(parents=True)
-    for number, image in enumerate(images, start=1):
-        Image.fromarray(image).save(folder / f"{number}.png")
+    write_tiles(folder, range(1, len(images) + 1), images)
     return folder
 
 
 @pytest.fixture
 def arguments(real, planted, tmp_path):
     """Of a command line that exports `planted`, trained on `real`."""
-    np.save(tmp_path / "tiles.npy", real.images)
+    save(tmp_path / "tiles.npy", real.images)
     generated = write_images(tmp_path / "gen", planted)
     return [
         "export",
@@ -304,7 +316,7 @@ def refused(arguments, capsys):
 def test_export_compares_with_the_tiles_the_images_were_made_from(arguments, real, tmp_path, monkeypatch, capsys):
     keep_images(tmp_path, 8)
     generated_with(tmp_path, tmp_path / "tiles.npy")
-    np.save(tmp_path / "others.npy", tissue(180, seed=9))
+    save(tmp_path / "others.npy", tissue(180, seed=9))
     others = [*arguments[:4], str(tmp_path / "others.npy"), *arguments[5:]]
     assert "were made from other tiles (tiles.npy, fingerprint" in refused(others, capsys)
     assert not (tmp_path / "out").exists()
@@ -343,7 +355,7 @@ def test_copies_of_training_tiles_that_were_not_used_are_kept_back(arguments, re
 
 def test_a_shifted_copy_differs_from_its_tile_only_where_they_do_not_overlap(arguments, tmp_path):
     tiles, copies = cut_from_larger(FAR[:3])
-    np.save(tmp_path / "tiles.npy", np.concatenate([tiles, tissue(60, seed=11)]))
+    save(tmp_path / "tiles.npy", torch.cat([tiles, tissue(60, seed=11)]))
     shutil.rmtree(tmp_path / "gen")
     write_images(tmp_path / "gen", copies)
     assert main(arguments) == 0
@@ -363,7 +375,7 @@ def test_export_never_deletes_what_it_did_not_make(arguments, planted, tmp_path,
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert "which is replaced as a whole" in refused(within, capsys)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    Image.fromarray(planted[30]).save(out / "images" / "31.png")  # the copy, which was withheld
+    picture(planted[30]).save(out / "images" / "31.png")  # the copy, which was withheld
     assert "such as images/31.png" in refused(arguments, capsys)
     assert (out / "images" / "31.png").exists()
     (out / "images" / "31.png").unlink()
@@ -435,7 +447,7 @@ def test_published_images_of_231_px_are_brought_back(arguments, real, planted, t
     shutil.rmtree(tmp_path / "gen")
     (tmp_path / "gen").mkdir()
     for number, image in enumerate(planted[28:], start=1):
-        Image.fromarray(image).resize((231, 231), Image.BICUBIC).save(tmp_path / "gen" / f"{number}.jpg", quality=75)
+        picture(image).resize((231, 231), Image.BICUBIC).save(tmp_path / "gen" / f"{number}.jpg", quality=75)
     assert main([*arguments, "--set", "image_size_px=64"]) == 0
     assert "231 px are resized to the tiles' 64 px" in capsys.readouterr().out
     records = json.loads((tmp_path / "out" / "report.json").read_text())["images"]
@@ -469,9 +481,9 @@ BAD = {
     ),
     "out is a file": (lambda p: (p / "out").write_text("keep me"), "is a file"),
     "held-out tiles that were trained on": (
-        lambda p: np.save(p / "tiles.npy", np.concatenate([tissue(60), tissue(6)])), "are themselves copies",
+        lambda p: save(p / "tiles.npy", torch.cat([tissue(60), tissue(6)])), "are themselves copies",
     ),
-    "tiles of another size": (lambda p: np.save(p / "tiles.npy", tissue(30, side=48)), "The tiles of"),
+    "tiles of another size": (lambda p: save(p / "tiles.npy", tissue(30, side=48)), "The tiles of"),
 }  # fmt: skip
 
 
@@ -494,13 +506,14 @@ def test_export_of_one_image(arguments, tmp_path):
 
 
 def test_pairs_are_shown_side_by_side(planted):
-    tiles = as_tensor(planted[:7])
+    tiles = planted[:7]
     figure = figures.show_pairs(tiles, tiles.flip(0), [str(i) for i in range(7)], "title")
     shown = [ax for ax in figure.axes if ax.images]
     assert [ax.get_title() for ax in shown] == [str(i) for i in range(7)]
-    picture = shown[0].images[0].get_array()
-    np.testing.assert_array_equal(picture[2:66, 2:66], planted[0])
-    np.testing.assert_array_equal(picture[2:66, 68:132], planted[6])
+    grid = shown[0].images[0].get_array()
+    both = as_array(planted[[0, 6]])
+    np.testing.assert_array_equal(grid[2:66, 2:66], both[0])
+    np.testing.assert_array_equal(grid[2:66, 68:132], both[1])
 
 
 def test_histograms_of_nearest_distances_are_shares():

@@ -3,18 +3,20 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import wasserstein_distance
 from skimage.color import rgb_from_hed
 
 from pfiles.errors import InputError
 from pfiles.measuring import morphometry
 from pfiles.reporting import figures
+from pfiles.tiles.pixels import as_tensor
 
 
 def image_of(haematoxylin, eosin=0.0, side=64):
-    """uint8 image (1, side, side, 3) from densities: light is 10 ** -(sum of stains times their colour vectors)."""
+    """uint8 image (1, 3, side, side) from densities: light is 10 ** -(sum of stains times their colour vectors)."""
     density = np.broadcast_to(haematoxylin, (1, side, side))[..., None] * rgb_from_hed[0] + eosin * rgb_from_hed[1]
-    return (255 * 10**-density).round().astype(np.uint8)
+    return as_tensor((255 * 10**-density).round().astype(np.uint8))
 
 
 def discs(centres, radius, side=64):
@@ -30,7 +32,7 @@ def test_stain_densities_are_those_the_image_was_made_of(haematoxylin, eosin):
 
 
 def test_a_black_pixel_has_the_density_of_level_1():
-    black = morphometry.stains(np.zeros((1, 1, 1, 3), np.uint8))[0, 0, 0]
+    black = morphometry.stains(torch.zeros(1, 3, 1, 1, dtype=torch.uint8))[0, 0, 0]
     expected = np.linalg.solve(rgb_from_hed.T, np.full(3, np.log10(255))).clip(0)
     np.testing.assert_allclose(black, expected, rtol=1e-4)
 
@@ -54,7 +56,7 @@ def test_nuclei_in_tissue_as_dark_as_nuclei_elsewhere():
 
 def test_nuclei_do_not_reach_into_the_next_image():
     edge = image_of(0.1 + 0.7 * discs([(32, 32)], 6))
-    both = morphometry.measure(np.concatenate([edge, edge, image_of(0.1), edge]))
+    both = morphometry.measure(torch.cat([edge, edge, image_of(0.1), edge]))
     alone = morphometry.measure(edge)
     assert both.nucleus_count.tolist() == [1, 1, 0, 1]
     assert both.nucleus_size_px[0] == both.nucleus_size_px[1] == alone.nucleus_size_px[0]
@@ -65,7 +67,7 @@ def test_pale_discs_are_no_nuclei_whatever_their_contrast():
 
 
 def test_empty_background_has_nothing():
-    row = morphometry.measure(np.full((1, 64, 64, 3), 240, np.uint8)).iloc[0]
+    row = morphometry.measure(torch.full((1, 3, 64, 64), 240, dtype=torch.uint8)).iloc[0]
     assert row.background_fraction == 1
     assert row.nucleus_count == row.nucleus_fraction == 0
     assert np.isnan(row.nucleus_size_px)
@@ -73,24 +75,30 @@ def test_empty_background_has_nothing():
 
 def test_background_is_the_share_of_bright_pixels():
     image = image_of(0.4)
-    image[:, :16] = 200
+    image[:, :, :16] = 200
     assert morphometry.measure(image).background_fraction[0] == 0.25
 
 
 def test_rows_do_not_depend_on_the_batch(monkeypatch):
-    images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+    images = as_tensor(np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8))
     at_once = morphometry.measure(images)
     monkeypatch.setattr(morphometry, "BATCH_SIZE", 3)
     pd.testing.assert_frame_equal(morphometry.measure(images), at_once)
 
 
 def test_the_threshold_lies_between_nuclei_and_the_rest():
-    images = np.concatenate([image_of(h + 0.6 * discs([(20, 20), (44, 40)], 8)) for h in (0.1, 0.12, 0.14)])
+    images = torch.cat([image_of(h + 0.6 * discs([(20, 20), (44, 40)], 8)) for h in (0.1, 0.12, 0.14)])
     assert 0.2 < morphometry.nucleus_threshold(images) < 0.6
 
 
 @pytest.mark.parametrize(
-    "images", [np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3), np.uint8)]
+    "images",
+    [
+        torch.zeros(2, 3, 8, 8),
+        torch.zeros(3, 8, 8, dtype=torch.uint8),
+        torch.zeros(0, 3, 8, 8, dtype=torch.uint8),
+        torch.zeros(2, 8, 8, 3, dtype=torch.uint8),
+    ],
 )
 def test_wrong_images_are_refused(images):
     with pytest.raises(InputError, match="uint8 images of shape"):

@@ -32,7 +32,8 @@ from pfiles.tiles import files, pixels
 def two_sets():
     rng = np.random.default_rng(0)
     a = make_tiles(6, 64)
-    return a, np.clip(a + rng.normal(0, 30, a.shape), 0, 255).astype(np.uint8)
+    b = np.clip(a + rng.normal(0, 30, a.shape), 0, 255).astype(np.uint8)
+    return pixels.as_tensor(a), pixels.as_tensor(b)
 
 
 def test_psnr_by_hand():
@@ -42,7 +43,7 @@ def test_psnr_by_hand():
 
 
 def test_ssim_equals_another_implementation(two_sets):
-    a, b = (torch.tensor(images).permute(0, 3, 1, 2).double() for images in two_sets)
+    a, b = (images.double() for images in two_sets)
     expected = ssim(a, b, data_range=255, size_average=False)
     np.testing.assert_allclose(pairs.ssim(*two_sets), expected, atol=1e-5)
 
@@ -65,7 +66,7 @@ def test_both_readings_of_ssim_equal_scikit_image(a, b):
     gaussian = {"channel_axis": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     for score, reading in ((pairs.ssim, gaussian), (pairs.ssim_published, {"win_size": 3})):
         expected = [structural_similarity(x, y, data_range=255, **reading) for x, y in zip(a, b, strict=True)]
-        np.testing.assert_allclose(score(a, b), expected, atol=2e-5)
+        np.testing.assert_allclose(score(pixels.as_tensor(a), pixels.as_tensor(b)), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("side", [64, 128, 160, 164, 232])
@@ -78,8 +79,8 @@ def test_ms_ssim_enlarges_what_is_too_small(side):
         assert f"images of {side} px are enlarged to 231 px" in pairs.ms_ssim_rule(side)
     else:
         assert f"their own {side} px" in pairs.ms_ssim_rule(side)
-    x, y = (torch.tensor(v).permute(0, 3, 1, 2).float() for v in (x, y))
-    expected = ms_ssim(x, y, data_range=255, size_average=False)
+    a, b, x, y = map(pixels.as_tensor, (a, b, x, y))
+    expected = ms_ssim(x.float(), y.float(), data_range=255, size_average=False)
     assert expected.min() > 0.05
     np.testing.assert_allclose(pairs.ms_ssim(a, b), expected, atol=1e-4)
 
@@ -97,19 +98,18 @@ def test_scores_do_not_depend_on_the_batch(score, two_sets):
 
 
 def same_tile(a, b):
-    return (a == b).all(axis=(1, 2, 3)).astype(float)
+    return (a == b).flatten(1).all(1).double().numpy()
 
 
 def test_controls_pair_as_they_say():
     """The score is one where the partner's cluster is that of the real tile: a tile's grey level is its cluster."""
     labels = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2])
-    real = (labels * 60 + np.arange(9))[:, None, None, None] * np.ones((9, 8, 8, 3))
-    real = real.astype(np.uint8)
+    real = torch.tensor(labels * 60 + np.arange(9), dtype=torch.uint8)[:, None, None, None].expand(9, 3, 8, 8)
 
     def same_cluster(a, b):
-        return (a[:, 0, 0, 0] // 60 == b[:, 0, 0, 0] // 60).astype(float)
+        return (a[:, 0, 0, 0] // 60 == b[:, 0, 0, 0] // 60).double().numpy()
 
-    flat = real.mean(axis=(0, 1, 2)).round()[0]
+    flat = real.double().mean().round().item()
     expected = {
         "generated": 1,
         "another real tile of the cluster": 1,
@@ -125,7 +125,7 @@ def test_controls_pair_as_they_say():
 
 
 def test_controls_without_a_partner_are_left_out():
-    real = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((3, 4, 4, 3), np.uint8)
+    real = torch.arange(3, dtype=torch.uint8)[:, None, None, None].expand(3, 3, 4, 4)
     table = controls.paired_controls(same_tile, real, real, np.array([0, 0, 1]), seed=0)
     assert table.loc["another real tile of the cluster", ["pairs", "mean"]].tolist() == [2, 0]  # the two that have one
     table = controls.paired_controls(same_tile, real, real, np.zeros(3, int), seed=0)
@@ -136,13 +136,13 @@ def test_controls_without_a_partner_are_left_out():
 
 def red(values):
     """Images whose red is the score that `read_red` gives them."""
-    images = np.zeros((len(values), 4, 4, 3), np.uint8)
-    images[..., 0] = np.asarray(values)[:, None, None]
+    images = torch.zeros(len(values), 3, 4, 4, dtype=torch.uint8)
+    images[:, 0] = torch.tensor(values)[:, None, None]
     return images
 
 
 def read_red(a, b):
-    return b[:, 0, 0, 0].astype(float)
+    return b[:, 0, 0, 0].double().numpy()
 
 
 def test_intervals_and_differences_are_right():
@@ -182,7 +182,7 @@ def test_a_verdict_on_a_copier_and_on_a_flat_colour(two_sets):
     assert not table.loc["the real tile itself", "distinguishable"]
     assert table.loc["flat mean colour", "distinguishable"]
     assert "cannot be told from the real tile itself;" in controls.verdict("SSIM", table)
-    flat = np.broadcast_to(real.mean(axis=(0, 1, 2)).round().astype(np.uint8), real.shape)
+    flat = real.double().mean((0, 2, 3), keepdim=True).round().byte().expand(real.shape)
     table = controls.paired_controls(pairs.ssim, real, flat, labels, seed=0)
     assert not table.loc["flat mean colour", "distinguishable"]
     assert table.loc["the real tile itself", ["mean", "low", "high"]].tolist() == pytest.approx([1, 1, 1])
@@ -201,8 +201,8 @@ def test_folders_pair_by_number(tmp_path):
     write(tmp_path / "gen", numbers, tiles, "jpg")  # published files are JPEG
     names, real, generated = files.load_pairs(tmp_path / "org", tmp_path / "gen")
     assert [int(name) for name in names] == sorted(numbers)
-    np.testing.assert_array_equal(real, tiles[np.argsort(numbers)])
-    assert np.abs(real.astype(int) - generated).mean() < 30
+    np.testing.assert_array_equal(pixels.as_array(real), tiles[np.argsort(numbers)])
+    assert (real.int() - generated).abs().float().mean() < 30
 
 
 def test_generated_images_of_another_size_are_resized(tmp_path, capsys):
@@ -215,17 +215,15 @@ def test_generated_images_of_another_size_are_resized(tmp_path, capsys):
 
 def test_the_published_folders_work_as_they_are(tmp_path):
     """231 px JPEG in `org` and `gen_14`: paired by name, scored at their own size, nothing resized."""
-    tiles = np.stack([pixels.resize(make_tiles(6, 128), 231), pixels.resize(make_tiles(6, 128, seed=1), 231)])
-    for folder, images in zip(("org", "gen_14"), tiles, strict=True):
-        write(tmp_path / folder, [1, 2, 10, 3, 11, 4], images, "jpg")
+    for seed, folder in enumerate(("org", "gen_14")):
+        images = pixels.resize(pixels.as_tensor(make_tiles(6, 128, seed)), 231)
+        write(tmp_path / folder, [1, 2, 10, 3, 11, 4], pixels.as_array(images), "jpg")
     names, real, generated = files.load_pairs(tmp_path / "org", tmp_path / "gen_14")
     assert names == ["1", "2", "3", "4", "10", "11"]
-    assert real.shape == generated.shape == (6, 231, 231, 3)
+    assert real.shape == generated.shape == (6, 3, 231, 231)
     assert "their own 231 px" in pairs.ms_ssim_rule(231)
-    x, y = (torch.tensor(v).permute(0, 3, 1, 2).float() for v in (real, generated))
-    np.testing.assert_allclose(
-        pairs.ms_ssim(real, generated), ms_ssim(x, y, data_range=255, size_average=False), atol=1e-4
-    )
+    expected = ms_ssim(real.float(), generated.float(), data_range=255, size_average=False)
+    np.testing.assert_allclose(pairs.ms_ssim(real, generated), expected, atol=1e-4)
 
 
 def test_an_unreadable_image_is_named(tmp_path):
@@ -370,7 +368,7 @@ def test_lpips_score_takes_uint8(two_sets):
     state = {name: torch.rand(tensor.shape) for name, tensor in network.state_dict().items()}
     network.load_state_dict(state)
     a, b = two_sets
-    x, y = (torch.tensor(v).permute(0, 3, 1, 2).float() / 127.5 - 1 for v in two_sets)
+    x, y = (v.float() / 127.5 - 1 for v in two_sets)
     np.testing.assert_allclose(pairs.lpips_score(network)(a, b), network(x, y).flatten(), rtol=1e-4)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from pfiles.errors import InputError
 from pfiles.measuring import spectrum
@@ -12,12 +13,12 @@ from pfiles.reporting import figures
 def cosine(cycles, side=64, axis=1, amplitude=50):
     wave = 128 + amplitude * np.cos(2 * np.pi * cycles * np.arange(side) / side)
     tile = np.broadcast_to(wave[:, None] if axis == 0 else wave, (side, side))
-    return np.repeat(tile[None, :, :, None], 3, axis=3).round().astype(np.uint8)
+    return torch.tensor(tile).round().byte().expand(1, 3, side, side)
 
 
 def noise(n=60, side=64, seed=0, level=20):
-    values = np.random.default_rng(seed).normal(128, level, (n, side, side, 1))
-    return np.clip(values, 0, 255).astype(np.uint8).repeat(3, axis=3)
+    values = np.random.default_rng(seed).normal(128, level, (n, 1, side, side))
+    return torch.tensor(np.clip(values, 0, 255).astype(np.uint8)).repeat(1, 3, 1, 1)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -64,7 +65,7 @@ def test_rings_by_the_plain_definition():
 @pytest.mark.parametrize("rows", [True, False])
 def test_a_grid_is_found(every, found, rows):
     real, drawn = noise(60), noise(60, seed=1)
-    (drawn if rows else drawn.transpose(0, 2, 1, 3))[:, ::every] += 8
+    (drawn if rows else drawn.mT)[:, :, ::every] += 8
     bands, lines = spectrum.compare(real, {"generated": drawn})
     for at in ("a quarter", "a half"):
         assert 0.5 < lines.loc["real", at] < 1.5
@@ -78,7 +79,10 @@ def test_blur_lacks_fine_detail_and_no_band_of_real_tiles_does():
     from scipy.ndimage import gaussian_filter
 
     real = noise(100)
-    sets = {"again": noise(100, seed=1), "blurred": gaussian_filter(noise(100, seed=2), (0, 1, 1, 0))}
+    sets = {
+        "again": noise(100, seed=1),
+        "blurred": torch.tensor(gaussian_filter(noise(100, seed=2).numpy(), (0, 0, 1, 1))),
+    }
     bands, lines = spectrum.compare(real, sets)
     assert list(bands.index) == spectrum.band_names()
     assert bands.index[0] == "0.00 to 0.05"
@@ -96,17 +100,17 @@ def test_blur_lacks_fine_detail_and_no_band_of_real_tiles_does():
 def test_what_has_no_spectrum():
     tiles = noise(3)
     for wrong, sentence in (
-        (tiles.astype(float), "but got float64"),
-        (tiles[:, :32], r"but got uint8 of shape \(3, 32, 64, 3\)"),
-        (tiles[:, :16, :16], "at least 32 px, but got 3 of 16 px"),
+        (tiles.double(), "but got torch.float64"),
+        (tiles[:, :, :32], r"but got torch.uint8 of shape \(3, 3, 32, 64\)"),
+        (tiles[:, :, :16, :16], "at least 32 px, but got 3 of 16 px"),
         (tiles[:0], "but got 0 of 64 px"),
     ):
         with pytest.raises(InputError, match=sentence):
             spectrum.power_spectrum(wrong)
     with pytest.raises(InputError, match="one size, but got 64 px, 32 px"):
-        spectrum.compare(tiles, {"generated": tiles[:, :32, :32]})
+        spectrum.compare(tiles, {"generated": tiles[:, :, :32, :32]})
     with pytest.raises(InputError, match="no power"):
-        spectrum.compare(np.full_like(tiles, 100), {"generated": tiles})
+        spectrum.compare(torch.full_like(tiles, 100), {"generated": tiles})
 
 
 def test_verdict_names_bands():

@@ -12,13 +12,14 @@ from PIL import Image
 
 from pfiles.__main__ import main
 from pfiles.checkpoints import save_weights
-from pfiles.clustering import make_clustering
+from pfiles.clustering import make_clusterer
 from pfiles.errors import InputError
 from pfiles.latents import encode_tiles, predict_clusters
 from pfiles.machine.runtime import seeded
 from pfiles.measuring import features, fidelity, two_sample, usefulness
 from pfiles.reporting import evaluation, figures, page
 from pfiles.tiles import pixels
+from pfiles.tiles.files import write_tiles
 from pfiles.vqvae import VQVAE
 
 N = 40
@@ -48,14 +49,18 @@ def noisy(tiles, seed=0, level=12):
     return np.clip(tiles + noise, 0, 255).astype(np.uint8)
 
 
+def noisy_images(*args):
+    return pixels.as_tensor(noisy(make_tiles(*args), args[2]))
+
+
 @pytest.fixture
 def real():
-    return noisy(make_tiles(N, 32, seed=3))
+    return pixels.as_tensor(noisy(make_tiles(N, 32, seed=3)))
 
 
 def folders(tmp_path, real, generated):
-    write(tmp_path / "org", range(1, len(real) + 1), real)
-    write(tmp_path / "gen", range(1, len(generated) + 1), generated)
+    for name, images in (("org", real), ("gen", generated)):
+        write_tiles(tmp_path / name, range(1, len(images) + 1), images)
     return ["--real", str(tmp_path / "org"), "--generated", str(tmp_path / "gen"), "--out", str(tmp_path / "out")]
 
 
@@ -67,7 +72,7 @@ def table_of(extractor, real, held_out, generated):
 def test_references_order_generators():
     """Held-out tiles are the floor; a copier is at 0; a flat colour is where the flat reference is; blur in between."""
     extractor = features.random_convolutions()
-    real, held_out, generated = (noisy(make_tiles(120, 48, seed), seed) for seed in (3, 4, 5))
+    real, held_out, generated = (noisy_images(120, 48, seed) for seed in (3, 4, 5))
     table = table_of(extractor, real, held_out, generated)
     assert list(table.index) == ["generated", "held-out real tiles", "blurred real tiles", "flat mean colour"]
     assert table.images.tolist() == [120] * 4
@@ -78,7 +83,7 @@ def test_references_order_generators():
     copied = table_of(extractor, real, held_out, real).loc["generated"]
     assert copied[extractor.frechet] == pytest.approx(0, abs=1e-6)
     assert copied[["precision", "recall", "density", "coverage"]].tolist() == [1, 1, 1, 1]
-    flat = np.broadcast_to(real.mean(axis=(0, 1, 2)).round().astype(np.uint8), real.shape)
+    flat = real.double().mean((0, 2, 3), keepdim=True).round().byte().expand(real.shape)
     table = table_of(extractor, real, held_out, flat)
     pd.testing.assert_series_equal(table.loc["generated"], table.loc["flat mean colour"], check_names=False)
     assert table.loc["generated", "recall"] == 0
@@ -135,7 +140,7 @@ def test_evaluate_writes_the_whole_table(tmp_path, real, capsys):
     (tmp_path / "c.csv").write_text("".join(f"0.5,0.5,{label},0.9\n" for label in labels))
     vqvae = VQVAE(**SIZES)
     save_weights(vqvae, tmp_path / "vqvae.pth", {"settings": {"autoencoder": {"vqvae": SIZES}}})
-    arguments = folders(tmp_path, real, noisy(real, 1, 30))
+    arguments = folders(tmp_path, real, pixels.as_tensor(noisy(pixels.as_array(real), 1, 30)))
     more = ["--clusters-csv", str(tmp_path / "c.csv"), "--autoencoder", str(tmp_path / "vqvae.pth")]
     assert main(["evaluate", *arguments, *more]) == 0
     printed = capsys.readouterr().out
@@ -228,7 +233,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_sentence(case, tmp_path, capsys):
-    images = make_tiles(N, 32)
+    images = pixels.as_tensor(make_tiles(N, 32))
     arguments = folders(tmp_path, images, images)
     make, sentence = BAD[case]
     assert main(["evaluate", *arguments, *make(tmp_path)]) == 2
@@ -242,7 +247,7 @@ def test_bad_input_is_one_sentence(case, tmp_path, capsys):
 
 
 def test_images_too_small_for_the_measures(tmp_path, capsys):
-    images = make_tiles(N, 16)
+    images = pixels.as_tensor(make_tiles(N, 16))
     assert_refused(["evaluate", *folders(tmp_path, images, images)], capsys, tmp_path / "out")
 
 
@@ -368,10 +373,10 @@ def test_all_sections_with_everything_known(real):
     """A generator that draws real tiles: what it must be said of it, with held-out tiles and both judges."""
     with seeded("sections"):
         vqvae = VQVAE(**SIZES).eval()
-        clustering = make_clustering("kmeans", 16, 3)
+        clustering = make_clusterer("kmeans", 16, 3)
         torch.nn.init.normal_(clustering.centroids)
     rng = np.random.default_rng(0)
-    sides = [noisy(make_tiles(n, 32, seed=s), s) for n, s in ((60, 3), (44, 4), (30, 5))]
+    sides = [noisy_images(n, 32, seed) for n, seed in ((60, 3), (44, 4), (30, 5))]
     labels = [rng.integers(0, 3, len(side)) for side in sides]
     sets = evaluation.Sets(*sides, *labels, vqvae, clustering, 3)
     assert sets.k == 3
@@ -395,7 +400,7 @@ def test_all_sections_with_everything_known(real):
     ]  # fmt: skip
     condition = by_title["Condition"].scores
     assert set(condition["details"]) == {"the clusters", "second judge"}
-    codes = encode_tiles(vqvae, pixels.as_tensor(sides[1]))
+    codes = encode_tiles(vqvae, sides[1])
     agree = (predict_clusters(vqvae, clustering, codes)[0].numpy() == labels[1]).mean()
     assert condition["share_assigned_to_requested_cluster"] == pytest.approx(agree)
     assert len(condition["by_cluster"]) == 3

@@ -17,9 +17,9 @@ from torchvision.transforms import functional as tvf
 
 from pfiles.errors import InputError
 from pfiles.learning.loop import epoch_batches
-from pfiles.tiles import builtin, sources, views
+from pfiles.tiles import builtin, dataset, sources, views
 from pfiles.tiles.dataset import load_tiles
-from pfiles.tiles.pixels import evenly_spaced, to_uint8, to_unit
+from pfiles.tiles.pixels import as_array, as_tensor, evenly_spaced, to_uint8, to_unit
 from pfiles.tiles.views import affine, random_affine, random_dihedral
 
 
@@ -53,7 +53,7 @@ def test_folder_and_zip_are_read_in_sorted_order(tmp_path, tiles):
         for path in (tmp_path / "tiles").rglob("*"):
             archive.write(path, path.relative_to(tmp_path))
     for source in ("tiles", "tiles.zip"):
-        np.testing.assert_array_equal(load_tiles(tmp_path / source, 48).images, expected)
+        np.testing.assert_array_equal(as_array(load_tiles(tmp_path / source, 48).images), expected)
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [("jpg", "JPEG"), ("JPEG", "JPEG"), ("tif", "TIFF"), ("tiff", "TIFF")])
@@ -61,23 +61,24 @@ def test_other_image_formats(tmp_path, tiles, suffix, kind):
     for i, tile in enumerate(tiles):
         (tmp_path / f"{i:02}.{suffix}").write_bytes(encode(tile, kind))
     images = load_tiles(tmp_path, 48).images
-    assert images.shape == tiles.shape
-    assert np.abs(images.astype(int) - tiles).mean() < 30
+    assert images.shape == (30, 3, 48, 48)
+    assert (images.int() - as_tensor(tiles)).abs().float().mean() < 30
 
 
 def test_alpha_is_dropped(tmp_path, tiles):
     for i, tile in enumerate(tiles):
         alpha = np.full((48, 48, 1), 255, np.uint8)
         (tmp_path / f"{i:02}.png").write_bytes(encode(np.concatenate([tile, alpha], axis=2)))
-    np.testing.assert_array_equal(load_tiles(tmp_path, 48).images, tiles)
+    np.testing.assert_array_equal(as_array(load_tiles(tmp_path, 48).images), tiles)
 
 
 def test_published_layout_uses_slot_0_and_stays_on_disk(tmp_path, tiles):
     stains = np.stack([tiles, 255 - tiles], axis=1)  # (N, 2, 48, 48, 3)
     np.save(tmp_path / "stains.npy", stains)
     images = load_tiles(tmp_path / "stains.npy", 48).images
-    assert isinstance(images, np.memmap)
-    np.testing.assert_array_equal(images, tiles)
+    np.testing.assert_array_equal(as_array(images), tiles)
+    np.load(tmp_path / "stains.npy", mmap_mode="r+")[3, 0] = 7
+    assert (images[3] == 7).all()
 
 
 @pytest.mark.parametrize(("n", "n_test"), [(22, 2), (30, 2), (110, 10), (115, 10)])
@@ -104,7 +105,7 @@ def test_embedded_tiles_are_cut_from_the_slide_and_split_by_region(monkeypatch):
     for i, (name, x, y, side, mpp) in enumerate(tiles.positions):
         assert (name, side, mpp) == ("CMU-1-Small-Region", 128, 0.499)
         tile = slide[y : y + 128, x : x + 128]
-        np.testing.assert_array_equal(tiles.images[i], tile)
+        np.testing.assert_array_equal(tiles.images[i].permute(1, 2, 0), tile)
         assert (np.ptp(tile, axis=2) > 20).mean() >= 0.5
         margin = 32 if i in training else 0
         (trained if i in training else tested)[max(y - margin, 0) : y + 128 + margin, x : x + 128] = True
@@ -122,26 +123,26 @@ def test_positions_of_embedded_tiles_know_the_scale_of_smaller_tiles():
 def test_all_tissues_of_the_embedded_slide_are_on_both_sides(side):
     """Epidermis is violet, dermis pink, keratin dark and so loose that glass shows through it."""
     tiles = load_tiles("embedded", 64)
-    red, green, blue = np.moveaxis(tiles.images[getattr(tiles, side)].astype(int), 3, 0)
+    red, green, blue = tiles.tensor(getattr(tiles, side)).int().unbind(1)
     dark, glass = red + green + blue < 270, green > 225
-    share = {name: mask.mean(axis=(1, 2)) for name, mask in (
+    share = {name: mask.float().mean((1, 2)) for name, mask in (
         ("epidermis", (red < blue + 8) & (red + green + blue < 400)), ("dermis", (red > blue + 20) & (red > 150)),
         ("glass", glass), ("dark", dark),
     )}  # fmt: skip
     for name in ("epidermis", "dermis"):
-        assert (share[name] > 0.5).mean() > 0.1, name
-    assert (share["glass"] > 0.35).mean() > 0.02
-    assert ((share["glass"] > 0.1) & (share["dark"] > 0.2)).mean() > 0.02
+        assert (share[name] > 0.5).float().mean() > 0.1, name
+    assert (share["glass"] > 0.35).float().mean() > 0.02
+    assert ((share["glass"] > 0.1) & (share["dark"] > 0.2)).float().mean() > 0.02
 
 
 def test_embedded_ihc_crops_and_their_disjoint_regions():
     tiles = load_tiles("embedded-ihc", 128)
-    assert tiles.images.shape[1:] == (128, 128, 3)
-    image = data_image()
+    assert tiles.images.shape[1:] == (3, 128, 128)
+    images, image = as_array(tiles.images), data_image()
     right = {image[top : top + 128, left : left + 128].tobytes() for top in range(385) for left in range(352, 385)}
-    assert all(tiles.images[i].tobytes() in right for i in tiles.test)
+    assert all(images[i].tobytes() in right for i in tiles.test)
     left = image[:, :352]
-    assert all(tile_is_in(tiles.images[i], left) for i in tiles.train[:: len(tiles.train) // 7])
+    assert all(tile_is_in(images[i], left) for i in tiles.train[:: len(tiles.train) // 7])
 
 
 def data_image():
@@ -162,8 +163,8 @@ def test_environment_variable_names_the_default(npy, monkeypatch):
 
 def test_larger_tiles_are_averaged(npy, tiles):
     images = load_tiles(npy, 16).images
-    expected = torch.nn.functional.avg_pool2d(torch.tensor(tiles).permute(0, 3, 1, 2).double(), 3)
-    np.testing.assert_allclose(images.astype(int), expected.permute(0, 2, 3, 1), atol=0.5)
+    expected = torch.nn.functional.avg_pool2d(as_tensor(tiles).double(), 3)
+    torch.testing.assert_close(images.double(), expected, rtol=0, atol=0.5)
 
 
 def test_max_train_tiles_says_what_it_does(npy, capsys):
@@ -227,7 +228,7 @@ def test_pixels_are_hashed_once_while_the_files_stay_as_they_are(tmp_path, tiles
         data = changes = Path(shutil.make_archive(str(tmp_path / "tiles"), "zip", tmp_path / "tiles"))
     first = load_tiles(data, 48).fingerprint()
     reads = []
-    monkeypatch.setattr(np, "ascontiguousarray", lambda array: reads.append(1) or array)
+    monkeypatch.setattr(dataset, "as_array", lambda images: reads.append(1) or as_array(images))
     loaded = load_tiles(data, 48)
     reads.clear()
     assert loaded.fingerprint() == first
@@ -363,7 +364,7 @@ def test_more_clusters_than_training_tiles(npy):
 
 def test_real_tissue_zip():
     tiles = load_tiles(shared("data/lung_he_5500.zip"), 128)
-    assert tiles.images.shape == (5500, 128, 128, 3)
+    assert tiles.images.shape == (5500, 3, 128, 128)
     np.testing.assert_array_equal(tiles.test, np.arange(5000, 5500))
 
 
@@ -410,7 +411,7 @@ def test_names_sort_by_folder_in_folders_and_zips(tmp_path, tiles):
             archive.write(path, path.relative_to(tmp_path / "tiles"))
     expected = np.concatenate([tiles[0::2], tiles[1::2]])
     for source in ("tiles", "tiles.zip"):
-        np.testing.assert_array_equal(load_tiles(tmp_path / source, 48).images, expected)
+        np.testing.assert_array_equal(as_array(load_tiles(tmp_path / source, 48).images), expected)
 
 
 def test_evenly_spaced():
