@@ -9,13 +9,25 @@ networks      blocks, vqvae, discriminator, unet_cond_base, classifier, linear_n
 latents       codes of tiles, their clusters, and the latents a UNet works on; clustering: both kinds of clusters
 checkpoints   networks on disk, and what each belongs to
 learning/     loop, losses, log, resume; autoencoder and diffusion: what each training draws and learns
-drawing/      sampling, samplers, generator: images from noise
+drawing/      sampling, samplers, generator: images from noise; in_diffusers: a generator as diffusers loads it
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
               small network of both); efficientnet; spectrum; morphometry; memorisation
-reporting/    figures, tables, page, evaluation, export: what people look at
+reporting/    figures, tables, page, evaluation, export, card: what people look at
 session       a run, opened once: `open_run` gives notebooks and commands all of the above
+share         a run's generator in a folder for others
 __main__      the command line
 
 Importing a module starts nothing: no device, no seed, no download, no file. Images are uint8 tensors of shape
 (N, 3, H, W), and float in [0, 1] where a network computes, unless a docstring says otherwise.
 """
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """`from pfiles import Generator`, without torch where only pfiles is imported."""
+    if name == "Generator":
+        from pfiles.drawing.generator import Generator
+
+        return Generator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,11 +7,12 @@
     torchrun --nproc-per-node 4 -m pfiles cells part_1_training --data PATH --out DIR
     python -m pfiles evaluate --real DIR --generated DIR
     python -m pfiles export --generated DIR --data PATH --out DIR
+    python -m pfiles share --run DIR --out FOLDER --card card.toml
 
 The notebooks are the only place where the order of work within a step is written; `demo` and `run` only run them one
 after the other with the given parameters, and print what they recorded. `draw` draws tiles with trained networks, such
 as the small ones that come with the project, `tile` cuts slides into tiles, `evaluate` compares two folders of images,
-`export` copies the generated images that repeat no training tile.
+`export` copies the generated images that repeat no training tile, `share` writes a run's generator for others.
 """
 
 import argparse
@@ -45,6 +46,7 @@ from pfiles.machine.locks import locked
 from pfiles.machine.runtime import pick_device, versions
 from pfiles.measuring.features import EXTRACTORS
 from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, write_json
+from pfiles.reporting.card import BLANKS, read_card
 from pfiles.settings import PRESETS, Settings, get_settings
 from pfiles.tiles.dataset import EMBEDDED, load_tiles
 from pfiles.tiles.files import generated_files, read_images, refuse_other_images, write_tiles
@@ -125,6 +127,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--out", required=True, metavar="DIR", help="new folder: images/, report.json, closest_pairs.png"
     )
+    share = commands.add_parser(
+        "share", help="a run's generator in a folder for others, with a card that says what it is"
+    )
+    _add_sharing(share)
     for command in (run, cells, export):
         command.add_argument("--data", help=".npy, folder or .zip of tiles, or 'embedded'; default $KPC_DATA, or that")
         command.add_argument("--preset", default="paper", help=f"{', '.join(PRESETS)}; default paper")
@@ -157,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_tiling(tile)
     actions = {draw: _draw, demo: _run, run: _run, cells: _cells, tile: _tile, evaluate: _evaluate, export: _export}
+    actions[share] = _share
     for command, action in actions.items():
         command.set_defaults(run=action)
     return parser
@@ -186,6 +193,42 @@ def _add_tiling(tile: argparse.ArgumentParser) -> None:
     tile.add_argument("--pseudonyms", action="store_true", help="call slides S001 ...; the key is written beside DIR")
 
 
+def _add_sharing(share: argparse.ArgumentParser) -> None:
+    share.add_argument("--run", required=True, metavar="DIR", dest="folder", help="folder of a finished run")
+    share.add_argument("--out", required=True, metavar="FOLDER", help="new folder: networks, README.md, sheet.jpg")
+    share.add_argument("--card", metavar="FILE", help="TOML or JSON that says the following; options count more")
+    for name, meaning in BLANKS.items():
+        share.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=meaning.replace("%", "%%"))
+    for name in ("data", "preset", "clustering"):
+        share.add_argument(f"--{name}", help="of the run, where its summary.json does not say it")
+    share.add_argument("--clusters", type=int, metavar="K", help="likewise")
+    share.add_argument("--set", action="append", metavar="NAME=VALUE", dest="overrides", help="likewise")
+
+
+def _share(args: argparse.Namespace) -> int:
+    from pfiles.session import open_run  # seconds to import
+    from pfiles.share import share
+
+    folder, out = expand(args.folder).absolute(), expand(args.out).absolute()
+    card = read_card(args.card and expand(args.card), {name: getattr(args, name) for name in BLANKS})
+    known = read_json(folder / "summary.json", {}).get("run", {})
+    data = _data(args.data) if args.data or "data" not in known else known["data"]
+    preset = args.preset or known.get("preset", "paper")
+    overrides = known.get("overrides", {}) if args.overrides is None else _overrides(args.overrides)
+    clusters, kind = (
+        args.clusters or known.get("n_clusters", 14),
+        args.clustering or known.get("clustering", "classifier"),
+    )
+    run = open_run("share", clusters, kind, data, preset, overrides, out=folder)
+    gate = share(run, out, card, preset=preset, overrides=overrides)
+    print(
+        f"The gate passed: {gate['closer']:.1%} of {gate['images']} generated tiles are as near to a training tile as "
+        f"the closest 1 % of held-out tiles.\n{out} is ready. Read its README.md. To put it on the Hugging Face hub:\n"
+        f"    hf auth login\n    hf upload YOUR-NAME/NAME-OF-THE-GENERATOR {out}"
+    )
+    return 0
+
+
 def _tile(args: argparse.Namespace) -> int:
     tiling = Tiling(**{field.name: getattr(args, field.name) for field in fields(Tiling)})
     table = None if args.slides_csv is None else expand(args.slides_csv).absolute()
@@ -196,6 +239,8 @@ def _tile(args: argparse.Namespace) -> int:
 
 def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     """The values for the notebooks' parameter cells; refuses wrong ones before any work."""
+    if not (ROOT / f"{NOTEBOOKS[0]}.ipynb").exists():
+        raise InputError("The notebooks do not come with the installed package: run this in a checkout of the code.")
     overrides = _overrides(args.overrides)
     settings = get_settings(args.preset, overrides)
     check_clustering(args.clustering)
