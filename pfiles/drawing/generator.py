@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -294,9 +295,11 @@ class Generator(
 
     def to_diffusers(self, folder: str | Path) -> None:
         """Write the networks and the sampler in the layout of the library diffusers, see `in_diffusers`."""
+        if find_spec("diffusers") is None:
+            raise InputError("This needs the package diffusers: pip install -c constraints.txt diffusers.")
         from pfiles.drawing.in_diffusers import make_pipeline  # seconds to import
 
-        make_pipeline(self).save_pretrained(folder)
+        make_pipeline(self.unet, self.space, self.settings).save_pretrained(folder)
 
 
 def find_generator(folder: str | Path) -> Path:

@@ -28,11 +28,13 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from pfiles import unet_cond_base, vqvae
-from pfiles.drawing.generator import Generator
 from pfiles.drawing.samplers import make_solver
+from pfiles.latents import LatentSpace
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import eval_mode
+from pfiles.settings import Settings
+from pfiles.unet_cond_base import UNet
+from pfiles.vqvae import VQVAE
 
 
 class TileUNet(ModelMixin, ConfigMixin):
@@ -48,7 +50,7 @@ class TileUNet(ModelMixin, ConfigMixin):
         drawing: Mapping[str, Any],
     ):  # fmt: skip
         super().__init__()
-        self.unet = unet_cond_base.UNet(in_channels, num_class_embeds, **arguments)
+        self.unet = UNet(in_channels, num_class_embeds, **arguments)
 
     def forward(self, sample: Tensor, timestep: Tensor | int, class_labels: Tensor | None = None) -> UNet2DOutput:
         """Latents (B, C, h, w), a time step, clusters (B,), 0-based, or -1 for none -> noise or velocity."""
@@ -61,7 +63,7 @@ class TileVQVAE(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, arguments: Mapping[str, Any], mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        self.vqvae = vqvae.VQVAE(**arguments)
+        self.vqvae = VQVAE(**arguments)
         self.register_buffer("shift", torch.tensor(mean)[:, None, None])
         self.register_buffer("scale", torch.tensor(std)[:, None, None])
 
@@ -104,21 +106,20 @@ class TilePipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=self.numpy_to_pil(images) if output_type == "pil" else images)
 
 
-def make_pipeline(generator: Generator) -> TilePipeline:
-    """The pipeline that draws what `generator` draws, with copies of its weights."""
-    settings, space = generator.settings, generator.space
+def make_pipeline(unet: UNet, space: LatentSpace, settings: Settings) -> TilePipeline:
+    """The pipeline that draws what these networks of a `Generator` draw, with copies of their weights."""
     diffusion, how = settings.diffusion, settings.sampling
     channels, side, _ = space.vqvae.latent_shape(settings.image_size_px)
     ours = LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
     timesteps = None if how.sampler == "unipc" else make_solver(how.sampler, ours, how.steps).timesteps
     drawing = {"timesteps": timesteps, "num_steps": how.steps, "guidance": how.guidance}
-    unet = TileUNet(channels, generator.n_clusters, side, dict(diffusion.unet), drawing)
-    unet.unet.load_state_dict(generator.unet.state_dict())
+    predictor = TileUNet(channels, unet.class_emb.num_embeddings, side, dict(diffusion.unet), drawing)
+    predictor.unet.load_state_dict(unet.state_dict())
     scaling = space.as_json() or {"mean": [0.0] * channels, "std": [1.0] * channels}
     decoder = TileVQVAE(dict(settings.autoencoder.vqvae) | {"upsampling": settings.autoencoder.upsampling}, **scaling)
     decoder.vqvae.load_state_dict(space.vqvae.state_dict())
     scheduler = _scheduler(how.sampler, ours, {"noise": "epsilon", "v": "v_prediction"}[diffusion.prediction])
-    return TilePipeline(unet.eval(), decoder.eval(), scheduler)
+    return TilePipeline(predictor.eval(), decoder.eval(), scheduler)
 
 
 def _scheduler(sampler: str, ours: LinearNoiseScheduler, prediction: str) -> SchedulerMixin:
