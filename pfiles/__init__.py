@@ -3,6 +3,7 @@
 errors        the one exception for mistakes a user can mend
 machine/      processes, locks, runtime, speed, pretrained: the machine a run happens on
 settings      every hyper-parameter, by preset
+choices       what run.toml says of a run, in one place for all notebooks
 paths         where files lie, and how they are written; identity: which run a file belongs to
 tiles/        slides, builtin, files, sources, split, tiler, dataset (tiles and their split), pixels, views
 networks      blocks, vqvae, discriminator, unet_cond_base, classifier, linear_noise_scheduler, lpips, lpips_metric
@@ -14,7 +15,7 @@ measuring/    pairs and controls; features and distribution; fidelity; two_sampl
               small network of both); efficientnet; spectrum; morphometry; memorisation
 reporting/    figures, tables, page, evaluation, export, card: what people look at
 session       a run, opened once: `open_run` gives notebooks and commands all of the above
-share         a run's generator in a folder for others
+share         a run's generator in a folder for others; watch: a training seen from outside
 __main__      the command line
 
 Importing a module starts nothing: no device, no seed, no download, no file. Images are uint8 tensors of shape

@@ -6,13 +6,15 @@
     python -m pfiles run --data PATH --preset NAME --clusters 14 --clustering classifier --out DIR
     torchrun --nproc-per-node 4 -m pfiles cells part_1_training --data PATH --out DIR
     python -m pfiles evaluate --real DIR --generated DIR
+    python -m pfiles watch --out DIR
     python -m pfiles export --generated DIR --data PATH --out DIR
     python -m pfiles share --run DIR --out FOLDER --card card.toml
 
 The notebooks are the only place where the order of work within a step is written; `demo` and `run` only run them one
 after the other with the given parameters, and print what they recorded. `draw` draws tiles with trained networks, such
 as the small ones that come with the project, `tile` cuts slides into tiles, `evaluate` compares two folders of images,
-`export` copies the generated images that repeat no training tile, `share` writes a run's generator for others.
+`watch` shows a running training, `export` copies the generated images that repeat no training tile, `share` writes a
+run's generator for others.
 """
 
 import argparse
@@ -36,6 +38,7 @@ import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
+from pfiles.choices import DEFAULTS, choose
 from pfiles.clustering import CLUSTERINGS, check_clustering, make_clusterer
 from pfiles.discriminator import Discriminator
 from pfiles.drawing.generator import starting_weights
@@ -131,12 +134,15 @@ def _parser() -> argparse.ArgumentParser:
         "share", help="a run's generator in a folder for others, with a card that says what it is"
     )
     _add_sharing(share)
+    watch = commands.add_parser("watch", help="a running training: rate, time left, last epochs, newest picture")
+    watch.add_argument("--out", metavar="DIR", help="the run's folder; default: this repository's own folders")
+    watch.add_argument("--once", action="store_true", help="look once instead of until it is done")
     for command in (run, cells, export):
         command.add_argument("--data", help=".npy, folder or .zip of tiles, or 'embedded'; default $KPC_DATA, or that")
-        command.add_argument("--preset", default="paper", help=f"{', '.join(PRESETS)}; default paper")
+        command.add_argument("--preset", help=f"{', '.join(PRESETS)}; default paper")
     for command in (run, cells):
-        command.add_argument("--clusters", type=int, default=14, metavar="K", help="number of clusters; default 14")
-        command.add_argument("--clustering", default="classifier", help=f"{' or '.join(CLUSTERINGS)}")
+        command.add_argument("--clusters", type=int, metavar="K", help="number of clusters; default 14")
+        command.add_argument("--clustering", help=f"{' or '.join(CLUSTERINGS)}; default classifier")
     for command in (demo, run, cells):
         command.add_argument("--out", help="folder for all results; default: this repository's own folders")
         command.add_argument("--seed", type=int, help="the notebooks' own seeds where this is not given")
@@ -147,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
     for command in (demo, run, cells):
         command.add_argument("--restart", action="store_true", help="train anew where a run was begun before")
+        command.set_defaults(is_demo=command is demo)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show where in the code an input was refused")
     evaluate.add_argument("--real", required=True, metavar="DIR", help="real images, such as org")
@@ -163,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_tiling(tile)
     actions = {draw: _draw, demo: _run, run: _run, cells: _cells, tile: _tile, evaluate: _evaluate, export: _export}
-    actions[share] = _share
+    actions |= {share: _share, watch: _watch}
     for command, action in actions.items():
         command.set_defaults(run=action)
     return parser
@@ -229,6 +236,13 @@ def _share(args: argparse.Namespace) -> int:
     return 0
 
 
+def _watch(args: argparse.Namespace) -> int:
+    from pfiles.watch import watch  # seconds to import
+
+    watch(None if args.out is None else expand(args.out).absolute(), once=args.once)
+    return 0
+
+
 def _tile(args: argparse.Namespace) -> int:
     tiling = Tiling(**{field.name: getattr(args, field.name) for field in fields(Tiling)})
     table = None if args.slides_csv is None else expand(args.slides_csv).absolute()
@@ -241,13 +255,22 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     """The values for the notebooks' parameter cells; refuses wrong ones before any work."""
     if not (ROOT / f"{NOTEBOOKS[0]}.ipynb").exists():
         raise InputError("The notebooks do not come with the installed package: run this in a checkout of the code.")
-    overrides = _overrides(args.overrides)
-    settings = get_settings(args.preset, overrides)
-    check_clustering(args.clustering)
-    out = None if args.out is None else str(expand(args.out).absolute())
-    Paths(args.clusters, out, args.clustering)
-    data = _data(args.data)
-    _try_networks(settings, args.clusters, args.clustering)
+    given = {
+        "n_clusters": args.clusters, "clustering": args.clustering, "data": args.data, "preset": args.preset,
+        "overrides": _overrides(args.overrides), "seed": args.seed,
+        "out": None if args.out is None else str(expand(args.out).absolute()),
+    }  # fmt: skip
+    if args.is_demo:
+        os.environ["KPC_RUN_TOML"] = ""
+    chosen = choose(given)
+    os.environ["KPC_RUN_TOML"] = ""  # it has been read: the notebooks are told what was chosen
+    n_clusters, clustering, overrides = chosen["n_clusters"], chosen["clustering"], chosen["overrides"]
+    settings = get_settings(chosen["preset"], overrides)
+    check_clustering(clustering)
+    Paths(n_clusters, chosen["out"], clustering)
+    told = args.data is None and chosen["data"] not in (None, *EMBEDDED)  # by run.toml
+    data = str((ROOT / expand(chosen["data"])).resolve()) if told else _data(chosen["data"])
+    _try_networks(settings, n_clusters, clustering)
     diffusion, sampling = settings.diffusion, settings.sampling
     scheduler = LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
     make_solver(sampling.sampler, scheduler, sampling.steps)
@@ -255,18 +278,11 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError("sampling.num_generated must be at least 2, as part 13 compares distributions, but is 1.")
     if settings.start_from is not None:
         starting_weights(settings.start_from)
-    load_tiles(data, settings.image_size_px, settings.max_train_tiles, args.clusters)
-
-    parameters = {
-        "n_clusters": args.clusters,
-        "clustering": args.clustering,
-        "data": data,
-        "preset": args.preset,
-        "overrides": overrides,
-        "out": out,
-        "restart": args.restart,
-    }
-    return parameters if args.seed is None else {**parameters, "seed": args.seed}
+    load_tiles(data, settings.image_size_px, settings.max_train_tiles, n_clusters)
+    parameters = {**chosen, "data": data, "restart": args.restart}
+    if args.seed is None and chosen["seed"] == DEFAULTS["seed"]:
+        del parameters["seed"]  # each notebook's own
+    return parameters
 
 
 def _try_networks(settings: Settings, n_clusters: int, clustering: str) -> None:
@@ -313,8 +329,8 @@ def run_cells(notebook: Path, parameters: Mapping[str, Any]) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     parameters = _parameters(args)
-    settings = get_settings(args.preset, parameters["overrides"])
-    paths = Paths(args.clusters, parameters["out"], args.clustering)
+    settings = get_settings(parameters["preset"], parameters["overrides"])
+    paths = Paths(parameters["n_clusters"], parameters["out"], parameters["clustering"])
     _refuse_read_only(paths.root)
     restart = paths.root / "restart.json"
     if args.restart:
@@ -382,7 +398,7 @@ def _export(args: argparse.Namespace) -> int:
     from pfiles.measuring.pairs import PUBLISHED_SIDE
     from pfiles.reporting import export  # seconds to import
 
-    settings = get_settings(args.preset, _overrides(args.overrides))
+    settings = get_settings(args.preset or "paper", _overrides(args.overrides))
     generated, out = (expand(folder).absolute() for folder in (args.generated, args.out))
     side = read_images(generated_files(generated)[:1]).shape[2]
     if side == PUBLISHED_SIDE:  # tiles enlarged by the authors' way of saving them
