@@ -15,7 +15,7 @@ measuring/    pairs and controls; features and distribution; fidelity; two_sampl
               small network of both); efficientnet; spectrum; morphometry; memorisation
 reporting/    figures, tables, page, evaluation, export, card: what people look at
 session       a run, opened once: `open_run` gives notebooks and commands all of the above
-share         a run's generator in a folder for others; watch: a training seen from outside
+check         is this machine ready for a run; watch: a training seen from outside; share: a generator for others
 __main__      the command line
 
 Importing a module starts nothing: no device, no seed, no download, no file. Images are uint8 tensors of shape

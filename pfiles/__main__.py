@@ -1,6 +1,7 @@
 """The command line: run the notebooks in order, without a browser.
 
     python -m pfiles draw --from starter --cluster 3 --number 64 --out DIR
+    python -m pfiles check --data PATH --preset NAME
     python -m pfiles demo [--out DIR]
     python -m pfiles tile SLIDE_OR_FOLDER ... --out DIR
     python -m pfiles run --data PATH --preset NAME --clusters 14 --clustering classifier --out DIR
@@ -13,8 +14,8 @@
 The notebooks are the only place where the order of work within a step is written; `demo` and `run` only run them one
 after the other with the given parameters, and print what they recorded. `draw` draws tiles with trained networks, such
 as the small ones that come with the project, `tile` cuts slides into tiles, `evaluate` compares two folders of images,
-`watch` shows a running training, `export` copies the generated images that repeat no training tile, `share` writes a
-run's generator for others.
+`check` says whether this machine is ready for a run and how long it will take, `watch` shows a running training,
+`export` copies the generated images that repeat no training tile, `share` writes a run's generator for others.
 """
 
 import argparse
@@ -137,16 +138,18 @@ def _parser() -> argparse.ArgumentParser:
     watch = commands.add_parser("watch", help="a running training: rate, time left, last epochs, newest picture")
     watch.add_argument("--out", metavar="DIR", help="the run's folder; default: this repository's own folders")
     watch.add_argument("--once", action="store_true", help="look once instead of until it is done")
-    for command in (run, cells, export):
+    check = commands.add_parser("check", help="is this machine ready for a run, and how long will it take")
+    check.add_argument("--fast", action="store_true", help="measure no steps, and estimate no times")
+    for command in (run, cells, export, check):
         command.add_argument("--data", help=".npy, folder or .zip of tiles, or 'embedded'; default $KPC_DATA, or that")
         command.add_argument("--preset", help=f"{', '.join(PRESETS)}; default paper")
-    for command in (run, cells):
+    for command in (run, cells, check):
         command.add_argument("--clusters", type=int, metavar="K", help="number of clusters; default 14")
         command.add_argument("--clustering", help=f"{' or '.join(CLUSTERINGS)}; default classifier")
-    for command in (demo, run, cells):
+    for command in (demo, run, cells, check):
         command.add_argument("--out", help="folder for all results; default: this repository's own folders")
         command.add_argument("--seed", type=int, help="the notebooks' own seeds where this is not given")
-    for command in (demo, run, cells, export):
+    for command in (demo, run, cells, export, check):
         command.add_argument(
             "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
             help="change a setting, such as training.epochs=2; may be repeated",
@@ -170,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_tiling(tile)
     actions = {draw: _draw, demo: _run, run: _run, cells: _cells, tile: _tile, evaluate: _evaluate, export: _export}
-    actions |= {share: _share, watch: _watch}
+    actions |= {share: _share, watch: _watch, check: _check}
     for command, action in actions.items():
         command.set_defaults(run=action)
     return parser
@@ -234,6 +237,15 @@ def _share(args: argparse.Namespace) -> int:
         f"    hf auth login\n    hf upload YOUR-NAME/NAME-OF-THE-GENERATOR {out}"
     )
     return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from pfiles.check import check  # seconds to import
+
+    out = None if args.out is None else expand(args.out).absolute()
+    data = None if args.data is None else _data(args.data)
+    overrides = _overrides(args.overrides)
+    return int(not check(args.clusters, args.clustering, data, args.preset, overrides, out, not args.fast))
 
 
 def _watch(args: argparse.Namespace) -> int:

@@ -39,7 +39,8 @@ def choose(given: Mapping[str, Any]) -> dict[str, Any]:
     chosen = DEFAULTS
     for file in _files():
         told = read_choices(file)
-        print(f"From {file}: {', '.join(f'{name} = {value!r}' for name, value in told.items()) or 'nothing'}.")
+        if told:
+            print(f"From {file}: {', '.join(f'{name} = {value!r}' for name, value in told.items())}.")
         chosen = _over(chosen, told)
     for name in given.keys() & DEFAULTS.keys():
         if name != "overrides" and chosen[name] not in (given[name], DEFAULTS[name]):

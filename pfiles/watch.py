@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from pfiles.choices import choose
 from pfiles.errors import InputError
 from pfiles.learning.log import PICTURES, PROGRESS, SHOWN
 from pfiles.machine.processes import in_notebook
@@ -45,7 +46,7 @@ class Progress(NamedTuple):
 
 def look(out: str | Path | None = None) -> Progress:
     """The training below the folder `out` (None: this repository) that was heard of last; InputError where none was."""
-    root = (ROOT / expand(out or "")).resolve()
+    root = (ROOT / expand(choose({"out": out})["out"] or "")).resolve()
     folders = [*root.glob("kpc_ldm/*_training"), *root.glob("clusters_*/models_*/*")]
     found = [(read_json(folder / PROGRESS)["at"], folder) for folder in folders if (folder / PROGRESS).exists()]
     if not found:
