@@ -93,6 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = None
     try:
         args = _parser().parse_args(arguments)
+        if not args.reads_choices:
+            os.environ["KPC_RUN_TOML"] = ""
         return args.run(args)
     except (InputError, OSError) as error:
         if args is not None and args.debug:
@@ -156,7 +158,6 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
     for command in (demo, run, cells):
         command.add_argument("--restart", action="store_true", help="train anew where a run was begun before")
-        command.set_defaults(is_demo=command is demo)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show where in the code an input was refused")
     evaluate.add_argument("--real", required=True, metavar="DIR", help="real images, such as org")
@@ -175,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     actions = {draw: _draw, demo: _run, run: _run, cells: _cells, tile: _tile, evaluate: _evaluate, export: _export}
     actions |= {share: _share, watch: _watch, check: _check}
     for command, action in actions.items():
-        command.set_defaults(run=action)
+        command.set_defaults(run=action, reads_choices=command in (run, cells, check, watch))
     return parser
 
 
@@ -272,8 +273,6 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
         "overrides": _overrides(args.overrides), "seed": args.seed,
         "out": None if args.out is None else str(expand(args.out).absolute()),
     }  # fmt: skip
-    if args.is_demo:
-        os.environ["KPC_RUN_TOML"] = ""
     chosen = choose(given)
     os.environ["KPC_RUN_TOML"] = ""  # it has been read: the notebooks are told what was chosen
     n_clusters, clustering, overrides = chosen["n_clusters"], chosen["clustering"], chosen["overrides"]

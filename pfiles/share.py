@@ -6,7 +6,7 @@ Nothing in the folder tells from whose tissue it learnt: no path, no file name, 
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,12 @@ TILES_SHOWN = 8  # of each cluster
 
 
 def share(
-    run: OpenRun, folder: Path, card: Mapping[str, str], names: Sequence[str] | None = None, preset: str = "",
+    run: OpenRun, folder: Path, card: Mapping[str, str], preset: str = "",
     overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Write the new `folder`, all at once: config.json, model.safetensors, README.md and sheet.jpg.
 
-    card: see `read_card`. names: of the clusters. preset, overrides: the run's, for the card.
+    card: see `read_card`. preset, overrides: the run's, for the card.
     Returns the result of the gate: how many generated tiles of the run are near to a training tile. InputError where it
     fails, and where a text in the folder would name a path, a file, a slide or a patient.
     """
@@ -45,7 +45,6 @@ def share(
         raise InputError(f"{folder} is there already: name a new folder.")
     gate = _gate(run)
     generator, source = run.generator(), _source(run)
-    generator.names = names
     if source is not None and source.positions is not None:
         generator.mpp = float(np.median(run.tiles.positions.mpp))
     part = folder.with_name(f".{folder.name}.part")
@@ -71,8 +70,8 @@ def share(
 def _gate(run: OpenRun) -> dict[str, float]:
     """How near the run's generated tiles are to its training tiles; InputError where they repeat them."""
     tiles = run.tiles
-    images = read_generated(list(run.generated().values()), tiles.images.shape[1])
-    train, held_out = (np.ascontiguousarray(tiles.images[part]) for part in (tiles.train, tiles.test))
+    images = read_generated(list(run.generated().values()), tiles.images.shape[2])
+    train, held_out = (tiles.tensor(part) for part in (tiles.train, tiles.test))
     nearest, nearest_held_out = (nearest_tiles(some, train).distance for some in (images, held_out))
     found, leak = judge(nearest, nearest_held_out, tiles.source)
     if leak:
@@ -98,7 +97,7 @@ def _card(
     preset: str, overrides: Mapping[str, Any],
 ) -> str:  # fmt: skip
     cells = {name: value.replace("|", "\\|") for name, value in card.items()}
-    names = [name.replace("|", "\\|") for name in generator.names or [""] * generator.n_clusters]
+    names = [generator.names.get(number, "").replace("|", "\\|") for number in range(1, generator.n_clusters + 1)]
     rows = [f"| {i} | {name} | {s:.1%} |" for i, (name, s) in enumerate(zip(names, generator.shares, strict=True), 1)]
     positions = None if source is None else source.positions
     patients = set() if source is None else set(source.patients) - {""}

@@ -79,7 +79,7 @@ class Generator(
     clusterer: a network from latents to cluster logits, see `clustering`. space: the latents that the UNet learnt.
     shares: of the training tiles in each cluster (k,), by which clusters are drawn when none are asked for.
     about: whatever else is known, in plain values; it stays with the folder.
-    names: of the k clusters, as people call them. mpp: microns per pixel of the tiles. None: not known.
+    names: of clusters, by their numbers from 1. mpp: microns per pixel of the tiles; None: not known.
     """
 
     unet: UNet
@@ -88,8 +88,8 @@ class Generator(
     settings: Settings
     shares: Tensor
     about: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict)
     speed: Speed = PLAIN
-    names: Sequence[str] | None = None
     mpp: float | None = None
 
     @property
@@ -146,11 +146,11 @@ class Generator(
 
     def cluster_named(self, name: str) -> int:
         """The cluster, 0-based, that is called so; InputError tells the nearest names where none is."""
-        names = list(self.names or ())
-        if name not in names:
-            near = ", ".join(get_close_matches(name, names, cutoff=0) or ["none has a name"])
+        numbers = {called: number for number, called in self.names.items()}
+        if name not in numbers:
+            near = ", ".join(get_close_matches(name, numbers, cutoff=0) or ["none has a name"])
             raise InputError(f"No cluster is called {name!r}: choose its number, or a name such as these: {near}.")
-        return names.index(name)
+        return numbers[name] - 1
 
     def assign(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The cluster (N,), 0-based, of uint8 images (N, 3, S, S) and its probability (N,), both on the CPU."""
@@ -173,7 +173,7 @@ class Generator(
             "settings": {name: _value(self.settings, name) for name in NEEDED},
             "latent_scaling": self.space.as_json(),
             "cluster_shares": [round(share, 6) for share in self.shares.tolist()],
-            "cluster_names": None if self.names is None else list(self.names),
+            "cluster_names": {str(number): name for number, name in self.names.items()},
             "mpp": self.mpp,
             "about": dict(self.about),
         }
@@ -200,9 +200,10 @@ class Generator(
                 network.to(device).eval().requires_grad_(False)
             space = LatentSpace.from_json(vqvae, config["latent_scaling"])
             shares = torch.tensor(config["cluster_shares"])
-            names, mpp = config.get("cluster_names"), config.get("mpp")
-            return cls(unet, networks["clusterer"], space, settings, shares, config["about"], names=names, mpp=mpp)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            names = {int(number): str(name) for number, name in config.get("cluster_names", {}).items()}
+            mpp = config.get("mpp")
+            return cls(unet, networks["clusterer"], space, settings, shares, config["about"], names, mpp=mpp)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             why = str(error).partition("\n")[0]
             raise InputError(f"{folder} does not hold a generator that fits together ({why}): get it anew.") from error
 

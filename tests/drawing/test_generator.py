@@ -142,11 +142,11 @@ def serve(folder):
 
 
 def test_saved_as_pretrained_it_comes_back_to_the_bit_from_folder_and_hub(generator, tmp_path, monkeypatch):
-    named = replace(generator, names=["keratin", "dermis", "glass | <b>"], mpp=0.5)
+    named = replace(generator, names={1: "keratin", 2: "dermis", 3: "glass | <b>"}, mpp=0.5)
     named.save_pretrained(tmp_path / "g")
     assert {path.name for path in (tmp_path / "g").iterdir()} == {"config.json", "model.safetensors", "README.md"}
     config = json.loads((tmp_path / "g" / "config.json").read_text())
-    assert config["cluster_names"] == ["keratin", "dermis", "glass | <b>"]
+    assert config["cluster_names"] == {"1": "keratin", "2": "dermis", "3": "glass | <b>"}
     assert config["mpp"] == 0.5
     assert config["cluster_shares"] == [0.5, 0, 0.5]
     assert config["settings"]["sampling.sampler"] == "dpm-solver++"
@@ -175,7 +175,7 @@ def test_the_starter_is_a_pretrained_one_as_well():
 
 def test_one_cluster_by_number_or_name(generator):
     assert torch.equal(generator.draw(2, 3, 7), generator.draw([2, 2, 2], seed=7))
-    named = replace(generator, names=["keratin", "dermis", "glass"])
+    named = replace(generator, names={1: "keratin", 3: "glass"})
     assert torch.equal(named.draw("glass", 3, 7), generator.draw(2, 3, 7))
     with pytest.raises(InputError, match=r"No cluster is called 'keratine': .* such as these: keratin"):
         named.draw("keratine")
