@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo lab test lint bench clean
 
 demo: .venv/installed  ## the whole pipeline on embedded tissue, results in runs/demo
 	$(BIN)/python -m pfiles demo --out runs/demo
+
+lab: .venv/installed  ## JupyterLab in the browser, on the notebook to begin with
+	$(BIN)/jupyter lab start_here.ipynb
 
 test: lint  ## all tests; one thread per process, as two processes share the cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup

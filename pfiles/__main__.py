@@ -1,17 +1,21 @@
 """The command line: run the notebooks in order, without a browser.
 
     python -m pfiles draw --from starter --cluster 3 --number 64 --out DIR
+    python -m pfiles check --data PATH --preset NAME
     python -m pfiles demo [--out DIR]
     python -m pfiles tile SLIDE_OR_FOLDER ... --out DIR
     python -m pfiles run --data PATH --preset NAME --clusters 14 --clustering classifier --out DIR
     torchrun --nproc-per-node 4 -m pfiles cells part_1_training --data PATH --out DIR
     python -m pfiles evaluate --real DIR --generated DIR
+    python -m pfiles watch --out DIR
     python -m pfiles export --generated DIR --data PATH --out DIR
+    python -m pfiles share --run DIR --out FOLDER --card card.toml
 
 The notebooks are the only place where the order of work within a step is written; `demo` and `run` only run them one
 after the other with the given parameters, and print what they recorded. `draw` draws tiles with trained networks, such
 as the small ones that come with the project, `tile` cuts slides into tiles, `evaluate` compares two folders of images,
-`export` copies the generated images that repeat no training tile.
+`check` says whether this machine is ready for a run and how long it will take, `watch` shows a running training,
+`export` copies the generated images that repeat no training tile, `share` writes a run's generator for others.
 """
 
 import argparse
@@ -35,6 +39,7 @@ import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
+from pfiles.choices import DEFAULTS, choose
 from pfiles.clustering import CLUSTERINGS, check_clustering, make_clusterer
 from pfiles.discriminator import Discriminator
 from pfiles.drawing.generator import starting_weights
@@ -45,6 +50,7 @@ from pfiles.machine.locks import locked
 from pfiles.machine.runtime import pick_device, versions
 from pfiles.measuring.features import EXTRACTORS
 from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, write_json
+from pfiles.reporting.card import BLANKS, read_card
 from pfiles.settings import PRESETS, Settings, get_settings
 from pfiles.tiles.dataset import EMBEDDED, load_tiles
 from pfiles.tiles.files import generated_files, read_images, refuse_other_images, write_tiles
@@ -87,6 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = None
     try:
         args = _parser().parse_args(arguments)
+        if not args.reads_choices:
+            os.environ["KPC_RUN_TOML"] = ""
         return args.run(args)
     except (InputError, OSError) as error:
         if args is not None and args.debug:
@@ -125,16 +133,25 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--out", required=True, metavar="DIR", help="new folder: images/, report.json, closest_pairs.png"
     )
-    for command in (run, cells, export):
+    share = commands.add_parser(
+        "share", help="a run's generator in a folder for others, with a card that says what it is"
+    )
+    _add_sharing(share)
+    watch = commands.add_parser("watch", help="a running training: rate, time left, last epochs, newest picture")
+    watch.add_argument("--out", metavar="DIR", help="the run's folder; default: this repository's own folders")
+    watch.add_argument("--once", action="store_true", help="look once instead of until it is done")
+    check = commands.add_parser("check", help="is this machine ready for a run, and how long will it take")
+    check.add_argument("--fast", action="store_true", help="measure no steps, and estimate no times")
+    for command in (run, cells, export, check):
         command.add_argument("--data", help=".npy, folder or .zip of tiles, or 'embedded'; default $KPC_DATA, or that")
-        command.add_argument("--preset", default="paper", help=f"{', '.join(PRESETS)}; default paper")
-    for command in (run, cells):
-        command.add_argument("--clusters", type=int, default=14, metavar="K", help="number of clusters; default 14")
-        command.add_argument("--clustering", default="classifier", help=f"{' or '.join(CLUSTERINGS)}")
-    for command in (demo, run, cells):
+        command.add_argument("--preset", help=f"{', '.join(PRESETS)}; default paper")
+    for command in (run, cells, check):
+        command.add_argument("--clusters", type=int, metavar="K", help="number of clusters; default 14")
+        command.add_argument("--clustering", help=f"{' or '.join(CLUSTERINGS)}; default classifier")
+    for command in (demo, run, cells, check):
         command.add_argument("--out", help="folder for all results; default: this repository's own folders")
         command.add_argument("--seed", type=int, help="the notebooks' own seeds where this is not given")
-    for command in (demo, run, cells, export):
+    for command in (demo, run, cells, export, check):
         command.add_argument(
             "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
             help="change a setting, such as training.epochs=2; may be repeated",
@@ -157,8 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_tiling(tile)
     actions = {draw: _draw, demo: _run, run: _run, cells: _cells, tile: _tile, evaluate: _evaluate, export: _export}
+    actions |= {share: _share, watch: _watch, check: _check}
     for command, action in actions.items():
-        command.set_defaults(run=action)
+        command.set_defaults(run=action, reads_choices=command in (run, cells, check, watch))
     return parser
 
 
@@ -186,6 +204,58 @@ def _add_tiling(tile: argparse.ArgumentParser) -> None:
     tile.add_argument("--pseudonyms", action="store_true", help="call slides S001 ...; the key is written beside DIR")
 
 
+def _add_sharing(share: argparse.ArgumentParser) -> None:
+    share.add_argument("--run", required=True, metavar="DIR", dest="folder", help="folder of a finished run")
+    share.add_argument("--out", required=True, metavar="FOLDER", help="new folder: networks, README.md, sheet.jpg")
+    share.add_argument("--card", metavar="FILE", help="TOML or JSON that says the following; options count more")
+    for name, meaning in BLANKS.items():
+        share.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=meaning.replace("%", "%%"))
+    for name in ("data", "preset", "clustering"):
+        share.add_argument(f"--{name}", help="of the run, where its summary.json does not say it")
+    share.add_argument("--clusters", type=int, metavar="K", help="likewise")
+    share.add_argument("--set", action="append", metavar="NAME=VALUE", dest="overrides", help="likewise")
+
+
+def _share(args: argparse.Namespace) -> int:
+    from pfiles.session import open_run  # seconds to import
+    from pfiles.share import share
+
+    folder, out = expand(args.folder).absolute(), expand(args.out).absolute()
+    card = read_card(args.card and expand(args.card), {name: getattr(args, name) for name in BLANKS})
+    known = read_json(folder / "summary.json", {}).get("run", {})
+    data = _data(args.data) if args.data or "data" not in known else known["data"]
+    preset = args.preset or known.get("preset", "paper")
+    overrides = known.get("overrides", {}) if args.overrides is None else _overrides(args.overrides)
+    clusters, kind = (
+        args.clusters or known.get("n_clusters", 14),
+        args.clustering or known.get("clustering", "classifier"),
+    )
+    run = open_run("share", clusters, kind, data, preset, overrides, out=folder)
+    gate = share(run, out, card, preset=preset, overrides=overrides)
+    print(
+        f"The gate passed: {gate['closer']:.1%} of {gate['images']} generated tiles are as near to a training tile as "
+        f"the closest 1 % of held-out tiles.\n{out} is ready. Read its README.md. To put it on the Hugging Face hub:\n"
+        f"    hf auth login\n    hf upload YOUR-NAME/NAME-OF-THE-GENERATOR {out}"
+    )
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from pfiles.check import check  # seconds to import
+
+    out = None if args.out is None else expand(args.out).absolute()
+    data = None if args.data is None else _data(args.data)
+    overrides = _overrides(args.overrides)
+    return int(not check(args.clusters, args.clustering, data, args.preset, overrides, out, not args.fast))
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from pfiles.watch import watch  # seconds to import
+
+    watch(None if args.out is None else expand(args.out).absolute(), once=args.once)
+    return 0
+
+
 def _tile(args: argparse.Namespace) -> int:
     tiling = Tiling(**{field.name: getattr(args, field.name) for field in fields(Tiling)})
     table = None if args.slides_csv is None else expand(args.slides_csv).absolute()
@@ -196,13 +266,22 @@ def _tile(args: argparse.Namespace) -> int:
 
 def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     """The values for the notebooks' parameter cells; refuses wrong ones before any work."""
-    overrides = _overrides(args.overrides)
-    settings = get_settings(args.preset, overrides)
-    check_clustering(args.clustering)
-    out = None if args.out is None else str(expand(args.out).absolute())
-    Paths(args.clusters, out, args.clustering)
-    data = _data(args.data)
-    _try_networks(settings, args.clusters, args.clustering)
+    if not (ROOT / f"{NOTEBOOKS[0]}.ipynb").exists():
+        raise InputError("The notebooks do not come with the installed package: run this in a checkout of the code.")
+    given = {
+        "n_clusters": args.clusters, "clustering": args.clustering, "data": args.data, "preset": args.preset,
+        "overrides": _overrides(args.overrides), "seed": args.seed,
+        "out": None if args.out is None else str(expand(args.out).absolute()),
+    }  # fmt: skip
+    chosen = choose(given)
+    os.environ["KPC_RUN_TOML"] = ""  # it has been read: the notebooks are told what was chosen
+    n_clusters, clustering, overrides = chosen["n_clusters"], chosen["clustering"], chosen["overrides"]
+    settings = get_settings(chosen["preset"], overrides)
+    check_clustering(clustering)
+    Paths(n_clusters, chosen["out"], clustering)
+    told = args.data is None and chosen["data"] not in (None, *EMBEDDED)  # by run.toml
+    data = str((ROOT / expand(chosen["data"])).resolve()) if told else _data(chosen["data"])
+    _try_networks(settings, n_clusters, clustering)
     diffusion, sampling = settings.diffusion, settings.sampling
     scheduler = LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
     make_solver(sampling.sampler, scheduler, sampling.steps)
@@ -210,18 +289,11 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError("sampling.num_generated must be at least 2, as part 13 compares distributions, but is 1.")
     if settings.start_from is not None:
         starting_weights(settings.start_from)
-    load_tiles(data, settings.image_size_px, settings.max_train_tiles, args.clusters)
-
-    parameters = {
-        "n_clusters": args.clusters,
-        "clustering": args.clustering,
-        "data": data,
-        "preset": args.preset,
-        "overrides": overrides,
-        "out": out,
-        "restart": args.restart,
-    }
-    return parameters if args.seed is None else {**parameters, "seed": args.seed}
+    load_tiles(data, settings.image_size_px, settings.max_train_tiles, n_clusters)
+    parameters = {**chosen, "data": data, "restart": args.restart}
+    if args.seed is None and chosen["seed"] == DEFAULTS["seed"]:
+        del parameters["seed"]  # each notebook's own
+    return parameters
 
 
 def _try_networks(settings: Settings, n_clusters: int, clustering: str) -> None:
@@ -268,8 +340,8 @@ def run_cells(notebook: Path, parameters: Mapping[str, Any]) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     parameters = _parameters(args)
-    settings = get_settings(args.preset, parameters["overrides"])
-    paths = Paths(args.clusters, parameters["out"], args.clustering)
+    settings = get_settings(parameters["preset"], parameters["overrides"])
+    paths = Paths(parameters["n_clusters"], parameters["out"], parameters["clustering"])
     _refuse_read_only(paths.root)
     restart = paths.root / "restart.json"
     if args.restart:
@@ -337,7 +409,7 @@ def _export(args: argparse.Namespace) -> int:
     from pfiles.measuring.pairs import PUBLISHED_SIDE
     from pfiles.reporting import export  # seconds to import
 
-    settings = get_settings(args.preset, _overrides(args.overrides))
+    settings = get_settings(args.preset or "paper", _overrides(args.overrides))
     generated, out = (expand(folder).absolute() for folder in (args.generated, args.out))
     side = read_images(generated_files(generated)[:1]).shape[2]
     if side == PUBLISHED_SIDE:  # tiles enlarged by the authors' way of saving them

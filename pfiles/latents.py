@@ -35,7 +35,8 @@ def encode_tiles(vqvae: VQVAE, images: Tensor) -> Tensor:
 def reconstruct(vqvae: VQVAE, images: Tensor) -> Tensor:
     """uint8 images (N, 3, H, W) -> the autoencoder's output for them, in [0, 1], on images' device."""
     with eval_mode(vqvae):
-        return torch.cat([vqvae(to_unit(batch))[0].clamp(0, 1) for batch in images.split(BATCH_SIZE)])
+        batches = progress(images.split(BATCH_SIZE), desc="reconstruct", unit="batch", leave=False, delay=2)
+        return torch.cat([vqvae(to_unit(batch))[0].clamp(0, 1) for batch in batches])
 
 
 @dataclass(frozen=True)

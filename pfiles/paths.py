@@ -13,7 +13,9 @@ from typing import IO, Any
 from pfiles.errors import InputError
 from pfiles.machine.processes import is_first
 
-ROOT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[1]
+# where relative paths start: the repository or, for an installed package, the folder that a command was started in
+ROOT = CHECKOUT if (CHECKOUT / "train_autoencoder.ipynb").exists() else Path.cwd()
 
 
 @dataclass(frozen=True)

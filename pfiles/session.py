@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pfiles import checkpoints
+from pfiles.choices import choose
 from pfiles.classifier import Classifier
 from pfiles.clustering import check_clustering, fit_kmeans, make_clusterer
 from pfiles.discriminator import Discriminator, PolishDiscriminator
@@ -20,9 +21,17 @@ from pfiles.drawing.generator import Generator, begin_from, starting_weights
 from pfiles.drawing.sampling import GENERATED_WITH, generate_to_folder
 from pfiles.errors import InputError
 from pfiles.identity import Identity, same_identity, without
-from pfiles.latents import LatentSpace, encode_tiles, encode_views, latent_batches, pair_labels, predict_clusters
+from pfiles.latents import (
+    LatentSpace,
+    encode_tiles,
+    encode_views,
+    latent_batches,
+    pair_labels,
+    predict_clusters,
+    reconstruct,
+)
 from pfiles.learning import autoencoder, diffusion
-from pfiles.learning.log import History
+from pfiles.learning.log import PICTURED, History
 from pfiles.learning.loop import Job
 from pfiles.learning.resume import restarts
 from pfiles.machine import processes
@@ -33,11 +42,12 @@ from pfiles.reporting import figures, tables
 from pfiles.settings import Settings, StageSettings, get_settings
 from pfiles.tiles.dataset import Tiles, load_tiles
 from pfiles.tiles.files import image_files, list_images, load_pairs, refuse_other_images, write_tiles
-from pfiles.tiles.pixels import evenly_spaced
+from pfiles.tiles.pixels import evenly_spaced, to_uint8
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
 
 NOT_COMPARED = ("seed", "settings.precision")  # may change between a training and who reads what it made
+PICTURE_STEPS = 10  # denoising steps of the tiles that show how far a training is
 MADE_FROM = "made_from.json"  # in the folder of training images: their identity
 
 
@@ -51,24 +61,34 @@ class Networks(NamedTuple):
 
 def open_run(
     notebook: str,
-    n_clusters: int = 14,
-    clustering: str = "classifier",
+    n_clusters: int | None = None,
+    clustering: str | None = None,
     data: str | Path | None = None,
-    preset: str = "paper",
+    preset: str | None = None,
     overrides: Mapping[str, Any] | None = None,
-    seed: int = 765,
+    seed: int | None = None,
     out: str | Path | None = None,
     restart: bool | str = False,
 ) -> "OpenRun":
     """Open the run that these parameters describe; nothing is read but the settings until it is asked for.
 
+    What is None is as run.toml says, see `choices`, and otherwise as published.
     notebook: who opens it, such as "part_1_training"; its numbers are recorded under that name.
     n_clusters: k. clustering: "classifier" or "kmeans". data: see `load_tiles`. preset, overrides: see `get_settings`.
     out: folder for all results; None: this repository. restart: train anew instead of going on.
     """
-    check_clustering(clustering)
-    settings = get_settings(preset, overrides)
-    return OpenRun(notebook, n_clusters, clustering, data, settings, seed, Paths(n_clusters, out, clustering), restart)
+    given = {
+        "n_clusters": n_clusters, "clustering": clustering, "data": data, "preset": preset, "overrides": overrides,
+        "seed": seed, "out": out,
+    }  # fmt: skip
+    chosen = choose(given)
+    check_clustering(chosen["clustering"])
+    settings = get_settings(chosen["preset"], chosen["overrides"])
+    paths = Paths(chosen["n_clusters"], chosen["out"], chosen["clustering"])
+    return OpenRun(
+        notebook, chosen["n_clusters"], chosen["clustering"], chosen["data"], chosen["preset"], settings,
+        chosen["seed"], paths, restart,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +99,7 @@ class OpenRun:
     n_clusters: int
     clustering: str
     data: str | Path | None
+    preset: str
     settings: Settings
     seed: int
     paths: Paths
@@ -172,6 +193,7 @@ class OpenRun:
             perceptual=perceptual,
             settings=settings,
             job=self._job("autoencoder", self.paths.training_folder("autoencoder"), identity, settings.batch_size),
+            picture=self._reconstructed,
         )
         if settings.polish.epochs:
             with seeded(self.seed, "polish"):
@@ -188,6 +210,7 @@ class OpenRun:
                 settings=settings.polish,
                 clip_norm=settings.clip_norm,
                 job=self._job("polish", self.paths.training_folder("polish"), begun, settings.polish.batch_size),
+                picture=self._reconstructed,
             )
         about = {**identity, "epochs": len(history)}
         if not checkpoints.is_saved(vqvae, self.paths.autoencoder, about):
@@ -255,9 +278,24 @@ class OpenRun:
             settings=self.settings.diffusion,
             stage=self.stage(name),
             job=self._stage_job(name, identity),
+            picture=partial(self._drawn, networks),
         )
         checkpoints.save_stage(self.paths, name, *networks, len(history), identity, self.settings.clusters_first)
         return history
+
+    def _reconstructed(self, vqvae: VQVAE) -> Tensor:
+        """Two rows of four training tiles, each above the row of what the autoencoder makes of them."""
+        tiles = self.train_images[torch.arange(8) * len(self.train_images) // 8]
+        made = to_uint8(reconstruct(vqvae, tiles))
+        return torch.cat([rows for pair in zip(tiles.split(4), made.split(4), strict=True) for rows in pair])
+
+    def _drawn(self, networks: Networks, unet: UNet) -> Tensor:
+        """16 tiles of the clusters in turn, in few steps; of the same noise whatever the UNet has learnt."""
+        few, settings = self.settings.sampling, self.settings
+        if settings.diffusion.num_timesteps > PICTURE_STEPS:
+            few = replace(few, sampler="dpm-solver++", steps=PICTURE_STEPS)
+        generator = Generator(unet, networks.clusterer, networks.space, replace(settings, sampling=few), torch.empty(0))
+        return generator.draw(torch.arange(PICTURED) % self.n_clusters, progress=False)
 
     def _identity(self, groups: Sequence[str], starts_from: Mapping[str, nn.Module]) -> dict[str, Any]:
         return checkpoints.identity(

@@ -89,6 +89,12 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def no_choices(monkeypatch):
+    """A run.toml of the checkout's user says nothing to tests."""
+    monkeypatch.setenv("KPC_RUN_TOML", "")
+
+
 @pytest.fixture
 def tiny():
     return get_settings("demo", TINY | PLAIN_LEARNING)

@@ -92,7 +92,7 @@ def test_commands_parse(page):
         args = vars(module._parser().parse_args(arguments))
         changed = dict(pair.split("=") for pair in args.get("overrides") or [])
         assert changed.keys() <= leaves(Settings()).keys()
-        if "preset" in args:
+        if args.get("preset"):
             get_settings(args["preset"])
 
 

@@ -3,28 +3,44 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
+from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from pfiles.checkpoints import read_state
-from pfiles.clustering import CLUSTERINGS, make_clusterer
+from pfiles.checkpoints import (
+    checkpoint_name,
+    fingerprint,
+    fingerprint_of_role,
+    load_autoencoder,
+    load_stage,
+    read_state,
+    save_weights,
+)
+from pfiles.clustering import CLUSTERINGS, KMeansClusters, make_clusterer
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.errors import InputError
-from pfiles.latents import LatentSpace, encode_tiles, predict_clusters
+from pfiles.latents import LatentSpace, encode_tiles, predict_clusters, read_latent_csv
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import make_generator
 from pfiles.machine.speed import PLAIN, Speed
-from pfiles.paths import ROOT, atomic_write, expand, read_json, write_json
+from pfiles.paths import CHECKOUT, ROOT, Paths, atomic_write, expand, read_json, write_json
 from pfiles.settings import Settings, get_settings
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
 
-STARTER = ROOT / "weights" / "starter"  # small networks that come with the project
+# small networks that come with the project: in a checkout, or in an installed package
+STARTERS = (CHECKOUT / "weights" / "starter", Path(__file__).parents[1] / "starter")
+STARTER = next((folder for folder in STARTERS if folder.exists()), STARTERS[0])
+FILES = ("config.json", "model.safetensors")  # of a generator's folder
 NEEDED = (  # the settings that drawing depends on
     "image_size_px", "autoencoder.vqvae", "autoencoder.upsampling", "diffusion.unet", "diffusion.num_timesteps",
     "diffusion.beta_start", "diffusion.beta_end", "diffusion.prediction", "diffusion.latent_scaling",
@@ -32,13 +48,38 @@ NEEDED = (  # the settings that drawing depends on
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Generator:
+CARD = """---
+{{ card_data }}
+---
+
+# A generator of tissue tiles
+
+    from pfiles import Generator
+
+    tiles = Generator.from_pretrained("FOLDER OR HUB ID").draw(0, number=16, seed=1)
+
+Autoencoder, UNet and clusters of a conditional latent diffusion model, with all that drawing depends on in
+`config.json`. What they were trained on, and what they may be used for, is not said here: `python -m pfiles share`
+writes a card that says it.
+"""
+
+
+@dataclass(eq=False)
+class Generator(
+    ModelHubMixin,
+    library_name="pfiles",
+    tags=["histopathology", "latent-diffusion", "vq-gan"],
+    pipeline_tag="unconditional-image-generation",
+    model_card_template=CARD,
+):
     """Trained networks that draw tiles of any of their clusters.
+
+    `save_pretrained` writes it to a folder, `from_pretrained` reads it from there or from the Hugging Face hub.
 
     clusterer: a network from latents to cluster logits, see `clustering`. space: the latents that the UNet learnt.
     shares: of the training tiles in each cluster (k,), by which clusters are drawn when none are asked for.
     about: whatever else is known, in plain values; it stays with the folder.
+    names: of clusters, by their numbers from 1. mpp: microns per pixel of the tiles; None: not known.
     """
 
     unet: UNet
@@ -47,27 +88,38 @@ class Generator:
     settings: Settings
     shares: Tensor
     about: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict)
     speed: Speed = PLAIN
+    mpp: float | None = None
 
     @property
     def n_clusters(self) -> int:
         return self.unet.class_emb.num_embeddings
 
+    @property
+    def clustering(self) -> str:
+        return "kmeans" if isinstance(self.clusterer, KMeansClusters) else "classifier"
+
     def draw(
         self,
-        cluster_ids: Sequence[int] | Tensor | None = None,
-        *,
-        number: int | None = None,
+        cluster: int | str | Sequence[int] | Tensor | None = None,
+        number: int = 1,
         seed: int = 765,
+        *,
         seeds: Sequence[int] | None = None,
         progress: bool = True,
     ) -> Tensor:
-        """A tile for each cluster id, 0-based, uint8 (N, 3, S, S) on the CPU.
+        """Tiles of a cluster, uint8 (N, 3, S, S) on the CPU; the same cluster and seed give the same tile.
 
-        cluster_ids: None: `number` of them, as frequent as among the training tiles.
+        cluster: one id, 0-based, or name, of which `number` tiles are drawn; or the ids of all tiles (N,); None: those
+            of `number` tiles, as frequent as among the training tiles.
         seeds: one for each tile; None: derived from `seed` and the tile's place.
         """
-        cluster_ids = self.cluster_ids(number, seed) if cluster_ids is None else torch.as_tensor(cluster_ids)
+        if cluster is None:
+            cluster_ids = self.cluster_ids(number, seed)
+        else:
+            cluster_ids = torch.as_tensor(self.cluster_named(cluster) if isinstance(cluster, str) else cluster)
+            cluster_ids = cluster_ids if cluster_ids.dim() else cluster_ids.expand(number)
         if not ((cluster_ids >= 0) & (cluster_ids < self.n_clusters)).all():
             raise InputError(f"Clusters are numbered from 1 to {self.n_clusters}: choose among these.")
         diffusion, how = self.settings.diffusion, self.settings.sampling
@@ -92,6 +144,14 @@ class Generator:
         generator = make_generator(seed, "clusters")
         return torch.multinomial(self.shares.double(), number, replacement=True, generator=generator)
 
+    def cluster_named(self, name: str) -> int:
+        """The cluster, 0-based, that is called so; InputError tells the nearest names where none is."""
+        numbers = {called: number for number, called in self.names.items()}
+        if name not in numbers:
+            near = ", ".join(get_close_matches(name, numbers, cutoff=0) or ["none has a name"])
+            raise InputError(f"No cluster is called {name!r}: choose its number, or a name such as these: {near}.")
+        return numbers[name] - 1
+
     def assign(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The cluster (N,), 0-based, of uint8 images (N, 3, S, S) and its probability (N,), both on the CPU."""
         device = next(self.unet.parameters()).device
@@ -99,6 +159,7 @@ class Generator:
 
     def save(self, folder: Path, *, half: bool = False) -> None:
         """Write `config.json` and `model.safetensors`; half: in half precision, half the size."""
+        folder = Path(folder)
         state = {
             f"{name}.{key}": tensor.detach().cpu().contiguous()
             for name, network in self._networks().items()
@@ -108,10 +169,12 @@ class Generator:
             state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
         config = {
             "n_clusters": self.n_clusters,
-            "clustering": "kmeans" if type(self.clusterer).__name__ == "KMeansClusters" else "classifier",
+            "clustering": self.clustering,
             "settings": {name: _value(self.settings, name) for name in NEEDED},
             "latent_scaling": self.space.as_json(),
             "cluster_shares": [round(share, 6) for share in self.shares.tolist()],
+            "cluster_names": {str(number): name for number, name in self.names.items()},
+            "mpp": self.mpp,
             "about": dict(self.about),
         }
         write_json(folder / "config.json", json.loads(json.dumps(config)))
@@ -137,15 +200,114 @@ class Generator:
                 network.to(device).eval().requires_grad_(False)
             space = LatentSpace.from_json(vqvae, config["latent_scaling"])
             shares = torch.tensor(config["cluster_shares"])
-            return cls(unet, networks["clusterer"], space, settings, shares, config["about"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            names = {int(number): str(name) for number, name in config.get("cluster_names", {}).items()}
+            mpp = config.get("mpp")
+            return cls(unet, networks["clusterer"], space, settings, shares, config["about"], names, mpp=mpp)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             why = str(error).partition("\n")[0]
             raise InputError(f"{folder} does not hold a generator that fits together ({why}): get it anew.") from error
+
+    _save_pretrained = save  # what the hub's `save_pretrained` writes, beside a README.md where there is none
+
+    @classmethod
+    def from_pretrained(cls, where: str | Path, **options: Any) -> "Generator":
+        """The generator in a folder, or of that name on the Hugging Face hub, or "starter".
+
+        options: device, and those of the hub, such as revision, cache_dir, token and local_files_only. InputError where
+        there is none.
+        """
+        where = find_generator("starter") if str(where) == "starter" else expand(where)
+        try:
+            return super().from_pretrained(where, **options)
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            why = str(error).partition("\n")[0]
+            raise InputError(
+                f"There is no folder {where}, and no generator of that name came from the hub ({why}): name a folder "
+                "with config.json and model.safetensors, or a hub id such as someone/tissue."
+            ) from error
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, device: torch.device | str = "cpu", revision: str | None, cache_dir: str | Path | None,
+        force_download: bool, local_files_only: bool, token: str | bool | None, **config: Any,
+    ) -> "Generator":  # fmt: skip
+        """What the hub's `from_pretrained` calls; `config` is what it found in config.json, which `load` reads."""
+        if Path(model_id).is_dir():
+            return cls.load(Path(model_id).absolute(), device)
+        options = {
+            "revision": revision, "cache_dir": cache_dir, "force_download": force_download,
+            "local_files_only": local_files_only, "token": token,
+        }  # fmt: skip
+        files = [Path(hf_hub_download(model_id, name, **options)) for name in FILES]
+        return cls.load(files[0].parent, device)
+
+    # the published files
+
+    @classmethod
+    def from_checkpoints(
+        cls,
+        folder: str | Path,
+        n_clusters: int = 14,
+        clustering: str = "classifier",
+        preset: str = "paper",
+        overrides: Mapping[str, Any] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> "Generator":
+        """The networks in the published files, or in those of a run: kpc_ldm/vqvae_autoencoder_ckpt.pth, and the newest
+        of finetuning-2 in clusters_14/models_14.
+
+        The shares of the clusters are those in HHH14_C14_D14.csv; where that is absent, all are alike.
+        """
+        paths, settings = Paths(n_clusters, folder, clustering), get_settings(preset, overrides)
+        vqvae = load_autoencoder(paths, settings, device)
+        unet, clusterer, space = load_stage(paths, settings, "finetuning2", clustering, vqvae, device)
+        shares = torch.full((n_clusters,), 1 / n_clusters)
+        if paths.latent_csv.exists():
+            sizes = torch.from_numpy(read_latent_csv(paths.latent_csv, n_clusters)[1]).bincount(minlength=n_clusters)
+            shares = sizes / sizes.sum()
+        return cls(unet.eval(), clusterer.eval(), space, settings, shares)
+
+    def save_checkpoints(self, folder: str | Path) -> None:
+        """Write the networks under their published names, as `from_checkpoints` and the notebooks read them, each with
+        a JSON beside it. InputError where the folder holds such files already.
+
+        A classifier is written as that of both trainings, as readers look for either. Names end in 0 epochs, as how
+        long it was trained is not kept.
+        """
+        k, kind, paths = self.n_clusters, self.clustering, Paths(self.n_clusters, folder, self.clustering)
+        if paths.autoencoder.exists() or any(paths.models.glob("*.pth")):
+            raise InputError(f"{paths.root} holds checkpoints already: name another folder.")
+        diffusion, day = self.settings.diffusion, date.today().strftime("%Y%m%d")
+        about = {
+            "clustering": kind,
+            "settings": {"diffusion": {name: getattr(diffusion, name) for name in ("prediction", "latent_scaling")}},
+            "latent_scaling": self.space.as_json(),
+            "trained_with": {
+                "autoencoder": fingerprint_of_role(self.space.vqvae), "clusters": fingerprint(self.clusterer)
+            },
+        }  # fmt: skip
+        save_weights(self.space.vqvae, paths.autoencoder, {})
+        stages = [("unet", self.unet, "finetuning2"), (kind, self.clusterer, "training")]
+        if kind == "classifier":
+            stages.append((kind, self.clusterer, "finetuning2"))
+        for network, module, stage in stages:
+            path = paths.models / checkpoint_name(network, stage, 0, k, day, kind)
+            save_weights(module, path, {**about, "network": network, "stage": stage})
+
+    def to_diffusers(self, folder: str | Path) -> None:
+        """Write the networks and the sampler in the layout of the library diffusers, see `in_diffusers`."""
+        if find_spec("diffusers") is None:
+            raise InputError("This needs the package diffusers: pip install -c constraints.txt diffusers.")
+        from pfiles.drawing.in_diffusers import make_pipeline  # seconds to import
+
+        make_pipeline(self.unet, self.space, self.settings).save_pretrained(folder)
 
 
 def find_generator(folder: str | Path) -> Path:
     """The folder of a generator; "starter" is the one that comes with the project."""
     path = STARTER if str(folder) == "starter" else ROOT / expand(folder)
+    if str(folder) == "starter" and not path.exists():
+        raise InputError(f"The starter generator is not installed here ({path}): name the folder of another one.")
     if not (path / "config.json").exists():
         raise InputError(f"There is no generator in {path}: name a folder with config.json and model.safetensors.")
     return path

@@ -1,6 +1,7 @@
 """Training of the VQ-GAN, the first of all (the paper, section 3.2), and of its decoder alone."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,7 @@ def train_autoencoder(
     perceptual: Callable[[Tensor, Tensor], Tensor],
     settings: AutoencoderSettings,
     job: Job,
+    picture: Callable[[VQVAE], Tensor] | None = None,
 ) -> History:
     """Train the VQ-GAN (the paper, section 3.2) on `images` (N, 3, S, S) uint8, in place.
 
@@ -45,7 +47,7 @@ def train_autoencoder(
     commitment, and, after `discriminator_start_step` steps, + w_a * (how far its images are from passing for real
     ones). From then on the discriminator minimises w_a times the mean of its two least-squares losses.
 
-    perceptual: see `make_perceptual`.
+    perceptual: see `make_perceptual`. picture: what such an autoencoder makes, see `loop.train`.
     """
     optimizer_g, optimizer_d = (
         torch.optim.Adam(
@@ -102,6 +104,7 @@ def train_autoencoder(
         pace=Pace(settings.warmup_steps, settings.decay, settings.clip_norm),
         counters={"uses": uses},
         after_epoch=after_epoch,
+        picture=picture and partial(picture, vqvae),
     )
     vqvae.eval().requires_grad_(False)
     return history
@@ -116,6 +119,7 @@ def polish_decoder(
     settings: PolishSettings,
     clip_norm: float | None,
     job: Job,
+    picture: Callable[[VQVAE], Tensor] | None = None,
 ) -> History:
     """Train the decoder on alone, in place, so that fine detail comes back that a mean error cannot ask for.
 
@@ -162,6 +166,7 @@ def polish_decoder(
         learn=learn,
         parts=parts,
         pace=Pace(decay="cosine", clip_norm=clip_norm),
+        picture=picture and partial(picture, vqvae),
     )
     vqvae.eval().requires_grad_(False)
     return history

@@ -1,7 +1,8 @@
 """The trainings of the conditional UNet and of the clusters (the paper, sections 3.4 and 3.5)."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ def train_stage(
     settings: DiffusionSettings,
     stage: StageSettings,
     job: Job,
+    picture: Callable[[UNet], Tensor] | None = None,
 ) -> History:
     """Train the UNet, and with it a classifier where the stage does, in place.
 
@@ -42,6 +44,7 @@ def train_stage(
     images: uint8 (N, 3, S, S), needed for the affine views only.
     codes: of the tiles (N, h, w), see `latents.encode_tiles`, or of their views (8, N, h, w), see `encode_views`: then
         each tile of a step is learnt in a view drawn at random.
+    picture: what such a UNet draws, see `loop.train`.
     """
     codes, device, vqvae = codes.view(-1, *codes.shape[-3:]), codes.device, space.vqvae
     scheduler = LinearNoiseScheduler(settings.num_timesteps, settings.beta_start, settings.beta_end)
@@ -101,8 +104,9 @@ def train_stage(
             get_ema_multi_avg_fn(decay)([*averaged.parameters()], [*unet.parameters()], None)
 
     history = train(
-        job, num_epochs=stage.epochs, num_tiles=codes.shape[1], draw=draw, learn=learn, parts=parts, pace=_pace(stage)
-    )
+        job, num_epochs=stage.epochs, num_tiles=codes.shape[1], draw=draw, learn=learn, parts=parts, pace=_pace(stage),
+        picture=picture and partial(picture, parts.get("averaged", unet)),
+    )  # fmt: skip
     if stage.ema_decay:
         unet.load_state_dict(averaged.state_dict())
     return history

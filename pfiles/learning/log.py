@@ -1,15 +1,23 @@
-"""What a training tells while it runs: a `log.csv`, TensorBoard event files, and a table in the notebook."""
+"""What a training tells while it runs: a `log.csv`, TensorBoard event files, a table in the notebook, how far it is,
+and pictures of what it makes."""
 
-import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
+from PIL import Image
+from torch import Tensor
 
-from pfiles.machine.processes import is_first
-from pfiles.paths import atomic_write
+from pfiles.machine.processes import in_notebook, is_first
+from pfiles.paths import atomic_write, write_json
 
 SHOWN = 5  # epochs in the notebook's table
+PROGRESS, PICTURES = "progress.json", "samples"  # in a training's folder
+TELL_EVERY = 5  # seconds between two writings of PROGRESS, at least
+PICTURED = 16  # tiles in a picture, four by four
+SHARE = 0.03  # of a training's time that its pictures may take
+FIRST_COSTS = 20  # steps: what the first picture is taken to cost before one was timed
 
 History = list[dict[str, float]]  # one row per epoch: the mean of each loss term, and how the epoch went
 
@@ -20,6 +28,7 @@ class TrainingLog:
     def __init__(self, folder: Path, done: int):
         self.csv = folder / "log.csv"
         self._table = None
+        self._began, self._told, self._spent, self._cost = time.monotonic(), 0.0, 0.0, None
         if is_first():
             from torch.utils.tensorboard import SummaryWriter  # seconds to import
 
@@ -38,13 +47,44 @@ class TrainingLog:
         self._events.flush()
         self._show(table.tail(SHOWN).round(4))
 
-    def _show(self, recent: pd.DataFrame) -> None:
-        """In a notebook, one table that follows the training; elsewhere nothing, also where there is no IPython."""
-        ipython = sys.modules.get("IPython")
-        if ipython is None or ipython.get_ipython() is None:
+    def tell(self, step: int, total_steps: int, steps_since: int) -> None:
+        """Say in PROGRESS how far the training is, unless that was said just now.
+
+        steps_since: taken since this log was opened.
+        """
+        now = time.monotonic()
+        if is_first() and (now - self._told > TELL_EVERY or step == total_steps):
+            self._told = now
+            rate = steps_since / (now - self._began)
+            about = {"step": step, "total_steps": total_steps, "steps_per_second": rate, "at": time.time()}
+            write_json(self.csv.with_name(PROGRESS), about)
+
+    def picture(self, step: int, steps_since: int, make: Callable[[], Tensor]) -> None:
+        """Keep what `make` gives, uint8 (16, 3, S, S), as a picture of this step, also for TensorBoard.
+
+        Left out where the training would spend more than SHARE of its time on pictures.
+        """
+        began = time.monotonic()
+        elapsed = began - self._began
+        cost = FIRST_COSTS * elapsed / steps_since if self._cost is None else self._cost
+        if not is_first() or self._spent + cost > SHARE * elapsed:
             return
+        grid = make().unflatten(0, (4, 4)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).cpu().numpy()
+        with atomic_write(self.csv.with_name(PICTURES) / f"{step:08}.jpg") as file:
+            Image.fromarray(grid).save(file, format="JPEG", quality=90)
+        self._events.add_image(PICTURES, grid, step, dataformats="HWC")
+        self._events.flush()
+        self._cost = time.monotonic() - began
+        self._spent += self._cost
+
+    def _show(self, recent: pd.DataFrame) -> None:
+        """In a notebook, one table that follows the training; elsewhere nothing."""
+        if not in_notebook():
+            return
+        from IPython.display import display
+
         if self._table is None:
-            self._table = ipython.display.display(recent, display_id=True)
+            self._table = display(recent, display_id=True)
         else:
             self._table.update(recent)
 

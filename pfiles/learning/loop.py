@@ -124,6 +124,7 @@ def train(
     pace: Pace = Pace(),
     counters: Mapping[str, Tensor] | None = None,
     after_epoch: Callable[[int], dict[str, float]] = lambda epoch: {},
+    picture: Callable[[], Tensor] | None = None,
 ) -> History:
     """Train over the shuffled tiles for `num_epochs`, from the resume point where there is one.
 
@@ -134,6 +135,7 @@ def train(
         the first is recorded as "loss".
     parts: all that changes, by name, a network first. counters: tensors that `learn` changes besides.
     after_epoch: is told the number of the epoch just done and adds to its row of the history.
+    picture: 16 tiles, uint8 (16, 3, S, S), that show at a resume point what the networks make by now.
     """
     if job.batch_size < processes.world_size():
         raise InputError(
@@ -171,12 +173,15 @@ def train(
     def save() -> None:
         weights = {name: part.state_dict() for name, part in parts.items()}
         save_resume_point(job.folder, job.identity, {**state, "parts": weights, "counters": dict(counters or {})})
+        if picture is not None:
+            log.picture(state["step"], state["step"] - first_step, picture)
 
     for part in job.folder.glob(".*.part"):
         part.unlink(missing_ok=True)  # of a write that was killed
     log = TrainingLog(job.folder, len(history))
     generator = torch.Generator(device)
     first_bad = torch.full((), -1, device=device)
+    first_step = state["step"]
     began = saved = time.monotonic()
     began -= state["seconds"]
     batches: list[Tensor] = []
@@ -208,6 +213,7 @@ def train(
             due = time.monotonic() - saved > 60 * job.saving.every_minutes
             if look or due or received:
                 _refuse_bad(int(first_bad), steps, num_tiles, job)
+                log.tell(number + 1, total_steps, number + 1 - first_step)
             if last_of_epoch:
                 row = _epoch_means(state["sums"], state["counts"]) | after_epoch(epoch)
                 row |= {

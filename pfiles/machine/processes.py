@@ -3,6 +3,7 @@
 One process needs none of this: there every function does nothing, or gives back what it got.
 """
 
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from pfiles.errors import InputError
 
@@ -152,8 +153,37 @@ def lost_processes_told() -> Iterator[None]:
 
 
 def progress(*args: Any, **options: Any) -> tqdm:
-    """A tqdm progress bar, shown by the first process alone."""
-    return tqdm(*args, **{"disable": not is_first(), **options})
+    """A tqdm progress bar, shown by the first process alone.
+
+    delay: seconds before it is shown at all, for loops that may be short.
+    """
+    kind = _CellBar if in_notebook() else tqdm
+    return kind(*args, **{"disable": not is_first(), **options})
+
+
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+class _CellBar(tqdm):
+    """A bar of text below a notebook's cell, renewed in place. tqdm's own needs a widget front end in the server that
+    shows the notebook, and stands still where there is none."""
+
+    def __init__(self, *args: Any, **options: Any):
+        self._shown = None
+        super().__init__(*args, **{"file": io.StringIO(), "ncols": 100, "ascii": False, "mininterval": 0.5, **options})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        from IPython.display import display  # there, as this is a notebook
+
+        text = {"text/plain": str(self) if msg is None else msg}
+        if self._shown is None:
+            self._shown = display(text, raw=True, display_id=True)
+        else:
+            self._shown.update(text, raw=True)
+        return True
 
 
 class BatchNorm2d(nn.BatchNorm2d):

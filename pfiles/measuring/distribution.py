@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pfiles.errors import InputError
+from pfiles.machine.processes import progress
 from pfiles.machine.runtime import derive_seed
 
 NEIGHBOURS = 5  # k of precision, recall, density and coverage
@@ -77,7 +78,8 @@ def kid(a: np.ndarray, b: np.ndarray, seed: int, subset_size: int | None = None)
     if not 2 <= m < n:
         raise InputError(f"KID needs subsets of 2 to {n - 1} images for sets of {n}, but subset_size is {m}.")
     rng = np.random.default_rng(derive_seed(seed, "kid"))
-    values = [polynomial_mmd(*(x[rng.choice(len(x), m, replace=False)] for x in (a, b))) for _ in range(KID_SUBSETS)]
+    subsets = progress(range(KID_SUBSETS), desc="kernel distance", leave=False, delay=2)
+    values = [polynomial_mmd(*(x[rng.choice(len(x), m, replace=False)] for x in (a, b))) for _ in subsets]
     return float(np.mean(values)), float(np.std(values, ddof=1) * np.sqrt(m / (n - m)))
 
 
@@ -118,7 +120,7 @@ def _kth_neighbour(points: np.ndarray, k: int) -> np.ndarray:
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Blocks of rows of the matrix |a_i - b_j|^2, with their place."""
     norms = np.square(b).sum(1)
-    for start in range(0, len(a), BLOCK):
+    for start in progress(range(0, len(a), BLOCK), desc="neighbours", leave=False, delay=2):
         rows = a[start : start + BLOCK]
         squared = np.square(rows).sum(1)[:, None] + norms - 2 * rows @ b.T
         yield slice(start, start + len(rows)), squared

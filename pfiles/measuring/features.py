@@ -14,11 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pfiles.checkpoints import read_state
 from pfiles.errors import InputError
 from pfiles.machine.pretrained import pretrained_file
+from pfiles.machine.processes import progress
 from pfiles.machine.runtime import eval_mode, make_generator
 from pfiles.measuring.efficientnet import EfficientNetLite0
 from pfiles.tiles.pixels import to_unit
@@ -49,7 +49,7 @@ class Extractor:
         rows = []
         # the full digits of float32 on a GPU too
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            for some in tqdm(images.split(BATCH_SIZE), desc=f"features: {self.name}", unit="batch", leave=False):
+            for some in progress(images.split(BATCH_SIZE), desc=f"features: {self.name}", unit="batch", leave=False):
                 some = some.to(self.device).contiguous(memory_format=torch.channels_last)  # one layout, one rounding
                 rows.append(self.batch(some).cpu())
         return torch.cat(rows).numpy()

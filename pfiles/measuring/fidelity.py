@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pfiles.classifier import Classifier
 from pfiles.errors import InputError
 from pfiles.latents import predict_clusters
 from pfiles.learning.loop import epoch_batches
+from pfiles.machine.processes import progress
 from pfiles.machine.runtime import make_generator, seeded
 from pfiles.vqvae import VQVAE
 
@@ -65,7 +65,7 @@ def train_judge(vqvae: VQVAE, codes: Tensor, labels: Tensor, n_clusters: int, se
     steps = JUDGE_EPOCHS * max(1, len(seen_codes) // JUDGE_BATCH)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     judge.train()
-    for epoch in tqdm(range(JUDGE_EPOCHS), desc="second judge", unit="epoch", leave=False):
+    for epoch in progress(range(JUDGE_EPOCHS), desc="second judge", unit="epoch", leave=False):
         batches = epoch_batches(len(seen_codes), JUDGE_BATCH, make_generator(seed, "judge", epoch))
         for index in batches:
             index = index.to(device)

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pfiles.errors import InputError
+from pfiles.machine.processes import progress
 from pfiles.measuring.fidelity import wilson_interval
 
 CLOSEST = 0.01  # share of the held-out tiles, the closest ones, whose distance is too close for a generated image
@@ -65,7 +65,7 @@ def nearest_tiles(images: Tensor, train: Tensor) -> pd.DataFrame:
     coarse = _coarse(structure)
     patches = _Patches(*map(torch.cat, zip(*map(_patches, structure.split(BATCH_SIZE)), strict=True)))
     rows = []
-    for start in tqdm(range(0, len(images), BATCH_SIZE), desc="nearest tiles", unit="batch", leave=False):
+    for start in progress(range(0, len(images), BATCH_SIZE), desc="nearest tiles", unit="batch", leave=False):
         views = _views(_structure(images[start : start + BATCH_SIZE]))  # (B, 8, S, S)
         scores = _coarse(views.flatten(0, 1)).unflatten(0, views.shape[:2]) @ coarse.T  # (B, 8, M)
         best = scores.flatten(1).topk(min(SHORTLIST, scores[0].numel())).indices  # (B, C)

@@ -7,9 +7,9 @@ import pandas as pd
 import torch
 from scipy import ndimage
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pfiles.errors import InputError
+from pfiles.machine.processes import progress
 from pfiles.machine.runtime import derive_seed
 from pfiles.tiles.pixels import as_array, evenly_spaced
 
@@ -73,7 +73,7 @@ def measure(images: Tensor, nucleus_od: float = NUCLEUS_OD) -> pd.DataFrame:
     """
     _check(images)
     parts = images.split(BATCH_SIZE)
-    rows = [_measure(part, nucleus_od) for part in tqdm(parts, desc="measure tiles", unit="batch", leave=False)]
+    rows = [_measure(part, nucleus_od) for part in progress(parts, desc="measure tiles", unit="batch", leave=False)]
     return pd.concat(rows, ignore_index=True)
 
 

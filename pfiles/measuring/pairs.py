@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pfiles.lpips import LPIPS
+from pfiles.machine.processes import progress
 from pfiles.tiles.pixels import to_unit
 
 PUBLISHED_SIDE = 231  # pixels; the published images were saved through matplotlib at this size
@@ -166,4 +166,4 @@ def lpips_score(network: LPIPS, device: torch.device | str = "cpu") -> PairScore
 def score_pairs(score: PairScore, a: Tensor, b: Tensor, name: str = "pairs") -> np.ndarray:
     """`score` of all pairs in batches, with a progress bar. -> (N,)"""
     batches = [slice(i, i + BATCH_SIZE) for i in range(0, len(a), BATCH_SIZE)]
-    return np.concatenate([score(a[part], b[part]) for part in tqdm(batches, desc=name, unit="batch", leave=False)])
+    return np.concatenate([score(a[part], b[part]) for part in progress(batches, desc=name, unit="batch", leave=False)])

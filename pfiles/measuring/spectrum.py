@@ -13,6 +13,7 @@ from scipy.signal import windows
 from torch import Tensor
 
 from pfiles.errors import InputError
+from pfiles.machine.processes import progress
 from pfiles.tiles.pixels import check_tiles, evenly_spaced
 
 BAND = 0.05  # cycles per pixel, the width of a band
@@ -40,7 +41,7 @@ def power_spectrum(images: Tensor) -> np.ndarray:
     window /= np.sqrt(np.square(window).mean())
     chosen = evenly_spaced(len(images), TILES)
     power = np.zeros((side, side))
-    for start in range(0, len(chosen), BLOCK):
+    for start in progress(range(0, len(chosen), BLOCK), desc="spectrum", leave=False, delay=2):
         grey = (images[chosen[start : start + BLOCK]].sum(1, dtype=torch.float64) / 3).cpu().numpy()
         grey -= grey.mean((1, 2), keepdims=True)
         power += np.square(np.abs(np.fft.fft2(grey * window))).sum(0)

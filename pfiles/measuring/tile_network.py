@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pfiles.errors import InputError
 from pfiles.learning.loop import epoch_batches
+from pfiles.machine.processes import progress
 from pfiles.machine.runtime import eval_mode, make_generator, seeded
 from pfiles.tiles.pixels import check_tiles, to_unit
 from pfiles.tiles.views import random_dihedral
@@ -81,7 +82,8 @@ def train(
     )
     generator = make_generator(*seed, "views", device=device)
     best, state = (-1.0, 0.0), {}
-    for step, index in enumerate(_batches(len(images), steps, seed), start=1):
+    batches = progress(_batches(len(images), steps, seed), total=steps, desc="small network", leave=False, delay=2)
+    for step, index in enumerate(batches, start=1):
         index = index.to(device)
         optimizer.zero_grad()
         F.cross_entropy(network(to_unit(random_dihedral(images[index], generator))), labels[index]).backward()

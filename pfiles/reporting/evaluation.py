@@ -17,6 +17,7 @@ from pfiles.checkpoints import load_weights
 from pfiles.errors import InputError
 from pfiles.latents import encode_tiles, predict_clusters, reconstruct
 from pfiles.lpips import LPIPS
+from pfiles.machine.processes import progress
 from pfiles.machine.runtime import derive_seed
 from pfiles.measuring import controls, fidelity, memorisation, morphometry, pairs, spectrum, two_sample, usefulness
 from pfiles.measuring.distribution import NEIGHBOURS, frechet_distance, kid, prdc
@@ -71,7 +72,8 @@ def distribution_table(
     size = min(n for n in map(len, (real, held_out, generated)) if n > NEIGHBOURS)
     some = tiles[evenly_spaced(len(tiles), size)]
     sigma = BLUR * tiles.shape[2]
-    blurred = torch.from_numpy(np.stack([gaussian_filter(tile.cpu().numpy(), (0, sigma, sigma)) for tile in some]))
+    bar = progress(some, desc="blur", unit="tile", leave=False, delay=2)
+    blurred = torch.from_numpy(np.stack([gaussian_filter(tile.cpu().numpy(), (0, sigma, sigma)) for tile in bar]))
     flat = torch.tensor(mean_colour(tiles), dtype=torch.uint8)[:, None, None].expand(some.shape)
     sets = {
         "generated": generated,

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pfiles.errors import InputError
+from pfiles.machine.processes import progress
 from pfiles.paths import atomic_write
 from pfiles.tiles.pixels import as_array, as_tensor, match_size
 
@@ -55,7 +56,8 @@ def stack_tiles(tiles: Iterator[tuple[str, Tensor]], count: int, where: Path) ->
     InputError where there is none, or they are not square and of one size.
     """
     images = None
-    for i, (name, tile) in enumerate(tiles):
+    bar = progress(tiles, total=count, desc="read tiles", unit="tile", leave=False, delay=2)
+    for i, (name, tile) in enumerate(bar):
         if images is None:
             if tile.shape[1] != tile.shape[2]:
                 raise InputError(f"{name} is {tile.shape[2]} x {tile.shape[1]} pixels, but tiles must be square.")
@@ -108,7 +110,8 @@ def image_files(folder: Path) -> dict[str, Path]:
 
 def write_tiles(folder: Path, numbers: Sequence[int], images: Tensor) -> None:
     """Write uint8 images (N, 3, H, W) as lossless `folder`/NUMBER.png, each whole or not at all."""
-    for number, image in zip(numbers, as_array(images), strict=True):
+    bar = progress(as_array(images), desc="write tiles", unit="tile", leave=False, delay=2)
+    for number, image in zip(numbers, bar, strict=True):
         with atomic_write(folder / f"{number}.png", by_every_process=True) as file:
             Image.fromarray(image).save(file, format="PNG")
 

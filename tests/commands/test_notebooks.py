@@ -41,11 +41,11 @@ def test_every_notebook_is_in_the_order():
         str(path.relative_to(ROOT).with_suffix(""))
         for path in [*ROOT.glob("*.ipynb"), *ROOT.glob("clusters_14/*.ipynb")]
     }
-    assert found - set(NOTEBOOKS) == {"start_here", "tile_slides"}  # before a run
+    assert found - set(NOTEBOOKS) == {"start_here", "tile_slides", "watch"}  # before and beside a run
     assert len(NOTEBOOKS) == 18
 
 
-@pytest.mark.parametrize("name", [*NOTEBOOKS, "start_here", "tile_slides"])
+@pytest.mark.parametrize("name", [*NOTEBOOKS, "start_here", "tile_slides", "watch"])
 def test_shape_of_a_notebook(name):
     book = read(name)
     first, second = book.cells[:2]

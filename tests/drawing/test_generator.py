@@ -1,19 +1,29 @@
 """A generator saved, loaded and drawn from; trainings that begin from one."""
 
+import hashlib
 import json
+import shutil
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 import torch
-from conftest import TINY, K, assert_refused, stage_networks
+from conftest import PLAIN_LEARNING, TINY, K, assert_refused, make_tiles, shared, stage_networks
 from PIL import Image
 
+import pfiles
 from pfiles.__main__ import main
 from pfiles.drawing.generator import Generator, begin_from, starting_weights
+from pfiles.drawing.sampling import image_seeds
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace
+from pfiles.machine.runtime import seeded
 from pfiles.session import open_run
 from pfiles.settings import get_settings
+from pfiles.unet_cond_base import UNet
+from pfiles.vqvae import VQVAE
 
 
 @pytest.fixture
@@ -93,3 +103,177 @@ def test_weights_of_other_widths_are_refused_by_name(generator, tmp_path):
 def test_shares_are_kept(generator, tmp_path):
     replace(generator, shares=torch.tensor([0.1, 0.2, 0.7])).save(tmp_path)
     assert Generator.load(tmp_path).shares.tolist() == pytest.approx([0.1, 0.2, 0.7])
+
+
+# as hub models
+
+
+def serve(folder):
+    """A server that answers as the hub does for the files of one repository, someone/tissue, and 404 for all else."""
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.answer()
+
+        def do_GET(self):
+            self.answer()
+
+        def answer(self):
+            start = "/someone/tissue/resolve/main/"
+            file = folder / self.path.removeprefix(start)
+            found = self.path.startswith(start) and file.is_file()
+            content = file.read_bytes() if found else b""
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "a" * 40)
+            if not found:
+                self.send_header("X-Error-Code", "EntryNotFound" if self.path.startswith(start) else "RepoNotFound")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def test_saved_as_pretrained_it_comes_back_to_the_bit_from_folder_and_hub(generator, tmp_path, monkeypatch):
+    named = replace(generator, names={1: "keratin", 2: "dermis", 3: "glass | <b>"}, mpp=0.5)
+    named.save_pretrained(tmp_path / "g")
+    assert {path.name for path in (tmp_path / "g").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    config = json.loads((tmp_path / "g" / "config.json").read_text())
+    assert config["cluster_names"] == {"1": "keratin", "2": "dermis", "3": "glass | <b>"}
+    assert config["mpp"] == 0.5
+    assert config["cluster_shares"] == [0.5, 0, 0.5]
+    assert config["settings"]["sampling.sampler"] == "dpm-solver++"
+    assert config["settings"]["diffusion.unet"]["down_channels"] == [16, 16, 16]
+    assert config["latent_scaling"].keys() == {"mean", "std"}
+    server = serve(tmp_path / "g")
+    template = f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.chdir(tmp_path)
+    expected = generator.draw([0, 1, 2, 1], seed=3)
+    for where in ("g", tmp_path / "g", "someone/tissue"):
+        loaded = pfiles.Generator.from_pretrained(where, cache_dir=tmp_path / "cache", token=False)
+        assert torch.equal(loaded.draw([0, 1, 2, 1], seed=3), expected)
+        assert torch.equal(loaded.draw("dermis", 2, 3), loaded.draw([1, 1], seed=3))
+        assert loaded.names == named.names
+        assert loaded.mpp == 0.5
+    with pytest.raises(InputError, match=r"^There is no folder someone/else, and no generator .* from the hub"):
+        pfiles.Generator.from_pretrained("someone/else", cache_dir=tmp_path / "cache", token=False)
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_starter_is_a_pretrained_one_as_well():
+    assert pfiles.Generator.from_pretrained("starter").n_clusters == 10
+
+
+def test_one_cluster_by_number_or_name(generator):
+    assert torch.equal(generator.draw(2, 3, 7), generator.draw([2, 2, 2], seed=7))
+    named = replace(generator, names={1: "keratin", 3: "glass"})
+    assert torch.equal(named.draw("glass", 3, 7), generator.draw(2, 3, 7))
+    with pytest.raises(InputError, match=r"No cluster is called 'keratine': .* such as these: keratin"):
+        named.draw("keratine")
+    with pytest.raises(InputError, match="none has a name"):
+        generator.draw("keratin")
+
+
+@pytest.mark.parametrize("kind", ["classifier", "kmeans"])
+def test_published_files_come_out_of_it_and_go_in_again(kind, tiny, tmp_path):
+    vqvae, unet, clusterer = stage_networks(tiny, kind)
+    generator = Generator(unet, clusterer, LatentSpace(vqvae), tiny, torch.full((K,), 1 / K))
+    generator.save_checkpoints(tmp_path)
+    overrides = TINY | PLAIN_LEARNING | {"speed": "off"}
+    loaded = Generator.from_checkpoints(tmp_path, K, kind, "demo", overrides)
+    assert torch.equal(loaded.draw([0, 1, 2], seed=3), generator.draw([0, 1, 2], seed=3))
+    assert loaded.shares.tolist() == pytest.approx([1 / K] * K)
+    np.save(tmp_path / "tiles.npy", make_tiles(44))
+    run = open_run("test", K, kind, tmp_path / "tiles.npy", "demo", {**overrides, "clusters_first": True}, 1, tmp_path)
+    assert torch.equal(run.draw([0, 1, 2], [5, 6, 7]), generator.draw([0, 1, 2], seeds=[5, 6, 7]))
+    with pytest.raises(InputError, match="holds checkpoints already"):
+        generator.save_checkpoints(tmp_path)
+
+
+def test_the_scaling_of_latents_comes_through_the_published_files(generator, tmp_path):
+    settings = {**TINY, **PLAIN_LEARNING, "diffusion.latent_scaling": True, "diffusion.prediction": "v"}
+    generator = replace(generator, settings=get_settings("demo", settings))
+    generator.save_checkpoints(tmp_path)
+    loaded = Generator.from_checkpoints(tmp_path, K, "classifier", "demo", settings)
+    assert torch.equal(loaded.draw([0, 1, 2], seed=3), generator.draw([0, 1, 2], seed=3))
+
+
+def test_the_published_classifier_and_table_go_in(tmp_path):
+    """Networks of the paper's size, files without any JSON, as they are published."""
+    models = tmp_path / "clusters_14" / "models_14"
+    models.mkdir(parents=True)
+    (tmp_path / "kpc_ldm").mkdir()
+    with seeded(0):
+        vqvae, unet = VQVAE(), UNet(16, 14)
+    torch.save(vqvae.state_dict(), tmp_path / "kpc_ldm" / "vqvae_autoencoder_ckpt.pth")
+    torch.save(unet.state_dict(), models / "unet_finetuning2_ckpt_20250128_70_14.pth")
+    published = shared("published/classifier_finetuning2_ckpt_20250128_70_14.pth")
+    shutil.copy(published, models)
+    shutil.copy(shared("published/HHH14_C14_D14.csv"), tmp_path / "clusters_14")
+    generator = Generator.from_checkpoints(tmp_path)
+    for name, tensor in torch.load(published, map_location="cpu", weights_only=True).items():
+        assert torch.equal(generator.clusterer.state_dict()[name], tensor)
+    table = np.loadtxt(tmp_path / "clusters_14" / "HHH14_C14_D14.csv", delimiter=",")
+    assert generator.shares.tolist() == pytest.approx([(table[:, 16] == c).mean() for c in range(14)])
+    generator.save_checkpoints(tmp_path / "out")
+    layout = json.loads(shared("golden/checkpoint_layout.json").read_text())
+    written = torch.load(next((tmp_path / "out").rglob("unet_finetuning2_ckpt_*_14.pth")), weights_only=True)
+    assert {name: list(tensor.shape) for name, tensor in written.items()} == layout["unet"]
+
+
+# as diffusers loads it
+
+
+@pytest.mark.parametrize(
+    ("sampler", "prediction", "guidance"),
+    [("ddpm", "noise", 1.0), ("ddim", "v", 1.0), ("dpm-solver++", "v", 1.5), ("unipc", "noise", 1.0)],
+)
+def test_the_loop_of_diffusers_draws_the_same_images(sampler, prediction, guidance, generator, tmp_path):
+    """Its own scheduler, loaded from the folder and stepped as its documentation does; and its pipeline."""
+    from pfiles.drawing.in_diffusers import TilePipeline
+
+    settings = {
+        **TINY, **PLAIN_LEARNING, "sampling.sampler": sampler, "diffusion.prediction": prediction, "sampling.steps": 7,
+        "sampling.guidance": guidance, "diffusion.condition_dropout": 0.1,
+    }  # fmt: skip
+    generator = replace(generator, settings=get_settings("demo", settings))
+    generator.to_diffusers(tmp_path)
+    ours = generator.draw([0, 1, 2], seed=4).permute(0, 2, 3, 1).int()
+    pipeline = TilePipeline.from_pretrained(tmp_path)
+
+    def noise():
+        return [torch.Generator().manual_seed(seed) for seed in image_seeds(4, range(3))]
+
+    def difference(images):
+        return ((torch.as_tensor(images) * 255).round().int() - ours).abs().max()
+
+    assert difference(pipeline([0, 1, 2], noise(), output_type="np").images) <= 1
+    scheduler, seeds, labels = pipeline.scheduler, noise(), torch.tensor([0, 1, 2])
+    assert type(scheduler).__module__.startswith("diffusers.schedulers")
+    x = torch.stack([torch.randn(16, 12, 12, generator=seed) for seed in seeds])
+    with torch.no_grad():
+        for t in scheduler_timesteps(scheduler, pipeline.unet.config.drawing):
+            predicted = pipeline.unet(x, t, labels).sample
+            plain = pipeline.unet(x, t, torch.tensor([-1, -1, -1])).sample
+            predicted = plain + guidance * (predicted - plain)
+            more = {"generator": seeds} if sampler == "ddpm" else {}
+            x = scheduler.step(predicted, t, x, **more).prev_sample
+        images = pipeline.vqvae.decode(x).sample.clamp(0, 1).permute(0, 2, 3, 1)
+    assert difference(images) <= 1
+
+
+def scheduler_timesteps(scheduler, drawing):
+    if drawing["timesteps"] is None:
+        scheduler.set_timesteps(drawing["num_steps"])
+    else:
+        scheduler.set_timesteps(timesteps=drawing["timesteps"])
+    return scheduler.timesteps

@@ -4,15 +4,18 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import psutil
 import pytest
 import together
 import torch
 from conftest import TINY
+from nbclient import NotebookClient
 from PIL import Image
 from torch import nn
 
@@ -179,3 +182,27 @@ def test_more_processes_than_tiles_of_a_batch_are_refused(tmp_path, monkeypatch)
     run = Job("test", 0, 8, tmp_path, {}, SavingSettings(), PLAIN)
     with pytest.raises(InputError, match="A batch of 8 tiles cannot be shared by 9 processes"):
         train(run, num_epochs=1, num_tiles=24, draw=None, learn=None, parts={"network": network})
+
+
+def test_a_notebooks_bar_needs_no_widget_and_never_stands_still(tmp_path):
+    """Its text is renewed in place, so that what the file holds at the end is what the last update said."""
+    book = nbformat.v4.new_notebook()
+    code = """
+        import sys
+        sys.path.insert(0, {root!r})
+        from pfiles.machine.processes import progress
+        for i in progress(range(3), desc="kept"): pass
+        for i in progress(range(3), desc="gone", leave=False): pass
+        for i in progress(range(3), desc="short", delay=60): pass
+        for i in progress(range(3), desc="told", mininterval=0): print("in between")
+    """
+    book.cells = [nbformat.v4.new_code_cell(textwrap.dedent(code.format(root=str(ROOT))))]
+    client = NotebookClient(book, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    client.execute()
+    shown = [output.data for output in book.cells[0].outputs if output.output_type == "display_data"]
+    assert [data.keys() for data in shown] == [{"text/plain"}] * 3
+    kept, gone, told = (data["text/plain"] for data in shown)
+    assert kept.startswith("kept: 100%")
+    assert "3/3" in kept
+    assert gone == ""
+    assert "3/3" in told

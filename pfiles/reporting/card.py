@@ -1,0 +1,92 @@
+"""The card of a shared generator: what a run knows of it, and what only people can say."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pfiles.errors import InputError
+
+BLANKS = {  # what no run knows and every reader must
+    "licence": "of the weights, such as cc-by-nc-4.0; weights learnt from patients are not under the code's licence",
+    "organ": "such as lung",
+    "species": "such as human",
+    "stain": "such as H&E",
+    "scanner": "maker and model, and the objective",
+    "consent": "of the patients or an ethics vote, or the source's terms of use",
+    "intended_use": "what it is for, and what it is not for",
+}
+CARD = """---
+{metadata}
+---
+
+# {title}
+
+Draws {stain} tiles of {organ} ({species}), {side} px{scale}, from any of {k} clusters that were found without labels.
+
+![Generated tiles, a row for each cluster](sheet.jpg)
+
+*Every tile is generated: the first {shown} of each cluster, not picked.*
+
+    from pfiles import Generator  # `pip install .` in a checkout of the code
+
+    generator = Generator.from_pretrained("THIS FOLDER OR ITS HUB ID")
+    tiles = generator.draw(0, number=16, seed=1)  # uint8 (16, 3, {side}, {side}); clusters count from 0 here
+
+| | |
+|---|---|
+| Licence of the weights | {licence} |
+| Organ, species, stain | {organ}, {species}, {stain} |
+| Scanner | {scanner} |
+| Consent or ethics | {consent} |
+| Intended use | {intended_use} |
+| Tiles | {train} for training, {test} held out; {side} px{scale} |
+| Slides, patients | {slides}, {patients} |
+| Split | {split} |
+| Networks | VQ-GAN with {codes} codes, UNet with {parameters:.1f} million parameters, {clustering} clusters |
+| Drawing | {sampler}, {steps} steps, guidance {guidance:g} |
+| Training | preset `{preset}`{changed} |
+| Written | {day} |
+
+Generated tiles are for research; they are no basis for a diagnosis.
+
+## Clusters
+
+| cluster | name | share of the training tiles |
+|---|---|---|
+{clusters}
+
+## Does it repeat training tiles?
+
+The gate passed: of {images} generated tiles {closer:.1%} are closer to a training tile than the closest 1 % of
+held-out tiles are (95 % interval {low:.1%} to {high:.1%}; {expected:.1%} would be expected of tiles as far away as
+held-out ones, and a share as large has a chance of {chance:.2g}). None is an outright copy (distance below {copy}; the
+smallest is {smallest:.2f}, where 0 is a copy and 1 unrelated). The search sees turned, mirrored and shifted copies, not
+privacy as a whole.
+
+## What was measured
+{measured}
+"""
+
+
+def read_card(file: Path | None, given: Mapping[str, str | None]) -> dict[str, str]:
+    """What is said of the generator: from a TOML or JSON file, and from options, which count more.
+
+    InputError lists what is missing of BLANKS, or names what is not among them.
+    """
+    told: dict[str, Any] = {}
+    if file is not None:
+        try:
+            text = file.read_text()
+            told = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} cannot be read as TOML or JSON ({error}): write lines such as organ = "
+                             '"lung".') from error  # fmt: skip
+    if not isinstance(told, dict) or (unknown := sorted(told.keys() - BLANKS.keys())):
+        raise InputError(f"{file} says {', '.join(unknown or ['no names'])}: a card has {', '.join(BLANKS)}.")
+    told |= {name: value for name, value in given.items() if value is not None}
+    card = {name: " ".join(str(told.get(name, "")).split()) for name in BLANKS}
+    if blank := [f"{name} ({BLANKS[name]})" for name, value in card.items() if not value]:
+        raise InputError(f"A card needs to say {'; '.join(blank)}: give them as options or in a file with --card.")
+    return card

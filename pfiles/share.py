@@ -1,0 +1,191 @@
+"""A run's generator in a folder for others: networks, a card that says what it is, and a sheet of what it draws.
+
+Nothing in the folder tells from whose tissue it learnt: no path, no file name, no slide, no patient.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import ModelCardData
+
+from pfiles.drawing.generator import Generator
+from pfiles.errors import InputError
+from pfiles.identity import flatten
+from pfiles.measuring.memorisation import COPY, judge, nearest_tiles
+from pfiles.paths import ROOT, atomic_write, expand, read_json
+from pfiles.reporting import figures
+from pfiles.reporting.card import CARD
+from pfiles.reporting.export import read_generated
+from pfiles.session import OpenRun
+from pfiles.tiles.dataset import EMBEDDED
+from pfiles.tiles.sources import Source, read_source
+from pfiles.tiles.split import TEST_PARTS
+
+UNLIKELY = 0.01  # the gate fails where so many tiles near to training tiles have less than this chance
+TILES_SHOWN = 8  # of each cluster
+
+
+def share(
+    run: OpenRun, folder: Path, card: Mapping[str, str], preset: str = "",
+    overrides: Mapping[str, Any] | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Write the new `folder`, all at once: config.json, model.safetensors, README.md and sheet.jpg.
+
+    card: see `read_card`. preset, overrides: the run's, for the card.
+    Returns the result of the gate: how many generated tiles of the run are near to a training tile. InputError where it
+    fails, and where a text in the folder would name a path, a file, a slide or a patient.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is there already: name a new folder.")
+    gate = _gate(run)
+    generator, source = run.generator(), _source(run)
+    if source is not None and source.positions is not None:
+        generator.mpp = float(np.median(run.tiles.positions.mpp))
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of one that was stopped
+    try:
+        part.mkdir(parents=True)
+        generator.save(part)
+        drawn = Generator.load(part, run.device)  # what others will get
+        tiles = drawn.draw(np.repeat(np.arange(drawn.n_clusters), TILES_SHOWN))
+        figures.save_figure(figures.show_tiles(tiles, TILES_SHOWN), part / "sheet.jpg", dpi=110)
+        text = _card(run, drawn, source, card, gate, preset, overrides or {})
+        with atomic_write(part / "README.md") as file:
+            file.write(text.encode())
+        _refuse_traces(part, _telling(run, source))
+        if folder.exists():
+            folder.rmdir()
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return gate
+
+
+def _gate(run: OpenRun) -> dict[str, float]:
+    """How near the run's generated tiles are to its training tiles; InputError where they repeat them."""
+    tiles = run.tiles
+    images = read_generated(list(run.generated().values()), tiles.images.shape[2])
+    train, held_out = (tiles.tensor(part) for part in (tiles.train, tiles.test))
+    nearest, nearest_held_out = (nearest_tiles(some, train).distance for some in (images, held_out))
+    found, leak = judge(nearest, nearest_held_out, tiles.source)
+    if leak:
+        raise InputError(f"The gate cannot judge this generator. {leak}")
+    copies = int((nearest < COPY).sum())
+    if copies or found["chance"] < UNLIKELY:
+        raise InputError(
+            f"The memorisation gate fails: {copies} of {len(images)} generated tiles are outright copies of training "
+            f"tiles, and {found['closer']:.1%} are nearer to one than the closest 1 % of held-out tiles (chance "
+            f"{found['chance']:.2g}). Whoever gets this generator can draw training tiles: train on more tiles, or for "
+            "fewer epochs, and see part 14."
+        )
+    return {**found, "images": len(images), "smallest": float(nearest.min())}
+
+
+def _source(run: OpenRun) -> Source | None:
+    """The data as given; None for embedded tiles."""
+    return None if run.data is None or str(run.data) in EMBEDDED else read_source(ROOT / expand(run.data))
+
+
+def _card(
+    run: OpenRun, generator: Generator, source: Source | None, card: Mapping[str, str], gate: Mapping[str, float],
+    preset: str, overrides: Mapping[str, Any],
+) -> str:  # fmt: skip
+    cells = {name: value.replace("|", "\\|") for name, value in card.items()}
+    names = [generator.names.get(number, "").replace("|", "\\|") for number in range(1, generator.n_clusters + 1)]
+    rows = [f"| {i} | {name} | {s:.1%} |" for i, (name, s) in enumerate(zip(names, generator.shares, strict=True), 1)]
+    positions = None if source is None else source.positions
+    patients = set() if source is None else set(source.patients) - {""}
+    data = ModelCardData(
+        license="other", license_name=card["licence"], library_name="pfiles",
+        tags=["histopathology", "latent-diffusion", card["organ"], card["stain"]],
+    )  # fmt: skip
+    how, scale = generator.settings.sampling, "" if generator.mpp is None else f", {generator.mpp:g} um per pixel"
+    changed = ", ".join(f"{name} = {value}" for name, value in overrides.items() if name != "start_from")
+    return CARD.format(
+        metadata=data.to_yaml(), title=f"A generator of {card['organ']} tissue", **cells, **gate, copy=COPY,
+        side=generator.settings.image_size_px, scale=scale, k=generator.n_clusters, shown=TILES_SHOWN,
+        train=len(run.tiles.train), test=len(run.tiles.test), split=_split(source),
+        slides=f"{len(set(positions.slide))} slides" if positions is not None else "number of slides not known",
+        patients=f"{len(patients)} patients" if patients else "number of patients not known",
+        codes=generator.space.vqvae.embedding.num_embeddings, clustering=generator.clustering,
+        parameters=sum(p.numel() for p in generator.unet.parameters()) / 1e6, sampler=how.sampler, steps=how.steps,
+        guidance=how.guidance, preset=preset, changed=f", with {changed}" if changed else "",
+        day=date.today().isoformat(), clusters="\n".join(rows), measured=_measured(run),
+    )  # fmt: skip
+
+
+def _split(source: Source | None) -> str:
+    """How training and test tiles were told apart, as `load_tiles` does it."""
+    if source is None:
+        return "by region"
+    if source.positions is not None:
+        if all(source.patients):
+            return "by patient: none is on both sides"
+        several = len(set(source.positions.slide)) > 1
+        return "by slide: none is on both sides" if several else "by region of the one slide"
+    folders = [name.parts[:-1] for name in source.names]
+    levels = range(1, max(map(len, folders), default=0) + 1)
+    if any(len({folder[:level] for folder in folders}) >= TEST_PARTS for level in levels):
+        return "by folder, each taken for a slide"
+    return "the last eleventh of the tiles is held out; a slide may be on both sides"
+
+
+def _measured(run: OpenRun) -> str:
+    """What part 13 recorded, with its floors, as Markdown."""
+    section = f"{run.paths.cluster_folder.name}{run.paths.suffix}/part_13_distribution_metrics"
+    scores = read_json(run.paths.summary, {}).get(section)
+    if scores is None:
+        return "\nNothing: part 13 was not run."
+    lines = [f"- {name}: {line}" for name, line in scores.get("in_short", {}).items()]
+    for features, tables in scores.get("details", {}).items():
+        rows = tables.get("overall", {}) if isinstance(tables, dict) else {}
+        columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+        if columns:
+            lines += ["", f"In {features}; every row below the first is a floor or a ceiling:", ""]
+            lines += [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+            for name, row in rows.items():
+                lines.append(f"| {name} | {' | '.join(f'{row[c]:.4g}' if c in row else '' for c in columns)} |")
+    return "\n".join(["", *lines])
+
+
+def _telling(run: OpenRun, source: Source | None) -> set[str]:
+    """What must not be said: the run's paths, and files, folders, slides and patients of its data."""
+    words = {str(run.paths.root), str(Path.home())}
+    if source is not None:
+        data = (ROOT / expand(run.data)).resolve()
+        words |= {str(data), str(data.parent), data.name, data.stem, *source.patients}
+        words |= {part for name in source.names for part in (*name.parts, name.stem)}
+        if source.positions is not None:
+            words |= set(source.positions.slide.tolist())
+    ordinary = set(re.findall(r"\w+", CARD.lower()))
+    return {word for word in words if _is_telling(word) and word.lower() not in ordinary}
+
+
+def _is_telling(word: str) -> bool:
+    """Whether a name is more than a short number or a syllable, which stand in any text."""
+    return len(word) >= 6 if word.isdecimal() else len(word) >= 4
+
+
+def _refuse_traces(folder: Path, telling: Iterable[str]) -> None:
+    """InputError where a text in `folder`, or the names in its weights, hold one of the words."""
+    header = (folder / "model.safetensors").read_bytes()
+    header = header[8 : 8 + int.from_bytes(header[:8], "little")]
+    config = flatten(read_json(folder / "config.json", {}))
+    texts = {
+        "the card": (folder / "README.md").read_text(),
+        "config.json": json.dumps(config, ensure_ascii=False),
+        "the names of the weights": header.decode(),
+    }
+    for where, text in texts.items():
+        for word in sorted(telling):
+            if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE):
+                raise InputError(
+                    f"{where} would say {word!r}, which is a path, file, slide or patient of the data: say it "
+                    "otherwise in the card's fields or in the names of clusters."
+                )

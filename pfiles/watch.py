@@ -1,0 +1,124 @@
+"""A training seen from outside: how far it is, its curve and what it draws by now, whoever runs it and wherever."""
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from pfiles.choices import choose
+from pfiles.errors import InputError
+from pfiles.learning.log import PICTURES, PROGRESS, SHOWN
+from pfiles.machine.processes import in_notebook
+from pfiles.paths import ROOT, expand, read_json
+
+SILENT = 120  # seconds without a word after which a training may have stopped
+
+
+class Progress(NamedTuple):
+    """What a training's folder tells. history: `log.csv`, a row per epoch. picture: the newest one; None: none yet."""
+
+    folder: Path
+    step: int
+    total_steps: int
+    steps_per_second: float
+    at: float
+    history: pd.DataFrame
+    picture: Path | None
+
+    @property
+    def is_done(self) -> bool:
+        return self.step >= self.total_steps
+
+    def line(self) -> str:
+        """How far it is, how fast, and how long it will take."""
+        said = f"{self.folder.name}: step {self.step:,} of {self.total_steps:,} ({self.step / self.total_steps:.0%})"
+        if self.is_done:
+            return f"{said}, done"
+        left = timedelta(seconds=round((self.total_steps - self.step) / self.steps_per_second))
+        silent = time.time() - self.at
+        said += f", {self.steps_per_second:.3g} steps per second, {left} left"
+        told = timedelta(seconds=round(silent))
+        return f"{said}; no word for {told}: it may have been stopped" if silent > SILENT else said
+
+
+def look(out: str | Path | None = None) -> Progress:
+    """The training below the folder `out` (None: this repository) that was heard of last; InputError where none was."""
+    root = (ROOT / expand(choose({"out": out})["out"] or "")).resolve()
+    folders = [*root.glob("kpc_ldm/*_training"), *root.glob("clusters_*/models_*/*")]
+    found = [(read_json(folder / PROGRESS)["at"], folder) for folder in folders if (folder / PROGRESS).exists()]
+    if not found:
+        raise InputError(f"No training has begun in {root}: name the folder that was given to it as out.")
+    folder = max(found)[1]
+    told: dict[str, Any] = read_json(folder / PROGRESS)
+    log = folder / "log.csv"
+    pictures = sorted((folder / PICTURES).glob("*.jpg"))
+    history = pd.read_csv(log) if log.exists() else pd.DataFrame()
+    return Progress(folder, **told, history=history, picture=pictures[-1] if pictures else None)
+
+
+def follow(out: str | Path | None, every: float) -> Iterator[Progress]:
+    """What `look` sees whenever there is something new, until the training is done."""
+    before = None
+    while True:
+        now = look(out)
+        if before is None or (now.folder, now.at) != (before.folder, before.at):
+            yield now
+        if now.is_done:
+            return
+        before = now
+        time.sleep(every)
+
+
+def watch(out: str | Path | None = None, every: float = 10.0, once: bool = False) -> None:
+    """Show the training in `out` as it goes on: in a notebook its curve, its last epochs and what it draws, in place;
+    in a terminal text. Stopping this stops nothing else.
+
+    every: seconds between two looks. once: look once.
+    """
+    show = _Cell() if in_notebook() else _print
+    for progress in follow(out, every):
+        show(progress)
+        if once:
+            return
+
+
+def _print(progress: Progress) -> None:
+    print(progress.line())
+    if len(progress.history):
+        print(progress.history.tail(SHOWN).round(4).to_string(index=False))
+    if progress.picture is not None:
+        print(f"newest picture: {progress.picture}")
+    print(flush=True)
+
+
+class _Cell:
+    """Outputs of one cell, renewed in place."""
+
+    def __init__(self):
+        self._handles: dict[str, Any] = {}
+
+    def __call__(self, progress: Progress) -> None:
+        import matplotlib.pyplot as plt
+        from IPython.display import Image
+
+        from pfiles.reporting import figures
+
+        self._renew("line", {"text/plain": progress.line()}, raw=True)
+        if len(progress.history):
+            figure = figures.plot_history(progress.history.to_dict("records"), "Loss terms per epoch")
+            self._renew("curve", figure)
+            plt.close(figure)
+            self._renew("epochs", progress.history.tail(SHOWN).round(4))
+        if progress.picture is not None:
+            self._renew("picture", Image(filename=progress.picture))
+
+    def _renew(self, name: str, shown: Any, **options: Any) -> None:
+        from IPython.display import display
+
+        if name in self._handles:
+            self._handles[name].update(shown, **options)
+        else:
+            self._handles[name] = display(shown, display_id=True, **options)

@@ -1,0 +1,160 @@
+"""A generator for others: what its folder says, and what it must not say."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, make_tiles
+from PIL import Image
+from test_session import K, finish
+
+import pfiles
+from pfiles.__main__ import main
+from pfiles.errors import InputError
+from pfiles.paths import read_json, write_json
+from pfiles.reporting.card import BLANKS, read_card
+from pfiles.session import open_run
+from pfiles.share import share
+
+CARD = {
+    "licence": "cc-by-nc-4.0", "organ": "lung | left", "species": "human", "stain": "H&E", "scanner": "Aperio AT2, 20x",
+    "consent": "vote 12/34", "intended_use": "teaching; not for diagnosis",
+}  # fmt: skip
+TELLING = ("StMarysHospital", "S07-Mueller.svs", "PAT778812", "S08-Schulze.svs", "4711423", "run-of-Dr-Wu")
+OVERRIDES = TINY | {"speed": "off"}  # to the bit
+PART_13 = {
+    "in_short": {"Told from real tiles": "in 60%; real from real tiles in 51% (50% is chance)"},
+    "details": {"random": {"overall": {"generated": {"kid": 0.5}, "one half": {"kid": 0.125, "recall": 1}}}},
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished run on tiles cut from slides of patients, whose names stand in the table, the folder and the paths."""
+    folder = tmp_path_factory.mktemp("share")
+    data = folder / "StMarysHospital"
+    data.mkdir()
+    np.save(data / "tiles.npy", make_tiles(44))
+    rows = [f"{'S07-Mueller.svs' if i < 40 else 'S08-Schulze.svs'},{48 * i},0,48,0.5,"
+            f"{'PAT778812' if i < 40 else '4711423'}" for i in range(44)]  # fmt: skip
+    (data / "tiles.csv").write_text("\n".join(["slide,x,y,side,mpp,patient", *rows]))
+    run = opened(folder)
+    finish(run)
+    write_json(run.paths.summary, {"clusters_3/part_13_distribution_metrics": PART_13})
+    return folder
+
+
+def opened(folder, **changed):
+    given = {"n_clusters": K, "data": str(folder / "StMarysHospital"), "preset": "demo", "overrides": OVERRIDES}
+    return open_run("test", **(given | {"out": str(folder / "run-of-Dr-Wu")} | changed))
+
+
+def named(run, names):
+    """The run, whose clusters are called so."""
+    generator = replace(run.generator(), names=names)
+    object.__setattr__(run, "generator", lambda: generator)
+    return run
+
+
+def test_the_folder_draws_and_says_all_that_is_known(made, tmp_path):
+    run = named(opened(made), {1: "keratin", 2: "dermis"})
+    gate = share(run, tmp_path / "shared", CARD, "demo", {**TINY, "start_from": "/home/StMarysHospital"})
+    assert {path.name for path in (tmp_path / "shared").iterdir()} == {
+        "config.json", "model.safetensors", "README.md", "sheet.jpg"
+    }  # fmt: skip
+    loaded = pfiles.Generator.from_pretrained(tmp_path / "shared")
+    assert torch.equal(loaded.draw([0, 1, 2], seeds=[5, 6, 7]), run.draw([0, 1, 2], [5, 6, 7]))
+    assert loaded.names == {1: "keratin", 2: "dermis"}
+    assert loaded.mpp == 0.5
+    assert loaded.shares.tolist() == pytest.approx((run.labels[0].bincount(minlength=K) / 24).tolist(), abs=1e-6)
+    text = (tmp_path / "shared" / "README.md").read_text()
+    for said in (
+        "license_name: cc-by-nc-4.0", "lung \\| left", "vote 12/34", "24 for training, 4 held out",
+        "2 slides, 2 patients", "by patient: none is on both sides", "0.5 um per pixel", "| 2 | dermis |",
+        "preset `demo`, with image_size_px = 48",
+        "Told from real tiles: in 60%; real from real", "| generated | 0.5 |  |", "| one half | 0.125 | 1 |",
+        f"of {gate['images']} generated tiles {gate['closer']:.1%} are closer",
+    ):  # fmt: skip
+        assert said in text
+    assert gate["images"] == 12
+    assert Image.open(tmp_path / "shared" / "sheet.jpg").size[0] > 100
+
+
+def test_no_file_says_whose_tissue_it_is(made, tmp_path):
+    overrides = {**TINY, "start_from": str(made / "StMarysHospital")}
+    share(opened(made), tmp_path / "shared", CARD, overrides=overrides)
+    for path in (tmp_path / "shared").iterdir():
+        content = path.read_bytes().lower()
+        for word in (*TELLING, str(made)):
+            assert word.lower().encode() not in content
+
+
+@pytest.mark.parametrize("said", [TELLING[0], "see s07-mueller.svs", "of 4711423, left"])
+def test_a_card_or_a_name_that_says_it_is_refused(said, made, tmp_path):
+    for card, names in (({**CARD, "consent": said}, {}), (CARD, {2: said})):
+        with pytest.raises(InputError, match="which is a path, file, slide or patient of the data"):
+            share(named(opened(made), names), tmp_path / "shared", card)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_memoriser_is_refused(made, tmp_path):
+    """One generated tile of twelve is a training tile, turned."""
+    shutil.copytree(made, tmp_path / "made")
+    run = opened(tmp_path / "made")
+    tile = np.load(tmp_path / "made" / "StMarysHospital" / "tiles.npy")[3]
+    Image.fromarray(np.rot90(tile)).save(run.paths.generated / "1.png")
+    with pytest.raises(InputError, match="memorisation gate fails: 1 of 12 generated tiles are outright copies"):
+        share(run, tmp_path / "shared", CARD)
+    assert not (tmp_path / "shared").exists()
+
+
+def test_leaking_splits_are_refused(made, tmp_path):
+    shutil.copytree(made, tmp_path / "made")
+    run = opened(tmp_path / "made")
+    assert run.identity
+    leaking = run.tiles.images.clone()
+    leaking[run.tiles.test] = leaking[run.tiles.train[:4]]
+    run.__dict__["tiles"] = replace(run.tiles, images=leaking)
+    with pytest.raises(InputError, match="The gate cannot judge this generator"):
+        share(run, tmp_path / "shared", CARD)
+
+
+def test_blanks_are_listed(tmp_path):
+    with pytest.raises(InputError) as refused:
+        read_card(None, {"organ": "lung", "stain": " "})
+    for name in BLANKS:
+        assert (f"{name} (" in str(refused.value)) == (name != "organ")
+    (tmp_path / "card.toml").write_text("".join(f"{name} = {json.dumps(text)}\n" for name, text in CARD.items()))
+    (tmp_path / "card.json").write_text(json.dumps(CARD))
+    for file in ("card.toml", "card.json"):
+        assert read_card(tmp_path / file, {"organ": None}) == CARD
+    assert read_card(tmp_path / "card.json", {"organ": "skin"})["organ"] == "skin"
+    (tmp_path / "card.toml").write_text('liver = "yes"')
+    with pytest.raises(InputError, match=r"says liver: a card has licence, organ"):
+        read_card(tmp_path / "card.toml", CARD)
+    (tmp_path / "card.toml").write_text("organ = lung")
+    with pytest.raises(InputError, match="cannot be read as TOML or JSON"):
+        read_card(tmp_path / "card.toml", CARD)
+
+
+def test_share_command(made, tmp_path, capsys):
+    arguments = ["share", "--run", str(made / "run-of-Dr-Wu"), "--out", str(tmp_path / "shared")]
+    assert main(arguments) == 2
+    assert "licence (of the weights" in capsys.readouterr().err
+    arguments += [part for name, text in CARD.items() for part in (f"--{name.replace('_', '-')}", text)]
+    run = {"n_clusters": K, "clustering": "classifier", "data": str(made / "StMarysHospital"), "preset": "demo"}
+    shutil.copytree(made / "run-of-Dr-Wu", tmp_path / "run")
+    summary = read_json(tmp_path / "run" / "summary.json")
+    write_json(tmp_path / "run" / "summary.json", {**summary, "run": {**run, "overrides": OVERRIDES}})
+    arguments[2] = str(tmp_path / "run")
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "The gate passed" in printed
+    assert f"hf upload YOUR-NAME/NAME-OF-THE-GENERATOR {tmp_path / 'shared'}" in printed
+    assert pfiles.Generator.from_pretrained(tmp_path / "shared").n_clusters == K
+    assert main(arguments) == 2
+    assert f"{Path(arguments[4])} is there already" in capsys.readouterr().err

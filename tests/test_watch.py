@@ -1,0 +1,101 @@
+"""A training seen from outside: pictures at its resume points, how far it is, and that looking changes nothing."""
+
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, make_tiles
+from PIL import Image
+
+from pfiles import watch
+from pfiles.__main__ import main
+from pfiles.errors import InputError
+from pfiles.learning import log
+from pfiles.session import open_run
+
+OVERRIDES = TINY | {"saving.every_epochs": 1, "training.epochs": 2, "speed": "off"}
+
+
+def train(folder, share, monkeypatch, **changed):
+    """Autoencoder and first training with that share of the time for pictures."""
+    monkeypatch.setattr(log, "SHARE", share)
+    np.save(folder.parent / "tiles.npy", make_tiles(44))
+    run = open_run("test", 3, "kmeans", folder.parent / "tiles.npy", "demo", OVERRIDES | changed, 1, folder)
+    run.train_autoencoder(*run.new_autoencoder())
+    networks = run.new_networks()
+    return networks, run.train("training", networks)
+
+
+def test_pictures_change_no_number_and_show_what_is_learnt(tmp_path, monkeypatch):
+    seen, with_pictures = train(tmp_path / "with", 1e9, monkeypatch)
+    unseen, without = train(tmp_path / "without", 0.0, monkeypatch)
+    timed = ("seconds", "images_per_second", "memory_gb")
+    for a, b in zip(with_pictures, without, strict=True):
+        assert {k: v for k, v in a.items() if k not in timed} == {k: v for k, v in b.items() if k not in timed}
+    for name, tensor in unseen.unet.state_dict().items():
+        assert torch.equal(seen.unet.state_dict()[name], tensor)
+    assert not list((tmp_path / "without").rglob("*.jpg"))
+    training = tmp_path / "with" / "clusters_3" / "models_3" / "training_kmeans"
+    for folder, steps in ((training, (3, 6)), (tmp_path / "with" / "kpc_ldm" / "autoencoder_training", (3, 6))):
+        pictures = sorted((folder / "samples").iterdir())
+        assert [picture.name for picture in pictures] == [f"{step:08}.jpg" for step in steps]
+        assert {Image.open(picture).size for picture in pictures} == {(4 * 48, 4 * 48)}
+        assert b"samples" in b"".join(file.read_bytes() for file in folder.glob("events.out.*"))
+
+
+def test_the_first_picture_row_is_of_real_tiles(tmp_path, monkeypatch):
+    """Of the autoencoder: rows of training tiles, each above the row of their reconstructions."""
+    train(tmp_path / "out", 1e9, monkeypatch, **{"autoencoder.polish.epochs": 0})
+    picture = Image.open(tmp_path / "out" / "kpc_ldm" / "autoencoder_training" / "samples" / "00000006.jpg")
+    tiles = make_tiles(44)[np.linspace(0, 39, 24).round().astype(int)][[0, 3, 6, 9]]
+    row = np.concatenate(tiles, axis=1).astype(int)
+    shown = np.asarray(picture).astype(int)
+    assert np.abs(shown[:48] - row).mean() < 12  # a JPEG's loss on tiles of noise
+    assert np.abs(shown[48:96] - row).mean() > 24
+
+
+def test_pictures_take_no_more_than_their_share(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(log, "SHARE", 0.1)
+    training = log.TrainingLog(tmp_path, 0)
+    made = []
+
+    def make():
+        clock[0] += 30  # seconds
+        made.append(clock[0])
+        return torch.zeros(16, 3, 8, 8, dtype=torch.uint8)
+
+    for step in range(1, 2001):
+        clock[0] += 1
+        if step % 100 == 0:
+            training.picture(step, step, make)
+    assert len(made) >= 5
+    assert 30 * len(made) <= 0.1 * clock[0] + 1
+    assert made[0] == 200 + 30  # before one was timed it is taken to cost as much as 20 steps
+    training.close()
+
+
+def test_how_far_it_is(tmp_path, monkeypatch, capsys):
+    with pytest.raises(InputError, match="No training has begun"):
+        watch.look(tmp_path / "out")
+    train(tmp_path / "out", 1e9, monkeypatch)
+    capsys.readouterr()
+    assert main(["watch", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("training_kmeans: step 6 of 6 (100%), done\n")
+    assert "images_per_second" in printed
+    assert "samples/00000006.jpg" in printed
+    note = tmp_path / "out" / "clusters_3" / "models_3" / "training_kmeans" / "progress.json"
+    half = json.loads(note.read_text()) | {"step": 3, "steps_per_second": 0.5}
+    note.write_text(json.dumps(half))
+    now = watch.look(tmp_path / "out")
+    assert now.line() == "training_kmeans: step 3 of 6 (50%), 0.5 steps per second, 0:00:06 left"
+    assert len(now.history) == 2
+    note.write_text(json.dumps(half | {"at": time.time() - 3600}))
+    shutil.rmtree(tmp_path / "out" / "kpc_ldm")  # whose trainings were heard of since then
+    assert "0.5 steps per second, 0:00:06 left; no word for 1:00:0" in watch.look(tmp_path / "out").line()
+    assert main(["watch", "--out", str(tmp_path / "out"), "--once"]) == 0
