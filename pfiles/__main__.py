@@ -45,12 +45,14 @@ from pfiles.discriminator import Discriminator
 from pfiles.drawing.generator import starting_weights
 from pfiles.drawing.samplers import make_solver
 from pfiles.errors import InputError, TerminatedError
+from pfiles.identity import FINGERPRINT, flatten
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.locks import locked
 from pfiles.machine.runtime import pick_device, versions
 from pfiles.measuring.features import EXTRACTORS
 from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, write_json
 from pfiles.reporting.card import BLANKS, read_card
+from pfiles.reporting.tables import identities
 from pfiles.settings import PRESETS, Settings, get_settings
 from pfiles.tiles.dataset import EMBEDDED, load_tiles
 from pfiles.tiles.files import generated_files, read_images, refuse_other_images, write_tiles
@@ -549,15 +551,21 @@ def _with_parameters(notebook: Path, parameters: Mapping[str, Any]) -> nbformat.
 def _print_summary(summary: Mapping[str, Any], paths: Paths) -> None:
     """The numbers the notebooks of this run recorded, and where the pictures are."""
     own_folder = f"{paths.cluster_folder.name}{paths.suffix}/"
+    data = {name: flatten(of).get(FINGERPRINT) for name, of in identities(paths.summary).items()}
+    of_others = [name for name, found in data.items() if found not in (None, summary["run"]["data_fingerprint"])]
     print("\nnotebook                                             metric                             value")
     for section, values in summary.items():
         if section == "run":
             values = {name: values[name] for name in ("data_fingerprint", "seconds", "peak_memory_gb")}
         if "/" in section and not section.startswith(own_folder):
             continue  # another number of clusters in the same folder
+        if section in of_others:
+            continue
         for name, value in _rows(values):
             shown = f"{value:.5g}" if isinstance(value, float) else value
             print(f"{section.removeprefix(own_folder):<52} {name:<34} {shown}")
+    if of_others:
+        print(f"\nleft out, as these numbers are of other data: {', '.join(of_others)}")
     print("\nfigures")
     for folder in sorted((paths.root / "Figures").glob("Figure *")):
         print(f"  {folder}: {', '.join(path.name for path in sorted(folder.glob('*.jpg'), key=_natural))}")

@@ -1,13 +1,30 @@
 """Which run a file belongs to: data, settings, seed and networks, kept as plain values beside everything it makes."""
 
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from pfiles.errors import InputError
+from pfiles.paths import read_json
 
 Identity = Mapping[str, Any]  # see `checkpoints.identity`
 FINGERPRINT, SOURCE = "data.fingerprint", "data.source"
+NOT_COMPARED = ("seed", "settings.precision")  # may change between a training and who reads what it made
+GENERATED_WITH, MADE_FROM = "generated_with.json", "made_from.json"  # in folders of generated and of training images
+
+
+def of_images(folder: Path) -> Identity | None:
+    """What a folder of images tells of its run; None for one that tells nothing, such as a published one."""
+    return read_json(folder / GENERATED_WITH) or read_json(folder / MADE_FROM)
+
+
+def of_csv(path: Path) -> Identity | None:
+    """What the JSON beside a CSV tells of it; None where there is none, or it tells of another file."""
+    if not path.exists():
+        raise InputError(f"There is no {path}: run part_5_latent_space_extraction first.")
+    about = read_json(path.with_suffix(".json"), {})
+    return about if about.get("sha256") == sha256(path.read_bytes()).hexdigest() else None
 
 
 def same_identity(found: Identity | None, expected: Identity, what: Path | str) -> None:

@@ -1,7 +1,7 @@
 """A run, opened once: notebooks and commands get from it tiles, networks, clusters, training, drawing and paths."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
 from hashlib import sha256
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from pfiles import checkpoints
@@ -18,9 +19,9 @@ from pfiles.classifier import Classifier
 from pfiles.clustering import check_clustering, fit_kmeans, make_clusterer
 from pfiles.discriminator import Discriminator, PolishDiscriminator
 from pfiles.drawing.generator import Generator, begin_from, starting_weights
-from pfiles.drawing.sampling import GENERATED_WITH, generate_to_folder
+from pfiles.drawing.sampling import generate_to_folder
 from pfiles.errors import InputError
-from pfiles.identity import Identity, same_identity, without
+from pfiles.identity import GENERATED_WITH, MADE_FROM, NOT_COMPARED, Identity, of_csv, same_identity, without
 from pfiles.latents import (
     LatentSpace,
     encode_tiles,
@@ -46,9 +47,7 @@ from pfiles.tiles.pixels import evenly_spaced, to_uint8
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
 
-NOT_COMPARED = ("seed", "settings.precision")  # may change between a training and who reads what it made
 PICTURE_STEPS = 10  # denoising steps of the tiles that show how far a training is
-MADE_FROM = "made_from.json"  # in the folder of training images: their identity
 
 
 class Networks(NamedTuple):
@@ -104,6 +103,7 @@ class OpenRun:
     seed: int
     paths: Paths
     restart: bool | str
+    told: dict[str, Any] = field(default_factory=dict, init=False)  # by the files that were read without their tiles
 
     @cached_property
     def device(self) -> torch.device:
@@ -139,8 +139,7 @@ class OpenRun:
     @cached_property
     def identity(self) -> Identity:
         """What every file of this run agrees with, if it tells it: data, settings, clusters. Seeds may differ."""
-        groups = ["autoencoder", "diffusion", "clusters", *checkpoints.START]
-        return without(self._identity(groups, {}), *NOT_COMPARED)
+        return without(self._whole_identity(), *NOT_COMPARED)
 
     @cached_property
     def views(self) -> Tensor:
@@ -297,6 +296,9 @@ class OpenRun:
         generator = Generator(unet, networks.clusterer, networks.space, replace(settings, sampling=few), torch.empty(0))
         return generator.draw(torch.arange(PICTURED) % self.n_clusters, progress=False)
 
+    def _whole_identity(self) -> Identity:
+        return self._identity(["autoencoder", "diffusion", "clusters", *checkpoints.START], {})
+
     def _identity(self, groups: Sequence[str], starts_from: Mapping[str, nn.Module]) -> dict[str, Any]:
         return checkpoints.identity(
             self.settings, groups, self.tiles, self.seed, starts_from,
@@ -381,6 +383,12 @@ class OpenRun:
 
     # files of this run
 
+    def save_panel(self, figure: Figure, number: int, name: str) -> None:
+        """Write a panel of Figure 3 or 4 twice: as published, where the last run replaces it whatever its k, and with k
+        in its name."""
+        for path in (self.paths.figure(number, name), self.paths.figure(number, f"{name}_k{self.n_clusters}")):
+            figures.save_figure(figure, path)
+
     def write_training_images(self) -> None:
         """Write the `chosen` training tiles into `org`."""
         folder, numbers, note = self.paths.training_images, self.chosen + 1, self.paths.training_images / MADE_FROM
@@ -444,7 +452,7 @@ class OpenRun:
         path, networks = self.paths.latent_csv, {"autoencoder": self.vqvae, "clusters": self.clusterer}
         clusters = pair_labels(path, names)
         fingerprints = {name: checkpoints.fingerprint_of_role(network) for name, network in networks.items()}
-        same_identity(_about_csv(path), {**self.identity, "starts_from": fingerprints}, path)
+        same_identity(of_csv(path), {**self.identity, "starts_from": fingerprints}, path)
         return clusters
 
     def pairs(self) -> tuple[Tensor, Tensor, np.ndarray]:
@@ -455,10 +463,11 @@ class OpenRun:
         original, generated, csv = self.paths.training_images, self.paths.generated, self.paths.latent_csv
         for folder in (original, generated):
             list_images(folder)
-        drawn, table = read_json(generated / GENERATED_WITH), _about_csv(csv)
+        drawn, table = read_json(generated / GENERATED_WITH), of_csv(csv)
         same_identity(drawn, {}, generated)
         for path, about in ((original, read_json(original / MADE_FROM)), (csv, table)):
             same_identity(about, without(drawn or table or {}, *NOT_COMPARED), f"{path} beside {generated}")
+        self.told.update(drawn or table or {})
         names, real, fake = load_pairs(original, generated)
         print(f"{len(names)} pairs of {real.shape[2]} px")
         return real, fake, pair_labels(csv, names)
@@ -468,22 +477,16 @@ class OpenRun:
         found = self.paths.latent_csvs()
         if not found:
             raise InputError(f"There is no clusters_*/HHH*_C*_D*.csv in {self.paths.root}: run part_5 first.")
-        first, *others = [(path, _about_csv(path)) for path in found.values()]
+        first, *others = [(path, of_csv(path)) for path in found.values()]
         same_identity(first[1], {}, first[0])
         for path, about in others:
             same_identity(about, {"data": (first[1] or {}).get("data", {})}, f"{path} beside {first[0]}")
+        self.told.update({name: first[1][name] for name in ("data", "clustering")} if first[1] else {})
         return found
 
     def record(self, scores: Mapping[str, Any]) -> None:
-        """Put the notebook's numbers into the run's summary."""
+        """Put the notebook's numbers into the run's summary, and beside it the identity of what they are of."""
         part, suffix = self.notebook.startswith("part_"), self.paths.suffix
         section = f"clusters_{self.n_clusters}{suffix}/{self.notebook}" if part else f"{self.notebook}{suffix}"
-        tables.record(self.paths.summary, section, scores)
-
-
-def _about_csv(path: Path) -> dict[str, Any] | None:
-    """What the JSON beside a CSV tells of it; None where there is none, or it tells of another file."""
-    if not path.exists():
-        raise InputError(f"There is no {path}: run part_5_latent_space_extraction first.")
-    about = read_json(path.with_suffix(".json"), {})
-    return about if about.get("sha256") == sha256(path.read_bytes()).hexdigest() else None
+        of = self._whole_identity() if "tiles" in vars(self) else self.told
+        tables.record(self.paths.summary, section, scores, of)

@@ -259,20 +259,18 @@ def get_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Set
     overrides: new values by field, such as {"image_size_px": 64, "training.epochs": 2}.
     Raises InputError for an unknown preset or field, or a value that cannot be.
     """
-    if not isinstance(preset, str) or preset not in PRESETS:
+    if not isinstance(preset, str) or (settings := PRESETS.get(preset)) is None:
         raise InputError(f"Unknown preset {preset!r}: choose one of {', '.join(PRESETS)}.")
     if not isinstance(overrides, Mapping | None):
         raise InputError(f'overrides must be values by name, such as {{"training.epochs": 2}}, but is {overrides!r}.')
-    settings = PRESETS[preset]
     for name, value in (overrides or {}).items():
         settings = _replace(settings, str(name), value)
-    diffusion, sampling = settings.diffusion, settings.sampling
-    if sampling.steps > (most := diffusion.num_timesteps):
-        raise InputError(f"sampling.steps must not exceed diffusion.num_timesteps, {most}, but is {sampling.steps}.")
-    if sampling.guidance != 1 and not diffusion.condition_dropout:
+    if (steps := settings.sampling.steps) > (most := settings.diffusion.num_timesteps):
+        raise InputError(f"sampling.steps must not exceed diffusion.num_timesteps, {most}, but is {steps}.")
+    if settings.sampling.guidance != 1 and not settings.diffusion.condition_dropout:
         raise InputError("sampling.guidance needs a UNet trained with diffusion.condition_dropout, such as 0.1.")
-    if (first := diffusion.beta_start) > diffusion.beta_end:
-        raise InputError(f"diffusion.beta_start, {first}, must not exceed beta_end, {diffusion.beta_end}.")
+    if (first := settings.diffusion.beta_start) > (last := settings.diffusion.beta_end):
+        raise InputError(f"diffusion.beta_start, {first}, must not exceed beta_end, {last}.")
     return settings
 
 
@@ -282,8 +280,8 @@ def _replace(group: Any, path: str, value: Any, at: str = "") -> Any:
     if name not in (own := {f.name: getattr(group, f.name) for f in fields(group)}):
         raise InputError(f"Unknown setting {name!r}: {type(group).__name__} has {', '.join(own)}, not {at + path!r}.")
     if is_dataclass(own[name]) != bool(dot):
-        what = "a single setting" if dot else "a group of settings"
-        raise InputError(f"{at}{name} is {what}: write a name such as training.epochs or image_size_px.")
+        what = f"{at}{name} is a {'single setting' if dot else 'group of settings'}"
+        raise InputError(f"{what}: write a name such as training.epochs or image_size_px.")
     new = _replace(own[name], rest, value, f"{at}{name}.") if dot else value
     try:
         return replace(group, **{name: tuple(new) if isinstance(new, list) else new})  # JSON has no tuples
@@ -296,14 +294,13 @@ def _sentence(group: Any, name: str, value: Any, at: str, wrong: Mapping[str, An
     kind, context, where = get_type_hints(type(group), include_extras=True)[name], wrong.get("ctx", {}), wrong["loc"]
     declared = [Field(title="true or false", description=""), *_declared(kind)]
     limits = {limit: most for part in declared for entry in part.metadata for limit, most in asdict(entry).items()}
-    title, description = declared[-1].title, declared[-1].description
-    expected = ("at most {le}" if "le" in context and len(where) == 1 else description).format(**limits)
+    expected = ("at most {le}" if "le" in context and len(where) == 1 else declared[-1].description).format(**limits)
     if wrong["type"] == "literal_error":
         expected = context["expected"].replace(", ", " or ")
     elif len(where) > 2 and where[-1] != "[key]":  # one argument of a network
         name, value = f"{name}.{where[1]}", value[where[1]]
     elif not limits.keys() & context.keys():
-        expected = f"{title}{' or null' * (NoneType in get_args(kind))}, such as {getattr(group, name)!r}"
+        expected = f"{declared[-1].title}{' or null' * (NoneType in get_args(kind))}, such as {getattr(group, name)!r}"
     return f"{at}{name} must be {expected}, but is {value!r}."
 
 

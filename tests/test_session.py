@@ -13,12 +13,13 @@ import torch
 from conftest import TINY, make_tiles
 
 from pfiles import checkpoints
-from pfiles.__main__ import NOTEBOOKS, main, run_cells
+from pfiles.__main__ import NOTEBOOKS, _print_summary, main, run_cells
 from pfiles.errors import InputError
 from pfiles.identity import differences, same_identity, without
 from pfiles.latents import mean_channel_softmax
 from pfiles.machine.locks import locked
 from pfiles.paths import ROOT, read_json, write_json
+from pfiles.reporting import evaluation, figures, page, tables
 from pfiles.session import open_run
 
 K = 3
@@ -315,3 +316,72 @@ def test_a_kill_between_a_json_and_its_weights_leaves_ours(done):
     checkpoints.save_weights(foreign, run.paths.autoencoder, {})
     run.paths.autoencoder.write_bytes(before)  # the JSON tells of the new, and of what it replaces
     run.new_autoencoder()
+
+
+# numbers and figures
+
+
+def test_numbers_know_which_run_they_are_of(tmp_path, capsys):
+    """Two notebooks of a run, one of them run again on other data, and a number that nobody vouches for."""
+    for name, seed in (("tiles", 0), ("other", 1)):
+        np.save(tmp_path / f"{name}.npy", make_tiles(44, seed=seed))
+    other = str(tmp_path / "other.npy")
+    runs = [opened(tmp_path), opened(tmp_path, notebook="part_b", data=other, seed=1)]
+    for run in runs:
+        assert len(run.tiles.train)
+        run.record({"y": 0.5})
+    first = runs[0]
+    found = tables.identities(first.paths.summary)
+    same_identity(found["clusters_3/part_test"], first.identity, "the numbers")
+    assert found["clusters_3/part_test"]["seed"] == first.seed
+    with pytest.raises(InputError, match=r"data\.fingerprint was .* and is "):
+        same_identity(found["clusters_3/part_b"], first.identity, "the numbers")
+    assert read_json(first.paths.summary)["clusters_3/part_b"] == {"y": 0.5}  # nothing between the numbers themselves
+    summary = read_json(first.paths.summary)
+    summary["run"] = {"data_fingerprint": first.tiles.fingerprint(), "seconds": 1, "peak_memory_gb": 1.0}
+    capsys.readouterr()
+    _print_summary(summary, first.paths)
+    printed = capsys.readouterr().out
+    assert printed.count("part_test ") == 1
+    assert "left out, as these numbers are of other data: clusters_3/part_b\n" in printed
+    write_json(first.paths.summary, {**summary, "clusters_3/part_b": {"y": 0.6}})  # by hand, or by an older version
+    assert tables.identities(first.paths.summary).keys() == {"clusters_3/part_test"}
+
+
+def test_numbers_of_pairs_are_of_the_run_that_made_the_files(done):
+    """Parts 10 to 12 and the indices are not told the data: they read it from the files."""
+    run, fingerprint = opened(done, data=str(done / "nowhere.npy")), opened(done).tiles.fingerprint()
+    run.pairs()
+    run.record({"ssim": 0.5})
+    indices = opened(done, notebook="indices", data=None)
+    indices.latent_csvs()
+    indices.record({"3": {}})
+    found = tables.identities(run.paths.summary)
+    assert {name: of["data"]["fingerprint"] for name, of in found.items()} == {
+        "clusters_3/part_test": fingerprint, "indices": fingerprint,
+    }  # fmt: skip
+
+
+def test_evaluate_knows_a_finished_run_from_two(done, monkeypatch):
+    monkeypatch.setattr(evaluation, "MIN_IMAGES", 12)
+    monkeypatch.setattr(evaluation, "all_sections", lambda *_: [evaluation.in_short(), page.Section("Images", [])])
+    paths = opened(done).paths
+    given = [paths.training_images, paths.generated, paths.latent_csv, paths.autoencoder]
+    assert evaluation.evaluate(*given, paired=False)[1].notes[0].startswith("All files say of which run they are")
+    other = opened(done, data=str(done / "other.npy"), out=str(done / "other"))
+    other.write_training_images()
+    with pytest.raises(InputError, match=r"other/org beside .*gen_3 is of another run \(data\.fingerprint was"):
+        evaluation.evaluate(other.paths.training_images, *given[1:])
+
+
+def test_panels_of_another_k_stay(tmp_path):
+    """Under the published name lies the last one; the name with k is its own."""
+    np.save(tmp_path / "tiles.npy", make_tiles(44))
+    for k in (3, 4):
+        run = opened(tmp_path, n_clusters=k)
+        run.save_panel(figures.plot_sizes([k], f"{k} clusters", "", ""), 3, "G1")
+    folder = tmp_path / "out" / "Figures" / "Figure 3"
+    assert {path.name for path in folder.iterdir()} == {"G1.jpg", "G1_k3.jpg", "G1_k4.jpg"}
+    assert (
+        (folder / "G1.jpg").read_bytes() == (folder / "G1_k4.jpg").read_bytes() != (folder / "G1_k3.jpg").read_bytes()
+    )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pfiles.drawing.samplers import make_solver
 from pfiles.errors import InputError
-from pfiles.identity import differences, in_words
+from pfiles.identity import GENERATED_WITH, differences, in_words
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine import processes
 from pfiles.machine.processes import is_first
@@ -23,7 +23,6 @@ from pfiles.tiles.files import image_files, refuse_other_images, write_tiles
 from pfiles.tiles.pixels import to_uint8
 from pfiles.unet_cond_base import UNet
 
-GENERATED_WITH = "generated_with.json"  # what the images of a folder depend on
 NOISE_STEPS = 16  # steps whose noise is drawn at once; part of what an image's seed means
 WRITERS = 8  # threads that compress and write images
 

@@ -1,8 +1,9 @@
 """All measures of two sets of images at once, for the last notebooks and for `python -m pfiles evaluate`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
 from pfiles import latents
-from pfiles.checkpoints import load_weights
+from pfiles.checkpoints import about_weights, fingerprint_of_role, load_weights
 from pfiles.errors import InputError
+from pfiles.identity import NOT_COMPARED, Identity, of_csv, of_images, same_identity, without
 from pfiles.latents import encode_tiles, predict_clusters, reconstruct
 from pfiles.lpips import LPIPS
 from pfiles.machine.processes import progress
@@ -567,20 +569,49 @@ def evaluate(
     features: one of `features.EXTRACTORS`; None: random convolutions, and the autoencoder where there is one.
     paired: whether images pair by name; the paired scores need that.
 
-    Everything given is read and checked before anything is computed; InputError says what is wrong.
+    Everything given is read and checked before anything is computed; InputError says what is wrong, such as files of
+    different runs. Files that do not say which run they are of are taken as they are, and a note says so.
     """
+    vqvae = None if autoencoder is None else _load_autoencoder(autoencoder, device)
+    told = {folder: of_images(folder) for folder in (generated_folder, real_folder)}
+    if clusters_csv is not None:
+        told[clusters_csv] = of_csv(clusters_csv)
+    if vqvae is not None:
+        told[autoencoder] = about_weights(autoencoder, vqvae)
+    _refuse_mixed_runs(told, {} if vqvae is None else {"autoencoder": fingerprint_of_role(vqvae)})
     real_names, real, generated_names, generated = _read(real_folder, generated_folder, paired)
     clusters = [None if clusters_csv is None else latents.pair_labels(clusters_csv, names)
                 for names in (real_names, generated_names)]  # fmt: skip
-    vqvae = None if autoencoder is None else _load_autoencoder(autoencoder, real.shape[2], device)
+    if vqvae is not None and real.shape[2] % vqvae.downscale:
+        raise InputError(
+            f"The autoencoder takes sides that are a multiple of {vqvae.downscale} px, but images have {real.shape[2]}."
+        )
     kinds = [features] if features else ["random"] + ["autoencoder"] * (vqvae is not None)
     extractors = [make_extractor(kind, vqvae, device) for kind in kinds]
     sets = Sets(real, generated, None, *clusters, vqvae=vqvae)
     sections = all_sections(sets, extractors, seed, device)
+    sections[1] = sections[1]._replace(notes=[*sections[1].notes, _of_which_run(told)])
     if paired:
         scores = paired_sections([*PAIRED, "lpips"], real, generated, clusters[0], seed, device)
         sections = [*sections[:2], *scores, *sections[2:]]
     return sections
+
+
+def _refuse_mixed_runs(told: Mapping[Path, Identity | None], networks: Mapping[str, str]) -> None:
+    """InputError where two of the files tell of different runs, or one that it was made with other `networks`."""
+    known = [(path, without(about, *NOT_COMPARED, "versions")) for path, about in told.items() if about is not None]
+    for (path, about), (other, than) in combinations(known, 2):
+        same_identity(than, about, f"{other} beside {path}")
+    for path, about in known:
+        same_identity(about, {"starts_from": dict(networks)}, f"{path} beside the autoencoder")
+
+
+def _of_which_run(told: Mapping[Path, Identity | None]) -> str:
+    """Which of the files say of which run they are, in a sentence."""
+    silent = [str(path) for path, about in told.items() if about is None]
+    if not silent:
+        return "All files say of which run they are, and it is one run."
+    return f"Taken as they are, since they do not say of which run they are: {', '.join(silent)}."
 
 
 def _read(real_folder: Path, generated_folder: Path, paired: bool) -> tuple[list[str], Tensor, list[str], Tensor]:
@@ -605,7 +636,7 @@ def _read(real_folder: Path, generated_folder: Path, paired: bool) -> tuple[list
     return names, real, generated_names, generated
 
 
-def _load_autoencoder(path: Path, side: int, device: torch.device | str) -> VQVAE:
+def _load_autoencoder(path: Path, device: torch.device | str) -> VQVAE:
     """The autoencoder in `path`, of the sizes in the JSON beside it, or the published ones where there is none."""
     if not path.exists():
         raise InputError(f"There is no autoencoder at {path}: name the checkpoint that train_autoencoder wrote.")
@@ -620,8 +651,4 @@ def _load_autoencoder(path: Path, side: int, device: torch.device | str) -> VQVA
             "its checkpoint there, or delete it where the checkpoint has the published sizes."
         ) from error
     load_weights(vqvae, path)
-    if side % vqvae.downscale:
-        raise InputError(
-            f"The autoencoder takes sides that are a multiple of {vqvae.downscale} px, but images have {side}."
-        )
     return vqvae.to(device).eval().requires_grad_(False)

@@ -11,8 +11,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pfiles.drawing.sampling import GENERATED_WITH
 from pfiles.errors import InputError
+from pfiles.identity import GENERATED_WITH
 from pfiles.measuring.memorisation import aligned, judge, nearest_tiles
 from pfiles.paths import read_json, write_json
 from pfiles.reporting import figures

@@ -1,12 +1,15 @@
 """Tables of numbers as people and files want them."""
 
+import json
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from pfiles.identity import Identity
 from pfiles.machine.locks import locked
 from pfiles.paths import read_json, write_json
 
@@ -32,7 +35,28 @@ def mark_best(table: pd.DataFrame, directions: Mapping[str, str]) -> pd.DataFram
     return marked
 
 
-def record(summary: Path, section: str, values: Mapping[str, Any]) -> None:
-    """Put `values` (plain numbers, text, lists) under `section` of the run's summary file."""
+def record(summary: Path, section: str, values: Mapping[str, Any], of: Identity | None = None) -> None:
+    """Put `values` (plain numbers, text, lists) under `section` of the run's summary file.
+
+    of: the identity of what they are of, kept in a file beside it, for `identities` to give back.
+    """
     with locked(summary.parent):
         write_json(summary, read_json(summary, {}) | {section: dict(values)})
+        if of:
+            note = {**of, "sha256": _hash(values)}
+            write_json(_beside(summary), read_json(_beside(summary), {}) | {section: note})
+
+
+def identities(summary: Path) -> dict[str, Identity]:
+    """The identity of each section's numbers, where it is known; not of numbers that were replaced since."""
+    recorded, told = read_json(summary, {}), read_json(_beside(summary), {})
+    hashes = {name: _hash(values) for name, values in recorded.items()}
+    return {name: of for name, of in told.items() if isinstance(of, dict) and of.get("sha256") == hashes.get(name, 0)}
+
+
+def _beside(summary: Path) -> Path:
+    return summary.with_name(f"{summary.stem}_identities.json")
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

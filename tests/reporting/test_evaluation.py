@@ -2,6 +2,7 @@
 
 import json
 import re
+from hashlib import sha256
 
 import numpy as np
 import pandas as pd
@@ -11,14 +12,18 @@ from conftest import assert_refused, make_tiles, write
 from PIL import Image
 
 from pfiles.__main__ import main
-from pfiles.checkpoints import save_weights
+from pfiles.checkpoints import identity, save_weights
 from pfiles.clustering import make_clusterer
 from pfiles.errors import InputError
+from pfiles.identity import without
 from pfiles.latents import encode_tiles, predict_clusters
 from pfiles.machine.runtime import seeded
 from pfiles.measuring import features, fidelity, two_sample, usefulness
+from pfiles.paths import read_json, write_json
 from pfiles.reporting import evaluation, figures, page
+from pfiles.settings import get_settings
 from pfiles.tiles import pixels
+from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.files import write_tiles
 from pfiles.vqvae import VQVAE
 
@@ -474,3 +479,81 @@ def test_labels_that_tiles_may_have(monkeypatch):
         found = evaluation.labels_section(tiles, clusters, tiles, clusters, real, tiles, held_out, 0, "cpu")
         assert found.notes == [why]
         assert found.scores == {}
+
+
+# of which run
+
+
+def tiles_of(seed):
+    return Tiles(pixels.as_tensor(make_tiles(N, 32, seed)), np.arange(N - 4), np.arange(N - 4, N), f"tiles {seed}")
+
+
+def told(seed, networks=None, **more):
+    return identity(get_settings("demo"), ["diffusion"], tiles_of(seed), 765 + seed, networks, **more)
+
+
+def write_run(tmp_path, real):
+    """Two folders, a CSV and an autoencoder of one run; returns the arguments of `evaluate`."""
+    vqvae, clusterer = VQVAE(**SIZES), make_clusterer("kmeans", 16, 2)
+    folders(tmp_path, real, real)
+    content = "".join(f"0.5,0.5,{i % 2},0.9\n" for i in range(N))
+    (tmp_path / "c.csv").write_text(content)
+    networks = {"autoencoder": vqvae, "clusters": clusterer}
+    save_weights(vqvae, tmp_path / "vqvae.pth", {**told(1), "settings": {"autoencoder": {"vqvae": SIZES}}})
+    write_json(tmp_path / "gen" / "generated_with.json", told(1, networks, steps=20))
+    write_json(tmp_path / "org" / "made_from.json", without(told(1), "seed", "settings.diffusion"))
+    write_json(tmp_path / "c.json", {**told(1, networks), "sha256": sha256(content.encode()).hexdigest()})
+    return tmp_path / "org", tmp_path / "gen", tmp_path / "c.csv", tmp_path / "vqvae.pth"
+
+
+def other_autoencoder(folder):
+    save_weights(VQVAE(**SIZES), folder / "vqvae.pth", {**told(1), "settings": {"autoencoder": {"vqvae": SIZES}}})
+
+
+OTHER_RUNS = {
+    "generated from other tiles": (
+        lambda p: write_json(p / "gen" / "generated_with.json", told(2)),
+        r"org beside .*gen is .*data\.fingerprint was",
+    ),
+    "real tiles of other data": (
+        lambda p: write_json(p / "org" / "made_from.json", told(2)),
+        r"org beside .*gen is .*data\.source was 'tiles 2'",
+    ),
+    "a table of other data": (
+        lambda p: write_json(p / "c.json", {**read_json(p / "c.json"), "data": told(2)["data"]}),
+        r"c\.csv beside .*gen",
+    ),
+    "a table of other clusters": (
+        lambda p: write_json(p / "c.json", {**read_json(p / "c.json"), "starts_from": {"clusters": "x"}}),
+        r"c\.csv beside .*gen is .*starts_from\.clusters was 'x'",
+    ),
+    "another autoencoder": (other_autoencoder, r"gen beside the autoencoder is .*starts_from\.autoencoder was"),
+    "the autoencoder of other tiles": (
+        lambda p: write_json(p / "vqvae.json", {**read_json(p / "vqvae.json"), "data": told(2)["data"]}),
+        r"vqvae\.pth beside .*gen is .*data\.fingerprint was",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHER_RUNS)
+def test_files_of_another_run_are_refused_before_any_work(case, tmp_path, real, monkeypatch):
+    given, (spoil, sentence) = write_run(tmp_path, real), OTHER_RUNS[case]
+    spoil(tmp_path)
+    monkeypatch.setattr(evaluation, "read_images", None)
+    monkeypatch.setattr(evaluation.files, "load_pairs", None)
+    with pytest.raises(InputError, match=rf"^[^\n]*{sentence}[^\n]*\.$"):
+        evaluation.evaluate(*given)
+
+
+def test_files_of_one_run_are_accepted_and_those_that_tell_nothing_are_named(tmp_path, real, monkeypatch, capsys):
+    given = write_run(tmp_path, real)
+    plain = [evaluation.in_short(), page.Section("Images", ["40 and 40."])]
+    monkeypatch.setattr(evaluation, "all_sections", lambda *_: list(plain))
+    one_run = "All files say of which run they are, and it is one run."
+    assert evaluation.evaluate(*given, paired=False)[1].notes == ["40 and 40.", one_run]
+    (tmp_path / "gen" / "generated_with.json").unlink()
+    (tmp_path / "c.csv").write_text((tmp_path / "c.csv").read_text() + "0.5,0.5,1,0.9\n")  # the JSON tells of another
+    note = evaluation.evaluate(*given, paired=False)[1].notes[1]
+    assert note.startswith("Taken as they are, since they do not say of which run they are: ")
+    assert note.endswith(f": {tmp_path / 'gen'}, {tmp_path / 'c.csv'}.")
+    assert capsys.readouterr().out == ""
