@@ -268,7 +268,7 @@ def _tile(args: argparse.Namespace) -> int:
 
 def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     """The values for the notebooks' parameter cells; refuses wrong ones before any work."""
-    if not (ROOT / f"{NOTEBOOKS[0]}.ipynb").exists():
+    if not (ROOT / "clusters_14").is_dir():
         raise InputError("The notebooks do not come with the installed package: run this in a checkout of the code.")
     given = {
         "n_clusters": args.clusters, "clustering": args.clustering, "data": args.data, "preset": args.preset,
