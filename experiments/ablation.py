@@ -119,7 +119,9 @@ def _do(args: argparse.Namespace, name: str, base: dict[str, Any]) -> None:
     networks, began = run.new_networks(), time.process_time()
     history = run.train("training", networks)
     seconds = time.process_time() - began
-    shown, values = measure(run, args.features, partial(run.draw, stage="training"), "training", blurs_px=(0.0,))
+    shown, values = measure(
+        run, args.features, partial(run.draw, stage="training"), "training", blurs_px=(0.0,), floors=name == "full"
+    )
     about = {"row": name, "date": date.today().isoformat(), "device": device_name(run.device.type), **versions()}
     trained = {"epochs": len(history), "training_cpu_seconds": round(seconds), "mse": history[-1]["mse"]}
     figures.save_figure(shown, args.out / f"{name}.jpg")
@@ -133,8 +135,12 @@ def measure(
     stage: str = "finetuning2",
     number: int = 500,
     blurs_px: tuple[float, ...] = (0.0, 1.0),
+    floors: bool = True,
 ) -> tuple[Figure, dict[str, float | None]]:
-    """A sheet of tiles by cluster, and what the measures say of tiles drawn for the clusters of the test tiles."""
+    """A sheet of tiles by cluster, and what the measures say of tiles drawn for the clusters of the test tiles.
+
+    floors: whether to say also what training tiles and reconstructions reach, which no UNet changes.
+    """
     test = run.test_images[:number].cpu()
     clusters, _ = run.assign(test, stage)
     train_clusters, _ = run.assign(run.train_images, stage)
@@ -148,6 +154,8 @@ def measure(
         of_test = extractor(test)
         found = evaluation.distances(extractor, of_test, extractor(drawn), seed)
         values |= {f"{kind}: {column}": value for column, value in found.items() if column != "images"}
+        if not floors:
+            continue
         floor = train[torch.randperm(len(train), generator=make_generator(seed, "floor"))[: len(test)]]
         like = evaluation.distances(extractor, of_test, extractor(floor), seed)
         values[f"{kind}: floor, training tiles"] = like[extractor.frechet]

@@ -62,7 +62,8 @@ def _do(args: argparse.Namespace, name: str) -> None:
     run.train_autoencoder(*run.new_autoencoder())
     history = run.train("training", run.new_networks())
     seconds = time.process_time() - began
-    shown, values = ablation.measure(run, args.features, partial(run.draw, stage="training"), "training", blurs_px=(0,))
+    draw = partial(run.draw, stage="training")
+    shown, values = ablation.measure(run, args.features, draw, "training", blurs_px=(0.0,), floors=start is None)
     about = {"row": name, "date": date.today().isoformat(), "device": device_name(run.device.type), **versions()}
     trained = {"training_cpu_seconds": round(seconds), "mse": history[-1]["mse"]}
     figures.save_figure(shown, args.out / f"{name}.jpg")

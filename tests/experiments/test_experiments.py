@@ -154,7 +154,7 @@ def test_ablation(tmp_path, capsys):
         json.loads((tmp_path / "out" / f"{n}.json").read_text()) for n in ("full", "full, guidance 1", "plain")
     )
     assert full["mse"] == again["mse"] != plain["mse"]
-    assert full["values"]["random: floor, training tiles"] == plain["values"]["random: floor, training tiles"]
+    assert "random: floor, training tiles" in full["values"].keys() - plain["values"].keys()  # no UNet changes it
     assert plain["settings"]["diffusion.prediction"] == "noise"
 
 
