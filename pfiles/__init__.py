@@ -4,7 +4,7 @@ errors        the one exception for mistakes a user can mend
 machine/      processes, locks, runtime, speed, pretrained: the machine a run happens on
 settings      every hyper-parameter, by preset
 paths         where files lie, and how they are written; identity: which run a file belongs to
-tiles/        slides, builtin, files, sources, split, tiler, dataset (tiles and their split), pixels, views
+tiles/        jpeg_slide, slides, builtin, files, sources, split, tiler, dataset (tiles and their split), pixels, views
 networks      blocks, vqvae, discriminator, unet_cond_base, classifier, linear_noise_scheduler, lpips, lpips_metric
 latents       codes of tiles, their clusters, and the latents a UNet works on; clustering: both kinds of clusters
 checkpoints   networks on disk, and what each belongs to

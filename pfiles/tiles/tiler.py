@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from pfiles.errors import InputError
+from pfiles.machine.processes import progress
 from pfiles.machine.runtime import make_generator
 from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.tiles.slides import SUFFIXES, Tiling, cut_tiles, open_slide, plan_tiles
@@ -195,11 +196,13 @@ def _cut_slide(path: Path, name: str, out: Path, part: Path, tiling: Tiling, thr
     with open_slide(path) as slide:
         plan, picture = plan_tiles(slide, path, tiling, offset)
         side = round(tiling.size * plan.downsample)
-        with atomic_write(part) as file:
+        bar = progress(total=len(plan.corners), desc=name, unit="tile", leave=False, delay=1)
+        with bar, atomic_write(part) as file:
             _write_header(file, len(plan.corners), tiling.size)
             for members, tiles, sharp in cut_tiles(slide, plan, tiling, threads):
+                bar.update(len(members))
                 keep = sharp >= tiling.min_sharpness
-                file.write(tiles[keep].tobytes())
+                file.write(tiles[keep])
                 corners = np.round(plan.origin + plan.corners[members] * plan.downsample).astype(int)
                 for (x, y), tissue, value in zip(corners[keep], plan.tissue[members][keep], sharp[keep], strict=True):
                     values = name, x, y, side, plan.level, round(plan.mpp, 6), round(tissue, 3), round(float(value), 1)

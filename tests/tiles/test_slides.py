@@ -1,7 +1,12 @@
 """Slides of known content: position, scale, mask and split by value; bad slides; stops half-way."""
 
 import csv
+import io
+import multiprocessing
+import os
 import shutil
+import signal
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,6 +14,7 @@ import openslide
 import pytest
 import tifffile
 from PIL import Image
+from scipy import ndimage
 from skimage.data import immunohistochemistry
 
 from pfiles.__main__ import main, run_cells
@@ -17,7 +23,16 @@ from pfiles.paths import ROOT, atomic_write
 from pfiles.tiles import tiler
 from pfiles.tiles.builtin import SLIDE
 from pfiles.tiles.dataset import load_tiles
-from pfiles.tiles.slides import Tiling, open_slide, plan_tiles, read_rgb, tissue_mask
+from pfiles.tiles.slides import (
+    Tiling,
+    cut_tiles,
+    open_slide,
+    plan_tiles,
+    read_rgb,
+    sharpness,
+    slide_mpp,
+    tissue_mask,
+)
 from pfiles.tiles.tiler import tile_slides
 
 GLASS = 243
@@ -137,6 +152,18 @@ def test_tissue_without_pen_marks_borders_specks_and_holes():
     assert tissue_mask(tissue(200, 200)[::2, ::2], 4).mean() > 0.5
 
 
+def test_no_tile_is_cut_of_pen_marks_and_borders(tmp_path):
+    image = island(1024, 1536, 256, 512, 512, 512)
+    image[:, :48] = image[-48:] = 4  # a black border
+    for column, ink in enumerate([(20, 110, 70), (40, 70, 190), (215, 25, 35), (30, 30, 32)]):
+        left = 200 + 300 * column
+        image[60:180, left : left + 200] = ink
+    image[256:768, 1024:1088] = (20, 110, 70)  # a line beside the tissue
+    tile_slides([write_slide(tmp_path / "a.tiff", image)], tmp_path / "out", Tiling(0.5, 64))
+    taken = {(int(row["x"]), int(row["y"])) for row in rows_of(tmp_path / "out")}
+    assert taken == {(x, y) for x in range(512, 1024, 64) for y in range(256, 768, 64)}
+
+
 def test_pixels_that_were_never_scanned_are_white():
     with openslide.OpenSlide(SLIDE) as slide:
         x = slide.dimensions[0] - 64
@@ -145,6 +172,43 @@ def test_pixels_that_were_never_scanned_are_white():
         small = read_rgb(slide, x, 0, 0, 128, 64, 4)
     assert np.asarray(small)[:, 16:].min() == 255
     np.testing.assert_array_equal(small, region.reduce(4))
+
+
+def test_a_dicom_slide_is_read_at_its_scale_as_the_jpeg_in_it(tmp_path):
+    """16 x 16 px of CMU-1 by the makers of OpenSlide, from the tests of openslide-python 1.4.7 (CC0 tissue)."""
+    path = Path(__file__).with_name("skin_16px.dcm")
+    content = path.read_bytes()
+    begin = content.index(b"\xff\xd8\xff")
+    frame = np.asarray(Image.open(io.BytesIO(content[begin:])).convert("RGB"))
+    with open_slide(path) as slide:
+        assert slide_mpp(slide, path) == pytest.approx(0.499)
+        np.testing.assert_array_equal(read_rgb(slide, 0, 0, 0, *slide.dimensions), frame[:16, :16])
+
+
+def test_tiles_are_read_in_blocks_that_tiles_fill(tmp_path):
+    """All tiles of an L are read once; what is read besides them is less than a third of them."""
+    image = island(1024, 1024, 0, 0, 1024, 256)
+    image[768:, 256:] = tissue(256, 768)
+    read = []
+    path = write_slide(tmp_path / "a.tiff", image)
+    with open_slide(path) as slide:
+        plan, _ = plan_tiles(slide, path, Tiling(0.5, 64), 0.0)
+        read_region = slide.read_region
+        slide.read_region = lambda *args: read.append(args[2]) or read_region(*args)
+        members = np.concatenate([block[0] for block in cut_tiles(slide, plan, Tiling(0.5, 64), 1)])
+    assert sorted(members) == list(range(len(plan.corners)))
+    needed = len(plan.corners) * 64 * 64
+    assert needed <= sum(width * height for width, height in read) < needed / 0.7
+    assert len(read) < len(plan.corners) / 4
+
+
+@pytest.mark.parametrize("side", [16, 65])
+def test_sharpness_is_the_variance_of_the_laplacian(side):
+    tiles = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+    tiles[1] = 100
+    for tile, found in zip(tiles, sharpness(tiles), strict=True):
+        grey = np.asarray(Image.fromarray(tile).convert("L")).astype(float)
+        assert found == pytest.approx(ndimage.laplace(grey)[1:-1, 1:-1].var(), rel=1e-4)
 
 
 def test_the_real_slide_agrees_with_pillow(tmp_path):
@@ -256,6 +320,42 @@ def test_stopped_half_way_it_goes_on_to_the_same_files(tmp_path, monkeypatch, at
     assert opened == (["s02", "s03"] if at == "slide" else [])
     for name in ("tiles.npy", "tiles.csv", "tiling.json", "slides/s03.jpg"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("at", ["slide", "assembly"])
+def test_killed_half_way_no_slide_before_is_read_again(tmp_path, monkeypatch, at):
+    slides = twelve_slides(tmp_path / "slides", 3)
+    tile_slides(slides, tmp_path / "whole", Tiling(0.5, 64))
+    out, opened = tmp_path / "out", []
+
+    def killed():
+        cut, replace = tiler.cut_tiles, os.replace
+
+        def cut_and_die(slide, plan, *args):
+            for number, block in enumerate(cut(slide, plan, *args)):
+                yield block
+                if at == "slide" and number == 0 and (out / ".work" / "s01.npy").exists():
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        def replace_and_die(old, new):
+            replace(old, new)
+            if at == "assembly" and new == out / "tiles.npy":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        tiler.cut_tiles, tiler.os.replace = cut_and_die, replace_and_die
+        tile_slides(slides, out, Tiling(0.5, 64))
+
+    process = multiprocessing.get_context("fork").Process(target=killed)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (out / "tiles.csv").exists()
+    monkeypatch.setattr(tiler, "open_slide", lambda path: opened.append(path.stem) or open_slide(path))
+    tile_slides(slides, out, Tiling(0.5, 64))
+    assert opened == (["s02"] if at == "slide" else [])
+    for name in ("tiles.npy", "tiles.csv", "tiling.json", "slides/s02.jpg"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert not [path for path in out.rglob("*") if path.name.startswith(".")]
 
 
 def test_done_slides_are_not_read_again_and_other_settings_begin_anew(tmp_path, monkeypatch):
