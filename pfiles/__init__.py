@@ -11,8 +11,8 @@ checkpoints   networks on disk, and what each belongs to
 learning/     loop, losses, log, resume; autoencoder and diffusion: what each training draws and learns
 drawing/      sampling, samplers, generator: images from noise
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
-              small network of both); efficientnet; spectrum; morphometry; memorisation
-reporting/    figures, tables, page, evaluation, export: what people look at
+              small network of both); efficientnet; spectrum; morphometry; memorisation; neighbours
+reporting/    figures, tables, page, evaluation, export, maps: what people look at
 session       a run, opened once: `open_run` gives notebooks and commands all of the above
 __main__      the command line
 

@@ -1,7 +1,9 @@
 """Slides whose levels are JPEG tiles in a TIFF, decoded tile by tile: a fifth of the time that OpenSlide takes."""
 
 import io
+import math
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ import tifffile
 from PIL import Image
 
 VENDORS = ("aperio", "generic-tiff")  # whose levels are plain pages; others shift or overlap their tiles
+CACHED_PIXELS = 2**24  # of decoded tiles, 64 MB
 COLOURS = {tifffile.PHOTOMETRIC.RGB: "RGB", tifffile.PHOTOMETRIC.YCBCR: "YCbCr"}
 
 
@@ -37,6 +40,8 @@ class JpegSlide(openslide.OpenSlide):
         own = ([page for page in pages if page.size == size and all(page.counts)] for size in self.level_dimensions)
         self._levels = {level: found[0] for level, found in enumerate(own) if len(found) == 1}
         self._file = open(path, "rb")  # noqa: SIM115 - until the slide is closed
+        largest = max([math.prod(page.tile) for page in self._levels.values()], default=1)
+        self._decoded = lru_cache(CACHED_PIXELS // largest)(self._decode)  # blocks share the tiles at their borders
 
     def close(self) -> None:
         self._file.close()
@@ -55,12 +60,13 @@ class JpegSlide(openslide.OpenSlide):
         for row in range(max(top, 0) // height, -(-bottom // height)):
             for column in range(max(left, 0) // width, -(-right // width)):
                 x, y = column * width, row * height
-                tile = self._decode(page, row * across + column)
+                tile = self._decoded(level, row * across + column)
                 inside = min(width, page.size[0] - x), min(height, page.size[1] - y)
                 region.paste(tile if inside == page.tile else tile.crop((0, 0, *inside)), (x - left, y - top))
         return region
 
-    def _decode(self, page: _Level, index: int) -> Image.Image:
+    def _decode(self, level: int, index: int) -> Image.Image:
+        page = self._levels[level]
         content = os.pread(self._file.fileno(), page.counts[index], page.offsets[index])
         if page.tables:  # shared by all tiles of a level: they go between a tile's first mark and the others
             content = page.tables[:-2] + content[2:]

@@ -64,14 +64,15 @@ class Plan:
 
     level, factor: the level to read, and how many of its pixels make one of a tile's along a side.
     downsample: the same in pixels of level 0. mpp: microns per pixel of the tiles.
-    corners: (N, 2) int, x and y of each tile in pixels of tiles from `origin`, a point of level 0. tissue: (N,) shares.
+    bounds: what was scanned of the slide, x, y, width and height in pixels of level 0.
+    corners: (N, 2) int, x and y of each tile in pixels of tiles from the corner of `bounds`. tissue: (N,) shares.
     """
 
     level: int
     factor: float
     downsample: float
     mpp: float
-    origin: tuple[int, int]
+    bounds: tuple[int, int, int, int]
     corners: np.ndarray
     tissue: np.ndarray
 
@@ -235,7 +236,7 @@ def plan_tiles(slide: AbstractSlide, path: Path, tiling: Tiling, offset: float) 
     if tiling.per_slide is not None and len(taken) > tiling.per_slide:
         nearby = taken[np.argsort(_morton(corners[taken] // stride), kind="stable")]  # neighbours follow each other
         taken = np.sort(nearby[((np.arange(tiling.per_slide) + offset) * len(taken) / tiling.per_slide).astype(int)])
-    plan = Plan(level, factor, downsample, own * downsample, (x, y), corners[taken], share[taken])
+    plan = Plan(level, factor, downsample, own * downsample, (x, y, width, height), corners[taken], share[taken])
     return plan, _picture(image, mask, corners[taken] * downsample / scale, in_thumbnail)
 
 
@@ -279,7 +280,7 @@ def cut_tiles(
         corners = plan.corners[members]
         low = corners.min(axis=0)
         width, height = corners.max(axis=0) + tiling.size - low
-        x, y = (round(start + corner * plan.downsample) for start, corner in zip(plan.origin, low, strict=True))
+        x, y = (round(start + corner * plan.downsample) for start, corner in zip(plan.bounds[:2], low, strict=True))
         pixels = [math.ceil(length * plan.factor) for length in (width, height)]
         whole = isinstance(plan.factor, int)
         block = read_rgb(slide, x, y, plan.level, *pixels, plan.factor if whole else 1)

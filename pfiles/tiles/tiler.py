@@ -18,7 +18,7 @@ from pfiles.machine.processes import progress
 from pfiles.machine.runtime import make_generator
 from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.tiles.slides import SUFFIXES, Tiling, cut_tiles, open_slide, plan_tiles
-from pfiles.tiles.sources import TABLE, TILES, read_positions, walk
+from pfiles.tiles.sources import PICTURES, TABLE, TILES, read_positions, walk
 from pfiles.tiles.split import split_by_patient
 
 COLUMNS = ("slide", "x", "y", "side", "level", "mpp", "tissue", "sharpness")
@@ -107,9 +107,10 @@ def _cut_all(
     with atomic_write(assembled) as file:
         _write_header(file, len(rows), tiling.size)
         for part in parts:
-            tiles = np.load(part, mmap_mode="r")
-            for begin in range(0, len(tiles), 256):
-                file.write(tiles[begin : begin + 256].tobytes())
+            with open(part, "rb") as source:
+                np.lib.format.read_magic(source)
+                np.lib.format.read_array_header_1_0(source)
+                shutil.copyfileobj(source, file, 2**24)
     (out / TABLE).unlink(missing_ok=True)  # tiles are never seen beside the table of others
     os.replace(assembled, out / TILES)
     return rows, left_out
@@ -203,7 +204,7 @@ def _cut_slide(path: Path, name: str, out: Path, part: Path, tiling: Tiling, thr
                 bar.update(len(members))
                 keep = sharp >= tiling.min_sharpness
                 file.write(tiles[keep])
-                corners = np.round(plan.origin + plan.corners[members] * plan.downsample).astype(int)
+                corners = np.round(plan.bounds[:2] + plan.corners[members] * plan.downsample).astype(int)
                 for (x, y), tissue, value in zip(corners[keep], plan.tissue[members][keep], sharp[keep], strict=True):
                     values = name, x, y, side, plan.level, round(plan.mpp, 6), round(tissue, 3), round(float(value), 1)
                     rows.append(dict(zip(COLUMNS, values, strict=True)))
@@ -212,8 +213,9 @@ def _cut_slide(path: Path, name: str, out: Path, part: Path, tiling: Tiling, thr
     if not rows:
         raise InputError(f"{path} has no tile as sharp as {tiling.min_sharpness:g}: ask for less.")
     _write_csv(part.with_suffix(".csv"), COLUMNS, rows)
-    with atomic_write(out / "slides" / f"{name}.jpg") as file:
-        picture.save(file, format="JPEG", quality=85)
+    with atomic_write(out / PICTURES / f"{name}.jpg") as file:
+        part = " ".join(map(str, plan.bounds))  # of level 0, as `picture_of` a map reads it
+        picture.save(file, format="JPEG", quality=85, comment=part)
 
 
 def _write_header(file: IO[bytes], count: int, side: int) -> None:

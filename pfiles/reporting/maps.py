@@ -1,0 +1,252 @@
+"""Clusters on their slides: pictures, regions that QuPath opens, and how much of each slide and patient they take."""
+
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import shapely
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from PIL import Image
+
+from pfiles.measuring.neighbours import grid_of, in_words, join_counts
+from pfiles.paths import atomic_write
+from pfiles.reporting.figures import save_figure
+from pfiles.reporting.page import Section
+from pfiles.reporting.tables import plain
+
+COLOURS = (  # any two differ by 13 or more (CIEDE2000), to colour-blind readers as well, and from glass and pale tissue
+    "#17ff00", "#4600ff", "#740000", "#d17400", "#e874ff", "#46748b", "#ffd1b9", "#17005d",
+    "#5db974", "#a24600", "#b9b9d1", "#462e2e", "#8b8b8b", "#2e465d", "#8b745d", "#5d5d5d",
+)  # fmt: skip
+DPI, SHOWN = 150, 12  # of saved maps; slides whose maps a notebook shows
+LONGEST = 2048  # px of a side of a picture that is put together from tiles
+
+
+class Assigned(NamedTuple):
+    """Tiles of slides and their clusters.
+
+    positions: of N tiles, as `Tiles.positions`. clusters: (N,) int, 0-based. confidence: (N,) probabilities of these.
+    """
+
+    positions: np.recarray
+    clusters: np.ndarray
+    confidence: np.ndarray
+
+    def on(self, slide: str) -> "Assigned":
+        """Those of one slide."""
+        there = self.positions.slide == slide
+        return Assigned(self.positions[there], self.clusters[there], self.confidence[there])
+
+
+class Region(NamedTuple):
+    """Tiles of one cluster side by side: their outline in level-0 pixels, how many, and their mean confidence."""
+
+    cluster: int
+    outline: shapely.Polygon
+    tiles: int
+    confidence: float
+
+
+class Picture(NamedTuple):
+    """A slide as uint8 (H, W, 3), and the part of level 0 it shows: x and y of its corner, width and height."""
+
+    pixels: np.ndarray
+    part: tuple[float, float, float, float]
+
+
+def colour(cluster: int) -> str:
+    """The colour of a cluster, 0-based. After 16 they begin again: the numbers in a map then tell clusters apart."""
+    return COLOURS[cluster % len(COLOURS)]
+
+
+def title(cluster: int, names: Mapping[int, str] | None = None) -> str:
+    """What people read of a cluster, 0-based: its number from 1, and the name that `names` gives that number."""
+    return f"{cluster + 1} {' '.join((names or {}).get(cluster + 1, '').split())}".strip()
+
+
+def regions(tiles: Assigned) -> list[Region]:
+    """The connected regions of each cluster on one slide, larger ones first. Tiles that meet at a corner do not touch.
+
+    Of overlapping tiles each stands for the middle of it that is as wide as one step of the grid.
+    """
+    grid, side = grid_of(tiles.positions), int(tiles.positions.side[0])
+    width = min(1.0, side / grid.step)  # of a tile, in steps
+    boxes = shapely.box(grid.columns, grid.rows, grid.columns + width, grid.rows + width)
+    x, y = np.array([tiles.positions.x.min(), tiles.positions.y.min()]) + max(0.0, side - grid.step) / 2
+    found = []
+    for cluster in np.unique(tiles.clusters):
+        members = tiles.clusters == cluster
+        centres = shapely.centroid(boxes[members])
+        for part in shapely.get_parts(shapely.union_all(boxes[members])):
+            inside = tiles.confidence[members][shapely.contains(part, centres)]
+            outline = shapely.transform(part.simplify(0), lambda points: points * grid.step + (x, y))
+            found.append(Region(int(cluster), outline, len(inside), float(inside.mean())))
+    return sorted(found, key=lambda region: -region.tiles)
+
+
+def as_geojson(slide: str, found: list[Region], names: Mapping[int, str] | None = None) -> dict[str, Any]:
+    """Regions as QuPath 0.5 writes annotations, in level-0 pixels; QuPath opens them by drag and drop."""
+    features = [
+        {
+            "type": "Feature",
+            "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{slide}/{region.outline.wkt}")),
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [
+                    np.round(ring.coords, 2).tolist() for ring in (region.outline.exterior, *region.outline.interiors)
+                ],
+            },
+            "properties": {
+                "objectType": "annotation",
+                "classification": {
+                    "name": title(region.cluster, names) if names else f"Cluster {region.cluster + 1}",
+                    "color": [round(255 * value) for value in to_rgb(colour(region.cluster))],
+                },
+                "measurements": {"Tiles": region.tiles, "Mean confidence": round(region.confidence, 4)},
+            },
+        }
+        for region in found
+    ]
+    return {"type": "FeatureCollection", "features": features}
+
+
+def shares(
+    tiles: Assigned, n_clusters: int, groups: np.ndarray, name: str, names: Mapping[int, str] | None = None
+) -> pd.DataFrame:
+    """The number of tiles and the share of each cluster for each of `groups` (N,), such as slides; `name` of the index.
+
+    Tiles whose group is "" have no row.
+    """
+    known = groups != ""
+    table = pd.crosstab(groups[known], tiles.clusters[known]).reindex(columns=range(n_clusters), fill_value=0)
+    table.columns = [title(cluster, names) for cluster in range(n_clusters)]
+    count = table.sum(axis=1)
+    table = table.div(count, axis=0).round(4)
+    table.insert(0, "tiles", count)
+    return table.rename_axis(name)
+
+
+def picture_of(slide: str, tiles: Assigned, images: np.ndarray, pictures: Path | None = None) -> Picture:
+    """A slide's thumbnail from the folder `pictures`, as `tile_slides` wrote it, or else its tiles (N, S, S, 3)."""
+    path = pictures and pictures / f"{slide}.jpg"
+    if path and path.exists():
+        with Image.open(path) as image:
+            part = image.info.get("comment", b"").split()
+            if len(part) == 4:
+                pixels = np.asarray(image.convert("RGB"))
+                return Picture(pixels[:, : pixels.shape[1] // 3], tuple(map(float, part)))
+    x, y, side = tiles.positions.x, tiles.positions.y, tiles.positions.side
+    left, top, right, bottom = x.min(), y.min(), (x + side).max(), (y + side).max()
+    scale = min(images.shape[1] / side[0], LONGEST / max(right - left, bottom - top))
+    canvas = Image.new("RGB", (round((right - left) * scale), round((bottom - top) * scale)), "white")
+    places = np.round(np.stack([x - left, y - top, x + side - left, y + side - top], axis=1) * scale).astype(int)
+    for image, (x0, y0, x1, y1) in zip(images, places, strict=True):
+        canvas.paste(Image.fromarray(image).resize((x1 - x0, y1 - y0), Image.BOX), (x0, y0))
+    return Picture(np.asarray(canvas), (left, top, right - left, bottom - top))
+
+
+def draw_maps(
+    picture: Picture, maps: Mapping[str, Assigned], n_clusters: int, names: Mapping[int, str] | None = None
+) -> Figure:
+    """A slide, and beside it each of `maps`, all of this slide, by their titles: colour for cluster, opacity for
+    confidence, and the number of each cluster in its largest region."""
+    x, y, width, height = picture.part
+    panels = 1 + len(maps)
+    columns = min(panels, 4 if width < 2 * height else 2)
+    rows = -(-panels // columns)
+    inches = 4.5
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(inches * columns + 2.2, inches * rows * min(2, max(0.5, height / width)) + 0.3),
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, (heading, tiles) in zip(axes.flat, {"slide": None, **maps}.items(), strict=False):
+        ax.imshow(picture.pixels, extent=(x, x + width, y + height, y), alpha=1 if tiles is None else 0.5)
+        if tiles is not None:
+            _draw_clusters(ax, tiles)
+        ax.set(xlim=(x, x + width), ylim=(y + height, y))
+        ax.set_title(heading, parse_math=False)
+    handles = [Patch(facecolor=colour(cluster), label=title(cluster, names)) for cluster in range(n_clusters)]
+    legend = fig.legend(handles=handles, title="cluster", loc="outside right upper", ncols=-(-n_clusters // 16))
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name is a name, dollar signs included
+    return fig
+
+
+def _draw_clusters(ax: plt.Axes, tiles: Assigned) -> None:
+    grid, side = grid_of(tiles.positions), int(tiles.positions.side[0])
+    cells = np.zeros((grid.rows.max() + 1, grid.columns.max() + 1, 4))
+    cells[grid.rows, grid.columns, :3] = [to_rgb(colour(cluster)) for cluster in tiles.clusters]
+    cells[grid.rows, grid.columns, 3] = tiles.confidence
+    left, top = np.array([tiles.positions.x.min(), tiles.positions.y.min()]) + (side - grid.step) / 2
+    right, bottom = left + cells.shape[1] * grid.step, top + cells.shape[0] * grid.step
+    ax.imshow(cells, extent=(left, right, bottom, top), interpolation="nearest")
+    largest = {region.cluster: region.outline for region in reversed(regions(tiles))}
+    for cluster, outline in largest.items():
+        point = outline.representative_point()
+        text = ax.text(point.x, point.y, cluster + 1, ha="center", va="center", size="small", weight="bold")
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+
+
+def write_maps(
+    folder: Path,
+    tiles: Assigned,
+    images: np.ndarray,
+    n_clusters: int,
+    *,
+    names: Mapping[int, str] | None = None,
+    patients: np.ndarray | None = None,
+    pictures: Path | None = None,
+    seed: int = 765,
+) -> Section:
+    """Write SLIDE.jpg and SLIDE.geojson of each slide into `folder`, and three tables; and tell what they show.
+
+    images: of the tiles, uint8 (N, S, S, 3). names: of clusters by their numbers from 1. patients: (N,), "" where
+    unknown. pictures: see `picture_of`. The tables: clusters.csv has a row for each tile; shares_by_slide.csv and,
+    where patients are known, shares_by_patient.csv hold the share of each cluster.
+    """
+    figures = []
+    for slide in np.unique(tiles.positions.slide):
+        there = tiles.on(slide)
+        with atomic_write(folder / f"{slide}.geojson") as file:
+            file.write(json.dumps(as_geojson(slide, regions(there), names)).encode())
+        picture = picture_of(slide, there, images[tiles.positions.slide == slide], pictures)
+        figure = draw_maps(picture, {slide: there}, n_clusters, names)
+        save_figure(figure, folder / f"{slide}.jpg", DPI)
+        if len(figures) < SHOWN:
+            figures.append(figure)
+        else:
+            plt.close(figure)
+    groups = {"slide": tiles.positions.slide}
+    if patients is not None:
+        groups["patient"] = patients
+    tables = {name: shares(tiles, n_clusters, group, name, names) for name, group in groups.items()}
+    for name, table in tables.items():
+        with atomic_write(folder / f"shares_by_{name}.csv") as file:
+            file.write(table.to_csv().encode())
+    rows = pd.DataFrame({name: tiles.positions[name] for name in ("slide", "x", "y", "side")})
+    rows["cluster"], rows["confidence"] = tiles.clusters + 1, tiles.confidence.round(4)
+    rows["name"] = [(names or {}).get(number, "") for number in rows["cluster"]]
+    with atomic_write(folder / "clusters.csv") as file:
+        file.write(rows.to_csv(index=False).encode())
+    joins = join_counts(tiles.positions, tiles.clusters, n_clusters, seed)
+    joins.index = ["all", *(title(cluster, names) for cluster in range(n_clusters))]
+    said = [in_words(joins), f"Maps, regions for QuPath and tables are in {folder}."]
+    if len(tables["slide"]) > SHOWN:
+        said.append(f"The first {SHOWN} of {len(tables['slide'])} slides are shown.")
+    scores = {
+        "slides": len(tables["slide"]),
+        "tiles": len(rows),
+        "mpp": float(np.median(tiles.positions.mpp)),
+        "neighbours of one cluster": plain(joins[:1])["all"],
+    }
+    return Section("Clusters on their slides", said, (joins, *tables.values()), figures, scores)
