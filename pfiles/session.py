@@ -20,7 +20,15 @@ from pfiles.drawing.generator import Generator, begin_from, starting_weights
 from pfiles.drawing.sampling import GENERATED_WITH, generate_to_folder
 from pfiles.errors import InputError
 from pfiles.identity import Identity, same_identity, without
-from pfiles.latents import LatentSpace, encode_tiles, encode_views, latent_batches, pair_labels, predict_clusters
+from pfiles.latents import (
+    LatentSpace,
+    encode_tiles,
+    encode_views,
+    latent_batches,
+    pair_labels,
+    predict_clusters,
+    read_latent_csv,
+)
 from pfiles.learning import autoencoder, diffusion
 from pfiles.learning.log import History
 from pfiles.learning.loop import Job
@@ -38,6 +46,7 @@ from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
 
 NOT_COMPARED = ("seed", "settings.precision")  # may change between a training and who reads what it made
+AT_ONCE = 4096  # tiles that are brought into memory to be assigned
 MADE_FROM = "made_from.json"  # in the folder of training images: their identity
 
 
@@ -69,6 +78,15 @@ def open_run(
     check_clustering(clustering)
     settings = get_settings(preset, overrides)
     return OpenRun(notebook, n_clusters, clustering, data, settings, seed, Paths(n_clusters, out, clustering), restart)
+
+
+def reopen_run(notebook: str, folder: Path) -> "OpenRun":
+    """The run that `python -m pfiles run` or `demo` finished last in this folder, as it was started."""
+    given = read_json(folder / "summary.json", {}).get("run")
+    if not isinstance(given, dict):
+        raise InputError(f"{folder} holds no finished run: name the folder that a run was told to write to with --out.")
+    names = ("n_clusters", "clustering", "data", "preset", "overrides", "seed")
+    return open_run(notebook, **{name: given[name] for name in names if name in given}, out=folder)
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,6 +324,19 @@ class OpenRun:
         """`assign` of the training tiles."""
         return predict_clusters(self.vqvae, self.clusterer, self.codes)
 
+    def label_all(self) -> tuple[np.ndarray, np.ndarray]:
+        """The cluster (N,), 0-based, of each of `tiles`, on whatever side of the split, and its probability (N,)."""
+        tiles = self.tiles
+        clusters, confidence = np.empty(len(tiles.images), np.int64), np.empty(len(tiles.images))
+        rest = np.setdiff1d(np.arange(len(tiles.images)), tiles.train)
+        parts = [(tiles.train, self.labels)]
+        parts += [
+            (some, self.assign(tiles.tensor(some))) for some in np.split(rest, range(AT_ONCE, len(rest), AT_ONCE))
+        ]
+        for some, (of_some, sure) in parts:
+            clusters[some], confidence[some] = of_some, sure
+        return clusters, confidence
+
     def examples(self, cluster: int, number: int) -> Tensor:
         """At most `number` training tiles of a cluster, evenly spaced over its tiles: uint8 (n, 3, S, S) on the CPU."""
         members = self.tiles.train[(self.labels[0] == cluster).numpy()]
@@ -434,6 +465,15 @@ class OpenRun:
         same_identity(first[1], {}, first[0])
         for path, about in others:
             same_identity(about, {"data": (first[1] or {}).get("data", {})}, f"{path} beside {first[0]}")
+        return found
+
+    def labels_of_every_k(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """The clusters (N,), 0-based, of the training tiles and their probabilities (N,), by k, as the CSVs tell."""
+        found = {}
+        for k, path in self.latent_csvs().items():
+            _, clusters = read_latent_csv(path, k)
+            if len(clusters) == len(self.tiles.train):
+                found[k] = clusters, pd.read_csv(path, header=None).iloc[:, -1].to_numpy()
         return found
 
     def record(self, scores: Mapping[str, Any]) -> None:

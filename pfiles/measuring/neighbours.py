@@ -30,7 +30,9 @@ def grid_of(positions: np.recarray) -> Grid:
     places = [np.unique(axis, return_inverse=True) for axis in (positions.x, positions.y)]
     gaps = [np.diff(distinct) for distinct, _ in places]
     side = int(positions.side[0])
-    step = min([side, *np.concatenate(gaps).tolist()])
+    step = int(np.concatenate(gaps).min(initial=2 * side))
+    if step >= 2 * side:  # tiles far apart, of which a larger grid tells nothing
+        step = side
     cells = [np.concatenate([[0], np.round(gap / step).astype(int).cumsum()]) for gap in gaps]
     steps = sum(int(cell[-1]) for cell in cells)
     if steps:  # all gaps together tell a step that is no whole number

@@ -22,9 +22,9 @@ from pfiles.reporting.figures import save_figure
 from pfiles.reporting.page import Section
 from pfiles.reporting.tables import plain
 
-COLOURS = (  # any two differ by 13 or more (CIEDE2000), to colour-blind readers as well, and from glass and pale tissue
-    "#17ff00", "#4600ff", "#740000", "#d17400", "#e874ff", "#46748b", "#ffd1b9", "#17005d",
-    "#5db974", "#a24600", "#b9b9d1", "#462e2e", "#8b8b8b", "#2e465d", "#8b745d", "#5d5d5d",
+COLOURS = (  # any two differ by 12 or more (CIEDE2000), to colour-blind readers as well, and from bare glass
+    "#e85d46", "#5d8bff", "#8be8a2", "#ffa22e", "#17008b", "#740000", "#ffb9ff", "#747474",
+    "#b92e00", "#2e5db9", "#a274a2", "#46172e", "#8ba28b", "#8b4646", "#b9a2b9", "#5d465d",
 )  # fmt: skip
 DPI, SHOWN = 150, 12  # of saved maps; slides whose maps a notebook shows
 LONGEST = 2048  # px of a side of a picture that is put together from tiles
@@ -154,10 +154,16 @@ def picture_of(slide: str, tiles: Assigned, images: np.ndarray, pictures: Path |
 
 
 def draw_maps(
-    picture: Picture, maps: Mapping[str, Assigned], n_clusters: int, names: Mapping[int, str] | None = None
+    slide: str,
+    picture: Picture,
+    maps: Mapping[str, Assigned],
+    n_clusters: int,
+    names: Mapping[int, str] | None = None,
 ) -> Figure:
-    """A slide, and beside it each of `maps`, all of this slide, by their titles: colour for cluster, opacity for
-    confidence, and the number of each cluster in its largest region."""
+    """A slide, and beside it each of `maps` of it, by their titles.
+
+    Colour shows the cluster and opacity the confidence; the largest region of each cluster holds its number.
+    """
     x, y, width, height = picture.part
     panels = 1 + len(maps)
     columns = min(panels, 4 if width < 2 * height else 2)
@@ -169,7 +175,7 @@ def draw_maps(
     )  # fmt: skip
     for ax in axes.flat:
         ax.set_axis_off()
-    for ax, (heading, tiles) in zip(axes.flat, {"slide": None, **maps}.items(), strict=False):
+    for ax, (heading, tiles) in zip(axes.flat, {slide: None, **maps}.items(), strict=False):
         ax.imshow(picture.pixels, extent=(x, x + width, y + height, y), alpha=1 if tiles is None else 0.5)
         if tiles is not None:
             _draw_clusters(ax, tiles)
@@ -220,7 +226,7 @@ def write_maps(
         with atomic_write(folder / f"{slide}.geojson") as file:
             file.write(json.dumps(as_geojson(slide, regions(there), names)).encode())
         picture = picture_of(slide, there, images[tiles.positions.slide == slide], pictures)
-        figure = draw_maps(picture, {slide: there}, n_clusters, names)
+        figure = draw_maps(slide, picture, {"clusters": there}, n_clusters, names)
         save_figure(figure, folder / f"{slide}.jpg", DPI)
         if len(figures) < SHOWN:
             figures.append(figure)
@@ -250,3 +256,31 @@ def write_maps(
         "neighbours of one cluster": plain(joins[:1])["all"],
     }
     return Section("Clusters on their slides", said, (joins, *tables.values()), figures, scores)
+
+
+def write_every_k(
+    folder: Path,
+    labels: Mapping[int, tuple[np.ndarray, np.ndarray]],
+    positions: np.recarray,
+    images: np.ndarray,
+    chosen: np.ndarray,
+    pictures: Path | None = None,
+) -> Section:
+    """Write SLIDE_every_k.jpg of each slide into `folder`: a map for each number of clusters k, side by side.
+
+    labels: by k, clusters (M,), 0-based, and confidence (M,) of the tiles `chosen` (M,) among N. positions, images,
+    pictures: see `write_maps`.
+    """
+    figures, slides = [], np.unique(positions.slide[chosen])
+    for slide in slides:
+        maps = {f"k = {k}": Assigned(positions[chosen], *of_k).on(slide) for k, of_k in labels.items()}
+        there = chosen[positions.slide[chosen] == slide]
+        picture = picture_of(slide, next(iter(maps.values())), images[there], pictures)
+        figure = draw_maps(slide, picture, maps, max(labels))
+        save_figure(figure, folder / f"{slide}_every_k.jpg", DPI)
+        if len(figures) < SHOWN:
+            figures.append(figure)
+        else:
+            plt.close(figure)
+    said = f"The training tiles of {len(slides)} slides; a colour of one k has nothing to do with that of another."
+    return Section(f"Every k: {', '.join(map(str, labels))}", [said], figures=figures)

@@ -33,12 +33,14 @@ def tile_slides(
     slides_csv: Path | None = None,
     pseudonyms: bool = False,
     threads: int | None = None,
+    show_split: bool = True,
 ) -> None:
     """Cut the tiles of all slides into `out`: tiles.npy, tiles.csv and a picture of each slide in slides/.
 
     paths: slides, or folders of them, searched at any depth. slides_csv: a table `slide`, and `patient` or `label` or
     both. pseudonyms: slides are called S001, S002 ... and patients P001 ..., and the key is written beside `out`, to
-    OUT_pseudonyms.csv. threads: None for as many as the machine has cores.
+    OUT_pseudonyms.csv. threads: None for as many as the machine has cores. show_split: print how many tiles of each
+    slide are for training and for testing.
 
     What is done of a slide is kept until all are: run again, the command goes on. A slide that cannot be read or shows
     no tissue is named and left out. Raises InputError where none is left, or for anything that is not as described.
@@ -68,7 +70,8 @@ def tile_slides(
     _write_csv(out / TABLE, (*COLUMNS, *columns), rows)
     write_json(out / ABOUT, about)
     shutil.rmtree(out / WORK, ignore_errors=True)
-    _print_table(rows)
+    if show_split:
+        _print_table(rows)
     for reason in about["left_out"].values():
         print(f"left out: {reason}")
 

@@ -6,8 +6,8 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
+from made_slides import tissue
 from PIL import Image
-from test_slides import tissue
 
 from pfiles.errors import InputError
 from pfiles.tiles.builtin import SLIDE
