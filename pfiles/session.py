@@ -37,7 +37,8 @@ from pfiles.machine import processes
 from pfiles.machine.runtime import pick_device, seeded
 from pfiles.machine.speed import Speed, pick_speed
 from pfiles.paths import Paths, atomic_write, read_json, write_json
-from pfiles.reporting import figures, tables
+from pfiles.reporting import figures, maps, tables
+from pfiles.reporting.page import Section
 from pfiles.settings import Settings, StageSettings, get_settings
 from pfiles.tiles.dataset import Tiles, load_tiles
 from pfiles.tiles.files import image_files, list_images, load_pairs, refuse_other_images, write_tiles
@@ -47,7 +48,7 @@ from pfiles.vqvae import VQVAE, make_vqvae
 
 NOT_COMPARED = ("seed", "settings.precision")  # may change between a training and who reads what it made
 AT_ONCE = 4096  # tiles that are brought into memory to be assigned
-MADE_FROM = "made_from.json"  # in the folder of training images: their identity
+MADE_FROM = "made_from.json"  # in the folders of training images and of maps: their identity
 
 
 class Networks(NamedTuple):
@@ -393,8 +394,7 @@ class OpenRun:
         content = table.to_csv(header=False, index=False).encode()
         with atomic_write(path) as file:
             file.write(content)
-        networks = {"autoencoder": self.vqvae, "clusters": self.clusterer}
-        about = {**self._identity(["diffusion"], networks), "sha256": sha256(content).hexdigest()}
+        about = {**self._identity(["diffusion"], self._assigned_with()), "sha256": sha256(content).hexdigest()}
         write_json(path.with_suffix(".json"), about)
 
     def draw_to_folder(self, cluster_ids: Tensor, only: tuple[int, int] | None = None) -> None:
@@ -466,6 +466,19 @@ class OpenRun:
         for path, about in others:
             same_identity(about, {"data": (first[1] or {}).get("data", {})}, f"{path} beside {first[0]}")
         return found
+
+    def map_clusters(self) -> Section:
+        """Write the maps of all tiles' clusters on their slides, see `maps.write_maps`; and tell what they show."""
+        tiles, folder = self.tiles, self.paths.maps
+        section = maps.write_maps(
+            folder, maps.Assigned(tiles.positions, *self.label_all()), tiles.images, self.n_clusters,
+            patients=tiles.patients, pictures=tiles.pictures, seed=self.seed,
+        )  # fmt: skip
+        write_json(folder / MADE_FROM, self._identity(["diffusion"], self._assigned_with()))
+        return section
+
+    def _assigned_with(self) -> dict[str, nn.Module]:
+        return {"autoencoder": self.vqvae, "clusters": self.clusterer}
 
     def labels_of_every_k(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """The clusters (N,), 0-based, of the training tiles and their probabilities (N,), by k, as the CSVs tell."""

@@ -83,12 +83,12 @@ def regions(tiles: Assigned) -> list[Region]:
     x, y = np.array([tiles.positions.x.min(), tiles.positions.y.min()]) + max(0.0, side - grid.step) / 2
     found = []
     for cluster in np.unique(tiles.clusters):
-        members = tiles.clusters == cluster
-        centres = shapely.centroid(boxes[members])
-        for part in shapely.get_parts(shapely.union_all(boxes[members])):
-            inside = tiles.confidence[members][shapely.contains(part, centres)]
-            outline = shapely.transform(part.simplify(0), lambda points: points * grid.step + (x, y))
-            found.append(Region(int(cluster), outline, len(inside), float(inside.mean())))
+        members = np.flatnonzero(tiles.clusters == cluster)
+        parts = shapely.get_parts(shapely.union_all(boxes[members]))
+        part, member = shapely.STRtree(shapely.centroid(boxes[members])).query(parts, predicate="contains")
+        count, sure = np.bincount(part), np.bincount(part, tiles.confidence[members[member]])
+        outlines = shapely.transform(shapely.simplify(parts, 0), lambda points: points * grid.step + (x, y))
+        found += map(Region, [int(cluster)] * len(parts), outlines, count.tolist(), (sure / count).tolist())
     return sorted(found, key=lambda region: -region.tiles)
 
 
@@ -134,8 +134,13 @@ def shares(
     return table.rename_axis(name)
 
 
-def picture_of(slide: str, tiles: Assigned, images: np.ndarray, pictures: Path | None = None) -> Picture:
-    """A slide's thumbnail from the folder `pictures`, as `tile_slides` wrote it, or else its tiles (N, S, S, 3)."""
+def picture_of(
+    slide: str, tiles: Assigned, images: np.ndarray, chosen: np.ndarray, pictures: Path | None = None
+) -> Picture:
+    """A slide's thumbnail from the folder `pictures`, as `tile_slides` wrote it, or else its tiles put together.
+
+    chosen: which of the images (N, S, S, 3) the tiles are.
+    """
     path = pictures and pictures / f"{slide}.jpg"
     if path and path.exists():
         with Image.open(path) as image:
@@ -148,8 +153,8 @@ def picture_of(slide: str, tiles: Assigned, images: np.ndarray, pictures: Path |
     scale = min(images.shape[1] / side[0], LONGEST / max(right - left, bottom - top))
     canvas = Image.new("RGB", (round((right - left) * scale), round((bottom - top) * scale)), "white")
     places = np.round(np.stack([x - left, y - top, x + side - left, y + side - top], axis=1) * scale).astype(int)
-    for image, (x0, y0, x1, y1) in zip(images, places, strict=True):
-        canvas.paste(Image.fromarray(image).resize((x1 - x0, y1 - y0), Image.BOX), (x0, y0))
+    for i, (x0, y0, x1, y1) in zip(chosen, places, strict=True):
+        canvas.paste(Image.fromarray(images[i]).resize((x1 - x0, y1 - y0), Image.BOX), (x0, y0))
     return Picture(np.asarray(canvas), (left, top, right - left, bottom - top))
 
 
@@ -175,7 +180,7 @@ def draw_maps(
     )  # fmt: skip
     for ax in axes.flat:
         ax.set_axis_off()
-    for ax, (heading, tiles) in zip(axes.flat, {slide: None, **maps}.items(), strict=False):
+    for ax, (heading, tiles) in zip(axes.flat, [(slide, None), *maps.items()], strict=False):
         ax.imshow(picture.pixels, extent=(x, x + width, y + height, y), alpha=1 if tiles is None else 0.5)
         if tiles is not None:
             _draw_clusters(ax, tiles)
@@ -217,7 +222,7 @@ def write_maps(
     """Write SLIDE.jpg and SLIDE.geojson of each slide into `folder`, and three tables; and tell what they show.
 
     images: of the tiles, uint8 (N, S, S, 3). names: of clusters by their numbers from 1. patients: (N,), "" where
-    unknown. pictures: see `picture_of`. The tables: clusters.csv has a row for each tile; shares_by_slide.csv and,
+    unknown. pictures: see `picture_of`. The tables: tile_clusters.csv has a row for each tile; shares_by_slide.csv and,
     where patients are known, shares_by_patient.csv hold the share of each cluster.
     """
     figures = []
@@ -225,7 +230,7 @@ def write_maps(
         there = tiles.on(slide)
         with atomic_write(folder / f"{slide}.geojson") as file:
             file.write(json.dumps(as_geojson(slide, regions(there), names)).encode())
-        picture = picture_of(slide, there, images[tiles.positions.slide == slide], pictures)
+        picture = picture_of(slide, there, images, np.flatnonzero(tiles.positions.slide == slide), pictures)
         figure = draw_maps(slide, picture, {"clusters": there}, n_clusters, names)
         save_figure(figure, folder / f"{slide}.jpg", DPI)
         if len(figures) < SHOWN:
@@ -241,8 +246,8 @@ def write_maps(
             file.write(table.to_csv().encode())
     rows = pd.DataFrame({name: tiles.positions[name] for name in ("slide", "x", "y", "side")})
     rows["cluster"], rows["confidence"] = tiles.clusters + 1, tiles.confidence.round(4)
-    rows["name"] = [(names or {}).get(number, "") for number in rows["cluster"]]
-    with atomic_write(folder / "clusters.csv") as file:
+    rows["class"] = [title(cluster, names) for cluster in tiles.clusters]
+    with atomic_write(folder / "tile_clusters.csv") as file:
         file.write(rows.to_csv(index=False).encode())
     joins = join_counts(tiles.positions, tiles.clusters, n_clusters, seed)
     joins.index = ["all", *(title(cluster, names) for cluster in range(n_clusters))]
@@ -275,7 +280,7 @@ def write_every_k(
     for slide in slides:
         maps = {f"k = {k}": Assigned(positions[chosen], *of_k).on(slide) for k, of_k in labels.items()}
         there = chosen[positions.slide[chosen] == slide]
-        picture = picture_of(slide, next(iter(maps.values())), images[there], pictures)
+        picture = picture_of(slide, next(iter(maps.values())), images, there, pictures)
         figure = draw_maps(slide, picture, maps, max(labels))
         save_figure(figure, folder / f"{slide}_every_k.jpg", DPI)
         if len(figures) < SHOWN:

@@ -151,7 +151,7 @@ def test_a_map_shows_place_colour_and_confidence(tmp_path):
     labels[:, 3:] = 1
     confidence = np.where(labels == 0, 1.0, 0.25).ravel()
     tiles = assigned(labels, confidence=confidence)
-    picture = maps.picture_of("a", tiles, tiles_of(tiles))
+    picture = maps.picture_of("a", tiles, tiles_of(tiles), np.arange(24))
     assert picture.part == (300, 200, 384, 256)
     assert (picture.pixels == 200).all()
     figure = maps.draw_maps("a", picture, {"clusters": tiles}, 3, {1: "_$tumour", 3: "<b>"})
@@ -175,11 +175,11 @@ def test_the_thumbnail_lies_where_the_tiles_are(tmp_path):
     tile_slides([write_slide(tmp_path / "a.tiff", image)], tmp_path / "out", Tiling(0.5, 64))
     found = read_source(tmp_path / "out")
     tiles = maps.Assigned(found.positions, np.zeros(len(found.images), int), np.ones(len(found.images)))
-    pixels, part = maps.picture_of("a", tiles, found.images, tmp_path / "out" / "slides")
+    pixels, part = maps.picture_of("a", tiles, found.images, np.arange(len(found.images)), tmp_path / "out" / "slides")
     assert part == (0, 0, 1536, 1024)
     small = np.asarray(Image.fromarray(image).resize(pixels.shape[1::-1], Image.BOX)).astype(int)
     assert np.abs(pixels - small).mean() < 3
-    own, _ = maps.picture_of("a", tiles, found.images)
+    own, _ = maps.picture_of("a", tiles, found.images, np.arange(len(found.images)))
     assert own.shape[0] < pixels.shape[0] * 8  # without the thumbnail the tiles stand for it
 
 
@@ -207,7 +207,7 @@ def test_maps_of_a_made_slide_find_its_regions(tmp_path):
     )  # fmt: skip
     assert section.notes[0].startswith("Clusters follow tissue: ")
     assert {path.name for path in (tmp_path / "maps").iterdir()} == {
-        "a.jpg", "a.geojson", "b.jpg", "b.geojson", "clusters.csv", "shares_by_slide.csv", "shares_by_patient.csv",
+        "a.jpg", "a.geojson", "b.jpg", "b.geojson", "tile_clusters.csv", "shares_by_slide.csv", "shares_by_patient.csv",
     }  # fmt: skip
     for name in "ab":
         features = json.loads((tmp_path / "maps" / f"{name}.geojson").read_text())["features"]
@@ -219,12 +219,12 @@ def test_maps_of_a_made_slide_find_its_regions(tmp_path):
     assert (
         tmp_path / "maps" / "shares_by_patient.csv"
     ).read_text() == "patient,tiles,1 red,2\np1,128,0.5,0.5\np2,128,0.5,0.5\n"
-    with open(tmp_path / "maps" / "clusters.csv", newline="") as file:
+    with open(tmp_path / "maps" / "tile_clusters.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 256
-    assert {(row["cluster"], row["name"], int(row["x"]) >= 768) for row in rows} == {
-        ("1", "red", False),
-        ("2", "", True),
+    assert {(row["cluster"], row["class"], int(row["x"]) >= 768) for row in rows} == {
+        ("1", "1 red", False),
+        ("2", "2", True),
     }
     plt.close("all")
 
@@ -248,7 +248,7 @@ def test_a_new_slide_is_mapped_with_trained_networks(tmp_path, monkeypatch, caps
     assert found.images.shape[1:] == (64, 64, 3)
     assert set(found.positions.mpp) == {1.0}
     clusters, confidence = Generator.load("starter").assign(torch.tensor(np.array(found.images)).permute(0, 3, 1, 2))
-    with open(tmp_path / "maps" / "clusters.csv", newline="") as file:
+    with open(tmp_path / "maps" / "tile_clusters.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["cluster"]) - 1 for row in rows] == clusters.tolist()
     assert [float(row["confidence"]) for row in rows] == pytest.approx(confidence.tolist(), abs=1e-4)
