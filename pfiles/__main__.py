@@ -51,7 +51,6 @@ from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, write_jso
 from pfiles.settings import PRESETS, Settings, get_settings
 from pfiles.tiles.dataset import EMBEDDED, load_tiles
 from pfiles.tiles.files import generated_files, read_images, refuse_other_images, write_tiles
-from pfiles.tiles.pixels import as_tensor
 from pfiles.tiles.slides import Tiling
 from pfiles.tiles.sources import PICTURES, read_source
 from pfiles.tiles.tiler import tile_slides
@@ -424,7 +423,7 @@ def _map(args: argparse.Namespace) -> int:
     tiling = Tiling(mpp, side, min_tissue=args.min_tissue, mpp_of_slide=args.mpp_of_slide)
     tile_slides([expand(path).absolute() for path in args.slide], out / "tiles", tiling, show_split=False)
     tiles = read_source(out / "tiles")
-    parts = [trained.assign(as_tensor(np.array(tiles.images[i : i + 4096]))) for i in range(0, len(tiles.images), 4096)]
+    parts = [trained.assign(tiles.images[i : i + 4096]) for i in range(0, len(tiles.images), 4096)]
     assigned = maps.Assigned(tiles.positions, *(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
     section = maps.write_maps(out, assigned, tiles.images, trained.n_clusters, pictures=out / "tiles" / PICTURES)
     print(page.as_text([section]))

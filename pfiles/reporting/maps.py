@@ -15,12 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from PIL import Image
+from torch import Tensor
 
 from pfiles.measuring.neighbours import grid_of, in_words, join_counts
 from pfiles.paths import atomic_write
 from pfiles.reporting.figures import save_figure
 from pfiles.reporting.page import Section
 from pfiles.reporting.tables import plain
+from pfiles.tiles.pixels import as_array
 
 COLOURS = (  # any two differ by 12 or more (CIEDE2000), to colour-blind readers as well, and from bare glass
     "#e85d46", "#5d8bff", "#8be8a2", "#ffa22e", "#17008b", "#740000", "#ffb9ff", "#747474",
@@ -135,11 +137,11 @@ def shares(
 
 
 def picture_of(
-    slide: str, tiles: Assigned, images: np.ndarray, chosen: np.ndarray, pictures: Path | None = None
+    slide: str, tiles: Assigned, images: Tensor, chosen: np.ndarray, pictures: Path | None = None
 ) -> Picture:
     """A slide's thumbnail from the folder `pictures`, as `tile_slides` wrote it, or else its tiles put together.
 
-    chosen: which of the images (N, S, S, 3) the tiles are.
+    chosen: which of the images, uint8 (N, 3, S, S), the tiles are.
     """
     path = pictures and pictures / f"{slide}.jpg"
     if path and path.exists():
@@ -150,11 +152,12 @@ def picture_of(
                 return Picture(pixels[:, : pixels.shape[1] // 3], tuple(map(float, part)))
     x, y, side = tiles.positions.x, tiles.positions.y, tiles.positions.side
     left, top, right, bottom = x.min(), y.min(), (x + side).max(), (y + side).max()
-    scale = min(images.shape[1] / side[0], LONGEST / max(right - left, bottom - top))
+    scale = min(images.shape[-1] / side[0], LONGEST / max(right - left, bottom - top))
     canvas = Image.new("RGB", (round((right - left) * scale), round((bottom - top) * scale)), "white")
     places = np.round(np.stack([x - left, y - top, x + side - left, y + side - top], axis=1) * scale).astype(int)
     for i, (x0, y0, x1, y1) in zip(chosen, places, strict=True):
-        canvas.paste(Image.fromarray(images[i]).resize((x1 - x0, y1 - y0), Image.BOX), (x0, y0))
+        [image] = as_array(images[i : i + 1])
+        canvas.paste(Image.fromarray(image).resize((x1 - x0, y1 - y0), Image.BOX), (x0, y0))
     return Picture(np.asarray(canvas), (left, top, right - left, bottom - top))
 
 
@@ -211,7 +214,7 @@ def _draw_clusters(ax: plt.Axes, tiles: Assigned) -> None:
 def write_maps(
     folder: Path,
     tiles: Assigned,
-    images: np.ndarray,
+    images: Tensor,
     n_clusters: int,
     *,
     names: Mapping[int, str] | None = None,
@@ -221,7 +224,7 @@ def write_maps(
 ) -> Section:
     """Write SLIDE.jpg and SLIDE.geojson of each slide into `folder`, and three tables; and tell what they show.
 
-    images: of the tiles, uint8 (N, S, S, 3). names: of clusters by their numbers from 1. patients: (N,), "" where
+    images: of the tiles, uint8 (N, 3, S, S). names: of clusters by their numbers from 1. patients: (N,), "" where
     unknown. pictures: see `picture_of`. The tables: tile_clusters.csv has a row for each tile; shares_by_slide.csv and,
     where patients are known, shares_by_patient.csv hold the share of each cluster.
     """
@@ -267,7 +270,7 @@ def write_every_k(
     folder: Path,
     labels: Mapping[int, tuple[np.ndarray, np.ndarray]],
     positions: np.recarray,
-    images: np.ndarray,
+    images: Tensor,
     chosen: np.ndarray,
     pictures: Path | None = None,
 ) -> Section:

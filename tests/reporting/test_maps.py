@@ -39,7 +39,7 @@ def assigned(labels, step=64, side=64, left=300, top=200, slide="a", confidence=
 
 
 def tiles_of(labels, side=8):
-    return np.full((len(labels.clusters), side, side, 3), 200, np.uint8)
+    return torch.full((len(labels.clusters), 3, side, side), 200, dtype=torch.uint8)
 
 
 def painted(geojson, shape, step, left, top):
@@ -199,7 +199,8 @@ def test_maps_of_a_made_slide_find_its_regions(tmp_path):
     (tmp_path / "t.csv").write_text("slide,patient\na,p1\nb,p2\n")
     tile_slides([tmp_path / "slides"], tmp_path / "tiles", Tiling(0.5, 64), tmp_path / "t.csv")
     found = read_source(tmp_path / "tiles")
-    blue = (found.images[..., 2].mean(axis=(1, 2)) > found.images[..., 0].mean(axis=(1, 2))).astype(int)
+    red, _, blue = found.images.float().mean((2, 3)).T
+    blue = (blue > red).long().numpy()
     tiles = maps.Assigned(found.positions, blue, np.full(len(blue), 0.9))
     section = maps.write_maps(
         tmp_path / "maps", tiles, found.images, 2, names={1: "red"}, patients=np.array(found.patients),
@@ -245,9 +246,9 @@ def test_a_new_slide_is_mapped_with_trained_networks(tmp_path, monkeypatch, caps
     printed = capsys.readouterr().out
     assert "of neighbouring tiles are of one cluster" in printed
     found = read_source(tmp_path / "maps" / "tiles")
-    assert found.images.shape[1:] == (64, 64, 3)
+    assert found.images.shape[1:] == (3, 64, 64)
     assert set(found.positions.mpp) == {1.0}
-    clusters, confidence = Generator.load("starter").assign(torch.tensor(np.array(found.images)).permute(0, 3, 1, 2))
+    clusters, confidence = Generator.load("starter").assign(found.images)
     with open(tmp_path / "maps" / "tile_clusters.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["cluster"]) - 1 for row in rows] == clusters.tolist()
