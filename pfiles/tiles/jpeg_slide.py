@@ -1,4 +1,4 @@
-"""Slides whose levels are JPEG tiles in a TIFF, decoded tile by tile: a fifth of the time that OpenSlide takes."""
+"""Slides whose levels are JPEG tiles in a TIFF, decoded tile by tile: in a third of the time that OpenSlide takes."""
 
 import io
 import math
@@ -26,6 +26,12 @@ class _Level(NamedTuple):
     tables: bytes
     colours: str
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether no tile is missing."""
+        n = math.prod(-(-length // side) for length, side in zip(self.size, self.tile, strict=True))
+        return len(self.offsets) == len(self.counts) == n and all(self.counts)
+
 
 class JpegSlide(openslide.OpenSlide):
     """OpenSlide finds levels, scale and bounds; `read_region` of levels of JPEG tiles does not go through it.
@@ -37,7 +43,7 @@ class JpegSlide(openslide.OpenSlide):
         super().__init__(path)
         with tifffile.TiffFile(path) as file:
             pages = [_Level(*_describe(page)) for page in file.pages if _is_jpeg_tiles(page)]
-        own = ([page for page in pages if page.size == size and all(page.counts)] for size in self.level_dimensions)
+        own = ([page for page in pages if page.size == size and page.is_whole] for size in self.level_dimensions)
         self._levels = {level: found[0] for level, found in enumerate(own) if len(found) == 1}
         self._file = open(path, "rb")  # noqa: SIM115 - until the slide is closed
         largest = max([math.prod(page.tile) for page in self._levels.values()], default=1)
