@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import struct
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -144,15 +145,41 @@ def test_pixels_that_were_never_scanned_are_white():
     np.testing.assert_array_equal(small, region.reduce(4))
 
 
-def test_a_dicom_slide_is_read_at_its_scale_as_the_jpeg_in_it(tmp_path):
-    """16 x 16 px of CMU-1 by the makers of OpenSlide, from the tests of openslide-python 1.4.7 (CC0 tissue)."""
-    path = Path(__file__).with_name("skin_16px.dcm")
-    content = path.read_bytes()
-    begin = content.index(b"\xff\xd8\xff")
-    frame = np.asarray(Image.open(io.BytesIO(content[begin:])).convert("RGB"))
-    with open_slide(path) as slide:
-        assert slide_mpp(slide, path) == pytest.approx(0.499)
+# 16 x 16 px of CMU-1 (CC0), as the tests of openslide-python 1.4.7 hold them: made by OpenSlide's authors, LGPL-2.1
+DICOM = Path(__file__).with_name("skin_16px.dcm")
+
+
+def test_a_dicom_slide_is_read_at_its_scale_as_the_jpeg_in_it():
+    content = DICOM.read_bytes()
+    frame = np.asarray(Image.open(io.BytesIO(content[content.index(b"\xff\xd8\xff") :])))
+    with open_slide(DICOM) as slide:
+        assert slide_mpp(slide, DICOM) == pytest.approx(0.499)
         np.testing.assert_array_equal(read_rgb(slide, 0, 0, 0, *slide.dimensions), frame[:16, :16])
+
+
+def test_tiles_of_a_dicom_slide_come_from_their_place_at_their_scale(tmp_path):
+    """The same file with 64 x 64 px of other tissue in its one frame; of a folder's DICOM files the first is read."""
+    content = DICOM.read_bytes()
+    begin = content.index(b"\xff\xd8\xff")
+    (length,) = struct.unpack("<I", content[begin - 4 : begin])
+    jpeg = io.BytesIO()
+    Image.fromarray(tissue(64, 64)).save(jpeg, "JPEG", quality=90, keep_rgb=True, subsampling=0)
+    frame = jpeg.getvalue() + bytes(jpeg.tell() % 2)
+    content = content[: begin - 4] + struct.pack("<I", len(frame)) + frame + content[begin + length :]
+    for tag in (b"\x48\x00\x06\x00UL\x04\x00", b"\x48\x00\x07\x00UL\x04\x00"):  # columns and rows of the slide
+        content = content.replace(tag + struct.pack("<I", 16), tag + struct.pack("<I", 64))
+    (tmp_path / "a").mkdir()
+    for name in ("1.dcm", "2.dcm"):
+        (tmp_path / "a" / name).write_bytes(content)
+    tile_slides([tmp_path / "a"], tmp_path / "out", Tiling(mpp=0.998, size=16))
+    image = Image.open(jpeg).reduce(2)
+    rows = rows_of(tmp_path / "out")
+    assert {(row["slide"], row["x"], row["y"], row["mpp"]) for row in rows} == {
+        ("1", x, y, "0.998") for x in ("0", "32") for y in ("0", "32")
+    }
+    for tile, row in zip(np.load(tmp_path / "out" / "tiles.npy"), rows, strict=True):
+        x, y = int(row["x"]) // 2, int(row["y"]) // 2
+        np.testing.assert_array_equal(tile, image.crop((x, y, x + 16, y + 16)))
 
 
 def test_tiles_are_read_in_blocks_that_tiles_fill(tmp_path):
