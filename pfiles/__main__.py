@@ -38,6 +38,7 @@ import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
+from pfiles.checkpoints import fingerprint_of_role
 from pfiles.clustering import CLUSTERINGS, check_clustering, make_clusterer
 from pfiles.discriminator import Discriminator
 from pfiles.drawing.generator import starting_weights
@@ -408,12 +409,13 @@ def _draw(args: argparse.Namespace) -> int:
 def _map(args: argparse.Namespace) -> int:
     from pfiles.drawing.generator import Generator  # seconds to import
     from pfiles.reporting import maps, page
-    from pfiles.session import reopen_run
+    from pfiles.session import MADE_FROM, reopen_run
 
     folder, out = (expand(path).absolute() for path in (args.folder, args.out))
     if (folder / "summary.json").exists():
-        trained = reopen_run("map", folder)
-        mpp = args.mpp or read_json(trained.paths.summary)["run"].get("mpp")
+        run = reopen_run("map", folder)
+        trained = Generator(*run.networks(), run.settings, torch.empty(0))
+        mpp = args.mpp or read_json(run.paths.summary)["run"].get("mpp")
     else:
         trained = Generator.load(folder if folder.exists() else args.folder, pick_device())
         mpp = args.mpp or trained.about.get("mpp")
@@ -426,6 +428,8 @@ def _map(args: argparse.Namespace) -> int:
     parts = [trained.assign(tiles.images[i : i + 4096]) for i in range(0, len(tiles.images), 4096)]
     assigned = maps.Assigned(tiles.positions, *(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
     section = maps.write_maps(out, assigned, tiles.images, trained.n_clusters, pictures=out / "tiles" / PICTURES)
+    networks = {"autoencoder": trained.space.vqvae, "clusters": trained.clusterer}
+    write_json(out / MADE_FROM, {name: fingerprint_of_role(network) for name, network in networks.items()})
     print(page.as_text([section]))
     return 0
 
