@@ -6,6 +6,7 @@
     python -m pfiles tile SLIDE_OR_FOLDER ... --out DIR
     python -m pfiles run --data PATH --preset NAME --clusters 14 --clustering classifier --out DIR
     torchrun --nproc-per-node 4 -m pfiles cells part_1_training --data PATH --out DIR
+    python -m pfiles map --slide FILE --run DIR
     python -m pfiles evaluate --real DIR --generated DIR
     python -m pfiles watch --out DIR
     python -m pfiles export --generated DIR --data PATH --out DIR
@@ -13,9 +14,10 @@
 
 The notebooks are the only place where the order of work within a step is written; `demo` and `run` only run them one
 after the other with the given parameters, and print what they recorded. `draw` draws tiles with trained networks, such
-as the small ones that come with the project, `tile` cuts slides into tiles, `evaluate` compares two folders of images,
-`check` says whether this machine is ready for a run and how long it will take, `watch` shows a running training,
-`export` copies the generated images that repeat no training tile, `share` writes a run's generator for others.
+as the small ones that come with the project, `tile` cuts slides into tiles, `map` shows trained clusters on slides that
+were not trained on, `evaluate` compares two folders of images, `check` says whether this machine is ready for a run and
+how long it will take, `watch` shows a running training, `export` copies the generated images that repeat no training
+tile, `share` writes a run's generator for others.
 """
 
 import argparse
@@ -35,10 +37,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import nbformat
+import numpy as np
 import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
+from pfiles.checkpoints import fingerprint_of_role
 from pfiles.choices import DEFAULTS, choose
 from pfiles.clustering import CLUSTERINGS, check_clustering, make_clusterer
 from pfiles.discriminator import Discriminator
@@ -57,6 +61,7 @@ from pfiles.settings import PRESETS, Settings, get_settings
 from pfiles.tiles.dataset import EMBEDDED, load_tiles
 from pfiles.tiles.files import generated_files, read_images, refuse_other_images, write_tiles
 from pfiles.tiles.slides import Tiling
+from pfiles.tiles.sources import PICTURES, read_source
 from pfiles.tiles.tiler import tile_slides
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
@@ -79,6 +84,7 @@ NOTEBOOKS = (
     "clusters_14/part_12_LPIPS",
     "clusters_14/part_13_distribution_metrics",
     "clusters_14/part_14_memorisation",
+    "clusters_14/part_15_cluster_maps",
     "internal_cluster_validation_metrics",
 )
 SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: TerminatedError}  # and what they end as
@@ -128,6 +134,17 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--seed", type=int, default=765, help="of the first tile's noise; default 765")
     draw.add_argument("--out", required=True, metavar="DIR", help="for tiles/1.png ..., tiles.csv and sheet.jpg")
     tile = commands.add_parser("tile", help="cut whole slides into tiles of one size and scale")
+    on_slide = commands.add_parser("map", help="the clusters of a run on slides that it was not trained on")
+    on_slide.add_argument("--slide", required=True, nargs="+", metavar="FILE", help="slides, or folders of them")
+    on_slide.add_argument(
+        "--run", required=True, metavar="DIR", dest="folder", help="of `run`, or a generator's, such as starter"
+    )
+    on_slide.add_argument(
+        "--mpp", type=float, help="microns per pixel of its tiles; needed where DIR does not tell them"
+    )
+    on_slide.add_argument("--mpp-of-slide", type=float, help="microns per pixel of slides that do not tell theirs")
+    on_slide.add_argument("--min-tissue", type=float, default=0.5, help="least share of tissue in a tile; default 0.5")
+    on_slide.add_argument("--out", default="maps", metavar="DIR", help="for maps, tables and tiles; default ./maps")
     evaluate = commands.add_parser("evaluate", help="every measure of a folder of generated images against real ones")
     demo.set_defaults(data="embedded", preset="demo", clusters=6, clustering="kmeans")  # what so few tiles support
     export = commands.add_parser("export", help="copy the generated images that repeat no training tile, with a report")
@@ -176,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_tiling(tile)
     actions = {draw: _draw, demo: _run, run: _run, cells: _cells, tile: _tile, evaluate: _evaluate, export: _export}
-    actions |= {share: _share, watch: _watch, check: _check}
+    actions |= {share: _share, watch: _watch, check: _check, on_slide: _map}
     for command, action in actions.items():
         command.set_defaults(run=action, reads_choices=command in (run, cells, check, watch))
     return parser
@@ -373,6 +390,7 @@ def _run(args: argparse.Namespace) -> int:
         "restart": args.restart,
         "settings": asdict(settings),
         "data_fingerprint": tiles.fingerprint(),
+        "mpp": None if tiles.positions is None else float(np.median(tiles.positions.mpp)),
         "versions": versions(),
         "seconds": round(time.monotonic() - began),
         "peak_memory_gb": round(peak, 2),
@@ -456,6 +474,34 @@ def _draw(args: argparse.Namespace) -> int:
     order = cluster_ids.argsort(stable=True)[:100]
     figures.save_figure(figures.show_tiles(images[order], title="Generated tiles, by cluster"), out / "sheet.jpg")
     print(f"{args.number} tiles in {out / 'tiles'}, all of them in {out / 'sheet.jpg'}")
+    return 0
+
+
+def _map(args: argparse.Namespace) -> int:
+    from pfiles.drawing.generator import Generator  # seconds to import
+    from pfiles.reporting import maps, page
+    from pfiles.session import MADE_FROM, reopen_run
+
+    folder, out = (expand(path).absolute() for path in (args.folder, args.out))
+    if (folder / "summary.json").exists():
+        run = reopen_run("map", folder)
+        trained = Generator(*run.networks(), run.settings, torch.empty(0))
+        mpp = args.mpp or read_json(run.paths.summary)["run"].get("mpp")
+    else:
+        trained = Generator.load(folder if folder.exists() else args.folder, pick_device())
+        mpp = args.mpp or trained.about.get("mpp")
+    if mpp is None:
+        raise InputError(f"{folder} does not tell the scale of its tiles: give it as --mpp.")
+    side = trained.settings.image_size_px
+    tiling = Tiling(mpp, side, min_tissue=args.min_tissue, mpp_of_slide=args.mpp_of_slide)
+    tile_slides([expand(path).absolute() for path in args.slide], out / "tiles", tiling, show_split=False)
+    tiles = read_source(out / "tiles")
+    parts = [trained.assign(tiles.images[i : i + 4096]) for i in range(0, len(tiles.images), 4096)]
+    assigned = maps.Assigned(tiles.positions, *(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
+    section = maps.write_maps(out, assigned, tiles.images, trained.n_clusters, pictures=out / "tiles" / PICTURES)
+    networks = {"autoencoder": trained.space.vqvae, "clusters": trained.clusterer}
+    write_json(out / MADE_FROM, {name: fingerprint_of_role(network) for name, network in networks.items()})
+    print(page.as_text([section]))
     return 0
 
 

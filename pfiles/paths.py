@@ -97,6 +97,11 @@ class Paths:
         return self.root / "Figures" / f"Figure {number}{self.suffix}" / f"{name}.jpg"
 
     @property
+    def maps(self) -> Path:
+        """The folder of the maps of the clusters, one for each slide."""
+        return self.cluster_folder / f"maps_{self.n_clusters}{self.suffix}"
+
+    @property
     def cluster_sheet(self) -> Path:
         return self.root / "Figures" / f"cluster_sheet_{self.n_clusters}{self.suffix}.jpg"
 

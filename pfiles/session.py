@@ -29,6 +29,7 @@ from pfiles.latents import (
     latent_batches,
     pair_labels,
     predict_clusters,
+    read_latent_csv,
     reconstruct,
 )
 from pfiles.learning import autoencoder, diffusion
@@ -39,7 +40,8 @@ from pfiles.machine import processes
 from pfiles.machine.runtime import pick_device, seeded
 from pfiles.machine.speed import Speed, pick_speed
 from pfiles.paths import Paths, atomic_write, read_json, write_json
-from pfiles.reporting import figures, tables
+from pfiles.reporting import figures, maps, tables
+from pfiles.reporting.page import Section
 from pfiles.settings import Settings, StageSettings, get_settings
 from pfiles.tiles.dataset import Tiles, load_tiles
 from pfiles.tiles.files import image_files, list_images, load_pairs, refuse_other_images, write_tiles
@@ -48,6 +50,7 @@ from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
 
 PICTURE_STEPS = 10  # denoising steps of the tiles that show how far a training is
+AT_ONCE = 4096  # tiles that are brought into memory to be assigned
 
 
 class Networks(NamedTuple):
@@ -88,6 +91,15 @@ def open_run(
         notebook, chosen["n_clusters"], chosen["clustering"], chosen["data"], chosen["preset"], settings,
         chosen["seed"], paths, restart,
     )  # fmt: skip
+
+
+def reopen_run(notebook: str, folder: Path) -> "OpenRun":
+    """The run that `python -m pfiles run` or `demo` finished last in this folder, as it was started."""
+    given = read_json(folder / "summary.json", {}).get("run")
+    if not isinstance(given, dict):
+        raise InputError(f"{folder} holds no finished run: name the folder that a run was told to write to with --out.")
+    names = ("n_clusters", "clustering", "data", "preset", "overrides", "seed")
+    return open_run(notebook, **{name: given[name] for name in names if name in given}, out=folder)
 
 
 @dataclass(frozen=True, eq=False)
@@ -346,6 +358,19 @@ class OpenRun:
         """`assign` of the training tiles."""
         return predict_clusters(self.vqvae, self.clusterer, self.codes)
 
+    def label_all(self) -> tuple[np.ndarray, np.ndarray]:
+        """The cluster (N,), 0-based, of each of `tiles`, on whatever side of the split, and its probability (N,)."""
+        tiles = self.tiles
+        clusters, confidence = np.empty(len(tiles.images), np.int64), np.empty(len(tiles.images))
+        rest = np.setdiff1d(np.arange(len(tiles.images)), tiles.train)
+        parts = [(tiles.train, self.labels)]
+        parts += [
+            (some, self.assign(tiles.tensor(some))) for some in np.split(rest, range(AT_ONCE, len(rest), AT_ONCE))
+        ]
+        for some, (of_some, sure) in parts:
+            clusters[some], confidence[some] = of_some, sure
+        return clusters, confidence
+
     def examples(self, cluster: int, number: int) -> Tensor:
         """At most `number` training tiles of a cluster, evenly spaced over its tiles: uint8 (n, 3, S, S) on the CPU."""
         members = self.tiles.train[(self.labels[0] == cluster).numpy()]
@@ -408,8 +433,7 @@ class OpenRun:
         content = table.to_csv(header=False, index=False).encode()
         with atomic_write(path) as file:
             file.write(content)
-        networks = {"autoencoder": self.vqvae, "clusters": self.clusterer}
-        about = {**self._identity(["diffusion"], networks), "sha256": sha256(content).hexdigest()}
+        about = {**self._identity(["diffusion"], self._assigned_with()), "sha256": sha256(content).hexdigest()}
         write_json(path.with_suffix(".json"), about)
 
     def draw_to_folder(self, cluster_ids: Tensor, only: tuple[int, int] | None = None) -> None:
@@ -482,6 +506,28 @@ class OpenRun:
         for path, about in others:
             same_identity(about, {"data": (first[1] or {}).get("data", {})}, f"{path} beside {first[0]}")
         self.told.update({name: first[1][name] for name in ("data", "clustering")} if first[1] else {})
+        return found
+
+    def map_clusters(self) -> Section:
+        """Write the maps of all tiles' clusters on their slides, see `maps.write_maps`; and tell what they show."""
+        tiles, folder = self.tiles, self.paths.maps
+        section = maps.write_maps(
+            folder, maps.Assigned(tiles.positions, *self.label_all()), tiles.images, self.n_clusters,
+            patients=tiles.patients, pictures=tiles.pictures, seed=self.seed,
+        )  # fmt: skip
+        write_json(folder / MADE_FROM, self._identity(["diffusion"], self._assigned_with()))
+        return section
+
+    def _assigned_with(self) -> dict[str, nn.Module]:
+        return {"autoencoder": self.vqvae, "clusters": self.clusterer}
+
+    def labels_of_every_k(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """The clusters (N,), 0-based, of the training tiles and their probabilities (N,), by k, as the CSVs tell."""
+        found = {}
+        for k, path in self.latent_csvs().items():
+            _, clusters = read_latent_csv(path, k)
+            if len(clusters) == len(self.tiles.train):
+                found[k] = clusters, pd.read_csv(path, header=None).iloc[:, -1].to_numpy()
         return found
 
     def record(self, scores: Mapping[str, Any]) -> None:

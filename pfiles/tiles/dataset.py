@@ -19,7 +19,7 @@ from pfiles.errors import InputError
 from pfiles.paths import ROOT, atomic_write, expand
 from pfiles.tiles import builtin
 from pfiles.tiles.pixels import as_array, evenly_spaced
-from pfiles.tiles.sources import read_source
+from pfiles.tiles.sources import PICTURES, read_source
 from pfiles.tiles.split import TEST_PARTS, last_part, split_by_folder, split_by_patient
 
 MIN_TILES = 2 * TEST_PARTS
@@ -39,7 +39,9 @@ class Tiles:
     positions: where each tile was cut, as N records of slide (name), x, y (upper left corner) and side, all three in
         pixels of the slide's level 0, and mpp (microns per pixel of `images`); None where that is not known.
     labels: (N,) str, "" where unknown; None where there are none. For evaluation alone: no training sees them.
+    patients: (N,) str, "" where unknown; None where none is known.
     state: a hash of the paths, sizes and times of the files that were read; None where it cannot be relied on.
+    pictures: the folder of the slides' pictures that `tile_slides` wrote; None where there is none.
     """
 
     images: Tensor
@@ -49,6 +51,8 @@ class Tiles:
     positions: np.recarray | None = None
     labels: np.ndarray | None = None
     state: str | None = None
+    patients: np.ndarray | None = None
+    pictures: Path | None = None
 
     def tensor(self, indices: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         """The tiles `indices` as uint8 (B, 3, S, S) on `device`."""
@@ -117,7 +121,7 @@ def load_tiles(
     Raises InputError for anything that is not as described.
     """
     data = str(data if data is not None else os.environ.get("KPC_DATA") or "embedded")
-    positions = labels = state = said = None
+    positions = labels = patients = state = said = pictures = None
     if data in EMBEDDED:
         read, source = EMBEDDED[data]
         images, train, test, positions = read()
@@ -128,6 +132,8 @@ def load_tiles(
         if found.positions is not None:
             positions = found.positions
             in_train, in_test, said = split_by_patient(positions, found.patients)
+            patients = np.array(found.patients, str) if any(found.patients) else None
+            pictures = path / PICTURES
         else:
             in_test, said = split_by_folder(found.names) if found.names else (last_part(len(images)), None)
             in_train = ~in_test
@@ -154,7 +160,7 @@ def load_tiles(
         print(said)
     if len(used) < len(train):
         print(f"Using {len(used)} of {len(train)} training tiles, evenly spaced (setting max_train_tiles).")
-    return Tiles(images, used, test, source, positions, labels, state)
+    return Tiles(images, used, test, source, positions, labels, state, patients, pictures)
 
 
 def _n_distinct(images: Tensor, indices: np.ndarray, enough: int) -> int:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SUFFIXES = (*PLAIN_SUFFIXES, ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".czi", ".dcm", ".vms", ".vmu", ".svslide")
 BLOCK = 2048  # px of a level that are read at once: as large as a block of all its tiles may be
+FILLED = 0.75  # of such a block is taken; one of which less is, is read in parts
 MAX_SIDE = 4 * BLOCK  # px of a level that a single tile may take
 MAX_MPP = 50  # a larger value is a printer's resolution, not a microscope's
 SNAP = 0.01  # a scale this near to a whole number is taken for one
@@ -63,14 +64,15 @@ class Plan:
 
     level, factor: the level to read, and how many of its pixels make one of a tile's along a side.
     downsample: the same in pixels of level 0. mpp: microns per pixel of the tiles.
-    corners: (N, 2) int, x and y of each tile in pixels of tiles from `origin`, a point of level 0. tissue: (N,) shares.
+    bounds: what was scanned of the slide, x, y, width and height in pixels of level 0.
+    corners: (N, 2) int, x and y of each tile in pixels of tiles from the corner of `bounds`. tissue: (N,) shares.
     """
 
     level: int
     factor: float
     downsample: float
     mpp: float
-    origin: tuple[int, int]
+    bounds: tuple[int, int, int, int]
     corners: np.ndarray
     tissue: np.ndarray
 
@@ -80,11 +82,13 @@ def open_slide(path: Path) -> Iterator[AbstractSlide]:
     """A slide or plain image; InputError names it where it cannot be opened, or not be read inside the block."""
     import openslide
 
+    from pfiles.tiles import jpeg_slide
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are refused
-            slide = openslide.open_slide(path)
-            with slide:
+            own = openslide.OpenSlide.detect_format(path) in jpeg_slide.VENDORS
+            with jpeg_slide.JpegSlide(path) if own else openslide.open_slide(path) as slide:
                 if isinstance(slide, openslide.ImageSlide):
                     slide.read_region((0, 0), 0, (1, 1))  # a plain image is read whole; now it shows if it is damaged
                 _refuse_ome(slide, path)
@@ -118,6 +122,8 @@ def read_rgb(slide: AbstractSlide, x: int, y: int, level: int, width: int, heigh
     """
     region = slide.read_region((x, y), level, (width, height))
     small = region.reduce(factor) if factor > 1 else region
+    if small.mode == "RGB":
+        return small
     if small.getchannel("A").getextrema()[0] == 255:
         return small.convert("RGB")
     white = Image.new("RGBA", region.size, "white")  # before the average, in which transparent pixels count as black
@@ -230,7 +236,7 @@ def plan_tiles(slide: AbstractSlide, path: Path, tiling: Tiling, offset: float) 
     if tiling.per_slide is not None and len(taken) > tiling.per_slide:
         nearby = taken[np.argsort(_morton(corners[taken] // stride), kind="stable")]  # neighbours follow each other
         taken = np.sort(nearby[((np.arange(tiling.per_slide) + offset) * len(taken) / tiling.per_slide).astype(int)])
-    plan = Plan(level, factor, downsample, own * downsample, (x, y), corners[taken], share[taken])
+    plan = Plan(level, factor, downsample, own * downsample, (x, y, width, height), corners[taken], share[taken])
     return plan, _picture(image, mask, corners[taken] * downsample / scale, in_thumbnail)
 
 
@@ -266,20 +272,15 @@ def cut_tiles(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The planned tiles, block by block: indices into the plan, images (n, S, S, 3) uint8, and their sharpness (n,).
 
-    Blocks are read and averaged by several threads, as OpenSlide decodes outside the interpreter's lock, a few ahead of
+    Blocks are read and averaged by several threads, as decoding happens outside the interpreter's lock, a few ahead of
     the caller.
     """
-    stride = tiling.stride or tiling.size
-    per_block = max(1, int((BLOCK / plan.factor - tiling.size) // stride) + 1)
-    cells = plan.corners // (per_block * stride)
-    order = np.lexsort((cells[:, 0], cells[:, 1]))
-    begins = np.flatnonzero(np.any(np.diff(cells[order], axis=0), axis=1)) + 1
 
     def cut(members: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         corners = plan.corners[members]
         low = corners.min(axis=0)
         width, height = corners.max(axis=0) + tiling.size - low
-        x, y = (round(start + corner * plan.downsample) for start, corner in zip(plan.origin, low, strict=True))
+        x, y = (round(start + corner * plan.downsample) for start, corner in zip(plan.bounds[:2], low, strict=True))
         pixels = [math.ceil(length * plan.factor) for length in (width, height)]
         whole = isinstance(plan.factor, int)
         block = read_rgb(slide, x, y, plan.level, *pixels, plan.factor if whole else 1)
@@ -291,7 +292,7 @@ def cut_tiles(
 
     waiting: deque = deque()
     with ThreadPoolExecutor(threads) as pool:
-        for members in np.split(order, begins):
+        for members in _blocks(plan, tiling):
             waiting.append(pool.submit(cut, members))
             if len(waiting) > 2 * threads:
                 yield waiting.popleft().result()
@@ -299,9 +300,31 @@ def cut_tiles(
             yield waiting.popleft().result()
 
 
+def _blocks(plan: Plan, tiling: Tiling) -> Iterator[np.ndarray]:
+    """Indices of the tiles that are read at once: of a square of BLOCK pixels, or of parts of it that tiles fill."""
+    stride = tiling.stride or tiling.size
+    per_block = max(1, int((BLOCK / plan.factor - tiling.size) // stride) + 1)
+    cells = plan.corners // (per_block * stride)
+    order = np.lexsort((cells[:, 0], cells[:, 1]))
+    begins = np.flatnonzero(np.any(np.diff(cells[order], axis=0), axis=1)) + 1
+    waiting = np.split(order, begins)[::-1]
+    while waiting:
+        members = waiting.pop()
+        places = plan.corners[members] // stride
+        low, extent = places.min(axis=0), np.ptp(places, axis=0) + 1
+        if len(members) >= FILLED * extent.prod():
+            yield members
+        else:
+            axis = extent.argmax()
+            first = places[:, axis] < low[axis] + extent[axis] / 2
+            waiting += [members[~first], members[first]]
+
+
 def sharpness(tiles: np.ndarray) -> np.ndarray:
     """The variance of the Laplacian of the grey tiles (N, S, S, 3), in squared levels, as (N,) float32."""
-    grey = np.stack([np.asarray(Image.fromarray(tile).convert("L")) for tile in tiles]).astype(np.float32)
-    middle = grey[:, 1:-1, 1:-1]
+    n, side = tiles.shape[:2]
+    grey = np.asarray(Image.fromarray(tiles.reshape(n * side, side, 3)).convert("L")).astype(np.int16)
+    grey = grey.reshape(n, side, side)
     around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
-    return (around - 4 * middle).var(axis=(1, 2))
+    laplacian = around - 4 * grey[:, 1:-1, 1:-1]
+    return np.array([of_tile.var(dtype=np.float32) for of_tile in laplacian])

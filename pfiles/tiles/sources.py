@@ -17,7 +17,7 @@ from pfiles.errors import InputError
 from pfiles.tiles.files import decode_image, is_image_name, quietly, read_files, stack_tiles
 from pfiles.tiles.pixels import as_tensor
 
-TILES, TABLE = "tiles.npy", "tiles.csv"  # of a folder that `python -m pfiles tile` wrote
+TILES, TABLE, PICTURES = "tiles.npy", "tiles.csv", "slides"  # of a folder that `python -m pfiles tile` wrote
 HE_SLOT = 0  # the stain of the published array's second axis that is used here
 MAX_MEMBER_BYTES = 2**27  # of a file in an archive once unpacked: a tile of 6,000 px without compression
 SETTLED_SECONDS = 2  # a file changed later than this might change again under the same time

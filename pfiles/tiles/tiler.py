@@ -18,7 +18,7 @@ from pfiles.machine.processes import progress
 from pfiles.machine.runtime import make_generator
 from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.tiles.slides import SUFFIXES, Tiling, cut_tiles, open_slide, plan_tiles
-from pfiles.tiles.sources import TABLE, TILES, read_positions, walk
+from pfiles.tiles.sources import PICTURES, TABLE, TILES, read_positions, walk
 from pfiles.tiles.split import split_by_patient
 
 COLUMNS = ("slide", "x", "y", "side", "level", "mpp", "tissue", "sharpness")
@@ -33,12 +33,14 @@ def tile_slides(
     slides_csv: Path | None = None,
     pseudonyms: bool = False,
     threads: int | None = None,
+    show_split: bool = True,
 ) -> None:
     """Cut the tiles of all slides into `out`: tiles.npy, tiles.csv and a picture of each slide in slides/.
 
     paths: slides, or folders of them, searched at any depth. slides_csv: a table `slide`, and `patient` or `label` or
     both. pseudonyms: slides are called S001, S002 ... and patients P001 ..., and the key is written beside `out`, to
-    OUT_pseudonyms.csv. threads: None for as many as the machine has cores.
+    OUT_pseudonyms.csv. threads: None for as many as the machine has cores. show_split: print how many tiles of each
+    slide are for training and for testing.
 
     What is done of a slide is kept until all are: run again, the command goes on. A slide that cannot be read or shows
     no tissue is named and left out. Raises InputError where none is left, or for anything that is not as described.
@@ -68,7 +70,8 @@ def tile_slides(
     _write_csv(out / TABLE, (*COLUMNS, *columns), rows)
     write_json(out / ABOUT, about)
     shutil.rmtree(out / WORK, ignore_errors=True)
-    _print_table(rows)
+    if show_split:
+        _print_table(rows)
     for reason in about["left_out"].values():
         print(f"left out: {reason}")
 
@@ -107,9 +110,10 @@ def _cut_all(
     with atomic_write(assembled) as file:
         _write_header(file, len(rows), tiling.size)
         for part in parts:
-            tiles = np.load(part, mmap_mode="r")
-            for begin in range(0, len(tiles), 256):
-                file.write(tiles[begin : begin + 256].tobytes())
+            with open(part, "rb") as source:
+                np.lib.format.read_magic(source)
+                np.lib.format.read_array_header_1_0(source)
+                shutil.copyfileobj(source, file, 2**24)
     (out / TABLE).unlink(missing_ok=True)  # tiles are never seen beside the table of others
     os.replace(assembled, out / TILES)
     return rows, left_out
@@ -196,13 +200,14 @@ def _cut_slide(path: Path, name: str, out: Path, part: Path, tiling: Tiling, thr
     with open_slide(path) as slide:
         plan, picture = plan_tiles(slide, path, tiling, offset)
         side = round(tiling.size * plan.downsample)
-        with atomic_write(part) as file, progress(total=len(plan.corners), desc=name, leave=False, delay=2) as bar:
+        bar = progress(total=len(plan.corners), desc=name, unit="tile", leave=False, delay=1)
+        with bar, atomic_write(part) as file:
             _write_header(file, len(plan.corners), tiling.size)
             for members, tiles, sharp in cut_tiles(slide, plan, tiling, threads):
                 bar.update(len(members))
                 keep = sharp >= tiling.min_sharpness
-                file.write(tiles[keep].tobytes())
-                corners = np.round(plan.origin + plan.corners[members] * plan.downsample).astype(int)
+                file.write(tiles[keep])
+                corners = np.round(plan.bounds[:2] + plan.corners[members] * plan.downsample).astype(int)
                 for (x, y), tissue, value in zip(corners[keep], plan.tissue[members][keep], sharp[keep], strict=True):
                     values = name, x, y, side, plan.level, round(plan.mpp, 6), round(tissue, 3), round(float(value), 1)
                     rows.append(dict(zip(COLUMNS, values, strict=True)))
@@ -211,8 +216,9 @@ def _cut_slide(path: Path, name: str, out: Path, part: Path, tiling: Tiling, thr
     if not rows:
         raise InputError(f"{path} has no tile as sharp as {tiling.min_sharpness:g}: ask for less.")
     _write_csv(part.with_suffix(".csv"), COLUMNS, rows)
-    with atomic_write(out / "slides" / f"{name}.jpg") as file:
-        picture.save(file, format="JPEG", quality=85)
+    with atomic_write(out / PICTURES / f"{name}.jpg") as file:
+        part = " ".join(map(str, plan.bounds))  # of level 0, as `picture_of` a map reads it
+        picture.save(file, format="JPEG", quality=85, comment=part)
 
 
 def _write_header(file: IO[bytes], count: int, side: int) -> None:

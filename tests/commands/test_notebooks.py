@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY, make_tiles, png
+from made_slides import island, write_slide
 from PIL import Image
 
 from pfiles.__main__ import NOTEBOOKS, execute, main
@@ -42,7 +43,7 @@ def test_every_notebook_is_in_the_order():
         for path in [*ROOT.glob("*.ipynb"), *ROOT.glob("clusters_14/*.ipynb")]
     }
     assert found - set(NOTEBOOKS) == {"start_here", "tile_slides", "watch"}  # before and beside a run
-    assert len(NOTEBOOKS) == 18
+    assert len(NOTEBOOKS) == 19
 
 
 @pytest.mark.parametrize("name", [*NOTEBOOKS, "start_here", "tile_slides", "watch"])
@@ -87,15 +88,24 @@ RUNS = [pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in ("cl
 
 @pytest.fixture(scope="module", params=RUNS)
 def finished(request, tmp_path_factory):
-    """All notebooks at tiny size, on a zip of tiles, with another k than 14."""
+    """All notebooks at tiny size, with another k than 14: on a zip of tiles, and on tiles that know their places."""
     folder = tmp_path_factory.mktemp(request.param)
-    with zipfile.ZipFile(folder / "tiles.zip", "w") as archive:
-        for i, tile in enumerate(make_tiles(44)):
-            archive.writestr(f"slide/{i:02}.png", png(tile))
+    tiles = make_tiles(44)
+    if request.param == "classifier":
+        data = folder / "tiles.zip"
+        with zipfile.ZipFile(data, "w") as archive:
+            for i, tile in enumerate(tiles):
+                archive.writestr(f"slide/{i:02}.png", png(tile))
+    else:
+        data = folder / "tiles"
+        data.mkdir()
+        np.save(data / "tiles.npy", tiles)
+        rows = [f"s{i // 4:02},{48 * (i % 2)},{48 * (i // 2 % 2)},48,0.5" for i in range(44)]
+        (data / "tiles.csv").write_text("\n".join(["slide,x,y,side,mpp", *rows]))
     out = folder / "out"
     arguments = [
         "--data",
-        str(folder / "tiles.zip"),
+        str(data),
         "--clusters",
         str(K),
         "--clustering",
@@ -108,7 +118,7 @@ def finished(request, tmp_path_factory):
         patch.setenv("TORCH_HOME", str(folder / "torch"))
         patch.setenv("https_proxy", "http://127.0.0.1:9")
         assert main(["run", "--preset", "demo", *arguments, *overrides]) == 0
-    parameters = {"n_clusters": K, "clustering": request.param, "data": str(folder / "tiles.zip")}
+    parameters = {"n_clusters": K, "clustering": request.param, "data": str(data)}
     return parameters | {"preset": "demo", "overrides": TINY, "out": str(out)}
 
 
@@ -123,6 +133,14 @@ def test_all_notebooks_run(finished):
     silent = {"save_training_images"} | {
         name for name in own if "part_6" in name or "part_7" in name or "part_8" in name
     }
+    maps = out / f"clusters_{K}" / f"maps_{K}{mark}"
+    if clustering == "classifier":  # a zip of tiles does not tell where they were cut
+        silent |= {name for name in own if "part_15" in name}
+        assert not maps.exists()
+    else:
+        assert len(list(maps.glob("s*.geojson"))) == len(list(maps.glob("s*.jpg"))) == 11
+        assert len(pd.read_csv(maps / "tile_clusters.csv")) == 44
+        assert summary["run"]["mpp"] == 0.5
     assert summary.keys() == own - silent | {"run"}
     assert summary[f"clusters_{K}{mark}/part_12_LPIPS"] == {"lpips": "unavailable"}
     pixel_space = summary[f"clusters_{K}{mark}/part_14_memorisation"]["pixel space"]
@@ -165,3 +183,19 @@ def test_what_is_done_is_not_done_again(finished, tmp_path):
         assert execute(ROOT / "clusters_14" / f"{name}.ipynb", executed, finished) is None
         assert message in executed.read_text()
     assert image.stat().st_mtime_ns == written
+
+
+def test_a_slide_that_was_not_trained_on_is_mapped_with_the_run(finished, tmp_path, capsys):
+    slide = write_slide(tmp_path / "new.tiff", island(512, 512, 96, 96, 288, 288))
+    command = ["map", "--slide", str(slide), "--run", finished["out"], "--out", str(tmp_path / "maps")]
+    if finished["clustering"] == "classifier":  # trained on tiles of unknown scale
+        assert main(command) == 2
+        assert "does not tell the scale of its tiles: give it as --mpp" in capsys.readouterr().err
+        command += ["--mpp", "0.5"]
+    assert main(command) == 0
+    table = pd.read_csv(tmp_path / "maps" / "tile_clusters.csv")
+    assert len(table) == 36
+    assert set(table.side) == {48}
+    assert table.cluster.between(1, K).all()
+    features = json.loads((tmp_path / "maps" / "new.geojson").read_text())["features"]
+    assert sum(feature["properties"]["measurements"]["Tiles"] for feature in features) == 36

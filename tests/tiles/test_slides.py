@@ -1,15 +1,22 @@
 """Slides of known content: position, scale, mask and split by value; bad slides; stops half-way."""
 
 import csv
+import io
+import multiprocessing
+import os
 import shutil
+import signal
+import struct
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import openslide
 import pytest
 import tifffile
+from made_slides import GLASS, island, tissue, write_slide
 from PIL import Image
-from skimage.data import immunohistochemistry
+from scipy import ndimage
 
 from pfiles.__main__ import main, run_cells
 from pfiles.errors import InputError
@@ -17,38 +24,17 @@ from pfiles.paths import ROOT, atomic_write
 from pfiles.tiles import tiler
 from pfiles.tiles.builtin import SLIDE
 from pfiles.tiles.dataset import load_tiles
-from pfiles.tiles.slides import Tiling, open_slide, plan_tiles, read_rgb, tissue_mask
+from pfiles.tiles.slides import (
+    Tiling,
+    cut_tiles,
+    open_slide,
+    plan_tiles,
+    read_rgb,
+    sharpness,
+    slide_mpp,
+    tissue_mask,
+)
 from pfiles.tiles.tiler import tile_slides
-
-GLASS = 243
-
-
-def tissue(height, width, seed=0):
-    """Tissue without an end, from scikit-image's picture, turned by quarters, and stained where it was pale."""
-    image = (np.rot90(immunohistochemistry(), seed)[64:448, 64:448] * 0.5 + (95, 50, 75)).astype(np.uint8)
-    return np.tile(image, (height // 384 + 1, width // 384 + 1, 1))[:height, :width]
-
-
-def write_slide(path, image, mpp=0.5, levels=(1, 4)):
-    """A pyramidal TIFF as OpenSlide reads it; each level is the mean of blocks of the first."""
-    resolution = {} if mpp is None else {"resolutionunit": "CENTIMETER"}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tifffile.TiffWriter(path) as file:
-        for downsample in levels:
-            h, w = (length // downsample for length in image.shape[:2])
-            blocks = image[: h * downsample, : w * downsample].reshape(h, downsample, w, downsample, 3)
-            level = (blocks.mean(axis=(1, 3)) + 0.5).astype(np.uint8)
-            if mpp is not None:
-                resolution["resolution"] = (1e4 / (mpp * downsample),) * 2
-            file.write(level, tile=(128, 128), photometric="rgb", compression="deflate", metadata=None,
-                       subfiletype=int(downsample > 1), **resolution)  # fmt: skip
-    return path
-
-
-def island(height=1024, width=1536, top=256, left=512, tall=512, wide=768, seed=0):
-    image = np.full((height, width, 3), GLASS, np.uint8)
-    image[top : top + tall, left : left + wide] = tissue(tall, wide, seed)
-    return image
 
 
 def rows_of(out):
@@ -137,6 +123,18 @@ def test_tissue_without_pen_marks_borders_specks_and_holes():
     assert tissue_mask(tissue(200, 200)[::2, ::2], 4).mean() > 0.5
 
 
+def test_no_tile_is_cut_of_pen_marks_and_borders(tmp_path):
+    image = island(1024, 1536, 256, 512, 512, 512)
+    image[:, :48] = image[-48:] = 4  # a black border
+    for column, ink in enumerate([(20, 110, 70), (40, 70, 190), (215, 25, 35), (30, 30, 32)]):
+        left = 200 + 300 * column
+        image[60:180, left : left + 200] = ink
+    image[256:768, 1024:1088] = (20, 110, 70)  # a line beside the tissue
+    tile_slides([write_slide(tmp_path / "a.tiff", image)], tmp_path / "out", Tiling(0.5, 64))
+    taken = {(int(row["x"]), int(row["y"])) for row in rows_of(tmp_path / "out")}
+    assert taken == {(x, y) for x in range(512, 1024, 64) for y in range(256, 768, 64)}
+
+
 def test_pixels_that_were_never_scanned_are_white():
     with openslide.OpenSlide(SLIDE) as slide:
         x = slide.dimensions[0] - 64
@@ -145,6 +143,69 @@ def test_pixels_that_were_never_scanned_are_white():
         small = read_rgb(slide, x, 0, 0, 128, 64, 4)
     assert np.asarray(small)[:, 16:].min() == 255
     np.testing.assert_array_equal(small, region.reduce(4))
+
+
+# 16 x 16 px of CMU-1 (CC0), as the tests of openslide-python 1.4.7 hold them: made by OpenSlide's authors, LGPL-2.1
+DICOM = Path(__file__).with_name("skin_16px.dcm")
+
+
+def test_a_dicom_slide_is_read_at_its_scale_as_the_jpeg_in_it():
+    content = DICOM.read_bytes()
+    frame = np.asarray(Image.open(io.BytesIO(content[content.index(b"\xff\xd8\xff") :])))
+    with open_slide(DICOM) as slide:
+        assert slide_mpp(slide, DICOM) == pytest.approx(0.499)
+        np.testing.assert_array_equal(read_rgb(slide, 0, 0, 0, *slide.dimensions), frame[:16, :16])
+
+
+def test_tiles_of_a_dicom_slide_come_from_their_place_at_their_scale(tmp_path):
+    """The same file with 64 x 64 px of other tissue in its one frame; of a folder's DICOM files the first is read."""
+    content = DICOM.read_bytes()
+    begin = content.index(b"\xff\xd8\xff")
+    (length,) = struct.unpack("<I", content[begin - 4 : begin])
+    jpeg = io.BytesIO()
+    Image.fromarray(tissue(64, 64)).save(jpeg, "JPEG", quality=90, keep_rgb=True, subsampling=0)
+    frame = jpeg.getvalue() + bytes(jpeg.tell() % 2)
+    content = content[: begin - 4] + struct.pack("<I", len(frame)) + frame + content[begin + length :]
+    for tag in (b"\x48\x00\x06\x00UL\x04\x00", b"\x48\x00\x07\x00UL\x04\x00"):  # columns and rows of the slide
+        content = content.replace(tag + struct.pack("<I", 16), tag + struct.pack("<I", 64))
+    (tmp_path / "a").mkdir()
+    for name in ("1.dcm", "2.dcm"):
+        (tmp_path / "a" / name).write_bytes(content)
+    tile_slides([tmp_path / "a"], tmp_path / "out", Tiling(mpp=0.998, size=16))
+    image = Image.open(jpeg).reduce(2)
+    rows = rows_of(tmp_path / "out")
+    assert {(row["slide"], row["x"], row["y"], row["mpp"]) for row in rows} == {
+        ("1", x, y, "0.998") for x in ("0", "32") for y in ("0", "32")
+    }
+    for tile, row in zip(np.load(tmp_path / "out" / "tiles.npy"), rows, strict=True):
+        x, y = int(row["x"]) // 2, int(row["y"]) // 2
+        np.testing.assert_array_equal(tile, image.crop((x, y, x + 16, y + 16)))
+
+
+def test_tiles_are_read_in_blocks_that_tiles_fill(tmp_path):
+    """All tiles of an L are read once; what is read besides them is less than a third of them."""
+    image = island(1024, 1024, 0, 0, 1024, 256)
+    image[768:, 256:] = tissue(256, 768)
+    read = []
+    path = write_slide(tmp_path / "a.tiff", image)
+    with open_slide(path) as slide:
+        plan, _ = plan_tiles(slide, path, Tiling(0.5, 64), 0.0)
+        read_region = slide.read_region
+        slide.read_region = lambda *args: read.append(args[2]) or read_region(*args)
+        members = np.concatenate([block[0] for block in cut_tiles(slide, plan, Tiling(0.5, 64), 1)])
+    assert sorted(members) == list(range(len(plan.corners)))
+    needed = len(plan.corners) * 64 * 64
+    assert needed <= sum(width * height for width, height in read) < needed / 0.7
+    assert len(read) < len(plan.corners) / 4
+
+
+@pytest.mark.parametrize("side", [16, 65])
+def test_sharpness_is_the_variance_of_the_laplacian(side):
+    tiles = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+    tiles[1] = 100
+    for tile, found in zip(tiles, sharpness(tiles), strict=True):
+        grey = np.asarray(Image.fromarray(tile).convert("L")).astype(float)
+        assert found == pytest.approx(ndimage.laplace(grey)[1:-1, 1:-1].var(), rel=1e-4)
 
 
 def test_the_real_slide_agrees_with_pillow(tmp_path):
@@ -256,6 +317,42 @@ def test_stopped_half_way_it_goes_on_to_the_same_files(tmp_path, monkeypatch, at
     assert opened == (["s02", "s03"] if at == "slide" else [])
     for name in ("tiles.npy", "tiles.csv", "tiling.json", "slides/s03.jpg"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("at", ["slide", "assembly"])
+def test_killed_half_way_no_slide_before_is_read_again(tmp_path, monkeypatch, at):
+    slides = twelve_slides(tmp_path / "slides", 3)
+    tile_slides(slides, tmp_path / "whole", Tiling(0.5, 64))
+    out, opened = tmp_path / "out", []
+
+    def killed():
+        cut, replace = tiler.cut_tiles, os.replace
+
+        def cut_and_die(slide, plan, *args):
+            for number, block in enumerate(cut(slide, plan, *args)):
+                yield block
+                if at == "slide" and number == 0 and (out / ".work" / "s01.npy").exists():
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        def replace_and_die(old, new):
+            replace(old, new)
+            if at == "assembly" and new == out / "tiles.npy":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        tiler.cut_tiles, tiler.os.replace = cut_and_die, replace_and_die
+        tile_slides(slides, out, Tiling(0.5, 64))
+
+    process = multiprocessing.get_context("fork").Process(target=killed)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (out / "tiles.csv").exists()
+    monkeypatch.setattr(tiler, "open_slide", lambda path: opened.append(path.stem) or open_slide(path))
+    tile_slides(slides, out, Tiling(0.5, 64))
+    assert opened == (["s02"] if at == "slide" else [])
+    for name in ("tiles.npy", "tiles.csv", "tiling.json", "slides/s02.jpg"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert not [path for path in out.rglob("*") if path.name.startswith(".")]
 
 
 def test_done_slides_are_not_read_again_and_other_settings_begin_anew(tmp_path, monkeypatch):

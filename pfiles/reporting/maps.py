@@ -1,0 +1,294 @@
+"""Clusters on their slides: pictures, regions that QuPath opens, and how much of each slide and patient they take."""
+
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import shapely
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from PIL import Image
+from torch import Tensor
+
+from pfiles.measuring.neighbours import grid_of, in_words, join_counts
+from pfiles.paths import atomic_write
+from pfiles.reporting.figures import save_figure
+from pfiles.reporting.page import Section
+from pfiles.reporting.tables import plain
+from pfiles.tiles.pixels import as_array
+
+COLOURS = (  # any two differ by 12 or more (CIEDE2000), to colour-blind readers as well, and from bare glass
+    "#e85d46", "#5d8bff", "#8be8a2", "#ffa22e", "#17008b", "#740000", "#ffb9ff", "#747474",
+    "#b92e00", "#2e5db9", "#a274a2", "#46172e", "#8ba28b", "#8b4646", "#b9a2b9", "#5d465d",
+)  # fmt: skip
+DPI, SHOWN = 150, 12  # of saved maps; slides whose maps a notebook shows
+LONGEST = 2048  # px of a side of a picture that is put together from tiles
+
+
+class Assigned(NamedTuple):
+    """Tiles of slides and their clusters.
+
+    positions: of N tiles, as `Tiles.positions`. clusters: (N,) int, 0-based. confidence: (N,) probabilities of these.
+    """
+
+    positions: np.recarray
+    clusters: np.ndarray
+    confidence: np.ndarray
+
+    def on(self, slide: str) -> "Assigned":
+        """Those of one slide."""
+        there = self.positions.slide == slide
+        return Assigned(self.positions[there], self.clusters[there], self.confidence[there])
+
+
+class Region(NamedTuple):
+    """Tiles of one cluster side by side: their outline in level-0 pixels, how many, and their mean confidence."""
+
+    cluster: int
+    outline: shapely.Polygon
+    tiles: int
+    confidence: float
+
+
+class Picture(NamedTuple):
+    """A slide as uint8 (H, W, 3), and the part of level 0 it shows: x and y of its corner, width and height."""
+
+    pixels: np.ndarray
+    part: tuple[float, float, float, float]
+
+
+def colour(cluster: int) -> str:
+    """The colour of a cluster, 0-based. After 16 they begin again: the numbers in a map then tell clusters apart."""
+    return COLOURS[cluster % len(COLOURS)]
+
+
+def title(cluster: int, names: Mapping[int, str] | None = None) -> str:
+    """What people read of a cluster, 0-based: its number from 1, and the name that `names` gives that number."""
+    return f"{cluster + 1} {' '.join((names or {}).get(cluster + 1, '').split())}".strip()
+
+
+def regions(tiles: Assigned) -> list[Region]:
+    """The connected regions of each cluster on one slide, larger ones first. Tiles that meet at a corner do not touch.
+
+    Of overlapping tiles each stands for the middle of it that is as wide as one step of the grid.
+    """
+    grid, side = grid_of(tiles.positions), int(tiles.positions.side[0])
+    width = min(1.0, side / grid.step)  # of a tile, in steps
+    boxes = shapely.box(grid.columns, grid.rows, grid.columns + width, grid.rows + width)
+    x, y = np.array([tiles.positions.x.min(), tiles.positions.y.min()]) + max(0.0, side - grid.step) / 2
+    found = []
+    for cluster in np.unique(tiles.clusters):
+        members = np.flatnonzero(tiles.clusters == cluster)
+        parts = shapely.get_parts(shapely.union_all(boxes[members]))
+        part, member = shapely.STRtree(shapely.centroid(boxes[members])).query(parts, predicate="contains")
+        count, sure = np.bincount(part), np.bincount(part, tiles.confidence[members[member]])
+        outlines = shapely.transform(shapely.simplify(parts, 0), lambda points: points * grid.step + (x, y))
+        found += map(Region, [int(cluster)] * len(parts), outlines, count.tolist(), (sure / count).tolist())
+    return sorted(found, key=lambda region: -region.tiles)
+
+
+def as_geojson(slide: str, found: list[Region], names: Mapping[int, str] | None = None) -> dict[str, Any]:
+    """Regions as QuPath 0.5 writes annotations, in level-0 pixels; QuPath opens them by drag and drop."""
+    features = [
+        {
+            "type": "Feature",
+            "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{slide}/{region.outline.wkt}")),
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [
+                    np.round(ring.coords, 2).tolist() for ring in (region.outline.exterior, *region.outline.interiors)
+                ],
+            },
+            "properties": {
+                "objectType": "annotation",
+                "classification": {
+                    "name": title(region.cluster, names) if names else f"Cluster {region.cluster + 1}",
+                    "color": [round(255 * value) for value in to_rgb(colour(region.cluster))],
+                },
+                "measurements": {"Tiles": region.tiles, "Mean confidence": round(region.confidence, 4)},
+            },
+        }
+        for region in found
+    ]
+    return {"type": "FeatureCollection", "features": features}
+
+
+def shares(
+    tiles: Assigned, n_clusters: int, groups: np.ndarray, name: str, names: Mapping[int, str] | None = None
+) -> pd.DataFrame:
+    """The number of tiles and the share of each cluster for each of `groups` (N,), such as slides; `name` of the index.
+
+    Tiles whose group is "" have no row.
+    """
+    known = groups != ""
+    table = pd.crosstab(groups[known], tiles.clusters[known]).reindex(columns=range(n_clusters), fill_value=0)
+    table.columns = [title(cluster, names) for cluster in range(n_clusters)]
+    count = table.sum(axis=1)
+    table = table.div(count, axis=0).round(4)
+    table.insert(0, "tiles", count)
+    return table.rename_axis(name)
+
+
+def picture_of(
+    slide: str, tiles: Assigned, images: Tensor, chosen: np.ndarray, pictures: Path | None = None
+) -> Picture:
+    """A slide's thumbnail from the folder `pictures`, as `tile_slides` wrote it, or else its tiles put together.
+
+    chosen: which of the images, uint8 (N, 3, S, S), the tiles are.
+    """
+    path = pictures and pictures / f"{slide}.jpg"
+    if path and path.exists():
+        with Image.open(path) as image:
+            part = image.info.get("comment", b"").split()
+            if len(part) == 4:
+                pixels = np.asarray(image.convert("RGB"))
+                return Picture(pixels[:, : pixels.shape[1] // 3], tuple(map(float, part)))
+    x, y, side = tiles.positions.x, tiles.positions.y, tiles.positions.side
+    left, top, right, bottom = x.min(), y.min(), (x + side).max(), (y + side).max()
+    scale = min(images.shape[-1] / side[0], LONGEST / max(right - left, bottom - top))
+    canvas = Image.new("RGB", (round((right - left) * scale), round((bottom - top) * scale)), "white")
+    places = np.round(np.stack([x - left, y - top, x + side - left, y + side - top], axis=1) * scale).astype(int)
+    for i, (x0, y0, x1, y1) in zip(chosen, places, strict=True):
+        [image] = as_array(images[i : i + 1])
+        canvas.paste(Image.fromarray(image).resize((x1 - x0, y1 - y0), Image.BOX), (x0, y0))
+    return Picture(np.asarray(canvas), (left, top, right - left, bottom - top))
+
+
+def draw_maps(
+    slide: str,
+    picture: Picture,
+    maps: Mapping[str, Assigned],
+    n_clusters: int,
+    names: Mapping[int, str] | None = None,
+) -> Figure:
+    """A slide, and beside it each of `maps` of it, by their titles.
+
+    Colour shows the cluster and opacity the confidence; the largest region of each cluster holds its number.
+    """
+    x, y, width, height = picture.part
+    panels = 1 + len(maps)
+    columns = min(panels, 4 if width < 2 * height else 2)
+    rows = -(-panels // columns)
+    inches = 4.5
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(inches * columns + 2.2, inches * rows * min(2, max(0.5, height / width)) + 0.3),
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, (heading, tiles) in zip(axes.flat, [(slide, None), *maps.items()], strict=False):
+        ax.imshow(picture.pixels, extent=(x, x + width, y + height, y), alpha=1 if tiles is None else 0.5)
+        if tiles is not None:
+            _draw_clusters(ax, tiles)
+        ax.set(xlim=(x, x + width), ylim=(y + height, y))
+        ax.set_title(heading, parse_math=False)
+    handles = [Patch(facecolor=colour(cluster), label=title(cluster, names)) for cluster in range(n_clusters)]
+    legend = fig.legend(handles=handles, title="cluster", loc="outside right upper", ncols=-(-n_clusters // 16))
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name is a name, dollar signs included
+    return fig
+
+
+def _draw_clusters(ax: plt.Axes, tiles: Assigned) -> None:
+    grid, side = grid_of(tiles.positions), int(tiles.positions.side[0])
+    cells = np.zeros((grid.rows.max() + 1, grid.columns.max() + 1, 4))
+    cells[grid.rows, grid.columns, :3] = [to_rgb(colour(cluster)) for cluster in tiles.clusters]
+    cells[grid.rows, grid.columns, 3] = tiles.confidence
+    left, top = np.array([tiles.positions.x.min(), tiles.positions.y.min()]) + (side - grid.step) / 2
+    right, bottom = left + cells.shape[1] * grid.step, top + cells.shape[0] * grid.step
+    ax.imshow(cells, extent=(left, right, bottom, top), interpolation="nearest")
+    largest = {region.cluster: region.outline for region in reversed(regions(tiles))}
+    for cluster, outline in largest.items():
+        point = outline.representative_point()
+        text = ax.text(point.x, point.y, cluster + 1, ha="center", va="center", size="small", weight="bold")
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+
+
+def write_maps(
+    folder: Path,
+    tiles: Assigned,
+    images: Tensor,
+    n_clusters: int,
+    *,
+    names: Mapping[int, str] | None = None,
+    patients: np.ndarray | None = None,
+    pictures: Path | None = None,
+    seed: int = 765,
+) -> Section:
+    """Write SLIDE.jpg and SLIDE.geojson of each slide into `folder`, and three tables; and tell what they show.
+
+    images: of the tiles, uint8 (N, 3, S, S). names: of clusters by their numbers from 1. patients: (N,), "" where
+    unknown. pictures: see `picture_of`. The tables: tile_clusters.csv has a row for each tile; shares_by_slide.csv and,
+    where patients are known, shares_by_patient.csv hold the share of each cluster.
+    """
+    figures = []
+    for slide in np.unique(tiles.positions.slide):
+        there = tiles.on(slide)
+        with atomic_write(folder / f"{slide}.geojson") as file:
+            file.write(json.dumps(as_geojson(slide, regions(there), names)).encode())
+        picture = picture_of(slide, there, images, np.flatnonzero(tiles.positions.slide == slide), pictures)
+        figure = draw_maps(slide, picture, {"clusters": there}, n_clusters, names)
+        save_figure(figure, folder / f"{slide}.jpg", DPI)
+        if len(figures) < SHOWN:
+            figures.append(figure)
+        else:
+            plt.close(figure)
+    groups = {"slide": tiles.positions.slide}
+    if patients is not None:
+        groups["patient"] = patients
+    tables = {name: shares(tiles, n_clusters, group, name, names) for name, group in groups.items()}
+    for name, table in tables.items():
+        with atomic_write(folder / f"shares_by_{name}.csv") as file:
+            file.write(table.to_csv().encode())
+    rows = pd.DataFrame({name: tiles.positions[name] for name in ("slide", "x", "y", "side")})
+    rows["cluster"], rows["confidence"] = tiles.clusters + 1, tiles.confidence.round(4)
+    rows["class"] = [title(cluster, names) for cluster in tiles.clusters]
+    with atomic_write(folder / "tile_clusters.csv") as file:
+        file.write(rows.to_csv(index=False).encode())
+    joins = join_counts(tiles.positions, tiles.clusters, n_clusters, seed)
+    joins.index = ["all", *(title(cluster, names) for cluster in range(n_clusters))]
+    said = [in_words(joins), f"Maps, regions for QuPath and tables are in {folder}."]
+    if len(tables["slide"]) > SHOWN:
+        said.append(f"The first {SHOWN} of {len(tables['slide'])} slides are shown.")
+    scores = {
+        "slides": len(tables["slide"]),
+        "tiles": len(rows),
+        "mpp": float(np.median(tiles.positions.mpp)),
+        "neighbours of one cluster": plain(joins[:1])["all"],
+    }
+    return Section("Clusters on their slides", said, (joins, *tables.values()), figures, scores)
+
+
+def write_every_k(
+    folder: Path,
+    labels: Mapping[int, tuple[np.ndarray, np.ndarray]],
+    positions: np.recarray,
+    images: Tensor,
+    chosen: np.ndarray,
+    pictures: Path | None = None,
+) -> Section:
+    """Write SLIDE_every_k.jpg of each slide into `folder`: a map for each number of clusters k, side by side.
+
+    labels: by k, clusters (M,), 0-based, and confidence (M,) of the tiles `chosen` (M,) among N. positions, images,
+    pictures: see `write_maps`.
+    """
+    figures, slides = [], np.unique(positions.slide[chosen])
+    for slide in slides:
+        maps = {f"k = {k}": Assigned(positions[chosen], *of_k).on(slide) for k, of_k in labels.items()}
+        there = chosen[positions.slide[chosen] == slide]
+        picture = picture_of(slide, next(iter(maps.values())), images, there, pictures)
+        figure = draw_maps(slide, picture, maps, max(labels))
+        save_figure(figure, folder / f"{slide}_every_k.jpg", DPI)
+        if len(figures) < SHOWN:
+            figures.append(figure)
+        else:
+            plt.close(figure)
+    said = f"The training tiles of {len(slides)} slides; a colour of one k has nothing to do with that of another."
+    return Section(f"Every k: {', '.join(map(str, labels))}", [said], figures=figures)

@@ -1,0 +1,273 @@
+"""Maps of made slides: regions are found, GeoJSON is valid and agrees with the tiles, colours can be told apart."""
+
+import csv
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import shapely
+import torch
+from made_slides import GLASS, tissue, write_slide
+from matplotlib.colors import to_rgb
+from PIL import Image
+from skimage.color import deltaE_ciede2000, rgb2lab
+
+from pfiles.__main__ import main
+from pfiles.drawing.generator import Generator
+from pfiles.reporting import maps
+from pfiles.tiles.slides import Tiling
+from pfiles.tiles.sources import read_source
+from pfiles.tiles.tiler import tile_slides
+
+VISION = {  # linear RGB as people without one kind of cone see it (Machado, Oliveira and Fernandes 2009, severity 1)
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+def assigned(labels, step=64, side=64, left=300, top=200, slide="a", confidence=None):
+    """A tile for each number of a matrix that is not negative, from left to right and top to bottom."""
+    labels = np.array(labels)
+    rows, columns = np.nonzero(labels >= 0)
+    n = len(rows)
+    fields = [np.full(n, slide), np.round(left + columns * step).astype(int), np.round(top + rows * step).astype(int)]
+    positions = np.rec.fromarrays([*fields, np.full(n, side), np.ones(n)], names="slide,x,y,side,mpp")
+    return maps.Assigned(positions, labels[rows, columns], np.ones(n) if confidence is None else confidence)
+
+
+def tiles_of(labels, side=8):
+    return torch.full((len(labels.clusters), 3, side, side), 200, dtype=torch.uint8)
+
+
+def painted(geojson, shape, step, left, top):
+    """The class, from 1, at the centre of each cell of a grid, by the polygons; 0 for none. Two would be an error."""
+    centres = shapely.points(
+        *(
+            c.ravel()
+            for c in np.meshgrid(left + (np.arange(shape[1]) + 0.5) * step, top + (np.arange(shape[0]) + 0.5) * step)
+        )
+    )
+    found = np.zeros(len(centres), int)
+    for feature in geojson["features"]:
+        inside = shapely.contains(shapely.from_geojson(json.dumps(feature["geometry"])), centres)
+        assert not found[inside].any()
+        found[inside] = int(feature["properties"]["classification"]["name"].split()[-1])
+    return found.reshape(shape)
+
+
+@pytest.mark.parametrize("step", [64, 63.37])
+def test_geojson_is_valid_and_paints_the_labels(step):
+    """Holes, holes within holes, regions that meet at corners, single tiles, and tiles that are missing."""
+    labels = np.random.default_rng(0).integers(-1, 3, (20, 30))
+    labels[2:9, 2:9] = 1
+    labels[3:8, 3:8] = 0
+    labels[4:7, 4:7] = 2
+    labels[5, 5] = 1
+    labels[12, 12] = labels[13, 13] = 0
+    tiles = assigned(labels, step)
+    geojson = json.loads(json.dumps(maps.as_geojson("a", maps.regions(tiles))))
+    np.testing.assert_array_equal(painted(geojson, labels.shape, step, 300, 200), labels + 1)
+    areas = np.zeros(3)
+    for feature in geojson["features"]:
+        outline = shapely.from_geojson(json.dumps(feature["geometry"]))
+        assert outline.is_valid
+        assert feature["geometry"]["type"] == "Polygon"
+        for ring in feature["geometry"]["coordinates"]:
+            assert ring[0] == ring[-1]
+            assert len(ring) >= 5
+            for (x0, y0), (x1, y1), (x2, y2) in zip(ring, ring[1:], ring[2:], strict=False):
+                assert (x1 - x0) * (y2 - y1) != (y1 - y0) * (x2 - x1)  # every point is a corner
+        number = int(feature["properties"]["classification"]["name"].split()[1])
+        tiles_in = feature["properties"]["measurements"]["Tiles"]
+        assert outline.area == pytest.approx(tiles_in * step**2, rel=1e-3)
+        areas[number - 1] += outline.area
+    np.testing.assert_allclose(areas, np.bincount(tiles.clusters, minlength=3) * step**2, rtol=0.01)
+
+
+def test_regions_are_counted_as_scipy_counts_them():
+    from scipy import ndimage
+
+    labels = np.random.default_rng(1).integers(0, 4, (25, 25))
+    found = maps.regions(assigned(labels))
+    for cluster in range(4):
+        _, count = ndimage.label(labels == cluster)
+        assert sum(region.cluster == cluster for region in found) == count
+    assert [region.tiles for region in found] == sorted((region.tiles for region in found), reverse=True)
+    assert sum(region.tiles for region in found) == labels.size
+
+
+def test_tiles_that_overlap_or_do_not_touch():
+    """Of overlapping tiles the middles are joined; tiles with glass between them stay alone, at their own size."""
+    (region,) = maps.regions(assigned(np.zeros((3, 4), int), step=32, side=128))
+    assert region.outline.bounds == (300 + 48, 200 + 48, 300 + 48 + 4 * 32, 200 + 48 + 3 * 32)
+    alone = maps.regions(assigned(np.zeros((3, 4), int), step=100, side=64))
+    assert len(alone) == 12
+    assert [region.outline.area for region in alone] == pytest.approx([64**2] * 12)
+
+
+def test_annotations_are_as_qupath_writes_them():
+    tiles = assigned([[0, 0], [1, -1]], confidence=np.array([0.5, 0.7, 0.25]))
+    names = {2: 'tumour "x" </script>\n$\\alpha$', 9: "of no cluster"}
+    collection = json.loads(json.dumps(maps.as_geojson("a", maps.regions(tiles), names)))
+    assert collection.keys() == {"type", "features"}
+    assert collection["type"] == "FeatureCollection"
+    first, second = collection["features"]
+    assert first["type"] == "Feature"
+    assert len(first["id"]) == 36
+    assert first["id"] != second["id"]
+    assert first["properties"]["objectType"] == "annotation"
+    assert first["properties"]["classification"] == {"name": "1", "color": [232, 93, 70]}
+    assert first["properties"]["measurements"] == {"Tiles": 2, "Mean confidence": 0.6}
+    assert second["properties"]["classification"]["name"] == '2 tumour "x" </script> $\\alpha$'
+    [ring] = first["geometry"]["coordinates"]
+    assert {tuple(point) for point in ring} == {(300, 200), (428, 200), (428, 264), (300, 264)}
+
+
+def test_colours_can_be_told_apart_by_all_readers():
+    colours = np.array([to_rgb(colour) for colour in maps.COLOURS])
+    assert len(colours) == 16
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    for name, matrix in VISION.items():
+        seen = (linear @ np.array(matrix).T).clip(0, 1)
+        seen = np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)
+        lab = rgb2lab(np.concatenate([seen, [[GLASS / 255] * 3]]))
+        distance = deltaE_ciede2000(lab[:, None], lab[None])
+        assert distance[~np.eye(17, dtype=bool)].min() > 12, name
+    assert maps.colour(16) == maps.colour(0)
+
+
+def test_shares_are_those_counted_by_hand():
+    tiles = assigned([[0, 0, 1, 2], [2, 2, 2, 2]])
+    groups = np.array(["p1", "p1", "p1", "", "p2", "p2", "p2", "p1"])
+    table = maps.shares(tiles, 4, groups, "patient", {3: "stroma"})
+    assert table.to_csv() == "patient,tiles,1,2,3 stroma,4\np1,4,0.5,0.25,0.25,0.0\np2,3,0.0,0.0,1.0,0.0\n"
+
+
+def test_a_map_shows_place_colour_and_confidence(tmp_path):
+    labels = np.zeros((4, 6), int)
+    labels[:, 3:] = 1
+    confidence = np.where(labels == 0, 1.0, 0.25).ravel()
+    tiles = assigned(labels, confidence=confidence)
+    picture = maps.picture_of("a", tiles, tiles_of(tiles), np.arange(24))
+    assert picture.part == (300, 200, 384, 256)
+    assert (picture.pixels == 200).all()
+    figure = maps.draw_maps("a", picture, {"clusters": tiles}, 3, {1: "_$tumour", 3: "<b>"})
+    shown = figure.axes[1].images[-1]
+    assert shown.get_extent() == [300, 684, 456, 200]
+    cells = np.asarray(shown.get_array())
+    np.testing.assert_allclose(cells[:, :3, :3], np.broadcast_to(to_rgb(maps.COLOURS[0]), (4, 3, 3)))
+    np.testing.assert_allclose(cells[..., 3].ravel(), confidence)
+    figure.canvas.draw()  # raises for names taken for formulas
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["1 _$tumour", "2", "3 <b>"]
+    numbers = {text.get_text(): text.get_position() for text in figure.axes[1].texts}
+    assert numbers.keys() == {"1", "2"}
+    assert numbers["1"][0] < 492 < numbers["2"][0]
+    plt.close(figure)
+
+
+def test_the_thumbnail_lies_where_the_tiles_are(tmp_path):
+    """A slide of two tissues on glass: the map's picture is the tiler's thumbnail, its part the whole slide."""
+    image = np.full((1024, 1536, 3), GLASS, np.uint8)
+    image[256:768, 512:1280] = tissue(512, 768)
+    tile_slides([write_slide(tmp_path / "a.tiff", image)], tmp_path / "out", Tiling(0.5, 64))
+    found = read_source(tmp_path / "out")
+    tiles = maps.Assigned(found.positions, np.zeros(len(found.images), int), np.ones(len(found.images)))
+    pixels, part = maps.picture_of("a", tiles, found.images, np.arange(len(found.images)), tmp_path / "out" / "slides")
+    assert part == (0, 0, 1536, 1024)
+    small = np.asarray(Image.fromarray(image).resize(pixels.shape[1::-1], Image.BOX)).astype(int)
+    assert np.abs(pixels - small).mean() < 3
+    own, _ = maps.picture_of("a", tiles, found.images, np.arange(len(found.images)))
+    assert own.shape[0] < pixels.shape[0] * 8  # without the thumbnail the tiles stand for it
+
+
+def two_colours(path, seed=0):
+    """Left red tissue, right blue tissue, glass around."""
+    image = np.full((1024, 1536, 3), GLASS, np.uint8)
+    noise = np.random.default_rng(seed).integers(-12, 12, (512, 1024, 1))
+    image[256:768, 256:768] = np.clip((190, 70, 90) + noise[:, :512], 0, 255)
+    image[256:768, 768:1280] = np.clip((90, 80, 190) + noise[:, 512:], 0, 255)
+    return write_slide(path, image)
+
+
+def test_maps_of_a_made_slide_find_its_regions(tmp_path):
+    """Clusters by mean colour, as a stand-in for trained ones, on two slides of two known regions each."""
+    for name in "ab":
+        two_colours(tmp_path / "slides" / f"{name}.tiff")
+    (tmp_path / "t.csv").write_text("slide,patient\na,p1\nb,p2\n")
+    tile_slides([tmp_path / "slides"], tmp_path / "tiles", Tiling(0.5, 64), tmp_path / "t.csv")
+    found = read_source(tmp_path / "tiles")
+    red, _, blue = found.images.float().mean((2, 3)).T
+    blue = (blue > red).long().numpy()
+    tiles = maps.Assigned(found.positions, blue, np.full(len(blue), 0.9))
+    section = maps.write_maps(
+        tmp_path / "maps", tiles, found.images, 2, names={1: "red"}, patients=np.array(found.patients),
+        pictures=tmp_path / "tiles" / "slides",
+    )  # fmt: skip
+    assert section.notes[0].startswith("Clusters follow tissue: ")
+    assert {path.name for path in (tmp_path / "maps").iterdir()} == {
+        "a.jpg", "a.geojson", "b.jpg", "b.geojson", "tile_clusters.csv", "shares_by_slide.csv", "shares_by_patient.csv",
+    }  # fmt: skip
+    for name in "ab":
+        features = json.loads((tmp_path / "maps" / f"{name}.geojson").read_text())["features"]
+        outlines = {
+            f["properties"]["classification"]["name"]: shapely.from_geojson(json.dumps(f["geometry"])) for f in features
+        }
+        assert outlines["1 red"].equals(shapely.box(256, 256, 768, 768))
+        assert outlines["2"].equals(shapely.box(768, 256, 1280, 768))
+    assert (
+        tmp_path / "maps" / "shares_by_patient.csv"
+    ).read_text() == "patient,tiles,1 red,2\np1,128,0.5,0.5\np2,128,0.5,0.5\n"
+    with open(tmp_path / "maps" / "tile_clusters.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 256
+    assert {(row["cluster"], row["class"], int(row["x"]) >= 768) for row in rows} == {
+        ("1", "1 red", False),
+        ("2", "2", True),
+    }
+    plt.close("all")
+
+
+def test_every_k_side_by_side(tmp_path):
+    tiles = assigned(np.arange(12).reshape(3, 4) % 4)
+    labels = {k: (np.arange(8) % k, np.ones(8)) for k in (2, 3, 4)}
+    section = maps.write_every_k(tmp_path, labels, tiles.positions, tiles_of(tiles), np.arange(8))
+    assert [ax.get_title() for ax in section.figures[0].axes] == ["a", "k = 2", "k = 3", "k = 4"]
+    assert (tmp_path / "a_every_k.jpg").exists()
+    plt.close("all")
+
+
+def test_a_new_slide_is_mapped_with_trained_networks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    slide = two_colours(tmp_path / "new.tiff")
+    assert main(["map", "--slide", str(slide), "--run", "starter", "--mpp", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "of neighbouring tiles are of one cluster" in printed
+    found = read_source(tmp_path / "maps" / "tiles")
+    assert found.images.shape[1:] == (3, 64, 64)
+    assert set(found.positions.mpp) == {1.0}
+    clusters, confidence = Generator.load("starter").assign(found.images)
+    with open(tmp_path / "maps" / "tile_clusters.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["cluster"]) - 1 for row in rows] == clusters.tolist()
+    assert [float(row["confidence"]) for row in rows] == pytest.approx(confidence.tolist(), abs=1e-4)
+    assert json.loads((tmp_path / "maps" / "new.geojson").read_text())["features"]
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--run", "starter"], "does not tell the scale of its tiles: give it as --mpp"),
+        (["--run", "nowhere", "--mpp", "1"], "There is no generator in"),
+        (["--run", "starter", "--mpp", "0.1"], "scanned at 0.5 um/px"),
+    ],
+)
+def test_what_cannot_be_mapped_is_one_sentence(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["map", "--slide", str(two_colours(tmp_path / "new.tiff")), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
