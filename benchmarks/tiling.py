@@ -1,29 +1,41 @@
 """Tiles per second from a large slide: `pfiles`, a loop of `read_region`, and openslide's DeepZoomGenerator.
 
-    python -m benchmarks.tiling [--side 40000] [--loop 400]
+    python -m benchmarks.tiling [--side 40000] [--loop 2000] [--repetitions N]
 
 Makes a pyramidal TIFF of JPEG tiles from the embedded slide (levels of 0.25, 1 and 4 um/px, in a temporary folder) and
-cuts tiles of 128 px at 0.5 um/px from it. The loop and DeepZoomGenerator are timed on part of the tiles.
+cuts tiles of 128 px at 0.5 um/px from it, each way in a process of its own, see `benchmarks.measure`. The loop and
+DeepZoomGenerator are timed on part of the tiles.
 """
 
 import argparse
 import io
 import os
-import resource
-import subprocess
+import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
 from PIL import Image
 
+from benchmarks.measure import Run, device_name, interleaved, seconds
 from pfiles.tiles.builtin import SLIDE
 from pfiles.tiles.slides import Tiling, cut_tiles, open_slide, plan_tiles, read_rgb
 
 MPP, TILE = 0.25, 256
+
+
+@dataclass(frozen=True)
+class Work:
+    """The slide, and on how many of its tiles the two loops are timed."""
+
+    slide: Path
+    loop: int
 
 
 def make_slide(path: Path, side: int) -> None:
@@ -89,28 +101,52 @@ def deep_zoom(path: Path, count: int) -> int:
     return count
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=40_000, help="px of the made slide")
-    parser.add_argument("--loop", type=int, default=2000, help="tiles that the two loops are timed on")
-    parser.add_argument("--only", nargs=3, metavar=("NAME", "SLIDE", "NUMBER"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.only:  # in a process of its own, so that its peak memory is its own
-        name, path, number = args.only
-        began, used = time.perf_counter(), time.process_time()
-        n = {"pfiles": ours, "loop": loop, "DeepZoom": deep_zoom}[name](Path(path), int(number))
-        seconds, cpu = time.perf_counter() - began, time.process_time() - used
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-        print(f"{name:<10} {n:>7} tiles {seconds:7.1f} s {cpu:7.1f} CPU s {n / seconds:7.0f} tiles/s {peak:6.2f} GiB")
-        return
+def _run(work: Callable[[], int], device: str) -> Run:
+    def run() -> dict[str, Any]:
+        tiles, used = [], time.process_time()
+        took = seconds(device, lambda: tiles.append(work()))
+        return {"seconds": took, "cpu_seconds": time.process_time() - used, "tiles": tiles[0]}
+
+    return run
+
+
+def by_loop(work: Work, device: str) -> Run:
+    return _run(lambda: loop(work.slide, work.loop), device)
+
+
+def by_deep_zoom(work: Work, device: str) -> Run:
+    return _run(lambda: deep_zoom(work.slide, work.loop), device)
+
+
+def by_one_thread(work: Work, device: str) -> Run:
+    return _run(lambda: ours(work.slide, 1), device)
+
+
+def by_all_threads(work: Work, device: str) -> Run:
+    return _run(lambda: ours(work.slide, os.cpu_count()), device)
+
+
+WAYS = {"loop": by_loop, "DeepZoom": by_deep_zoom, "pfiles, 1 thread": by_one_thread, "pfiles": by_all_threads}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tiling", description=__doc__.splitlines()[0])
+    parser.add_argument("--side", type=int, default=40_000, help="px of the made slide; default 40,000")
+    parser.add_argument("--loop", type=int, default=2000, help="tiles that the two loops are timed on; default 2,000")
+    parser.add_argument("--repetitions", type=int, default=1, metavar="N", help="that count, after one; default 1")
+    args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "slide.tiff"
-        make_slide(path, args.side)
-        print(f"{args.side} x {args.side} px, {path.stat().st_size / 1e9:.2f} GB", flush=True)
-        for name, number in (("loop", args.loop), ("DeepZoom", args.loop), ("pfiles", 1), ("pfiles", os.cpu_count())):
-            command = [sys.executable, "-m", "benchmarks.tiling", "--only", name, str(path), str(number)]
-            subprocess.run(command, check=True)
+        work = Work(Path(folder) / "slide.tiff", args.loop)
+        make_slide(work.slide, args.side)
+        print(
+            f"{device_name('cpu')}; {args.side} x {args.side} px, {work.slide.stat().st_size / 1e9:.2f} GB", flush=True
+        )
+        for name, way in interleaved(WAYS, work, "cpu", args.repetitions).items():
+            took, cpu = (statistics.median(run[of] for run in way["runs"]) for of in ("seconds", "cpu_seconds"))
+            n, more = way["runs"][0]["tiles"], way["peak_mb"] - way["before_mb"]
+            print(f"{name:<16} {n:>7} tiles {took:7.1f} s {cpu:7.1f} CPU s {n / took:7.0f} tiles/s {more:6.0f} MB")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
