@@ -80,7 +80,7 @@ def save_weights(module: nn.Module, path: Path, about: Mapping[str, Any]) -> Non
     note = {**about, "weights": fingerprint(module), "versions": versions()}
     if path.exists():
         note["replaces"] = (read_json(path.with_suffix(".json")) or {}).get("weights")
-    # the JSON first: weights without one would pass for published ones
+    # the JSON first, as weights without one are taken for published ones
     write_json(path.with_suffix(".json"), note)
     with atomic_write(path) as file:
         torch.save(state, file)
@@ -188,7 +188,7 @@ def read_state(path: Path) -> Any:
                 if damaged := archive.testzip():
                     raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch lets out whatever a broken file trips
+    except Exception as error:  # a broken file raises errors of many kinds in torch
         raise InputError(
             f"{path} is not a sound checkpoint of tensors and plain values ({type(error).__name__}): "
             "delete it and train or download it again."

@@ -100,7 +100,7 @@ class LPIPS(nn.Module):
             heads = torch.load(path, map_location="cpu", weights_only=True)
             sound = {name: value.shape for name, value in heads.items()} == own
             sound = sound and all(value.isfinite().all() for value in heads.values())
-        except Exception:  # torch lets out whatever a broken file trips
+        except Exception:  # a broken file raises errors of many kinds in torch
             sound = False
         if not sound:
             raise InputError(

@@ -47,10 +47,10 @@ def nearest_tiles(images: Tensor, train: Tensor) -> pd.DataFrame:
     unrelated tissue reaches 0.3 by chance.
 
     Exact: c at full resolution, of all shifts, for the pairs on the shortlists. Shortlist of all shifts up to 2 px: the
-    64 pairs of a view and a training tile whose versions of 24 x 24 px correlate best. Shortlist of far shifts: the 12
-    tiles that hold the patch most like one of the image, of 24 patches of each around the spots that stand out most. A
-    copy leads them by far, so that it is seldom missed; among tiles that share next to nothing, the nearest of all can
-    be missed for one that is nearly as near.
+    64 pairs of a view and a training tile whose versions of 24 x 24 px correlate best. Shortlist of far shifts: of the
+    64 tiles that hold the patch most like one of the image, of 20 patches of each around the spots that stand out most,
+    the 6 whose like patches lie no further apart than a quarter of the side. A copy leads them by far, so that it is
+    seldom missed; among tiles that share next to nothing, the nearest of all can be missed for one nearly as near.
 
     Returns a row for each image: tile (index into train), distance, view (0 ... 7), shift_y and shift_x (pixels), to
     be shown by `aligned`. Memory: 4 bytes for each pixel of `train`.

@@ -23,7 +23,7 @@ TILES = 2000  # of a set at most, thinned evenly
 BLOCK = 200  # tiles at once; changes memory and speed only
 GRID = {"a quarter": 0.25, "a half": 0.5}  # of the sampling frequency, in cycles per pixel
 NEAR, FAR = 2, 5  # a line's neighbours lie so many steps of frequency away, as a Hann window smears a line by one
-SOUND = (0.8, 1.25)  # ratio of power within which a band passes for real
+SOUND = (0.8, 1.25)  # ratio of power within which a band counts as that of real tiles
 GRID_LINE = 1.5  # times the real tiles' own line, from which on a grid shows
 
 

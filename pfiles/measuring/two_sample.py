@@ -1,9 +1,9 @@
 """Can a small network tell two sets of tiles apart? The classifier two-sample test (Lopez-Paz and Oquab 2017).
 
 A network learns on one half of both sets which tile is of which, and is tested on the other half: 50 % means that it
-found nothing, 100 % that every tile gives itself away. A network that failed to learn would print 50 % as well, and
-look like perfection. So the same network, trained in the same way, must first tell real tiles from the same tiles
-behind a blur of 1 px; where it cannot, the result says so and has no accuracy.
+found no difference, 100 % that it recognises every tile. A network that failed to learn would reach 50 % as well,
+which would look like a perfect generator. So the same network, trained in the same way, must first tell real tiles
+from the same tiles blurred by 1 px; where it cannot, the result says so and has no accuracy.
 """
 
 from collections.abc import Sequence
@@ -85,12 +85,12 @@ def two_sample_test(
     trials: int = TRIALS,
     guard: float | None = None,
 ) -> TwoSampleTest:
-    """How well a small network can tell tiles of `a` from tiles of `b`, the real ones or the nearer to them.
+    """How well a small network can tell tiles of `a` from tiles of `b`, which are real or, of the two, closer to real.
 
     a, b: uint8 tiles (N, 3, S, S) and (M, 3, S, S); of each at most 400, and as many as of the other, are used. Where
-    both have one length, tile i of both is on one side of every split, as it may show one thing (a tile and its
-    reconstruction). blur_px: both sides behind a Gaussian of this standard deviation: at which scale can they be told?
-    trials: trainings from new weights, of which the best by its validation part counts; the test half has no say.
+    both have one length, tile i of both is on the same side of every split, as the two may belong together (a tile and
+    its reconstruction). blur_px: both sets are blurred by a Gaussian of this standard deviation first, to see at which
+    scale they differ. trials: trainings from new weights; the one that is best on the validation part is tested.
     guard: accuracy of `can_learn` on `b` at this blur, where it is known already.
 
     The result follows from `seed`. InputError for tiles that cannot be compared.

@@ -1,4 +1,4 @@
-"""Image files and arrays: read with every doubt, written whole or not at all."""
+"""Image files: checked when they are read, written whole or not at all."""
 
 import io
 import warnings
@@ -89,7 +89,7 @@ def decode_image(name: str, content: bytes) -> Tensor:
             return as_tensor(np.asarray(image.convert("RGB"))[None])[0]
     except InputError:
         raise
-    except Exception as error:  # so does Pillow
+    except Exception as error:  # a broken image raises errors of many kinds in Pillow
         raise InputError(f"{name} cannot be read as an image ({error}): replace or remove it.") from error
 
 

@@ -1,4 +1,4 @@
-"""What users give as data: an array, a folder or an archive of tiles, read with every doubt."""
+"""What users give as data: an array, a folder or an archive of tiles, checked when it is read."""
 
 import csv
 import hashlib
@@ -164,7 +164,7 @@ def _read_zip(path: Path) -> Source:
             return Source(stack_tiles(tiles, len(names), path), names, labels, state)
     except InputError:
         raise
-    except Exception as error:  # so does zipfile, and each way of compressing has errors of its own
+    except Exception as error:  # a broken archive raises errors of many kinds in zipfile
         raise InputError(f"{path} is not a sound .zip file ({error}): pack or download it again.") from error
 
 

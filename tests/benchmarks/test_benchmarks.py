@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 import benchmarks.__main__ as command
-from benchmarks import items, measure, reference
+from benchmarks import indices, items, measure, reference, tiling
 from benchmarks.inputs import Flops, count_flops, make_networks, make_size, published_networks, smooth_tiles
+from MODULE import all_indices
 from pfiles.drawing import sampling
 from pfiles.latents import LatentSpace, encode_tiles
 from pfiles.learning import diffusion, loop
@@ -321,6 +322,29 @@ def test_wrong_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         command.main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_indices_and_the_plain_way_are_measured_beside_each_other(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(indices, "PLAIN_UP_TO", 300)
+    x, labels = indices.load(300)
+    np.savetxt(tmp_path / "a.csv", np.column_stack([x, labels]), delimiter=",")
+    given = [str(tmp_path / "a.csv"), "--points", "300", "400", "--repetitions", "1", "--out", str(tmp_path / "a.json")]
+    assert indices.main(given) == 0
+    from_file, small, large = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert from_file["module"]["values"] == small["module"]["values"] == small["plain"]["values"]
+    assert small["module"]["values"] == [f"{value:.5f}" for value in all_indices(x, labels).values()]
+    assert (large["points"], "plain" in large) == (400, False)
+    assert small["module"]["seconds"] > 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_tiling_is_measured_beside_two_loops(capsys):
+    assert tiling.main(["--side", "1500", "--loop", "7"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["loop", "DeepZoom", "pfiles,", "pfiles"]
+    counts = [int(row[row.index("tiles") - 1]) for row in rows]
+    assert counts[:2] == [7, 7]
+    assert counts[2] == counts[3] > 0  # all tissue, whatever the number of threads
 
 
 # the script for a machine with a GPU

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, make_tiles
+from PIL import Image
+from scipy import ndimage
 from torch import nn
 
 from benchmarks.inputs import make_size
-from experiments import ablation, ladder, start_from, train_and_look
+from experiments import ablation, copies, ladder, start_from, train_and_look
 from pfiles import checkpoints
 from pfiles.clustering import make_clusterer
 from pfiles.latents import LatentSpace
@@ -20,6 +22,7 @@ from pfiles.machine.speed import PLAIN
 from pfiles.measuring import two_sample, usefulness
 from pfiles.paths import Paths
 from pfiles.settings import get_settings
+from pfiles.tiles.pixels import as_array
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
 
@@ -170,3 +173,48 @@ def test_start_from(tmp_path, capsys):
     assert [row["settings"]["start_from"] for row in rows] == [None, None, "starter"]
     assert rows[1]["settings"]["autoencoder.epochs"] * 3 == rows[0]["settings"]["autoencoder.epochs"]
     assert rows[2]["mse"] < rows[1]["mse"]  # a UNet that has learnt tissue already
+
+
+def tissue(n, side=64):
+    """Random tiles with structure of the size of nuclei, uint8 (n, 3, side, side)."""
+    noise = np.random.default_rng(0).standard_normal((n, 3, side, side))
+    smooth = ndimage.gaussian_filter(noise, (0, 0, 2, 2))
+    return torch.tensor((150 + 35 * smooth / smooth.std()).clip(0, 255).astype(np.uint8))
+
+
+def test_changed_copies_go_through_the_gate(tmp_path, capsys):
+    """Tiny tiles with structure: copies that are moved or turned by quarters are withheld, unlike tiles pass."""
+    tiles = tissue(66)
+    np.save(tmp_path / "tiles.npy", as_array(tiles))
+    given = ["--data", str(tmp_path / "tiles.npy"), "--size", "64", "--copies", "4", "--out", str(tmp_path / "out")]
+    assert copies.main(given) == 0
+    report = json.loads((tmp_path / "out" / "copies.json").read_text())
+    assert (report["training tiles"], report["held-out tiles"], report["copies"]) == (60, 6, 4)
+    kinds = report["kinds"]
+    assert [name for name in kinds if name.startswith("moved")] == ["moved by 4 px", "moved by 6 px", "moved by 10 px"]
+    for name in ("unchanged", "mirrored", "turned by a quarter", "moved by 10 px", "20 % darker"):
+        assert kinds[name]["withheld"] == kinds[name]["nearest is its original"] == 1, name
+        assert kinds[name]["median distance"] < 0.1
+    assert kinds["unlike tiles"]["withheld"] == 0 < report["threshold"] <= kinds["unlike tiles"]["median distance"]
+    table = (tmp_path / "out" / "copies.md").read_text()
+    assert table in capsys.readouterr().out
+    assert "| moved by 10 px | 100% | 100% |" in table
+    assert "4 copies of each kind among 60 training tiles" in table
+    assert copies.main([*given[:3], "48", *given[4:]]) == 2
+    assert "must be their size or divide it." in capsys.readouterr().err
+
+
+def test_copies_are_changed_as_their_names_say():
+    tiles = tissue(3)
+    kinds = copies.changes(64, seed=1)
+    assert all(change(tiles).shape == tiles.shape and change(tiles).dtype == torch.uint8 for change in kinds.values())
+    assert torch.equal(kinds["moved by 6 px"](tiles)[:, :, 6:, 6:], tiles[:, :, :-6, :-6])
+    turned = kinds["turned by 5 degrees"](tiles)
+    by_pillow = [Image.fromarray(tile).rotate(-5, Image.BILINEAR) for tile in as_array(tiles)]
+    inner = np.stack(by_pillow)[:, 16:48, 16:48].astype(int) - as_array(turned)[:, 16:48, 16:48]
+    other = np.stack(by_pillow)[:, 16:48, 16:48].astype(int) - as_array(tiles)[:, 16:48, 16:48]
+    assert np.abs(inner).mean() < 0.3 * np.abs(other).mean()
+    larger = kinds["zoomed to 1.1"](tiles).float()
+    middle = torch.nn.functional.interpolate(tiles.float(), scale_factor=1.1, mode="bilinear")[:, :, 3:67, 3:67]
+    assert (larger - middle)[:, :, 8:-8, 8:-8].abs().mean() < 3
+    assert (kinds["noise of 80 levels"](tiles).float() - tiles).std() > 50

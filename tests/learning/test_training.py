@@ -248,8 +248,8 @@ def test_another_restart_is_not_the_one_that_was_begun(tiny, images, job, stoppe
 def test_a_job_that_slurm_put_back_does_not_restart_twice(tiny, images, job, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
-    for count, job, done in ((None, "17", False), ("1", "17", True), ("1", "18", False), ("0", "18", False)):
-        monkeypatch.setenv("SLURM_JOB_ID", job)
+    for count, number, done in ((None, "17", False), ("1", "17", True), ("1", "18", False), ("0", "18", False)):
+        monkeypatch.setenv("SLURM_JOB_ID", number)
         if count is not None:
             monkeypatch.setenv("SLURM_RESTART_COUNT", count)
         train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(job, restart=True))
