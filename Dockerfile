@@ -12,7 +12,7 @@ RUN apt-get update \
     && useradd --create-home user
 USER user
 ENV PATH=/home/user/venv/bin:$PATH
-RUN python -m venv /home/user/venv
+RUN python -m venv /home/user/venv && mkdir /home/user/kpc-ldm
 WORKDIR /home/user/kpc-ldm
 COPY --chown=user requirements.txt constraints.txt ./
 

@@ -175,16 +175,17 @@ def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
         "autoencoder": ae.batch_size, "polish": ae.polish.batch_size, "clusters": how.batch_size,
         **dict.fromkeys(START, how.batch_size),
     }  # fmt: skip
-    few = min(n, max(*batches.values(), 2 * run.n_clusters))
+    few = min(n, max(*batches.values(), run.n_clusters))
     per_epoch = {name: max(1, few // size) for name, size in batches.items()}
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, progress(total=6, desc="measure", leave=False) as bar:
+        steps, small = FEW, _small(run, few, FEW, Path(folder, "few"))
         with capture_output():
-            first = _seconds(_small(run, few, FEW, Path(folder, "first")), "autoencoder") / per_epoch["autoencoder"]
+            first = _seconds(small, "autoencoder") / per_epoch["autoencoder"]
         bar.update()
         # on a GPU the first steps are slow, as they compile, and the others are fast
-        steps = STEPS if run.device.type == "cuda" or first * STEPS < PATIENCE else FEW
-        small = _small(run, few, steps, Path(folder, "all"))
+        if run.device.type == "cuda" or first * STEPS < PATIENCE:
+            steps, small = STEPS, _small(run, few, STEPS, Path(folder, "all"))
         for name in ["autoencoder", *["clusters"] * settings.clusters_first, *START]:
             with capture_output():
                 seconds[name] = _seconds(small, name) / per_epoch[name]

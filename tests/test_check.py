@@ -57,9 +57,9 @@ def test_times_are_steps_times_seconds(clusters_first, tmp_path, monkeypatch):
     np.save(tmp_path / "tiles.npy", make_tiles(44))
     epochs = {"autoencoder.epochs": 2, "autoencoder.polish.epochs": 5, "clusters.epochs": 7, "training.epochs": 10}
     changed = {**TINY, **epochs, "clusters_first": clusters_first, "diffusion.num_timesteps": 100, "sampling.steps": 40}
-    run = open_run("test", 10, "classifier", tmp_path / "tiles.npy", "demo", changed)
+    run = open_run("test", 16, "classifier", tmp_path / "tiles.npy", "demo", changed)
     found = {name: time for name, time, _ in check.estimate(run)}
     assert found == pytest.approx({
         "train_autoencoder": 1.5 * (2 * 0.3 + 5 * 0.6), "part 1": 1.5 * (10 * 6 + clusters_first * 7 * 3),
-        "part 2": 1.5 * 9, "part 3": 1.5 * 12, "parts 4, 7 and 8, each": 5 * 4, "part 6": 12 * 4, "part 9": 10 * 3 * 4,
+        "part 2": 1.5 * 9, "part 3": 1.5 * 12, "parts 4, 7 and 8, each": 5 * 4, "part 6": 12 * 4, "part 9": 16 * 3 * 4,
     })  # fmt: skip
