@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import benchmarks.__main__ as command
-from benchmarks import indices, items, measure, reference, tiling
+from benchmarks import indices, items, measure, reference
 from benchmarks.inputs import Flops, count_flops, make_networks, make_size, published_networks, smooth_tiles
 from MODULE import all_indices
 from pfiles.drawing import sampling
@@ -336,15 +336,6 @@ def test_indices_and_the_plain_way_are_measured_beside_each_other(tmp_path, caps
     assert (large["points"], "plain" in large) == (400, False)
     assert small["module"]["seconds"] > 0
     assert len(capsys.readouterr().out.splitlines()) == 5
-
-
-def test_tiling_is_measured_beside_two_loops(capsys):
-    assert tiling.main(["--side", "1500", "--loop", "7"]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    assert [row[0] for row in rows] == ["loop", "DeepZoom", "pfiles,", "pfiles"]
-    counts = [int(row[row.index("tiles") - 1]) for row in rows]
-    assert counts[:2] == [7, 7]
-    assert counts[2] == counts[3] > 0  # all tissue, whatever the number of threads
 
 
 # the script for a machine with a GPU
