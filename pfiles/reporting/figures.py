@@ -8,9 +8,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from pfiles.measuring.morphometry import FEATURES
 from pfiles.paths import atomic_write
@@ -28,7 +28,9 @@ def tile_grid(images: Tensor, columns: int) -> np.ndarray:
     White tiles fill the last row, so that grids of as many columns have one width.
     """
     white = images.new_full((-len(images) % columns, *images.shape[1:]), 255)
-    return make_grid(torch.cat([images, white]), nrow=columns, padding=2).permute(1, 2, 0).numpy()
+    framed = F.pad(torch.cat([images, white]), (2, 0, 2, 0)).unflatten(0, (-1, columns))  # above and left of each tile
+    grid = framed.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (H', W', 3) without the last borders
+    return F.pad(grid, (0, 0, 0, 2, 0, 2)).numpy()
 
 
 def show_tiles(images: Tensor, columns: int = 10, title: str = "", label: str = "") -> Figure:

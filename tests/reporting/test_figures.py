@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torchvision.utils import make_grid
 
 from pfiles.measuring.morphometry import FEATURES
 from pfiles.reporting import figures
@@ -19,6 +20,8 @@ def test_tile_grid_is_row_by_row_with_black_borders():
     assert centres.tolist() == [[40, 80, 120], [160, 200, 255]]  # the last place is filled up with white
     assert (grid[:2] == 0).all()
     assert (grid[:, -2:] == 0).all()
+    whole = torch.cat([images, images.new_full((1, 3, 4, 4), 255)])
+    assert (grid == make_grid(whole, nrow=3, padding=2).permute(1, 2, 0).numpy()).all()
 
 
 def test_saved_figures_are_readable_and_whole(tmp_path):
