@@ -116,14 +116,15 @@ def _do(args: argparse.Namespace, name: str, base: dict[str, Any]) -> None:
     """Train and measure a row."""
     run = _open(args, DRAWN_ONLY.get(name, name), base | ROWS[name], 766 if name.endswith("seed 2") else 765)
     shutil.copytree(args.out / "autoencoder" / "kpc_ldm", run.paths.autoencoder.parent, dirs_exist_ok=True)
+    begun = run.paths.training_folder("training", "kmeans").exists()
     networks, began = run.new_networks(), time.process_time()
     history = run.train("training", networks)
-    seconds = time.process_time() - began
+    seconds = None if begun else round(time.process_time() - began)  # of the whole training, if this process did it
     shown, values = measure(
         run, args.features, partial(run.draw, stage="training"), "training", blurs_px=(0.0,), floors=name == "full"
     )
     about = {"row": name, "date": date.today().isoformat(), "device": device_name(run.device.type), **versions()}
-    trained = {"epochs": len(history), "training_cpu_seconds": round(seconds), "mse": history[-1]["mse"]}
+    trained = {"epochs": len(history), "training_cpu_seconds": seconds, "mse": history[-1]["mse"]}
     figures.save_figure(shown, args.out / f"{name}.jpg")
     write_json(args.out / f"{name}.json", {**about, **trained, "settings": base | ROWS[name], "values": values})
 

@@ -49,6 +49,7 @@ Draws H&E tiles of lung, 64 px (about 1 um per pixel), from any of {k} clusters 
 |---|---|---|
 | Frechet distance to test tiles, autoencoder features | {frechet:.3f} | training tiles {frechet_train:.3f}, reconstructed test tiles {frechet_rebuilt:.3f} |
 | Frechet distance, random convolutions | {random:.4f} | training tiles {random_train:.4f}, reconstructed {random_rebuilt:.4f} |
+| Frechet distance, features of an EfficientNet trained on photographs | {photos:.0f} | training tiles {photos_train:.0f}, reconstructed {photos_rebuilt:.0f} |
 | sorted into the cluster asked for, by the clusters / by a second judge | {asked:.0%} / {second:.0%} | chance {chance:.0%} |
 | use to a classifier (CAS), share of what real tiles are worth | {cas:.0%} | 100 % |
 | told from real tiles by a small network / behind a blur of 1 px | {told} / {told_1} | 50 % |
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     run.generator().save(args.out, half=True)
     shipped = Generator.load(args.out, run.device)
-    sheet, values = ablation.measure(run, ["random", "autoencoder"], shipped.draw)
+    sheet, values = ablation.measure(run, ["random", "autoencoder", "imagenet"], shipped.draw)
     figures.save_figure(sheet, args.out / "sheet.jpg", dpi=110)
     write_json(args.out / "measured.json", {"date": date.today().isoformat(), "values": values})
     with atomic_write(args.out / "README.md") as file:
@@ -100,6 +101,9 @@ def _card(run, shipped: Generator, values: dict[str, float | None], folder: Path
         frechet_rebuilt=values["autoencoder: floor, reconstructions"],
         random=values["random: Frechet distance (random convolutions)"],
         random_train=values["random: floor, training tiles"], random_rebuilt=values["random: floor, reconstructions"],
+        photos=values["imagenet: Frechet distance (ImageNet features)"],
+        photos_train=values["imagenet: floor, training tiles"],
+        photos_rebuilt=values["imagenet: floor, reconstructions"],
         asked=values["as asked"], second=values["as asked, second judge"], chance=1 / shipped.n_clusters,
         cas=values["CAS, of real"], closer=values["closer"], told=share("told from real, blur 0"),
         told_1=share("told from real, blur 1"), told_r=share("told from reconstructed, blur 0"),
