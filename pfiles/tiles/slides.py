@@ -179,11 +179,11 @@ def tissue_mask(image: np.ndarray, speck: float) -> np.ndarray:
     """
     from skimage.filters import threshold_otsu
 
-    smooth = ndimage.uniform_filter(image.astype(np.float32), (3, 3, 1))
-    red, green, blue = np.moveaxis(smooth, 2, 0)
-    colour = np.ptp(smooth, axis=2)
+    red, green, blue = (ndimage.uniform_filter(image[..., i].astype(np.float32), 3) for i in range(3))
+    brightest = np.maximum(np.maximum(red, green), blue)
+    colour = brightest - np.minimum(np.minimum(red, green), blue)
     ink = (colour > 70) & ((green > red + 15) | ((red > green + 120) & (red > blue + 110)))
-    black = (smooth.max(axis=2) < 60) & (colour < 15)
+    black = (brightest < 60) & (colour < 15)
     marks = ndimage.binary_dilation(ink | black, iterations=2)
     otsu = threshold_otsu(colour) if colour.min() < colour.max() else 0
     mask = (colour > min(max(otsu, 10), 25)) & ~marks

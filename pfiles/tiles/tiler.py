@@ -5,7 +5,8 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO
@@ -85,38 +86,66 @@ def _state(path: Path) -> str:
 def _cut_all(
     files: Sequence[Path], names: Mapping[Path, str], out: Path, asked: Mapping, tiling: Tiling, threads: int
 ) -> tuple[list[dict], dict[str, str]]:
-    """Cut all slides and write their tiles.npy; returns the table's rows, and why slides were left out by name."""
-    work, rows, left_out, parts = out / WORK, [], {}, []
-    for number, path in enumerate(files, start=1):
-        name = names[path]
-        part, begun = work / f"{name}.npy", {"tiling": asked["tiling"], "slide": asked["slides"][name]}
-        try:
-            if read_json(work / f"{name}.json") != begun:
-                _cut_slide(path, name, out, part, tiling, threads)
-                write_json(work / f"{name}.json", begun)
-        except InputError as error:
-            left_out[name] = str(error) if name == path.stem else str(error).replace(str(path), name)
-            print(f"[{number}/{len(files)}] {name}: left out", flush=True)
-            continue
-        own = _read_csv(part.with_suffix(".csv"))
-        rows += own
-        parts.append(part)
-        sharp = np.array([float(row["sharpness"]) for row in own])
-        blurred = int((sharp < BLURRED * np.median(sharp)).sum())
-        print(f"[{number}/{len(files)}] {name}: {len(own)} tiles, {blurred} of them blurred", flush=True)
-    if not rows:
-        raise InputError(next(iter(left_out.values())))
-    assembled = work / "all" / TILES  # where no slide's own file lies, whatever its name
-    with atomic_write(assembled) as file:
+    """Cut all slides and write their tiles.npy; returns the table's rows, and why slides were left out by name.
+
+    Tiles are appended to one file, which takes its place when it is whole. A note beside it says of each slide that its
+    tiles are there, or why there are none; a slide whose note is another's is cut anew, and so are those after it.
+    """
+    work, rows, left_out, done = out / WORK, [], {}, True
+    stack = work / "all" / TILES  # where no slide's own file lies, whatever its name
+    stack.parent.mkdir(parents=True, exist_ok=True)
+    if not stack.exists() and not (out / TABLE).exists() and (out / TILES).exists():  # killed before the very end
+        os.replace(out / TILES, stack)
+    with _told(stack), open(stack, "r+b" if stack.exists() else "w+b") as file:
+        _write_header(file, 0, tiling.size)
+        begin = file.tell()
+        for number, path in enumerate(files, start=1):
+            name = names[path]
+            note = work / f"{name}.json"
+            begun = {"tiling": asked["tiling"], "slide": asked["slides"][name], "first": len(rows)}
+            found = read_json(note, {})
+            done = done and {key: found.get(key) for key in begun} == begun
+            if not done:
+                for later in files[number - 1 :]:
+                    (work / f"{names[later]}.json").unlink(missing_ok=True)
+                file.truncate(file.seek(begin + len(rows) * tiling.size**2 * 3))
+                try:
+                    _write_csv(note.with_suffix(".csv"), COLUMNS, _cut_slide(path, name, out, file, tiling, threads))
+                    file.flush()
+                    os.fsync(file.fileno())
+                    found = begun
+                except InputError as error:
+                    reason = str(error) if name == path.stem else str(error).replace(str(path), name)
+                    found = {**begun, "left_out": reason}
+                write_json(note, found)
+            if "left_out" in found:
+                left_out[name] = found["left_out"]
+                print(f"[{number}/{len(files)}] {name}: left out", flush=True)
+                continue
+            own = _read_csv(note.with_suffix(".csv"))
+            rows += own
+            sharp = np.array([float(row["sharpness"]) for row in own])
+            blurred = int((sharp < BLURRED * np.median(sharp)).sum())
+            print(f"[{number}/{len(files)}] {name}: {len(own)} tiles, {blurred} of them blurred", flush=True)
+        if not rows:
+            raise InputError(next(iter(left_out.values())))
+        file.truncate(begin + len(rows) * tiling.size**2 * 3)
+        file.seek(0)
         _write_header(file, len(rows), tiling.size)
-        for part in parts:
-            with open(part, "rb") as source:
-                np.lib.format.read_magic(source)
-                np.lib.format.read_array_header_1_0(source)
-                shutil.copyfileobj(source, file, 2**24)
+        file.flush()
+        os.fsync(file.fileno())
     (out / TABLE).unlink(missing_ok=True)  # tiles are never seen beside the table of others
-    os.replace(assembled, out / TILES)
+    os.replace(stack, out / TILES)
     return rows, left_out
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Inside the block the disk's errors name the file `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
 
 
 def find_slides(paths: Sequence[Path], out: Path) -> list[Path]:
@@ -193,16 +222,14 @@ def _names(
     return {file: known[f"slide {file.resolve()}"] for file in files}, {p: known[f"patient {p}"] for p in patients}
 
 
-def _cut_slide(path: Path, name: str, out: Path, part: Path, tiling: Tiling, threads: int) -> None:
-    """Write the tiles of a slide to `part`, their rows beside it, and its picture."""
+def _cut_slide(path: Path, name: str, out: Path, file: IO[bytes], tiling: Tiling, threads: int) -> list[dict]:
+    """Append the tiles of a slide to `file`, write its picture, and return the tiles' rows of the table."""
     offset = torch.rand(1, generator=make_generator(tiling.seed, "tiles of a slide", name), dtype=torch.float64).item()
     rows: list[dict] = []
     with open_slide(path) as slide:
         plan, picture = plan_tiles(slide, path, tiling, offset)
         side = round(tiling.size * plan.downsample)
-        bar = progress(total=len(plan.corners), desc=name, unit="tile", leave=False, delay=1)
-        with bar, atomic_write(part) as file:
-            _write_header(file, len(plan.corners), tiling.size)
+        with progress(total=len(plan.corners), desc=name, unit="tile", leave=False, delay=1) as bar:
             for members, tiles, sharp in cut_tiles(slide, plan, tiling, threads):
                 bar.update(len(members))
                 keep = sharp >= tiling.min_sharpness
@@ -211,14 +238,12 @@ def _cut_slide(path: Path, name: str, out: Path, part: Path, tiling: Tiling, thr
                 for (x, y), tissue, value in zip(corners[keep], plan.tissue[members][keep], sharp[keep], strict=True):
                     values = name, x, y, side, plan.level, round(plan.mpp, 6), round(tissue, 3), round(float(value), 1)
                     rows.append(dict(zip(COLUMNS, values, strict=True)))
-            file.seek(0)
-            _write_header(file, len(rows), tiling.size)
     if not rows:
         raise InputError(f"{path} has no tile as sharp as {tiling.min_sharpness:g}: ask for less.")
-    _write_csv(part.with_suffix(".csv"), COLUMNS, rows)
-    with atomic_write(out / PICTURES / f"{name}.jpg") as file:
+    with atomic_write(out / PICTURES / f"{name}.jpg") as picture_file:
         part = " ".join(map(str, plan.bounds))  # of level 0, as `picture_of` a map reads it
-        picture.save(file, format="JPEG", quality=85, comment=part)
+        picture.save(picture_file, format="JPEG", quality=85, comment=part)
+    return rows
 
 
 def _write_header(file: IO[bytes], count: int, side: int) -> None:

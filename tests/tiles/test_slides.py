@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from pfiles.__main__ import main, run_cells
 from pfiles.errors import InputError
-from pfiles.paths import ROOT, atomic_write
+from pfiles.paths import ROOT
 from pfiles.tiles import tiler
 from pfiles.tiles.builtin import SLIDE
 from pfiles.tiles.dataset import load_tiles
@@ -301,14 +301,22 @@ def test_stopped_half_way_it_goes_on_to_the_same_files(tmp_path, monkeypatch, at
     tile_slides(slides, tmp_path / "whole", Tiling(0.5, 64))
     out, opened = tmp_path / "out", []
 
-    def full(path, *args, **kwargs):
-        if (path.name == "s02.npy") if at == "slide" else (path.name == "tiles.npy"):
-            raise OSError(28, "No space left on device", str(path))
-        return atomic_write(path, *args, **kwargs)
+    def full(*args):
+        raise OSError(28, "No space left on device")
 
+    def cut(slide, *args):
+        for block in cut_tiles(slide, *args):
+            yield block
+            if "s02" in str(slide._filename):
+                full()
+
+    def replace(old, new):
+        return full() if new == out / "tiles.npy" else os_replace(old, new)
+
+    os_replace = os.replace
     with monkeypatch.context() as patch:
-        patch.setattr(tiler, "atomic_write", full)
-        with pytest.raises(OSError, match="No space left"):
+        patch.setattr(tiler, "cut_tiles", cut) if at == "slide" else patch.setattr(tiler.os, "replace", replace)
+        with pytest.raises(OSError, match=r"No space left on device(: '.*tiles\.npy')?"):
             tile_slides(slides, out, Tiling(0.5, 64))
     assert not (out / "tiles.csv").exists()
     with monkeypatch.context() as patch:
@@ -328,10 +336,10 @@ def test_killed_half_way_no_slide_before_is_read_again(tmp_path, monkeypatch, at
     def killed():
         cut, replace = tiler.cut_tiles, os.replace
 
-        def cut_and_die(slide, plan, *args):
-            for number, block in enumerate(cut(slide, plan, *args)):
+        def cut_and_die(slide, *args):
+            for block in cut(slide, *args):
                 yield block
-                if at == "slide" and number == 0 and (out / ".work" / "s01.npy").exists():
+                if at == "slide" and (out / ".work" / "s01.json").exists():
                     os.kill(os.getpid(), signal.SIGKILL)
 
         def replace_and_die(old, new):
@@ -353,6 +361,37 @@ def test_killed_half_way_no_slide_before_is_read_again(tmp_path, monkeypatch, at
     for name in ("tiles.npy", "tiles.csv", "tiling.json", "slides/s02.jpg"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert not [path for path in out.rglob("*") if path.name.startswith(".")]
+
+
+def test_stopped_half_way_with_other_slides_or_settings_nothing_old_is_kept(tmp_path, monkeypatch):
+    """After the stop a slide in the middle is exchanged for one of as many tiles; another is left out, and stays so."""
+    slides = twelve_slides(tmp_path / "slides", 4)
+    blank = write_slide(tmp_path / "slides" / "s00b.tiff", np.full((512, 512, 3), GLASS, np.uint8))
+    slides.insert(1, blank)
+    out, opened = tmp_path / "out", []
+
+    def stop(tiling):
+        def cut(slide, *args):
+            if "s03" in str(slide._filename):
+                raise OSError(28, "No space left on device")
+            yield from cut_tiles(slide, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tiler, "cut_tiles", cut)
+            with pytest.raises(OSError, match="No space left"):
+                tile_slides(slides, out, tiling)
+
+    stop(Tiling(0.5, 64))
+    stop(Tiling(1.0, 64))  # other tiles overwrite the first ones
+    stop(Tiling(0.5, 64))
+    write_slide(slides[2], island(512, 512, 64, 64, 384, 320, 2), levels=(1,))
+    with monkeypatch.context() as patch:
+        patch.setattr(tiler, "open_slide", lambda path: opened.append(path.stem) or open_slide(path))
+        tile_slides(slides, out, Tiling(0.5, 64))
+    assert opened == ["s01", "s02", "s03"]
+    tile_slides(slides, tmp_path / "whole", Tiling(0.5, 64))
+    for name in ("tiles.npy", "tiles.csv", "tiling.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_done_slides_are_not_read_again_and_other_settings_begin_anew(tmp_path, monkeypatch):
