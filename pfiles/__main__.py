@@ -4,6 +4,7 @@
     python -m pfiles check --data PATH --preset NAME
     python -m pfiles demo [--out DIR]
     python -m pfiles tile SLIDE_OR_FOLDER ... --out DIR
+    python -m pfiles clusters --clusters 10-16 --seeds 3 --data PATH --preset NAME --out DIR
     python -m pfiles run --data PATH --preset NAME --clusters 14 --clustering classifier --out DIR
     torchrun --nproc-per-node 4 -m pfiles cells part_1_training --data PATH --out DIR
     python -m pfiles map --slide FILE --run DIR
@@ -12,12 +13,13 @@
     python -m pfiles export --generated DIR --data PATH --out DIR
     python -m pfiles share --run DIR --out FOLDER --card card.toml
 
-The notebooks are the only place where the order of work within a step is written; `demo` and `run` only run them one
-after the other with the given parameters, and print what they recorded. `draw` draws tiles with trained networks, such
-as the small ones that come with the project, `tile` cuts slides into tiles, `map` shows trained clusters on slides that
-were not trained on, `evaluate` compares two folders of images, `check` says whether this machine is ready for a run and
-how long it will take, `watch` shows a running training, `export` copies the generated images that repeat no training
-tile, `share` writes a run's generator for others.
+The notebooks are the only place where the order of work within a step is written; `demo`, `run` and `clusters` only run
+them one after the other with the given parameters, and print what they recorded. `clusters` learns the clusters of
+several k, to choose among them. `draw` draws tiles with trained networks, such as the small ones that come with the
+project, `tile` cuts slides into tiles, `map` shows trained clusters on slides that were not trained on, `evaluate`
+compares two folders of images, `check` says whether this machine is ready for a run and how long it will take, `watch`
+shows a running training, `export` copies the generated images that repeat no training tile, `share` writes a run's
+generator for others.
 """
 
 import argparse
@@ -29,10 +31,10 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,7 +56,16 @@ from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.locks import locked
 from pfiles.machine.runtime import pick_device, versions
 from pfiles.measuring.features import EXTRACTORS
-from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, write_json
+from pfiles.paths import (
+    ROOT,
+    Paths,
+    atomic_write,
+    expand,
+    name_of_numbers,
+    numbers_of_clusters,
+    read_json,
+    write_json,
+)
 from pfiles.reporting.card import BLANKS, read_card
 from pfiles.reporting.tables import identities
 from pfiles.settings import PRESETS, Settings, get_settings
@@ -87,6 +98,8 @@ NOTEBOOKS = (
     "clusters_14/part_15_cluster_maps",
     "internal_cluster_validation_metrics",
 )
+TOGETHER = NOTEBOOKS[:6]  # run once for several k, as the last does; those between them run for each
+CHOOSING = ("choose_k", "internal_cluster_validation_metrics")
 SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: TerminatedError}  # and what they end as
 STOPPED = {error.__name__: 128 + number for number, error in SIGNALS.items()}
 STOPPED_MESSAGE = "Stopped: run the same command again to go on."
@@ -125,6 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     demo = commands.add_parser("demo", help="everything at small size on embedded tissue: minutes on two CPU cores")
     run = commands.add_parser("run", help="everything on your tiles")
+    choose_k = commands.add_parser(
+        "clusters", help="the clusters of every k without a UNet: how many do the tiles support?"
+    )
     cells = commands.add_parser("cells", help="one notebook's code, in this process; what torchrun starts")
     cells.add_argument("notebook", help="such as part_1_training")
     draw = commands.add_parser("draw", help="tiles of a trained generator, such as the small one that comes along")
@@ -161,21 +177,28 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("--once", action="store_true", help="look once instead of until it is done")
     check = commands.add_parser("check", help="is this machine ready for a run, and how long will it take")
     check.add_argument("--fast", action="store_true", help="measure no steps, and estimate no times")
-    for command in (run, cells, export, check):
+    for command in (run, choose_k, cells, export, check):
         command.add_argument("--data", help=".npy, folder or .zip of tiles, or 'embedded'; default $KPC_DATA, or that")
         command.add_argument("--preset", help=f"{', '.join(PRESETS)}; default paper")
-    for command in (run, cells, check):
-        command.add_argument("--clusters", type=int, metavar="K", help="number of clusters; default 14")
+    for command, default in ((run, None), (choose_k, "10-16"), (cells, None)):
+        of = "number of clusters, or several such as 10-16"
+        command.add_argument("--clusters", default=default, metavar="K", help=f"{of}; default {default or 14}")
+    check.add_argument("--clusters", type=int, metavar="K", help="number of clusters; default 14")
+    for command in (run, choose_k, cells, check):
         command.add_argument("--clustering", help=f"{' or '.join(CLUSTERINGS)}; default classifier")
-    for command in (demo, run, cells, check):
+    for command in (demo, run, choose_k, cells, check):
         command.add_argument("--out", help="folder for all results; default: this repository's own folders")
         command.add_argument("--seed", type=int, help="the notebooks' own seeds where this is not given")
-    for command in (demo, run, cells, export, check):
+    for command in (choose_k, cells):
+        command.add_argument(
+            "--seeds", type=int, default=3, help="how often choose_k learns each clustering; default 3"
+        )
+    for command in (demo, run, choose_k, cells, export, check):
         command.add_argument(
             "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
             help="change a setting, such as training.epochs=2; may be repeated",
         )  # fmt: skip
-    for command in (demo, run, cells):
+    for command in (demo, run, choose_k, cells):
         command.add_argument("--restart", action="store_true", help="train anew where a run was begun before")
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show where in the code an input was refused")
@@ -193,9 +216,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_tiling(tile)
     actions = {draw: _draw, demo: _run, run: _run, cells: _cells, tile: _tile, evaluate: _evaluate, export: _export}
-    actions |= {share: _share, watch: _watch, check: _check, on_slide: _map}
+    actions |= {share: _share, watch: _watch, check: _check, on_slide: _map, choose_k: _choose_k}
     for command, action in actions.items():
-        command.set_defaults(run=action, reads_choices=command in (run, cells, check, watch))
+        command.set_defaults(run=action, reads_choices=command in (run, choose_k, cells, check, watch))
     return parser
 
 
@@ -297,10 +320,11 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     n_clusters, clustering, overrides = chosen["n_clusters"], chosen["clustering"], chosen["overrides"]
     settings = get_settings(chosen["preset"], overrides)
     check_clustering(clustering)
-    Paths(n_clusters, chosen["out"], clustering)
+    ks = numbers_of_clusters(n_clusters)
+    Paths(name_of_numbers(ks), chosen["out"], clustering)
     told = args.data is None and chosen["data"] not in (None, *EMBEDDED)  # by run.toml
     data = str((ROOT / expand(chosen["data"])).resolve()) if told else _data(chosen["data"])
-    _try_networks(settings, n_clusters, clustering)
+    _try_networks(settings, ks, clustering)
     diffusion, sampling = settings.diffusion, settings.sampling
     scheduler = LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
     make_solver(sampling.sampler, scheduler, sampling.steps)
@@ -308,14 +332,14 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError("sampling.num_generated must be at least 2, as part 13 compares distributions, but is 1.")
     if settings.start_from is not None:
         starting_weights(settings.start_from)
-    load_tiles(data, settings.image_size_px, settings.max_train_tiles, n_clusters)
-    parameters = {**chosen, "data": data, "restart": args.restart}
+    load_tiles(data, settings.image_size_px, settings.max_train_tiles, max(ks))
+    parameters = {**chosen, "n_clusters": name_of_numbers(ks), "data": data, "restart": args.restart}
     if args.seed is None and chosen["seed"] == DEFAULTS["seed"]:
         del parameters["seed"]  # each notebook's own
     return parameters
 
 
-def _try_networks(settings: Settings, n_clusters: int, clustering: str) -> None:
+def _try_networks(settings: Settings, ks: Sequence[int], clustering: str) -> None:
     """InputError where the settings describe networks that cannot be: they are built without memory and get a tile."""
     autoencoder, side = settings.autoencoder, settings.image_size_px
     try:
@@ -323,9 +347,9 @@ def _try_networks(settings: Settings, n_clusters: int, clustering: str) -> None:
             vqvae = make_vqvae(autoencoder)
             image, _, _ = vqvae(torch.empty(2, 3, side, side))
             Discriminator(**autoencoder.discriminator)(image)
-            unet = UNet(vqvae.z_channels, n_clusters, **settings.diffusion.unet)
+            unet = UNet(vqvae.z_channels, sum(ks), **settings.diffusion.unet)
             z = torch.empty(2, *vqvae.latent_shape(side))
-            make_clusterer(clustering, vqvae.z_channels, n_clusters)(z)
+            make_clusterer(clustering, vqvae.z_channels, max(ks))(z)
             unet(z, torch.zeros(2), torch.zeros(2, dtype=torch.int64))
     except Exception as error:  # torch raises many kinds of errors for impossible sizes
         reason = str(error).partition("\n")[0]
@@ -336,11 +360,11 @@ def _try_networks(settings: Settings, n_clusters: int, clustering: str) -> None:
 
 
 def _cells(args: argparse.Namespace) -> int:
-    known = {name.rpartition("/")[2]: name for name in NOTEBOOKS}
+    known = {name.rpartition("/")[2]: name for name in (*NOTEBOOKS, CHOOSING[0])}
     name = known.get(args.notebook.removesuffix(".ipynb").rpartition("/")[2])
     if name is None:
         raise InputError(f"There is no notebook {args.notebook!r}: choose one of {', '.join(known)}.")
-    run_cells(ROOT / f"{name}.ipynb", _parameters(args))
+    run_cells(ROOT / f"{name}.ipynb", {**_parameters(args), "seeds": args.seeds})
     return 0
 
 
@@ -359,20 +383,43 @@ def run_cells(notebook: Path, parameters: Mapping[str, Any]) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     parameters = _parameters(args)
+    steps = [(name, parameters) for name in NOTEBOOKS]
+    if len(ks := numbers_of_clusters(parameters["n_clusters"])) > 1:
+        each = [(name, {**parameters, "n_clusters": k}) for k in ks for name in NOTEBOOKS[len(TOGETHER) : -1]]
+        steps = [*steps[: len(TOGETHER)], *each, steps[-1]]
+    return _execute_all(args, parameters, steps)
+
+
+def _choose_k(args: argparse.Namespace) -> int:
+    from pfiles import choosing  # seconds to import
+
+    parameters = {**_parameters(args), "seeds": args.seeds}
+    settings = get_settings(parameters["preset"], parameters["overrides"])
+    tiles = load_tiles(parameters["data"], settings.image_size_px, settings.max_train_tiles)
+    choosing.check(tiles, numbers_of_clusters(parameters["n_clusters"]), args.seeds)
+    steps = [(name, parameters) for name in CHOOSING]
+    if not Paths(parameters["n_clusters"], parameters["out"]).autoencoder.exists():
+        steps.insert(0, ("train_autoencoder", parameters))
+    return _execute_all(args, parameters, steps)
+
+
+def _execute_all(
+    args: argparse.Namespace, parameters: dict[str, Any], steps: Sequence[tuple[str, dict[str, Any]]]
+) -> int:
+    """Run notebooks, each with its parameters, and print what they recorded; `parameters` are those of the command."""
     settings = get_settings(parameters["preset"], parameters["overrides"])
     paths = Paths(parameters["n_clusters"], parameters["out"], parameters["clustering"])
     _refuse_read_only(paths.root)
     restart = paths.root / "restart.json"
-    if args.restart:
-        parameters["restart"] = _name_of_restart(restart, parameters)
+    given = {"restart": _name_of_restart(restart, parameters)} if args.restart else {}
     began = time.monotonic()
-    for number, name in enumerate(NOTEBOOKS, start=1):
-        print(f"[{number:2}/{len(NOTEBOOKS)}] {name} ", end="", flush=True)
+    for number, (name, own) in enumerate(steps, start=1):
+        folder = f"clusters_{own['n_clusters']}{paths.suffix}"
+        shown = name if own is parameters else name.replace("clusters_14", folder)
+        print(f"[{number:2}/{len(steps)}] {shown} ", end="", flush=True)
         started = time.monotonic()
-        target = (
-            paths.root / "executed" / f"{name.replace('clusters_14', paths.cluster_folder.name + paths.suffix)}.ipynb"
-        )
-        failure = execute(ROOT / f"{name}.ipynb", target, parameters)
+        target = paths.root / "executed" / f"{name.replace('clusters_14', folder)}.ipynb"
+        failure = execute(ROOT / f"{name}.ipynb", target, own | given)
         if failure is not None:
             kind, message = failure
             print("stopped" if kind in STOPPED else "failed", flush=True)
@@ -596,26 +643,29 @@ def _with_parameters(notebook: Path, parameters: Mapping[str, Any]) -> nbformat.
 
 def _print_summary(summary: Mapping[str, Any], paths: Paths) -> None:
     """The numbers the notebooks of this run recorded, and where the pictures are."""
-    own_folder = f"{paths.cluster_folder.name}{paths.suffix}/"
+    of_each = [replace(paths, n_clusters=k) for k in numbers_of_clusters(paths.n_clusters)]
+    own_folders = tuple(f"{own.cluster_folder.name}{paths.suffix}/" for own in (paths, *of_each))
     data = {name: flatten(of).get(FINGERPRINT) for name, of in identities(paths.summary).items()}
     of_others = [name for name, found in data.items() if found not in (None, summary["run"]["data_fingerprint"])]
     print("\nnotebook                                             metric                             value")
     for section, values in summary.items():
         if section == "run":
             values = {name: values[name] for name in ("data_fingerprint", "seconds", "peak_memory_gb")}
-        if "/" in section and not section.startswith(own_folder):
+        if "/" in section and not section.startswith(own_folders):
             continue  # another number of clusters in the same folder
         if section in of_others:
             continue
         for name, value in _rows(values):
             shown = f"{value:.5g}" if isinstance(value, float) else value
-            print(f"{section.removeprefix(own_folder):<52} {name:<34} {shown}")
+            print(f"{section if len(of_each) > 1 else section.removeprefix(own_folders[0]):<52} {name:<34} {shown}")
     if of_others:
         print(f"\nleft out, as these numbers are of other data: {', '.join(of_others)}")
     print("\nfigures")
     for folder in sorted((paths.root / "Figures").glob("Figure *")):
         print(f"  {folder}: {', '.join(path.name for path in sorted(folder.glob('*.jpg'), key=_natural))}")
-    print(f"cluster sheet\n  {paths.cluster_sheet}\nsummary\n  {paths.summary}")
+    if sheets := [sheet for own in of_each if (sheet := own.cluster_sheet).exists()]:
+        print("cluster sheet", *sheets, sep="\n  ")
+    print(f"summary\n  {paths.summary}")
 
 
 def _rows(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

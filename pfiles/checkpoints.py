@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfiles.clustering import make_clusterer
+from pfiles.clustering import make_clusterers
 from pfiles.errors import InputError
 from pfiles.identity import Identity, differences, same_identity, without
 from pfiles.latents import LatentSpace
 from pfiles.machine.runtime import versions
-from pfiles.paths import Paths, atomic_write, read_json, write_json
+from pfiles.paths import Paths, atomic_write, numbers_of_clusters, read_json, write_json
 from pfiles.settings import Settings
 from pfiles.tiles.dataset import Tiles
 from pfiles.unet_cond_base import UNet
@@ -63,7 +63,7 @@ def identity(
 
 
 def checkpoint_name(
-    network: str, stage: str, epochs: int | str, n_clusters: int, day: str, clustering: str = "classifier"
+    network: str, stage: str, epochs: int | str, n_clusters: int | str, day: str, clustering: str = "classifier"
 ) -> str:
     """The published file name; `day` is YYYYMMDD. A UNet that learnt with k-means is called so."""
     mark = "_kmeans" if clustering == "kmeans" != network else ""
@@ -149,7 +149,7 @@ def save_stage(
     clusters_first: whether a classifier was learnt before the first stage and changed no more.
     """
     networks = {"unet": unet}
-    if _stage_of_clusters(stage, about["clustering"], clusters_first) == stage:
+    if stage_of_clusters(stage, about["clustering"], clusters_first) == stage:
         networks[about["clustering"]] = clusterer
     trained_with = {"autoencoder": about["starts_from"]["autoencoder"], "clusters": fingerprint(clusterer)}
     about = {**about, "stage": stage, "epochs": epochs, "trained_with": trained_with}
@@ -174,7 +174,7 @@ def _save_once(
     print(f"Saved {path}")
 
 
-def _stage_of_clusters(stage: str, clustering: str, clusters_first: bool) -> str:
+def stage_of_clusters(stage: str, clustering: str, clusters_first: bool) -> str:
     """The stage that made the clusters in use after `stage`."""
     changed = stage == "finetuning2" and clustering == "classifier" and not clusters_first
     return "finetuning2" if changed else "training"
@@ -302,8 +302,8 @@ def load_clusterer(
 
     of_run: the identity of the run that it must be of, see `same_identity`; None asks nothing.
     """
-    clusterer = make_clusterer(clustering, vqvae.z_channels, paths.n_clusters)
-    path = find_checkpoint(paths, clustering, _stage_of_clusters(stage, clustering, clusters_first), clustering)
+    clusterer = make_clusterers(clustering, vqvae.z_channels, numbers_of_clusters(paths.n_clusters))
+    path = find_checkpoint(paths, clustering, stage_of_clusters(stage, clustering, clusters_first), clustering)
     load_weights(clusterer, path)
     if of_run is not None:
         same_identity(about_weights(path, clusterer), of_run, path)
@@ -326,7 +326,7 @@ def load_stage(
     InputError where it was trained to predict something else than the settings say.
     """
     clusterer = load_clusterer(paths, stage, clustering, vqvae, device, settings.clusters_first, of_run)
-    unet = UNet(vqvae.z_channels, paths.n_clusters, **settings.diffusion.unet)
+    unet = UNet(vqvae.z_channels, sum(numbers_of_clusters(paths.n_clusters)), **settings.diffusion.unet)
     path = find_checkpoint(paths, "unet", stage, clustering)
     load_weights(unet, path)
     if of_run is not None:

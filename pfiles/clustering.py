@@ -4,7 +4,7 @@ A clusterer is a network from latents (B, z, h, w) to logits (B, k, 1, 1). The s
 cluster probabilities, the largest is the cluster.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,10 @@ class KMeansClusters(nn.Module):
         self.register_buffer("centroids", torch.zeros(n_clusters, 2 * z_channels))
         self.register_buffer("variance", torch.ones(()))
 
+    @property
+    def n_clusters(self) -> int:
+        return len(self.centroids)
+
     @staticmethod
     def statistics(z: Tensor) -> Tensor:
         """Latents (B, z, h, w) -> features before standardisation (B, 2 * z)."""
@@ -56,15 +60,30 @@ def make_clusterer(kind: str, z_channels: int, n_clusters: int) -> nn.Module:
     return {"classifier": Classifier, "kmeans": KMeansClusters}[kind](z_channels, n_clusters)
 
 
+def make_clusterers(kind: str, z_channels: int, ks: Sequence[int]) -> nn.Module:
+    """As `make_clusterer`; for several numbers of clusters an nn.ModuleList, one for each."""
+    made = [make_clusterer(kind, z_channels, k) for k in ks]
+    return made[0] if len(made) == 1 else nn.ModuleList(made)
+
+
+def each_of(clusterer: nn.Module) -> list[nn.Module]:
+    """The clusterers in an nn.ModuleList of several, or the one that is given."""
+    return [*clusterer] if isinstance(clusterer, nn.ModuleList) else [clusterer]
+
+
 def fit_kmeans(clusterer: KMeansClusters, latents: Iterable[Tensor], seed: int) -> KMeansClusters:
     """Fit the centroids (scikit-learn, best of 10 starts) to the training tiles' latents, given in batches."""
+    with torch.no_grad():
+        return fit_kmeans_to(clusterer, torch.cat([clusterer.statistics(z) for z in latents]), seed)
+
+
+def fit_kmeans_to(clusterer: KMeansClusters, statistics: Tensor, seed: int) -> KMeansClusters:
+    """The same to the `statistics` (N, 2 * z) of their latents."""
     from sklearn.cluster import KMeans
 
-    with torch.no_grad():
-        statistics = torch.cat([clusterer.statistics(z) for z in latents])  # (N, 2 * z)
-        mean, scale = statistics.mean(0), statistics.std(0, correction=0)
-        scale = torch.where(scale > 0, scale, 1.0)  # a channel that never varies carries no information
-        features = (statistics - mean) / scale
+    mean, scale = statistics.mean(0), statistics.std(0, correction=0)
+    scale = torch.where(scale > 0, scale, 1.0)  # a channel that never varies carries no information
+    features = (statistics - mean) / scale
     seed = derive_seed(seed, "kmeans") % 2**32  # scikit-learn takes 32 bits
     fit = KMeans(len(clusterer.centroids), n_init=10, random_state=seed).fit(features.double().cpu().numpy())
     clusterer.mean.copy_(mean)

@@ -140,6 +140,11 @@ def mean_channel_softmax(vqvae: VQVAE, codes: Tensor) -> Tensor:
     return torch.cat([z.softmax(dim=1).mean((2, 3)) for z in latent_batches(vqvae, codes)]).cpu()
 
 
+def latent_table(features: Tensor, clusters: Tensor, probabilities: Tensor) -> pd.DataFrame:
+    """The published CSV: a row of features, cluster (0-based) and its probability for each tile."""
+    return pd.DataFrame(features.numpy()).assign(cluster=clusters.numpy(), probability=probabilities.numpy())
+
+
 def pair_labels(latent_csv: Path, names: Sequence[str]) -> np.ndarray:
     """The cluster (N,) of the training tile that each name, its number from 1, belongs to."""
     if not latent_csv.exists():

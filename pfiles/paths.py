@@ -4,7 +4,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +16,54 @@ from pfiles.machine.processes import is_first
 CHECKOUT = Path(__file__).resolve().parents[1]
 # where relative paths start: the repository or, for an installed package, the folder that a command was started in
 ROOT = CHECKOUT if (CHECKOUT / "train_autoencoder.ipynb").exists() else Path.cwd()
+MOST_NUMBERS = 100  # of clusters that are learnt together
+
+
+def numbers_of_clusters(given: int | str | Sequence[int]) -> tuple[int, ...]:
+    """The numbers of clusters k that 14, "10-16", "10,12,14" or [10, 12, 14] name, rising; InputError for others."""
+    text = given if isinstance(given, str) else ",".join(map(repr, given)) if _is_list(given) else repr(given)
+    parts = [re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip()) for part in text.split(",")]
+    if not all(parts):
+        raise InputError(
+            f'n_clusters must be a whole number of at least 2, or several such as "10-16", but is {given!r}.'
+        )
+    ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts]
+    if not all(ranges):
+        raise InputError(f"n_clusters must go from the smaller number to the larger, such as 10-16, but is {text}.")
+    if min(ks[0] for ks in ranges) < 2:
+        raise InputError(f"n_clusters must be a whole number of at least 2, but is {text}.")
+    if sum(map(len, ranges)) > MOST_NUMBERS:
+        raise InputError(f"n_clusters can be at most {MOST_NUMBERS} numbers at a time, but {text} are more.")
+    return tuple(sorted({k for ks in ranges for k in ks}))
+
+
+def _is_list(given: object) -> bool:
+    return isinstance(given, list | tuple | range) and len(given) > 0
+
+
+def name_of_numbers(ks: Sequence[int]) -> int | str:
+    """What stands for them in the names of files: 14, "10-16", or "10,12,14"."""
+    first, last = ks[0], ks[-1]
+    if len(ks) == 1:
+        return first
+    return f"{first}-{last}" if len(ks) == last - first + 1 else ",".join(map(str, ks))
 
 
 @dataclass(frozen=True)
 class Paths:
     """The files of one run with `n_clusters` clusters below the folder `out`.
 
+    n_clusters: one number, or the name of several that are trained together, see `name_of_numbers`.
     out: None for this repository; a relative path starts there, so that it means the same in every notebook.
     clustering: "classifier", whose files have the published names, or "kmeans", whose files have names of their own.
     """
 
-    n_clusters: int = 14
+    n_clusters: int | str = 14
     out: str | Path | None = None
     clustering: str = "classifier"
 
     def __post_init__(self):
-        if not isinstance(self.n_clusters, int) or self.n_clusters < 2:
-            raise InputError(f"n_clusters must be a whole number of at least 2, but is {self.n_clusters!r}.")
+        numbers_of_clusters(self.n_clusters)
         try:
             is_folder = stat.S_ISDIR(os.stat(self.root).st_mode)
         except FileNotFoundError:
@@ -83,6 +114,11 @@ class Paths:
         found = self.root.glob(f"clusters_*/HHH*_C*_D*{self.suffix}.csv")
         named = ((re.fullmatch(rf"HHH(\d+)_C\d+_D\d+{self.suffix}\.csv", path.name), path) for path in found)
         return dict(sorted((int(match[1]), path) for match, path in named if match))
+
+    @property
+    def choosing(self) -> Path:
+        """What is learnt to choose k."""
+        return self.root / f"choose_k{self.suffix}"
 
     @property
     def training_images(self) -> Path:

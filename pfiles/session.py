@@ -16,12 +16,21 @@ from torch import Tensor, nn
 from pfiles import checkpoints
 from pfiles.choices import choose
 from pfiles.classifier import Classifier
-from pfiles.clustering import check_clustering, fit_kmeans, make_clusterer
+from pfiles.clustering import check_clustering, each_of, fit_kmeans, make_clusterer
 from pfiles.discriminator import Discriminator, PolishDiscriminator
 from pfiles.drawing.generator import Generator, begin_from, starting_weights
 from pfiles.drawing.sampling import generate_to_folder
 from pfiles.errors import InputError
-from pfiles.identity import GENERATED_WITH, MADE_FROM, NOT_COMPARED, Identity, of_csv, same_identity, without
+from pfiles.identity import (
+    GENERATED_WITH,
+    MADE_FROM,
+    NOT_COMPARED,
+    Identity,
+    differences,
+    of_csv,
+    same_identity,
+    without,
+)
 from pfiles.latents import (
     LatentSpace,
     encode_tiles,
@@ -39,7 +48,7 @@ from pfiles.learning.resume import restarts
 from pfiles.machine import processes
 from pfiles.machine.runtime import pick_device, seeded
 from pfiles.machine.speed import Speed, pick_speed
-from pfiles.paths import Paths, atomic_write, read_json, write_json
+from pfiles.paths import Paths, atomic_write, name_of_numbers, numbers_of_clusters, read_json, write_json
 from pfiles.reporting import figures, maps, tables
 from pfiles.reporting.page import Section
 from pfiles.settings import Settings, StageSettings, get_settings
@@ -54,16 +63,30 @@ AT_ONCE = 4096  # tiles that are brought into memory to be assigned
 
 
 class Networks(NamedTuple):
-    """What draws after a stage: the UNet, the clusters that are its condition, and the latents it works on."""
+    """What draws after a stage: the UNet, the clusters that are its condition, and the latents it works on.
+
+    clusterer: of a run of several numbers of clusters an nn.ModuleList of one for each; their clusters have the UNet's
+        rows one after the other.
+    """
 
     unet: UNet
     clusterer: nn.Module
     space: LatentSpace
 
+    def of_each_k(self) -> list["Networks"]:
+        """The networks for each number of clusters alone, the UNets as copies; these where there is only one."""
+        if not isinstance(self.clusterer, nn.ModuleList):
+            return [self]
+        firsts = np.cumsum([0, *(one.n_clusters for one in self.clusterer)])
+        return [
+            Networks(self.unet.of_clusters(first, one.n_clusters), one, self.space)
+            for first, one in zip(firsts.tolist(), self.clusterer, strict=False)
+        ]
+
 
 def open_run(
     notebook: str,
-    n_clusters: int | None = None,
+    n_clusters: int | str | Sequence[int] | None = None,
     clustering: str | None = None,
     data: str | Path | None = None,
     preset: str | None = None,
@@ -76,7 +99,8 @@ def open_run(
 
     What is None is as run.toml says, see `choices`, and otherwise as published.
     notebook: who opens it, such as "part_1_training"; its numbers are recorded under that name.
-    n_clusters: k. clustering: "classifier" or "kmeans". data: see `load_tiles`. preset, overrides: see `get_settings`.
+    n_clusters: k; or several, such as "10-16" or [10, 12, 14], whose clusters and UNet are then trained together.
+    clustering: "classifier" or "kmeans". data: see `load_tiles`. preset, overrides: see `get_settings`.
     out: folder for all results; None: this repository. restart: train anew instead of going on.
     """
     given = {
@@ -85,10 +109,13 @@ def open_run(
     }  # fmt: skip
     chosen = choose(given)
     check_clustering(chosen["clustering"])
+    n_clusters = name_of_numbers(numbers_of_clusters(chosen["n_clusters"]))
+    if isinstance(n_clusters, str) and notebook.startswith("part_") and notebook not in checkpoints.MADE_BY.values():
+        raise InputError(f"{notebook} works with one number of clusters: set n_clusters to one of {n_clusters}.")
     settings = get_settings(chosen["preset"], chosen["overrides"])
-    paths = Paths(chosen["n_clusters"], chosen["out"], chosen["clustering"])
+    paths = Paths(n_clusters, chosen["out"], chosen["clustering"])
     return OpenRun(
-        notebook, chosen["n_clusters"], chosen["clustering"], chosen["data"], chosen["preset"], settings,
+        notebook, n_clusters, chosen["clustering"], chosen["data"], chosen["preset"], settings,
         chosen["seed"], paths, restart,
     )  # fmt: skip
 
@@ -107,7 +134,7 @@ class OpenRun:
     """See `open_run`. What takes time is made when it is first asked for, and kept."""
 
     notebook: str
-    n_clusters: int
+    n_clusters: int | str
     clustering: str
     data: str | Path | None
     preset: str
@@ -116,6 +143,21 @@ class OpenRun:
     paths: Paths
     restart: bool | str
     told: dict[str, Any] = field(default_factory=dict, init=False)  # by the files that were read without their tiles
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """The numbers of clusters, of which a run has one unless told otherwise."""
+        return numbers_of_clusters(self.n_clusters)
+
+    @cached_property
+    def of_each_k(self) -> tuple["OpenRun", ...]:
+        """A run of each number of clusters alone; this one where it has only one."""
+        if len(self.ks) == 1:
+            return (self,)
+        runs = tuple(replace(self, n_clusters=k, paths=replace(self.paths, n_clusters=k)) for k in self.ks)
+        for run in runs:  # what does not depend on k is made once
+            vars(run).update({name: getattr(self, name) for name in ("device", "speed", "tiles", "vqvae", "views")})
+        return runs
 
     @cached_property
     def device(self) -> torch.device:
@@ -128,7 +170,7 @@ class OpenRun:
     @cached_property
     def tiles(self) -> Tiles:
         settings = self.settings
-        tiles = load_tiles(self.data, settings.image_size_px, settings.max_train_tiles, self.n_clusters)
+        tiles = load_tiles(self.data, settings.image_size_px, settings.max_train_tiles, max(self.ks))
         print(f"{len(tiles.train)} training and {len(tiles.test)} test tiles from {tiles.source}")
         return tiles
 
@@ -159,15 +201,21 @@ class OpenRun:
 
         They are kept beside the autoencoder, as every training needs them.
         """
-        encode = encode_views if self.settings.diffusion.latent_views else lambda *given: encode_tiles(*given)[None]
+        return self._encoded(self.settings.diffusion.latent_views, self.paths.codes)
+
+    @property
+    def eight_views(self) -> Tensor:
+        """The codes of the eight views of the training tiles (8, N, h, w), whatever the UNet learns from."""
+        return self.views if len(self.views) == 8 else self._encoded(True, self.paths.choosing / "eight_views.pt")
+
+    def _encoded(self, views: bool, path: Path) -> Tensor:
+        encode = encode_views if views else lambda *given: encode_tiles(*given)[None]
         made_from = {
             "autoencoder": checkpoints.fingerprint_of_role(self.vqvae),
             "data": self.tiles.fingerprint(),
-            "views": self.settings.diffusion.latent_views,
+            "views": views,
         }
-        return checkpoints.cached_tensor(self.paths.codes, made_from, lambda: encode(self.vqvae, self.train_images)).to(
-            self.device
-        )
+        return checkpoints.cached_tensor(path, made_from, lambda: encode(self.vqvae, self.train_images)).to(self.device)
 
     @property
     def codes(self) -> Tensor:
@@ -232,18 +280,32 @@ class OpenRun:
     def new_networks(self) -> Networks:
         """UNet and clusters before any training; k-means is fitted to the latents."""
         with seeded(self.seed, "training"):
-            unet = UNet(self.vqvae.z_channels, self.n_clusters, **self.settings.diffusion.unet).to(self.device)
-            clusterer = make_clusterer(self.clustering, self.vqvae.z_channels, self.n_clusters).to(self.device)
+            unet = UNet(self.vqvae.z_channels, sum(self.ks), **self.settings.diffusion.unet).to(self.device)
         if self.settings.start_from is not None:
             begin_from(unet, starting_weights(self.settings.start_from), "unet.", anew=["class_emb.weight"])
-        if self.clustering == "kmeans":
-            fit_kmeans(clusterer, latent_batches(self.vqvae, self.codes), self.seed)
+        clusterers = [self.new_clusterer(k, self.seed) for k in self.ks]
         scaled = self.settings.diffusion.latent_scaling
         space = LatentSpace.of_training(self.vqvae, self.views) if scaled else LatentSpace(self.vqvae)
-        return Networks(unet, clusterer, space)
+        return Networks(unet, clusterers[0] if len(clusterers) == 1 else nn.ModuleList(clusterers), space)
 
-    def train_clusters(self, clusterer: Classifier) -> History:
-        """Train the classifier in place without a UNet (setting clusters_first)."""
+    def new_clusterer(self, k: int, seed: int) -> nn.Module:
+        """The clustering of k clusters before any training, or, of k-means, after it: the same for whatever is trained
+        beside it."""
+        with seeded(seed, "clusters", k):
+            clusterer = make_clusterer(self.clustering, self.vqvae.z_channels, k).to(self.device)
+        if self.clustering == "kmeans":
+            fit_kmeans(clusterer, latent_batches(self.vqvae, self.codes), seed)
+        return clusterer
+
+    def train_clusters(self, clusterer: nn.Module) -> History:
+        """Train the classifier, or those of every k, in place without a UNet (setting clusters_first).
+
+        Where `choose_k` has learnt the same ones, they are taken from there.
+        """
+        alone, each = self.of_each_k, each_of(clusterer)
+        if not self.restart and all(run._takes_kept(one) for run, one in zip(alone, each, strict=True)):
+            print(f"The clusters were learnt before, in {self.paths.choosing}.")
+            return pd.read_csv(self.paths.choosing / "clusters_all" / "log.csv").to_dict("records")
         identity = self._identity(["diffusion", "clusters"], {"autoencoder": self.vqvae})
         return diffusion.train_clusters(
             classifier=clusterer,
@@ -254,6 +316,25 @@ class OpenRun:
             stage=self.settings.clusters,
             job=self._stage_job("clusters", identity),
         )
+
+    def keep_clusters(self, clusterer: Classifier) -> None:
+        """Keep a classifier that `choose_k` learnt, for `train_clusters` of this k to take."""
+        identity = self._identity(["diffusion", "clusters"], {"autoencoder": self.vqvae})
+        if not checkpoints.is_saved(clusterer, self._kept, identity):
+            checkpoints.save_weights(clusterer, self._kept, identity)
+
+    def _takes_kept(self, clusterer: Classifier) -> bool:
+        """Give a classifier the weights that were kept for it, if there are some of these settings, data and seed."""
+        identity = self._identity(["diffusion", "clusters"], {"autoencoder": self.vqvae})
+        about = read_json(self._kept.with_suffix(".json")) if self._kept.exists() else None
+        if about is None or differences(without(about, "weights", "versions", "replaces"), identity):
+            return False
+        checkpoints.load_weights(clusterer, self._kept)
+        return True
+
+    @property
+    def _kept(self) -> Path:
+        return self.paths.choosing / f"classifier_{self.n_clusters}.pth"
 
     def stage(self, name: str) -> StageSettings:
         """The settings of "training", "finetuning1" or "finetuning2"; clusters that were learnt first learn no more."""
@@ -275,11 +356,14 @@ class OpenRun:
         return f"{how.sampler}, {how.steps} steps, guidance {how.guidance}; each image has a seed of its own"
 
     def train(self, name: str, networks: Networks) -> History:
-        """Train the networks in place through the stage of that name, and save what it changed."""
-        starts_from = {"autoencoder": self.vqvae}
-        if checkpoints.START[name] is not None:
-            starts_from |= {"unet": networks.unet, "clusters": networks.clusterer}
-        identity = self._identity(["diffusion", name], starts_from)
+        """Train the networks in place through the stage of that name, and save what it changed.
+
+        Of several numbers of clusters the networks of each k are saved as well, as if they had been trained alone.
+        """
+        runs = (self, *(self.of_each_k if len(self.ks) > 1 else ()))
+        begin = (networks, *(networks.of_each_k() if len(self.ks) > 1 else ()))
+        identities = [run._stage_identity(name, own) for run, own in zip(runs, begin, strict=True)]
+        del begin
         history = diffusion.train_stage(
             unet=networks.unet,
             clusterer=networks.clusterer,
@@ -288,11 +372,20 @@ class OpenRun:
             codes=self.views,
             settings=self.settings.diffusion,
             stage=self.stage(name),
-            job=self._stage_job(name, identity),
+            job=self._stage_job(name, identities[0]),
             picture=partial(self._drawn, networks),
         )
-        checkpoints.save_stage(self.paths, name, *networks, len(history), identity, self.settings.clusters_first)
+        ended = (networks, *(networks.of_each_k() if len(self.ks) > 1 else ()))
+        for run, own, identity in zip(runs, ended, identities, strict=True):
+            checkpoints.save_stage(run.paths, name, *own, len(history), identity, self.settings.clusters_first)
         return history
+
+    def _stage_identity(self, name: str, networks: Networks) -> dict[str, Any]:
+        """What the networks after a stage depend on, `networks` being those before it."""
+        starts_from = {"autoencoder": self.vqvae}
+        if checkpoints.START[name] is not None:
+            starts_from |= {"unet": networks.unet, "clusters": networks.clusterer}
+        return self._identity(["diffusion", name], starts_from)
 
     def _reconstructed(self, vqvae: VQVAE) -> Tensor:
         """Two rows of four training tiles, each above the row of what the autoencoder makes of them."""
@@ -306,7 +399,7 @@ class OpenRun:
         if settings.diffusion.num_timesteps > PICTURE_STEPS:
             few = replace(few, sampler="dpm-solver++", steps=PICTURE_STEPS)
         generator = Generator(unet, networks.clusterer, networks.space, replace(settings, sampling=few), torch.empty(0))
-        return generator.draw(torch.arange(PICTURED) % self.n_clusters, progress=False)
+        return generator.draw(torch.arange(PICTURED) % sum(self.ks), progress=False)
 
     def _whole_identity(self) -> Identity:
         return self._identity(["autoencoder", "diffusion", "clusters", *checkpoints.START], {})
@@ -322,11 +415,12 @@ class OpenRun:
         return self._job(name, folder, identity, self.settings.diffusion.batch_size)
 
     def _job(self, name: str, folder: Path, identity: Mapping[str, Any], batch_size: int) -> Job:
-        if restarts(folder, identity, self.restart) and image_files(self.paths.generated):
-            raise InputError(
-                f"{self.paths.generated} holds images of the networks that this restart replaces: move or delete that "
-                "folder first."
-            )
+        for k in self.ks if restarts(folder, identity, self.restart) else ():
+            if image_files(generated := replace(self.paths, n_clusters=k).generated):
+                raise InputError(
+                    f"{generated} holds images of the networks that this restart replaces: move or delete that folder "
+                    "first."
+                )
         return Job(name, self.seed, batch_size, folder, identity, self.settings.saving, self.speed, self.restart)
 
     # after training
@@ -427,13 +521,23 @@ class OpenRun:
         write_json(note, own)
         write_tiles(folder, numbers, self.tiles.tensor(self.tiles.train[self.chosen]))
 
-    def write_latent_csv(self, table: pd.DataFrame) -> None:
-        """Write the rows of all training tiles as published, and beside them what they are of."""
-        path = self.paths.latent_csv
+    def write_latent_csv(self, table: pd.DataFrame, clusterer: nn.Module | None = None) -> None:
+        """Write the rows of all training tiles as published, and beside them what they are of.
+
+        clusterer: whose clusters they are; None: those after the last stage. Others do not replace these.
+        """
+        path, stage = self.paths.latent_csv, "finetuning2"
+        if clusterer is not None and path.exists():
+            stage = checkpoints.stage_of_clusters(stage, self.clustering, self.settings.clusters_first)
+            trained = checkpoints.weights_of(self.paths, self.clustering, stage, self.clustering)
+            if trained not in (None, checkpoints.fingerprint(clusterer)):
+                print(f"{path} is left as it is: it is of clusters that were trained with a UNet.")
+                return
         content = table.to_csv(header=False, index=False).encode()
         with atomic_write(path) as file:
             file.write(content)
-        about = {**self._identity(["diffusion"], self._assigned_with()), "sha256": sha256(content).hexdigest()}
+        networks = {"autoencoder": self.vqvae, "clusters": clusterer or self.clusterer}
+        about = {**self._identity(["diffusion"], networks), "sha256": sha256(content).hexdigest()}
         write_json(path.with_suffix(".json"), about)
 
     def draw_to_folder(self, cluster_ids: Tensor, only: tuple[int, int] | None = None) -> None:

@@ -1,5 +1,6 @@
 """The latent UNet that predicts the noise, or the velocity, conditioned on time and cluster."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -78,3 +79,10 @@ class UNet(nn.Module):
         for up in self.ups:
             out = up(out, skips.pop(), t_emb)
         return self.conv_out(F.silu(self.norm_out(out)))
+
+    def of_clusters(self, first: int, number: int) -> "UNet":
+        """A UNet of its own, a copy that knows `number` of these clusters, from `first` on, and draws them the same."""
+        part = copy.deepcopy(self)
+        rows = self.class_emb.weight[first : first + number].detach().clone()
+        part.class_emb = nn.Embedding.from_pretrained(rows, freeze=False)
+        return part

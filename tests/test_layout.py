@@ -13,7 +13,7 @@ FLOORS = [
     "errors", "machine.processes", "settings", "machine", "paths", "choices", "identity", "tiles",
     "blocks", "discriminator", "classifier", "linear_noise_scheduler", "lpips", "lpips_metric", "vqvae",
     "unet_cond_base", "clustering", "latents", "checkpoints", "learning", "drawing", "measuring", "reporting",
-    "session", "check", "share", "watch", "__main__",
+    "session", "choosing", "check", "share", "watch", "__main__",
 ]  # fmt: skip
 MODULES = sorted(
     ".".join(path.relative_to(ROOT / "pfiles").with_suffix("").parts)

@@ -1,15 +1,15 @@
 """The trainings of the conditional UNet and of the clusters (the paper, sections 3.4 and 3.5)."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pfiles.classifier import Classifier
-from pfiles.clustering import probabilities
+from pfiles.classifier import Classifier, stack, stacked_probabilities, unstack
+from pfiles.clustering import each_of
 from pfiles.latents import LatentSpace, predict_clusters
 from pfiles.learning.log import History
 from pfiles.learning.loop import Job, Objective, Pace, train
@@ -41,6 +41,8 @@ def train_stage(
     the condition. A classifier in training adds the terms of `cluster_terms`. Its argmax, the condition, passes no
     gradient: the two networks share a loss and nothing else. Clusters that do not learn are predicted once.
 
+    clusterer: a clustering, or an nn.ModuleList of several, whose clusters have the UNet's rows one after the other:
+        in each step the condition of a tile is its cluster in one of them, drawn at random.
     images: uint8 (N, 3, S, S), needed for the affine views only.
     codes: of the tiles (N, h, w), see `latents.encode_tiles`, or of their views (8, N, h, w), see `encode_views`: then
         each tile of a step is learnt in a view drawn at random.
@@ -48,44 +50,45 @@ def train_stage(
     """
     codes, device, vqvae = codes.view(-1, *codes.shape[-3:]), codes.device, space.vqvae
     scheduler = LinearNoiseScheduler(settings.num_timesteps, settings.beta_start, settings.beta_end)
-    learns = stage.trains_clusters and isinstance(clusterer, Classifier)
     parts = {"unet": unet.train(), "optimizer": make_optimizer(stage, unet, job)}
     predict = job.speed.fast(processes.distribute(unet))
-    if learns:
-        parts |= {"classifier": clusterer.train(), "cluster_optimizer": make_optimizer(stage, clusterer, job)}
-        classify = job.speed.fast(processes.distribute(clusterer))
-        encode = job.speed.fast(vqvae.encode_codes)
-        fill = settings.affine_fill or mean_colour(images)
+    clusterers = each_of(clusterer)
+    rows = torch.tensor([0, *(one.n_clusters for one in clusterers)], device=device).cumsum(0)[:-1]  # each one's first
+    learning = None
+    if stage.trains_clusters and isinstance(clusterers[0], Classifier):
+        learning = _Clusters(clusterers, vqvae, images, codes, settings, stage, job)
+        parts |= learning.parts
     else:
-        clusters = torch.stack([predict_clusters(vqvae, clusterer, view)[0] for view in codes]).to(device)
+        of_each = [torch.stack([predict_clusters(vqvae, one, view)[0] for view in codes]) for one in clusterers]
+        clusters = torch.stack(of_each).to(device) + rows[:, None, None]
     if stage.ema_decay:
         parts["averaged"] = averaged = copy.deepcopy(unet).requires_grad_(False)
 
     def draw(index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        drawn = {}
-        if learns:
-            drawn["moved"] = move(images[index], generator, fill, settings.dihedral_views)
+        drawn = learning.draw(index, generator) if learning else {}
         drawn["t"] = torch.randint(scheduler.num_timesteps, (len(index),), generator=generator, device=device)
         shape = (len(index), vqvae.z_channels, *codes.shape[2:])
         drawn["noise"] = torch.randn(shape, generator=generator, device=device)
         if settings.condition_dropout:
             uniform = torch.rand(len(index), generator=generator, device=device)
             drawn["unconditioned"] = uniform < settings.condition_dropout
-        if len(codes) > 1:
-            drawn["view"] = torch.randint(len(codes), (len(index),), generator=generator, device=device)
+        if len(codes) > 1 and not learning:
+            drawn["view"] = draw_view(codes, index, generator)
+        if len(clusterers) > 1:
+            drawn["which"] = torch.randint(len(clusterers), (len(index),), generator=generator, device=device)
         return drawn
 
     def learn(own: Tensor, drawn: dict[str, Tensor], number: int) -> Iterator[Objective]:
-        view = drawn.get("view", torch.zeros_like(own))
+        none = torch.zeros_like(own)
+        view, which = drawn.get("view", none), drawn.get("which", none)
         z = vqvae.embed(codes[view, own])
-        terms, optimizers = {}, [parts["optimizer"]]
-        if learns:
-            p = probabilities(classify, z)
-            terms = cluster_terms(p, probabilities(classify, embed_moved(vqvae, encode, drawn["moved"])))
+        terms, weights, optimizers = {}, {}, [parts["optimizer"]]
+        if learning:
+            p, terms, weights = learning.terms(z, drawn["moved"])
             optimizers.append(parts["cluster_optimizer"])
-            cluster = p.argmax(dim=1)
+            cluster = (p.argmax(-1) + rows).gather(1, which[:, None])[:, 0]
         else:
-            cluster = clusters[view, own]
+            cluster = clusters[which, view, own]
         if settings.condition_dropout:
             cluster = torch.where(drawn["unconditioned"], -1, cluster)
 
@@ -94,7 +97,6 @@ def train_stage(
         predicted = predict(scheduler.add_noise(x0, noise, t), t, cluster).float()
         error = (predicted - target).square().mean((1, 2, 3))
         terms["mse"] = error.mean()
-        weights = cluster_weights(settings, stage)
         if settings.min_snr_gamma is not None:
             terms["weighted_mse"] = (error * min_snr_weight(scheduler, t, settings)).mean()
             weights["mse"] = 0.0
@@ -107,6 +109,8 @@ def train_stage(
         job, num_epochs=stage.epochs, num_tiles=codes.shape[1], draw=draw, learn=learn, parts=parts, pace=_pace(stage),
         picture=picture and partial(picture, parts.get("averaged", unet)),
     )  # fmt: skip
+    if learning:
+        learning.give_back()
     if stage.ema_decay:
         unet.load_state_dict(averaged.state_dict())
     return history
@@ -114,7 +118,7 @@ def train_stage(
 
 def train_clusters(
     *,
-    classifier: Classifier,
+    classifier: nn.Module,
     vqvae: VQVAE,
     images: Tensor,
     codes: Tensor,
@@ -122,31 +126,85 @@ def train_clusters(
     stage: StageSettings,
     job: Job,
 ) -> History:
-    """Train a classifier by information maximisation without a UNet beside it, in place.
+    """Train classifiers by information maximisation without a UNet beside them, in place.
 
-    No gradient ever passes between the two, so that the UNet may as well learn afterwards, from clusters that no longer
-    change. Arguments as in `train_stage`.
+    No gradient ever passes between classifier and UNet, so that the UNet may as well learn afterwards, from clusters
+    that no longer change. One classifier becomes, bit for bit, what it would have become beside a UNet.
+
+    classifier: one, or an nn.ModuleList of several. They learn from the same views, which are encoded once for all, and
+        are computed together, each as if it learnt alone but for rounding.
+    Other arguments as in `train_stage`.
     """
     codes = codes.view(-1, *codes.shape[-3:])
-    parts = {"classifier": classifier.train(), "cluster_optimizer": make_optimizer(stage, classifier, job)}
-    classify = job.speed.fast(processes.distribute(classifier))
-    encode = job.speed.fast(vqvae.encode_codes)
-    fill = settings.affine_fill or mean_colour(images)
-
-    def draw(index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        drawn = {"moved": move(images[index], generator, fill, settings.dihedral_views)}
-        if len(codes) > 1:
-            drawn["view"] = torch.randint(len(codes), (len(index),), generator=generator, device=codes.device)
-        return drawn
+    learning = _Clusters(each_of(classifier), vqvae, images, codes, settings, stage, job)
 
     def learn(own: Tensor, drawn: dict[str, Tensor], number: int) -> Iterator[Objective]:
         z = vqvae.embed(codes[drawn.get("view", torch.zeros_like(own)), own])
-        p, p_moved = (probabilities(classify, x) for x in (z, embed_moved(vqvae, encode, drawn["moved"])))
-        yield Objective([parts["cluster_optimizer"]], cluster_terms(p, p_moved), cluster_weights(settings, stage))
+        _, terms, weights = learning.terms(z, drawn["moved"])
+        yield Objective([learning.parts["cluster_optimizer"]], terms, weights)
 
-    return train(
-        job, num_epochs=stage.epochs, num_tiles=codes.shape[1], draw=draw, learn=learn, parts=parts, pace=_pace(stage)
-    )
+    history = train(
+        job, num_epochs=stage.epochs, num_tiles=codes.shape[1], draw=learning.draw, learn=learn, parts=learning.parts,
+        pace=_pace(stage),
+    )  # fmt: skip
+    learning.give_back()
+    return history
+
+
+class _Clusters:
+    """Classifiers that learn together, as one network, from the same tiles and their moved views.
+
+    parts: what a step changes. Arguments as in `train_clusters`.
+    """
+
+    def __init__(
+        self,
+        classifiers: Sequence[Classifier],
+        vqvae: VQVAE,
+        images: Tensor,
+        codes: Tensor,
+        settings: DiffusionSettings,
+        stage: StageSettings,
+        job: Job,
+    ):
+        self.classifiers, self.vqvae, self.images, self.codes, self.settings = (
+            classifiers, vqvae, images, codes, settings,
+        )  # fmt: skip
+        self.network = stack(classifiers).train()
+        self.parts = {"classifier": self.network, "cluster_optimizer": make_optimizer(stage, self.network, job)}
+        self.parts["cluster_optimizer"].param_groups[0]["together"] = len(classifiers)
+        self.classify = job.speed.fast(processes.distribute(self.network))
+        self.encode = job.speed.fast(vqvae.encode_codes)
+        self.fill = settings.affine_fill or mean_colour(images)
+        self.weights = cluster_weights(settings, stage)
+
+    def draw(self, index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """The same numbers for one classifier as for many, and with a UNet as without."""
+        drawn = {"moved": move(self.images[index], generator, self.fill, self.settings.dihedral_views)}
+        if len(self.codes) > 1:
+            drawn["view"] = draw_view(self.codes, index, generator)
+        return drawn
+
+    def terms(self, z: Tensor, moved: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
+        """The probabilities (B, n, k), `cluster_terms` as means over the n classifiers, and their weights in the sum
+        of their losses."""
+        sizes = [one.n_clusters for one in self.classifiers]
+        views = z, embed_moved(self.vqvae, self.encode, moved)
+        p, p_moved = (stacked_probabilities(self.classify(view), sizes) for view in views)
+        weights = {name: len(sizes) * weight for name, weight in self.weights.items()}
+        return p, cluster_terms(p, p_moved), weights
+
+    def give_back(self) -> None:
+        """Let the classifiers have what they learnt."""
+        if len(self.classifiers) > 1:
+            unstack(self.network, self.classifiers)
+        for one in self.classifiers:
+            one.train()
+
+
+def draw_view(codes: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
+    """Which of the views in `codes` (V, N, h, w) each of the tiles (B,) is learnt in."""
+    return torch.randint(len(codes), (len(index),), generator=generator, device=codes.device)
 
 
 def move(images: Tensor, generator: torch.Generator, fill: tuple[int, int, int], dihedral: bool) -> Tensor:

@@ -261,11 +261,18 @@ def _step(
 
 
 def update(optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> Tensor:
-    """Apply and clear the gradients, clipped to a norm of `clip_norm`; returns the norm they had."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    """Apply and clear the gradients, clipped to a norm of `clip_norm`; returns the norm they had.
+
+    Where the optimiser's first group says that so many networks are computed `together`, each with its part of every
+    parameter's first axis, each is clipped to a norm of its own.
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
     if clip_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        together = optimizer.param_groups[0].get("together", 1)
+        for own in zip(*(gradient.chunk(together) for gradient in gradients), strict=True):
+            factor = clip_norm / (nn.utils.get_total_norm(own) + 1e-6)
+            torch._foreach_mul_(own, factor.clamp(max=1.0))
     optimizer.step()
     optimizer.zero_grad()
     return norm

@@ -1,5 +1,7 @@
 """The terms of the training losses. Natural logarithms; every function returns a scalar.
 
+Probabilities have the shape (B, k), or (B, n, k) for n classifiers at once, whose mean is returned.
+
 Information maximisation (the paper, section 3.5; Krause et al. 2010, Hu et al. 2017): with p_i the cluster
 probabilities of tile i and p'_i those of its affine view,
 
@@ -17,19 +19,19 @@ EPS = 1e-8  # published; keeps log(0) finite
 
 
 def marginal_entropy(p: Tensor) -> Tensor:
-    """ME = H(mean_i p_i) in [0, ln k], from probabilities p of shape (B, k)."""
+    """ME = H(mean_i p_i) in [0, ln k], from probabilities p."""
     mean = p.mean(dim=0)
-    return -(mean * (mean + EPS).log()).sum()
+    return -(mean * (mean + EPS).log()).sum(-1).mean()
 
 
 def conditional_entropy(p: Tensor) -> Tensor:
-    """CE = mean_i H(p_i) in [0, ln k], from probabilities p of shape (B, k)."""
-    return -(p * (p + EPS).log()).sum(dim=1).mean()
+    """CE = mean_i H(p_i) in [0, ln k], from probabilities p."""
+    return -(p * (p + EPS).log()).sum(-1).mean()
 
 
 def affine_kl(p: Tensor, p_affine: Tensor) -> Tensor:
     """AF = mean_i KL(p_i || p'_i) >= 0; the gradient flows through both arguments, as published."""
-    return (p * ((p + EPS).log() - (p_affine + EPS).log())).sum(dim=1).mean()
+    return (p * ((p + EPS).log() - (p_affine + EPS).log())).sum(-1).mean()
 
 
 def adversarial_loss(logits: Tensor, real: bool) -> Tensor:

@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from MODULE import INDICES
+from pfiles.measuring import stability
 from pfiles.measuring.morphometry import FEATURES
 from pfiles.paths import atomic_write
 from pfiles.tiles.pixels import evenly_spaced
@@ -125,6 +128,108 @@ def plot_indices(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         ax.set(title=title, xlabel="k", xticks=table.index)
         ax.title.set_size("small")
     return fig
+
+
+def plot_choice(rows: pd.DataFrame, same: pd.DataFrame) -> Figure:
+    """The tables of `choosing.compare` against k: one plot for each index and for what else speaks for a k or against.
+
+    A dot for each seed, their mean with its 95 % interval, and a cross for the published value at k = 14 where it lies
+    within the axes; the title tells both.
+    """
+    table = stability.over_seeds(rows)
+    columns = [*stability.FIVE, "clusters used", "KL to uniform", "same in 8 views"]
+    fig, axes = plt.subplots(2, 5, figsize=(17, 6.4), layout="constrained")
+    for ax, name in zip(axes.flat, columns, strict=False):
+        own = table[name]
+        reach = np.nan_to_num(np.stack([own["mean"] - own["low"], own["high"] - own["mean"]]))
+        ax.errorbar(own.index, own["mean"], reach, marker="o", capsize=3)
+        ax.plot(rows.index.get_level_values("k"), rows[name], ".", color="grey", alpha=0.6)
+        title = name
+        if name in stability.PUBLISHED:
+            index, published = INDICES[name], stability.PUBLISHED[name]
+            title = f"{index.name} ({index.direction} is better)\npublished, k = {stability.PUBLISHED_K}: {published:g}"
+            if stability.PUBLISHED_K in own.index:
+                title += f", here {own.loc[stability.PUBLISHED_K, 'mean']:.5g}"
+            limits = ax.get_xlim(), ax.get_ylim()
+            ax.plot(stability.PUBLISHED_K, published, "x", color="tab:red", markersize=9)
+            ax.set(xlim=limits[0], ylim=limits[1])
+        ax.set_title(title, size="small")
+    axes.flat[5].plot(table.index, table.index, color="grey", linestyle="--", linewidth=1)  # all in use
+    for ax, names, title in (
+        (axes.flat[8], ("seeds", "halves"), "agreement between two seeds, and\nbetween halves of the tiles (ARI)"),
+        (
+            axes.flat[9],
+            ("next k", "nested"),
+            "agreement with the next k (ARI), and\nshare of tiles whose cluster is split",
+        ),
+    ):
+        for name in names:
+            if name in same:
+                ax.plot(same.index, same[name], marker="o", label=name)
+        ax.set_title(title, size="small")
+        ax.set_ylim(0, 1.02)
+        ax.legend(fontsize="small")
+    for ax in axes.flat:
+        ax.set(xlabel="k", xticks=table.index)
+    return fig
+
+
+def plot_flow(clusters: Mapping[int, np.ndarray]) -> Figure:
+    """How the clusters of each k split into those of the next: bars of tiles, joined by bands as wide as their tiles.
+
+    clusters: of the same tiles (N,), 0-based, by k. Within a column clusters stand so that bands cross little, below
+    their number from 1; a cluster has the colour of that cluster of the first k which gave it most tiles.
+    """
+    ks = [*clusters]
+    n = len(clusters[ks[0]])
+    gap = 0.012 * n
+    fig, ax = plt.subplots(figsize=(1.9 * len(ks) + 1, 7), layout="constrained")
+    palette = plt.get_cmap("tab20")(np.arange(20))
+    height = np.empty(n)  # of each tile in the column before: where bands come from, and what orders the next column
+    colour: np.ndarray | None = None
+    bottoms: dict[int, np.ndarray] = {}
+    for column, k in enumerate(ks):
+        own, used = clusters[k], np.unique(clusters[k])
+        if column:
+            before = clusters[ks[column - 1]]
+            centre = [height[own == c].mean() for c in used]
+            table = stability.contingency(before, own)
+            colours = {c: colour[table[:, c].argmax()] for c in used}
+        else:
+            centre = [-(own == c).sum() for c in used]
+            colours = {c: palette[i % 20] for i, c in enumerate(used)}
+        order = used[np.argsort(centre, kind="stable")]
+        place, bottom = 0.0, np.zeros(own.max() + 1)
+        for c in order:
+            size = (own == c).sum()
+            bottom[c] = place
+            ax.bar(column, size, 0.16, place, color=colours[c], edgecolor="black", linewidth=0.5)
+            ax.text(column, place + size / 2, c + 1, ha="center", va="center", size="x-small")
+            height[own == c] = place + size / 2
+            place += size + gap
+        if column:
+            left, right = bottoms[column - 1].copy(), bottom.copy()
+            rank = {c: i for i, c in enumerate(order)}
+            for a in sorted(np.unique(before), key=bottoms[column - 1].__getitem__):
+                for b in sorted(np.flatnonzero(table[a]), key=rank.get):
+                    width = table[a, b]
+                    _band(ax, column - 0.92, column - 0.08, left[a], right[b], width, colour[a])
+                    left[a] += width
+                    right[b] += width
+        bottoms[column] = bottom
+        colour = np.array([colours.get(c, (0, 0, 0, 0)) for c in range(own.max() + 1)])
+    ax.set_xticks(range(len(ks)), [f"k = {k}" for k in ks])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+    ax.set_title(f"How clusters split from one k to the next ({n} tiles)")
+    return fig
+
+
+def _band(ax: Axes, x0: float, x1: float, y0: float, y1: float, width: float, colour: np.ndarray) -> None:
+    """A smooth band of one width from (x0, y0) to (x1, y1), its lower corners."""
+    x = np.linspace(0, 1, 30)
+    rise = y0 + (y1 - y0) * (3 * x**2 - 2 * x**3)
+    ax.fill_between(x0 + (x1 - x0) * x, rise, rise + width, color=colour, alpha=0.45, linewidth=0)
 
 
 def figure_4_tiles(n_test: int) -> np.ndarray:

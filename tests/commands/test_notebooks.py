@@ -42,11 +42,11 @@ def test_every_notebook_is_in_the_order():
         str(path.relative_to(ROOT).with_suffix(""))
         for path in [*ROOT.glob("*.ipynb"), *ROOT.glob("clusters_14/*.ipynb")]
     }
-    assert found - set(NOTEBOOKS) == {"start_here", "tile_slides", "watch"}  # before and beside a run
+    assert found - set(NOTEBOOKS) == {"start_here", "tile_slides", "watch", "choose_k"}  # before and beside a run
     assert len(NOTEBOOKS) == 19
 
 
-@pytest.mark.parametrize("name", [*NOTEBOOKS, "start_here", "tile_slides", "watch"])
+@pytest.mark.parametrize("name", [*NOTEBOOKS, "choose_k", "start_here", "tile_slides", "watch"])
 def test_shape_of_a_notebook(name):
     book = read(name)
     first, second = book.cells[:2]
@@ -63,7 +63,7 @@ def test_shape_of_a_notebook(name):
             assert not any(isinstance(node, definitions) for node in ast.walk(ast.parse(cell.source)))
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", [*NOTEBOOKS, "choose_k"])
 def test_the_set_up_opens_the_run_and_does_nothing_else(name):
     set_up = ast.parse(own_code(read(name))[0]).body
     assert len(set_up) <= 6
@@ -75,7 +75,7 @@ def test_the_set_up_opens_the_run_and_does_nothing_else(name):
 
 def test_no_six_code_lines_in_a_row_stand_in_two_notebooks():
     seen = {}
-    for name in NOTEBOOKS:
+    for name in (*NOTEBOOKS, "choose_k"):
         lines = [line for source in own_code(read(name)) for line in code_lines(source)]
         for i in range(len(lines) - 5):
             seen.setdefault(tuple(lines[i : i + 6]), set()).add(name)

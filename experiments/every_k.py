@@ -1,0 +1,141 @@
+"""One UNet for every number of clusters against a UNet for each: trainings of the same number of steps each.
+
+    python -m experiments.every_k --data PATH --out DIR [--clusters 10-16] [--against 10 13 16] [--epochs 5]
+
+All rows share one autoencoder (DIR/autoencoder, trained first where it is not there), the k-means clusters of its
+latents, and the settings of `experiments.ablation`. The first row trains one UNet for all numbers of clusters, the last
+the same for twice as many steps, the others one UNet for one k each. For each k that has a UNet of its own a tile is
+drawn for the cluster of each of 500 test tiles, with the same noise in every row. A row that is done is not done again,
+and a training that was stopped goes on: give the same command again. Writes DIR/NAME.json for each row, and every_k.md.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import device_name
+from experiments.ablation import SIZE
+from pfiles.latents import encode_tiles, predict_clusters
+from pfiles.machine.runtime import versions
+from pfiles.measuring import fidelity
+from pfiles.measuring.distribution import frechet_distance
+from pfiles.measuring.features import make_extractor
+from pfiles.paths import atomic_write, read_json, write_json
+from pfiles.session import OpenRun, open_run
+
+HALVES = 200  # random halves of the drawn tiles, whose spread is the standard error
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.every_k")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--clusters", default="10-16", help="of the one UNet; default 10-16")
+    parser.add_argument("--against", type=int, nargs="+", default=[10, 13, 16], help="k with a UNet of their own")
+    parser.add_argument("--epochs", type=int, default=5, help="of every row but the last; 5 of 5,000 are 1,560 steps")
+    parser.add_argument("--set", type=json.loads, default={}, dest="settings", help="settings of all rows, as JSON")
+    args = parser.parse_args(arguments)
+    together = args.clusters
+    rows = {"every k": (together, 1), **{f"k = {k}": (k, 1) for k in args.against}, "every k, twice": (together, 2)}
+    first = _open(args, "autoencoder", args.against[0], 1)
+    if not first.paths.autoencoder.exists():
+        first.train_autoencoder(*first.new_autoencoder())
+    first.views  # noqa: B018 - encoded once for all rows
+    for name, (clusters, times) in rows.items():
+        if not (args.out / f"{name}.json").exists():
+            _do(args, name, clusters, times)
+        table = as_table([row for other in rows if (row := read_json(args.out / f"{other}.json"))])
+        with atomic_write(args.out / "every_k.md") as file:
+            file.write(table.encode())
+    print(table)
+
+
+def _open(args: argparse.Namespace, folder: str, clusters: int | str, times: int) -> OpenRun:
+    settings = SIZE | {"training.epochs": times * args.epochs} | args.settings
+    data, out = str(args.data.absolute()), str((args.out / folder).absolute())
+    return open_run("every_k", clusters, "kmeans", data, "recommended", settings, out=out)
+
+
+def _do(args: argparse.Namespace, name: str, clusters: int | str, times: int) -> None:
+    """Train and measure a row."""
+    run = _open(args, name, clusters, times)
+    shutil.copytree(args.out / "autoencoder" / "kpc_ldm", run.paths.autoencoder.parent, dirs_exist_ok=True)
+    networks, began = run.new_networks(), time.process_time()
+    history = run.train("training", networks)
+    seconds = time.process_time() - began
+    values = {one.n_clusters: measure(one) for one in run.of_each_k if one.n_clusters in args.against}
+    about = {"row": name, "date": date.today().isoformat(), "device": device_name(run.device.type), **versions()}
+    trained = {"epochs": len(history), "training_cpu_seconds": round(seconds), "mse": history[-1]["mse"]}
+    write_json(args.out / f"{name}.json", {**about, **trained, "clusters": clusters, "values": values})
+
+
+def measure(run: OpenRun, number: int = 500) -> dict[str, Any]:
+    """What tiles drawn for the clusters of the test tiles are worth: their Frechet distance from these in the
+    autoencoder's features, that of random halves of them, and how many the second judge sorts as asked."""
+    test = run.test_images[:number]
+    clusters, _ = run.assign(test, "training")
+    began = time.process_time()
+    drawn = run.draw(clusters, stage="training")
+    seconds = time.process_time() - began
+    extractor = make_extractor("autoencoder", run.vqvae)
+    train = run.tiles.tensor(run.tiles.some_of_training(len(test)))
+    real, fake, floor = (extractor(tiles) for tiles in (test, drawn, train))
+    rng = np.random.default_rng(0)
+    halves = [rng.permutation(len(fake))[: len(fake) // 2] for _ in range(HALVES)]
+    labels, _ = run.assign(run.train_images, "training")
+    judge, ceiling = fidelity.train_judge(run.vqvae, run.codes, labels, run.n_clusters, run.seed)
+    verdicts, _ = predict_clusters(run.vqvae, judge, encode_tiles(run.vqvae, drawn.to(run.device)))
+    return {
+        "frechet": frechet_distance(real, fake),
+        "frechet of halves": [frechet_distance(real, fake[half]) for half in halves],
+        "frechet of training tiles": frechet_distance(real, floor),
+        "as asked": int((verdicts == clusters).sum()),
+        "tiles": len(clusters),
+        "judge on real tiles": ceiling,
+        "drawing_cpu_seconds": round(seconds),
+    }
+
+
+def as_table(rows: list[dict[str, Any]]) -> str:
+    """The rows that are done as Markdown, with 95 % intervals; each difference is that from the k's own UNet."""
+    own = {row["clusters"]: row["values"][str(row["clusters"])] for row in rows if isinstance(row["clusters"], int)}
+    columns = [
+        "row",
+        "k",
+        "training, CPU s",
+        "mse",
+        "Frechet distance",
+        "less that of the k's own",
+        "as asked",
+        "ceiling",
+    ]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row in rows:
+        for k, value in row["values"].items():
+            error = np.std(value["frechet of halves"], ddof=1)
+            low, high = fidelity.wilson_interval(value["as asked"], value["tiles"])
+            cells = [
+                row["row"], k, row["training_cpu_seconds"], f"{row['mse']:.4f}",
+                f"{value['frechet']:.4f} ± {1.96 * error:.4f}",
+                _difference(value, own[int(k)]) if int(k) in own and row["clusters"] != int(k) else "",
+                f"{value['as asked'] / value['tiles']:.1%} ({low:.1%} to {high:.1%})",
+                f"{value['judge on real tiles']:.1%}",
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """The difference of two Frechet distances of tiles drawn from the same noise, with its 95 % interval."""
+    halves = np.subtract(one["frechet of halves"], other["frechet of halves"])
+    return f"{one['frechet'] - other['frechet']:+.4f} ± {1.96 * np.std(halves, ddof=1):.4f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,327 @@
+"""Clusters and UNets of several numbers of clusters, trained together, equal those trained alone."""
+
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import PLAIN_LEARNING, TINY, make_tiles, stage_networks
+from torch import nn
+
+from pfiles import choosing, latents
+from pfiles.classifier import Classifier, stack, stacked_probabilities, unstack
+from pfiles.clustering import each_of, make_clusterers, probabilities
+from pfiles.drawing.generator import Generator
+from pfiles.errors import InputError
+from pfiles.learning import diffusion, loop
+from pfiles.machine.runtime import seeded
+from pfiles.measuring import stability
+from pfiles.paths import name_of_numbers, numbers_of_clusters
+from pfiles.reporting import figures
+from pfiles.session import open_run
+from pfiles.unet_cond_base import UNet
+
+KS = (3, 5, 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "ks", "name"),
+    [
+        (14, (14,), 14),
+        ("14", (14,), 14),
+        ("10-12", (10, 11, 12), "10-12"),
+        ([12, 10], (10, 12), "10,12"),
+        ("10, 12-13", (10, 12, 13), "10,12,13"),
+        (range(3, 5), (3, 4), "3-4"),
+    ],
+)
+def test_numbers_of_clusters(given, ks, name):
+    assert numbers_of_clusters(given) == ks
+    assert name_of_numbers(ks) == name
+    assert numbers_of_clusters(name) == ks
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("16-10", "from the smaller number to the larger"),
+        ("1-3", "at least 2"),
+        ("10-9999", "at most 100"),
+        ("2-999999999", "at most 100"),
+        *(
+            (wrong, "a whole number of at least 2")
+            for wrong in (1, 0, -3, 2.5, True, None, "", "ten", [], [3, "x"], "3-")
+        ),
+    ],
+)
+def test_wrong_numbers_of_clusters(given, said):
+    with pytest.raises(InputError, match=said):
+        numbers_of_clusters(given)
+
+
+def classifiers(ks=KS, channels=128):
+    with seeded("every k"):
+        made = [Classifier(16, k, channels) for k in ks]
+        for one in made:  # batch norm in another state than the first
+            one.train()(torch.randn(6, 16, 12, 12))
+        return nn.ModuleList(made)
+
+
+def weights(network):
+    return torch.cat([value.flatten() for value in network.state_dict().values() if value.is_floating_point()]).double()
+
+
+def test_a_stack_of_classifiers_computes_what_each_does():
+    made = classifiers()
+    z = torch.randn(7, 16, 12, 12, generator=torch.Generator().manual_seed(0))
+    for mode in (True, False):
+        whole = stack(made).train(mode)
+        together = stacked_probabilities(whole(z), KS)
+        assert together.shape == (7, 3, 5)
+        for i, (one, k) in enumerate(zip(made, KS, strict=True)):
+            torch.testing.assert_close(together[:, i, :k], probabilities(one.train(mode), z), rtol=1e-4, atol=1e-6)
+            assert (together[:, i, k:] == 0).all()
+    begun = [weights(one) for one in made]
+    others = classifiers(KS)
+    for one in others:
+        nn.init.zeros_(one.classifier.conv2.weight)
+    unstack(stack(made), others)
+    assert all(torch.equal(weights(one), was) for one, was in zip(others, begun, strict=True))
+
+
+@pytest.mark.parametrize(("epochs", "clip_norm"), [(34, None), (4, 1e-3)])
+def test_many_classifiers_learn_as_each_alone(tiny, images, job, epochs, clip_norm):
+    """After 100 steps of Adam weights differ by less than a hundredth of what has changed (a tenth of that as measured;
+    biases before a batch norm, whose gradient is rounding alone, make most of it), and no tile by its cluster."""
+    vqvae, *_ = stage_networks(tiny)
+    codes = latents.encode_views(vqvae, images)
+    stage = replace(tiny.training, epochs=epochs, clip_norm=clip_norm)
+
+    def learn(made, folder):
+        return diffusion.train_clusters(
+            classifier=made, vqvae=vqvae, images=images, codes=codes, settings=tiny.diffusion, stage=stage,
+            job=replace(job, folder=job.folder / folder),
+        )  # fmt: skip
+
+    together, begun = classifiers(channels=16), classifiers(channels=16)
+    losses = [row["loss"] for row in learn(together, "together")]
+    for i, one in enumerate(classifiers(channels=16)):
+        losses = np.subtract(losses, [row["loss"] for row in learn(one, f"alone {i}")])
+        change = (weights(one) - weights(begun[i])).norm()
+        assert change > 0.1
+        assert (weights(together[i]) - weights(one)).norm() < 1e-2 * change
+        assert torch.equal(*(latents.predict_clusters(vqvae, of, codes[0])[0] for of in (together[i], one)))
+    np.testing.assert_allclose(losses, 0, atol=1e-4)  # what they minimise together is the sum of their losses
+
+
+def test_each_of_several_networks_is_clipped_by_its_own_norm():
+    layer = nn.Linear(1, 3, bias=False)
+    optimizer = torch.optim.SGD(layer.parameters(), 1.0)
+    optimizer.param_groups[0]["together"] = 3
+    nn.init.zeros_(layer.weight)
+    layer.weight.grad = torch.tensor([[3.0], [0.25], [-4.0]])
+    assert loop.update(optimizer, clip_norm=1.0).item() == pytest.approx((9 + 0.0625 + 16) ** 0.5)
+    torch.testing.assert_close(layer.weight.data, torch.tensor([[-1.0], [-0.25], [1.0]]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "kmeans"])
+def test_the_condition_is_a_row_of_one_k(tiny, images, job, kind):
+    """Each tile is learnt with its cluster in each k about equally often, in the rows of that k."""
+    vqvae, *_ = stage_networks(tiny)
+    codes = latents.encode_tiles(vqvae, images)
+    clusterer = make_clusterers(kind, 16, KS)
+    if kind == "kmeans":
+        for one in clusterer:
+            nn.init.normal_(one.centroids)
+    given = []
+
+    class Recorder(UNet):
+        def forward(self, x, t, cond_input=None):
+            given.append(cond_input.clone())
+            return super().forward(x, t, cond_input)
+
+    unet = Recorder(16, sum(KS), **tiny.diffusion.unet)
+    stage = replace(tiny.training, epochs=12, learning_rate=1e-9)
+    diffusion.train_stage(
+        unet=unet, clusterer=clusterer, space=latents.LatentSpace(vqvae), images=images, codes=codes,
+        settings=tiny.diffusion, stage=stage, job=job,
+    )  # fmt: skip
+    rows = torch.cat(given)
+    firsts = torch.tensor([0, 3, 8])
+    which = torch.bucketize(rows, firsts[1:], right=True)
+    assert (which.bincount() / len(rows) - 1 / 3).abs().max() < 0.1
+    if kind == "kmeans":  # its clusters stay, so that every condition must be one that predict_clusters gives
+        for i, one in enumerate(clusterer):
+            own, _ = latents.predict_clusters(vqvae, one, codes)
+            counts = rows[which == i].bincount(minlength=12)[firsts[i] : firsts[i] + KS[i]]
+            assert ((counts > 0) <= (own.bincount(minlength=KS[i]) > 0)).all()
+
+
+# whole runs at tiny size
+
+PLAIN_DIFFUSION = {name: value for name, value in PLAIN_LEARNING.items() if not name.startswith("autoencoder")}
+
+PUBLISHED_ORDER = TINY | PLAIN_DIFFUSION | {"training.epochs": 3} | {
+    f"{stage}.{name}": value
+    for stage in ("training", "finetuning2") for name, value in (("optimizer", "adadelta"), ("learning_rate", 1.0))
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A folder with tiles and a trained autoencoder."""
+    folder = tmp_path_factory.mktemp("every k")
+    np.save(folder / "tiles.npy", make_tiles(44))
+    run = open_run("train_autoencoder", 3, "kmeans", folder / "tiles.npy", "demo", TINY, out=folder / "first")
+    run.train_autoencoder(*run.new_autoencoder())
+    return folder
+
+
+@pytest.fixture
+def opened(begun, tmp_path):
+    """open_run on those tiles, in a folder of its own with that autoencoder."""
+
+    def opened(notebook, n_clusters, clustering="classifier", overrides=TINY, out="out"):
+        shutil.copytree(begun / "first" / "kpc_ldm", tmp_path / out / "kpc_ldm", dirs_exist_ok=True)
+        data = begun / "tiles.npy"
+        return open_run(notebook, n_clusters, clustering, data, "demo", overrides, out=tmp_path / out)
+
+    return opened
+
+
+def train_all(run):
+    networks = run.new_networks()
+    if run.settings.clusters_first and run.clustering == "classifier":
+        run.train_clusters(networks.clusterer)
+    for stage, following in (("training", "finetuning1"), ("finetuning1", "finetuning2"), ("finetuning2", None)):
+        run.train(stage, networks)
+        networks = run.networks(stage) if following else networks
+    return networks
+
+
+def write_csv(run):
+    run.write_latent_csv(latents.latent_table(latents.mean_channel_softmax(run.vqvae, run.codes), *run.labels))
+
+
+def test_clusters_learnt_without_a_unet_are_those_of_parts_1_and_3(opened):
+    """One by one bit for bit, and so is the CSV; of several k to rounding."""
+    beside = opened("part_1_training", 3, overrides=PUBLISHED_ORDER, out="beside")
+    train_all(beside)
+    write_csv(beside)
+    alone = opened("choose_k", 3, overrides=PUBLISHED_ORDER, out="alone")
+    learnt = choosing.learn(alone, 1)
+    choosing.write_csvs(alone, learnt, choosing.assign(alone, learnt))
+    assert torch.equal(weights(learnt.clusterers[3, 765]), weights(beside.clusterer))
+    assert not torch.equal(weights(learnt.clusterers[3, 765]), weights(learnt.halves[3][0]))
+    for suffix in (".csv", ".json"):
+        paths = (run.paths.latent_csv.with_suffix(suffix) for run in (alone, beside))
+        assert len({path.read_bytes() for path in paths}) == 1
+
+    several = opened("choose_k", "3-4", overrides=PUBLISHED_ORDER, out="several")
+    again = choosing.learn(several, 2)
+    assert again.clusterers.keys() == {(3, 765), (4, 765), (3, 766), (4, 766)}
+    begun = weights(several.new_clusterer(3, 765))
+    change = (weights(beside.clusterer) - begun).norm()
+    assert (weights(again.clusterers[3, 765]) - weights(beside.clusterer)).norm() < 1e-3 * change
+    assert (weights(again.clusterers[3, 766]) - weights(beside.clusterer)).norm() > change
+
+
+@pytest.mark.parametrize("clustering", ["classifier", "kmeans"])
+def test_one_training_gives_the_networks_of_every_k(opened, clustering, capsys):
+    """Plain checkpoints that load strictly and draw what the one UNet draws, to the bit."""
+    run = opened("part_1_training", [3, 4], clustering)
+    networks = train_all(run)
+    [file] = run.paths.models.glob("unet*finetuning2_ckpt_*_3-4.pth")
+    whole = UNet(16, 7, **run.settings.diffusion.unet)
+    whole.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    drawn = []
+    for each, first, one in zip(run.of_each_k, (0, 3), each_of(networks.clusterer), strict=True):
+        k = each.n_clusters
+        later = opened("part_6_conditional_generation", k, clustering)
+        [file] = later.paths.models.glob(f"unet*finetuning2_ckpt_*_{k}.pth")
+        plain = UNet(16, k, **run.settings.diffusion.unet)
+        plain.load_state_dict(torch.load(file, weights_only=True), strict=True)
+        x, t = torch.randn(k, 16, 12, 12), torch.arange(k)
+        with torch.no_grad():
+            assert torch.equal(plain(x, t, t), whole(x, t, t + first))
+        drawn.append(later.draw(torch.arange(k)))
+        assert torch.equal(latents.predict_clusters(run.vqvae, one, run.codes)[0], later.labels[0])
+        write_csv(later)
+        assert later.clusters_of(["1"]).shape == (1,)
+    space = replace(networks.space, vqvae=later.vqvae)
+    one_unet = Generator(whole, networks.clusterer, space, run.settings, torch.empty(0), speed=run.speed)
+    for images, first in zip(drawn, (0, 3), strict=True):
+        assert torch.equal(images, one_unet.draw(first + torch.arange(len(images))))
+    capsys.readouterr()
+    again = opened("part_3_finetuning2", "3-4", clustering)  # what is done is not done again
+    networks = again.new_networks()
+    if clustering == "classifier":
+        again.train_clusters(networks.clusterer)
+    again.train("training", networks)
+    again.train("finetuning2", again.networks("finetuning1"))
+    assert capsys.readouterr().out.count("is done already") == (3 if clustering == "classifier" else 2)
+
+
+def test_several_k_are_refused_where_one_is_meant(opened):
+    with pytest.raises(InputError, match="part_6_conditional_generation works with one number of clusters"):
+        opened("part_6_conditional_generation", "3-4")
+
+
+def test_parts_1_to_3_start_from_clusters_that_choose_k_learnt(opened, capsys):
+    chosen = opened("choose_k", "3-4")
+    learnt = choosing.learn(chosen, 1)
+    assigned = choosing.assign(chosen, learnt)
+    choosing.write_csvs(chosen, learnt, assigned)
+    assert chosen.latent_csvs().keys() == {3, 4}
+    for ks in (3, "3-4"):
+        run = opened("part_1_training", ks)
+        networks, capsys_before = run.new_networks(), capsys.readouterr()
+        assert capsys_before is not None
+        history = run.train_clusters(networks.clusterer)
+        assert "The clusters were learnt before" in capsys.readouterr().out
+        assert history[-1] == pytest.approx(learnt.histories["clusters"][-1])
+        for k, one in zip(run.ks, each_of(networks.clusterer), strict=True):
+            assert torch.equal(weights(one), weights(learnt.clusterers[k, 765]))
+    other = opened("part_1_training", 3, overrides=TINY | {"clusters.learning_rate": 2e-3})
+    other.train_clusters(other.new_networks().clusterer)
+    assert "were learnt before" not in capsys.readouterr().out
+
+    trained = opened("part_1_training", 3, overrides=TINY | {"clusters.learning_rate": 2e-3})
+    train_all(trained)
+    write_csv(trained)
+    written = trained.paths.latent_csv.read_bytes()
+    choosing.write_csvs(chosen, learnt, assigned)  # does not replace that of clusters which a UNet was trained with
+    assert "is left as it is" in capsys.readouterr().out
+    assert trained.paths.latent_csv.read_bytes() == written
+
+
+@pytest.mark.parametrize("clustering", ["classifier", "kmeans"])
+def test_the_tables_of_every_k(opened, clustering):
+    run = opened("choose_k", "3-5", clustering)
+    learnt = choosing.learn(run, 3)
+    assigned = choosing.assign(run, learnt)
+    rows, same = choosing.compare(run, learnt, assigned)
+    labels = assigned[4, 766][0].numpy()
+    features = latents.mean_channel_softmax(run.vqvae, run.codes).numpy()
+    assert rows.loc[(4, 766), "calinski_harabasz"] == pytest.approx(
+        stability.all_indices(features, labels)["calinski_harabasz"]
+    )
+    views = [latents.predict_clusters(run.vqvae, learnt.clusterers[4, 766], view)[0] for view in run.eight_views]
+    assert rows.loc[(4, 766), "same in 8 views"] == np.mean(
+        [len(set(tile)) == 1 for tile in torch.stack(views).T.tolist()]
+    )
+    assert same.loc[5, ["next k", "nested"]].isna().all()
+    assert same.loc[[3, 4]].notna().all(axis=None)
+    table = stability.over_seeds(rows)
+    sentence = choosing.conclude(run, table, same)
+    assert re.fullmatch(r"[A-Z]([^.]|\.\d| \.\.\. )*\.", sentence)
+    written = pd.read_csv(run.paths.choosing / "choose_k.csv", index_col="k")
+    assert written.loc[4, "dunn mean"] == pytest.approx(rows.loc[4, "dunn"].mean())
+    figures.plot_choice(rows, same)
+    with pytest.raises(InputError, match="at most 12"):
+        choosing.learn(opened("choose_k", "12-13", clustering), 1)
+    with pytest.raises(InputError, match="seeds must be"):
+        choosing.learn(run, 0)
