@@ -490,7 +490,7 @@ def _map(args: argparse.Namespace) -> int:
     folder, out = (expand(path).absolute() for path in (args.folder, args.out))
     if (folder / "summary.json").exists():
         run = reopen_run("map", folder)
-        trained = Generator(*run.networks(), run.settings, torch.empty(0))
+        trained = Generator(*run.networks(), run.settings, torch.empty(0), names=run.names)
         mpp = args.mpp or read_json(run.paths.summary)["run"].get("mpp")
     else:
         trained = Generator.load(folder if folder.exists() else args.folder, pick_device())

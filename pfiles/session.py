@@ -563,8 +563,7 @@ class OpenRun:
         tiles, folder = self.tiles, self.paths.maps
         section = maps.write_maps(
             folder, maps.Assigned(tiles.positions, *self.label_all()), tiles.images, self.n_clusters,
-            names=self.names,
-            patients=tiles.patients, pictures=tiles.pictures, seed=self.seed,
+            names=self.names, patients=tiles.patients, pictures=tiles.pictures, seed=self.seed,
         )  # fmt: skip
         write_json(folder / MADE_FROM, self._identity(["diffusion"], self._assigned_with()))
         return section
