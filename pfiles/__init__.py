@@ -5,6 +5,7 @@ machine/      processes, locks, runtime, speed, pretrained: the machine a run ha
 settings      every hyper-parameter, by preset
 choices       what run.toml says of a run, in one place for all notebooks
 paths         where files lie, and how they are written; identity: which run a file belongs to
+names         what people call the clusters, and how far readers agree
 tiles/        jpeg_slide, slides, builtin, files, sources, split, tiler, dataset (tiles and their split), pixels, views
 networks      blocks, vqvae, discriminator, unet_cond_base, classifier, linear_noise_scheduler, lpips, lpips_metric
 latents       codes of tiles, their clusters, and the latents a UNet works on; clustering: both kinds of clusters
@@ -12,8 +13,8 @@ checkpoints   networks on disk, and what each belongs to
 learning/     loop, losses, log, resume; autoencoder and diffusion: what each training draws and learns
 drawing/      sampling, samplers, generator: images from noise; in_diffusers: a generator as diffusers loads it
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
-              small network of both); efficientnet; spectrum; morphometry; memorisation; neighbours; stability of clusters
-reporting/    figures, tables, page, evaluation, export, maps, card: what people look at
+              small network of both); efficientnet; spectrum; morphometry; memorisation; neighbours; stability
+reporting/    figures, tables, page, evaluation, export, maps, card; atlas and naming (its form): what people look at
 session       a run, opened once: `open_run` gives notebooks and commands all of the above
 choosing      the clusters of every k, learnt together and compared
 check         is this machine ready for a run; watch: a training seen from outside; share: a generator for others

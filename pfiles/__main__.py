@@ -1,6 +1,7 @@
 """The command line: run the notebooks in order, without a browser.
 
     python -m pfiles draw --from starter --cluster 3 --number 64 --out DIR
+    python -m pfiles draw --from RUN --cluster keratin --number 64 --out DIR
     python -m pfiles check --data PATH --preset NAME
     python -m pfiles demo [--out DIR]
     python -m pfiles tile SLIDE_OR_FOLDER ... --out DIR
@@ -96,6 +97,7 @@ NOTEBOOKS = (
     "clusters_14/part_13_distribution_metrics",
     "clusters_14/part_14_memorisation",
     "clusters_14/part_15_cluster_maps",
+    "clusters_14/part_16_cluster_atlas",
     "internal_cluster_validation_metrics",
 )
 TOGETHER = NOTEBOOKS[:6]  # run once for several k, as the last does; those between them run for each
@@ -144,8 +146,12 @@ def _parser() -> argparse.ArgumentParser:
     cells = commands.add_parser("cells", help="one notebook's code, in this process; what torchrun starts")
     cells.add_argument("notebook", help="such as part_1_training")
     draw = commands.add_parser("draw", help="tiles of a trained generator, such as the small one that comes along")
-    draw.add_argument("--from", default="starter", metavar="FOLDER", dest="folder", help="a generator; default starter")
-    draw.add_argument("--cluster", type=int, metavar="C", help="counting from 1; default: as often as in its training")
+    draw.add_argument(
+        "--from", default="starter", metavar="FOLDER", dest="folder", help="a generator, or a run; default starter"
+    )
+    draw.add_argument(
+        "--cluster", metavar="C", help="a name, or a number from 1; default: all, as often as in the training"
+    )
     draw.add_argument("--number", type=int, default=64, metavar="N", help="how many tiles; default 64")
     draw.add_argument("--seed", type=int, default=765, help="of the first tile's noise; default 765")
     draw.add_argument("--out", required=True, metavar="DIR", help="for tiles/1.png ..., tiles.csv and sheet.jpg")
@@ -502,22 +508,21 @@ def _data(given: str | None) -> str:
 
 def _draw(args: argparse.Namespace) -> int:
     from pfiles.drawing.generator import Generator  # seconds to import
+    from pfiles.drawing.sampling import write_table
     from pfiles.reporting import figures
+    from pfiles.session import reopen_run
 
     if args.number < 1:
         raise InputError(f"--number must be at least 1, but is {args.number}.")
     out, numbers = expand(args.out).absolute(), range(1, args.number + 1)
     refuse_other_images(out / "tiles", numbers)
-    generator = Generator.load(args.folder, pick_device())
-    if args.cluster is None:
-        cluster_ids = generator.cluster_ids(args.number, args.seed)
-    else:
-        cluster_ids = torch.full((args.number,), args.cluster - 1)
+    run = ROOT / expand(args.folder)
+    is_run = (run / "summary.json").exists()
+    generator = reopen_run("draw", run).generator() if is_run else Generator.load(args.folder, pick_device())
+    cluster_ids = generator.cluster_ids(args.number, args.seed, args.cluster)
     images = generator.draw(cluster_ids, seed=args.seed)
     write_tiles(out / "tiles", numbers, images)
-    rows = [f"{i}.png,{cluster + 1},{args.seed}" for i, cluster in zip(numbers, cluster_ids.tolist(), strict=True)]
-    with atomic_write(out / "tiles.csv") as file:
-        file.write("\n".join(["file,cluster,seed", *rows, ""]).encode())
+    write_table(out, numbers, cluster_ids, generator.names, args.seed)
     order = cluster_ids.argsort(stable=True)[:100]
     figures.save_figure(figures.show_tiles(images[order], title="Generated tiles, by cluster"), out / "sheet.jpg")
     print(f"{args.number} tiles in {out / 'tiles'}, all of them in {out / 'sheet.jpg'}")
@@ -532,7 +537,7 @@ def _map(args: argparse.Namespace) -> int:
     folder, out = (expand(path).absolute() for path in (args.folder, args.out))
     if (folder / "summary.json").exists():
         run = reopen_run("map", folder)
-        trained = Generator(*run.networks(), run.settings, torch.empty(0))
+        trained = Generator(*run.networks(), run.settings, torch.empty(0), names=run.names)
         mpp = args.mpp or read_json(run.paths.summary)["run"].get("mpp")
     else:
         trained = Generator.load(folder if folder.exists() else args.folder, pick_device())
@@ -545,7 +550,9 @@ def _map(args: argparse.Namespace) -> int:
     tiles = read_source(out / "tiles")
     parts = [trained.assign(tiles.images[i : i + 4096]) for i in range(0, len(tiles.images), 4096)]
     assigned = maps.Assigned(tiles.positions, *(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
-    section = maps.write_maps(out, assigned, tiles.images, trained.n_clusters, pictures=out / "tiles" / PICTURES)
+    section = maps.write_maps(
+        out, assigned, tiles.images, trained.n_clusters, names=trained.names, pictures=out / "tiles" / PICTURES
+    )
     networks = {"autoencoder": trained.space.vqvae, "clusters": trained.clusterer}
     write_json(out / MADE_FROM, {name: fingerprint_of_role(network) for name, network in networks.items()})
     print(page.as_text([section]))
@@ -665,6 +672,8 @@ def _print_summary(summary: Mapping[str, Any], paths: Paths) -> None:
         print(f"  {folder}: {', '.join(path.name for path in sorted(folder.glob('*.jpg'), key=_natural))}")
     if sheets := [sheet for own in of_each if (sheet := own.cluster_sheet).exists()]:
         print("cluster sheet", *sheets, sep="\n  ")
+    if atlases := [atlas for own in of_each if (atlas := own.atlas).exists()]:
+        print("atlas of the clusters", *atlases, sep="\n  ")
     print(f"summary\n  {paths.summary}")
 
 

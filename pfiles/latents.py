@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pfiles.clustering import probabilities
+from pfiles.clustering import KMeansClusters, probabilities
 from pfiles.errors import InputError
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import eval_mode
@@ -104,6 +105,28 @@ def predict_clusters(vqvae: VQVAE, clusterer: nn.Module, codes: Tensor) -> tuple
     with eval_mode(clusterer):
         best = [probabilities(clusterer, z).max(dim=1) for z in latent_batches(vqvae, codes)]
     return torch.cat([b.indices for b in best]).cpu(), torch.cat([b.values for b in best]).cpu()
+
+
+def centre_and_border(vqvae: VQVAE, clustering: nn.Module, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The cluster (N,) of each tile as `predict_clusters` gives it, and how central and how near the border it lies.
+
+    The second (N,) is the distance of the tile from the mean of its cluster's tiles, Euclidean, in the features of
+    k-means whatever the clustering: mean and deviation of each latent channel, each standardised over all tiles. The
+    third (N,) is by how much the probability of its cluster exceeds that of the next best, 0 at the border. On the CPU.
+    """
+    with eval_mode(clustering):
+        parts = [
+            (*probabilities(clustering, z).topk(2).values.T, KMeansClusters.statistics(z))
+            for z in latent_batches(vqvae, codes)
+        ]
+    first, second, features = (torch.cat(part) for part in zip(*parts, strict=True))
+    clusters, _ = predict_clusters(vqvae, clustering, codes)
+    features = features.double().cpu()
+    scale = features.std(0, correction=0)
+    features = (features - features.mean(0)) / torch.where(scale > 0, scale, 1.0)
+    member = F.one_hot(clusters).double()  # (N, k)
+    centres = member.T @ features / member.sum(0).clamp_min(1)[:, None]
+    return clusters, (features - centres[clusters]).norm(dim=1), (first - second).cpu()
 
 
 def read_latent_csv(path: Path, n_clusters: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -138,6 +138,14 @@ class Paths:
         return self.cluster_folder / f"maps_{self.n_clusters}{self.suffix}"
 
     @property
+    def atlas(self) -> Path:
+        return self.cluster_folder / f"atlas_{self.n_clusters}{self.suffix}.html"
+
+    def names_of(self, reader: str) -> Path:
+        """What a reader calls the clusters, of both clusterings."""
+        return self.cluster_folder / f"names_{reader}.json"
+
+    @property
     def cluster_sheet(self) -> Path:
         return self.root / "Figures" / f"cluster_sheet_{self.n_clusters}{self.suffix}.jpg"
 

@@ -1,6 +1,7 @@
 """A run, opened once: notebooks and commands get from it tiles, networks, clusters, training, drawing and paths."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
 from hashlib import sha256
@@ -19,7 +20,7 @@ from pfiles.classifier import Classifier
 from pfiles.clustering import check_clustering, each_of, fit_kmeans, make_clusterer
 from pfiles.discriminator import Discriminator, PolishDiscriminator
 from pfiles.drawing.generator import Generator, begin_from, starting_weights
-from pfiles.drawing.sampling import generate_to_folder
+from pfiles.drawing.sampling import generate_to_folder, write_table
 from pfiles.errors import InputError
 from pfiles.identity import (
     GENERATED_WITH,
@@ -48,6 +49,7 @@ from pfiles.learning.resume import restarts
 from pfiles.machine import processes
 from pfiles.machine.runtime import pick_device, seeded
 from pfiles.machine.speed import Speed, pick_speed
+from pfiles.names import Reading, agreed, check_reader
 from pfiles.paths import Paths, atomic_write, name_of_numbers, numbers_of_clusters, read_json, write_json
 from pfiles.reporting import figures, maps, tables
 from pfiles.reporting.page import Section
@@ -472,23 +474,52 @@ class OpenRun:
 
     def draw(
         self,
-        cluster_ids: Tensor | Sequence[int],
-        seeds: Sequence[int] | None = None,
+        cluster_ids: Tensor | Sequence[int] | str,
+        number: int | Sequence[int] = 1,
         stage: str = "finetuning2",
         progress: bool = True,
+        *,
+        seeds: Sequence[int] | None = None,
     ) -> Tensor:
         """A generated tile for each cluster id, uint8 (N, 3, S, S) on the CPU, as the settings' `sampling` says.
 
-        seeds: one for each tile; None: those of its place in `cluster_ids`.
+        cluster_ids: or the name of a cluster, of which `number` are drawn. seeds: one for each tile, which may also be
+        given as the second argument; None: those of its place in `cluster_ids`.
         """
-        networks = self.networks(stage)
-        drawing = Generator(*networks, self.settings, torch.empty(0), speed=self.speed)
-        return drawing.draw(cluster_ids, seed=self.seed, seeds=seeds, progress=progress)
+        if not isinstance(number, int | np.integer):
+            number, seeds = 1, number
+        by_name = isinstance(cluster_ids, str)
+        drawing = self.generator(stage) if by_name else Generator(
+            *self.networks(stage), self.settings, torch.empty(0), speed=self.speed
+        )  # fmt: skip
+        return drawing.draw(cluster_ids, number=number, seed=self.seed, seeds=seeds, progress=progress)
 
-    def generator(self) -> Generator:
+    def generator(self, stage: str = "finetuning2") -> Generator:
         """What this run learnt, ready to be saved and handed on."""
         sizes = self.labels[0].bincount(minlength=self.n_clusters)
-        return Generator(*self.networks(), self.settings, sizes / sizes.sum(), speed=self.speed)
+        networks = self.networks(stage)
+        return Generator(*networks, self.settings, sizes / sizes.sum(), names=self.names, speed=self.speed)
+
+    # names of the clusters
+
+    def reading(self, reader: str) -> Reading:
+        """What a reader calls the clusters; what is named in it is kept in `names_READER.json` at once."""
+        return self._reading(self.paths.names_of(check_reader(reader)))
+
+    def _reading(self, path: Path) -> Reading:
+        networks = checkpoints.fingerprint_of_role(self.vqvae), checkpoints.fingerprint(self.clusterer)
+        return Reading.load(path, "-".join(networks), self.n_clusters)
+
+    @property
+    def readings(self) -> list[Reading]:
+        """Of all readers who named these clusters."""
+        found = map(self._reading, sorted(self.paths.cluster_folder.glob("names_*.json")))
+        return [reading for reading in found if reading.names]
+
+    @property
+    def names(self) -> dict[int, str]:
+        """The names of the clusters, by their numbers from 1, on which those who named them agree."""
+        return agreed(self.readings)
 
     def test_samples(self, stage: str) -> tuple[Tensor, Tensor, Tensor]:
         """The test tiles that Figure 4 shows, their clusters, and a tile drawn from each cluster after that stage.
@@ -542,18 +573,37 @@ class OpenRun:
 
     def draw_to_folder(self, cluster_ids: Tensor, only: tuple[int, int] | None = None) -> None:
         """Draw a tile for each of the `chosen` training tiles into `gen_k`, those that are not there yet."""
-        networks = self.networks()
-        starts_from = {"autoencoder": self.vqvae, "unet": networks.unet, "clusters": networks.clusterer}
-        identity = checkpoints.identity(
-            self.settings, ["diffusion"], self.tiles, self.seed, starts_from, **self._drawn_with()
-        )
 
         def draw(cluster_ids: Tensor, seeds: Sequence[int]) -> Tensor:
-            return self.draw(cluster_ids, seeds, progress=False)
+            return self.draw(cluster_ids, seeds=seeds, progress=False)
 
         batch_size = self.settings.sampling.batch_size
         generate_to_folder(
-            draw, self.paths.generated, self.chosen + 1, cluster_ids, self.seed, batch_size, identity, only
+            draw, self.paths.generated, self.chosen + 1, cluster_ids, self.seed, batch_size, self._drawn_from(), only
+        )
+        write_table(self.paths.generated, self.chosen + 1, cluster_ids, self.names, self.seed)
+
+    def write_generated_table(self) -> None:
+        """Write `tiles.csv` of `gen_k` anew, with the names that clusters have now, where it is of these networks."""
+        with suppress(InputError):
+            self.generated()
+            seed = read_json(self.paths.generated / GENERATED_WITH, {}).get("seed", self.seed)
+            write_table(self.paths.generated, self.chosen + 1, self.labels[0][self.chosen], self.names, seed)
+
+    def samples(self, number: int) -> tuple[Tensor, Tensor]:
+        """`number` generated tiles of each cluster, uint8 (k * number, 3, S, S), and the clusters (k * number,) asked
+        for. They are kept beside the networks, so that an atlas opens at once."""
+        cluster_ids = torch.arange(self.n_clusters).repeat_interleave(number)
+        path = self.paths.models / f"atlas_tiles{self.paths.suffix}.pt"
+        made_from = {**self._drawn_from(), "number": number}
+        return checkpoints.cached_tensor(path, made_from, lambda: self.draw(cluster_ids)), cluster_ids
+
+    def _drawn_from(self) -> dict[str, Any]:
+        """All that the images of a folder depend on."""
+        networks = self.networks()
+        starts_from = {"autoencoder": self.vqvae, "unet": networks.unet, "clusters": networks.clusterer}
+        return checkpoints.identity(
+            self.settings, ["diffusion"], self.tiles, self.seed, starts_from, **self._drawn_with()
         )
 
     def _drawn_with(self) -> dict[str, Any]:
@@ -617,7 +667,7 @@ class OpenRun:
         tiles, folder = self.tiles, self.paths.maps
         section = maps.write_maps(
             folder, maps.Assigned(tiles.positions, *self.label_all()), tiles.images, self.n_clusters,
-            patients=tiles.patients, pictures=tiles.pictures, seed=self.seed,
+            names=self.names, patients=tiles.patients, pictures=tiles.pictures, seed=self.seed,
         )  # fmt: skip
         write_json(folder / MADE_FROM, self._identity(["diffusion"], self._assigned_with()))
         return section

@@ -1,6 +1,7 @@
 """Shared by all tests: where reference files lie, tiny settings, tiny tiles."""
 
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,21 @@ def own_cache(tmp_path_factory, monkeypatch):
 def no_choices(monkeypatch):
     """A run.toml of the checkout's user says nothing to tests."""
     monkeypatch.setenv("KPC_RUN_TOML", "")
+
+
+@pytest.fixture
+def browser():
+    """Headless Chromium; the test that asks is skipped where it is not installed."""
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip(f"needs a browser, none of {', '.join(names)} is installed: apt-get install {names[0]}")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture

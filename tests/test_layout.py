@@ -10,7 +10,7 @@ from pfiles.paths import ROOT
 
 # Wings and modules from the ground up: each imports only from those before it, or from its own wing.
 FLOORS = [
-    "errors", "machine.processes", "settings", "machine", "paths", "choices", "identity", "tiles",
+    "errors", "machine.processes", "settings", "machine", "paths", "choices", "identity", "names", "tiles",
     "blocks", "discriminator", "classifier", "linear_noise_scheduler", "lpips", "lpips_metric", "vqvae",
     "unet_cond_base", "clustering", "latents", "checkpoints", "learning", "drawing", "measuring", "reporting",
     "session", "choosing", "check", "share", "watch", "__main__",

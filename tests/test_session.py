@@ -21,6 +21,7 @@ from pfiles.machine.locks import locked
 from pfiles.paths import ROOT, read_json, write_json
 from pfiles.reporting import evaluation, figures, page, tables
 from pfiles.session import open_run
+from pfiles.tiles.sources import read_source
 
 K = 3
 OVERRIDES = TINY | {"clusters.epochs": 1, "autoencoder.polish.epochs": 1}
@@ -215,6 +216,51 @@ def test_kmeans_and_classifier_share_no_file(done, in_notebooks):
         "clusters_3_kmeans/part_10_SSIM", "internal_cluster_validation_metrics_kmeans",
     }  # fmt: skip
     assert opened(done).paths.latent_csvs().keys() == opened(done, clustering="kmeans").paths.latent_csvs().keys()
+
+
+# names of clusters
+
+
+def test_names_are_words_of_the_run(done):
+    run = opened(done)
+    assert run.names == {}
+    run.reading("anna").save({1: {"name": "keratin"}, 2: {"name": "=dermis"}, 3: {"same_as": 1}})
+    assert run.names == {1: "keratin", 2: "=dermis", 3: "keratin"}
+    assert torch.equal(run.draw("=Dermis", 3), run.draw([1, 1, 1]))
+    several = run.generator().cluster_ids(5, run.seed, "keratin")
+    assert torch.equal(run.draw("keratin", 5), run.draw(several))
+    assert set(several.tolist()) <= {0, 2}
+    with pytest.raises(InputError, match="'keratine': the nearest names are keratin"):
+        run.draw("keratine", 2)
+    with pytest.raises(InputError, match="number of tiles to draw"):
+        run.draw("keratin", 0)
+    run.write_generated_table()
+    table = (run.paths.generated / "tiles.csv").read_text().splitlines()
+    first = run.labels[0][0].item() + 1
+    name = {1: "keratin", 2: "'=dermis", 3: "keratin"}[first]
+    assert table[:2] == ["file,cluster,name,seed", f"1.png,{first},{name},765"]
+    assert len(read_source(run.paths.generated).images) == 12  # such a table does not make it a folder cut from slides
+
+
+def test_names_do_not_stick_to_other_clusters(done):
+    run = opened(done)
+    run.reading("anna").save({1: {"name": "keratin"}})
+    assert opened(done).names == {1: "keratin"}
+    for name in ("clusterer", "vqvae"):
+        other = opened(done)
+        networks = {"vqvae": other.vqvae, "clusterer": other.clusterer}
+        with torch.no_grad():
+            next(networks[name].parameters()).add_(1)
+        assert other.names == {}, name
+
+
+def test_the_tiles_of_the_atlas_are_drawn_once(done, monkeypatch):
+    images, clusters = opened(done).samples(2)
+    assert clusters.tolist() == [0, 0, 1, 1, 2, 2]
+    assert torch.equal(images, opened(done).draw(clusters))
+    run = opened(done)
+    monkeypatch.setattr(type(run), "draw", None)
+    assert torch.equal(run.samples(2)[0], images)
 
 
 # restarts, second runs, stale networks

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from pfiles.latents import LatentSpace, encode_tiles, predict_clusters, read_lat
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import make_generator
 from pfiles.machine.speed import PLAIN, Speed
+from pfiles.names import find_clusters
 from pfiles.paths import CHECKOUT, ROOT, Paths, atomic_write, expand, read_json, write_json
 from pfiles.settings import Settings, get_settings
 from pfiles.unet_cond_base import UNet
@@ -111,14 +111,15 @@ class Generator(
     ) -> Tensor:
         """Tiles of a cluster, uint8 (N, 3, S, S) on the CPU; the same cluster and seed give the same tile.
 
-        cluster: one id, 0-based, or name, of which `number` tiles are drawn; or the ids of all tiles (N,); None: those
-            of `number` tiles, as frequent as among the training tiles.
+        cluster: one id, 0-based; or a name, or a number from 1 as text; `number` tiles of it are drawn. Or the ids of
+            all tiles (N,). None: `number` tiles of all clusters. Of several clusters, also those of one name, each is
+            as frequent as among the training tiles.
         seeds: one for each tile; None: derived from `seed` and the tile's place.
         """
-        if cluster is None:
-            cluster_ids = self.cluster_ids(number, seed)
+        if cluster is None or isinstance(cluster, str):
+            cluster_ids = self.cluster_ids(number, seed, cluster)
         else:
-            cluster_ids = torch.as_tensor(self.cluster_named(cluster) if isinstance(cluster, str) else cluster)
+            cluster_ids = torch.as_tensor(cluster)
             cluster_ids = cluster_ids if cluster_ids.dim() else cluster_ids.expand(number)
         if not ((cluster_ids >= 0) & (cluster_ids < self.n_clusters)).all():
             raise InputError(f"Clusters are numbered from 1 to {self.n_clusters}: choose among these.")
@@ -139,18 +140,16 @@ class Generator(
             progress=progress,
         )
 
-    def cluster_ids(self, number: int, seed: int) -> Tensor:
-        """`number` cluster ids, drawn as frequent as among the training tiles."""
-        generator = make_generator(seed, "clusters")
-        return torch.multinomial(self.shares.double(), number, replacement=True, generator=generator)
-
-    def cluster_named(self, name: str) -> int:
-        """The cluster, 0-based, that is called so; InputError tells the nearest names where none is."""
-        numbers = {called: number for number, called in self.names.items()}
-        if name not in numbers:
-            near = ", ".join(get_close_matches(name, numbers, cutoff=0) or ["none has a name"])
-            raise InputError(f"No cluster is called {name!r}: choose its number, or a name such as these: {near}.")
-        return numbers[name] - 1
+    def cluster_ids(self, number: int, seed: int, name: str | None = None) -> Tensor:
+        """`number` cluster ids of that name, see `find_clusters`, drawn as frequent as among the training tiles."""
+        if not isinstance(number, int) or number < 1:
+            raise InputError(f"The number of tiles to draw must be a whole number of at least 1, but is {number!r}.")
+        shares = self.shares.double()
+        if name is not None:
+            among, everything = find_clusters(name, self.names, self.n_clusters), shares
+            shares = torch.zeros_like(everything)
+            shares[among] = everything[among] if everything[among].any() else 1.0
+        return torch.multinomial(shares, number, replacement=True, generator=make_generator(seed, "clusters"))
 
     def assign(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The cluster (N,), 0-based, of uint8 images (N, 3, S, S) and its probability (N,), both on the CPU."""

@@ -18,9 +18,11 @@ from pfiles.machine import processes
 from pfiles.machine.processes import is_first
 from pfiles.machine.runtime import derive_seed, eval_mode, stop
 from pfiles.machine.speed import PLAIN, Speed
-from pfiles.paths import read_json, write_json
+from pfiles.names import csv_bytes
+from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.tiles.files import image_files, refuse_other_images, write_tiles
 from pfiles.tiles.pixels import to_uint8
+from pfiles.tiles.sources import DRAWN, TABLE
 from pfiles.unet_cond_base import UNet
 
 NOISE_STEPS = 16  # steps whose noise is drawn at once; part of what an image's seed means
@@ -151,6 +153,16 @@ def generate_to_folder(
         for future in writing:
             future.result()
     processes.wait_for_all()
+
+
+def write_table(folder: Path, numbers: Iterable[int], cluster_ids: Tensor, names: Mapping[int, str], seed: int) -> None:
+    """Write `tiles.csv`: file, cluster from 1, the cluster's name if it has one, and seed of each NUMBER.png."""
+    rows = [
+        {"file": f"{number}.png", "cluster": cluster, "name": names.get(cluster, ""), "seed": seed}
+        for number, cluster in zip(numbers, (cluster_ids + 1).tolist(), strict=True)
+    ]
+    with atomic_write(folder / TABLE) as file:
+        file.write(csv_bytes(DRAWN, rows))
 
 
 def _is_within(number: int, only: Any) -> bool:

@@ -22,6 +22,15 @@ FEATURES = {
     "background_fraction": "background (fraction)",
 }  # the columns of `measure`, and what to call them in a figure
 
+WORDS = {
+    "haematoxylin_od": ("darker haematoxylin", "paler haematoxylin"),
+    "eosin_od": ("stronger eosin", "weaker eosin"),
+    "nucleus_count": ("more nuclei", "fewer nuclei"),
+    "nucleus_size_px": ("larger nuclei", "smaller nuclei"),
+    "background_fraction": ("more background", "less background"),
+}  # for a cluster with more, and with less of it than all others
+TELLING, STRIKING = 0.5, 1.5  # differences, in standard deviations over all tiles, that get a word, and a "much"
+
 NUCLEUS_OD = 0.35  # haematoxylin in nuclei, optical density; lies between nuclei and cytoplasm of usual H&E
 NUCLEUS_SMOOTHING_PX = 1.0  # standard deviation of the Gaussian over the haematoxylin image before it is thresholded
 NUCLEUS_SURROUNDINGS_PX = 8.0  # likewise for the surroundings that a nucleus must be darker than
@@ -113,6 +122,34 @@ def _check(images: Tensor) -> None:
             f"Expected uint8 images of shape (N, 3, H, W), but got {images.dtype} of shape "
             f"{tuple(images.shape)}: give RGB tiles of 0 ... 255."
         )
+
+
+def in_words(table: pd.DataFrame, clusters: np.ndarray, weights: np.ndarray) -> dict[int, str]:
+    """How the tiles of each cluster differ from all others, such as "darker haematoxylin, much more nuclei".
+
+    table: of `measure`; clusters, weights: of each row, the latter how many tiles the row stands for. Means are
+    compared in standard deviations over all tiles: from 0.5 on there is a word for it, from 1.5 on it is "much".
+    """
+    words = {}
+    values = table[list(WORDS)].to_numpy(float)
+    heavy = np.where(np.isfinite(values), weights[:, None], 0)
+    values = np.nan_to_num(values)
+
+    def means(rows: np.ndarray) -> np.ndarray:
+        return (heavy[rows] * values[rows]).sum(0) / heavy[rows].sum(0)
+
+    with np.errstate(divide="ignore", invalid="ignore"):  # a side without nuclei, a measurement that never differs
+        everything = np.ones(len(table), bool)
+        deviation = np.sqrt((heavy * np.square(values - means(everything))).sum(0) / heavy.sum(0))
+        for cluster in np.unique(clusters):
+            apart = (means(clusters == cluster) - means(clusters != cluster)) / deviation
+            told = [
+                "much " * bool(abs(d) >= STRIKING) + (more if d > 0 else less)
+                for d, (more, less) in zip(apart, WORDS.values(), strict=True)
+                if np.isfinite(d) and abs(d) >= TELLING
+            ]
+            words[int(cluster)] = ", ".join(told) or "like the others in stain, nuclei and background"
+    return words
 
 
 def compare(real: pd.DataFrame, generated: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -402,11 +402,13 @@ def fidelity_section(
     requested: Tensor,
     n_clusters: int,
     seed: int,
+    names: Mapping[int, str] | None = None,
 ) -> Section:
     """Whether generated tiles are of the cluster they were asked for, by the clusterer itself and by a second judge.
 
     codes, clusters: of the real training tiles; generated: uint8 tiles (N, 3, S, S) on the codes' device.
-    clusterer: None where only the clusters it found are known; then the second judge is the only one.
+    clusterer: None where only the clusters it found are known; then the second judge is the only one. names: of
+    clusters, by their numbers from 1.
     """
     generated_codes = encode_tiles(vqvae, generated)
     judge, ceiling = fidelity.train_judge(vqvae, codes, clusters, n_clusters, seed)
@@ -438,7 +440,7 @@ def fidelity_section(
     if (matrix := matrices.get("the clusters")) is not None:
         scores["share_assigned_to_requested_cluster"] = matrix.trace() / matrix.sum()
         scores["by_cluster"] = (matrix.diagonal() / matrix.sum(axis=1).clip(1)).tolist()
-        shown.insert(0, figures.plot_confusion(matrix, "requested and re-predicted clusters"))
+        shown.insert(0, figures.plot_confusion(matrix, "requested and re-predicted clusters", names))
     beside = pd.concat([table.add_suffix(f", {name}") for name, table in tables.items()], axis=1)
     return Section("Condition", notes, [beside], shown, scores)
 

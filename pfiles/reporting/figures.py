@@ -1,6 +1,7 @@
 """The pictures: grids of tiles, loss curves, confusion matrices, and the panels of the paper's Figures 1 to 4."""
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -52,10 +53,18 @@ def show_tiles(images: Tensor, columns: int = 10, title: str = "", label: str = 
     return fig
 
 
-def cluster_sheet(left: Sequence[Tensor], right: Sequence[Tensor], titles: tuple[str, str]) -> Figure:
+def cluster_labels(k: int, names: Mapping[int, str] | None = None) -> list[str]:
+    """The numbers of k clusters from 1, with their names where they have some, as labels of a few short lines."""
+    labels = [f"{number} {(names or {}).get(number, '')}".strip() for number in range(1, k + 1)]
+    return ["\n".join(textwrap.wrap(label, 18)).replace("$", r"\$") for label in labels]  # a $ would begin a formula
+
+
+def cluster_sheet(
+    left: Sequence[Tensor], right: Sequence[Tensor], titles: tuple[str, str], names: Mapping[int, str] | None = None
+) -> Figure:
     """Two columns of tile rows, one row per cluster: left[c] and right[c] are uint8 tiles (n, 3, H, W) of cluster c.
 
-    A cluster without tiles has white ones.
+    names: of clusters, by their numbers from 1. A cluster without tiles has white ones.
     """
     white = torch.full_like(next(tiles for tiles in (*left, *right) if len(tiles))[:1], 255)
     columns = [max(len(tiles) for tiles in side) for side in (left, right)]
@@ -70,8 +79,8 @@ def cluster_sheet(left: Sequence[Tensor], right: Sequence[Tensor], titles: tuple
         for ax, tiles, n in zip(row, pair, columns, strict=True):
             ax.set_axis_off()
             ax.imshow(tile_grid(tiles if len(tiles) else white, n))
-    for cluster, (ax, _) in enumerate(axes, start=1):
-        ax.text(-0.02, 0.5, cluster, transform=ax.transAxes, ha="right", va="center")
+    for label, (ax, _) in zip(cluster_labels(len(left), names), axes, strict=True):
+        ax.text(-0.02, 0.5, label, transform=ax.transAxes, ha="right", va="center")
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title)
     return fig
@@ -108,15 +117,20 @@ def plot_history(history: Sequence[dict[str, float]], title: str, reference: dic
     return fig
 
 
-def plot_sizes(sizes: Sequence[int], title: str, xlabel: str, ylabel: str) -> Figure:
-    """A bar for each size, counting from 1 as the paper counts clusters, and their mean as a dashed line."""
+def plot_sizes(
+    sizes: Sequence[int], title: str, xlabel: str, ylabel: str, names: Mapping[int, str] | None = None
+) -> Figure:
+    """A bar for each size, counting from 1 as the paper counts clusters, and their mean as a dashed line.
+
+    names: of clusters, by these numbers.
+    """
     fig, ax = plt.subplots(figsize=(6, 2.5), layout="constrained")
     numbers = np.arange(1, len(sizes) + 1)
     ax.bar(numbers, sizes)
     ax.axhline(np.mean(np.asarray(sizes)), color="grey", linestyle="--")
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     if len(sizes) < 30:
-        ax.set_xticks(numbers)
+        ax.set_xticks(numbers, cluster_labels(len(sizes), names), rotation=90 if names else 0)
     return fig
 
 
@@ -239,13 +253,16 @@ def figure_4_tiles(n_test: int) -> np.ndarray:
     return evenly_spaced(n_test, 5)
 
 
-def plot_confusion(matrix: np.ndarray, title: str) -> Figure:
-    """A confusion matrix of requested (rows) against re-predicted clusters (columns), counting from 1."""
+def plot_confusion(matrix: np.ndarray, title: str, names: Mapping[int, str] | None = None) -> Figure:
+    """A confusion matrix of requested (rows) against re-predicted clusters (columns), counting from 1.
+
+    names: of clusters, by these numbers.
+    """
     from sklearn.metrics import ConfusionMatrixDisplay
 
     fig, ax = plt.subplots(figsize=(6, 5.5), layout="constrained")
-    display = ConfusionMatrixDisplay(matrix, display_labels=range(1, len(matrix) + 1))
-    display.plot(ax=ax, colorbar=False, cmap="Blues")
+    display = ConfusionMatrixDisplay(matrix, display_labels=cluster_labels(len(matrix), names))
+    display.plot(ax=ax, colorbar=False, cmap="Blues", xticks_rotation="vertical" if names else "horizontal")
     ax.set(title=title, xlabel="re-predicted cluster", ylabel="requested cluster")
     return fig
 

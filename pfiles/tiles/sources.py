@@ -18,6 +18,7 @@ from pfiles.tiles.files import decode_image, is_image_name, quietly, read_files,
 from pfiles.tiles.pixels import as_tensor
 
 TILES, TABLE, PICTURES = "tiles.npy", "tiles.csv", "slides"  # of a folder that `python -m pfiles tile` wrote
+DRAWN = ("file", "cluster", "name", "seed")  # the columns of that table beside generated tiles
 HE_SLOT = 0  # the stain of the published array's second axis that is used here
 MAX_MEMBER_BYTES = 2**27  # of a file in an archive once unpacked: a tile of 6,000 px without compression
 SETTLED_SECONDS = 2  # a file changed later than this might change again under the same time
@@ -47,7 +48,7 @@ def read_source(path: Path) -> Source:
     if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise InputError(f"There is no data at {path}: give a .npy file, a folder of images or a .zip of one.")
     if path.is_dir():
-        return _read_cut(path) if (path / TABLE).exists() else _read_folder(path)
+        return _read_cut(path) if _is_cut(path) else _read_folder(path)
     suffix = path.suffix.lower()
     if suffix == ".npy":
         state = _state([path])
@@ -65,6 +66,12 @@ def _state(files: Sequence[Path]) -> str | None:
         newest = max(newest, found.st_mtime_ns, found.st_ctime_ns)
         digest.update(repr((str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns)).encode())
     return digest.hexdigest() if newest < time.time_ns() - SETTLED_SECONDS * 10**9 else None
+
+
+def _is_cut(folder: Path) -> bool:
+    """Whether tiles were cut from slides into this folder; generated tiles may have a table of the same name."""
+    table = folder / TABLE
+    return table.exists() and not table.read_bytes().startswith(",".join(DRAWN).encode())
 
 
 @quietly()

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pfiles.__main__ import NOTEBOOKS, execute, main
 from pfiles.paths import ROOT
+from pfiles.session import reopen_run
 
 K = 3
 
@@ -43,7 +44,7 @@ def test_every_notebook_is_in_the_order():
         for path in [*ROOT.glob("*.ipynb"), *ROOT.glob("clusters_14/*.ipynb")]
     }
     assert found - set(NOTEBOOKS) == {"start_here", "tile_slides", "watch", "choose_k"}  # before and beside a run
-    assert len(NOTEBOOKS) == 19
+    assert len(NOTEBOOKS) == 20
 
 
 @pytest.mark.parametrize("name", [*NOTEBOOKS, "choose_k", "start_here", "tile_slides", "watch"])
@@ -168,6 +169,19 @@ def test_all_notebooks_run(finished):
     assert {f"Figure 3{mark}/G{cluster}.jpg" for cluster in range(1, K + 1)} <= figures
     assert any(name.startswith(f"Figure 2{mark}/C_{K}_") for name in figures)
     assert not list(out.rglob("*.part"))
+
+
+def test_tiles_are_drawn_by_name_from_a_finished_run(finished, tmp_path, capsys):
+    run = reopen_run("test", Path(finished["out"]))
+    assert run.paths.atlas.exists()
+    run.reading("anna").save({2: {"name": "keratin"}})
+    arguments = ["draw", "--from", finished["out"], "--number", "2", "--out", str(tmp_path / "drawn"), "--cluster"]
+    assert main([*arguments, "keratin"]) == 0
+    assert (tmp_path / "drawn/tiles.csv").read_text().splitlines()[1:] == ["1.png,2,keratin,765", "2.png,2,keratin,765"]
+    capsys.readouterr()
+    assert main([*arguments, "keratim"]) == 2
+    assert "nearest names are keratin" in capsys.readouterr().err
+    assert main(["draw", "--from", str(tmp_path / "drawn"), "--out", str(tmp_path / "o")]) == 2
 
 
 def test_what_is_done_is_not_done_again(finished, tmp_path):

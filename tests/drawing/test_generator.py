@@ -63,7 +63,7 @@ def test_draw_command(generator, tmp_path, capsys):
     arguments = ["draw", "--from", str(tmp_path / "g"), "--cluster", "2", "--number", "5", "--out", str(tmp_path / "o")]
     assert main(arguments) == 0
     assert sorted(path.name for path in (tmp_path / "o" / "tiles").iterdir()) == [f"{i}.png" for i in range(1, 6)]
-    assert (tmp_path / "o" / "tiles.csv").read_text().splitlines()[1] == "1.png,2,765"
+    assert (tmp_path / "o" / "tiles.csv").read_text().splitlines()[1] == "1.png,2,,765"
     assert Image.open(tmp_path / "o" / "sheet.jpg").size[0] > 100
     capsys.readouterr()
     assert_refused(["draw", "--from", str(tmp_path / "none"), "--out", str(tmp_path / "p")], capsys, tmp_path / "p")
@@ -73,6 +73,33 @@ def test_draw_command(generator, tmp_path, capsys):
     generator.save(tmp_path / "g")
     (tmp_path / "g" / "config.json").write_text(json.dumps(config))
     assert_refused(["draw", "--from", str(tmp_path / "g"), "--out", str(tmp_path / "p")], capsys, tmp_path / "p")
+
+
+def test_clusters_of_one_name_are_drawn_as_often_as_they_are(generator):
+    shares, names = torch.tensor([0.1, 0.3, 0.6, 0.0]), {1: "a", 2: "A", 3: "b", 4: "c"}
+    generator = replace(
+        generator, shares=shares, names=names, unet=UNet(16, 4, **get_settings("demo", TINY).diffusion.unet)
+    )
+    sizes = generator.cluster_ids(4000, 0, "a").bincount(minlength=4)
+    assert sizes[2:].sum() == 0
+    assert sizes[0].item() == pytest.approx(1000, abs=110)
+    assert generator.cluster_ids(3, 0, "4").tolist() == generator.cluster_ids(3, 0, "c").tolist() == [3, 3, 3]
+
+
+def test_draw_command_by_name(generator, tmp_path, capsys):
+    named = replace(generator, names={1: "keratin", 3: "=dermis"})
+    named.save(tmp_path / "g")
+    assert Generator.load(tmp_path / "g").names == named.names
+    arguments = ["draw", "--from", str(tmp_path / "g"), "--number", "2", "--out", str(tmp_path / "o"), "--cluster"]
+    assert main([*arguments, "=Dermis"]) == 0
+    table = (tmp_path / "o/tiles.csv").read_text().splitlines()
+    assert table == ["file,cluster,name,seed", "1.png,3,'=dermis,765", "2.png,3,'=dermis,765"]
+    for number, image in enumerate(generator.draw([2, 2], seed=765), start=1):
+        written = np.array(Image.open(tmp_path / f"o/tiles/{number}.png"))
+        assert torch.equal(torch.from_numpy(written).permute(2, 0, 1), image)
+    capsys.readouterr()
+    assert main([*arguments, "keratine"]) == 2
+    assert "'keratine': the nearest names are keratin; a number" in capsys.readouterr().err
 
 
 def test_a_training_begins_from_a_generator(generator, tmp_path):
@@ -177,9 +204,9 @@ def test_one_cluster_by_number_or_name(generator):
     assert torch.equal(generator.draw(2, 3, 7), generator.draw([2, 2, 2], seed=7))
     named = replace(generator, names={1: "keratin", 3: "glass"})
     assert torch.equal(named.draw("glass", 3, 7), generator.draw(2, 3, 7))
-    with pytest.raises(InputError, match=r"No cluster is called 'keratine': .* such as these: keratin"):
+    with pytest.raises(InputError, match=r"No cluster is called 'keratine': the nearest names are keratin;"):
         named.draw("keratine")
-    with pytest.raises(InputError, match="none has a name"):
+    with pytest.raises(InputError, match="no cluster has a name yet"):
         generator.draw("keratin")
 
 

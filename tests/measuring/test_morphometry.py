@@ -19,6 +19,24 @@ def image_of(haematoxylin, eosin=0.0, side=64):
     return as_tensor((255 * 10**-density).round().astype(np.uint8))
 
 
+def test_what_sets_a_cluster_apart_in_words():
+    """Two clusters of four rows, the second of which stands for three times as many tiles."""
+    clusters, weights = np.repeat([0, 1], 4), np.repeat([1.0, 3.0], 4)
+    columns = {
+        "haematoxylin_od": [0.4, 0.4, 0.6, 0.6, 0.4, 0.4, 0.6, 0.6],  # the same
+        "eosin_od": [0.3, 0.3, 0.3, 0.3, 0.1, 0.1, 0.1, 0.1],  # 0.2 of a deviation of sqrt(3) / 4 * 0.2: d = 2.3
+        "nucleus_count": [3, 3, 7, 7, 5, 5, 9, 9],  # 2 of a deviation of sqrt(4 + 3 / 4): d = 0.92
+        "nucleus_size_px": [np.nan, np.nan, np.nan, np.nan, 30, 31, 32, 33],  # none to compare
+        "background_fraction": [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5],  # never differs
+    }
+    words = morphometry.in_words(pd.DataFrame(columns), clusters, weights)
+    assert words == {0: "much stronger eosin, fewer nuclei", 1: "much weaker eosin, more nuclei"}
+    same = pd.DataFrame({name: [1.0, 2.0] * 4 for name in columns})
+    assert set(morphometry.in_words(same, clusters, weights).values()) == {
+        "like the others in stain, nuclei and background"
+    }
+
+
 def discs(centres, radius, side=64):
     y, x = np.mgrid[:side, :side]
     return sum(((y - cy) ** 2 + (x - cx) ** 2 <= radius**2) for cy, cx in centres).astype(float)[None]

@@ -41,6 +41,22 @@ def test_a_cluster_without_tiles_has_a_white_row():
     assert [(tile == 255).all() for tile in tiles] == [False, False, True, False]
 
 
+def test_names_stand_beside_the_numbers(tmp_path):
+    """A name is text, also one that matplotlib would read as a formula."""
+    names = {1: r"$\frac$", 2: "stratified squamous epithelium"}
+    some = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    sheet = figures.cluster_sheet([some] * 3, [some] * 3, ("left", "right"), names)
+    labels = [text.get_text() for ax in sheet.axes for text in ax.texts]
+    assert labels == [r"1 \$\frac\$", "2 stratified\nsquamous\nepithelium", "3"]
+    figures.save_figure(sheet, tmp_path / "sheet.png", dpi=50)
+    bars = figures.plot_sizes([1, 2, 3], "title", "x", "y", {3: "a $ and a $"})
+    assert [tick.get_text() for tick in bars.axes[0].get_xticklabels()] == ["1", "2", r"3 a \$ and a \$"]
+    figures.save_figure(bars, tmp_path / "bars.png", dpi=50)
+    matrix = figures.plot_confusion(np.eye(3, dtype=int), "title", {2: "keratin"})
+    assert [tick.get_text() for tick in matrix.axes[0].get_yticklabels()] == ["1", "2 keratin", "3"]
+    plt.close("all")
+
+
 def test_history_plots_every_term_and_its_reference():
     history = [{"epoch": 1, "mse": 1.0, "seconds": 3}, {"epoch": 2, "mse": 0.5, "generator": 0.2, "seconds": 3}]
     figure = figures.plot_history(history, "title", {"mse": 1.0})

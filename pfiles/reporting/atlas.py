@@ -1,0 +1,234 @@
+"""The atlas: what each cluster looks like and where it comes from, as one page that needs nothing else."""
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jinja2 import Environment, FileSystemLoader, Template
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from pfiles.measuring import morphometry
+from pfiles.measuring.memorisation import COPY, nearest_tiles
+from pfiles.paths import atomic_write
+from pfiles.tiles.dataset import Tiles
+from pfiles.tiles.pixels import evenly_spaced
+
+SHOWN = 16  # tiles of each kind in a row
+COLUMNS = 4  # of the squares in which they stand
+MEASURED = 40  # real tiles of each cluster whose stain, nuclei and background are measured
+DOMINATES = 0.5  # share of a cluster's tiles from one slide that is marked ...
+ODDS = 4  # ... where the odds of a tile to be from it are so many times those among all tiles
+SEVERAL = 3  # slides at most that are named
+MAP_SIDE = 240  # pixels
+MOST_PIXELS = 16_000_000  # of all tiles of a page: more clusters have smaller tiles
+MOST_BYTES = 9_000_000  # of all pictures of a page
+QUALITIES = (85, 70, 50, 30, 10)  # of JPEG, tried one after the other until they fit
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the atlas shows of a cluster.
+
+    number: from 1. share: of all training tiles. tiles: uint8 (n, 3, S, S) by the title of the square they stand in.
+    facts, warnings: sentences. map: uint8 (H, W, 3) and its caption; None where positions are not known.
+    """
+
+    number: int
+    size: int
+    share: float
+    tiles: Mapping[str, Tensor]
+    facts: Sequence[str]
+    warnings: Sequence[str]
+    map: tuple[np.ndarray, str] | None
+
+
+class Drawn(NamedTuple):
+    """Generated tiles (N, 3, S, S), uint8, the clusters (N,) they were asked for, and those they are sorted into."""
+
+    images: Tensor
+    requested: Tensor
+    assigned: Tensor
+
+
+def make_rows(tiles: Tiles, standing: tuple[Tensor, Tensor, Tensor], drawn: Drawn) -> list[Row]:
+    """A row for each cluster. standing: of the training tiles, see `latents.centre_and_border`."""
+    clusters, distance, margin = standing
+    sizes = clusters.bincount(minlength=int(drawn.requested.max()) + 1)
+    words = _in_words(tiles, clusters)
+    train = tiles.tensor(tiles.train)
+    copies = torch.tensor(nearest_tiles(drawn.images, train).distance.to_numpy() < COPY)
+    small = _small(tiles) if tiles.positions is not None else None
+    rows = []
+    for cluster, size in enumerate(sizes.tolist()):
+        members = (clusters == cluster).nonzero().flatten()
+        central = members[distance[members].argsort(stable=True)][:SHOWN]
+        others = members[~torch.isin(members, central)]
+        border = others[margin[others].argsort(stable=True)][:SHOWN]
+        asked = drawn.requested == cluster
+        squares = {
+            "Nearest to its centre": train[central],
+            "At its border": train[border],
+            "Generated": drawn.images[asked][:SHOWN],
+        }
+        facts, warnings = _origin(tiles, members.numpy())
+        n, back, copied = (int(x.sum()) for x in (asked, drawn.assigned[asked] == cluster, copies[asked]))
+        if size:
+            facts.insert(0, f"{words[cluster]}.".capitalize())
+        facts.append(f"Of {n} generated tiles {back} are sorted into it again.")
+        if not size:
+            warnings.append("No training tile is in this cluster.")
+        if 2 * back < n:
+            warnings.append("Most generated tiles are sorted into other clusters.")
+        if copied:
+            warnings.append(f"Generated tiles that repeat a training tile: {copied} of {n}.")
+        where = _map(tiles, members.numpy(), small)
+        rows.append(Row(cluster + 1, size, size / len(clusters), squares, facts, warnings, where))
+    return rows
+
+
+def scores(rows: Sequence[Row], drawn: Drawn) -> dict[str, Any]:
+    """What a run's summary keeps of the atlas."""
+    return {
+        "share_assigned_to_requested_cluster": (drawn.assigned == drawn.requested).double().mean().item(),
+        "clusters_with_warnings": {f"cluster {row.number}": list(row.warnings) for row in rows if row.warnings},
+    }
+
+
+def write_page(rows: Sequence[Row], names: Mapping[int, str], source: str, path: Path) -> None:
+    """Write the page, whole or not at all.
+
+    names: of clusters, by number; they are text, whatever they hold. source: of the tiles, in a few words.
+    """
+    page = _template().render(rows=rows, names=names, source=source, pictures=pictures(rows))
+    with atomic_write(path) as file:
+        file.write(page.encode())
+
+
+def row_html(row: Row, pictures: Mapping[str, Any]) -> str:
+    """What the page shows of one cluster, without its name: for a notebook."""
+    return _template().module.body(row, pictures)
+
+
+def style() -> str:
+    """The style sheet that `row_html` needs."""
+    return _template().module.style()
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("atlas.html")
+
+
+def pictures(rows: Sequence[Row]) -> dict[int, dict[str, str]]:
+    """The squares of tiles of each row, and its "map", as data addresses that hold JPEGs, together below 9 MB."""
+    count = sum(len(tiles) for row in rows for tiles in row.tiles.values())
+    side = next(tiles.shape[-1] for row in rows for tiles in row.tiles.values())
+    side = min(side, int((MOST_PIXELS / max(count, 1)) ** 0.5))
+    images = {
+        (row.number, title): _square(tiles, side) for row in rows for title, tiles in row.tiles.items() if len(tiles)
+    }
+    images |= {(row.number, "map"): row.map[0] for row in rows if row.map}
+    for quality in QUALITIES:
+        made = {key: _jpeg(image, quality) for key, image in images.items()}
+        if sum(map(len, made.values())) <= MOST_BYTES:
+            break
+    return {row.number: {title: made[n, title] for n, title in made if n == row.number} for row in rows}
+
+
+def _square(tiles: Tensor, side: int) -> np.ndarray:
+    """Tiles (n, 3, S, S), at most 16, in four columns, at most `side` px wide, with white lines between."""
+    if tiles.shape[-1] > side:
+        tiles = F.interpolate(tiles.float(), (side, side), mode="area").round().to(torch.uint8)
+    return make_grid(tiles, COLUMNS, padding=2, pad_value=255)[:, 2:-2, 2:-2].permute(1, 2, 0).numpy()
+
+
+def _jpeg(image: np.ndarray, quality: int) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "JPEG", quality=quality, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _in_words(tiles: Tiles, clusters: Tensor) -> dict[int, str]:
+    """`morphometry.in_words` of the training tiles, of which some of each cluster are measured."""
+    chosen, weights = [], []
+    for cluster in clusters.unique():
+        members = (clusters == cluster).nonzero().flatten()
+        some = members[evenly_spaced(len(members), MEASURED)]
+        chosen.append(some)
+        weights.append(np.full(len(some), len(members) / len(some)))
+    chosen = torch.cat(chosen).numpy()
+    images = tiles.tensor(tiles.train[chosen])
+    table = morphometry.measure(images, morphometry.nucleus_threshold(images))
+    return morphometry.in_words(table, clusters[chosen].numpy(), np.concatenate(weights))
+
+
+def _origin(tiles: Tiles, members: np.ndarray) -> tuple[list[str], list[str]]:
+    """Which slides and patients the training tiles `members` come from: facts and warnings."""
+    if tiles.positions is None or not len(members):
+        return [], []
+    slides = tiles.positions.slide[tiles.train]
+    everywhere, here = Counter(slides.tolist()), Counter(slides[members].tolist())
+    most = here.most_common(SEVERAL)
+    told = ", ".join(f"{slide} {n / len(members):.0%}" for slide, n in most)
+    more = f" and {len(here) - len(most)} more" if len(here) > len(most) else ""
+    facts = [f"From {len(here)} of {_count(len(everywhere), 'slide')}: {told}{more}."]
+    if tiles.patients is not None:
+        patients = tiles.patients[tiles.train]
+        known, total = (len(set(some) - {""}) for some in (patients[members], patients))
+        facts.append(f"From {known} of {_count(total, 'patient')}.")
+    (slide, n), warnings = most[0], []
+    share, expected = n / len(members), everywhere[slide] / len(slides)
+    odds = (n + 0.5) / (len(members) - n + 0.5)  # a half more of each, so that few tiles make no certainty
+    if len(everywhere) > 1 and share > DOMINATES and odds * (1 - expected) >= ODDS * expected:
+        warnings.append(
+            f"One slide dominates: {slide} has {share:.0%} of these tiles, but {expected:.0%} of all. "
+            "The cluster may be a batch effect."
+        )
+    return facts, warnings
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
+def _map(tiles: Tiles, members: np.ndarray, small: Tensor) -> tuple[np.ndarray, str] | None:
+    """The slide with most of these training tiles, small: all its tiles pale, these in their colours."""
+    if tiles.positions is None or not len(members):
+        return None
+    own = tiles.train[members]
+    slide = Counter(tiles.positions.slide[own].tolist()).most_common(1)[0][0]
+    on_it = np.flatnonzero(tiles.positions.slide == slide)
+    lit = np.isin(on_it, own)
+    on_it = on_it[lit.argsort(kind="stable")]  # those in colour lie on top
+    where = tiles.positions[on_it]
+    left, top = where.x.min(), where.y.min()
+    width, height = ((at + where.side).max() - at.min() for at in (where.x, where.y))
+    scale = MAP_SIDE / max(width, height)
+    picture = np.full((max(1, round(height * scale)), max(1, round(width * scale)), 3), 255, np.uint8)
+    side = max(1, int(np.ceil(where.side.max() * scale)))
+    images = F.interpolate(small[on_it].float(), (side, side), mode="area")
+    others = len(on_it) - lit.sum()
+    images[:others] = 255 - 0.35 * (255 - images[:others].mean(1, keepdim=True))
+    for x, y, image in zip((where.x - left) * scale, (where.y - top) * scale, images.byte(), strict=True):
+        part = picture[int(y) : int(y) + side, int(x) : int(x) + side]
+        part[:] = image.permute(1, 2, 0).numpy()[: part.shape[0], : part.shape[1]]
+    return picture, f"{slide}: tiles of this cluster in colour, others in grey"
+
+
+def _small(tiles: Tiles) -> Tensor:
+    """All tiles at 16 px, uint8 (N, 3, 16, 16)."""
+    parts = np.array_split(np.arange(len(tiles.images)), -(-len(tiles.images) // 256))
+    return torch.cat([F.interpolate(tiles.tensor(part).float(), (16, 16), mode="area").byte() for part in parts])

@@ -1,0 +1,245 @@
+"""The atlas: which tiles stand where, what is said of a cluster, and that a name stays text."""
+
+import re
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_tiles
+
+from pfiles.clustering import KMeansClusters, fit_kmeans
+from pfiles.latents import centre_and_border
+from pfiles.names import Reading
+from pfiles.reporting import atlas, naming
+from pfiles.tiles.dataset import Tiles
+
+SIDE = 48
+HOSTILE = '<img src=x onerror=alert(1)><script>alert(2)</script>"&'
+
+
+def make_atlas(n=60, k=3, slides=("A", "B"), patients=None, generated=None):
+    """Tiles of which number i is of cluster i % k, lies i % 7 from its centre and i % 5 from its border."""
+    images = torch.from_numpy(make_tiles(n + 4, SIDE)).permute(0, 3, 1, 2).contiguous()
+    number = np.arange(n + 4)
+    slide = np.array(slides)[np.minimum(number * len(slides) // n, len(slides) - 1)]
+    positions = np.rec.fromarrays(
+        [slide, number % 10 * SIDE, number // 10 * SIDE, np.full(n + 4, SIDE), np.ones(n + 4)],
+        names="slide,x,y,side,mpp",
+    )
+    tiles = Tiles(images, np.arange(n), np.arange(n, n + 4), "test tiles", positions, patients=patients)
+    index = torch.arange(n)
+    standing = index % k, index.double() % 7, index.double() % 5
+    requested = torch.arange(k).repeat_interleave(atlas.SHOWN)
+    if generated is None:
+        generated = torch.randint(256, (len(requested), 3, SIDE, SIDE), dtype=torch.uint8)
+    assigned = requested.clone()
+    assigned[:10] = 1  # of the first cluster's sixteen
+    drawn = atlas.Drawn(generated, requested, assigned)
+    return tiles, standing, drawn, atlas.make_rows(tiles, standing, drawn)
+
+
+def shown(tiles, row, title):
+    """The numbers of the tiles in a square."""
+    everything = tiles.tensor(tiles.train)
+    return [int((everything == image).flatten(1).all(1).nonzero()[0]) for image in row.tiles[title]]
+
+
+def test_the_nearest_tiles_and_those_at_the_border():
+    tiles, (clusters, distance, margin), drawn, rows = make_atlas(90)
+    for row in rows:
+        own = [i for i in range(90) if clusters[i] == row.number - 1]
+        central = sorted(own, key=lambda i: distance[i])[:16]
+        border = sorted((i for i in own if i not in central), key=lambda i: margin[i])[:16]
+        assert shown(tiles, row, "Nearest to its centre") == central
+        assert shown(tiles, row, "At its border") == border
+        assert torch.equal(row.tiles["Generated"], drawn.images[drawn.requested == row.number - 1])
+        assert (row.size, row.share) == (30, pytest.approx(1 / 3))
+
+
+def test_centre_and_border_of_k_means_by_hand(tiny):
+    from conftest import stage_networks
+
+    from pfiles import latents
+
+    vqvae, _, clusters = stage_networks(tiny, "kmeans")
+    codes = latents.encode_tiles(vqvae, torch.from_numpy(make_tiles(24)).permute(0, 3, 1, 2))
+    fit_kmeans(clusters, latents.latent_batches(vqvae, codes), 0)
+    found, distance, margin = centre_and_border(vqvae, clusters, codes)
+    z = vqvae.embed(codes).detach()
+    features = KMeansClusters.statistics(z).double().numpy()
+    scale = features.std(0)
+    features = (features - features.mean(0)) / np.where(scale > 0, scale, 1)
+    to_all = ((features[:, None] - clusters.centroids.double().numpy()) ** 2).sum(-1)
+    assert found.tolist() == to_all.argmin(1).tolist()
+    np.testing.assert_allclose(distance, np.sqrt(to_all.min(1)), rtol=1e-3)  # its centroids are means of their tiles
+    odds = np.exp(-to_all / (2 * clusters.variance.item()))
+    share = np.sort(odds / odds.sum(1, keepdims=True))
+    np.testing.assert_allclose(margin, share[:, -1] - share[:, -2], atol=1e-4)
+
+
+def test_one_slide_that_dominates_is_marked():
+    """The last third of all tiles are of slide B; cluster 3 is made of them alone, cluster 4 of three of slide A."""
+    tiles, _, drawn, _ = make_atlas(60, slides=("A", "A", "B"), patients=np.array(["P1"] * 40 + ["P2"] * 24))
+    clusters = torch.tensor([i % 2 if i < 40 or i % 4 == 0 else 2 for i in range(60)])
+    clusters[1:6:2] = 3
+    drawn = drawn._replace(requested=torch.arange(48) // 12, assigned=torch.arange(48) // 12)
+    first, second, third, fourth = atlas.make_rows(tiles, (clusters, torch.zeros(60), torch.zeros(60)), drawn)
+    assert "From 2 of 2 slides: A 80%, B 20%." in first.facts
+    assert "From 1 of 2 slides: B 100%." in third.facts
+    assert "From 1 of 2 patients." in third.facts
+    marked = [any("dominates" in warning for warning in row.warnings) for row in (first, second, third, fourth)]
+    assert marked == [False, True, True, False]
+    assert "B has 100% of these tiles, but 33% of all" in " ".join(third.warnings)
+
+
+def test_a_slide_that_is_the_only_one_dominates_nothing():
+    *_, rows = make_atlas(slides=("A",))
+    assert not any("dominates" in warning for row in rows for warning in row.warnings)
+
+
+def test_copies_and_tiles_that_do_not_return_are_marked():
+    tiles, standing, drawn, rows = make_atlas()
+    assert [row.warnings for row in rows] == [["Most generated tiles are sorted into other clusters."], [], []]
+    assert "Of 16 generated tiles 6 are sorted into it again." in rows[0].facts
+    copied = drawn.images.clone()
+    copied[20] = tiles.tensor(tiles.train[[5]])[0].flip(-1)
+    rows = atlas.make_rows(tiles, standing, drawn._replace(images=copied))
+    assert rows[1].warnings == ["Generated tiles that repeat a training tile: 1 of 16."]
+    scores = atlas.scores(rows, drawn)
+    assert scores["share_assigned_to_requested_cluster"] == pytest.approx(38 / 48)
+    assert scores["clusters_with_warnings"].keys() == {"cluster 1", "cluster 2"}
+
+
+def test_an_empty_cluster_has_a_row():
+    tiles, standing, drawn, _ = make_atlas()
+    rows = atlas.make_rows(tiles, (torch.ones(60, dtype=torch.int64), *standing[1:]), drawn)
+    assert rows[0].warnings[0] == "No training tile is in this cluster."
+    assert (rows[0].size, rows[0].map, len(rows[0].tiles["At its border"])) == (0, None, 0)
+
+
+def test_the_map_lights_the_cluster_where_it_lies():
+    *_, rows = make_atlas()
+    picture, caption = rows[0].map
+    assert caption.startswith("A:")
+    assert picture.shape[1] == 240
+    side = 24  # pixels of a tile: ten of them in a row
+    colour = np.ptp(picture.astype(int), axis=2)
+    for i in range(30):
+        y, x = (i // 10 * side, i % 10 * side)
+        lit = colour[y + 2 : y + side - 2, x + 2 : x + side - 2].max() > 20
+        assert lit == (i % 3 == 0), i
+
+
+def test_no_positions_no_map_and_no_slides():
+    tiles, standing, drawn, _ = make_atlas()
+    rows = atlas.make_rows(Tiles(tiles.images, tiles.train, tiles.test, "x"), standing, drawn)
+    assert [row.map for row in rows] == [None] * 3
+    assert not any("slide" in fact for row in rows for fact in row.facts)
+
+
+class Elements(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+
+def test_a_name_is_text_and_the_page_asks_for_nothing(tmp_path):
+    *_, rows = make_atlas()
+    pages = []
+    for names in ({}, {1: HOSTILE}):
+        atlas.write_page(rows, names, "tiles <b>of mine</b>", tmp_path / "atlas.html")
+        pages.append((tmp_path / "atlas.html").read_text())
+    plain, named = map(Elements, pages)
+    assert named.tags.count("script") == plain.tags.count("script") == 1
+    assert named.tags.count("img") == plain.tags.count("img")
+    assert not [name for name, _ in named.attributes if name.startswith("on")]
+    assert "&lt;script&gt;alert(2)" in pages[1]
+    assert {value.partition(",")[0] for name, value in named.attributes if name == "src"} == {"data:image/jpeg;base64"}
+    assert all(value.startswith("#") for name, value in named.attributes if name == "href")
+    assert not re.search(r"https?:|@import|url\(", re.sub(r"base64,[^\"]*", "", pages[1]))
+
+
+def test_many_pictures_stay_small(monkeypatch):
+    *_, rows = make_atlas()
+    whole = atlas.pictures(rows)
+    size = sum(len(picture) for pictures in whole.values() for picture in pictures.values())
+    assert whole.keys() == {1, 2, 3}
+    assert whole[1].keys() == {*rows[0].tiles, "map"}
+    monkeypatch.setattr(atlas, "MOST_BYTES", size * 3 // 4)
+    smaller = sum(len(picture) for pictures in atlas.pictures(rows).values() for picture in pictures.values())
+    assert smaller <= size * 3 // 4
+    monkeypatch.setattr(atlas, "MOST_PIXELS", 3 * 48 * 24 * 24)
+    assert sum(len(p) for pictures in atlas.pictures(rows).values() for p in pictures.values()) < smaller
+
+
+# the form
+
+
+@pytest.fixture
+def named(tmp_path):
+    *_, rows = make_atlas()
+    reading = Reading.load(tmp_path / "names_anna.json", "one", 3)
+    box = naming.form(rows, reading)
+    head, *parts = box.children
+    fields = {number: parts[2 * number - 2].children for number in (1, 2, 3)}
+    return rows, reading, head, fields
+
+
+def kept(reading):
+    return Reading.load(reading.path, "one", 3)
+
+
+def test_what_is_filled_in_is_saved_at_once(named):
+    _, reading, head, fields = named
+    _, name, mark, _, note, message = fields[2]
+    for text in ("k", "ke", "keratin"):
+        name.value = text
+        assert kept(reading).names == {2: text}
+    mark.value, note.value = "unsure", "a <b>note</b>"
+    fields[3][3].value = 2  # the same as cluster 2
+    assert message.value == "saved"
+    assert kept(reading).entries[2].mark == "unsure"
+    assert kept(reading).entries[2].note == "a <b>note</b>"
+    assert kept(reading).names == {2: "keratin", 3: "keratin"}
+    assert "2 of 3" in head.children[1].children[0].value
+    name.value = "7"
+    assert message.value.startswith("Not saved.")
+    assert kept(reading).names[2] == "keratin"
+
+
+def test_the_form_shows_what_was_saved_before_and_nobody_elses(named):
+    rows, reading, *_ = named
+    reading.save({1: {"name": "dermis", "mark": "sure"}})
+    other = Reading.load(reading.path.with_name("names_ben.json"), "one", 3)
+    fields = [part.children for part in naming.form(rows, kept(reading)).children[1::2]]
+    assert [field[1].value for field in fields] == ["dermis", "", ""]
+    assert [field[2].value for field in fields] == ["sure", "", ""]
+    assert [part.children[1].value for part in naming.form(rows, other).children[1::2]] == ["", "", ""]
+
+
+def uploaded(name, content):
+    when = datetime.now(UTC)
+    return {"name": name, "type": "text/csv", "size": len(content), "last_modified": when, "content": content}
+
+
+def test_tables_go_out_and_come_in(named):
+    _, reading, head, fields = named
+    write, upload = head.children[1].children[2:]
+    fields[1][1].value = "=keratin"
+    write.click()
+    table = reading.path.with_suffix(".csv").read_bytes()
+    assert b"1,'=keratin," in table
+    upload.value = [uploaded("t.csv", table.replace(b"'=", b""))]
+    assert "Read t.csv" in head.children[2].value
+    assert kept(reading).names == {1: "keratin"}
+    assert fields[1][1].value == "keratin"
+    upload.value = [uploaded("u.csv", b"no table")]
+    assert "lacks" in head.children[2].value
+    assert kept(reading).names == {1: "keratin"}

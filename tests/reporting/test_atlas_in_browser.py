@@ -1,0 +1,137 @@
+"""The atlas in headless Chromium: the page from the disk, the form in JupyterLab as a hub serves it."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from urllib.parse import urlsplit
+
+import nbformat
+import numpy as np
+import pytest
+from conftest import make_tiles
+from test_atlas import HOSTILE, make_atlas
+from test_session import K, opened, parameters, train
+
+from pfiles.__main__ import _with_parameters
+from pfiles.paths import ROOT
+from pfiles.reporting import atlas
+
+PATIENCE = 600  # seconds on a busy machine
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("atlas") / "atlas.html"
+    *_, rows = make_atlas()
+    atlas.write_page(rows, {1: HOSTILE, 2: "keratin"}, "test tiles", path)
+    return path
+
+
+@pytest.fixture
+def page(browser, written):
+    """The page, opened from the disk, with what it asked for and what it ran."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.asked, page.alerts = [], []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.on("dialog", lambda dialog: (page.alerts.append(dialog.message), dialog.dismiss()))
+    page.on("pageerror", lambda error: page.alerts.append(str(error)))
+    page.goto(written.as_uri())
+    return page
+
+
+@pytest.mark.parametrize("width", [1280, 800, 400])
+def test_the_page_needs_nothing_else(page, written, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    assert [url for url in page.asked if not url.startswith("data:")] == [written.as_uri()]
+    assert page.alerts == []
+    assert page.locator("h2").first.inner_text().endswith(HOSTILE)
+    pictures = page.locator("img[src]")
+    assert pictures.count() == 3 * 4  # three squares and a map
+    assert pictures.evaluate_all("all => all.every(img => img.complete && img.naturalWidth > 0)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    tops = page.locator("#cluster-1 .square").evaluate_all("all => all.map(x => x.getBoundingClientRect().top)")
+    assert len(set(tops)) == (1 if width >= 800 else 3)  # side by side, or one below the other
+
+
+def test_the_page_is_used_from_the_keyboard(page):
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.getAttribute('href')") == "#cluster-1"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#cluster-2")
+    page.keyboard.press("Tab")
+    dialog = page.locator("dialog")
+    assert not dialog.is_visible()
+    page.keyboard.press("Enter")
+    assert dialog.is_visible()
+    assert dialog.locator("b").inner_text() == "Nearest to its centre: 16 tiles of cluster 2"
+    page.keyboard.press("ArrowRight")
+    assert dialog.locator("b").inner_text() == "At its border: 4 tiles of cluster 2"
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    assert page.evaluate("document.activeElement.alt") == "At its border: 4 tiles of cluster 2"
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """JupyterLab below the address that a hub gives a user, with the notebook of the atlas for a tiny run."""
+    np.save(tmp_path / "tiles.npy", make_tiles(44))
+    train(opened(tmp_path, clustering="kmeans"))
+    home = tmp_path / "home"
+    (home / "clusters_14").mkdir(parents=True)
+    (home / "pfiles").symlink_to(ROOT / "pfiles")
+    name = "clusters_14/part_16_cluster_atlas.ipynb"
+    book = _with_parameters(ROOT / name, parameters(tmp_path, clustering="kmeans", reader="anna"))
+    nbformat.write(book, home / name)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    with open(tmp_path / "server.txt", "wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+             "--ServerApp.port_retries=0", "--ServerApp.base_url=/user/me/", "--IdentityProvider.token=secret",
+             f"--ServerApp.root_dir={home}", "--expose-app-in-browser"],
+            env=os.environ | own | {"IPYTHONDIR": str(tmp_path / "ipython")}, stdout=log, stderr=log,
+        )  # fmt: skip
+    address = f"http://127.0.0.1:{port}/user/me"
+    try:
+        wait_for(lambda: f"{address}/lab" in (tmp_path / "server.txt").read_text() or server.poll() is not None)
+        yield f"{address}/lab/tree/{name}?token=secret", tmp_path / "out" / f"clusters_{K}" / "names_anna.json"
+    finally:
+        server.terminate()
+        server.wait()
+        shutil.rmtree(home / "clusters_14")
+
+
+def wait_for(done):
+    end = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_a_name_typed_in_jupyterlab_is_in_the_file(lab, browser):
+    address, file = lab
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(1000 * PATIENCE)
+    asked = []
+    page.on("request", lambda request: asked.append(urlsplit(request.url).hostname))
+    page.goto(address)
+    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.sessionContext.session?.kernel")
+    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    names = page.locator("input[placeholder=name]")
+    names.nth(K - 1).wait_for()
+    names.nth(1).press_sequentially("=<b>keratin</b>")
+    wait_for(lambda: file.exists() and "keratin</b>" in file.read_text())
+    [entries] = json.loads(file.read_text())["clusters"].values()
+    assert {number: entry["name"] for number, entry in entries.items()} == {"2": "=<b>keratin</b>"}
+    page.get_by_text("saved", exact=True).wait_for()
+    shown = page.locator(".atlas img")
+    assert shown.count() == 3 * K - page.get_by_text(": none").count()
+    assert shown.evaluate_all("all => all.every(img => img.naturalWidth > 0)")
+    assert set(asked) - {None} == {"127.0.0.1"}
