@@ -89,6 +89,11 @@ class Paths:
         return self.root / "kpc_ldm" / "vqvae_autoencoder_ckpt.pth"
 
     @property
+    def precision(self) -> Path:
+        """What precision="auto" chose when the run began."""
+        return self.autoencoder.parent / "precision.json"
+
+    @property
     def codes(self) -> Path:
         return self.autoencoder.parent / "codes.pt"
 

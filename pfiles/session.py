@@ -48,7 +48,7 @@ from pfiles.learning.loop import Job
 from pfiles.learning.resume import restarts
 from pfiles.machine import processes
 from pfiles.machine.runtime import pick_device, seeded
-from pfiles.machine.speed import Speed, pick_speed
+from pfiles.machine.speed import Speed, pick_precision, pick_speed
 from pfiles.names import Reading, agreed, check_reader
 from pfiles.paths import Paths, atomic_write, name_of_numbers, numbers_of_clusters, read_json, write_json
 from pfiles.reporting import figures, maps, tables
@@ -116,10 +116,25 @@ def open_run(
         raise InputError(f"{notebook} works with one number of clusters: set n_clusters to one of {n_clusters}.")
     settings = get_settings(chosen["preset"], chosen["overrides"])
     paths = Paths(n_clusters, chosen["out"], chosen["clustering"])
+    if settings.precision == "auto":
+        settings = replace(settings, precision=_precision(paths))
     return OpenRun(
         notebook, n_clusters, chosen["clustering"], chosen["data"], chosen["preset"], settings,
         chosen["seed"], paths, restart,
     )  # fmt: skip
+
+
+def _precision(paths: Paths) -> str:
+    """What "auto" is for this run: chosen when it is first opened and kept, so that a resumed run computes alike."""
+    kept = read_json(paths.precision, {}).get("precision")
+    if kept in ("fp32", "bf16"):
+        return kept
+    device = pick_device()
+    pays = processes.is_first() and pick_precision(device) == "bf16"
+    chosen = "bf16" if processes.agree(int(pays), device) else "fp32"
+    write_json(paths.precision, {"precision": chosen, "device": str(device)})
+    print(f"This run computes in {chosen} (setting precision='auto'; {paths.precision} keeps it)")
+    return chosen
 
 
 def reopen_run(notebook: str, folder: Path) -> "OpenRun":

@@ -158,8 +158,8 @@ class Settings:
     finetuning2: StageSettings = StageSettings(70, "adadelta", 0.003, trains_clusters=True, affine_weight=0.05)
     sampling: SamplingSettings = SamplingSettings()
     saving: SavingSettings = SavingSettings()
-    # bf16: faster where there is hardware for it; numbers change in the third digit
-    precision: Literal["fp32", "bf16"] = "fp32"
+    # bf16: faster where there is hardware for it; numbers change in the third digit. auto: where a measurement says so
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     # auto: what makes this machine fast and changes no more than the last digits; off: plain PyTorch
     speed: Literal["auto", "off"] = "auto"
     lpips_required: bool = True  # whether part 12 stops where LPIPS has no weights, or records it as unavailable
@@ -174,7 +174,7 @@ PRESETS: dict[str, Settings] = {
     # variance in all eight views, clusters learnt first and independent of direction, AdamW with warm-up and cosine,
     # averaged weights, guidance, a solver of few steps, and a decoder without grid, polished at the end
     "recommended": Settings(
-        precision="bf16",
+        precision="auto",
         autoencoder=AutoencoderSettings(
             upsampling="resize",
             warmup_steps=500,

@@ -188,7 +188,7 @@ def test_overrides():
         ("paper", {"sampling.guidance": 2.0}, "needs a UNet trained with diffusion.condition_dropout"),
         ("demo", {"sampling.sampler": "euler"}, "'ddpm' or 'ddim' or"),
         ("demo", {"speed": "max"}, "speed must be 'auto' or 'off'"),
-        ("demo", {"precision": "fp16"}, "precision must be 'fp32' or 'bf16'"),
+        ("demo", {"precision": "fp16"}, "precision must be 'auto' or 'fp32' or 'bf16'"),
         ("demo", {"autoencoder.upsampling": "bilinear"}, "autoencoder.upsampling must be 'transposed' or 'resize'"),
         ("demo", {"autoencoder.reconstruction": "l2"}, "autoencoder.reconstruction must be 'mse' or 'l1'"),
         ("demo", {"autoencoder.dihedral_views": 1}, "autoencoder.dihedral_views must be true or false"),

@@ -431,3 +431,20 @@ def test_panels_of_another_k_stay(tmp_path):
     assert (
         (folder / "G1.jpg").read_bytes() == (folder / "G1_k4.jpg").read_bytes() != (folder / "G1_k3.jpg").read_bytes()
     )
+
+
+def test_a_run_keeps_the_precision_it_began_with(tmp_path, monkeypatch, capsys):
+    def precision(found):
+        monkeypatch.setattr("pfiles.session.pick_precision", lambda device: found)
+        return open_run("x", 3, preset="recommended", out=tmp_path).settings.precision
+
+    assert precision("bf16") == "bf16"
+    assert "This run computes in bf16" in capsys.readouterr().out
+    assert precision("fp32") == "bf16"  # on another machine, or beside other work
+    assert (
+        open_run("x", 3, preset="recommended", overrides={"precision": "fp32"}, out=tmp_path).settings.precision
+        == "fp32"
+    )
+    assert not (tmp_path / "a").exists()
+    assert open_run("x", 3, preset="paper", out=tmp_path / "a").settings.precision == "fp32"
+    assert not (tmp_path / "a").exists()  # nothing to be chosen, nothing to be kept

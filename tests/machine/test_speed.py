@@ -11,6 +11,7 @@ from conftest import K, autoencoder_networks, stage_networks, train_autoencoder,
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.learning import autoencoder, loop
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.machine import speed
 from pfiles.machine.runtime import make_generator
 from pfiles.machine.speed import PLAIN, Speed, pick_speed
 from pfiles.settings import get_settings
@@ -27,21 +28,21 @@ def unet_input(batch=4):
 
 @pytest.mark.parametrize("name", WAYS)
 @pytest.mark.parametrize("optimizer", ["adadelta", "adam", "adamw"])
-def test_a_stage_learns_the_same(tiny, images, run, name, optimizer):
+def test_a_stage_learns_the_same(tiny, images, job, name, optimizer):
     stage = replace(tiny.training, epochs=3, optimizer=optimizer)
-    plain = train_stage(tiny, stage, stage_networks(tiny), images, run)
-    fast = train_stage(tiny, stage, stage_networks(tiny), images, replace(run, speed=WAYS[name], restart=True))
+    plain = train_stage(tiny, stage, stage_networks(tiny), images, job)
+    fast = train_stage(tiny, stage, stage_networks(tiny), images, replace(job, speed=WAYS[name], restart=True))
     for a, b in zip(plain, fast, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
         assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-3)
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_the_autoencoder_learns_the_same(tiny, images, run, name):
+def test_the_autoencoder_learns_the_same(tiny, images, job, name):
     perceptual = autoencoder.make_perceptual(tiny.autoencoder, "cpu")
     histories = [
         train_autoencoder(
-            autoencoder_networks(tiny), images, perceptual, tiny.autoencoder, replace(run, speed=speed, restart=True)
+            autoencoder_networks(tiny), images, perceptual, tiny.autoencoder, replace(job, speed=speed, restart=True)
         )
         for speed in (PLAIN, WAYS[name])
     ]
@@ -57,7 +58,7 @@ def test_sampling_draws_the_same(tiny):
     assert (plain.int() - fast.int()).abs().max() <= 1
 
 
-def test_bf16_is_close_and_gives_float32_weights(tiny, images, run):
+def test_bf16_is_close_and_gives_float32_weights(tiny, images, job):
     _, unet, _ = stage_networks(tiny)
     arguments = unet_input()
     with torch.no_grad():
@@ -66,9 +67,9 @@ def test_bf16_is_close_and_gives_float32_weights(tiny, images, run):
     error = ((close - exact).norm() / exact.norm()).item()
     assert 0 < error < 0.02
     stage = replace(tiny.training, epochs=2)
-    plain = train_stage(tiny, stage, stage_networks(tiny), images, run)
+    plain = train_stage(tiny, stage, stage_networks(tiny), images, job)
     networks = stage_networks(tiny)
-    fast = train_stage(tiny, stage, networks, images, replace(run, speed=Speed(bf16=True), restart=True))
+    fast = train_stage(tiny, stage, networks, images, replace(job, speed=Speed(bf16=True), restart=True))
     assert fast[-1]["loss"] == pytest.approx(plain[-1]["loss"], rel=0.02)
     assert all(p.dtype == torch.float32 for p in networks[1].parameters())
 
@@ -84,7 +85,7 @@ def test_networks_compile_to_one_graph_with_the_same_result(tiny):
 
 
 @pytest.mark.parametrize("learns", [True, False])
-def test_no_step_waits_for_the_device(tiny, images, run, monkeypatch, learns):
+def test_no_step_waits_for_the_device(tiny, images, job, monkeypatch, learns):
     """Between two looks no tensor's value is asked for: on a GPU the host would wait for all that is queued."""
     stage = tiny.training if learns else tiny.finetuning1
     networks = stage_networks(tiny)
@@ -105,9 +106,9 @@ def test_no_step_waits_for_the_device(tiny, images, run, monkeypatch, learns):
             return original(*args)
 
     monkeypatch.setattr(loop, "_step", watched)
-    train_stage(tiny, stage, networks, images, run)
+    train_stage(tiny, stage, networks, images, job)
     train_autoencoder(autoencoder_networks(tiny), images, lambda a, b: (a - b).square().mean(), tiny.autoencoder,
-        replace(run, folder=run.folder / "autoencoder"),
+        replace(job, folder=job.folder / "autoencoder"),
     )  # fmt: skip
     assert asked == []
 
@@ -117,3 +118,19 @@ def test_what_is_chosen_is_printed_once(capsys):
     assert capsys.readouterr().out == "fp32 on cpu, channels_last + fused (setting speed='auto'), 1 process(es)\n"
     assert pick_speed(get_settings("paper", {"speed": "off"}), CPU) == PLAIN
     assert pick_speed(get_settings("paper", {"speed": "off", "precision": "bf16"}), CPU) == Speed(bf16=True)
+
+
+def test_bf16_only_where_the_hardware_has_it_and_it_pays(monkeypatch):
+    """No instructions: no measurement either, as that may take minutes."""
+    seconds = {True: 1.0, False: 2.0}
+    monkeypatch.setattr(speed, "_step_seconds", lambda bf16: seconds[bf16])
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": False})
+    assert speed.pick_precision(CPU) == "fp32"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert speed.pick_precision(CPU) == "bf16"
+    seconds[True] = 1.9
+    assert speed.pick_precision(CPU) == "fp32"
+
+
+def test_the_measured_step_is_a_step_of_training():
+    assert all(0 < speed._step_seconds(bf16) < 10 for bf16 in (True, False))
