@@ -15,6 +15,7 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -162,7 +163,7 @@ def timed(work: Callable[[], int]) -> dict[str, Any]:
     return {"tiles": tiles, "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - used}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=40_000, help="px of the made slide")
     parser.add_argument("--jpeg-side", type=int, default=240, help="px of its JPEG tiles; 240 is Aperio's, default")
@@ -170,7 +171,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3, help="that count, after one; default 3")
     parser.add_argument("--large-image", type=Path, metavar="PYTHON", help="of an environment with large-image")
     parser.add_argument("--out", type=Path, metavar="FILE", help=".json for every repetition")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     sides = {"loop": loop, "DeepZoomGenerator": deep_zoom, "pfiles, 1 thread": one_thread}
     sides[f"pfiles, {os.cpu_count()} threads"] = all_cores
     if args.large_image:
@@ -200,6 +201,7 @@ def main() -> None:
         side |= {"tiles_per_second": wall, "tiles_per_cpu_second": cpu}
     if args.out:
         write_json(args.out, {**about, "load_average": os.getloadavg(), "sides": measured})
+    return 0
 
 
 def _median(side: dict[str, Any], seconds: str) -> float:
@@ -208,4 +210,4 @@ def _median(side: dict[str, Any], seconds: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import benchmarks.__main__ as command
-from benchmarks import indices, items, measure, reference
+from benchmarks import indices, items, measure, reference, tiling
 from benchmarks.inputs import Flops, count_flops, make_networks, make_size, published_networks, smooth_tiles
 from MODULE import all_indices
 from pfiles.drawing import sampling
@@ -336,6 +336,18 @@ def test_indices_and_the_plain_way_are_measured_beside_each_other(tmp_path, caps
     assert (large["points"], "plain" in large) == (400, False)
     assert small["module"]["seconds"] > 0
     assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_tiling_is_measured_beside_two_loops(tmp_path, capsys):
+    out = tmp_path / "tiling.json"
+    assert tiling.main(["--side", "1500", "--part", "7", "--repetitions", "1", "--out", str(out)]) == 0
+    rows = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows[:3] == ["loop", "DeepZoomGenerator", "pfiles, 1 thread"]
+    result = json.loads(out.read_text())
+    counts = [side["runs"][0]["tiles"] for side in result["sides"].values()]
+    assert counts == [7, 7, result["tiles"], result["tiles"]]
+    assert result["tiles"] > 7
+    assert all(side["tiles_per_cpu_second"] > 0 for side in result["sides"].values())
 
 
 # the script for a machine with a GPU
