@@ -16,12 +16,13 @@ from huggingface_hub import ModelCardData
 
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
-from pfiles.identity import flatten
+from pfiles.identity import flatten, same_identity
 from pfiles.measuring.memorisation import COPY, judge, nearest_tiles
 from pfiles.paths import ROOT, atomic_write, expand, read_json
 from pfiles.reporting import figures
 from pfiles.reporting.card import CARD
 from pfiles.reporting.export import read_generated
+from pfiles.reporting.tables import identities
 from pfiles.session import OpenRun
 from pfiles.tiles.dataset import EMBEDDED
 from pfiles.tiles.sources import Source, read_source
@@ -137,11 +138,13 @@ def _split(source: Source | None) -> str:
 
 
 def _measured(run: OpenRun) -> str:
-    """What part 13 recorded, with its floors, as Markdown."""
+    """What part 13 recorded, with its floors, as Markdown; InputError where it is of other data or settings."""
     section = f"{run.paths.cluster_folder.name}{run.paths.suffix}/part_13_distribution_metrics"
     scores = read_json(run.paths.summary, {}).get(section)
     if scores is None:
         return "\nNothing: part 13 was not run."
+    if (of := identities(run.paths.summary).get(section)) is not None:
+        same_identity(of, run.identity, f"{section} in {run.paths.summary}")
     lines = [f"- {name}: {line}" for name, line in scores.get("in_short", {}).items()]
     for features, tables in scores.get("details", {}).items():
         rows = tables.get("overall", {}) if isinstance(tables, dict) else {}

@@ -17,6 +17,7 @@ from pfiles.__main__ import main
 from pfiles.errors import InputError
 from pfiles.paths import read_json, write_json
 from pfiles.reporting.card import BLANKS, read_card
+from pfiles.reporting.tables import record
 from pfiles.session import open_run
 from pfiles.share import share
 
@@ -108,6 +109,16 @@ def test_a_memoriser_is_refused(made, tmp_path):
     tile = np.load(tmp_path / "made" / "StMarysHospital" / "tiles.npy")[3]
     Image.fromarray(np.rot90(tile)).save(run.paths.generated / "1.png")
     with pytest.raises(InputError, match="memorisation gate fails: 1 of 12 generated tiles are outright copies"):
+        share(run, tmp_path / "shared", CARD)
+    assert not (tmp_path / "shared").exists()
+
+
+def test_numbers_of_other_data_are_refused(made, tmp_path):
+    shutil.copytree(made, tmp_path / "made")
+    run = opened(tmp_path / "made")
+    other = {"data": {**run.identity["data"], "fingerprint": "0" * 16}}
+    record(run.paths.summary, "clusters_3/part_13_distribution_metrics", PART_13, other)
+    with pytest.raises(InputError, match=r"part_13_distribution_metrics in .* is of another run"):
         share(run, tmp_path / "shared", CARD)
     assert not (tmp_path / "shared").exists()
 
