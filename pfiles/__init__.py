@@ -12,7 +12,7 @@ checkpoints   networks on disk, and what each belongs to
 learning/     loop, losses, log, resume; autoencoder and diffusion: what each training draws and learns
 drawing/      sampling, samplers, generator: images from noise; in_diffusers: a generator as diffusers loads it
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
-              small network of both); efficientnet; spectrum; morphometry; memorisation; neighbours; stability of clusters
+              small network of both); efficientnet; spectrum; morphometry; memorisation; neighbours; stability
 reporting/    figures, tables, page, evaluation, export, maps, card: what people look at
 session       a run, opened once: `open_run` gives notebooks and commands all of the above
 choosing      the clusters of every k, learnt together and compared
