@@ -356,7 +356,7 @@ def images_flops(images: float, steps: int) -> Callable[[dict[str, Flops]], Flop
 
 
 def classifiers_flops(n: int) -> Callable[[dict[str, Flops]], Flops]:
-    """Of a step of n classifiers on 16 tiles: moved views encoded once, both views forward and backward through each."""
+    """Of a step of n classifiers on 16 tiles: moved views encoded once, both views through each and back."""
     return lambda counts: 16 * counts["encode"] + 16 * 6 * n * counts["classifier"]
 
 
