@@ -16,6 +16,7 @@ from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
 
 N_CLUSTERS = 14
+KS = range(10, 17)  # the numbers of clusters of the paper
 SOLVER, SOLVER_STEPS = "dpm-solver++", 20  # the fast sampler, and its steps for an image
 
 
@@ -83,15 +84,17 @@ class Flops:
 
 
 def count_flops(settings: Settings) -> dict[str, Flops]:
-    """Of one image: "unet" for a call, "encode" up to the codebook, "decode"."""
+    """Of one image: "unet" and "classifier" for a call, "encode" up to the codebook, "decode"."""
     side = settings.image_size_px
     with torch.device("meta"):
         vqvae, unet = make_vqvae(settings.autoencoder), UNet(cls=N_CLUSTERS, **settings.diffusion.unet)
+        classifier = Classifier(vqvae.z_channels, N_CLUSTERS)
         zero, latent = torch.zeros(1, dtype=torch.int64), torch.empty(1, *vqvae.latent_shape(side))
         image = torch.empty(1, 3, side, side)
     counts = {}
     for name, call in {
         "unet": lambda: unet(latent, zero, zero),
+        "classifier": lambda: classifier(latent),
         "encode": lambda: vqvae.encode_continuous(image),
         "decode": lambda: vqvae.decode(latent),
     }.items():

@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import reference
 from benchmarks.inputs import (
+    KS,
     N_CLUSTERS,
     SOLVER,
     SOLVER_STEPS,
@@ -28,6 +29,7 @@ from benchmarks.inputs import (
     smooth_tiles,
 )
 from benchmarks.measure import Job, Run, peak_mb, seconds, synchronize
+from pfiles.classifier import Classifier
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.latents import LatentSpace, encode_tiles
 from pfiles.learning import diffusion, loop
@@ -40,6 +42,7 @@ from pfiles.tiles import files
 from pfiles.tiles.files import write_tiles
 from pfiles.tiles.pixels import as_array, to_unit
 from pfiles.tiles.views import random_affine
+from pfiles.unet_cond_base import UNet
 
 # UNet forward, batch of 8
 
@@ -125,6 +128,46 @@ def stage_product(size: Size, device: str) -> Run:
                 unet=networks.unet, clusterer=networks.classifier, space=LatentSpace(networks.vqvae), images=tiles,
                 codes=codes, settings=size.settings.diffusion, stage=stage, job=how,
             )  # fmt: skip
+        return {"seconds": history[-1]["seconds"] / size.stage_steps}  # its first epoch is the warm-up
+
+    return run
+
+
+# A step for every k, batch of 16, against seven steps of the first training
+
+
+def seven_reference(size: Size, device: str) -> Run:
+    step = stage_reference(size, device)
+    return lambda: {"seconds": len(KS) * step()["seconds"]}
+
+
+def clusters_product(size: Size, device: str, seeds: int = 1) -> Run:
+    """The classifiers of every k and of so many seeds, without a UNet."""
+    return every_k_run(size, device, [Classifier(n_clusters=k) for k in KS for _ in range(seeds)], None)
+
+
+def one_unet_product(size: Size, device: str) -> Run:
+    """The classifiers of every k, and one UNet for all of them."""
+    with seeded(0, "benchmark unet of every k"):
+        unet = UNet(cls=sum(KS), **size.settings.diffusion.unet).to(device)
+    return every_k_run(size, device, [Classifier(n_clusters=k) for k in KS], unet)
+
+
+def every_k_run(size: Size, device: str, classifiers: list[Classifier], unet: UNet | None) -> Run:
+    vqvae, clusterer = make_networks(size, device).vqvae, nn.ModuleList(classifiers).to(device)
+    tiles = smooth_tiles(16 * size.stage_steps, size.settings.image_size_px).to(device)
+    speed, diffusion_settings = pick_speed(size.settings, torch.device(device)), size.settings.diffusion
+    common = {"images": tiles, "codes": encode_tiles(vqvae, tiles), "settings": diffusion_settings}
+    common["stage"] = replace(size.settings.training, epochs=2)
+
+    def run() -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            job = loop.Job("benchmark", 0, 16, Path(folder), {}, size.settings.saving, speed, restart=True)
+            if unet is None:
+                history = diffusion.train_clusters(classifier=clusterer, vqvae=vqvae, job=job, **common)
+            else:
+                space = LatentSpace(vqvae)
+                history = diffusion.train_stage(unet=unet, clusterer=clusterer, space=space, job=job, **common)
         return {"seconds": history[-1]["seconds"] / size.stage_steps}  # its first epoch is the warm-up
 
     return run
@@ -312,11 +355,23 @@ def images_flops(images: float, steps: int) -> Callable[[dict[str, Flops]], Flop
     return lambda counts: images * (steps * counts["unet"] + counts["decode"])
 
 
+def classifiers_flops(n: int) -> Callable[[dict[str, Flops]], Flops]:
+    """Of a step of n classifiers on 16 tiles: moved views encoded once, both views through each and back."""
+    return lambda counts: 16 * counts["encode"] + 16 * 6 * n * counts["classifier"]
+
+
 ITEMS = (
     Item("unet", "UNet forward, batch of 8", unet_reference, unet_product,
          flops=lambda counts: 8 * counts["unet"]),
     Item("stage", "a step of the first training, batch of 16", stage_reference, stage_product,
          flops=lambda counts: 16 * (3 * counts["unet"] + counts["encode"])),
+    Item("clusters", "a step of the clusters of seven k, batch of 16", seven_reference, clusters_product,
+         lambda size: "one of the seven published steps", classifiers_flops(len(KS))),
+    Item("clusters-21", "the same with three seeds, 21 classifiers", None, partial(clusters_product, seeds=3),
+         flops=classifiers_flops(3 * len(KS))),
+    Item("every-k", "a step of the clusters of seven k and one UNet for all, batch of 16", seven_reference,
+         one_unet_product, lambda size: "one of the seven published steps",
+         lambda counts: classifiers_flops(len(KS))(counts) + 48 * counts["unet"]),
     Item("data", "load, augment and encode 1,000 tiles, an epoch's", data_reference, data_product,
          lambda size: f"{size.tiles} tiles", flops=lambda counts: 1000 * counts["encode"]),
     Item("ddpm", "16 images in 1,000 DDPM steps", one_by_one, sixteen,

@@ -1,4 +1,4 @@
-"""The five long jobs at tiny size, each as a function of the folder it leaves its result in; `test_kill` kills them."""
+"""The six long jobs at tiny size, each as a function of the folder it leaves its result in; `test_kill` kills them."""
 
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -9,7 +9,7 @@ import torch
 from conftest import PLAIN_LEARNING, TINY, make_tiles
 
 from pfiles import latents
-from pfiles.clustering import make_clusterer
+from pfiles.clustering import make_clusterer, make_clusterers
 from pfiles.discriminator import Discriminator
 from pfiles.drawing.sampling import generate_to_folder, sample
 from pfiles.learning import autoencoder, diffusion, loop
@@ -84,7 +84,19 @@ def images(folder: Path) -> None:
     generate_to_folder(draw, folder, range(NUM_IMAGES), torch.arange(NUM_IMAGES) % K, 3, 1, {"job": "images"})
 
 
-JOBS = {"autoencoder": train_autoencoder, "images": images}
+def clusters(folder: Path) -> None:
+    """Classifiers of several numbers of clusters together."""
+    vqvae = _networks()[0].eval().requires_grad_(False)
+    with seeded(0, "killed clusters"):
+        several = make_clusterers("classifier", 16, (2, 4))
+    diffusion.train_clusters(
+        classifier=several, vqvae=vqvae, images=_images(), codes=latents.encode_tiles(vqvae, _images()),
+        settings=SETTINGS.diffusion, stage=replace(SETTINGS.training, epochs=5), job=_job(folder, "clusters"),
+    )  # fmt: skip
+    _finish(folder, several)
+
+
+JOBS = {"autoencoder": train_autoencoder, "images": images, "clusters": clusters}
 JOBS |= {name: partial(stage, name) for name in ("training", "finetuning1", "finetuning2")}
 
 

@@ -201,10 +201,13 @@ def test_operations_of_the_paper_networks():
 
 def test_operations_add_up():
     assert 2 * Flops(3, 5) + Flops(1, 1) == Flops(7, 11)
-    counts = {"unet": Flops(100, 200), "encode": Flops(10, 10), "decode": Flops(1, 2)}
+    counts = {"unet": Flops(100, 200), "encode": Flops(10, 10), "decode": Flops(1, 2), "classifier": Flops(3, 3)}
     by_name = {item.name: item.flops(counts) for item in items.ITEMS if item.flops}
     assert by_name["unet"].all == 8 * 200
     assert by_name["stage"].convolutions == 16 * (3 * 100 + 10)
+    assert by_name["clusters"].all == 16 * (10 + 7 * 2 * 3 * 3)  # two views of seven, forward and twice backward
+    assert by_name["clusters-21"].all == 16 * (10 + 21 * 2 * 3 * 3)
+    assert by_name["every-k"].all == 16 * (10 + 7 * 2 * 3 * 3 + 3 * 200)
     assert by_name["ddpm"].convolutions == 16 * (1000 * 100 + 1)
     assert by_name["solver"].convolutions == 16 * (20 * 100 + 1)
     assert by_name["batch"].convolutions == pytest.approx(100.001)
