@@ -98,9 +98,11 @@ def make_rows(tiles: Tiles, standing: tuple[Tensor, Tensor, Tensor], drawn: Draw
 
 def scores(rows: Sequence[Row], drawn: Drawn) -> dict[str, Any]:
     """What a run's summary keeps of the atlas."""
+    warnings = {f"cluster {row.number}": list(row.warnings) for row in rows if row.warnings}
     return {
         "share_assigned_to_requested_cluster": (drawn.assigned == drawn.requested).double().mean().item(),
-        "clusters_with_warnings": {f"cluster {row.number}": list(row.warnings) for row in rows if row.warnings},
+        "clusters_with_warnings": len(warnings),
+        "details": {"warnings": warnings},
     }
 
 

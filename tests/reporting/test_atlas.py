@@ -109,7 +109,8 @@ def test_copies_and_tiles_that_do_not_return_are_marked():
     assert rows[1].warnings == ["Generated tiles that repeat a training tile: 1 of 16."]
     scores = atlas.scores(rows, drawn)
     assert scores["share_assigned_to_requested_cluster"] == pytest.approx(38 / 48)
-    assert scores["clusters_with_warnings"].keys() == {"cluster 1", "cluster 2"}
+    assert scores["clusters_with_warnings"] == 2
+    assert scores["details"]["warnings"] == {"cluster 1": rows[0].warnings, "cluster 2": rows[1].warnings}
 
 
 def test_an_empty_cluster_has_a_row():
