@@ -84,15 +84,7 @@ DRAWN_ONLY = {"full, DDPM 50": "full", "full, guidance 1": "full", "full, guidan
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.ablation")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--clusters", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=18, help="of every row; 18 of 5,000 tiles are 5,616 steps")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW")
-    parser.add_argument("--features", nargs="+", default=["random", "autoencoder", "imagenet"])
-    parser.add_argument("--set", type=json.loads, default={}, dest="settings", help="settings of all rows, as JSON")
-    args = parser.parse_args(arguments)
+    args = _parser().parse_args(arguments)
     base = SIZE | {"training.epochs": args.epochs} | args.settings
     first = _open(args, "autoencoder", base)
     if not first.paths.autoencoder.exists():
@@ -207,6 +199,18 @@ def as_table(rows: list[dict[str, Any]]) -> str:
             shown.append("" if value is None else form.format(value))
         lines.append(f"| {row['row']} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.ablation")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--clusters", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=18, help="of every row; 18 of 5,000 tiles are 5,616 steps")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW")
+    parser.add_argument("--features", nargs="+", default=["random", "autoencoder", "imagenet"])
+    parser.add_argument("--set", type=json.loads, default={}, dest="settings", help="settings of all rows, as JSON")
+    return parser
 
 
 if __name__ == "__main__":

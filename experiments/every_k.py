@@ -33,14 +33,7 @@ HALVES = 200  # random halves of the drawn tiles, whose spread is the standard e
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.every_k")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--clusters", default="10-16", help="of the one UNet; default 10-16")
-    parser.add_argument("--against", type=int, nargs="+", default=[10, 13, 16], help="k with a UNet of their own")
-    parser.add_argument("--epochs", type=int, default=5, help="of every row but the last; 5 of 5,000 are 1,560 steps")
-    parser.add_argument("--set", type=json.loads, default={}, dest="settings", help="settings of all rows, as JSON")
-    args = parser.parse_args(arguments)
+    args = _parser().parse_args(arguments)
     together = args.clusters
     rows = {"every k": (together, 1), **{f"k = {k}": (k, 1) for k in args.against}, "every k, twice": (together, 2)}
     first = _open(args, "autoencoder", args.against[0], 1)
@@ -135,6 +128,17 @@ def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
     """The difference of two Frechet distances of tiles drawn from the same noise, with its 95 % interval."""
     halves = np.subtract(one["frechet of halves"], other["frechet of halves"])
     return f"{one['frechet'] - other['frechet']:+.4f} ± {1.96 * np.std(halves, ddof=1):.4f}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.every_k")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--clusters", default="10-16", help="of the one UNet; default 10-16")
+    parser.add_argument("--against", type=int, nargs="+", default=[10, 13, 16], help="k with a UNet of their own")
+    parser.add_argument("--epochs", type=int, default=5, help="of every row but the last; 5 of 5,000 are 1,560 steps")
+    parser.add_argument("--set", type=json.loads, default={}, dest="settings", help="settings of all rows, as JSON")
+    return parser
 
 
 if __name__ == "__main__":

@@ -28,14 +28,7 @@ ROWS = {"from scratch": (3, None), "from scratch, a third": (1, None), "from the
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.start_from")
-    parser.add_argument("--data", default="embedded", help="tissue that the starter never saw")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--clusters", type=int, default=6)
-    parser.add_argument("--thirds", nargs=3, type=int, default=[3, 2, 10], metavar="EPOCHS")
-    parser.add_argument("--features", nargs="+", default=["random", "imagenet"], help="that belong to no run")
-    parser.add_argument("--set", type=json.loads, default={}, dest="settings", help="settings of all runs, as JSON")
-    args = parser.parse_args(arguments)
+    args = _parser().parse_args(arguments)
     for name in ROWS:
         if not (args.out / f"{name}.json").exists():
             _do(args, name)
@@ -68,6 +61,17 @@ def _do(args: argparse.Namespace, name: str) -> None:
     trained = {"training_cpu_seconds": round(seconds), "mse": history[-1]["mse"]}
     figures.save_figure(shown, args.out / f"{name}.jpg")
     write_json(args.out / f"{name}.json", {**about, **trained, "settings": settings, "values": values})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.start_from")
+    parser.add_argument("--data", default="embedded", help="tissue that the starter never saw")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--clusters", type=int, default=6)
+    parser.add_argument("--thirds", nargs=3, type=int, default=[3, 2, 10], metavar="EPOCHS")
+    parser.add_argument("--features", nargs="+", default=["random", "imagenet"], help="that belong to no run")
+    parser.add_argument("--set", type=json.loads, default={}, dest="settings", help="settings of all runs, as JSON")
+    return parser
 
 
 if __name__ == "__main__":

@@ -60,14 +60,7 @@ Draws H&E tiles of lung, 64 px (about 1 um per pixel), from any of {k} clusters 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.starter")
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--settings", type=Path, required=True)
-    parser.add_argument("--clusters", type=int, default=10)
-    parser.add_argument("--clustering", default="kmeans")
-    parser.add_argument("--out", type=Path, default=STARTER)
-    args = parser.parse_args(arguments)
+    args = _parser().parse_args(arguments)
     settings = json.loads(args.settings.read_text())
     run = open_run(
         "starter", args.clusters, args.clustering, str(args.data.absolute()), "recommended", settings,
@@ -109,6 +102,17 @@ def _card(run, shipped: Generator, values: dict[str, float | None], folder: Path
         told_1=share("told from real, blur 1"), told_r=share("told from reconstructed, blur 0"),
         told_r1=share("told from reconstructed, blur 1"), power=" ".join(f"{ratio:.2f}" for ratio in bands),
     )  # fmt: skip
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.starter")
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--settings", type=Path, required=True)
+    parser.add_argument("--clusters", type=int, default=10)
+    parser.add_argument("--clustering", default="kmeans")
+    parser.add_argument("--out", type=Path, default=STARTER)
+    return parser
 
 
 if __name__ == "__main__":
