@@ -1,5 +1,6 @@
 """Clusters and UNets of several numbers of clusters, trained together, equal those trained alone."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -12,6 +13,7 @@ from conftest import PLAIN_LEARNING, TINY, make_tiles, stage_networks
 from torch import nn
 
 from pfiles import choosing, latents
+from pfiles.__main__ import main
 from pfiles.classifier import Classifier, stack, stacked_probabilities, unstack
 from pfiles.clustering import each_of, make_clusterers, probabilities
 from pfiles.drawing.generator import Generator
@@ -325,3 +327,41 @@ def test_the_tables_of_every_k(opened, clustering):
         choosing.learn(opened("choose_k", "12-13", clustering), 1)
     with pytest.raises(InputError, match="seeds must be"):
         choosing.learn(run, 0)
+
+
+def arguments(begun, *more):
+    overrides = [part for name, value in TINY.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    return [*more, "--preset", "demo", "--data", str(begun / "tiles.npy"), *overrides]
+
+
+@pytest.mark.parametrize("command", ["run", "clusters"])
+@pytest.mark.parametrize("clusters", ["16-10", "1-3", "10-9999", "30-60", "4;5"])
+def test_wrong_ranges_are_one_sentence(begun, tmp_path, capsys, command, clusters):
+    out = tmp_path / "out"
+    given = arguments(begun, command, "--clusters", clusters, "--out", str(out))
+    assert main(given) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert not out.exists()
+
+
+def test_the_notebook_ends_with_what_the_numbers_support(begun, opened, tmp_path, monkeypatch, capsys):
+    """Run twice: what was learnt is not learnt again. `internal_cluster_validation_metrics` reads every CSV."""
+    for name in ("KPC_RUN_TOML", "MPLBACKEND"):
+        monkeypatch.setenv(name, "")  # what the command changes
+    monkeypatch.chdir(tmp_path)
+    opened("choose_k", "3-5")  # brings the autoencoder
+    more = ["--clusters", "3-5", "--seeds", "2", "--out", str(tmp_path / "out")]
+    for already in (0, 3):
+        assert main(arguments(begun, "cells", "choose_k", *more)) == 0
+        printed = capsys.readouterr().out
+        assert printed.count("clusters is done already") == already
+        assert printed.rstrip().endswith(".")
+    written = {path.name for path in (tmp_path / "out" / "choose_k").iterdir() if path.is_file()}
+    assert {"choose_k.csv", "indices.jpg", "flow.jpg", "classifier_4.pth", "classifier_4.json"} <= written
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())["choose_k"]
+    assert summary["supported"] in printed
+    assert summary["details"].keys() == {"3", "4", "5"}
+    assert main(["cells", "internal_cluster_validation_metrics", "--out", str(tmp_path / "out")]) == 0
+    assert "Found k = [3, 4, 5]" in capsys.readouterr().out
