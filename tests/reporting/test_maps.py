@@ -154,14 +154,14 @@ def test_a_map_shows_place_colour_and_confidence(tmp_path):
     picture = maps.picture_of("a", tiles, tiles_of(tiles), np.arange(24))
     assert picture.part == (300, 200, 384, 256)
     assert (picture.pixels == 200).all()
-    figure = maps.draw_maps("a", picture, {"clusters": tiles}, 3, {1: "_$tumour", 3: "<b>"})
+    figure = maps.draw_maps("a", picture, {"clusters": tiles}, 3, {1: "_$\\tumour$", 3: "<b>"})
     shown = figure.axes[1].images[-1]
     assert shown.get_extent() == [300, 684, 456, 200]
     cells = np.asarray(shown.get_array())
     np.testing.assert_allclose(cells[:, :3, :3], np.broadcast_to(to_rgb(maps.COLOURS[0]), (4, 3, 3)))
     np.testing.assert_allclose(cells[..., 3].ravel(), confidence)
     figure.canvas.draw()  # raises for names taken for formulas
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["1 _$tumour", "2", "3 <b>"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["1 _$\\tumour$", "2", "3 <b>"]
     numbers = {text.get_text(): text.get_position() for text in figure.axes[1].texts}
     assert numbers.keys() == {"1", "2"}
     assert numbers["1"][0] < 492 < numbers["2"][0]
