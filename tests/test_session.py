@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TINY, make_tiles
+from PIL import Image
 
 from pfiles import checkpoints
 from pfiles.__main__ import NOTEBOOKS, _print_summary, main, run_cells
@@ -240,6 +241,19 @@ def test_names_are_words_of_the_run(done):
     name = {1: "keratin", 2: "'=dermis", 3: "keratin"}[first]
     assert table[:2] == ["file,cluster,name,seed", f"1.png,{first},{name},765"]
     assert len(read_source(run.paths.generated).images) == 12  # such a table does not make it a folder cut from slides
+
+
+def test_a_finished_run_draws_by_name_on_the_command_line(done, tmp_path, capsys):
+    opened(done).reading("anna").save({2: {"name": "keratin"}})
+    write_json(done / "out/summary.json", {"run": parameters(done)})
+    arguments = ["draw", "--from", str(done / "out"), "--number", "2", "--out", str(tmp_path / "drawn"), "--cluster"]
+    assert main([*arguments, "keratin"]) == 0
+    assert (tmp_path / "drawn/tiles.csv").read_text().splitlines()[1:] == ["1.png,2,keratin,765", "2.png,2,keratin,765"]
+    first = torch.from_numpy(np.array(Image.open(tmp_path / "drawn/tiles/1.png"))).permute(2, 0, 1)
+    assert torch.equal(first, opened(done).draw("keratin", 2)[0])
+    capsys.readouterr()
+    assert main([*arguments, "keratim"]) == 2
+    assert "nearest names are keratin" in capsys.readouterr().err
 
 
 def test_names_do_not_stick_to_other_clusters(done):

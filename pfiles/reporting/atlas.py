@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from jinja2 import Environment, FileSystemLoader, Template
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from pfiles.measuring import morphometry
 from pfiles.measuring.memorisation import COPY, nearest_tiles
 from pfiles.paths import atomic_write
+from pfiles.reporting.figures import tile_grid
 from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.pixels import evenly_spaced
 
@@ -154,7 +154,7 @@ def _square(tiles: Tensor, side: int) -> np.ndarray:
     """Tiles (n, 3, S, S), at most 16, in four columns, at most `side` px wide, with white lines between."""
     if tiles.shape[-1] > side:
         tiles = F.interpolate(tiles.float(), (side, side), mode="area").round().to(torch.uint8)
-    return make_grid(tiles, COLUMNS, padding=2, pad_value=255)[:, 2:-2, 2:-2].permute(1, 2, 0).numpy()
+    return tile_grid(tiles, min(COLUMNS, len(tiles)), border=255)[2:-2, 2:-2]
 
 
 def _jpeg(image: np.ndarray, quality: int) -> str:

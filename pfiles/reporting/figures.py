@@ -26,15 +26,16 @@ MOST_CLUSTERS = 32  # that have boxes of their own
 FIGURE_4_PUBLISHED = (691, 755, 467, 733, 979)  # places among the 1,000 published test tiles
 
 
-def tile_grid(images: Tensor, columns: int) -> np.ndarray:
-    """uint8 images (N, 3, H, W) -> one image (H', W', 3), row by row, with black borders of 2 px.
+def tile_grid(images: Tensor, columns: int, border: int = 0) -> np.ndarray:
+    """uint8 images (N, 3, H, W) -> one image (H', W', 3), row by row, with borders of 2 px, black or of that level.
 
     White tiles fill the last row, so that grids of as many columns have one width.
     """
     white = images.new_full((-len(images) % columns, *images.shape[1:]), 255)
-    framed = F.pad(torch.cat([images, white]), (2, 0, 2, 0)).unflatten(0, (-1, columns))  # above and left of each tile
+    framed = F.pad(torch.cat([images, white]), (2, 0, 2, 0), value=border)  # above and left of each tile
+    framed = framed.unflatten(0, (-1, columns))
     grid = framed.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (H', W', 3) without the last borders
-    return F.pad(grid, (0, 0, 0, 2, 0, 2)).numpy()
+    return F.pad(grid, (0, 0, 0, 2, 0, 2), value=border).numpy()
 
 
 def show_tiles(images: Tensor, columns: int = 10, title: str = "", label: str = "") -> Figure:

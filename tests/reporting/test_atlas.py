@@ -167,6 +167,15 @@ def test_a_name_is_text_and_the_page_asks_for_nothing(tmp_path):
     assert not re.search(r"https?:|@import|url\(", re.sub(r"base64,[^\"]*", "", pages[1]))
 
 
+def test_tiles_of_a_square_stand_row_by_row():
+    tiles = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 3, 8, 8) * 40
+    square = atlas._square(tiles, 8)
+    assert square.shape == (2 * 8 + 2, 4 * 8 + 3 * 2, 3)
+    assert square[4::10, 4::10, 0].tolist() == [[0, 40, 80, 120], [160, 200, 255, 255]]
+    assert (square[8:10] == 255).all()
+    assert atlas._square(tiles[:3], 4).shape == (4, 3 * 4 + 2 * 2, 3)
+
+
 def test_many_pictures_stay_small(monkeypatch):
     *_, rows = make_atlas()
     whole = atlas.pictures(rows)
