@@ -34,7 +34,7 @@ class _Head:
         self.reading, self.show_all = reading, show_all
         self.style, self.message = widgets.HTML(), widgets.Label()
         self.progress = widgets.HTML(layout={"margin": "0 2em 0 0"})
-        self.side = widgets.ToggleButtons(options=SIDES, value=72, style={"button_width": "8em"})
+        self.side = widgets.ToggleButtons(options=SIDES, value=72, style={"button_width": "9.5em"})
         write = widgets.Button(description="Write CSV", tooltip="A table for a spreadsheet, beside the file of names")
         self.upload = widgets.FileUpload(accept=".csv", description="Read CSV")
         self.side.observe(self._show_side, "value")
@@ -78,7 +78,7 @@ class _Fields:
 
     def __init__(self, number: int, reading: Reading, saved: Callable[[], None]):
         self.number, self.reading, self.saved = number, reading, saved
-        alone = [("stands alone", None), *((f"same as {n}", n) for n in reading.entries if n != number)]
+        alone = [("stands alone", 0), *((f"same as {n}", n) for n in reading.entries if n != number)]
         self.fields = {
             "name": widgets.Text(placeholder="name", layout={"width": "17em"}),
             "mark": widgets.ToggleButtons(
@@ -103,7 +103,8 @@ class _Fields:
         entry = self.reading.entries[self.number]
         self.showing = True
         for name, field in self.fields.items():
-            field.value = getattr(entry, name)
+            value = getattr(entry, name)
+            field.value = 0 if value is None else value  # a list of choices shows nothing for None
         self.showing = False
         self.message.value = SAVED if entry != Entry() else ""
 
@@ -112,7 +113,7 @@ class _Fields:
             return
         name = next(name for name, field in self.fields.items() if field is change.owner)
         try:
-            self.reading.save({self.number: {name: change.new}})
+            self.reading.save({self.number: {name: None if change.new == 0 else change.new}})
             self.message.value = SAVED
         except (InputError, OSError) as error:
             self.message.value = f"Not saved. {error}"

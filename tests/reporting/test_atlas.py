@@ -218,6 +218,10 @@ def test_what_is_filled_in_is_saved_at_once(named):
     assert kept(reading).entries[2].mark == "unsure"
     assert kept(reading).entries[2].note == "a <b>note</b>"
     assert kept(reading).names == {2: "keratin", 3: "keratin"}
+    fields[3][3].value = 0  # alone again
+    assert kept(reading).names == {2: "keratin"}
+    assert [field[3].label for field in fields.values()] == ["stands alone"] * 3
+    fields[3][3].value = 2
     assert "2 of 3" in head.children[1].children[0].value
     name.value = "7"
     assert message.value.startswith("Not saved.")
