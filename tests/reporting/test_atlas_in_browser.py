@@ -73,7 +73,7 @@ def test_the_page_is_used_from_the_keyboard(page):
     assert dialog.locator("b").inner_text() == "At its border: 4 tiles of cluster 2"
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
-    assert page.evaluate("document.activeElement.alt") == "At its border: 4 tiles of cluster 2"
+    page.wait_for_function("document.activeElement.alt === 'At its border: 4 tiles of cluster 2'")
 
 
 @pytest.fixture
