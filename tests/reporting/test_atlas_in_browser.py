@@ -20,7 +20,7 @@ from pfiles.__main__ import _with_parameters
 from pfiles.paths import ROOT
 from pfiles.reporting import atlas
 
-PATIENCE = 600  # seconds on a busy machine
+PATIENCE = 120  # seconds on a busy machine
 
 
 @pytest.fixture(scope="module")
