@@ -678,13 +678,19 @@ class OpenRun:
         return found
 
     def map_clusters(self) -> Section:
-        """Write the maps of all tiles' clusters on their slides, see `maps.write_maps`; and tell what they show."""
-        tiles, folder = self.tiles, self.paths.maps
+        """Write the maps of all tiles' clusters on their slides, see `maps.write_maps`; and tell what they show.
+
+        Tiles that do not tell where they were cut have no map, and the section says so.
+        """
+        tiles, folder, of_run = self.tiles, self.paths.maps, self._assigned_with()
+        if tiles.positions is None:
+            why = "These tiles do not tell where they were cut, so there is no map"
+            return Section("Cluster maps", [f"{why}: python -m pfiles tile cuts tiles that do."])
         section = maps.write_maps(
             folder, maps.Assigned(tiles.positions, *self.label_all()), tiles.images, self.n_clusters,
             names=self.names, patients=tiles.patients, pictures=tiles.pictures, seed=self.seed,
         )  # fmt: skip
-        write_json(folder / MADE_FROM, self._identity(["diffusion"], self._assigned_with()))
+        write_json(folder / MADE_FROM, self._identity(["diffusion"], of_run))
         return section
 
     def _assigned_with(self) -> dict[str, nn.Module]:

@@ -62,7 +62,7 @@ def test_the_files_of_kmeans_have_names_of_their_own(tmp_path):
     assert tmp_path / "clusters_14" / "HHH14_C14_D14_kmeans.csv" in names("kmeans")
 
 
-@pytest.mark.parametrize("n_clusters", [1, 0, -3, 2.5, "14", None])
+@pytest.mark.parametrize("n_clusters", [1, 0, -3, 2.5, "1", "fourteen", None])
 def test_impossible_number_of_clusters(n_clusters):
     with pytest.raises(InputError, match="n_clusters must be a whole number of at least 2"):
         Paths(n_clusters)

@@ -164,7 +164,7 @@ def test_ablation(tmp_path, capsys):
 def test_start_from(tmp_path, capsys):
     """Three runs: all epochs, a third of them, and a third from the starter's weights."""
     settings = {"image_size_px": 48, "max_train_tiles": 60, "sampling.steps": 2, "training.warmup_steps": 1}
-    np.save(tmp_path / "tiles.npy", make_tiles(66, 48))
+    np.save(tmp_path / "tiles.npy", make_tiles(242, 48))
     arguments = ["--data", str(tmp_path / "tiles.npy"), "--out", str(tmp_path / "out"), "--clusters", "3"]
     start_from.main([*arguments, "--thirds", "1", "1", "1", "--features", "random", "--set", json.dumps(settings)])
     assert "| from the starter, a third |" in capsys.readouterr().out

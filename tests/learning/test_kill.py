@@ -108,4 +108,4 @@ def test_the_last_two_resume_points_are_kept_and_no_part_of_a_file(tmp_path):
     process.join()
     start("training", tmp_path).join()
     names = {path.name for path in tmp_path.iterdir() if "events" not in path.name}
-    assert names == {"resume.pt", "resume_previous.pt", "log.csv", "result.pt", "printed.txt"}
+    assert names == {"resume.pt", "resume_previous.pt", "log.csv", "progress.json", "result.pt", "printed.txt"}

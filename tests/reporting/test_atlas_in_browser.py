@@ -83,7 +83,8 @@ def lab(tmp_path):
     train(opened(tmp_path, clustering="kmeans"))
     home = tmp_path / "home"
     (home / "clusters_14").mkdir(parents=True)
-    (home / "pfiles").symlink_to(ROOT / "pfiles")
+    for package in ("pfiles", "MODULE"):
+        (home / package).symlink_to(ROOT / package)
     name = "clusters_14/part_16_cluster_atlas.ipynb"
     book = _with_parameters(ROOT / name, parameters(tmp_path, clustering="kmeans", reader="anna"))
     nbformat.write(book, home / name)
