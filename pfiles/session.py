@@ -97,7 +97,9 @@ def open_run(
     out: str | Path | None = None,
     restart: bool | str = False,
 ) -> "OpenRun":
-    """Open the run that these parameters describe; nothing is read but the settings until it is asked for.
+    """Open the run that these parameters describe; nothing is read but its settings until it is asked for.
+
+    With precision="auto" the run's folder keeps which precision was chosen when it was first opened.
 
     What is None is as run.toml says, see `choices`, and otherwise as published.
     notebook: who opens it, such as "part_1_training"; its numbers are recorded under that name.
@@ -320,7 +322,9 @@ class OpenRun:
         Where `choose_k` has learnt the same ones, they are taken from there.
         """
         alone, each = self.of_each_k, each_of(clusterer)
-        if not self.restart and all(run._takes_kept(one) for run, one in zip(alone, each, strict=True)):
+        if not self.restart and all(run._has_kept() for run in alone):
+            for run, one in zip(alone, each, strict=True):
+                checkpoints.load_weights(one, run._kept)
             print(f"The clusters were learnt before, in {self.paths.choosing}.")
             return pd.read_csv(self.paths.choosing / "clusters_all" / "log.csv").to_dict("records")
         identity = self._identity(["diffusion", "clusters"], {"autoencoder": self.vqvae})
@@ -340,14 +344,11 @@ class OpenRun:
         if not checkpoints.is_saved(clusterer, self._kept, identity):
             checkpoints.save_weights(clusterer, self._kept, identity)
 
-    def _takes_kept(self, clusterer: Classifier) -> bool:
-        """Give a classifier the weights that were kept for it, if there are some of these settings, data and seed."""
+    def _has_kept(self) -> bool:
+        """Whether `keep_clusters` kept a classifier of this k, of these settings, data and seed."""
         identity = self._identity(["diffusion", "clusters"], {"autoencoder": self.vqvae})
         about = read_json(self._kept.with_suffix(".json")) if self._kept.exists() else None
-        if about is None or differences(without(about, "weights", "versions", "replaces"), identity):
-            return False
-        checkpoints.load_weights(clusterer, self._kept)
-        return True
+        return about is not None and not differences(without(about, "weights", "versions", "replaces"), identity)
 
     @property
     def _kept(self) -> Path:

@@ -272,6 +272,18 @@ def test_several_k_are_refused_where_one_is_meant(opened):
         opened("part_6_conditional_generation", "3-4")
 
 
+def test_clusters_of_which_only_some_were_kept_are_learnt_from_the_start(opened):
+    """Those that were kept must not begin from what they have learnt already."""
+    chosen = opened("choose_k", "3-4")
+    learnt = choosing.learn(chosen, 1)
+    (chosen.paths.choosing / "classifier_4.pth").unlink()
+    run = opened("part_1_training", "3-4")
+    networks = run.new_networks()
+    run.train_clusters(networks.clusterer)
+    for k, one in zip(run.ks, each_of(networks.clusterer), strict=True):
+        assert torch.allclose(weights(one), weights(learnt.clusterers[k, 765]), atol=1e-6)
+
+
 def test_parts_1_to_3_start_from_clusters_that_choose_k_learnt(opened, capsys):
     chosen = opened("choose_k", "3-4")
     learnt = choosing.learn(chosen, 1)
