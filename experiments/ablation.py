@@ -25,6 +25,7 @@ from torch import Tensor
 
 from benchmarks.measure import device_name
 from pfiles.latents import encode_tiles, predict_clusters, reconstruct
+from pfiles.learning.log import History
 from pfiles.machine.runtime import make_generator, versions
 from pfiles.measuring import fidelity, memorisation, spectrum, two_sample, usefulness
 from pfiles.measuring.features import make_extractor
@@ -112,13 +113,25 @@ def _do(args: argparse.Namespace, name: str, base: dict[str, Any]) -> None:
     networks, began = run.new_networks(), time.process_time()
     history = run.train("training", networks)
     seconds = None if begun else round(time.process_time() - began)  # of the whole training, if this process did it
-    shown, values = measure(
-        run, args.features, partial(run.draw, stage="training"), "training", blurs_px=(0.0,), floors=name == "full"
-    )
+    write_row(run, args, name, history, seconds, base | ROWS[name], floors=name == "full")
+
+
+def write_row(
+    run: OpenRun,
+    args: argparse.Namespace,
+    name: str,
+    history: History,
+    seconds: int | None,
+    settings: dict[str, Any],
+    floors: bool,
+) -> None:
+    """Measure what a run drew after its first training, in `args.features`; its JSON and its sheet go to `args.out`."""
+    draw = partial(run.draw, stage="training")
+    shown, values = measure(run, args.features, draw, "training", blurs_px=(0.0,), floors=floors)
     about = {"row": name, "date": date.today().isoformat(), "device": device_name(run.device.type), **versions()}
     trained = {"epochs": len(history), "training_cpu_seconds": seconds, "mse": history[-1]["mse"]}
     figures.save_figure(shown, args.out / f"{name}.jpg")
-    write_json(args.out / f"{name}.json", {**about, **trained, "settings": base | ROWS[name], "values": values})
+    write_json(args.out / f"{name}.json", {**about, **trained, "settings": settings, "values": values})
 
 
 def measure(

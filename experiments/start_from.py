@@ -11,17 +11,12 @@ and one that was stopped goes on. Writes DIR/NAME.json and a sheet DIR/NAME.jpg 
 import argparse
 import json
 import time
-from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import device_name
 from experiments import ablation
 from pfiles.drawing.generator import STARTER
-from pfiles.machine.runtime import versions
-from pfiles.paths import atomic_write, read_json, write_json
-from pfiles.reporting import figures
+from pfiles.paths import atomic_write, read_json
 from pfiles.session import open_run
 
 ROWS = {"from scratch": (3, None), "from scratch, a third": (1, None), "from the starter, a third": (1, "starter")}
@@ -54,13 +49,8 @@ def _do(args: argparse.Namespace, name: str) -> None:
     began = time.process_time()
     run.train_autoencoder(*run.new_autoencoder())
     history = run.train("training", run.new_networks())
-    seconds = time.process_time() - began
-    draw = partial(run.draw, stage="training")
-    shown, values = ablation.measure(run, args.features, draw, "training", blurs_px=(0.0,), floors=start is None)
-    about = {"row": name, "date": date.today().isoformat(), "device": device_name(run.device.type), **versions()}
-    trained = {"training_cpu_seconds": round(seconds), "mse": history[-1]["mse"]}
-    figures.save_figure(shown, args.out / f"{name}.jpg")
-    write_json(args.out / f"{name}.json", {**about, **trained, "settings": settings, "values": values})
+    seconds = round(time.process_time() - began)
+    ablation.write_row(run, args, name, history, seconds, settings, floors=start is None)
 
 
 def _parser() -> argparse.ArgumentParser:

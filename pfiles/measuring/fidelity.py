@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.stats import binomtest
+from scipy import stats
 from torch import Tensor
 
 from pfiles.classifier import Classifier
@@ -28,8 +28,17 @@ JUDGE_LEARNING_RATE = 1e-3  # of Adam at the start; it falls to 0 along a cosine
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927)."""
-    interval = binomtest(successes, trials).proportion_ci(method="wilson")
+    interval = stats.binomtest(successes, trials).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def student_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """The mean of independent values and its 95 % interval by Student's t; the ends are nan of a single value."""
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
+        return mean, float("nan"), float("nan")
+    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return mean, mean - half, mean + half
 
 
 def agreement(matrix: np.ndarray) -> pd.DataFrame:

@@ -9,9 +9,9 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as students_t
 
 from MODULE import INDICES, all_indices, occupancy
+from pfiles.measuring.fidelity import student_interval
 
 FIVE = tuple(INDICES)[:5]  # the indices of the paper
 PUBLISHED = {  # of the published clusters of k = 14, one run on 10,000 tiles of one mouse
@@ -70,12 +70,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
-    n = len(values)
-    mean = values.mean() if n else np.nan
-    if n < 2:
-        return float(mean), float("nan"), float("nan")
-    reach = students_t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)
-    return float(mean), float(mean - reach), float(mean + reach)
+    return student_interval(values) if len(values) else (float("nan"),) * 3
 
 
 def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:

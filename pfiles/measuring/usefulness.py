@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor
 
 from pfiles.errors import InputError
 from pfiles.machine.runtime import make_generator
+from pfiles.measuring.fidelity import student_interval
 from pfiles.measuring.tile_network import BATCH_SIZE, check_large_enough, logits, train
 from pfiles.tiles.pixels import evenly_spaced
 
@@ -170,11 +170,8 @@ def _sorted_rightly(
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean of the values of several trainings, and its 95 % interval by Student's t, from 0 on."""
-    mean = float(values.mean())
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return mean, max(mean - half, 0.0), mean + half
+    mean, low, high = student_interval(values)
+    return mean, max(low, 0.0), high
 
 
 def _check(sets: Mapping[str, tuple[Tensor, Tensor]], test: tuple[Tensor, Tensor]) -> None:
