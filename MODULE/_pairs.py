@@ -1,12 +1,12 @@
 """One pass over all pairwise distances, block by block, so that memory never holds all N (N - 1) / 2 of them."""
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from joblib import cpu_count
 from scipy.spatial.distance import cdist, pdist
 
 SAMPLED_PAIRS_PER_POINT = 64  # places the brackets; what is kept inside them then grows as N**1.5
@@ -49,7 +49,7 @@ class Block(NamedTuple):
 
 class NumpyBackend:
     block_area = 2**18  # pairs in a block; 2 MB of float64 stay in the cache of one core
-    workers = os.cpu_count()
+    workers = cpu_count()
 
     def __init__(self, X):
         self.X = X

@@ -29,6 +29,7 @@ import tifffile
 from PIL import Image
 
 from benchmarks.measure import Run, device_name, interleaved
+from pfiles.machine.cores import usable_cores
 from pfiles.machine.runtime import versions
 from pfiles.paths import write_json
 from pfiles.tiles.builtin import SLIDE
@@ -96,7 +97,7 @@ def one_thread(work: Work, device: str) -> Run:
 
 
 def all_cores(work: Work, device: str) -> Run:
-    return command(work, device, os.cpu_count())
+    return command(work, device, usable_cores())
 
 
 def loop(work: Work, device: str) -> Run:
@@ -173,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help=".json for every repetition")
     args = parser.parse_args(arguments)
     sides = {"loop": loop, "DeepZoomGenerator": deep_zoom, "pfiles, 1 thread": one_thread}
-    sides[f"pfiles, {os.cpu_count()} threads"] = all_cores
+    sides[f"pfiles, {usable_cores()} threads"] = all_cores
     if args.large_image:
         sides["large-image"] = large_image
     with tempfile.TemporaryDirectory() as folder:
@@ -184,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
         np.save(corners, 2 * plan.corners)
         part = min(args.part, len(plan.corners))
         about = {
-            "device": device_name("cpu"), "cores": os.cpu_count(), "date": date.today().isoformat(),
+            "device": device_name("cpu"), "cores": usable_cores(), "date": date.today().isoformat(),
             "versions": versions(), "side_px": args.side, "jpeg_side_px": args.jpeg_side,
             "slide_bytes": path.stat().st_size, "tiles": len(plan.corners), "part": part,
         }  # fmt: skip

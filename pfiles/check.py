@@ -28,6 +28,7 @@ from pfiles.checkpoints import START, find_checkpoint
 from pfiles.discriminator import Discriminator
 from pfiles.drawing.generator import STARTER
 from pfiles.errors import InputError
+from pfiles.machine.cores import usable_cores
 from pfiles.machine.processes import in_notebook, progress
 from pfiles.paths import ROOT, Paths
 from pfiles.session import OpenRun, open_run
@@ -122,7 +123,7 @@ def _gpu(run: OpenRun) -> Line:
         return Line(not busy, "GPU", found, "Others use it: see nvidia-smi, or take another card" if busy else "")
     small = run.preset == "demo"
     advice = "" if small else f"preset {run.preset!r} is made for one: see the times below, or take preset 'demo'"
-    return Line(small, "GPU", f"none, {os.cpu_count()} CPU cores, {memory}", advice)
+    return Line(small, "GPU", f"none, {usable_cores()} CPU cores, {memory}", advice)
 
 
 def _disk(run: OpenRun, tiles: int) -> Line:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from pfiles.errors import InputError
+from pfiles.machine.cores import usable_cores
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import make_generator
 from pfiles.paths import atomic_write, read_json, write_json
@@ -60,7 +61,7 @@ def tile_slides(
         print(f"The tiles of all slides are in {out} already.")
         rows = _read_csv(out / TABLE)
     else:
-        rows, left_out = _cut_all(files, names, out, asked, tiling, threads or os.cpu_count() or 1)
+        rows, left_out = _cut_all(files, names, out, asked, tiling, threads or usable_cores())
         about = {**asked, "left_out": left_out}
     table = {names[path]: given.get(path.name, given.get(path.stem, {})) for path in files}
     columns = [name for name in ("patient", "label") if any(row.get(name) for row in table.values())]

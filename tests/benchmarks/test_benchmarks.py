@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import benchmarks.__main__ as command
-from benchmarks import indices, items, measure, reference, tiling
+from benchmarks import indices, items, load, measure, reference, tiling
 from benchmarks.inputs import Flops, count_flops, make_networks, make_size, published_networks, smooth_tiles
 from MODULE import all_indices
 from pfiles.drawing import sampling
@@ -352,6 +352,16 @@ def test_tiling_is_measured_beside_two_loops(tmp_path, capsys):
     assert counts == [3, 3, result["tiles"], result["tiles"]]
     assert result["tiles"] > 3
     assert all(side["tiles_per_cpu_second"] > 0 for side in result["sides"].values())
+
+
+def test_a_step_is_measured_beside_other_programs(tmp_path, capsys):
+    out = tmp_path / "load.json"
+    load.main(["--competitors", "0", "1", "--steps", "1", "--repetitions", "1", "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["way"], row["competitors"]) for row in rows] == [(way, n) for way in load.WAYS for n in (0, 1)]
+    assert [row["share of idle"] for row in rows[::2]] == [1.0] * len(load.WAYS)
+    assert all(row["ms"] > 0 for row in rows)
+    assert len(capsys.readouterr().out.splitlines()) == len(rows) + 2
 
 
 # the script for a machine with a GPU

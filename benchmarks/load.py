@@ -1,0 +1,112 @@
+"""A training step beside other programs: how much of its idle speed is left on shared cores.
+
+    python -m benchmarks.load [--competitors 0 1 2] [--steps 40] [--repetitions 3] [--out FILE]
+
+A step of the demo's UNet (batch of 16, forward, backward, AdamW), in processes of their own, in turn: threads that wait
+as `pfiles` tells them to, as the OpenMP library has them wait by itself, asleep at once (OMP_WAIT_POLICY=passive), and
+one thread alone; each beside 0, 1 and 2 programs that keep one core busy. "share of idle" is what is
+left of the same way's idle speed. Run it on a machine that does nothing else.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+
+from benchmarks.measure import device_name
+from pfiles.machine.runtime import versions
+from pfiles.paths import ROOT, write_json
+
+VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+WAYS = {  # what is imported first, and what the environment says; after torch, pfiles can say nothing any more
+    "pfiles": ("pfiles", {}),
+    "by itself": ("torch", {}),
+    "passive": ("torch", {"OMP_WAIT_POLICY": "passive"}),
+    "one thread": ("torch", {"OMP_NUM_THREADS": "1"}),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = _parser().parse_args(arguments)
+    times: dict[tuple[str, int], list[float]] = {(way, n): [] for way in WAYS for n in args.competitors}
+    for _ in range(args.repetitions):
+        for (way, n), medians in times.items():
+            with competitors(n):
+                medians.append(step_in_a_process(*WAYS[way], args.steps))
+    print(f"{device_name('cpu')}: milliseconds of a step, and the share of idle speed that is left")
+    rows = []
+    for (way, n), medians in times.items():
+        median, idle = statistics.median(medians), statistics.median(times[way, args.competitors[0]])
+        rows.append(
+            {"way": way, "competitors": n, "ms": median, "share of idle": idle / median, "repetitions": medians}
+        )
+        print(
+            f"{way:12} {n} beside it: {median:6.0f} ms ({min(medians):.0f} to {max(medians):.0f})  {idle / median:.2f}"
+        )
+    about = {"date": date.today().isoformat(), "device": device_name("cpu"), "versions": versions()}
+    write_json(args.out, {**about, "steps": args.steps, "rows": rows})
+    print(args.out)
+
+
+@contextmanager
+def competitors(number: int) -> Iterator[None]:
+    """Inside the block so many programs keep a core busy each."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def step_in_a_process(first: str, variables: dict[str, str], steps: int) -> float:
+    """The median milliseconds of a step in a process that starts in such an environment and imports `first` first."""
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | variables
+    command = [sys.executable, "-c", f"import {first}; from benchmarks import load; load.measure({steps})"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def measure(steps: int) -> None:
+    """Print the median milliseconds of a step, after three that do not count."""
+    import torch
+
+    from pfiles.machine.runtime import make_generator, seeded
+    from pfiles.settings import get_settings
+    from pfiles.unet_cond_base import UNet
+
+    with seeded(0, "benchmark load"):
+        unet = UNet(cls=6, **get_settings("demo").diffusion.unet).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
+    generator = make_generator("benchmark load")
+    x = torch.randn(16, 16, 16, 16, generator=generator).to(memory_format=torch.channels_last)
+    t, clusters = torch.randint(1000, (16,), generator=generator), torch.arange(16) % 6
+    times = []
+    for _ in range(3 + steps):
+        began = time.perf_counter()
+        optimizer.zero_grad()
+        unet(x, t, clusters).square().mean().backward()
+        optimizer.step()
+        times.append(1000 * (time.perf_counter() - began))
+    print(statistics.median(times[3:]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__.splitlines()[0])
+    parser.add_argument("--competitors", type=int, nargs="+", default=[0, 1, 2], help="numbers of them, 0 first")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / f"load-{date.today()}.json")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What the threads of a process are told before torch is loaded."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pfiles.machine import cores
+from pfiles.paths import ROOT
+
+TELL = """
+import {first}, json, os, torch
+names = ("GOMP_SPINCOUNT", "OMP_NUM_THREADS")
+print(json.dumps([os.environ.get(name) for name in names] + [torch.get_num_threads()]))
+"""
+
+
+def told(first="pfiles", affinity=None, **environment):
+    """GOMP_SPINCOUNT, OMP_NUM_THREADS and torch's threads in a new process that imports `first` and then torch."""
+    environment = {"PATH": os.environ["PATH"], **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", TELL.format(first=first)], env=environment, cwd=ROOT, capture_output=True, text=True,
+        check=True, preexec_fn=affinity and (lambda: os.sched_setaffinity(0, affinity)),
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def test_threads_sleep_soon_and_are_as_many_as_the_cores():
+    number = cores.usable_cores()
+    expected = None if number == os.cpu_count() else str(number)
+    assert told() == ["1000", expected, number]
+
+
+@pytest.mark.parametrize("package", ["benchmarks", "experiments"])
+def test_benchmarks_and_experiments_run_as_a_run_does(package):
+    assert told(package)[0] == "1000"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity mask on this system")
+def test_a_process_tied_to_a_core_uses_one_thread():
+    assert told(affinity={min(os.sched_getaffinity(0))})[2] == 1
+
+
+def test_a_container_with_a_quota_uses_no_more_threads():
+    assert told(LOKY_MAX_CPU_COUNT="1")[1:] == ["1", 1]  # joblib reads the quota; this is its own way to lower it
+
+
+@pytest.mark.parametrize("variable", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_what_the_environment_says_stays(variable):
+    value = {"GOMP_SPINCOUNT": "7", "OMP_WAIT_POLICY": "passive"}[variable]
+    assert told(**{variable: value})[0] == (value if variable == "GOMP_SPINCOUNT" else None)
+    assert told(OMP_NUM_THREADS="3", LOKY_MAX_CPU_COUNT="1")[1] == "3"
+
+
+def test_after_torch_it_is_too_late_and_nothing_is_said():
+    assert told("torch, pfiles")[0] is None
