@@ -18,14 +18,19 @@ lint: .venv/installed  ## style of code and notebooks; notebooks hold no outputs
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify *.ipynb clusters_14/*.ipynb
 
-bench: .venv/installed  ## speed and memory beside the published way of doing it, minutes; JSON in benchmarks/results
+bench: .venv/installed .peers/installed  ## speed and memory beside the published way and other libraries, an hour
 	$(BIN)/python -m benchmarks
+	PYTHONPATH=.peers $(BIN)/python -m benchmarks.peers
 
 clean:  ## remove the environment and what `make demo` made
-	rm -rf .venv runs/demo .pytest_cache .ruff_cache
+	rm -rf .venv .peers runs/demo .pytest_cache .ruff_cache
 
 .venv/installed: requirements.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(None if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
+	touch $@
+
+.peers/installed: .venv/installed benchmarks/peers.txt  # never seen by pfiles itself
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .peers --requirement benchmarks/peers.txt
 	touch $@

@@ -25,6 +25,7 @@ generator for others.
 
 import argparse
 import ast
+import asyncio
 import json
 import os
 import resource
@@ -32,9 +33,9 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,6 +43,7 @@ from typing import Any, NoReturn
 import nbformat
 import numpy as np
 import torch
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
@@ -419,21 +421,23 @@ def _execute_all(
     restart = paths.root / "restart.json"
     given = {"restart": _name_of_restart(restart, parameters)} if args.restart else {}
     began = time.monotonic()
-    for number, (name, own) in enumerate(steps, start=1):
-        folder = f"clusters_{own['n_clusters']}{paths.suffix}"
-        shown = name if own is parameters else name.replace("clusters_14", folder)
-        print(f"[{number:2}/{len(steps)}] {shown} ", end="", flush=True)
-        started = time.monotonic()
-        target = paths.root / "executed" / f"{name.replace('clusters_14', folder)}.ipynb"
-        failure = execute(ROOT / f"{name}.ipynb", target, own | given)
-        if failure is not None:
-            kind, message = failure
-            print("stopped" if kind in STOPPED else "failed", flush=True)
-            print(f"{'' if kind in STOPPED else 'error: '}{message}", file=sys.stderr)
-            if target.exists():
-                print(f"The notebook up to there: {target}", file=sys.stderr)
-            return {InputError.__name__: 2, **STOPPED}.get(kind, 1)
-        print(f"{time.monotonic() - started:.0f} s", flush=True)
+    notebooks = [ROOT / f"{name}.ipynb" for name, _ in steps]
+    with closing(started_ahead(notebooks)) as kernels:
+        for number, (name, own) in enumerate(steps, start=1):
+            folder = f"clusters_{own['n_clusters']}{paths.suffix}"
+            shown = name if own is parameters else name.replace("clusters_14", folder)
+            print(f"[{number:2}/{len(steps)}] {shown} ", end="", flush=True)
+            started = time.monotonic()
+            target = paths.root / "executed" / f"{name.replace('clusters_14', folder)}.ipynb"
+            failure = execute(notebooks[number - 1], target, own | given, next(kernels))
+            if failure is not None:
+                kind, message = failure
+                print("stopped" if kind in STOPPED else "failed", flush=True)
+                print(f"{'' if kind in STOPPED else 'error: '}{message}", file=sys.stderr)
+                if target.exists():
+                    print(f"The notebook up to there: {target}", file=sys.stderr)
+                return {InputError.__name__: 2, **STOPPED}.get(kind, 1)
+            print(f"{time.monotonic() - started:.0f} s", flush=True)
 
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     summary = read_json(paths.summary, {})
@@ -592,8 +596,36 @@ def _overrides(pairs: list[str]) -> dict[str, Any]:
     return overrides
 
 
-def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> tuple[str, str] | None:
+def started_ahead(notebooks: Sequence[Path]) -> Iterator[AsyncKernelManager]:
+    """A kernel for each notebook in turn; the next one loads torch and pfiles while a notebook still runs."""
+    managers: list[AsyncKernelManager] = []
+    try:
+        for number in range(len(notebooks)):
+            managers += map(start_kernel, notebooks[len(managers) : number + 2])
+            yield managers[number]
+    finally:
+        for manager in managers:
+            if manager.has_kernel:
+                asyncio.run(manager.shutdown_kernel(now=True))
+
+
+def start_kernel(notebook: Path) -> AsyncKernelManager:
+    """A kernel in the notebook's folder: this Python's own, whatever "python3" a user has registered."""
+    os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
+    load = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pfiles.session; del sys.path[0], sys, pfiles"
+    manager = AsyncKernelManager(kernel_name="python3")
+    quiet = "--log-level=ERROR"  # a kernel warns about its local ports each time it starts
+    given = [quiet, f"--IPKernelApp.exec_lines={load}"]
+    asyncio.run(manager.start_kernel(cwd=str(notebook.parent), extra_arguments=given))
+    return manager
+
+
+def execute(
+    notebook: Path, target: Path, parameters: Mapping[str, Any], kernel: AsyncKernelManager | None = None
+) -> tuple[str, str] | None:
     """Run a notebook in its own folder with some of its parameters changed, and write it with its outputs to `target`.
+
+    kernel: one that was started for it, see `start_kernel`; it ends with the notebook.
 
     Only names that the cell tagged "parameters" assigns are changed, in a cell put behind it. An interrupt or SIGTERM
     goes on to the notebook, whose trainings then leave a resume point.
@@ -601,20 +633,12 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> tupl
     that stopped it takes no `target` either.
     """
     book = _with_parameters(notebook, parameters)
-    # this Python's own kernel, whatever "python3" a user has registered
-    os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
-    client = NotebookClient(
-        book,
-        timeout=None,
-        kernel_name="python3",
-        resources={"metadata": {"path": notebook.parent}},
-        extra_arguments=["--log-level=ERROR"],  # a kernel warns about its local ports each time it starts
-    )
+    client = NotebookClient(book, km=kernel or start_kernel(notebook), timeout=None)
     received: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
         received.append(number)
-        if client.km is not None and client.km.has_kernel:
+        if client.km.has_kernel:
             os.kill(client.km.provisioner.pid, number)
 
     handlers = {number: signal.signal(number, pass_on) for number in SIGNALS}

@@ -329,11 +329,12 @@ def test_a_restart_of_all_trainings_is_done_once(done, capsys):
 def test_the_command_names_its_restart_until_it_ends(tmp_path, monkeypatch):
     given = []
 
-    def execute(notebook, target, parameters):
+    def execute(notebook, target, parameters, kernel):
         given.append(parameters["restart"])
         return ("KeyboardInterrupt", "stopped") if len(given) < 3 else None
 
     monkeypatch.setattr("pfiles.__main__.execute", execute)
+    monkeypatch.setattr("pfiles.__main__.started_ahead", lambda notebooks: (None for _ in notebooks))
     monkeypatch.setattr("pfiles.__main__.NOTEBOOKS", ("one",))
     np.save(tmp_path / "tiles.npy", make_tiles(44))
     tiny = (part for name, value in OVERRIDES.items() for part in ("--set", f"{name}={json.dumps(value)}"))

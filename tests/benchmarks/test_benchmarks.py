@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import benchmarks.__main__ as command
-from benchmarks import indices, items, load, measure, reference, tiling
+from benchmarks import indices, items, load, measure, peers, reference, tiling
 from benchmarks.inputs import Flops, count_flops, make_networks, make_size, published_networks, smooth_tiles
 from MODULE import all_indices
 from pfiles.drawing import sampling
@@ -362,6 +362,29 @@ def test_a_step_is_measured_beside_other_programs(tmp_path, capsys):
     assert [row["share of idle"] for row in rows[::2]] == [1.0] * len(load.WAYS)
     assert all(row["ms"] > 0 for row in rows)
     assert len(capsys.readouterr().out.splitlines()) == len(rows) + 2
+
+
+@pytest.mark.parametrize("work", ["forward", "step", "images"])
+def test_a_public_library_is_measured_on_the_same_work(work, tmp_path, monkeypatch, capsys):
+    job, _ = peers.WORKS[work]
+    monkeypatch.setattr(peers, "WORKS", {work: (job, (peers.OURS, "diffusers"))})
+    monkeypatch.setattr(peers, "version", lambda package: "known")  # the others need not be installed
+    out = tmp_path / "peers.json"
+    assert peers.main(["--size", "tiny", "--repetitions", "2", "--device", "cpu", "--out", str(out)]) == 0
+    ours, theirs = json.loads(out.read_text())["rows"]
+    assert (ours["by"], ours["ratio"], ours["low"], ours["high"]) == (peers.OURS, 1, 1, 1)
+    assert theirs["ratio"] == pytest.approx(
+        sum(b / a for a, b in zip(ours["seconds"], theirs["seconds"], strict=True)) / 2
+    )
+    assert "diffusers" in capsys.readouterr().out
+
+
+def test_a_library_gets_the_width_of_most_similar_size():
+    def make(width):
+        return torch.nn.Linear(width, 10, bias=False)
+
+    assert peers.closest_width(make, 640) == 64
+    assert peers.closest_width(make, 730) == 80
 
 
 # the script for a machine with a GPU

@@ -11,10 +11,11 @@ import zipfile
 
 import nbformat
 import numpy as np
+import psutil
 import pytest
 from conftest import TINY, assert_refused, make_tiles, png
 
-from pfiles.__main__ import NOTEBOOKS, execute, main
+from pfiles.__main__ import NOTEBOOKS, execute, main, started_ahead
 from pfiles.paths import ROOT
 
 
@@ -123,6 +124,28 @@ def test_a_kernel_that_dies_is_one_sentence(tmp_path):
     error, message = execute(tmp_path / "dies.ipynb", tmp_path / "executed.ipynb", {})
     assert error == "DeadKernelError"
     assert "the notebook's process ended" in message
+
+
+def test_the_next_kernel_starts_ahead_and_none_stays(tmp_path):
+    kernels = started_ahead([tmp_path / name for name in "abc"])
+    first = psutil.Process(next(kernels).provisioner.pid)
+    started = [first, *(child for child in psutil.Process().children() if child.pid > first.pid)]
+    assert [process.cwd() for process in started] == [str(tmp_path)] * 2
+    kernels.close()
+    assert not any(process.is_running() for process in started)
+
+
+def test_a_kernel_has_loaded_pfiles_and_shows_nothing_of_it(tmp_path):
+    book = nbformat.v4.new_notebook()
+    book.cells = [
+        nbformat.v4.new_code_cell("seed = 1", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(
+            "assert not {'sys', 'pfiles'} & globals().keys()\nimport sys\nassert 'pfiles.session' in sys.modules\n"
+            f"assert {str(ROOT)!r} not in sys.path"
+        ),
+    ]
+    nbformat.write(book, tmp_path / "fresh.ipynb")
+    assert execute(tmp_path / "fresh.ipynb", tmp_path / "executed.ipynb", {}) is None
 
 
 def test_a_zip_without_images(tmp_path, capsys):
