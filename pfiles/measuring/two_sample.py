@@ -91,8 +91,8 @@ def two_sample_test(
     a, b: uint8 tiles (N, 3, S, S) and (M, 3, S, S); of each at most 400, and as many as of the other, are used. Where
     both have one length, tile i of both is on the same side of every split, as the two may belong together (a tile and
     its reconstruction). blur_px: both sets are blurred by a Gaussian of this standard deviation first, to see at which
-    scale they differ. trials: trainings from new weights, fewer once one sorts 95 % of the validation part; that which is
-    best on it is tested. guard: accuracy of `can_learn` on `b` at this blur, where it is known already.
+    scale they differ. trials: trainings from new weights, fewer once one sorts 95 % of the validation part; the
+    best one on it is tested. guard: accuracy of `can_learn` on `b` at this blur, where it is known already.
 
     The result follows from `seed`. InputError for tiles that cannot be compared.
     """
