@@ -29,7 +29,7 @@ import tifffile
 from PIL import Image
 
 from benchmarks.measure import Run, device_name, interleaved
-from pfiles.machine.cores import usable_cores
+from pfiles.machine.cpu import usable_cores
 from pfiles.machine.runtime import versions
 from pfiles.paths import write_json
 from pfiles.tiles.builtin import SLIDE

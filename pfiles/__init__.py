@@ -1,7 +1,7 @@
 """The shared modules of the notebooks, in wings that follow the data; each imports only from what stands above it.
 
 errors        the one exception for mistakes a user can mend
-machine/      cores, processes, locks, runtime, speed, pretrained: the machine a run happens on
+machine/      cpu, processes, locks, runtime, speed, pretrained: the machine a run happens on
 settings      every hyper-parameter, by preset
 choices       what run.toml says of a run, in one place for all notebooks
 paths         where files lie, and how they are written; identity: which run a file belongs to
@@ -20,16 +20,17 @@ choosing      the clusters of every k, learnt together and compared
 check         is this machine ready for a run; watch: a training seen from outside; share: a generator for others
 __main__      the command line
 
-Importing a module starts nothing: no device, no seed, no download, no file; the package itself only says how torch's
-threads shall wait (machine/cores). Images are uint8 tensors of shape (N, 3, H, W), and float in [0, 1] where a network
-computes, unless a docstring says otherwise.
+Importing a module starts nothing: no device, no seed, no download, no file; the package itself only says how threads
+shall wait and that freed memory is kept (machine/cpu). Images are uint8 tensors of shape (N, 3, H, W), and float in
+[0, 1] where a network computes, unless a docstring says otherwise.
 """
 
 from typing import Any
 
-from pfiles.machine.cores import prepare_threads
+from pfiles.machine.cpu import keep_freed_memory, prepare_threads
 
 prepare_threads()
+keep_freed_memory()
 
 
 def __getattr__(name: str) -> Any:

@@ -28,7 +28,7 @@ from pfiles.checkpoints import START, find_checkpoint
 from pfiles.discriminator import Discriminator
 from pfiles.drawing.generator import STARTER
 from pfiles.errors import InputError
-from pfiles.machine.cores import usable_cores
+from pfiles.machine.cpu import usable_cores
 from pfiles.machine.processes import in_notebook, progress
 from pfiles.paths import ROOT, Paths
 from pfiles.session import OpenRun, open_run

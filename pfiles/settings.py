@@ -224,7 +224,7 @@ PRESETS: dict[str, Settings] = {
             adversarial_weight=0.0,
             discriminator_start_step=10**9,
             revive_dead_codes=True,
-            polish=PolishSettings(epochs=4, discriminator={"conv_channels": (16, 32, 64)}, adversarial_weight=0.05),
+            polish=PolishSettings(epochs=5, discriminator={"conv_channels": (16, 32, 64)}, adversarial_weight=0.05),
         ),
         diffusion=DiffusionSettings(
             unet={

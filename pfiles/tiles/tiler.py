@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pfiles.errors import InputError
-from pfiles.machine.cores import usable_cores
+from pfiles.machine.cpu import usable_cores
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import make_generator
 from pfiles.paths import atomic_write, read_json, write_json

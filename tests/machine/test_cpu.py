@@ -1,4 +1,4 @@
-"""What the threads of a process are told before torch is loaded."""
+"""What a process asks for before torch computes."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pfiles.machine import cores
+from pfiles.machine import cpu
 from pfiles.paths import ROOT
 
 TELL = """
@@ -28,7 +28,7 @@ def told(first="pfiles", affinity=None, **environment):
 
 
 def test_threads_sleep_soon_and_are_as_many_as_the_cores():
-    number = cores.usable_cores()
+    number = cpu.usable_cores()
     expected = None if number == os.cpu_count() else str(number)
     assert told() == ["1000", expected, number]
 
@@ -56,3 +56,32 @@ def test_what_the_environment_says_stays(variable):
 
 def test_after_torch_it_is_too_late_and_nothing_is_said():
     assert told("torch, pfiles")[0] is None
+
+
+FAULTS = """
+import resource, sys
+import {first}
+import torch
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for number in range(30):
+    if number == 20:
+        before = faults()
+    torch.empty(2**26, dtype=torch.uint8).fill_(1)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(not cpu.keep_freed_memory(), reason="the C library is not glibc, or the environment has its say")
+def test_memory_that_was_freed_is_used_again():
+    def pages_filled(first):
+        """By the last ten of thirty tensors of 64 MB, one after the other, each freed before the next."""
+        code = FAULTS.format(first=first)
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert pages_filled("pfiles") < 100 < 1000 < pages_filled("sys")
+
+
+def test_what_the_environment_says_of_memory_stays(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    assert not cpu.keep_freed_memory()
