@@ -2,7 +2,7 @@
 
     python -m benchmarks.growth [--only NAME ...] [--out FILE]
 
-Each work is measured at four sizes or more, in a process of its own for each size, and fitted: the exponent is the slope
+Each work is measured at four sizes or more, each in a process of its own, and fitted: the exponent is the slope
 of log time over log size, by least squares, 1 meaning twice the time for twice the size. Tiles are synthetic; a million
 of them lie in a sparse file that is mapped, not read. Prints a table; writes a JSON and a figure beside it.
 """
