@@ -32,6 +32,7 @@ from pfiles.measuring.features import make_extractor
 from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.reporting import evaluation, figures
 from pfiles.session import OpenRun, open_run
+from pfiles.tiles.dataset import EMBEDDED
 from pfiles.tiles.pixels import to_uint8
 
 SIZE = {  # tiles and networks that two CPU cores can train
@@ -101,7 +102,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _open(args: argparse.Namespace, folder: str, settings: dict[str, Any], seed: int = 765) -> OpenRun:
-    data, out = str(args.data.absolute()), str((args.out / folder).absolute())
+    data = args.data if args.data in EMBEDDED else str(Path(args.data).absolute())
+    out = str((args.out / folder).absolute())
     return open_run("ablation", args.clusters, "kmeans", data, "recommended", settings, seed, out)
 
 
@@ -216,7 +218,7 @@ def as_table(rows: list[dict[str, Any]]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.ablation")
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--clusters", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=18, help="of every row; 18 of 5,000 tiles are 5,616 steps")

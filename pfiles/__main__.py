@@ -384,7 +384,7 @@ def run_cells(notebook: Path, parameters: Mapping[str, Any]) -> None:
     os.environ["MPLBACKEND"] = "Agg"
     os.chdir(notebook.parent)
     names: dict[str, Any] = {}
-    for number, cell in enumerate(_with_parameters(notebook, parameters).cells):
+    for number, cell in enumerate(with_parameters(notebook, parameters).cells):
         if cell.cell_type == "code":
             exec(compile(cell.source, f"{notebook.name}, cell {number}", "exec"), names)
 
@@ -455,7 +455,7 @@ def _execute_all(
     with locked(paths.root):
         write_json(paths.summary, read_json(paths.summary, {}) | {"run": summary["run"]})
     restart.unlink(missing_ok=True)
-    _print_summary(summary, paths)
+    print_summary(summary, paths)
     return 0
 
 
@@ -632,7 +632,7 @@ def execute(
     Returns None, or the name and the message of the error that stopped it: that of the notebook, also where the disk
     that stopped it takes no `target` either.
     """
-    book = _with_parameters(notebook, parameters)
+    book = with_parameters(notebook, parameters)
     client = NotebookClient(book, km=kernel or start_kernel(notebook), timeout=None)
     received: list[int] = []
 
@@ -662,7 +662,7 @@ def execute(
     return failure
 
 
-def _with_parameters(notebook: Path, parameters: Mapping[str, Any]) -> nbformat.NotebookNode:
+def with_parameters(notebook: Path, parameters: Mapping[str, Any]) -> nbformat.NotebookNode:
     """The notebook with a cell behind its parameters that changes those it has."""
     book = nbformat.read(notebook, as_version=4)
     index, cell = next((i, c) for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", []))
@@ -672,7 +672,7 @@ def _with_parameters(notebook: Path, parameters: Mapping[str, Any]) -> nbformat.
     return book
 
 
-def _print_summary(summary: Mapping[str, Any], paths: Paths) -> None:
+def print_summary(summary: Mapping[str, Any], paths: Paths) -> None:
     """The numbers the notebooks of this run recorded, and where the pictures are."""
     of_each = [replace(paths, n_clusters=k) for k in numbers_of_clusters(paths.n_clusters)]
     own_folders = tuple(f"{own.cluster_folder.name}{paths.suffix}/" for own in (paths, *of_each))

@@ -31,7 +31,7 @@ def _job(folder: Path, name: str) -> loop.Job:
     return loop.Job(name, 7, 8, folder, {"job": name}, saving, Speed(channels_last=True, fused=True))
 
 
-def _networks() -> tuple[VQVAE, Discriminator, UNet, torch.nn.Module]:
+def tiny_networks() -> tuple[VQVAE, Discriminator, UNet, torch.nn.Module]:
     with seeded(0, "killed"):
         return (
             make_vqvae(SETTINGS.autoencoder),
@@ -51,7 +51,7 @@ def _finish(folder: Path, *networks: torch.nn.Module) -> None:
 
 
 def train_autoencoder(folder: Path) -> None:
-    vqvae, discriminator, _, _ = _networks()
+    vqvae, discriminator, _, _ = tiny_networks()
     settings = replace(SETTINGS.autoencoder, epochs=4)
     perceptual = autoencoder.make_perceptual(settings, "cpu")
     autoencoder.train_autoencoder(
@@ -62,7 +62,7 @@ def train_autoencoder(folder: Path) -> None:
 
 
 def stage(name: str, folder: Path) -> None:
-    vqvae, _, unet, clusters = _networks()
+    vqvae, _, unet, clusters = tiny_networks()
     vqvae.eval().requires_grad_(False)
     images = _images()
     codes = latents.encode_tiles(vqvae, images)
@@ -76,7 +76,7 @@ def stage(name: str, folder: Path) -> None:
 
 
 def images(folder: Path) -> None:
-    vqvae, _, unet, _ = _networks()
+    vqvae, _, unet, _ = tiny_networks()
     draw = partial(
         sample, unet, LinearNoiseScheduler(20), vqvae.decode, latent_shape=vqvae.latent_shape(48), num_steps=5,
         progress=False,
@@ -86,7 +86,7 @@ def images(folder: Path) -> None:
 
 def clusters(folder: Path) -> None:
     """Classifiers of several numbers of clusters together."""
-    vqvae = _networks()[0].eval().requires_grad_(False)
+    vqvae = tiny_networks()[0].eval().requires_grad_(False)
     with seeded(0, "killed clusters"):
         several = make_clusterers("classifier", 16, (2, 4))
     diffusion.train_clusters(

@@ -14,7 +14,7 @@ from conftest import TINY, make_tiles
 from PIL import Image
 
 from pfiles import checkpoints
-from pfiles.__main__ import NOTEBOOKS, _print_summary, main, run_cells
+from pfiles.__main__ import NOTEBOOKS, main, print_summary, run_cells
 from pfiles.errors import InputError
 from pfiles.identity import differences, same_identity, without
 from pfiles.latents import mean_channel_softmax
@@ -401,7 +401,7 @@ def test_numbers_know_which_run_they_are_of(tmp_path, capsys):
     summary = read_json(first.paths.summary)
     summary["run"] = {"data_fingerprint": first.tiles.fingerprint(), "seconds": 1, "peak_memory_gb": 1.0}
     capsys.readouterr()
-    _print_summary(summary, first.paths)
+    print_summary(summary, first.paths)
     printed = capsys.readouterr().out
     assert printed.count("part_test ") == 1
     assert "left out, as these numbers are of other data: clusters_3/part_b\n" in printed

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from conftest import make_tiles
-from killed import SETTINGS, K, _networks
+from killed import SETTINGS, K, tiny_networks
+from torch import nn
 
 from pfiles import latents
+from pfiles.classifier import Classifier
 from pfiles.drawing.sampling import generate_to_folder, sample
 from pfiles.learning import autoencoder, diffusion, loop
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
-from pfiles.machine.runtime import pick_device
+from pfiles.machine.runtime import pick_device, seeded
 from pfiles.machine.speed import PLAIN
 from pfiles.paths import atomic_write
 from pfiles.settings import SavingSettings
@@ -25,7 +27,7 @@ def train(folder: Path, epochs: int = 4) -> None:
     pick_device()
     images = torch.tensor(make_tiles(82)).permute(0, 3, 1, 2).contiguous()
     saving = SavingSettings(every_minutes=60)
-    vqvae, discriminator, unet, clusters = _networks()
+    vqvae, discriminator, unet, clusters = tiny_networks()
     settings = replace(SETTINGS.autoencoder, epochs=epochs, learning_rate=1e-4)
     job = loop.Job("autoencoder", 7, 16, folder / "autoencoder", {}, saving, PLAIN)
     autoencoder.train_autoencoder(
@@ -33,7 +35,7 @@ def train(folder: Path, epochs: int = 4) -> None:
         perceptual=autoencoder.make_perceptual(settings, "cpu"),
     )  # fmt: skip
 
-    vqvae = _networks()[0].eval().requires_grad_(False)  # the same in both, whatever the first training's rounding
+    vqvae = tiny_networks()[0].eval().requires_grad_(False)  # the same in both, whatever the first training's rounding
     codes = latents.encode_tiles(vqvae, images)
     stage = replace(SETTINGS.training, epochs=epochs, learning_rate=1e-4)
     job = loop.Job("training", 7, 16, folder / "training", {}, saving, PLAIN)
@@ -45,9 +47,26 @@ def train(folder: Path, epochs: int = 4) -> None:
         torch.save([network.state_dict() for network in (discriminator, unet, clusters)], file)
 
 
+def clusters(folder: Path) -> None:
+    """Twenty steps of the classifiers of three numbers of clusters, which are computed as one network."""
+    pick_device()
+    images = torch.tensor(make_tiles(82)).permute(0, 3, 1, 2).contiguous()
+    vqvae = tiny_networks()[0].eval().requires_grad_(False)
+    with seeded(7, "classifiers"):
+        classifiers = nn.ModuleList(Classifier(vqvae.z_channels, k) for k in (3, 4, 6))
+    stage = replace(SETTINGS.clusters, epochs=4, learning_rate=1e-4)
+    diffusion.train_clusters(
+        classifier=classifiers, vqvae=vqvae, images=images, codes=latents.encode_tiles(vqvae, images),
+        settings=SETTINGS.diffusion, stage=stage,
+        job=loop.Job("clusters", 7, 16, folder / "clusters", {}, SavingSettings(every_minutes=60), PLAIN),
+    )  # fmt: skip
+    with atomic_write(folder / "result.pt") as file:
+        torch.save([one.state_dict() for one in classifiers], file)
+
+
 def generate(folder: Path) -> None:
     pick_device()
-    vqvae, _, unet, _ = _networks()
+    vqvae, _, unet, _ = tiny_networks()
     draw = partial(
         sample, unet, LinearNoiseScheduler(20), vqvae.decode, latent_shape=vqvae.latent_shape(48), num_steps=5,
         progress=False,
@@ -57,4 +76,6 @@ def generate(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"train": train, "generate": generate, "long": partial(train, epochs=400)}[sys.argv[1]](Path(sys.argv[2]))
+    {"train": train, "clusters": clusters, "generate": generate, "long": partial(train, epochs=400)}[sys.argv[1]](
+        Path(sys.argv[2])
+    )

@@ -51,6 +51,21 @@ def test_two_processes_train_as_one(tmp_path):
     assert done.stderr.count("100%") <= 12  # bars of one process alone
 
 
+def test_two_processes_learn_the_clusters_of_every_k_as_one(tmp_path):
+    """Marginal entropy and batch norm over the whole batch, each classifier's own."""
+    together.clusters(tmp_path / "one")
+    done = torchrun("clusters", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / name / "result.pt", weights_only=True) for name in ("one", "two"))
+    assert len(one) == 3
+    for a, b in zip(one, two, strict=True):
+        x, y = (torch.cat([tensor.flatten().float() for tensor in state.values()]) for state in (a, b))
+        assert ((x - y).norm() / x.norm()).item() < 1e-4
+    logs = [np.genfromtxt(tmp_path / n / "clusters" / "log.csv", delimiter=",", names=True) for n in ("one", "two")]
+    for name in ("loss", "marginal_entropy", "conditional_entropy", "affine_kl", "gradient_norm"):
+        np.testing.assert_allclose(logs[1][name], logs[0][name], rtol=1e-3, atol=1e-5)
+
+
 def test_two_processes_generate_what_one_does(tmp_path):
     together.generate(tmp_path / "one")
     done = torchrun("generate", tmp_path / "two")

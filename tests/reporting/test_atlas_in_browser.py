@@ -16,7 +16,7 @@ from conftest import make_tiles
 from test_atlas import HOSTILE, make_atlas
 from test_session import K, opened, parameters, train
 
-from pfiles.__main__ import _with_parameters
+from pfiles.__main__ import with_parameters
 from pfiles.paths import ROOT
 from pfiles.reporting import atlas
 
@@ -86,7 +86,7 @@ def lab(tmp_path):
     for package in ("pfiles", "MODULE"):
         (home / package).symlink_to(ROOT / package)
     name = "clusters_14/part_16_cluster_atlas.ipynb"
-    book = _with_parameters(ROOT / name, parameters(tmp_path, clustering="kmeans", reader="anna"))
+    book = with_parameters(ROOT / name, parameters(tmp_path, clustering="kmeans", reader="anna"))
     nbformat.write(book, home / name)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
