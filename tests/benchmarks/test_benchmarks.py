@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import benchmarks.__main__ as command
-from benchmarks import indices, items, load, measure, peers, reference, tiling
+from benchmarks import growth, indices, items, load, measure, peers, reference, tiling
 from benchmarks.inputs import Flops, count_flops, make_networks, make_size, published_networks, smooth_tiles
 from MODULE import all_indices
 from pfiles.drawing import sampling
@@ -377,6 +377,26 @@ def test_a_public_library_is_measured_on_the_same_work(work, tmp_path, monkeypat
         sum(b / a for a, b in zip(ours["seconds"], theirs["seconds"], strict=True)) / 2
     )
     assert "diffusers" in capsys.readouterr().out
+
+
+def test_growth_is_fitted_and_drawn(tmp_path, capsys):
+    out = tmp_path / "growth.json"
+    assert growth.main(["--only", "loading", "unet-k", "--sizes", "2", "--device", "cpu", "--out", str(out)]) == 0
+    loading, unet = json.loads(out.read_text())["rows"]
+    assert list(loading["sizes"]) == ["1000", "10000"]
+    assert list(unet["sizes"]) == ["10", "30"]
+    assert loading["exponent"] == pytest.approx(
+        np.log10(loading["sizes"]["10000"]["seconds"] / loading["sizes"]["1000"]["seconds"])
+    )
+    assert (tmp_path / "growth.jpg").stat().st_size > 10_000
+    assert "exponent" in capsys.readouterr().out
+
+
+def test_the_exponent_is_the_slope_in_logarithms():
+    quadratic = {n: {"seconds": 3e-4 * n**2} for n in (10, 100, 1000)}
+    assert growth.fit(quadratic)["exponent"] == pytest.approx(2)
+    assert growth.fit({1: {"seconds": 7.0}} | quadratic, fit_from=10)["exponent"] == pytest.approx(2)
+    assert growth.fit({1: {"seconds": 7.0}}) == {}
 
 
 def test_a_library_gets_the_width_of_most_similar_size():
