@@ -43,7 +43,7 @@ SEARCHED = 32  # images whose nearest tile is looked for
 
 
 def loading(tiles: int, device: str) -> Run:
-    """Open tiles of 128 px, split and fingerprint them: a hash of every pixel."""
+    """Open tiles of 128 px, split and fingerprint them: a hash of every pixel, not what was kept of it last time."""
     folder = tempfile.TemporaryDirectory()
     path = Path(folder.name, "tiles.npy")
     images = np.lib.format.open_memmap(path, "w+", np.uint8, (tiles, 128, 128, 3))  # sparse: takes no room
