@@ -56,6 +56,7 @@ from pfiles.drawing.samplers import make_solver
 from pfiles.errors import InputError, TerminatedError
 from pfiles.identity import FINGERPRINT, flatten
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.lpips import vgg16_state_dict
 from pfiles.machine.locks import locked
 from pfiles.machine.runtime import pick_device, versions
 from pfiles.measuring.features import EXTRACTORS
@@ -104,6 +105,7 @@ NOTEBOOKS = (
 )
 TOGETHER = NOTEBOOKS[:6]  # run once for several k, as the last does; those between them run for each
 CHOOSING = ("choose_k", "internal_cluster_validation_metrics")
+SECTIONS = {"run", "clusters"}  # of summary.json, each told by the command of that name
 SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: TerminatedError}  # and what they end as
 STOPPED = {error.__name__: 128 + number for number, error in SIGNALS.items()}
 STOPPED_MESSAGE = "Stopped: run the same command again to go on."
@@ -192,6 +194,10 @@ def _parser() -> argparse.ArgumentParser:
         of = "number of clusters, or several such as 10-16"
         command.add_argument("--clusters", default=default, metavar="K", help=f"{of}; default {default or 14}")
     check.add_argument("--clusters", type=int, metavar="K", help="number of clusters; default 14")
+    for command in (draw, on_slide):
+        command.add_argument(
+            "--clusters", type=int, metavar="K", help="which one of a run of several numbers of clusters"
+        )
     for command in (run, choose_k, cells, check):
         command.add_argument("--clustering", help=f"{' or '.join(CLUSTERINGS)}; default classifier")
     for command in (demo, run, choose_k, cells, check):
@@ -267,7 +273,7 @@ def _add_sharing(share: argparse.ArgumentParser) -> None:
 
 
 def _share(args: argparse.Namespace) -> int:
-    from pfiles.session import open_run  # seconds to import
+    from pfiles.session import one_number_of_clusters, open_run  # seconds to import
     from pfiles.share import share
 
     folder, out = expand(args.folder).absolute(), expand(args.out).absolute()
@@ -276,10 +282,8 @@ def _share(args: argparse.Namespace) -> int:
     data = _data(args.data) if args.data or "data" not in known else known["data"]
     preset = args.preset or known.get("preset", "paper")
     overrides = known.get("overrides", {}) if args.overrides is None else _overrides(args.overrides)
-    clusters, kind = (
-        args.clusters or known.get("n_clusters", 14),
-        args.clustering or known.get("clustering", "classifier"),
-    )
+    kind = args.clustering or known.get("clustering", "classifier")
+    clusters = args.clusters or one_number_of_clusters(known.get("n_clusters", 14), None, folder)
     run = open_run("share", clusters, kind, data, preset, overrides, out=folder)
     gate = share(run, out, card, preset=preset, overrides=overrides)
     print(
@@ -392,6 +396,8 @@ def run_cells(notebook: Path, parameters: Mapping[str, Any]) -> None:
 def _run(args: argparse.Namespace) -> int:
     parameters = _parameters(args)
     steps = [(name, parameters) for name in NOTEBOOKS]
+    if get_settings(parameters["preset"], parameters["overrides"]).lpips_required:
+        vgg16_state_dict()  # part 12 needs it, after all trainings
     if len(ks := numbers_of_clusters(parameters["n_clusters"])) > 1:
         each = [(name, {**parameters, "n_clusters": k}) for k in ks for name in NOTEBOOKS[len(TOGETHER) : -1]]
         steps = [*steps[: len(TOGETHER)], *each, steps[-1]]
@@ -408,13 +414,17 @@ def _choose_k(args: argparse.Namespace) -> int:
     steps = [(name, parameters) for name in CHOOSING]
     if not Paths(parameters["n_clusters"], parameters["out"]).autoencoder.exists():
         steps.insert(0, ("train_autoencoder", parameters))
-    return _execute_all(args, parameters, steps)
+    return _execute_all(args, parameters, steps, "clusters")
 
 
 def _execute_all(
-    args: argparse.Namespace, parameters: dict[str, Any], steps: Sequence[tuple[str, dict[str, Any]]]
+    args: argparse.Namespace,
+    parameters: dict[str, Any],
+    steps: Sequence[tuple[str, dict[str, Any]]],
+    section: str = "run",
 ) -> int:
-    """Run notebooks, each with its parameters, and print what they recorded; `parameters` are those of the command."""
+    """Run notebooks, each with its parameters, and print what they recorded; `parameters` are those of the command,
+    which summary.json keeps in its `section`."""
     settings = get_settings(parameters["preset"], parameters["overrides"])
     paths = Paths(parameters["n_clusters"], parameters["out"], parameters["clustering"])
     _refuse_read_only(paths.root)
@@ -422,7 +432,11 @@ def _execute_all(
     given = {"restart": _name_of_restart(restart, parameters)} if args.restart else {}
     began = time.monotonic()
     notebooks = [ROOT / f"{name}.ipynb" for name, _ in steps]
-    with closing(started_ahead(notebooks)) as kernels:
+    own_folder = paths.root / "executed" / f"clusters_{paths.n_clusters}{paths.suffix}"
+    busy = (
+        f"Another run with these clusters is at work in {paths.root}: wait for it, or name another folder with --out."
+    )
+    with locked(own_folder, busy), closing(started_ahead(notebooks)) as kernels:
         for number, (name, own) in enumerate(steps, start=1):
             folder = f"clusters_{own['n_clusters']}{paths.suffix}"
             shown = name if own is parameters else name.replace("clusters_14", folder)
@@ -442,7 +456,7 @@ def _execute_all(
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     summary = read_json(paths.summary, {})
     tiles = load_tiles(parameters["data"], settings.image_size_px, settings.max_train_tiles)
-    summary["run"] = {
+    summary[section] = {
         **parameters,
         "restart": args.restart,
         "settings": asdict(settings),
@@ -453,9 +467,9 @@ def _execute_all(
         "peak_memory_gb": round(peak, 2),
     }
     with locked(paths.root):
-        write_json(paths.summary, read_json(paths.summary, {}) | {"run": summary["run"]})
+        write_json(paths.summary, read_json(paths.summary, {}) | {section: summary[section]})
     restart.unlink(missing_ok=True)
-    print_summary(summary, paths)
+    print_summary(summary, paths, section)
     return 0
 
 
@@ -522,7 +536,9 @@ def _draw(args: argparse.Namespace) -> int:
     refuse_other_images(out / "tiles", numbers)
     run = ROOT / expand(args.folder)
     is_run = (run / "summary.json").exists()
-    generator = reopen_run("draw", run).generator() if is_run else Generator.load(args.folder, pick_device())
+    generator = (
+        reopen_run("draw", run, args.clusters).generator() if is_run else Generator.load(args.folder, pick_device())
+    )
     cluster_ids = generator.cluster_ids(args.number, args.seed, args.cluster)
     images = generator.draw(cluster_ids, seed=args.seed)
     write_tiles(out / "tiles", numbers, images)
@@ -540,7 +556,7 @@ def _map(args: argparse.Namespace) -> int:
 
     folder, out = (expand(path).absolute() for path in (args.folder, args.out))
     if (folder / "summary.json").exists():
-        run = reopen_run("map", folder)
+        run = reopen_run("map", folder, args.clusters)
         trained = Generator(*run.networks(), run.settings, torch.empty(0), names=run.names)
         mpp = args.mpp or read_json(run.paths.summary)["run"].get("mpp")
     else:
@@ -672,15 +688,17 @@ def with_parameters(notebook: Path, parameters: Mapping[str, Any]) -> nbformat.N
     return book
 
 
-def print_summary(summary: Mapping[str, Any], paths: Paths) -> None:
-    """The numbers the notebooks of this run recorded, and where the pictures are."""
+def print_summary(summary: Mapping[str, Any], paths: Paths, command: str = "run") -> None:
+    """The numbers that the notebooks recorded, and where the pictures are, of the run that `command` tells of."""
     of_each = [replace(paths, n_clusters=k) for k in numbers_of_clusters(paths.n_clusters)]
     own_folders = tuple(f"{own.cluster_folder.name}{paths.suffix}/" for own in (paths, *of_each))
     data = {name: flatten(of).get(FINGERPRINT) for name, of in identities(paths.summary).items()}
-    of_others = [name for name, found in data.items() if found not in (None, summary["run"]["data_fingerprint"])]
+    of_others = [name for name, found in data.items() if found not in (None, summary[command]["data_fingerprint"])]
     print("\nnotebook                                             metric                             value")
     for section, values in summary.items():
-        if section == "run":
+        if section in SECTIONS - {command}:
+            continue
+        if section == command:
             values = {name: values[name] for name in ("data_fingerprint", "seconds", "peak_memory_gb")}
         if "/" in section and not section.startswith(own_folders):
             continue  # another number of clusters in the same folder

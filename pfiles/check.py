@@ -57,7 +57,7 @@ class Line(NamedTuple):
 
 
 def check(
-    n_clusters: int | None = None, clustering: str | None = None, data: str | Path | None = None,
+    n_clusters: int | str | None = None, clustering: str | None = None, data: str | Path | None = None,
     preset: str | None = None, overrides: Mapping[str, Any] | None = None, out: str | Path | None = None,
     measure: bool = True,
 ) -> bool:  # fmt: skip
@@ -132,7 +132,7 @@ def _disk(run: OpenRun, tiles: int) -> Line:
     with torch.device("meta"):
         vqvae = make_vqvae(settings.autoencoder)
         networks = vqvae, Discriminator(**settings.autoencoder.discriminator)
-        unet = UNet(vqvae.z_channels, run.n_clusters, **settings.diffusion.unet)
+        unet = UNet(vqvae.z_channels, sum(run.ks), **settings.diffusion.unet)
     first, later = (sum(p.numel() for network in some for p in network.parameters()) for some in (networks, [unet]))
     resumed = 2 * (2 * 3 * 4 * first + 3 * 4 * 4 * later)  # bytes: autoencoder and polish; three trainings of the UNet
     drawn = settings.sampling.num_generated or tiles
@@ -170,6 +170,8 @@ def _has_vgg16() -> bool:
 
 def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
     """The name of each notebook that trains or draws, its seconds on this machine, and what they were measured from."""
+    if len(run.ks) > 1:  # as for the largest of them, whose UNet takes as long as that of all
+        run = replace(run, n_clusters=max(run.ks), paths=replace(run.paths, n_clusters=max(run.ks)))
     settings, n = run.settings, len(run.tiles.train)
     ae, how, drawing = settings.autoencoder, settings.diffusion, settings.sampling
     batches = {

@@ -139,13 +139,27 @@ def _precision(paths: Paths) -> str:
     return chosen
 
 
-def reopen_run(notebook: str, folder: Path) -> "OpenRun":
-    """The run that `python -m pfiles run` or `demo` finished last in this folder, as it was started."""
+def reopen_run(notebook: str, folder: Path, clusters: int | None = None) -> "OpenRun":
+    """The run that `python -m pfiles run` or `demo` finished last in this folder, as it was started.
+
+    clusters: one of its numbers of clusters; None: its only one.
+    """
     given = read_json(folder / "summary.json", {}).get("run")
     if not isinstance(given, dict):
         raise InputError(f"{folder} holds no finished run: name the folder that a run was told to write to with --out.")
-    names = ("n_clusters", "clustering", "data", "preset", "overrides", "seed")
-    return open_run(notebook, **{name: given[name] for name in names if name in given}, out=folder)
+    names = ("clustering", "data", "preset", "overrides", "seed")
+    clusters = one_number_of_clusters(given["n_clusters"], clusters, folder)
+    return open_run(notebook, clusters, **{name: given[name] for name in names if name in given}, out=folder)
+
+
+def one_number_of_clusters(trained: int | str, asked: int | None, folder: Path) -> int:
+    """The one that is asked for, of those that the run in `folder` has; None: the only one it has."""
+    ks = numbers_of_clusters(trained)
+    if asked not in ks and (asked is not None or len(ks) > 1):
+        raise InputError(
+            f"The run in {folder} has {', '.join(map(str, ks))} clusters: name one of these numbers with --clusters."
+        )
+    return asked or ks[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -433,7 +447,10 @@ class OpenRun:
         return self._job(name, folder, identity, self.settings.diffusion.batch_size)
 
     def _job(self, name: str, folder: Path, identity: Mapping[str, Any], batch_size: int) -> Job:
-        for k in self.ks if restarts(folder, identity, self.restart) else ():
+        again = restarts(folder, identity, self.restart)
+        if again and self.paths.training_images.exists():
+            self._same_training_images()
+        for k in self.ks if again else ():
             if image_files(generated := replace(self.paths, n_clusters=k).generated):
                 raise InputError(
                     f"{generated} holds images of the networks that this restart replaces: move or delete that folder "
@@ -558,20 +575,27 @@ class OpenRun:
     def write_training_images(self) -> None:
         """Write the `chosen` training tiles into `org`."""
         folder, numbers, note = self.paths.training_images, self.chosen + 1, self.paths.training_images / MADE_FROM
-        refuse_other_images(folder, numbers)
-        own = without(checkpoints.identity(self.settings, [], self.tiles, self.seed), *NOT_COMPARED)
-        if image_files(folder):
-            if not note.exists():
-                raise InputError(f"{folder} does not say of which tiles its images are: move or delete it first.")
-            same_identity(read_json(note), own, folder)
+        own = self._same_training_images()
         processes.wait_for_all()  # before any of them writes what another would find there
         write_json(note, own)
         write_tiles(folder, numbers, self.tiles.tensor(self.tiles.train[self.chosen]))
 
+    def _same_training_images(self) -> dict[str, Any]:
+        """What the images in `org` must be of; InputError where those that are there are of other tiles."""
+        folder = self.paths.training_images
+        refuse_other_images(folder, self.chosen + 1)
+        own = without(checkpoints.identity(self.settings, [], self.tiles, self.seed), *NOT_COMPARED)
+        if image_files(folder):
+            if not (note := folder / MADE_FROM).exists():
+                raise InputError(f"{folder} does not say of which tiles its images are: move or delete it first.")
+            same_identity(read_json(note), own, folder)
+        return own
+
     def write_latent_csv(self, table: pd.DataFrame, clusterer: nn.Module | None = None) -> None:
         """Write the rows of all training tiles as published, and beside them what they are of.
 
-        clusterer: whose clusters they are; None: those after the last stage. Others do not replace these.
+        clusterer: whose clusters they are; None: those after the last stage. Others do not replace these. A file that
+        does not say which run it is of, such as the published one, is not replaced either.
         """
         path, stage = self.paths.latent_csv, "finetuning2"
         if clusterer is not None and path.exists():
@@ -581,6 +605,12 @@ class OpenRun:
                 print(f"{path} is left as it is: it is of clusters that were trained with a UNet.")
                 return
         content = table.to_csv(header=False, index=False).encode()
+        if path.exists() and of_csv(path) is None and path.read_bytes() != content:
+            print(
+                f"{path} is left as it is: it does not say which run it is of, as published files do not. Move it away"
+            )
+            print("and run this again for a file of this run.")
+            return
         with atomic_write(path) as file:
             file.write(content)
         networks = {"autoencoder": self.vqvae, "clusters": clusterer or self.clusterer}

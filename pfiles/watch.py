@@ -14,6 +14,7 @@ from pfiles.learning.log import PICTURES, PROGRESS, SHOWN
 from pfiles.machine.processes import in_notebook
 from pfiles.paths import ROOT, expand, read_json
 
+TRAININGS = ("kpc_ldm/*_training", "clusters_*/models_*/*", "choose_k*/*")  # their folders below that of a run
 SILENT = 120  # seconds without a word after which a training may have stopped
 
 
@@ -47,7 +48,7 @@ class Progress(NamedTuple):
 def look(out: str | Path | None = None) -> Progress:
     """The training below the folder `out` (None: this repository) that was heard of last; InputError where none was."""
     root = (ROOT / expand(choose({"out": out})["out"] or "")).resolve()
-    folders = [*root.glob("kpc_ldm/*_training"), *root.glob("clusters_*/models_*/*")]
+    folders = [path for where in TRAININGS for path in root.glob(where)]
     found = [(read_json(folder / PROGRESS)["at"], folder) for folder in folders if (folder / PROGRESS).exists()]
     if not found:
         raise InputError(f"No training has begun in {root}: name the folder that was given to it as out.")

@@ -33,6 +33,14 @@ def test_all_is_well_and_nothing_is_left_behind(tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["tiles.npy"]
 
 
+def test_several_numbers_of_clusters(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(check, "STEPS", 3)
+    np.save(tmp_path / "tiles.npy", make_tiles(44))
+    data, out = str(tmp_path / "tiles.npy"), str(tmp_path / "out")
+    assert check.check("3-4", "classifier", data, "demo", TINY, out)
+    assert "time of part 6: " in capsys.readouterr().out
+
+
 def test_what_is_missing_is_red_and_says_what_to_do(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(check.shutil, "disk_usage", lambda place: namedtuple("Usage", "free")(10**5))

@@ -21,7 +21,7 @@ from pfiles.latents import mean_channel_softmax
 from pfiles.machine.locks import locked
 from pfiles.paths import ROOT, read_json, write_json
 from pfiles.reporting import evaluation, figures, page, tables
-from pfiles.session import open_run
+from pfiles.session import open_run, reopen_run
 from pfiles.tiles.sources import read_source
 
 K = 3
@@ -196,6 +196,32 @@ def test_training_images_of_other_tiles_stay(done):
         opened(done).write_training_images()
 
 
+def test_a_restart_that_would_stop_at_org_says_so_before_it_trains(done):
+    before = files(done)
+    again = opened(done, data=str(done / "other.npy"), restart="a name")
+    with pytest.raises(InputError, match=r"org.* is of another run \(data\.fingerprint was"):
+        again.train_autoencoder(*again.new_autoencoder())
+    assert files(done) == before
+
+
+def test_a_published_csv_is_not_replaced(done, capsys):
+    run = opened(done)
+    path, note = run.paths.latent_csv, run.paths.latent_csv.with_suffix(".json")
+    ours, told = path.read_bytes(), note.read_bytes()
+    table = pd.read_csv(path, header=None)
+    published = ours.replace(b"1", b"2")
+    path.write_bytes(published)  # over ours, whose JSON tells of another file
+    run.write_latent_csv(table)
+    note.unlink()
+    run.write_latent_csv(table)
+    assert path.read_bytes() == published
+    assert not note.exists()
+    assert capsys.readouterr().out.count(f"{path} is left as it is") == 2
+    path.unlink()
+    run.write_latent_csv(table)
+    assert (path.read_bytes(), note.read_bytes()) == (ours, told)
+
+
 # k-means beside the classifier
 
 
@@ -337,9 +363,8 @@ def test_the_command_names_its_restart_until_it_ends(tmp_path, monkeypatch):
     monkeypatch.setattr("pfiles.__main__.started_ahead", lambda notebooks: (None for _ in notebooks))
     monkeypatch.setattr("pfiles.__main__.NOTEBOOKS", ("one",))
     np.save(tmp_path / "tiles.npy", make_tiles(44))
-    tiny = (part for name, value in OVERRIDES.items() for part in ("--set", f"{name}={json.dumps(value)}"))
     data = str(tmp_path / "tiles.npy")
-    command = ["run", "--preset", "demo", "--data", data, "--out", str(tmp_path), "--restart", *tiny]
+    command = ["run", "--preset", "demo", "--data", data, "--out", str(tmp_path), "--restart", *tiny()]
     assert main([*command, "--seed", "1"]) == 130
     assert [main(command) for _ in range(3)] == [130, 0, 0]
     other, first, again, anew = given
@@ -347,6 +372,45 @@ def test_the_command_names_its_restart_until_it_ends(tmp_path, monkeypatch):
     assert anew not in (other, first)
     assert json.loads((tmp_path / "summary.json").read_text())["run"]["restart"] is True
     assert not (tmp_path / "restart.json").exists()
+
+
+def test_several_k_are_run_one_after_the_other_but_trained_together(tmp_path, monkeypatch):
+    ran = []
+
+    def execute(notebook, target, parameters, kernel):
+        ran.append((notebook.stem, parameters["n_clusters"]))
+
+    monkeypatch.setattr("pfiles.__main__.execute", execute)
+    monkeypatch.setattr("pfiles.__main__.started_ahead", lambda notebooks: (None for _ in notebooks))
+    np.save(tmp_path / "tiles.npy", make_tiles(44))
+    where = ["--preset", "demo", "--data", str(tmp_path / "tiles.npy"), "--out", str(tmp_path)]
+    assert main(["run", *where, "--clusters", "3-4", *tiny()]) == 0
+    together, last = NOTEBOOKS[:6], NOTEBOOKS[-1]
+    expected = [(name, "3-4") for name in together]
+    expected += [(name, k) for k in (3, 4) for name in NOTEBOOKS[6:-1]] + [(last, "3-4")]
+    assert ran == [(name.rpartition("/")[2], k) for name, k in expected]
+
+    with pytest.raises(InputError, match="has 3, 4 clusters: name one of these numbers"):
+        reopen_run("draw", tmp_path)
+    assert reopen_run("draw", tmp_path, 4).n_clusters == 4
+    with pytest.raises(InputError, match="has 3, 4 clusters"):
+        reopen_run("draw", tmp_path, 5)
+    assert main(["share", "--run", str(tmp_path), "--out", str(tmp_path / "shared")]) == 2
+    assert main(["clusters", *where, "--clusters", "5-6", *tiny()]) == 0  # leaves the run's own entry alone
+    assert reopen_run("draw", tmp_path, 3).n_clusters == 3
+
+
+def tiny():
+    """OVERRIDES as options of a command."""
+    return [part for name, value in OVERRIDES.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+
+
+def test_two_runs_in_one_folder(tmp_path, capsys):
+    np.save(tmp_path / "tiles.npy", make_tiles(44))
+    where = ["--preset", "demo", "--data", str(tmp_path / "tiles.npy"), "--out", str(tmp_path / "out")]
+    with locked(tmp_path / "out" / "executed" / "clusters_3"):
+        assert main(["run", *where, "--clusters", "3", *tiny()]) == 2
+    assert "Another run with these clusters is at work in" in capsys.readouterr().err
 
 
 def test_two_trainings_in_one_folder(done):

@@ -99,3 +99,11 @@ def test_how_far_it_is(tmp_path, monkeypatch, capsys):
     shutil.rmtree(tmp_path / "out" / "kpc_ldm")  # whose trainings were heard of since then
     assert "0.5 steps per second, 0:00:06 left; no word for 1:00:0" in watch.look(tmp_path / "out").line()
     assert main(["watch", "--out", str(tmp_path / "out"), "--once"]) == 0
+
+
+def test_the_clusters_of_every_k_are_seen_as_well(tmp_path):
+    folder = tmp_path / "choose_k" / "clusters_all"
+    folder.mkdir(parents=True)
+    told = {"step": 3, "total_steps": 6, "steps_per_second": 1.0, "at": time.time()}
+    (folder / log.PROGRESS).write_text(json.dumps(told))
+    assert watch.look(tmp_path).line().startswith("clusters_all: step 3 of 6 (50%)")

@@ -127,6 +127,24 @@ def test_independent_unet():
 
 
 @torch.no_grad()
+def test_the_rows_of_one_k_are_a_published_unet():
+    """As the authors' code would compute it: 10 of the 91 clusters of k = 10 ... 16, those of k = 10."""
+    whole = UNet(cls=91).eval()
+    state = random_state(whole, seed=12)
+    part = whole.of_clusters(0, 10)
+    published = UNet(cls=10).state_dict()
+    assert {name: value.shape for name, value in part.state_dict().items()} == {
+        n: v.shape for n, v in published.items()
+    }
+    x = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+    t, cluster = torch.tensor([3, 871]), torch.tensor([0, 9])
+    assert torch.equal(part(x, t, cluster), whole(x, t, cluster))
+    expected = reference_models.unet({name: value.detach() for name, value in part.state_dict().items()}, x, t, cluster)
+    assert relative_error(whole(x, t, cluster), expected) < TOLERANCE
+    assert state["class_emb.weight"].shape == (91, 256)
+
+
+@torch.no_grad()
 def test_independent_vqvae():
     vqvae = VQVAE().eval()
     state = random_state(vqvae, seed=12)
