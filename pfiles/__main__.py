@@ -621,8 +621,7 @@ def started_ahead(notebooks: Sequence[Path]) -> Iterator[AsyncKernelManager]:
             yield managers[number]
     finally:
         for manager in managers:
-            if manager.has_kernel:
-                asyncio.run(manager.shutdown_kernel(now=True))
+            end_kernel(manager, now=True)
 
 
 def start_kernel(notebook: Path) -> AsyncKernelManager:
@@ -634,6 +633,12 @@ def start_kernel(notebook: Path) -> AsyncKernelManager:
     given = [quiet, f"--IPKernelApp.exec_lines={load}"]
     asyncio.run(manager.start_kernel(cwd=str(notebook.parent), extra_arguments=given))
     return manager
+
+
+def end_kernel(manager: AsyncKernelManager, now: bool = False) -> None:
+    """End it, if that has not happened yet; `now`: without asking."""
+    if manager.has_kernel:
+        asyncio.run(manager.shutdown_kernel(now=now))
 
 
 def execute(
@@ -671,6 +676,7 @@ def execute(
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        end_kernel(client.km)
         with suppress(OSError) if failure else nullcontext(), atomic_write(target) as file:
             file.write(nbformat.writes(book).encode())
     if failure is None and received:

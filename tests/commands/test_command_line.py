@@ -15,7 +15,7 @@ import psutil
 import pytest
 from conftest import TINY, assert_refused, make_tiles, png
 
-from pfiles.__main__ import NOTEBOOKS, execute, main, started_ahead
+from pfiles.__main__ import NOTEBOOKS, execute, main, start_kernel, started_ahead
 from pfiles.paths import ROOT
 
 
@@ -145,7 +145,10 @@ def test_a_kernel_has_loaded_pfiles_and_shows_nothing_of_it(tmp_path):
         ),
     ]
     nbformat.write(book, tmp_path / "fresh.ipynb")
-    assert execute(tmp_path / "fresh.ipynb", tmp_path / "executed.ipynb", {}) is None
+    kernel = start_kernel(tmp_path / "fresh.ipynb")
+    process = psutil.Process(kernel.provisioner.pid)
+    assert execute(tmp_path / "fresh.ipynb", tmp_path / "executed.ipynb", {}, kernel) is None
+    assert not process.is_running()  # it ends with its notebook
 
 
 def test_a_zip_without_images(tmp_path, capsys):
