@@ -1,14 +1,15 @@
-"""The shared modules of the notebooks, in wings that follow the data; each imports only from what stands above it.
+"""The shared modules of the notebooks, in wings that follow the data; a line imports only from itself and those above.
 
 errors        the one exception for mistakes a user can mend
-machine/      cpu, processes, locks, runtime, speed, pretrained: the machine a run happens on
 settings      every hyper-parameter, by preset
-choices       what run.toml says of a run, in one place for all notebooks
+machine/      cpu, processes, locks, runtime, speed, pretrained: the machine a run happens on
 paths         where files lie, and how they are written; identity: which run a file belongs to
+choices       what run.toml says of a run, in one place for all notebooks
 names         what people call the clusters, and how far readers agree
 tiles/        jpeg_slide, slides, builtin, files, sources, split, tiler, dataset (tiles and their split), pixels, views
 networks      blocks, vqvae, discriminator, unet_cond_base, classifier, linear_noise_scheduler, lpips, lpips_metric
-latents       codes of tiles, their clusters, and the latents a UNet works on; clustering: both kinds of clusters
+clustering    both kinds of clusters
+latents       codes of tiles, their clusters, and the latents a UNet works on
 checkpoints   networks on disk, and what each belongs to
 learning/     loop, losses, log, resume; autoencoder and diffusion: what each training draws and learns
 drawing/      sampling, samplers, generator: images from noise; in_diffusers: a generator as diffusers loads it

@@ -123,7 +123,7 @@ def compare(
 
     The columns of the second: "seeds" and "halves", the adjusted Rand index between clusterings of two seeds and of two
     halves of the tiles; "next k" that with the next k of the same seed, "nested" the share of tiles whose cluster there
-    is a part of theirs here.
+    takes most of its tiles from their cluster here.
     """
     features = mean_channel_softmax(run.vqvae, run.codes).numpy()
     labels = {which: clusters.numpy() for which, (clusters, _) in assigned.items()}

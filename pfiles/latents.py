@@ -107,20 +107,20 @@ def predict_clusters(vqvae: VQVAE, clusterer: nn.Module, codes: Tensor) -> tuple
     return torch.cat([b.indices for b in best]).cpu(), torch.cat([b.values for b in best]).cpu()
 
 
-def centre_and_border(vqvae: VQVAE, clustering: nn.Module, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def centre_and_border(vqvae: VQVAE, clusterer: nn.Module, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The cluster (N,) of each tile as `predict_clusters` gives it, and how central and how near the border it lies.
 
     The second (N,) is the distance of the tile from the mean of its cluster's tiles, Euclidean, in the features of
     k-means whatever the clustering: mean and deviation of each latent channel, each standardised over all tiles. The
     third (N,) is by how much the probability of its cluster exceeds that of the next best, 0 at the border. On the CPU.
     """
-    with eval_mode(clustering):
+    with eval_mode(clusterer):
         parts = [
-            (*probabilities(clustering, z).topk(2).values.T, KMeansClusters.statistics(z))
+            (*probabilities(clusterer, z).topk(2).values.T, KMeansClusters.statistics(z))
             for z in latent_batches(vqvae, codes)
         ]
     first, second, features = (torch.cat(part) for part in zip(*parts, strict=True))
-    clusters, _ = predict_clusters(vqvae, clustering, codes)
+    clusters, _ = predict_clusters(vqvae, clusterer, codes)
     features = features.double().cpu()
     scale = features.std(0, correction=0)
     features = (features - features.mean(0)) / torch.where(scale > 0, scale, 1.0)

@@ -128,7 +128,7 @@ class SamplingSettings:
     # the last two are made for 10 to 50 steps; unipc needs diffusers
     sampler: Literal["ddpm", "ddim", "dpm-solver++", "unipc"] = "ddpm"
     guidance: Weight = 1.0  # w: noise predicted without cluster + w * (with - without); needs condition_dropout
-    batch_size: Count = 100  # images at once; changes memory and speed only
+    batch_size: Count = 100  # images at once: memory and speed, and single values by one level of 255
     num_generated: Count | None = None  # images of part 6; None: one per training tile
     per_cluster: Count = 100  # images of part 9 for each cluster
 

@@ -96,9 +96,18 @@ def test_commands_parse(page):
             get_settings(args["preset"])
 
 
-def test_commands_are_found():
+def test_commands_are_found_in_blocks_and_in_backquotes():
     """The other tests look at what they are meant to look at."""
-    assert sum(len(commands(text_of(page))) for page in PAGES) >= 8
+    text = """Run `python -m pfiles watch --out DIR`, or
+
+    torchrun --nproc-per-node 4 \\
+        -m pfiles cells part_1_training --out DIR
+
+and then python -m pfiles run: `python -m experiments.copies --size 64`, `make demo`."""
+    assert commands(text) == [
+        "pfiles cells part_1_training --out DIR", "pfiles watch --out DIR", "experiments.copies --size 64"
+    ]  # fmt: skip
+    assert "pfiles draw --from starter --number 64 --out drawn" in commands(text_of(ROOT / "README.md"))
 
 
 @pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=name)

@@ -1,6 +1,7 @@
 """The architecture: what imports what, and that importing starts nothing."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from pfiles.paths import ROOT
 
 # Wings and modules from the ground up: each imports only from those before it, or from its own wing.
 FLOORS = [
-    "errors", "machine.processes", "settings", "machine", "paths", "choices", "identity", "names", "tiles",
+    "errors", "settings", "machine", "paths", "choices", "identity", "names", "tiles",
     "blocks", "discriminator", "classifier", "linear_noise_scheduler", "lpips", "lpips_metric", "vqvae",
     "unet_cond_base", "clustering", "latents", "checkpoints", "learning", "drawing", "measuring", "reporting",
     "session", "choosing", "check", "share", "watch", "__main__",
@@ -58,11 +59,33 @@ def test_there_are_no_circles():
     assert not waiting
 
 
-def test_the_map_names_every_module():
+def the_map():
+    """The words of each line of the map in `pfiles/__init__.py`, indented lines joined to the one before."""
     import pfiles
 
+    lines = re.sub(r"\n +", " ", pfiles.__doc__.split("\n\n")[1]).splitlines()
+    return [re.findall(r"\w+", line) for line in lines]
+
+
+def place(module):
+    """The number of the line that names the module: its wing's, or the one that begins with it, or the first."""
+    wing, _, name = module.rpartition(".")
+    heads = {number: words[0] for number, words in enumerate(the_map()) if name in words}
+    found = [number for number, head in heads.items() if head == (wing or name)] or ([] if wing else [*heads])
+    return found[0] if found else None
+
+
+def test_the_map_names_every_module():
+    assert [module for module in MODULES if place(module) is None] == []
+
+
+def test_the_map_stands_in_the_order_of_imports():
+    """A module imports only from its own line of the map and those above."""
     for module in MODULES:
-        assert module.rpartition(".")[2] in pfiles.__doc__
+        for name in imports(ROOT / "pfiles" / f"{module.replace('.', '/')}.py"):
+            used = name.removeprefix("pfiles.")
+            if name.startswith("pfiles.") and used in MODULES:
+                assert place(used) <= place(module), f"{module} imports {used}"
 
 
 def test_the_indices_stand_alone():

@@ -7,58 +7,23 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from conftest import TINY, make_tiles
+from conftest import K, make_tiles
 from PIL import Image
+from tiny_runs import OVERRIDES, STAGES, finish, opened, parameters, train
 
 from pfiles import checkpoints
 from pfiles.__main__ import NOTEBOOKS, main, print_summary, run_cells
 from pfiles.errors import InputError
 from pfiles.identity import differences, same_identity, without
-from pfiles.latents import mean_channel_softmax
 from pfiles.machine.locks import locked
 from pfiles.paths import ROOT, read_json, write_json
 from pfiles.reporting import evaluation, figures, page, tables
 from pfiles.session import open_run, reopen_run
 from pfiles.tiles.sources import read_source
 
-K = 3
-OVERRIDES = TINY | {"clusters.epochs": 1, "autoencoder.polish.epochs": 1}
 GENERATED, TABLE = "clusters_3/gen_3", "clusters_3/HHH3_C3_D3.json"
-STAGES = ("training", "finetuning1", "finetuning2")
-
-
-def opened(folder, **changed):
-    given = {
-        "notebook": "part_test", "n_clusters": K, "data": str(folder / "tiles.npy"), "preset": "demo",
-        "overrides": OVERRIDES, "out": str(folder / "out"),
-    }  # fmt: skip
-    return open_run(**(given | changed))
-
-
-def parameters(folder, **changed):
-    run = {"n_clusters": K, "data": str(folder / "tiles.npy"), "preset": "demo", "out": str(folder / "out")}
-    return run | {"overrides": OVERRIDES} | changed
-
-
-def train(run):
-    run.train_autoencoder(*run.new_autoencoder())
-    for stage in STAGES:
-        networks = run.new_networks() if stage == "training" else run.networks(checkpoints.START[stage])
-        if stage == "training" and run.clustering == "classifier":
-            run.train_clusters(networks.clusterer)
-        run.train(stage, networks)
-
-
-def finish(run):
-    train(run)
-    run.write_training_images()
-    run.draw_to_folder(run.labels[0][run.chosen])
-    table = pd.DataFrame(mean_channel_softmax(run.vqvae, run.codes).numpy())
-    table["cluster"], table["probability"] = (column.numpy() for column in run.labels)
-    run.write_latent_csv(table)
 
 
 def files(folder):

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, make_tiles
+from conftest import TINY, K, make_tiles
 from PIL import Image
-from test_session import K, finish
+from tiny_runs import finish
 
 import pfiles
 from pfiles.__main__ import main

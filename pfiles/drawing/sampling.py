@@ -54,7 +54,8 @@ def sample(
     decode: latents (B, z, h, w) -> images in [0, 1], such as `LatentSpace.decode`. The latent is not quantised again.
     cluster_ids: the condition of each image, 0-based. seeds: one per image, see `image_seeds`.
     latent_shape: (z, h, w). num_steps: denoising steps, default and most all of the scheduler's.
-    batch_size: images at once. All noise of an image comes from its own seed, so it does not depend on this.
+    batch_size: images at once. All noise of an image comes from its own seed, so that another number changes no more
+        than single values by one level of 255, as sums are rounded differently.
     sampler: see `samplers.make_solver`.
     guidance: w in noise = noise without cluster + w * (noise with - without), Ho & Salimans 2022; 1 is the plain
         condition. Other values need a UNet that was trained without its condition now and then.

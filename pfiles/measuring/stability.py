@@ -49,7 +49,7 @@ def contingency(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def nested(coarse: np.ndarray, fine: np.ndarray) -> float:
-    """The share of tiles whose fine cluster came from their coarse one: from that which holds most of its tiles.
+    """The share of tiles whose fine cluster takes most of its tiles from their coarse one.
 
     1 where the fine clusters split the coarse ones and mix none of them.
     """

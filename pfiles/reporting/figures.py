@@ -175,7 +175,7 @@ def plot_choice(rows: pd.DataFrame, same: pd.DataFrame) -> Figure:
         (
             axes.flat[9],
             ("next k", "nested"),
-            "agreement with the next k (ARI), and\nshare of tiles whose cluster is split",
+            "agreement with the next k (ARI), and tiles whose\ncluster there is mostly made of their own",
         ),
     ):
         for name in names:

@@ -283,7 +283,7 @@ def test_parts_of_a_kill_are_removed_when_the_work_goes_on(unet, tmp_path):
 
 
 def test_batch_sizes_change_few_values_by_one_level(unet):
-    """As README says. Sums are rounded differently where a batch has one image, or few rows."""
+    """Sums are rounded differently where a batch has one image, or few rows."""
     clusters, seeds = torch.arange(24) % 3, image_seeds(3, range(24))
     together = draw(unet, clusters, seeds).int()
     for batch_size in (1, 5, 7):

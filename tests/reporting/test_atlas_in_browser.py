@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 import nbformat
 import numpy as np
 import pytest
-from conftest import make_tiles
-from test_atlas import HOSTILE, make_atlas
-from test_session import K, opened, parameters, train
+from conftest import K, make_tiles
+from made_atlas import HOSTILE, make_atlas
+from tiny_runs import opened, parameters, train
 
 from pfiles.__main__ import with_parameters
 from pfiles.paths import ROOT

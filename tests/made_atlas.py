@@ -1,0 +1,32 @@
+"""An atlas of made tiles, and a name that tries to be code."""
+
+import numpy as np
+import torch
+from conftest import make_tiles
+
+from pfiles.reporting import atlas
+from pfiles.tiles.dataset import Tiles
+
+SIDE = 48
+HOSTILE = '<img src=x onerror=alert(1)><script>alert(2)</script>"&'
+
+
+def make_atlas(n=60, k=3, slides=("A", "B"), patients=None, generated=None):
+    """Tiles of which number i is of cluster i % k, lies i % 7 from its centre and i % 5 from its border."""
+    images = torch.from_numpy(make_tiles(n + 4, SIDE)).permute(0, 3, 1, 2).contiguous()
+    number = np.arange(n + 4)
+    slide = np.array(slides)[np.minimum(number * len(slides) // n, len(slides) - 1)]
+    positions = np.rec.fromarrays(
+        [slide, number % 10 * SIDE, number // 10 * SIDE, np.full(n + 4, SIDE), np.ones(n + 4)],
+        names="slide,x,y,side,mpp",
+    )
+    tiles = Tiles(images, np.arange(n), np.arange(n, n + 4), "test tiles", positions, patients=patients)
+    index = torch.arange(n)
+    standing = index % k, index.double() % 7, index.double() % 5
+    requested = torch.arange(k).repeat_interleave(atlas.SHOWN)
+    if generated is None:
+        generated = torch.randint(256, (len(requested), 3, SIDE, SIDE), dtype=torch.uint8)
+    assigned = requested.clone()
+    assigned[:10] = 1  # of the first cluster's sixteen
+    drawn = atlas.Drawn(generated, requested, assigned)
+    return tiles, standing, drawn, atlas.make_rows(tiles, standing, drawn)
