@@ -266,26 +266,35 @@ def _add_sharing(share: argparse.ArgumentParser) -> None:
     share.add_argument("--card", metavar="FILE", help="TOML or JSON that says the following; options count more")
     for name, meaning in BLANKS.items():
         share.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=meaning.replace("%", "%%"))
+
+
+def _add_choices(command: argparse.ArgumentParser) -> None:
+    """What a run was started with, where its summary.json does not say it, as after a run in notebooks."""
     for name in ("data", "preset", "clustering"):
-        share.add_argument(f"--{name}", help="of the run, where its summary.json does not say it")
-    share.add_argument("--clusters", type=int, metavar="K", help="likewise")
-    share.add_argument("--set", action="append", metavar="NAME=VALUE", dest="overrides", help="likewise")
+        command.add_argument(f"--{name}", help="of the run, where its summary.json does not say it")
+    command.add_argument("--clusters", type=int, metavar="K", help="likewise; or one of the run's, if it has several")
+    command.add_argument("--set", action="append", metavar="NAME=VALUE", dest="overrides", help="likewise")
+
+
+def _choices(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """What `_add_choices` was given, and what else is known of the run in `folder`."""
+    from pfiles.session import choices_of  # seconds to import
+
+    data = None if args.data is None else _data(args.data)
+    overrides = None if args.overrides is None else _overrides(args.overrides)
+    given = {"clustering": args.clustering, "data": data, "preset": args.preset, "overrides": overrides}
+    return choices_of(folder, n_clusters=args.clusters, **given)
 
 
 def _share(args: argparse.Namespace) -> int:
-    from pfiles.session import one_number_of_clusters, open_run  # seconds to import
+    from pfiles.session import open_run  # seconds to import
     from pfiles.share import share
 
     folder, out = expand(args.folder).absolute(), expand(args.out).absolute()
     card = read_card(args.card and expand(args.card), {name: getattr(args, name) for name in BLANKS})
-    known = read_json(folder / "summary.json", {}).get("run", {})
-    data = _data(args.data) if args.data or "data" not in known else known["data"]
-    preset = args.preset or known.get("preset", "paper")
-    overrides = known.get("overrides", {}) if args.overrides is None else _overrides(args.overrides)
-    kind = args.clustering or known.get("clustering", "classifier")
-    clusters = args.clusters or one_number_of_clusters(known.get("n_clusters", 14), None, folder)
-    run = open_run("share", clusters, kind, data, preset, overrides, out=folder)
-    gate = share(run, out, card, preset=preset, overrides=overrides)
+    choices = _choices(args, folder)
+    run = open_run("share", **choices, out=folder)
+    gate = share(run, out, card, preset=run.preset, overrides=choices.get("overrides", {}))
     print(
         f"The gate passed: {gate['closer']:.1%} of {gate['images']} generated tiles are as near to a training tile as "
         f"the closest 1 % of held-out tiles.\n{out} is ready. Read its README.md. To put it on the Hugging Face hub:\n"
@@ -528,17 +537,17 @@ def _draw(args: argparse.Namespace) -> int:
     from pfiles.drawing.generator import Generator  # seconds to import
     from pfiles.drawing.sampling import write_table
     from pfiles.reporting import figures
-    from pfiles.session import reopen_run
+    from pfiles.session import open_run
 
     if args.number < 1:
         raise InputError(f"--number must be at least 1, but is {args.number}.")
     out, numbers = expand(args.out).absolute(), range(1, args.number + 1)
     refuse_other_images(out / "tiles", numbers)
-    run = ROOT / expand(args.folder)
-    is_run = (run / "summary.json").exists()
-    generator = (
-        reopen_run("draw", run, args.clusters).generator() if is_run else Generator.load(args.folder, pick_device())
-    )
+    folder = expand(args.folder).absolute()
+    if (folder / "summary.json").exists():
+        generator = open_run("draw", **_choices(args, folder), out=folder).generator()
+    else:
+        generator = Generator.load(folder if folder.exists() else args.folder, pick_device())
     cluster_ids = generator.cluster_ids(args.number, args.seed, args.cluster)
     images = generator.draw(cluster_ids, seed=args.seed)
     write_tiles(out / "tiles", numbers, images)
@@ -552,13 +561,13 @@ def _draw(args: argparse.Namespace) -> int:
 def _map(args: argparse.Namespace) -> int:
     from pfiles.drawing.generator import Generator  # seconds to import
     from pfiles.reporting import maps, page
-    from pfiles.session import MADE_FROM, reopen_run
+    from pfiles.session import MADE_FROM, open_run
 
     folder, out = (expand(path).absolute() for path in (args.folder, args.out))
     if (folder / "summary.json").exists():
-        run = reopen_run("map", folder, args.clusters)
+        run = open_run("map", **_choices(args, folder), out=folder)
         trained = Generator(*run.networks(), run.settings, torch.empty(0), names=run.names)
-        mpp = args.mpp or read_json(run.paths.summary)["run"].get("mpp")
+        mpp = args.mpp or read_json(run.paths.summary).get("run", {}).get("mpp")
     else:
         trained = Generator.load(folder if folder.exists() else args.folder, pick_device())
         mpp = args.mpp or trained.about.get("mpp")

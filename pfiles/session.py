@@ -139,27 +139,22 @@ def _precision(paths: Paths) -> str:
     return chosen
 
 
-def reopen_run(notebook: str, folder: Path, clusters: int | None = None) -> "OpenRun":
-    """The run that `python -m pfiles run` or `demo` finished last in this folder, as it was started.
+def choices_of(folder: Path, **given: Any) -> dict[str, Any]:
+    """How the run in `folder` was started, for `open_run`: as summary.json says of a run that a command finished there.
 
-    clusters: one of its numbers of clusters; None: its only one.
+    given: arguments of `open_run`, which count more, None for what is not given. n_clusters has to be among them where
+    the run has several. What neither says is as run.toml says.
     """
-    given = read_json(folder / "summary.json", {}).get("run")
-    if not isinstance(given, dict):
-        raise InputError(f"{folder} holds no finished run: name the folder that a run was told to write to with --out.")
-    names = ("clustering", "data", "preset", "overrides", "seed")
-    clusters = one_number_of_clusters(given["n_clusters"], clusters, folder)
-    return open_run(notebook, clusters, **{name: given[name] for name in names if name in given}, out=folder)
-
-
-def one_number_of_clusters(trained: int | str, asked: int | None, folder: Path) -> int:
-    """The one that is asked for, of those that the run in `folder` has; None: the only one it has."""
-    ks = numbers_of_clusters(trained)
-    if asked not in ks and (asked is not None or len(ks) > 1):
+    known = read_json(folder / "summary.json", {}).get("run", {})
+    names = ("n_clusters", "clustering", "data", "preset", "overrides", "seed")
+    asked = {name: value for name, value in given.items() if value is not None}
+    chosen = {name: known[name] for name in names if name in known} | asked
+    ks = numbers_of_clusters(known["n_clusters"]) if known else ()
+    if len(ks) > 1 and asked.get("n_clusters") not in ks:
         raise InputError(
             f"The run in {folder} has {', '.join(map(str, ks))} clusters: name one of these numbers with --clusters."
         )
-    return asked or ks[0]
+    return chosen
 
 
 @dataclass(frozen=True, eq=False)

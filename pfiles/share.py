@@ -4,10 +4,12 @@ Nothing in the folder tells from whose tissue it learnt: no path, no file name, 
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
 from datetime import date
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +90,23 @@ def _gate(run: OpenRun) -> dict[str, float]:
     return {**found, "images": len(images), "smallest": float(nearest.min())}
 
 
+def _data(run: OpenRun) -> Path | None:
+    """Where the data lie; None for embedded tiles."""
+    data = str(run.data or os.environ.get("KPC_DATA") or "embedded")
+    return None if data in EMBEDDED else (ROOT / expand(data)).resolve()
+
+
 def _source(run: OpenRun) -> Source | None:
     """The data as given; None for embedded tiles."""
-    return None if run.data is None or str(run.data) in EMBEDDED else read_source(ROOT / expand(run.data))
+    return None if (data := _data(run)) is None else read_source(data)
 
 
 def _card(
     run: OpenRun, generator: Generator, source: Source | None, card: Mapping[str, str], gate: Mapping[str, float],
     preset: str, overrides: Mapping[str, Any],
 ) -> str:  # fmt: skip
-    cells = {name: value.replace("|", "\\|") for name, value in card.items()}
-    names = [generator.names.get(number, "").replace("|", "\\|") for number in range(1, generator.n_clusters + 1)]
+    cells = {name: _as_text(value) for name, value in card.items()}
+    names = [_as_text(generator.names.get(number, "")) for number in range(1, generator.n_clusters + 1)]
     rows = [f"| {i} | {name} | {s:.1%} |" for i, (name, s) in enumerate(zip(names, generator.shares, strict=True), 1)]
     positions = None if source is None else source.positions
     patients = set() if source is None else set(source.patients) - {""}
@@ -157,22 +165,29 @@ def _measured(run: OpenRun) -> str:
     return "\n".join(["", *lines])
 
 
+def _as_text(words: str) -> str:
+    """For a cell of a table: markup is shown, not run."""
+    return escape(words, quote=False).replace("|", "\\|")
+
+
 def _telling(run: OpenRun, source: Source | None) -> set[str]:
     """What must not be said: the run's paths, and files, folders, slides and patients of its data."""
     words = {str(run.paths.root), str(Path.home())}
     if source is not None:
-        data = (ROOT / expand(run.data)).resolve()
-        words |= {str(data), str(data.parent), data.name, data.stem, *source.patients}
+        data = _data(run)
+        words |= {str(data), str(data.parent), data.name, data.stem}
         words |= {part for name in source.names for part in (*name.parts, name.stem)}
-        if source.positions is not None:
-            words |= set(source.positions.slide.tolist())
+        people = set(source.patients) | (set() if source.positions is None else set(source.positions.slide.tolist()))
+    else:
+        people = set()
     ordinary = set(re.findall(r"\w+", CARD.lower()))
-    return {word for word in words if _is_telling(word) and word.lower() not in ordinary}
+    telling = {word for word in words if _is_telling(word, 4, 6)} | {word for word in people if _is_telling(word, 3, 4)}
+    return {word for word in telling if word.lower() not in ordinary}
 
 
-def _is_telling(word: str) -> bool:
+def _is_telling(word: str, letters: int, digits: int) -> bool:
     """Whether a name is more than a short number or a syllable, which stand in any text."""
-    return len(word) >= 6 if word.isdecimal() else len(word) >= 4
+    return len(word) >= (digits if word.isdecimal() else letters)
 
 
 def _refuse_traces(folder: Path, telling: Iterable[str]) -> None:

@@ -84,6 +84,7 @@ def watch(out: str | Path | None = None, every: float = 10.0, once: bool = False
         show(progress)
         if once:
             return
+    print("This training is done. A run has several: watch again once the next one has begun.")
 
 
 def _print(progress: Progress) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import K, make_tiles
@@ -20,7 +21,7 @@ from pfiles.identity import differences, same_identity, without
 from pfiles.machine.locks import locked
 from pfiles.paths import ROOT, read_json, write_json
 from pfiles.reporting import evaluation, figures, page, tables
-from pfiles.session import open_run, reopen_run
+from pfiles.session import choices_of, open_run
 from pfiles.tiles.sources import read_source
 
 GENERATED, TABLE = "clusters_3/gen_3", "clusters_3/HHH3_C3_D3.json"
@@ -356,13 +357,13 @@ def test_several_k_are_run_one_after_the_other_but_trained_together(tmp_path, mo
     assert ran == [(name.rpartition("/")[2], k) for name, k in expected]
 
     with pytest.raises(InputError, match="has 3, 4 clusters: name one of these numbers"):
-        reopen_run("draw", tmp_path)
-    assert reopen_run("draw", tmp_path, 4).n_clusters == 4
+        choices_of(tmp_path)
+    assert choices_of(tmp_path, n_clusters=4)["n_clusters"] == 4
     with pytest.raises(InputError, match="has 3, 4 clusters"):
-        reopen_run("draw", tmp_path, 5)
+        choices_of(tmp_path, n_clusters=5)
     assert main(["share", "--run", str(tmp_path), "--out", str(tmp_path / "shared")]) == 2
     assert main(["clusters", *where, "--clusters", "5-6", *tiny()]) == 0  # leaves the run's own entry alone
-    assert reopen_run("draw", tmp_path, 3).n_clusters == 3
+    assert choices_of(tmp_path, n_clusters=3)["n_clusters"] == 3
 
 
 def tiny():

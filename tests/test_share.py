@@ -102,6 +102,23 @@ def test_a_card_or_a_name_that_says_it_is_refused(said, made, tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
+def test_short_names_of_people_are_looked_for_too(made, tmp_path):
+    data = Path(shutil.copytree(made, tmp_path / "made")) / "StMarysHospital" / "tiles.csv"
+    data.write_text(data.read_text().replace("PAT778812", "P12").replace("4711423", "4823"))
+    run = opened(tmp_path / "made", out=str(made / "run-of-Dr-Wu"))
+    for said in ("as seen in P12", "no. 4823"):
+        with pytest.raises(InputError, match="which is a path, file, slide or patient of the data"):
+            share(run, tmp_path / "shared", {**CARD, "consent": said})
+
+
+def test_markup_in_a_name_is_text(made, tmp_path):
+    run = named(opened(made), {1: "<img src=x onerror=alert(1)> & so on"})
+    share(run, tmp_path / "shared", {**CARD, "organ": "<b>lung</b>"})
+    written = (tmp_path / "shared" / "README.md").read_text()
+    assert "&lt;img src=x onerror=alert(1)&gt; &amp; so on" in written
+    assert "<img" not in written.partition("---\n")[2].partition("---\n")[2]  # behind the data for the hub
+
+
 def test_a_memoriser_is_refused(made, tmp_path):
     """One generated tile of twelve is a training tile, turned."""
     shutil.copytree(made, tmp_path / "made")

@@ -308,7 +308,10 @@ def find_generator(folder: str | Path) -> Path:
     if str(folder) == "starter" and not path.exists():
         raise InputError(f"The starter generator is not installed here ({path}): name the folder of another one.")
     if not (path / "config.json").exists():
-        raise InputError(f"There is no generator in {path}: name a folder with config.json and model.safetensors.")
+        raise InputError(
+            f"There is neither a generator (config.json) nor a run (summary.json) in {path}: correct the path, or take "
+            "'starter'."
+        )
     return path
 
 

@@ -50,6 +50,9 @@ def tile_slides(
     files = find_slides(paths, out)
     given = _slide_table(slides_csv, files) if slides_csv else {}
     names, patients = _names(files, given, out) if pseudonyms else ({path: path.stem for path in files}, {})
+    for path in files:
+        if path.resolve().parent == (out / PICTURES).resolve():
+            raise InputError(f"{path} lies where the slides' pictures are written: name another folder with --out.")
     doubled = {path.stem: path for path in files}
     if not pseudonyms and len(doubled) < len(files):
         one = next(path for path in files if doubled[path.stem] != path)
@@ -94,9 +97,12 @@ def _cut_all(
     """
     work, rows, left_out, done = out / WORK, [], {}, True
     stack = work / "all" / TILES  # where no slide's own file lies, whatever its name
+    if not (out / TABLE).exists() and (out / TILES).exists():
+        if not [*work.glob("*.json")]:
+            raise InputError(f"{out / TILES} was not written by this command: move it away, or name another --out.")
+        if not stack.exists():  # killed before the very end
+            os.replace(out / TILES, stack)
     stack.parent.mkdir(parents=True, exist_ok=True)
-    if not stack.exists() and not (out / TABLE).exists() and (out / TILES).exists():  # killed before the very end
-        os.replace(out / TILES, stack)
     with _told(stack), open(stack, "r+b" if stack.exists() else "w+b") as file:
         _write_header(file, 0, tiling.size)
         begin = file.tell()
@@ -137,6 +143,9 @@ def _cut_all(
         os.fsync(file.fileno())
     (out / TABLE).unlink(missing_ok=True)  # tiles are never seen beside the table of others
     os.replace(stack, out / TILES)
+    for picture in (out / PICTURES).glob("*.jpg"):  # of an earlier cut, perhaps under the names that are now hidden
+        if picture.stem not in asked["slides"].keys() - left_out.keys():
+            picture.unlink()
     return rows, left_out
 
 
@@ -181,8 +190,14 @@ def _slide_table(path: Path, files: Sequence[Path]) -> dict[str, dict[str, str]]
     for row in rows:
         if table.setdefault(row["slide"], row) != row:
             raise InputError(f"{path} holds two different rows for the slide {row['slide']}: keep one.")
-    if not table.keys() & {name for file in files for name in (file.name, file.stem)}:
+    known = {name for file in files for name in (file.name, file.stem)}
+    if not table.keys() & known:
         raise InputError(f"{path} names none of the slides, such as {files[0].name}: correct its column slide.")
+    without = [file.name for file in files if not {file.name, file.stem} & table.keys()]
+    if without and any(row.get("patient") for row in rows):
+        others = ", ".join(sorted(table.keys() - known))
+        unknown = f", but others that are not there, {others}," if others else ""
+        raise InputError(f"{path} has no row for {', '.join(without)}{unknown}: add it, as patients are kept together.")
     return table
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pfiles.__main__ import NOTEBOOKS, execute, main
 from pfiles.paths import ROOT
-from pfiles.session import reopen_run
+from pfiles.session import choices_of, open_run
 
 K = 3
 EVERY = (*NOTEBOOKS, "choose_k", "start_here", "tile_slides", "watch")  # a run's, and those before and beside it
@@ -173,7 +173,7 @@ def test_all_notebooks_run(finished):
 
 
 def test_tiles_are_drawn_by_name_from_a_finished_run(finished, tmp_path, capsys):
-    run = reopen_run("test", Path(finished["out"]))
+    run = open_run("test", **choices_of(Path(finished["out"])), out=finished["out"])
     assert run.paths.atlas.exists()
     run.reading("anna").save({2: {"name": "keratin"}})
     arguments = ["draw", "--from", finished["out"], "--number", "2", "--out", str(tmp_path / "drawn"), "--cluster"]

@@ -261,7 +261,7 @@ def test_a_new_slide_is_mapped_with_trained_networks(tmp_path, monkeypatch, caps
     ("options", "message"),
     [
         (["--run", "starter"], "does not tell the scale of its tiles: give it as --mpp"),
-        (["--run", "nowhere", "--mpp", "1"], "There is no generator in"),
+        (["--run", "nowhere", "--mpp", "1"], "There is neither a generator"),
         (["--run", "starter", "--mpp", "0.1"], "scanned at 0.5 um/px"),
     ],
 )

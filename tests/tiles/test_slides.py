@@ -455,6 +455,53 @@ def test_bad_slides_are_one_sentence(tmp_path, capsys, make, options, message):
     assert not (tmp_path / "out" / "tiles.csv").exists()
 
 
+def test_a_table_that_misses_a_slide_is_refused(tmp_path, capsys):
+    """A typo would else put a patient on both sides of the split."""
+    twelve_slides(tmp_path / "slides", 3)
+    (tmp_path / "t.csv").write_text("slide,patient\ns00,p0\ns01.tiff,p1\ns2,p1\n")
+    command = [
+        "tile",
+        str(tmp_path / "slides"),
+        "--out",
+        str(tmp_path / "out"),
+        "--slides-csv",
+        str(tmp_path / "t.csv"),
+    ]
+    assert main([*command, "--size", "64", "--mpp", "0.5"]) == 2
+    assert "has no row for s02.tiff, but others that are not there, s2," in capsys.readouterr().err
+    (tmp_path / "t.csv").write_text("slide,patient,label\ns00,,a\ns01,,b\n")  # without patients no row is needed
+    assert main(command) == 0
+
+
+def test_a_slide_is_never_replaced_by_its_picture(tmp_path, capsys):
+    (tmp_path / "slides").mkdir()
+    Image.fromarray(island()).save(tmp_path / "slides" / "a.jpg")
+    before = (tmp_path / "slides" / "a.jpg").read_bytes()
+    command = ["tile", str(tmp_path / "slides" / "a.jpg"), "--out", str(tmp_path), "--mpp-of-slide", "0.5"]
+    assert main([*command, "--mpp", "0.5", "--size", "64"]) == 2
+    assert "lies where the slides' pictures are written" in capsys.readouterr().err
+    assert (tmp_path / "slides" / "a.jpg").read_bytes() == before
+
+
+def test_tiles_of_another_origin_are_never_overwritten(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    np.save(tmp_path / "out" / "tiles.npy", np.arange(9))
+    twelve_slides(tmp_path / "slides", 1)
+    command = ["tile", str(tmp_path / "slides"), "--out", str(tmp_path / "out"), "--size", "64", "--mpp", "0.5"]
+    assert main(command) == 2
+    assert "tiles.npy was not written by this command" in capsys.readouterr().err
+    assert np.load(tmp_path / "out" / "tiles.npy").tolist() == list(range(9))
+
+
+def test_names_that_are_hidden_later_are_hidden_everywhere(tmp_path):
+    twelve_slides(tmp_path / "slides", 2)
+    command = ["tile", str(tmp_path / "slides"), "--out", str(tmp_path / "out"), "--size", "64", "--mpp", "0.5"]
+    assert main(command) == 0
+    assert main([*command, "--pseudonyms"]) == 0
+    assert {path.name for path in (tmp_path / "out" / "slides").iterdir()} == {"S001.jpg", "S002.jpg"}
+    assert not any(b"s00" in path.read_bytes() for path in (tmp_path / "out").rglob("*.csv"))
+
+
 def test_a_bad_slide_among_good_ones_is_left_out_by_name(tmp_path, capsys):
     folder = tmp_path / "slides"
     twelve_slides(folder, 2)
