@@ -194,10 +194,8 @@ def _parser() -> argparse.ArgumentParser:
         of = "number of clusters, or several such as 10-16"
         command.add_argument("--clusters", default=default, metavar="K", help=f"{of}; default {default or 14}")
     check.add_argument("--clusters", type=int, metavar="K", help="number of clusters; default 14")
-    for command in (draw, on_slide):
-        command.add_argument(
-            "--clusters", type=int, metavar="K", help="which one of a run of several numbers of clusters"
-        )
+    for command in (draw, on_slide, share):
+        _add_choices(command)
     for command in (run, choose_k, cells, check):
         command.add_argument("--clustering", help=f"{' or '.join(CLUSTERINGS)}; default classifier")
     for command in (demo, run, choose_k, cells, check):

@@ -188,6 +188,16 @@ def test_a_published_csv_is_not_replaced(done, capsys):
     assert (path.read_bytes(), note.read_bytes()) == (ours, told)
 
 
+def test_a_run_that_was_made_in_notebooks_draws_once_it_is_said_with_what(done, tmp_path, capsys):
+    write_json(done / "out" / "summary.json", {})  # without what a command notes there
+    command = ["draw", "--from", str(done / "out"), "--number", "2", "--out", str(tmp_path / "drawn")]
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    said = ["--data", str(done / "tiles.npy"), "--preset", "demo", "--clusters", str(K)]
+    assert main([*command, *said, *tiny()]) == 0
+    assert len([*(tmp_path / "drawn" / "tiles").glob("*.png")]) == 2
+
+
 # k-means beside the classifier
 
 

@@ -286,6 +286,7 @@ def test_pseudonyms_stay_and_their_key_lies_beside(tmp_path):
         assert names == {("S001", "P001"), ("S002", "P001"), ("S003", "P002")}
     (slides / "s00.tiff").unlink()
     write_slide(slides / "a_new_one.tiff", island(512, 512, 64, 64, 256, 256))
+    (tmp_path / "t.csv").write_text("slide,patient\na_new_one,Smith\ns01,Miller\ns02,Smith\n")
     tile_slides([slides], out, Tiling(0.5, 64), tmp_path / "t.csv", pseudonyms=True)
     assert {row["slide"] for row in rows_of(out)} == {"S002", "S003", "S004"}
     key = (tmp_path / "out_pseudonyms.csv").read_text()
