@@ -23,6 +23,7 @@ from pfiles.reporting.figures import save_figure
 from pfiles.reporting.page import Section
 from pfiles.reporting.tables import plain
 from pfiles.tiles.pixels import as_array
+from pfiles.tiles.sources import picture_part
 
 COLOURS = (  # any two differ by 12 or more (CIEDE2000), to colour-blind readers as well, and from bare glass
     "#e85d46", "#5d8bff", "#8be8a2", "#ffa22e", "#17008b", "#740000", "#ffb9ff", "#747474",
@@ -146,10 +147,9 @@ def picture_of(
     path = pictures and pictures / f"{slide}.jpg"
     if path and path.exists():
         with Image.open(path) as image:
-            part = image.info.get("comment", b"").split()
-            if len(part) == 4:
+            if (part := picture_part(image)) is not None:
                 pixels = np.asarray(image.convert("RGB"))
-                return Picture(pixels[:, : pixels.shape[1] // 3], tuple(map(float, part)))
+                return Picture(pixels[:, : pixels.shape[1] // 3], part)
     x, y, side = tiles.positions.x, tiles.positions.y, tiles.positions.side
     left, top, right, bottom = x.min(), y.min(), (x + side).max(), (y + side).max()
     scale = min(images.shape[-1] / side[0], LONGEST / max(right - left, bottom - top))

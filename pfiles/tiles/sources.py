@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from pfiles.errors import InputError
@@ -123,6 +124,13 @@ def _read_folder(folder: Path) -> Source:
     state = _state(paths)
     images = read_files(paths, folder)
     return Source(images, names, labels and _labels(files[labels].read_bytes(), str(files[labels]), names), state)
+
+
+def picture_part(picture: Image.Image) -> tuple[float, ...] | None:
+    """Which part of a slide's finest level a picture in PICTURES shows: left, top, width and height, as `tile_slides`
+    noted it there; None of any other picture."""
+    part = picture.info.get("comment", b"").split()
+    return tuple(map(float, part)) if len(part) == 4 else None
 
 
 def walk(folder: Path) -> list[Path]:

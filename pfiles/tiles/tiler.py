@@ -6,13 +6,14 @@ import io
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import torch
+from PIL import Image
 
 from pfiles.errors import InputError
 from pfiles.machine.cpu import usable_cores
@@ -20,7 +21,7 @@ from pfiles.machine.processes import progress
 from pfiles.machine.runtime import make_generator
 from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.tiles.slides import SUFFIXES, Tiling, cut_tiles, open_slide, plan_tiles
-from pfiles.tiles.sources import PICTURES, TABLE, TILES, read_positions, walk
+from pfiles.tiles.sources import PICTURES, TABLE, TILES, picture_part, read_positions, walk
 from pfiles.tiles.split import split_by_patient
 
 COLUMNS = ("slide", "x", "y", "side", "level", "mpp", "tissue", "sharpness")
@@ -50,9 +51,9 @@ def tile_slides(
     files = find_slides(paths, out)
     given = _slide_table(slides_csv, files) if slides_csv else {}
     names, patients = _names(files, given, out) if pseudonyms else ({path: path.stem for path in files}, {})
-    for path in files:
-        if path.resolve().parent == (out / PICTURES).resolve():
-            raise InputError(f"{path} lies where the slides' pictures are written: name another folder with --out.")
+    for picture in (out / PICTURES / f"{name}.jpg" for name in names.values()):
+        if picture.exists() and not _is_own(picture):
+            raise InputError(f"{picture} lies where the slides' pictures are written: name another folder with --out.")
     doubled = {path.stem: path for path in files}
     if not pseudonyms and len(doubled) < len(files):
         one = next(path for path in files if doubled[path.stem] != path)
@@ -144,9 +145,16 @@ def _cut_all(
     (out / TABLE).unlink(missing_ok=True)  # tiles are never seen beside the table of others
     os.replace(stack, out / TILES)
     for picture in (out / PICTURES).glob("*.jpg"):  # of an earlier cut, perhaps under the names that are now hidden
-        if picture.stem not in asked["slides"].keys() - left_out.keys():
+        if picture.stem not in asked["slides"].keys() - left_out.keys() and _is_own(picture):
             picture.unlink()
     return rows, left_out
+
+
+def _is_own(picture: Path) -> bool:
+    """Whether `tile_slides` wrote it."""
+    with suppress(OSError), Image.open(picture) as image:
+        return picture_part(image) is not None
+    return False
 
 
 @contextmanager
