@@ -18,7 +18,7 @@ lint: .venv/installed  ## style of code and notebooks; notebooks hold no outputs
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify *.ipynb clusters_14/*.ipynb
 
-bench: .venv/installed .peers/installed  ## speed and memory beside the published way and other libraries, an hour
+bench: .venv/installed .peers/installed  ## speed and memory beside the published way and other libraries; JSON in benchmarks/results
 	$(BIN)/python -m benchmarks
 	PYTHONPATH=.peers $(BIN)/python -m benchmarks.peers
 

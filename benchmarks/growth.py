@@ -21,6 +21,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from matplotlib import pyplot as plt
 
 from benchmarks.indices import load
 from benchmarks.inputs import smooth_tiles
@@ -53,9 +54,7 @@ def loading(tiles: int, device: str) -> Run:
 
     def run() -> dict[str, Any]:
         assert folder, "keeps the folder"
-        return {
-            "seconds": seconds(device, lambda: replace(load_tiles(path, 128), state=None).fingerprint())
-        }  # not kept
+        return {"seconds": seconds(device, lambda: replace(load_tiles(path, 128), state=None).fingerprint())}
 
     return run
 
@@ -68,21 +67,11 @@ def encoding(tiles: int, device: str, side: int = 64) -> Run:
     return lambda: {"seconds": seconds(device, lambda: encode_tiles(vqvae, images))}
 
 
-def encoding_sides(side: int, device: str) -> Run:
-    """Encode 16 tiles."""
-    return encoding(16, device, side)
-
-
 def kmeans(tiles: int, device: str, k: int = 14) -> Run:
     """k-means of the statistics of tiles, best of 10 starts."""
     points, _ = load(tiles)
     statistics_of_tiles = torch.from_numpy(np.hstack([points, points[::-1]])).float()
     return lambda: {"seconds": seconds(device, lambda: fit_kmeans_to(KMeansClusters(Z, k), statistics_of_tiles, 0))}
-
-
-def kmeans_of_k(k: int, device: str) -> Run:
-    """The same of 10,000 tiles."""
-    return kmeans(10_000, device, k)
 
 
 def indices(tiles: int, device: str) -> Run:
@@ -125,14 +114,6 @@ class Work:
     fit_from: int = 0
 
 
-def of_k(k: int, device: str) -> Run:
-    return unet_step(device, k=k)
-
-
-def of_side(side: int, device: str) -> Run:
-    return unet_step(device, side=side)
-
-
 TILES = (1_000, 3_000, 10_000, 30_000)
 KS = (10, 30, 100, 300, 1_000)
 SIDES = (64, 128, 256, 512)
@@ -142,11 +123,11 @@ WORKS = {
     "kmeans": Work("tiles: k-means, k = 14", kmeans, (*TILES, 100_000, 1_000_000), 10_000),
     "indices": Work("tiles: five indices", indices, (*TILES, 100_000), 3_000),
     "nearest": Work("tiles: nearest of them for 32 images", nearest, TILES),
-    "kmeans-k": Work("k: k-means of 10,000 tiles", kmeans_of_k, KS),
+    "kmeans-k": Work("k: k-means of 10,000 tiles", lambda k, device: kmeans(10_000, device, k), KS),
     "indices-k": Work("k: five indices of 10,000 tiles", indices_of_k, KS),
-    "unet-k": Work("k: a step of the UNet", of_k, KS),
-    "encoding-side": Work("side, px: encode 16 tiles", encoding_sides, SIDES),
-    "unet-side": Work("side, px: a step of the UNet", of_side, SIDES),
+    "unet-k": Work("k: a step of the UNet", lambda k, device: unet_step(device, k=k), KS),
+    "encoding-side": Work("side, px: encode 16 tiles", lambda side, device: encoding(16, device, side), SIDES),
+    "unet-side": Work("side, px: a step of the UNet", lambda side, device: unet_step(device, side), SIDES),
 }
 
 
@@ -195,8 +176,6 @@ def _line(row: dict[str, Any]) -> str:
 
 def figure(rows: list[dict[str, Any]]) -> matplotlib.figure.Figure:
     """Time over size for tiles, k and side, both logarithmic, with the exponents."""
-    from matplotlib import pyplot as plt
-
     fig, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     for ax, kind in zip(axes, ("tiles", "k", "side, px"), strict=True):
         for row in rows:

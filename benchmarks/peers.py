@@ -201,7 +201,7 @@ def own_step(unet: UNet, size: Size, device: str) -> Run:
     vqvae = make_networks(size, device).vqvae
     with seeded(0, "benchmark codes"):
         side = vqvae.latent_shape(size.settings.image_size_px)[1]
-        codes = torch.randint(vqvae.embedding.num_embeddings, (STEPS * BATCH, side, side)).to(torch.uint8)
+        codes = torch.randint(vqvae.embedding.num_embeddings, (STEPS * BATCH, side, side))
     clusterer = KMeansClusters(vqvae.z_channels, N_CLUSTERS)
     stage = StageSettings(epochs=2, optimizer="adamw", learning_rate=1e-4, trains_clusters=False)
     speed = pick_speed(size.settings, torch.device(device))

@@ -56,7 +56,7 @@ from pfiles.drawing.samplers import make_solver
 from pfiles.errors import InputError, TerminatedError
 from pfiles.identity import FINGERPRINT, flatten
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
-from pfiles.lpips import vgg16_state_dict
+from pfiles.lpips import vgg16_file
 from pfiles.machine.locks import locked
 from pfiles.machine.runtime import pick_device, versions
 from pfiles.measuring.features import EXTRACTORS
@@ -73,7 +73,7 @@ from pfiles.paths import (
 from pfiles.reporting.card import BLANKS, read_card
 from pfiles.reporting.tables import identities
 from pfiles.settings import PRESETS, Settings, get_settings
-from pfiles.tiles.dataset import EMBEDDED, load_tiles
+from pfiles.tiles.dataset import EMBEDDED, data_or_default, load_tiles
 from pfiles.tiles.files import generated_files, read_images, refuse_other_images, write_tiles
 from pfiles.tiles.slides import Tiling
 from pfiles.tiles.sources import PICTURES, read_source
@@ -404,7 +404,7 @@ def _run(args: argparse.Namespace) -> int:
     parameters = _parameters(args)
     steps = [(name, parameters) for name in NOTEBOOKS]
     if get_settings(parameters["preset"], parameters["overrides"]).lpips_required:
-        vgg16_state_dict()  # part 12 needs it, after all trainings
+        vgg16_file()  # part 12 needs it, after all trainings
     if len(ks := numbers_of_clusters(parameters["n_clusters"])) > 1:
         each = [(name, {**parameters, "n_clusters": k}) for k in ks for name in NOTEBOOKS[len(TOGETHER) : -1]]
         steps = [*steps[: len(TOGETHER)], *each, steps[-1]]
@@ -527,7 +527,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _data(given: str | None) -> str:
-    data = given or os.environ.get("KPC_DATA") or "embedded"
+    data = data_or_default(given or None)
     return data if data in EMBEDDED else str(expand(data).resolve())  # notebooks run in their own folders
 
 

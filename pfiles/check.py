@@ -170,15 +170,13 @@ def _has_vgg16() -> bool:
 
 def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
     """The name of each notebook that trains or draws, its seconds on this machine, and what they were measured from."""
-    if len(run.ks) > 1:  # as for the largest of them, whose UNet takes as long as that of all
-        run = replace(run, n_clusters=max(run.ks), paths=replace(run.paths, n_clusters=max(run.ks)))
-    settings, n = run.settings, len(run.tiles.train)
+    settings, n, k = run.settings, len(run.tiles.train), max(run.ks)  # a UNet of several k takes as long as of one
     ae, how, drawing = settings.autoencoder, settings.diffusion, settings.sampling
     batches = {
         "autoencoder": ae.batch_size, "polish": ae.polish.batch_size, "clusters": how.batch_size,
         **dict.fromkeys(START, how.batch_size),
     }  # fmt: skip
-    few = min(n, max(*batches.values(), run.n_clusters))
+    few = min(n, max(*batches.values(), k))
     per_epoch = {name: max(1, few // size) for name, size in batches.items()}
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, progress(total=6, desc="measure", leave=False) as bar:
@@ -208,7 +206,7 @@ def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
     said = f"from {small.settings.sampling.steps} of {drawing.steps} steps of drawing"
     yield "parts 4, 7 and 8, each", drawn * DRAWN_FOR_FIGURES, said
     yield "part 6", drawn * (drawing.num_generated or n), said
-    yield "part 9", drawn * drawing.per_cluster * run.n_clusters, said
+    yield "part 9", drawn * drawing.per_cluster * k, said
 
 
 def _small(run: OpenRun, tiles: int, steps: int, folder: Path) -> OpenRun:
@@ -220,8 +218,9 @@ def _small(run: OpenRun, tiles: int, steps: int, folder: Path) -> OpenRun:
     ae = replace(ae, epochs=steps, polish=polish, perceptual=perceptual, discriminator_start_step=0)
     stages = {name: replace(getattr(settings, name), epochs=steps) for name in ("clusters", *START)}
     sampling = replace(how, steps=min(how.steps, steps), batch_size=min(how.batch_size, AT_ONCE))
-    settings = replace(settings, autoencoder=ae, sampling=sampling, **stages)
-    small = replace(run, settings=settings, paths=Paths(run.n_clusters, folder, run.clustering), restart=False)
+    settings, k = replace(settings, autoencoder=ae, sampling=sampling, **stages), max(run.ks)
+    paths = Paths(k, folder, run.clustering)
+    small = replace(run, settings=settings, n_clusters=k, paths=paths, restart=False)
     chosen = run.tiles.train[evenly_spaced(len(run.tiles.train), tiles)]
     vars(small)["tiles"] = replace(run.tiles, train=chosen, state=None)  # not read a second time
     return small

@@ -83,7 +83,7 @@ class LPIPS(nn.Module):
         Raises InputError where either can be neither found nor downloaded, or is not what it should be.
         """
         heads = self._read_heads(heads_path())
-        vgg = vgg16_state_dict()
+        vgg = torch.load(vgg16_file(), map_location="cpu", weights_only=True)
         slices = {
             f"net.slice{number}.{index}.{kind}": vgg[f"features.{index}.{kind}"]
             for number, layers in enumerate(self.net.children(), start=1)
@@ -140,16 +140,15 @@ def heads_path() -> Path:
     return Path(package.submodule_search_locations[0]) / "weights" / "v0.1" / "vgg.pth"
 
 
-def vgg16_state_dict() -> dict[str, Tensor]:
+def vgg16_file() -> Path:
     """torchvision's VGG16 ImageNet weights from torch's cache, downloaded on first use, with their hash checked.
 
     Raises InputError naming the file, its address and hash, and where to put it, when there is no way to get it.
     """
     from torchvision.models import VGG16_Weights
 
-    path = pretrained_file(
+    return pretrained_file(
         VGG16_Weights.IMAGENET1K_V1.url,
         "LPIPS needs VGG16's ImageNet weights",
         'autoencoder.perceptual="ms-ssim" for the training, lpips_required=False for the score',
     )
-    return torch.load(path, map_location="cpu", weights_only=True)

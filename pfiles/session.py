@@ -601,10 +601,7 @@ class OpenRun:
                 return
         content = table.to_csv(header=False, index=False).encode()
         if path.exists() and of_csv(path) is None and path.read_bytes() != content:
-            print(
-                f"{path} is left as it is: it does not say which run it is of, as published files do not. Move it away"
-            )
-            print("and run this again for a file of this run.")
+            print(f"{path} is left as it is, as it does not say which run it is of: move it away for one of this run.")
             return
         with atomic_write(path) as file:
             file.write(content)

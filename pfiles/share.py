@@ -4,7 +4,6 @@ Nothing in the folder tells from whose tissue it learnt: no path, no file name, 
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -26,7 +25,7 @@ from pfiles.reporting.card import CARD
 from pfiles.reporting.export import read_generated
 from pfiles.reporting.tables import identities
 from pfiles.session import OpenRun
-from pfiles.tiles.dataset import EMBEDDED
+from pfiles.tiles.dataset import EMBEDDED, data_or_default
 from pfiles.tiles.sources import Source, read_source
 from pfiles.tiles.split import TEST_PARTS
 
@@ -92,7 +91,7 @@ def _gate(run: OpenRun) -> dict[str, float]:
 
 def _data(run: OpenRun) -> Path | None:
     """Where the data lie; None for embedded tiles."""
-    data = str(run.data or os.environ.get("KPC_DATA") or "embedded")
+    data = data_or_default(run.data)
     return None if data in EMBEDDED else (ROOT / expand(data)).resolve()
 
 
@@ -172,14 +171,14 @@ def _as_text(words: str) -> str:
 
 def _telling(run: OpenRun, source: Source | None) -> set[str]:
     """What must not be said: the run's paths, and files, folders, slides and patients of its data."""
-    words = {str(run.paths.root), str(Path.home())}
+    words, people = {str(run.paths.root), str(Path.home())}, set()
     if source is not None:
         data = _data(run)
         words |= {str(data), str(data.parent), data.name, data.stem}
         words |= {part for name in source.names for part in (*name.parts, name.stem)}
-        people = set(source.patients) | (set() if source.positions is None else set(source.positions.slide.tolist()))
-    else:
-        people = set()
+        people |= set(source.patients)
+        if source.positions is not None:
+            people |= set(source.positions.slide.tolist())
     ordinary = set(re.findall(r"\w+", CARD.lower()))
     telling = {word for word in words if _is_telling(word, 4, 6)} | {word for word in people if _is_telling(word, 3, 4)}
     return {word for word in telling if word.lower() not in ordinary}

@@ -98,6 +98,11 @@ def _cache_folder() -> Path:
     return base / "kpc_ldm" / "pixels"
 
 
+def data_or_default(data: str | Path | None) -> str:
+    """`data`, or where it is None the environment variable KPC_DATA, or "embedded"."""
+    return str(data if data is not None else os.environ.get("KPC_DATA") or "embedded")
+
+
 def load_tiles(
     data: str | Path | None, image_size_px: int, max_train_tiles: int | None = None, n_clusters: int = 2
 ) -> Tiles:
@@ -120,7 +125,7 @@ def load_tiles(
     (or `tissue`), becomes `labels`.
     Raises InputError for anything that is not as described.
     """
-    data = str(data if data is not None else os.environ.get("KPC_DATA") or "embedded")
+    data = data_or_default(data)
     positions = labels = patients = state = said = pictures = None
     if data in EMBEDDED:
         read, source = EMBEDDED[data]
