@@ -99,8 +99,8 @@ def unet_step(device: str, side: int = 64, k: int = 14) -> Run:
         unet = UNet(Z, k, **get_settings("demo").diffusion.unet).to(device)
     generator = make_generator("benchmark growth")
     x = torch.randn(8, Z, side // 4, side // 4, generator=generator).to(device)
-    t, clusters = torch.arange(8, device=device), (torch.arange(8) % k).to(device)
-    return lambda: {"seconds": seconds(device, lambda: unet(x, t, clusters).square().mean().backward())}
+    t, cluster_ids = torch.arange(8, device=device), (torch.arange(8) % k).to(device)
+    return lambda: {"seconds": seconds(device, lambda: unet(x, t, cluster_ids).square().mean().backward())}
 
 
 @dataclass(frozen=True)

@@ -250,14 +250,15 @@ def draw_product(size: Size, device: str, n: int, batch_size: int, sampler: str,
     """A function that draws n images in `steps` steps and gives the seconds that 1,000 steps, or a solver's, take."""
     networks = make_networks(size, device)
     speed = pick_speed(size.settings, torch.device(device))
-    clusters = torch.arange(n) % N_CLUSTERS
+    cluster_ids = torch.arange(n) % N_CLUSTERS
     wanted = SOLVER_STEPS if sampler == SOLVER else 1000
     scheduler = scheduler_of(size, 1000)
 
     def draw(decode: Callable[[Tensor], Tensor]) -> None:
         sample(
-            networks.unet, scheduler, decode, clusters, image_seeds(0, range(n)), networks.latent_shape(size),
-            num_steps=steps, batch_size=batch_size, sampler=sampler, speed=speed, progress=False,
+            networks.unet, scheduler, decode, cluster_ids, image_seeds(0, range(n)),
+            latent_shape=networks.latent_shape(size), num_steps=steps, batch_size=batch_size, sampler=sampler,
+            speed=speed, progress=False,
         )  # fmt: skip
 
     return lambda: sampling_seconds(device, networks.vqvae.decode, draw, wanted / steps)

@@ -88,12 +88,12 @@ def measure(steps: int) -> None:
     optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
     generator = make_generator("benchmark load")
     x = torch.randn(16, 16, 16, 16, generator=generator).to(memory_format=torch.channels_last)
-    t, clusters = torch.randint(1000, (16,), generator=generator), torch.arange(16) % 6
+    t, cluster_ids = torch.randint(1000, (16,), generator=generator), torch.arange(16) % 6
     times = []
     for _ in range(3 + steps):
         began = time.perf_counter()
         optimizer.zero_grad()
-        unet(x, t, clusters).square().mean().backward()
+        unet(x, t, cluster_ids).square().mean().backward()
         optimizer.step()
         times.append(1000 * (time.perf_counter() - began))
     print(statistics.median(times[3:]))

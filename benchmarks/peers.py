@@ -67,21 +67,21 @@ def diffusers_unet(channels: int, width: int) -> nn.Module:
     )  # fmt: skip
 
 
-def diffusers_call(unet: nn.Module, x: Tensor, t: Tensor, clusters: Tensor) -> Tensor:
-    return unet(x, t, clusters, return_dict=False)[0]
+def diffusers_call(unet: nn.Module, x: Tensor, t: Tensor, cluster_ids: Tensor) -> Tensor:
+    return unet(x, t, cluster_ids, return_dict=False)[0]
 
 
-def diffusers_draw(unet: nn.Module, x: Tensor, clusters: Tensor) -> Tensor:
+def diffusers_draw(unet: nn.Module, x: Tensor, cluster_ids: Tensor) -> Tensor:
     from diffusers import DPMSolverMultistepScheduler
 
-    return _steps(DPMSolverMultistepScheduler(), partial(diffusers_call, unet), x, clusters)
+    return _steps(DPMSolverMultistepScheduler(), partial(diffusers_call, unet), x, cluster_ids)
 
 
-def _steps(scheduler: Any, predict: Callable[..., Tensor], x: Tensor, clusters: Tensor) -> Tensor:
+def _steps(scheduler: Any, predict: Callable[..., Tensor], x: Tensor, cluster_ids: Tensor) -> Tensor:
     """The loop that the documentation of diffusers and of MONAI shows."""
     scheduler.set_timesteps(SOLVER_STEPS)
     for t in scheduler.timesteps:
-        x = scheduler.step(predict(x, t.expand(len(x)), clusters), t, x)[0]
+        x = scheduler.step(predict(x, t.expand(len(x)), cluster_ids), t, x)[0]
     return x
 
 
@@ -91,8 +91,8 @@ def lucidrains_unet(channels: int, width: int) -> nn.Module:
     return Unet(width, N_CLUSTERS, cond_drop_prob=0.0, dim_mults=(1, 2, 2), channels=channels)
 
 
-def lucidrains_call(unet: nn.Module, x: Tensor, t: Tensor, clusters: Tensor) -> Tensor:
-    return unet(x, t, clusters)
+def lucidrains_call(unet: nn.Module, x: Tensor, t: Tensor, cluster_ids: Tensor) -> Tensor:
+    return unet(x, t, cluster_ids)
 
 
 def monai_unet(channels: int, width: int) -> nn.Module:
@@ -104,14 +104,14 @@ def monai_unet(channels: int, width: int) -> nn.Module:
     )  # fmt: skip
 
 
-def monai_call(unet: nn.Module, x: Tensor, t: Tensor, clusters: Tensor) -> Tensor:
-    return unet(x, t, class_labels=clusters)
+def monai_call(unet: nn.Module, x: Tensor, t: Tensor, cluster_ids: Tensor) -> Tensor:
+    return unet(x, t, class_labels=cluster_ids)
 
 
-def monai_draw(unet: nn.Module, x: Tensor, clusters: Tensor) -> Tensor:
+def monai_draw(unet: nn.Module, x: Tensor, cluster_ids: Tensor) -> Tensor:
     from monai.networks.schedulers import DDIMScheduler
 
-    return _steps(DDIMScheduler(), partial(monai_call, unet), x, clusters)
+    return _steps(DDIMScheduler(), partial(monai_call, unet), x, cluster_ids)
 
 
 PEERS = {
@@ -160,17 +160,17 @@ def forward(name: str, size: Size, device: str) -> Run:
     """A pass without gradients."""
     unet, shape = make_unet(name, size, device)
     unet.eval()
-    x, t, clusters = inputs(shape, device)
+    x, t, cluster_ids = inputs(shape, device)
     call = (
         pick_speed(size.settings, torch.device(device)).fast(unet) if name == OURS else partial(PEERS[name].call, unet)
     )
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        call(x, t, clusters)  # the first call compiles, where there is something to compile
+        call(x, t, cluster_ids)  # the first call compiles, where there is something to compile
     about = {"parameters": parameters(unet), "gflop": counter.get_total_flops() / 1e9}
 
     def run() -> dict[str, Any]:
         with torch.no_grad(), autocast(size, device):
-            return {"seconds": seconds(device, lambda: call(x, t, clusters)), **about}
+            return {"seconds": seconds(device, lambda: call(x, t, cluster_ids)), **about}
 
     return run
 
@@ -180,14 +180,14 @@ def step(name: str, size: Size, device: str) -> Run:
     unet, shape = make_unet(name, size, device)
     if name == OURS:
         return own_step(unet.train(), size, device)
-    x0, t, clusters = inputs(shape, device)
+    x0, t, cluster_ids = inputs(shape, device)
     optimizer = torch.optim.AdamW(unet.train().parameters(), lr=1e-4)
     scheduler = scheduler_of(size, 1000)
 
     def one() -> None:
         noise = torch.randn_like(x0)
         with autocast(size, device):
-            predicted = PEERS[name].call(unet, scheduler.add_noise(x0, noise, t), t, clusters)
+            predicted = PEERS[name].call(unet, scheduler.add_noise(x0, noise, t), t, cluster_ids)
         loss = (predicted.float() - noise).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -222,15 +222,16 @@ def images(name: str, size: Size, device: str) -> Run:
     """A batch of latents from noise, without guidance."""
     unet, shape = make_unet(name, size, device)
     unet.eval()
-    x, _, clusters = inputs(shape, device)
+    x, _, cluster_ids = inputs(shape, device)
     if name == OURS:
         speed = pick_speed(size.settings, torch.device(device))
         draw = partial(
-            sample, unet, scheduler_of(size, 1000), _no_decoder, clusters, image_seeds(0, range(BATCH)), shape,
-            num_steps=SOLVER_STEPS, batch_size=BATCH, sampler="dpm-solver++", speed=speed, progress=False,
+            sample, unet, scheduler_of(size, 1000), _no_decoder, cluster_ids, image_seeds(0, range(BATCH)),
+            latent_shape=shape, num_steps=SOLVER_STEPS, batch_size=BATCH, sampler="dpm-solver++", speed=speed,
+            progress=False,
         )  # fmt: skip
     else:
-        draw = partial(PEERS[name].draw, unet, x, clusters)
+        draw = partial(PEERS[name].draw, unet, x, cluster_ids)
 
     def run() -> dict[str, Any]:
         with torch.no_grad(), autocast(size, device):

@@ -153,7 +153,7 @@ def train_and_look(data: str, settings: Settings, device: torch.device, seconds:
     drawing = time.monotonic()
     drawn = sample(
         unet, scheduler, vqvae.decode, wanted, image_seeds(SEED, range(len(wanted))),
-        vqvae.latent_shape(settings.image_size_px), steps, len(wanted), speed=speed,
+        latent_shape=vqvae.latent_shape(settings.image_size_px), num_steps=steps, batch_size=len(wanted), speed=speed,
     )  # fmt: skip
     report["sampling"] = {"images": len(drawn), "steps": steps, "seconds": time.monotonic() - drawing}
     real = [images[(clusters == c).to(device)][: PER_CLUSTER // 2].cpu() for c in range(N_CLUSTERS)]

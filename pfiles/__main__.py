@@ -38,7 +38,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import nbformat
 import numpy as np
@@ -49,7 +49,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from pfiles.checkpoints import fingerprint_of_role
 from pfiles.choices import DEFAULTS, choose
-from pfiles.clustering import CLUSTERINGS, check_clustering, make_clusterer
+from pfiles.clustering import CLUSTERINGS, make_clusterer
 from pfiles.discriminator import Discriminator
 from pfiles.drawing.generator import starting_weights
 from pfiles.drawing.samplers import make_solver
@@ -65,7 +65,6 @@ from pfiles.paths import (
     Paths,
     atomic_write,
     expand,
-    name_of_numbers,
     numbers_of_clusters,
     read_json,
     write_json,
@@ -80,6 +79,9 @@ from pfiles.tiles.sources import PICTURES, read_source
 from pfiles.tiles.tiler import tile_slides
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
+
+if TYPE_CHECKING:
+    from pfiles.session import OpenRun
 
 NOTEBOOKS = (
     "train_autoencoder",
@@ -325,8 +327,11 @@ def _tile(args: argparse.Namespace) -> int:
     return 0
 
 
-def _parameters(args: argparse.Namespace) -> dict[str, Any]:
-    """The values for the notebooks' parameter cells; refuses wrong ones before any work."""
+def _opened(args: argparse.Namespace) -> tuple["OpenRun", dict[str, Any]]:
+    """The run that a command describes, and the values for the notebooks' parameter cells; refuses wrong ones before
+    any work."""
+    from pfiles.session import open_run  # seconds to import
+
     if not (ROOT / "clusters_14").is_dir():
         raise InputError("The notebooks do not come with the installed package: run this in a checkout of the code.")
     given = {
@@ -336,14 +341,11 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     chosen = choose(given)
     os.environ["KPC_RUN_TOML"] = ""  # it has been read: the notebooks are told what was chosen
-    n_clusters, clustering, overrides = chosen["n_clusters"], chosen["clustering"], chosen["overrides"]
-    settings = get_settings(chosen["preset"], overrides)
-    check_clustering(clustering)
-    ks = numbers_of_clusters(n_clusters)
-    Paths(name_of_numbers(ks), chosen["out"], clustering)
     told = args.data is None and chosen["data"] not in (None, *EMBEDDED)  # by run.toml
     data = str((ROOT / expand(chosen["data"])).resolve()) if told else _data(chosen["data"])
-    _try_networks(settings, ks, clustering)
+    run = open_run("run", **chosen | {"data": data})
+    settings = run.settings
+    _try_networks(settings, run.ks, run.clustering)
     diffusion, sampling = settings.diffusion, settings.sampling
     scheduler = LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
     make_solver(sampling.sampler, scheduler, sampling.steps)
@@ -351,11 +353,11 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError("sampling.num_generated must be at least 2, as part 13 compares distributions, but is 1.")
     if settings.start_from is not None:
         starting_weights(settings.start_from)
-    load_tiles(data, settings.image_size_px, settings.max_train_tiles, max(ks))
-    parameters = {**chosen, "n_clusters": name_of_numbers(ks), "data": data, "restart": args.restart}
+    run.tiles  # noqa: B018 - read and checked
+    parameters = {**chosen, "n_clusters": run.n_clusters, "data": data, "restart": args.restart}
     if args.seed is None and chosen["seed"] == DEFAULTS["seed"]:
         del parameters["seed"]  # each notebook's own
-    return parameters
+    return run, parameters
 
 
 def _try_networks(settings: Settings, ks: Sequence[int], clustering: str) -> None:
@@ -383,7 +385,8 @@ def _cells(args: argparse.Namespace) -> int:
     name = known.get(args.notebook.removesuffix(".ipynb").rpartition("/")[2])
     if name is None:
         raise InputError(f"There is no notebook {args.notebook!r}: choose one of {', '.join(known)}.")
-    run_cells(ROOT / f"{name}.ipynb", {**_parameters(args), "seeds": args.seeds})
+    _, parameters = _opened(args)
+    run_cells(ROOT / f"{name}.ipynb", {**parameters, "seeds": args.seeds})
     return 0
 
 
@@ -401,39 +404,38 @@ def run_cells(notebook: Path, parameters: Mapping[str, Any]) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    parameters = _parameters(args)
+    run, parameters = _opened(args)
     steps = [(name, parameters) for name in NOTEBOOKS]
-    if get_settings(parameters["preset"], parameters["overrides"]).lpips_required:
+    if run.settings.lpips_required:
         vgg16_file()  # part 12 needs it, after all trainings
-    if len(ks := numbers_of_clusters(parameters["n_clusters"])) > 1:
-        each = [(name, {**parameters, "n_clusters": k}) for k in ks for name in NOTEBOOKS[len(TOGETHER) : -1]]
+    if len(run.ks) > 1:
+        each = [(name, {**parameters, "n_clusters": k}) for k in run.ks for name in NOTEBOOKS[len(TOGETHER) : -1]]
         steps = [*steps[: len(TOGETHER)], *each, steps[-1]]
-    return _execute_all(args, parameters, steps)
+    return _execute_all(args, run, parameters, steps)
 
 
 def _choose_k(args: argparse.Namespace) -> int:
     from pfiles import choosing  # seconds to import
 
-    parameters = {**_parameters(args), "seeds": args.seeds}
-    settings = get_settings(parameters["preset"], parameters["overrides"])
-    tiles = load_tiles(parameters["data"], settings.image_size_px, settings.max_train_tiles)
-    choosing.check(tiles, numbers_of_clusters(parameters["n_clusters"]), args.seeds)
+    run, parameters = _opened(args)
+    parameters |= {"seeds": args.seeds}
+    choosing.check(run.tiles, run.ks, args.seeds)
     steps = [(name, parameters) for name in CHOOSING]
-    if not Paths(parameters["n_clusters"], parameters["out"]).autoencoder.exists():
+    if not run.paths.autoencoder.exists():
         steps.insert(0, ("train_autoencoder", parameters))
-    return _execute_all(args, parameters, steps, "clusters")
+    return _execute_all(args, run, parameters, steps, "clusters")
 
 
 def _execute_all(
     args: argparse.Namespace,
+    run: "OpenRun",
     parameters: dict[str, Any],
     steps: Sequence[tuple[str, dict[str, Any]]],
     section: str = "run",
 ) -> int:
     """Run notebooks, each with its parameters, and print what they recorded; `parameters` are those of the command,
     which summary.json keeps in its `section`."""
-    settings = get_settings(parameters["preset"], parameters["overrides"])
-    paths = Paths(parameters["n_clusters"], parameters["out"], parameters["clustering"])
+    paths, tiles = run.paths, run.tiles
     _refuse_read_only(paths.root)
     restart = paths.root / "restart.json"
     given = {"restart": _name_of_restart(restart, parameters)} if args.restart else {}
@@ -462,11 +464,10 @@ def _execute_all(
 
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     summary = read_json(paths.summary, {})
-    tiles = load_tiles(parameters["data"], settings.image_size_px, settings.max_train_tiles)
     summary[section] = {
         **parameters,
         "restart": args.restart,
-        "settings": asdict(settings),
+        "settings": asdict(run.settings),
         "data_fingerprint": tiles.fingerprint(),
         "mpp": None if tiles.positions is None else float(np.median(tiles.positions.mpp)),
         "versions": versions(),

@@ -126,23 +126,23 @@ def compare(
     takes most of its tiles from their cluster here.
     """
     features = mean_channel_softmax(run.vqvae, run.codes).numpy()
-    labels = {which: clusters.numpy() for which, (clusters, _) in assigned.items()}
+    cluster_ids = {which: ids.numpy() for which, (ids, _) in assigned.items()}
     rows = {}
     for which, one in progress(learnt.clusterers.items(), desc="compare clusters", unit="clustering"):
         views = np.stack([predict_clusters(run.vqvae, one, view)[0].numpy() for view in run.eight_views])
-        rows[which] = stability.describe(features, labels[which], which[0]) | {
+        rows[which] = stability.describe(features, cluster_ids[which], which[0]) | {
             "same in 8 views": stability.unmoved(views)
         }
-    seeds = sorted({seed for _, seed in labels})
+    seeds = sorted({seed for _, seed in cluster_ids})
     same: dict[int, dict[str, float]] = {}
     for k, halves in learnt.halves.items():
         on_halves = [predict_clusters(run.vqvae, one, run.codes)[0].numpy() for one in halves]
         same[k] = {
-            "seeds": stability.between_seeds(np.stack([labels[k, seed] for seed in seeds])),
+            "seeds": stability.between_seeds(np.stack([cluster_ids[k, seed] for seed in seeds])),
             "halves": stability.adjusted_rand(*on_halves),
         }
     for k, following in pairwise(run.ks):
-        pairs = [(labels[k, seed], labels[following, seed]) for seed in seeds]
+        pairs = [(cluster_ids[k, seed], cluster_ids[following, seed]) for seed in seeds]
         same[k]["next k"] = float(np.mean([stability.adjusted_rand(*pair) for pair in pairs]))
         same[k]["nested"] = float(np.mean([stability.nested(*pair) for pair in pairs]))
     rows = pd.DataFrame.from_dict(rows, orient="index")

@@ -120,13 +120,13 @@ def centre_and_border(vqvae: VQVAE, clusterer: nn.Module, codes: Tensor) -> tupl
             for z in latent_batches(vqvae, codes)
         ]
     first, second, features = (torch.cat(part) for part in zip(*parts, strict=True))
-    clusters, _ = predict_clusters(vqvae, clusterer, codes)
+    cluster_ids, _ = predict_clusters(vqvae, clusterer, codes)
     features = features.double().cpu()
     scale = features.std(0, correction=0)
     features = (features - features.mean(0)) / torch.where(scale > 0, scale, 1.0)
-    member = F.one_hot(clusters).double()  # (N, k)
+    member = F.one_hot(cluster_ids).double()  # (N, k)
     centres = member.T @ features / member.sum(0).clamp_min(1)[:, None]
-    return clusters, (features - centres[clusters]).norm(dim=1), (first - second).cpu()
+    return cluster_ids, (features - centres[cluster_ids]).norm(dim=1), (first - second).cpu()
 
 
 def read_latent_csv(path: Path, n_clusters: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -141,18 +141,18 @@ def read_latent_csv(path: Path, n_clusters: int | None = None) -> tuple[np.ndarr
     expected = f"{path} must hold a row of features, cluster and probability for each tile"
     if table.shape[1] < 3:
         raise InputError(f"{expected}, but has {table.shape[1]} columns: run part 5 again.")
-    features, clusters = table[:, :-2], table[:, -2]
+    features, cluster_ids = table[:, :-2], table[:, -2]
     if not np.isfinite(table).all():
         row = int(np.isfinite(table).all(axis=1).argmin()) + 1
         raise InputError(f"{expected}, but row {row} lacks a number or holds one that is not finite: run part 5 again.")
-    wrong = (clusters < 0) | (clusters != clusters.round()) | (clusters >= (n_clusters or np.inf))
+    wrong = (cluster_ids < 0) | (cluster_ids != cluster_ids.round()) | (cluster_ids >= (n_clusters or np.inf))
     if wrong.any():
         below = "" if n_clusters is None else f" below {n_clusters}"
         raise InputError(
-            f"{expected}, but row {int(wrong.argmax()) + 1} has cluster {clusters[wrong][0]:g}, where a whole number "
-            f"from 0 on{below} belongs: run part 5 again."
+            f"{expected}, but row {int(wrong.argmax()) + 1} has cluster {cluster_ids[wrong][0]:g}, where a whole "
+            f"number from 0 on{below} belongs: run part 5 again."
         )
-    return features, clusters.astype(int)
+    return features, cluster_ids.astype(int)
 
 
 def mean_channel_softmax(vqvae: VQVAE, codes: Tensor) -> Tensor:
@@ -163,21 +163,21 @@ def mean_channel_softmax(vqvae: VQVAE, codes: Tensor) -> Tensor:
     return torch.cat([z.softmax(dim=1).mean((2, 3)) for z in latent_batches(vqvae, codes)]).cpu()
 
 
-def latent_table(features: Tensor, clusters: Tensor, probabilities: Tensor) -> pd.DataFrame:
+def latent_table(features: Tensor, cluster_ids: Tensor, probabilities: Tensor) -> pd.DataFrame:
     """The published CSV: a row of features, cluster (0-based) and its probability for each tile."""
-    return pd.DataFrame(features.numpy()).assign(cluster=clusters.numpy(), probability=probabilities.numpy())
+    return pd.DataFrame(features.numpy()).assign(cluster=cluster_ids.numpy(), probability=probabilities.numpy())
 
 
-def pair_labels(latent_csv: Path, names: Sequence[str]) -> np.ndarray:
+def pair_cluster_ids(latent_csv: Path, names: Sequence[str]) -> np.ndarray:
     """The cluster (N,) of the training tile that each name, its number from 1, belongs to."""
     if not latent_csv.exists():
         raise InputError(f"There is no {latent_csv}: run part_5_latent_space_extraction first.")
     if wrong := [name for name in names if not name.isdecimal() or int(name) < 1]:
         raise InputError(f"Images must be named by their number from 1, such as 17.png, but there is {wrong[0]!r}.")
-    _, clusters = read_latent_csv(latent_csv)
+    _, cluster_ids = read_latent_csv(latent_csv)
     rows = np.array([int(name) for name in names]) - 1
-    if rows.max() >= len(clusters):
+    if rows.max() >= len(cluster_ids):
         raise InputError(
-            f"{latent_csv} has {len(clusters)} rows, but image {rows.max() + 1} needs one: run part 5 again."
+            f"{latent_csv} has {len(cluster_ids)} rows, but image {rows.max() + 1} needs one: run part 5 again."
         )
-    return clusters[rows]
+    return cluster_ids[rows]

@@ -37,7 +37,7 @@ from pfiles.latents import (
     encode_tiles,
     encode_views,
     latent_batches,
-    pair_labels,
+    pair_cluster_ids,
     predict_clusters,
     read_latent_csv,
     reconstruct,
@@ -51,7 +51,7 @@ from pfiles.machine.runtime import pick_device, seeded
 from pfiles.machine.speed import Speed, pick_precision, pick_speed
 from pfiles.names import Reading, agreed, check_reader
 from pfiles.paths import Paths, atomic_write, name_of_numbers, numbers_of_clusters, read_json, write_json
-from pfiles.reporting import figures, maps, tables
+from pfiles.reporting import evaluation, figures, maps, tables
 from pfiles.reporting.page import Section
 from pfiles.settings import Settings, StageSettings, get_settings
 from pfiles.tiles.dataset import Tiles, load_tiles
@@ -478,26 +478,40 @@ class OpenRun:
         return predict_clusters(self.vqvae, clusterer, encode_tiles(self.vqvae, images.to(self.device)))
 
     @cached_property
-    def labels(self) -> tuple[Tensor, Tensor]:
+    def assigned(self) -> tuple[Tensor, Tensor]:
         """`assign` of the training tiles."""
         return predict_clusters(self.vqvae, self.clusterer, self.codes)
 
-    def label_all(self) -> tuple[np.ndarray, np.ndarray]:
+    def sets(self, generated: Tensor, cluster_ids: Tensor | None = None) -> evaluation.Sets:
+        """Generated tiles, uint8 (N, 3, S, S), beside the training and the test tiles, all on the CPU, to be measured.
+
+        cluster_ids: the clusters (N,), 0-based, that they were asked for; None: no measure will ask for clusters.
+        """
+        real, held_out = (self.tiles.tensor(part) for part in (self.tiles.train, self.tiles.test))
+        if cluster_ids is None:
+            return evaluation.Sets(real, generated, held_out, vqvae=self.vqvae, codes=self.codes)
+        ids = (self.assigned[0], cluster_ids, self.assign(self.test_images)[0])
+        return evaluation.Sets(
+            real, generated, held_out, *map(np.asarray, ids), vqvae=self.vqvae, codes=self.codes,
+            clusterer=self.clusterer, n_clusters=self.n_clusters, names=self.names,
+        )  # fmt: skip
+
+    def assign_all(self) -> tuple[np.ndarray, np.ndarray]:
         """The cluster (N,), 0-based, of each of `tiles`, on whatever side of the split, and its probability (N,)."""
         tiles = self.tiles
-        clusters, confidence = np.empty(len(tiles.images), np.int64), np.empty(len(tiles.images))
+        cluster_ids, confidence = np.empty(len(tiles.images), np.int64), np.empty(len(tiles.images))
         rest = np.setdiff1d(np.arange(len(tiles.images)), tiles.train)
-        parts = [(tiles.train, self.labels)]
+        parts = [(tiles.train, self.assigned)]
         parts += [
             (some, self.assign(tiles.tensor(some))) for some in np.split(rest, range(AT_ONCE, len(rest), AT_ONCE))
         ]
         for some, (of_some, sure) in parts:
-            clusters[some], confidence[some] = of_some, sure
-        return clusters, confidence
+            cluster_ids[some], confidence[some] = of_some, sure
+        return cluster_ids, confidence
 
     def examples(self, cluster: int, number: int) -> Tensor:
         """At most `number` training tiles of a cluster, evenly spaced over its tiles: uint8 (n, 3, S, S) on the CPU."""
-        members = self.tiles.train[(self.labels[0] == cluster).numpy()]
+        members = self.tiles.train[(self.assigned[0] == cluster).numpy()]
         return self.tiles.tensor(members[evenly_spaced(len(members), number)])
 
     def draw(
@@ -524,7 +538,7 @@ class OpenRun:
 
     def generator(self, stage: str = "finetuning2") -> Generator:
         """What this run learnt, ready to be saved and handed on."""
-        sizes = self.labels[0].bincount(minlength=self.n_clusters)
+        sizes = self.assigned[0].bincount(minlength=self.n_clusters)
         networks = self.networks(stage)
         return Generator(*networks, self.settings, sizes / sizes.sum(), names=self.names, speed=self.speed)
 
@@ -617,7 +631,14 @@ class OpenRun:
 
         batch_size = self.settings.sampling.batch_size
         generate_to_folder(
-            draw, self.paths.generated, self.chosen + 1, cluster_ids, self.seed, batch_size, self._drawn_from(), only
+            draw,
+            self.paths.generated,
+            self.chosen + 1,
+            cluster_ids,
+            seed=self.seed,
+            batch_size=batch_size,
+            identity=self._drawn_from(),
+            only=only,
         )
         write_table(self.paths.generated, self.chosen + 1, cluster_ids, self.names, self.seed)
 
@@ -626,7 +647,7 @@ class OpenRun:
         with suppress(InputError):
             self.generated()
             seed = read_json(self.paths.generated / GENERATED_WITH, {}).get("seed", self.seed)
-            write_table(self.paths.generated, self.chosen + 1, self.labels[0][self.chosen], self.names, seed)
+            write_table(self.paths.generated, self.chosen + 1, self.assigned[0][self.chosen], self.names, seed)
 
     def samples(self, number: int) -> tuple[Tensor, Tensor]:
         """`number` generated tiles of each cluster, uint8 (k * number, 3, S, S), and the clusters (k * number,) asked
@@ -662,14 +683,14 @@ class OpenRun:
         )
         return files
 
-    def clusters_of(self, names: Sequence[str]) -> np.ndarray:
+    def cluster_ids_of(self, names: Sequence[str]) -> np.ndarray:
         """The clusters (N,) that the CSV gives the training tiles of these numbers, from 1. InputError where it is of
         other networks, data or settings."""
         path, networks = self.paths.latent_csv, {"autoencoder": self.vqvae, "clusters": self.clusterer}
-        clusters = pair_labels(path, names)
+        cluster_ids = pair_cluster_ids(path, names)
         fingerprints = {name: checkpoints.fingerprint_of_role(network) for name, network in networks.items()}
         same_identity(of_csv(path), {**self.identity, "starts_from": fingerprints}, path)
-        return clusters
+        return cluster_ids
 
     def pairs(self) -> tuple[Tensor, Tensor, np.ndarray]:
         """Training tiles and the generated ones of the same numbers, both uint8 (N, 3, H, W), and their clusters (N,).
@@ -686,7 +707,7 @@ class OpenRun:
         self.told.update(drawn or table or {})
         names, real, fake = load_pairs(original, generated)
         print(f"{len(names)} pairs of {real.shape[2]} px")
-        return real, fake, pair_labels(csv, names)
+        return real, fake, pair_cluster_ids(csv, names)
 
     def latent_csvs(self) -> dict[int, Path]:
         """The CSVs of every k, by k. InputError where they are of different data."""
@@ -710,7 +731,7 @@ class OpenRun:
             why = "These tiles do not tell where they were cut, so there is no map"
             return Section("Cluster maps", [f"{why}: python -m pfiles tile cuts tiles that do."])
         section = maps.write_maps(
-            folder, maps.Assigned(tiles.positions, *self.label_all()), tiles.images, self.n_clusters,
+            folder, maps.Assigned(tiles.positions, *self.assign_all()), tiles.images, self.n_clusters,
             names=self.names, patients=tiles.patients, pictures=tiles.pictures, seed=self.seed,
         )  # fmt: skip
         write_json(folder / MADE_FROM, self._identity(["diffusion"], of_run))
@@ -719,13 +740,13 @@ class OpenRun:
     def _assigned_with(self) -> dict[str, nn.Module]:
         return {"autoencoder": self.vqvae, "clusters": self.clusterer}
 
-    def labels_of_every_k(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    def assigned_of_every_k(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """The clusters (N,), 0-based, of the training tiles and their probabilities (N,), by k, as the CSVs tell."""
         found = {}
         for k, path in self.latent_csvs().items():
-            _, clusters = read_latent_csv(path, k)
-            if len(clusters) == len(self.tiles.train):
-                found[k] = clusters, pd.read_csv(path, header=None).iloc[:, -1].to_numpy()
+            _, cluster_ids = read_latent_csv(path, k)
+            if len(cluster_ids) == len(self.tiles.train):
+                found[k] = cluster_ids, pd.read_csv(path, header=None).iloc[:, -1].to_numpy()
         return found
 
     def record(self, scores: Mapping[str, Any]) -> None:

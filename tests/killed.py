@@ -81,7 +81,9 @@ def images(folder: Path) -> None:
         sample, unet, LinearNoiseScheduler(20), vqvae.decode, latent_shape=vqvae.latent_shape(48), num_steps=5,
         progress=False,
     )  # fmt: skip
-    generate_to_folder(draw, folder, range(NUM_IMAGES), torch.arange(NUM_IMAGES) % K, 3, 1, {"job": "images"})
+    generate_to_folder(
+        draw, folder, range(NUM_IMAGES), torch.arange(NUM_IMAGES) % K, seed=3, batch_size=1, identity={"job": "images"}
+    )
 
 
 def clusters(folder: Path) -> None:

@@ -205,7 +205,7 @@ def train_all(run):
 
 
 def write_csv(run):
-    run.write_latent_csv(latents.latent_table(latents.mean_channel_softmax(run.vqvae, run.codes), *run.labels))
+    run.write_latent_csv(latents.latent_table(latents.mean_channel_softmax(run.vqvae, run.codes), *run.assigned))
 
 
 def test_clusters_learnt_without_a_unet_are_those_of_parts_1_and_3(opened):
@@ -250,9 +250,9 @@ def test_one_training_gives_the_networks_of_every_k(opened, clustering, capsys):
         with torch.no_grad():
             assert torch.equal(plain(x, t, t), whole(x, t, t + first))
         drawn.append(later.draw(torch.arange(k)))
-        assert torch.equal(latents.predict_clusters(run.vqvae, one, run.codes)[0], later.labels[0])
+        assert torch.equal(latents.predict_clusters(run.vqvae, one, run.codes)[0], later.assigned[0])
         write_csv(later)
-        assert later.clusters_of(["1"]).shape == (1,)
+        assert later.cluster_ids_of(["1"]).shape == (1,)
     space = replace(networks.space, vqvae=later.vqvae)
     one_unet = Generator(whole, networks.clusterer, space, run.settings, torch.empty(0), speed=run.speed)
     for images, first in zip(drawn, (0, 3), strict=True):

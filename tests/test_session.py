@@ -109,10 +109,10 @@ def test_files_of_two_runs_are_not_compared(artefact, done):
 
 def test_images_and_labels_of_networks_trained_since_are_refused(done):
     run = opened(done)
-    assert len(run.generated()) == len(run.clusters_of(["1", "2"])) + 10
+    assert len(run.generated()) == len(run.cluster_ids_of(["1", "2"])) + 10
     for path, read in (
         (done / "out/clusters_3/gen_3/generated_with.json", lambda: opened(done).generated()),
-        (done / "out/clusters_3/HHH3_C3_D3.json", lambda: opened(done).clusters_of(["1"])),
+        (done / "out/clusters_3/HHH3_C3_D3.json", lambda: opened(done).cluster_ids_of(["1"])),
     ):
         told = read_json(path)
         told["starts_from"]["autoencoder"] = "another"
@@ -128,7 +128,7 @@ def test_published_files_are_accepted_and_said_to_be_so(done, capsys):
     with pytest.raises(InputError, match="latent_scaling"):  # what published UNets never had
         run.networks()
     assert len(run.generated()) == 12
-    assert len(run.clusters_of(["1"])) == 1
+    assert len(run.cluster_ids_of(["1"])) == 1
     assert len(run.pairs()[0]) == 12
     told = [line for line in capsys.readouterr().out.splitlines() if "does not say which run it is of" in line]
     for name in ("vqvae_autoencoder_ckpt.pth", "unet_finetuning2", "gen_3", "HHH3_C3_D3.csv", "org"):
@@ -138,7 +138,7 @@ def test_published_files_are_accepted_and_said_to_be_so(done, capsys):
 def test_a_csv_that_was_replaced_is_told_from_ours(done, capsys):
     path = opened(done).paths.latent_csv
     path.write_text(path.read_text().replace("0.", "0.0", 1))
-    opened(done).clusters_of(["1"])
+    opened(done).cluster_ids_of(["1"])
     assert f"{path} does not say" in capsys.readouterr().out
 
 
@@ -239,7 +239,7 @@ def test_names_are_words_of_the_run(done):
         run.draw("keratin", 0)
     run.write_generated_table()
     table = (run.paths.generated / "tiles.csv").read_text().splitlines()
-    first = run.labels[0][0].item() + 1
+    first = run.assigned[0][0].item() + 1
     name = {1: "keratin", 2: "'=dermis", 3: "keratin"}[first]
     assert table[:2] == ["file,cluster,name,seed", f"1.png,{first},{name},765"]
     assert len(read_source(run.paths.generated).images) == 12  # such a table does not make it a folder cut from slides

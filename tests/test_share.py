@@ -71,7 +71,7 @@ def test_the_folder_draws_and_says_all_that_is_known(made, tmp_path):
     assert torch.equal(loaded.draw([0, 1, 2], seeds=[5, 6, 7]), run.draw([0, 1, 2], [5, 6, 7]))
     assert loaded.names == {1: "keratin", 2: "dermis"}
     assert loaded.mpp == 0.5
-    assert loaded.shares.tolist() == pytest.approx((run.labels[0].bincount(minlength=K) / 24).tolist(), abs=1e-6)
+    assert loaded.shares.tolist() == pytest.approx((run.assigned[0].bincount(minlength=K) / 24).tolist(), abs=1e-6)
     text = (tmp_path / "shared" / "README.md").read_text()
     for said in (
         "license_name: cc-by-nc-4.0", "lung \\| left", "vote 12/34", "24 for training, 4 held out",

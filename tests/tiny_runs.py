@@ -36,7 +36,7 @@ def train(run):
 def finish(run):
     train(run)
     run.write_training_images()
-    run.draw_to_folder(run.labels[0][run.chosen])
+    run.draw_to_folder(run.assigned[0][run.chosen])
     table = pd.DataFrame(mean_channel_softmax(run.vqvae, run.codes).numpy())
-    table["cluster"], table["probability"] = (column.numpy() for column in run.labels)
+    table["cluster"], table["probability"] = (column.numpy() for column in run.assigned)
     run.write_latent_csv(table)

@@ -71,7 +71,9 @@ def generate(folder: Path) -> None:
         sample, unet, LinearNoiseScheduler(20), vqvae.decode, latent_shape=vqvae.latent_shape(48), num_steps=5,
         progress=False,
     )  # fmt: skip
-    generate_to_folder(draw, folder, np.arange(1, 12), torch.arange(11) % K, 3, 4, {"job": "images"})
+    generate_to_folder(
+        draw, folder, np.arange(1, 12), torch.arange(11) % K, seed=3, batch_size=4, identity={"job": "images"}
+    )
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ class Generator(
             self.space.decode,
             cluster_ids,
             image_seeds(seed, range(len(cluster_ids))) if seeds is None else seeds,
-            self.space.vqvae.latent_shape(self.settings.image_size_px),
+            latent_shape=self.space.vqvae.latent_shape(self.settings.image_size_px),
             num_steps=how.steps,
             batch_size=how.batch_size,
             sampler=how.sampler,

@@ -38,23 +38,11 @@ def make_solver(name: str, scheduler: LinearNoiseScheduler, num_steps: int) -> S
         package diffusers), which reach in 10 to 50 steps what the others need hundreds for.
     Raises InputError for another name, for too many steps, or where diffusers is missing for "unipc".
     """
-    if name in ("ddpm", "ddim"):
-        steps = timesteps(scheduler.num_timesteps, num_steps)
-        following = [*steps[1:], -1]
-
-        def ddpm(i: int, x: Tensor, predicted: Tensor, noise: Iterator[Tensor]) -> Tensor:
-            fresh = next(noise) if following[i] >= 0 else None
-            return scheduler.sample_prev_timestep(x, predicted, steps[i], following[i], fresh)[0]
-
-        def ddim(i: int, x: Tensor, predicted: Tensor, noise: Iterator[Tensor]) -> Tensor:
-            return scheduler.ddim_step(x, predicted, steps[i], following[i])
-
-        return Solver(steps, {"ddpm": ddpm, "ddim": ddim}[name])
-    if name not in ("dpm-solver++", "unipc"):
-        raise InputError(f"Unknown sampler {name!r}: choose ddpm, ddim, dpm-solver++ or unipc.")
-    if not num_steps < scheduler.num_timesteps:
+    if name not in SOLVERS:
+        raise InputError(f"Unknown sampler {name!r}: choose {', '.join(SOLVERS)}.")
+    if SOLVERS[name] in (_dpm_solver, _unipc) and not num_steps < scheduler.num_timesteps:
         raise InputError(f'sampler "{name}" needs fewer than {scheduler.num_timesteps} steps, but got {num_steps}.')
-    return {"dpm-solver++": _dpm_solver, "unipc": _unipc}[name](scheduler, num_steps)
+    return SOLVERS[name](scheduler, num_steps)
 
 
 def log_noise_timesteps(scheduler: LinearNoiseScheduler, num_steps: int) -> list[int]:
@@ -67,6 +55,27 @@ def log_noise_timesteps(scheduler: LinearNoiseScheduler, num_steps: int) -> list
     wanted = torch.linspace(log_noise[-1].item(), log_noise[0].item(), num_steps, dtype=torch.float64)
     nearest = (log_noise - wanted[:, None]).abs().argmin(1)
     return sorted(set(nearest.tolist()), reverse=True)
+
+
+def _ddpm(scheduler: LinearNoiseScheduler, num_steps: int) -> Solver:
+    steps = timesteps(scheduler.num_timesteps, num_steps)
+    following = [*steps[1:], -1]
+
+    def step(i: int, x: Tensor, predicted: Tensor, noise: Iterator[Tensor]) -> Tensor:
+        fresh = next(noise) if following[i] >= 0 else None
+        return scheduler.sample_prev_timestep(x, predicted, steps[i], following[i], fresh)[0]
+
+    return Solver(steps, step)
+
+
+def _ddim(scheduler: LinearNoiseScheduler, num_steps: int) -> Solver:
+    steps = timesteps(scheduler.num_timesteps, num_steps)
+    following = [*steps[1:], -1]
+
+    def step(i: int, x: Tensor, predicted: Tensor, noise: Iterator[Tensor]) -> Tensor:
+        return scheduler.ddim_step(x, predicted, steps[i], following[i])
+
+    return Solver(steps, step)
 
 
 def _dpm_solver(scheduler: LinearNoiseScheduler, num_steps: int) -> Solver:
@@ -115,3 +124,6 @@ def _unipc(scheduler: LinearNoiseScheduler, num_steps: int) -> Solver:
         return theirs.step(predicted, theirs.timesteps[i], x).prev_sample
 
     return Solver(theirs.timesteps.tolist(), step)
+
+
+SOLVERS = {"ddpm": _ddpm, "ddim": _ddim, "dpm-solver++": _dpm_solver, "unipc": _unipc}

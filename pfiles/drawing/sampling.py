@@ -40,6 +40,7 @@ def sample(
     decode: Callable[[Tensor], Tensor],
     cluster_ids: Sequence[int] | Tensor,
     seeds: Sequence[int],
+    *,
     latent_shape: tuple[int, int, int],
     num_steps: int | None = None,
     batch_size: int = 100,
@@ -76,17 +77,17 @@ def sample(
         processes.progress(total=len(batches) * num_steps, desc="sample", unit="step", **hidden) as bar,
     ):
         predict = speed.fast(unet)
-        for clusters, batch_seeds in batches:
-            clusters = clusters.to(device)
+        for ids, batch_seeds in batches:
+            ids = ids.to(device)
             solver = make_solver(sampler, scheduler, num_steps)
             times = torch.tensor(solver.timesteps, device=device)
             noise = _noise(batch_seeds, latent_shape, device)
             x = next(noise)
             for i in range(len(solver.timesteps)):
                 speed.begin_step()
-                predicted = predict(x, times[i : i + 1], clusters).to(x.dtype)
+                predicted = predict(x, times[i : i + 1], ids).to(x.dtype)
                 if guidance != 1:
-                    without = predict(x, times[i : i + 1], torch.full_like(clusters, -1)).to(x.dtype)
+                    without = predict(x, times[i : i + 1], torch.full_like(ids, -1)).to(x.dtype)
                     predicted = without + guidance * (predicted - without)
                 if prediction == "v":
                     predicted = scheduler.noise_from_velocity(x, predicted, solver.timesteps[i])
@@ -101,6 +102,7 @@ def generate_to_folder(
     folder: Path,
     numbers: Sequence[int],
     cluster_ids: Tensor,
+    *,
     seed: int,
     batch_size: int,
     identity: Mapping[str, Any],
@@ -114,8 +116,9 @@ def generate_to_folder(
     numbers: the images' names and the indices of their seeds. cluster_ids: their conditions.
     identity: what the images depend on besides, in plain values. It is kept beside them, and InputError refuses a
         folder that was begun with another one.
-    only: draw the numbers from the first to the last of these two alone, as one of several jobs. Processes that were
-            started together share the work by themselves. InputError refuses a range without any of `numbers`.
+    only: draw the numbers from the first to the last of these two alone, where several notebooks share the work.
+        Processes that were started together share it by themselves. InputError refuses a range without any of
+        `numbers`.
 
     An interrupt stops at once and keeps the images that are done.
     """

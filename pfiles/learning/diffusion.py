@@ -60,7 +60,7 @@ def train_stage(
         parts |= learning.parts
     else:
         of_each = [torch.stack([predict_clusters(vqvae, one, view)[0] for view in codes]) for one in clusterers]
-        clusters = torch.stack(of_each).to(device) + rows[:, None, None]
+        fixed_ids = torch.stack(of_each).to(device) + rows[:, None, None]
     if stage.ema_decay:
         parts["averaged"] = averaged = copy.deepcopy(unet).requires_grad_(False)
 
@@ -86,15 +86,15 @@ def train_stage(
         if learning:
             p, terms, weights = learning.terms(z, drawn["moved"])
             optimizers.append(parts["cluster_optimizer"])
-            cluster = (p.argmax(-1) + rows).gather(1, which[:, None])[:, 0]
+            cluster_ids = (p.argmax(-1) + rows).gather(1, which[:, None])[:, 0]
         else:
-            cluster = clusters[which, view, own]
+            cluster_ids = fixed_ids[which, view, own]
         if settings.condition_dropout:
-            cluster = torch.where(drawn["unconditioned"], -1, cluster)
+            cluster_ids = torch.where(drawn["unconditioned"], -1, cluster_ids)
 
         x0, noise, t = space.scale(z), drawn["noise"], drawn["t"]
         target = noise if settings.prediction == "noise" else scheduler.velocity(x0, noise, t)
-        predicted = predict(scheduler.add_noise(x0, noise, t), t, cluster).float()
+        predicted = predict(scheduler.add_noise(x0, noise, t), t, cluster_ids).float()
         error = (predicted - target).square().mean((1, 2, 3))
         terms["mse"] = error.mean()
         if settings.min_snr_gamma is not None:

@@ -15,11 +15,11 @@ RESAMPLES = 1000  # of a bootstrap
 
 
 def paired_controls(
-    score: PairScore, real: Tensor, generated: Tensor, labels: np.ndarray | None, seed: int
+    score: PairScore, real: Tensor, generated: Tensor, cluster_ids: np.ndarray | None, seed: int
 ) -> pd.DataFrame:
     """A pair score of (real, generated), and of controls on the same real images.
 
-    real, generated: uint8 (N, 3, H, W), pair i sharing the cluster labels[i]; without labels all are one cluster. The
+    real, generated: uint8 (N, 3, H, W), pair i sharing cluster_ids[i]; without these all are of one cluster. The
     controls pair each real image with another real one of its cluster, with a real one of another cluster, with a
     flat image of the mean colour, and with itself. An image that has no such partner is left out, and so is a control
     where none has. A generator that a pair score can judge must beat the controls.
@@ -31,15 +31,18 @@ def paired_controls(
     rng = np.random.default_rng(derive_seed(seed, "partners"))
     everyone = np.arange(len(real))
     same, other = everyone.copy(), everyone.copy()
-    clusters = np.zeros(len(real), int) if labels is None else labels
-    for cluster in np.unique(clusters):
-        members, others = rng.permutation(everyone[clusters == cluster]), everyone[clusters != cluster]
+    ids = np.zeros(len(real), int) if cluster_ids is None else cluster_ids
+    for cluster in np.unique(ids):
+        members, others = rng.permutation(everyone[ids == cluster]), everyone[ids != cluster]
         same[members] = np.roll(members, 1)
         if len(others):
             other[members] = rng.choice(others, len(members))
     flat = torch.tensor(mean_colour(real), dtype=torch.uint8)[:, None, None].expand(real.shape)
     partners = {
-        "another real tile" + (" of the cluster" if labels is not None else ""): (everyone[same != everyone], same),
+        "another real tile" + (" of the cluster" if cluster_ids is not None else ""): (
+            everyone[same != everyone],
+            same,
+        ),
         "a real tile of another cluster": (everyone[other != everyone], other),
         "the real tile itself": (everyone, everyone),
     }

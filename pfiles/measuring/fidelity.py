@@ -58,11 +58,13 @@ def agreement(matrix: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def train_judge(vqvae: VQVAE, codes: Tensor, labels: Tensor, n_clusters: int, seed: int) -> tuple[Classifier, float]:
+def train_judge(
+    vqvae: VQVAE, codes: Tensor, cluster_ids: Tensor, n_clusters: int, seed: int
+) -> tuple[Classifier, float]:
     """A new classifier that learnt the clusters of every other tile, and its agreement on the tiles between.
 
-    codes: `latents.encode_tiles` of the real training tiles (N, h, w); labels: their clusters (N,).
-    It is trained with the labels (cross-entropy, Adam), unlike the information-maximisation classifier.
+    codes: `latents.encode_tiles` of the real training tiles (N, h, w); cluster_ids: their clusters (N,).
+    It is trained with them as labels (cross-entropy, Adam), unlike the information-maximisation classifier.
     """
     if len(codes) < 2:
         raise InputError(f"A second judge needs at least 2 training tiles, but there are {len(codes)}.")
@@ -70,7 +72,7 @@ def train_judge(vqvae: VQVAE, codes: Tensor, labels: Tensor, n_clusters: int, se
     with seeded(seed, "judge"):
         judge = Classifier(vqvae.z_channels, n_clusters).to(device)
     optimizer = torch.optim.Adam(judge.parameters(), JUDGE_LEARNING_RATE)
-    seen_codes, seen_labels = codes[::2], labels[::2].to(device)
+    seen_codes, seen_ids = codes[::2], cluster_ids[::2].to(device)
     steps = JUDGE_EPOCHS * max(1, len(seen_codes) // JUDGE_BATCH)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     judge.train()
@@ -80,9 +82,9 @@ def train_judge(vqvae: VQVAE, codes: Tensor, labels: Tensor, n_clusters: int, se
             index = index.to(device)
             logits = judge(vqvae.embed(seen_codes[index]).detach()).flatten(1)
             optimizer.zero_grad()
-            F.cross_entropy(logits, seen_labels[index]).backward()
+            F.cross_entropy(logits, seen_ids[index]).backward()
             optimizer.step()
             decay.step()
     judge.eval()
     verdicts, _ = predict_clusters(vqvae, judge, codes[1::2])
-    return judge, float((verdicts == labels[1::2].cpu()).float().mean())
+    return judge, float((verdicts == cluster_ids[1::2].cpu()).float().mean())

@@ -124,10 +124,10 @@ def _check(images: Tensor) -> None:
         )
 
 
-def in_words(table: pd.DataFrame, clusters: np.ndarray, weights: np.ndarray) -> dict[int, str]:
+def in_words(table: pd.DataFrame, cluster_ids: np.ndarray, weights: np.ndarray) -> dict[int, str]:
     """How the tiles of each cluster differ from all others, such as "darker haematoxylin, much more nuclei".
 
-    table: of `measure`; clusters, weights: of each row, the latter how many tiles the row stands for. Means are
+    table: of `measure`; cluster_ids, weights: of each row, the latter how many tiles the row stands for. Means are
     compared in standard deviations over all tiles: from 0.5 on there is a word for it, from 1.5 on it is "much".
     """
     words = {}
@@ -141,8 +141,8 @@ def in_words(table: pd.DataFrame, clusters: np.ndarray, weights: np.ndarray) -> 
     with np.errstate(divide="ignore", invalid="ignore"):  # a side without nuclei, a measurement that never differs
         everything = np.ones(len(table), bool)
         deviation = np.sqrt((heavy * np.square(values - means(everything))).sum(0) / heavy.sum(0))
-        for cluster in np.unique(clusters):
-            apart = (means(clusters == cluster) - means(clusters != cluster)) / deviation
+        for cluster in np.unique(cluster_ids):
+            apart = (means(cluster_ids == cluster) - means(cluster_ids != cluster)) / deviation
             told = [
                 "much " * bool(abs(d) >= STRIKING) + (more if d > 0 else less)
                 for d, (more, less) in zip(apart, WORDS.values(), strict=True)

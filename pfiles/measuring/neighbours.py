@@ -64,40 +64,40 @@ def neighbours(positions: np.recarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(chosen), np.concatenate(pairs)
 
 
-def join_counts(positions: np.recarray, clusters: np.ndarray, n_clusters: int, seed: int = 765) -> pd.DataFrame:
+def join_counts(positions: np.recarray, cluster_ids: np.ndarray, n_clusters: int, seed: int = 765) -> pd.DataFrame:
     """The share of neighbouring tiles that are of one cluster, beside the same where tiles are relabelled at random.
 
-    positions: of N tiles; clusters: (N,) int, 0-based. Rows: "all", and the clusters by number from 1, of whose tiles'
+    positions: of N tiles; cluster_ids: (N,) int, 0-based. Rows: "all", and clusters by number from 1, of whose tiles'
     neighbours the share is taken. Columns: neighbours (pairs, or of a cluster its tiles' neighbours), share, and
     random, low and high: mean and 95 % interval of that share under 499 relabellings, which shuffle the clusters within
     each slide, so that no slide's mixture changes (join counts, Moran 1948; Cliff and Ord 1981). NaN without
     neighbours.
     """
     chosen, pairs = neighbours(positions)
-    clusters = clusters[chosen]
+    cluster_ids = cluster_ids[chosen]
     _, slide = np.unique(positions.slide[chosen], return_inverse=True)
     by_slide = np.argsort(slide, kind="stable")
     random = np.random.default_rng(derive_seed(seed, "join counts"))
 
-    def counts(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def counts(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of all and of each cluster: neighbours, and those that are of one cluster."""
-        first, second = labels[pairs].T
+        first, second = ids[pairs].T
         ends = np.bincount(first, minlength=n_clusters) + np.bincount(second, minlength=n_clusters)
         same = np.bincount(first[first == second], minlength=n_clusters)
         return np.concatenate([[len(pairs)], ends]), np.concatenate([[same.sum()], 2 * same])
 
-    def share(labels: np.ndarray) -> np.ndarray:
-        ends, same = counts(labels)
+    def share(ids: np.ndarray) -> np.ndarray:
+        ends, same = counts(ids)
         return np.divide(same, ends, out=np.full(len(ends), np.nan), where=ends > 0)
 
-    shuffled, relabelled = np.empty((RELABELLINGS, n_clusters + 1)), np.empty_like(clusters)
+    shuffled, relabelled = np.empty((RELABELLINGS, n_clusters + 1)), np.empty_like(cluster_ids)
     for row in shuffled:
-        relabelled[by_slide] = clusters[np.lexsort((random.random(len(clusters)), slide))]
+        relabelled[by_slide] = cluster_ids[np.lexsort((random.random(len(cluster_ids)), slide))]
         row[:] = share(relabelled)
     table = pd.DataFrame(shuffled)
     columns = {
-        "neighbours": counts(clusters)[0],
-        "share": share(clusters),
+        "neighbours": counts(cluster_ids)[0],
+        "share": share(cluster_ids),
         "random": table.mean(),
         "low": table.quantile(0.025),
         "high": table.quantile(0.975),

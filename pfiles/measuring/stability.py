@@ -30,9 +30,9 @@ def adjusted_rand(a: np.ndarray, b: np.ndarray) -> float:
     return float(adjusted_rand_score(a, b))
 
 
-def between_seeds(clusters: np.ndarray) -> float:
+def between_seeds(cluster_ids: np.ndarray) -> float:
     """The mean `adjusted_rand` over all pairs of the clusterings (seeds, N); nan of one alone."""
-    pairs = [adjusted_rand(a, b) for a, b in combinations(clusters, 2)]
+    pairs = [adjusted_rand(a, b) for a, b in combinations(cluster_ids, 2)]
     return float(np.mean(pairs)) if pairs else float("nan")
 
 
@@ -56,10 +56,10 @@ def nested(coarse: np.ndarray, fine: np.ndarray) -> float:
     return float(contingency(coarse, fine).max(axis=0).sum() / len(coarse))
 
 
-def describe(features: np.ndarray, clusters: np.ndarray, k: int) -> dict[str, float]:
+def describe(features: np.ndarray, cluster_ids: np.ndarray, k: int) -> dict[str, float]:
     """The five indices (nan where all tiles are in one cluster, as none is defined), and how full the clusters are."""
-    sizes, used, kl = occupancy(clusters, k)
-    indices = all_indices(features, clusters) if used > 1 else dict.fromkeys(FIVE, float("nan"))
+    sizes, used, kl = occupancy(cluster_ids, k)
+    indices = all_indices(features, cluster_ids) if used > 1 else dict.fromkeys(FIVE, float("nan"))
     return {**indices, "clusters used": used, "smallest": sizes.min(), "largest": sizes.max(), "KL to uniform": kl}
 
 

@@ -51,11 +51,11 @@ REAL, GENERATED, BOTH = "real tiles", "generated tiles", "real and generated til
 
 def cas(
     generated: Tensor,
-    requested: Tensor,
+    generated_ids: Tensor,
     real: Tensor,
-    real_clusters: Tensor,
+    real_ids: Tensor,
     held_out: Tensor,
-    held_out_clusters: Tensor,
+    held_out_ids: Tensor,
     n_clusters: int,
     seed: int,
     device: torch.device | str,
@@ -63,22 +63,22 @@ def cas(
 ) -> Usefulness:
     """Sorting by cluster, learnt from generated tiles and from as many real ones.
 
-    generated, real, held_out: uint8 tiles (N, 3, S, S); requested: the cluster (N,), 0-based, each generated tile was
-    asked for; the other clusters are those that the run's own clusterer finds in the real tiles.
+    generated, real, held_out: uint8 tiles (N, 3, S, S); generated_ids: the clusters (N,), 0-based, that generated tiles
+    were asked for; the other clusters are those that the run's own clusterer finds in the real tiles.
     """
-    sets = {REAL: (real, real_clusters), GENERATED: (generated, requested)}
-    _check(sets, (held_out, held_out_clusters))
+    sets = {REAL: (real, real_ids), GENERATED: (generated, generated_ids)}
+    _check(sets, (held_out, held_out_ids))
     size = min(TILES, len(real), len(generated))
     names = [f"cluster {cluster + 1}" for cluster in range(n_clusters)]
     some = {name: _thin(*pair, size) for name, pair in sets.items()}
-    return _compare(some, (held_out, held_out_clusters), names, seed, device, trials)
+    return _compare(some, (held_out, held_out_ids), names, seed, device, trials)
 
 
 def with_labels(
     generated: Tensor,
-    requested: Tensor,
+    generated_ids: Tensor,
     real: Tensor,
-    real_clusters: Tensor,
+    real_ids: Tensor,
     real_labels: np.ndarray,
     held_out: Tensor,
     held_out_labels: np.ndarray,
@@ -97,9 +97,9 @@ def with_labels(
         raise InputError(f"Held-out tiles have the label {unknown[0]}, which no training tile has: check the labels.")
     labels = torch.from_numpy(codes)
     test = torch.tensor([known[name] for name in np.asarray(held_out_labels).tolist()])
-    majority = {int(c): int(labels[real_clusters == c].mode().values) for c in real_clusters.unique()}
-    has_label = torch.tensor([int(c) in majority for c in requested], dtype=torch.bool)
-    drawn = generated[has_label], torch.tensor([majority[int(c)] for c in requested[has_label]], dtype=torch.int64)
+    majority = {int(c): int(labels[real_ids == c].mode().values) for c in real_ids.unique()}
+    has_label = torch.tensor([int(c) in majority for c in generated_ids], dtype=torch.bool)
+    drawn = generated[has_label], torch.tensor([majority[int(c)] for c in generated_ids[has_label]], dtype=torch.int64)
     sets = {REAL: (real, labels), GENERATED: drawn}
     _check(sets, (held_out, test))
     some = {name: _thin(*pair, min(TILES, len(pair[0]))) for name, pair in sets.items()}

@@ -56,25 +56,25 @@ class Drawn(NamedTuple):
     """Generated tiles (N, 3, S, S), uint8, the clusters (N,) they were asked for, and those they are sorted into."""
 
     images: Tensor
-    requested: Tensor
+    cluster_ids: Tensor
     assigned: Tensor
 
 
 def make_rows(tiles: Tiles, standing: tuple[Tensor, Tensor, Tensor], drawn: Drawn) -> list[Row]:
     """A row for each cluster. standing: of the training tiles, see `latents.centre_and_border`."""
-    clusters, distance, margin = standing
-    sizes = clusters.bincount(minlength=int(drawn.requested.max()) + 1)
-    words = _in_words(tiles, clusters)
+    cluster_ids, distance, margin = standing
+    sizes = cluster_ids.bincount(minlength=int(drawn.cluster_ids.max()) + 1)
+    words = _in_words(tiles, cluster_ids)
     train = tiles.tensor(tiles.train)
     copies = torch.tensor(nearest_tiles(drawn.images, train).distance.to_numpy() < COPY)
     small = _small(tiles) if tiles.positions is not None else None
     rows = []
     for cluster, size in enumerate(sizes.tolist()):
-        members = (clusters == cluster).nonzero().flatten()
+        members = (cluster_ids == cluster).nonzero().flatten()
         central = members[distance[members].argsort(stable=True)][:SHOWN]
         others = members[~torch.isin(members, central)]
         border = others[margin[others].argsort(stable=True)][:SHOWN]
-        asked = drawn.requested == cluster
+        asked = drawn.cluster_ids == cluster
         squares = {
             "Nearest to its centre": train[central],
             "At its border": train[border],
@@ -92,7 +92,7 @@ def make_rows(tiles: Tiles, standing: tuple[Tensor, Tensor, Tensor], drawn: Draw
         if copied:
             warnings.append(f"Generated tiles that repeat a training tile: {copied} of {n}.")
         where = _map(tiles, members.numpy(), small)
-        rows.append(Row(cluster + 1, size, size / len(clusters), squares, facts, warnings, where))
+        rows.append(Row(cluster + 1, size, size / len(cluster_ids), squares, facts, warnings, where))
     return rows
 
 
@@ -100,7 +100,7 @@ def scores(rows: Sequence[Row], drawn: Drawn) -> dict[str, Any]:
     """What a run's summary keeps of the atlas."""
     warnings = {f"cluster {row.number}": list(row.warnings) for row in rows if row.warnings}
     return {
-        "share_assigned_to_requested_cluster": (drawn.assigned == drawn.requested).double().mean().item(),
+        "share_assigned_to_requested_cluster": (drawn.assigned == drawn.cluster_ids).double().mean().item(),
         "clusters_with_warnings": len(warnings),
         "details": {"warnings": warnings},
     }
@@ -163,18 +163,18 @@ def _jpeg(image: np.ndarray, quality: int) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _in_words(tiles: Tiles, clusters: Tensor) -> dict[int, str]:
+def _in_words(tiles: Tiles, cluster_ids: Tensor) -> dict[int, str]:
     """`morphometry.in_words` of the training tiles, of which some of each cluster are measured."""
     chosen, weights = [], []
-    for cluster in clusters.unique():
-        members = (clusters == cluster).nonzero().flatten()
+    for cluster in cluster_ids.unique():
+        members = (cluster_ids == cluster).nonzero().flatten()
         some = members[evenly_spaced(len(members), MEASURED)]
         chosen.append(some)
         weights.append(np.full(len(some), len(members) / len(some)))
     chosen = torch.cat(chosen).numpy()
     images = tiles.tensor(tiles.train[chosen])
     table = morphometry.measure(images, morphometry.nucleus_threshold(images))
-    return morphometry.in_words(table, clusters[chosen].numpy(), np.concatenate(weights))
+    return morphometry.in_words(table, cluster_ids[chosen].numpy(), np.concatenate(weights))
 
 
 def _origin(tiles: Tiles, members: np.ndarray) -> tuple[list[str], list[str]]:

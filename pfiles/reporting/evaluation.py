@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from pfiles.measuring.distribution import NEIGHBOURS, frechet_distance, kid, prd
 from pfiles.measuring.features import Extractor, make_extractor
 from pfiles.measuring.memorisation import COPY
 from pfiles.paths import read_json
-from pfiles.reporting import figures
+from pfiles.reporting import export, figures
 from pfiles.reporting.page import Section, all_scores
 from pfiles.reporting.tables import plain
 from pfiles.tiles import files, pixels
@@ -40,7 +41,7 @@ BLUR = 1 / 32  # of the side: the standard deviation of the Gaussian that makes 
 HELD_OUT = "held-out real tiles"
 OTHER_HALF = "one half of the real tiles against the other"
 SHOWN = 20  # of the most and least convincing images
-SEARCHED = 200  # generated images at most that are searched for copies
+SEARCHED = 200  # images of each side at most that are searched for copies among other measures
 
 
 def distances(extractor: Extractor, real: np.ndarray, other: np.ndarray, seed: int) -> dict[str, float]:
@@ -99,8 +100,8 @@ def distribution_by_cluster(
     One row for each cluster's generated images, and one for its held-out real tiles, if enough.
     """
     rows, left_out = {}, []
-    for cluster in np.unique(np.concatenate([labels for _, labels in sides.values()])):
-        of = {name: features[labels == cluster] for name, (features, labels) in sides.items()}
+    for cluster in np.unique(np.concatenate([ids for _, ids in sides.values()])):
+        of = {name: features[ids == cluster] for name, (features, ids) in sides.items()}
         if min(len(of["real"]), len(of["generated"])) < MIN_IMAGES:
             left_out.append(f"{cluster + 1} ({len(of['real'])} real, {len(of['generated'])} generated)")
             continue
@@ -138,17 +139,18 @@ def caveat(extractor: Extractor, table: pd.DataFrame, width: int) -> str:
 def morphometry_by_cluster(
     real: pd.DataFrame,
     generated: pd.DataFrame,
-    real_labels: np.ndarray | None,
-    generated_labels: np.ndarray | None,
+    real_ids: np.ndarray | None,
+    generated_ids: np.ndarray | None,
     seed: int,
 ) -> tuple[pd.DataFrame, str]:
     """`morphometry.compare` of all images and of each cluster that has enough, and a sentence on those that have not.
 
-    real, generated: tables of `morphometry.measure`; labels: the cluster of each row, 0-based, or None for all alone.
+    real, generated: tables of `morphometry.measure`; real_ids, generated_ids: the cluster of each row, 0-based,
+    or None for all alone.
     """
     tables, left_out = {"all": morphometry.compare(real, generated, seed)}, []
-    for cluster in [] if real_labels is None else np.unique([*real_labels, *generated_labels]):
-        of = real[real_labels == cluster], generated[generated_labels == cluster]
+    for cluster in [] if real_ids is None else np.unique([*real_ids, *generated_ids]):
+        of = real[real_ids == cluster], generated[generated_ids == cluster]
         if min(map(len, of)) < MIN_IMAGES:
             left_out.append(f"{cluster + 1} ({len(of[0])} real, {len(of[1])} generated)")
         else:
@@ -163,24 +165,27 @@ class Sets:
     """What is compared: images as uint8 (N, 3, H, W) of one size, and what is known of them.
 
     real: of the mix of slides that was trained on; held_out: real ones of other slides or regions, where there are
-    some. The clusters are 0-based (N,), those of `generated` the ones asked for; None where they are not known.
-    vqvae: the trained autoencoder. clusterer: the network that the clusters come from. n_clusters: None for as many
-    as are seen.
+    some. The ids are the clusters (N,), 0-based, those of `generated` the ones asked for; None where they are not
+    known. vqvae: the trained autoencoder. codes: of `real`, where they were encoded before. clusterer: the network
+    that the clusters come from; None where only its verdicts are known. n_clusters: None for as many as are seen.
+    names: of clusters, by their numbers from 1.
     """
 
     real: Tensor
     generated: Tensor
     held_out: Tensor | None = None
-    real_clusters: np.ndarray | None = None
-    generated_clusters: np.ndarray | None = None
-    held_out_clusters: np.ndarray | None = None
+    real_ids: np.ndarray | None = None
+    generated_ids: np.ndarray | None = None
+    held_out_ids: np.ndarray | None = None
     vqvae: VQVAE | None = None
+    codes: Tensor | None = None
     clusterer: nn.Module | None = None
     n_clusters: int | None = None
+    names: Mapping[int, str] | None = None
 
     @property
     def k(self) -> int:
-        return self.n_clusters or 1 + int(max(self.real_clusters.max(), self.generated_clusters.max()))
+        return self.n_clusters or 1 + int(max(self.real_ids.max(), self.generated_ids.max()))
 
 
 def all_sections(
@@ -193,18 +198,12 @@ def all_sections(
     """All that compares the sets as a whole, five lines and pictures first: for part 13 and `evaluate`."""
     telling = two_sample_section(sets, seed, device, blurs_px)
     detail = [spectrum_section(sets)]
-    if sets.real_clusters is not None:
-        if sets.vqvae is not None:
-            codes = encode_tiles(sets.vqvae, sets.real.to(device))
-            clusters = torch.from_numpy(sets.real_clusters), torch.from_numpy(sets.generated_clusters)
-            generated = sets.generated.to(device)
-            detail.append(fidelity_section(
-                sets.vqvae, sets.clusterer, codes, clusters[0], generated, clusters[1], sets.k, seed
-            ))  # fmt: skip
-        detail.append(usefulness_of(sets, seed, device))
+    if sets.real_ids is not None:
+        detail += [fidelity_section(sets, seed, device)] * (sets.vqvae is not None)
+        detail.append(usefulness_section(sets, seed, device))
     detail += [distribution_section(extractor, sets, seed) for extractor in extractors]
     detail.append(morphometry_section(sets, seed))
-    detail.append(copies_section(sets))
+    detail.append(copies_section(sets, at_most=SEARCHED))
     return [in_short(telling, *detail), images_section(sets.real, sets.generated), telling, *detail]
 
 
@@ -252,7 +251,8 @@ def paired_sections(
     names: Sequence[str],
     real: Tensor,
     generated: Tensor,
-    labels: np.ndarray | None,
+    *,
+    cluster_ids: np.ndarray | None,
     seed: int,
     device: torch.device | str,
     lpips_required: bool = False,
@@ -275,7 +275,7 @@ def paired_sections(
         notes.append(pairs.ms_ssim_rule(real.shape[2]))
     tables, sections = {}, []
     for name, (title, score) in scores.items():
-        table = tables[title] = controls.paired_controls(score, real, generated, labels, seed)
+        table = tables[title] = controls.paired_controls(score, real, generated, cluster_ids, seed)
         recorded = {name: table["mean"].to_dict(), "details": {name: plain(table)}}
         sections.append(Section(title, [controls.verdict(title, table)], [table], scores=recorded))
     shown = [figures.plot_controls(tables)] if tables else []
@@ -297,7 +297,7 @@ def distribution_section(extractor: Extractor, sets: Sets, seed: int) -> Section
         table = distribution_table(extractor, sets.real[first], real[first], real[second], drawn, seed)
         tables = [pd.concat([whole, table])]
         notes = [f"{halves}. The first row compares all images, the rows below compare with the first half."]
-        by = {"real": (real, sets.real_clusters), "generated": (drawn, sets.generated_clusters)}
+        by = {"real": (real, sets.real_ids), "generated": (drawn, sets.generated_ids)}
     else:
         held_out = extractor(sets.held_out)
         table = distribution_table(extractor, sets.real, real, held_out, drawn, seed)
@@ -307,13 +307,13 @@ def distribution_section(extractor: Extractor, sets: Sets, seed: int) -> Section
         tables = [table]
         notes = [f"{halves}. Held-out tiles come from other slides or regions: they differ by that too."]
         by = {
-            "real": (real, sets.real_clusters),
-            HELD_OUT: (held_out, sets.held_out_clusters),
-            "generated": (drawn, sets.generated_clusters),
+            "real": (real, sets.real_ids),
+            HELD_OUT: (held_out, sets.held_out_ids),
+            "generated": (drawn, sets.generated_ids),
         }
     notes.append(caveat(extractor, table, real.shape[1]))
     details = {"overall": plain(tables[0])}
-    if sets.real_clusters is not None:
+    if sets.real_ids is not None:
         by_cluster, left_out = distribution_by_cluster(extractor, by, seed)
         tables += [by_cluster] * (not by_cluster.empty)
         notes += [left_out] * bool(left_out)
@@ -327,7 +327,7 @@ def morphometry_section(sets: Sets, seed: int) -> Section:
     """What a pathologist would measure, of all images and of each cluster."""
     threshold = morphometry.nucleus_threshold(sets.real)
     measured = [morphometry.measure(images, threshold) for images in (sets.real, sets.generated)]
-    clusters = sets.real_clusters, sets.generated_clusters
+    clusters = sets.real_ids, sets.generated_ids
     table, left_out = morphometry_by_cluster(*measured, *clusters, seed)
     notes = [
         f"Nuclei are where haematoxylin exceeds an optical density of {threshold:.3f}, found in the real images. The "
@@ -393,36 +393,24 @@ def two_sample_section(
     return Section("Two-sample test", notes, [table], shown, scores)
 
 
-def fidelity_section(
-    vqvae: VQVAE,
-    clusterer: nn.Module | None,
-    codes: Tensor,
-    clusters: Tensor,
-    generated: Tensor,
-    requested: Tensor,
-    n_clusters: int,
-    seed: int,
-    names: Mapping[int, str] | None = None,
-) -> Section:
-    """Whether generated tiles are of the cluster they were asked for, by the clusterer itself and by a second judge.
-
-    codes, clusters: of the real training tiles; generated: uint8 tiles (N, 3, S, S) on the codes' device.
-    clusterer: None where only the clusters it found are known; then the second judge is the only one. names: of
-    clusters, by their numbers from 1.
-    """
-    generated_codes = encode_tiles(vqvae, generated)
-    judge, ceiling = fidelity.train_judge(vqvae, codes, clusters, n_clusters, seed)
-    judges = ({} if clusterer is None else {"the clusters": clusterer}) | {"second judge": judge}
+def fidelity_section(sets: Sets, seed: int, device: torch.device | str) -> Section:
+    """Whether generated tiles are of the cluster they were asked for, by the clusterer itself, where there is one, and
+    by a second judge."""
+    vqvae, k = sets.vqvae, sets.k
+    codes = encode_tiles(vqvae, sets.real.to(device)) if sets.codes is None else sets.codes
+    generated_codes = encode_tiles(vqvae, sets.generated.to(device))
+    judge, ceiling = fidelity.train_judge(vqvae, codes, torch.as_tensor(sets.real_ids), k, seed)
+    judges = ({} if sets.clusterer is None else {"the clusters": sets.clusterer}) | {"second judge": judge}
     matrices = {
         name: confusion_matrix(
-            requested, predict_clusters(vqvae, network, generated_codes)[0], labels=range(n_clusters)
+            sets.generated_ids, predict_clusters(vqvae, network, generated_codes)[0], labels=range(k)
         )
         for name, network in judges.items()
     }
     tables = {name: fidelity.agreement(matrix) for name, matrix in matrices.items()}
     again, by_judge = matrices["second judge"], tables["second judge"].drop("all")
     worst = by_judge.accuracy.idxmin()
-    chance = 1 / n_clusters
+    chance = 1 / k
     references = {"second judge, real tiles": ceiling, "published, cluster 1": fidelity.PUBLISHED, "chance": chance}
     share = again.trace() / again.sum()
     notes = [
@@ -440,28 +428,26 @@ def fidelity_section(
     if (matrix := matrices.get("the clusters")) is not None:
         scores["share_assigned_to_requested_cluster"] = matrix.trace() / matrix.sum()
         scores["by_cluster"] = (matrix.diagonal() / matrix.sum(axis=1).clip(1)).tolist()
-        shown.insert(0, figures.plot_confusion(matrix, "requested and re-predicted clusters", names))
+        shown.insert(0, figures.plot_confusion(matrix, "requested and re-predicted clusters", sets.names))
     beside = pd.concat([table.add_suffix(f", {name}") for name, table in tables.items()], axis=1)
     return Section("Condition", notes, [beside], shown, scores)
 
 
-def usefulness_section(
-    generated: Tensor,
-    requested: Tensor,
-    real: Tensor,
-    real_clusters: Tensor,
-    held_out: Tensor,
-    held_out_clusters: Tensor,
-    n_clusters: int,
-    seed: int,
-    device: torch.device | str,
-) -> Section:
-    """`usefulness.cas`: a classifier that learns from generated tiles, tested on held-out real ones."""
-    if (fewest := min(map(len, (generated, real, held_out)))) < usefulness.MIN_TILES:
-        return Section("Use to a classifier", [_left_out(usefulness.MIN_TILES, fewest)])
-    found = usefulness.cas(
-        generated, requested, real, real_clusters, held_out, held_out_clusters, n_clusters, seed, device
+def usefulness_section(sets: Sets, seed: int, device: torch.device | str) -> Section:
+    """`usefulness.cas`: a classifier that learns from generated tiles, tested on held-out real ones.
+
+    Without held-out tiles every other real one is held out.
+    """
+    if sets.held_out is None:
+        real, held_out = ((sets.real[some], sets.real_ids[some]) for some in (slice(0, None, 2), slice(1, None, 2)))
+    else:
+        real, held_out = (sets.real, sets.real_ids), (sets.held_out, sets.held_out_ids)
+    learn, *tested = (
+        (images, torch.as_tensor(ids)) for images, ids in ((sets.generated, sets.generated_ids), real, held_out)
     )
+    if (fewest := min(len(images) for images, _ in (learn, *tested))) < usefulness.MIN_TILES:
+        return Section("Use to a classifier", [_left_out(usefulness.MIN_TILES, fewest)])
+    found = usefulness.cas(*learn, *tested[0], *tested[1], sets.k, seed, device)
     scores = found.table.accuracy
     notes = [
         f"A small network that learnt the clusters from generated tiles sorts {scores[usefulness.GENERATED]:.1%} of "
@@ -479,12 +465,8 @@ def usefulness_section(
 
 
 def labels_section(
-    generated: Tensor,
-    requested: Tensor,
-    real: Tensor,
-    real_clusters: Tensor,
+    sets: Sets,
     real_labels: np.ndarray | None,
-    held_out: Tensor,
     held_out_labels: np.ndarray | None,
     seed: int,
     device: torch.device | str,
@@ -496,13 +478,13 @@ def labels_section(
     known = real_labels != ""
     names = np.unique(real_labels[known])
     tested = np.isin(held_out_labels, names)
-    if (fewest := min(len(generated), known.sum(), tested.sum())) < usefulness.MIN_TILES:
+    if (fewest := min(len(sets.generated), known.sum(), tested.sum())) < usefulness.MIN_TILES:
         return Section(title, [_left_out(usefulness.MIN_TILES, fewest)])
     if len(names) < 2:
         return Section(title, [f"Left out: all labelled tiles are {names[0]}."])
     found = usefulness.with_labels(
-        generated, requested, real[known], real_clusters[known], real_labels[known], held_out[tested],
-        held_out_labels[tested], seed, device,
+        sets.generated, torch.as_tensor(sets.generated_ids), sets.real[known], torch.as_tensor(sets.real_ids[known]),
+        real_labels[known], sets.held_out[tested], held_out_labels[tested], seed, device,
     )  # fmt: skip
     scores = found.table.accuracy
     notes = [
@@ -518,32 +500,70 @@ def labels_section(
     return Section(title, notes, [found.table, found.by_class], scores=recorded)
 
 
-def usefulness_of(sets: Sets, seed: int, device: torch.device | str) -> Section:
-    """`usefulness_section` of the sets; without held-out tiles every other real image is held out."""
-    real, real_clusters, held_out, held_out_clusters = sets.real, sets.real_clusters, sets.held_out, None
-    if held_out is None:
-        real, held_out, real_clusters, held_out_clusters = (
-            part for x in (real, real_clusters) for part in (x[::2], x[1::2])
-        )
-    else:
-        held_out_clusters = sets.held_out_clusters
-    return usefulness_section(
-        sets.generated, torch.from_numpy(sets.generated_clusters), real, torch.from_numpy(real_clusters), held_out,
-        torch.from_numpy(held_out_clusters), sets.k, seed, device,
-    )  # fmt: skip
+def copies_section(
+    sets: Sets, names: Sequence[str] | None = None, source: str = "these data", at_most: int | None = None
+) -> Section:
+    """How many generated images repeat a real one, see `memorisation.nearest_tiles`, and, where there are held-out
+    tiles, whether generated ones lie closer to the real ones than these do, see `memorisation.judge`.
 
-
-def copies_section(sets: Sets) -> Section:
-    """How many of at most 200 generated images repeat a real one; part 14 and `export` look at all of them."""
-    some = sets.generated[evenly_spaced(len(sets.generated), SEARCHED)]
+    names: of the generated images; None: their numbers from 1. source: of the real tiles, in a few words. at_most: of
+    the generated and of the held-out images so many are searched, evenly spaced; None: all.
+    """
+    chosen = evenly_spaced(len(sets.generated), at_most or len(sets.generated))
+    some, names = sets.generated[chosen], [str(i + 1) if names is None else names[i] for i in chosen]
     nearest = memorisation.nearest_tiles(some, sets.real)
     copies = int((nearest.distance < COPY).sum())
-    note = (
+    notes = [
         f"{copies} of {len(some)} generated images are copies of a real one: their structure differs by less than "
         f"{COPY} (0: the same, 1: nothing in common). The closest differs by {nearest.distance.min():.2f}."
-    )
+    ]
     scores = {"copies": copies, "images_searched_for_copies": len(some)}
-    return Section("Copies", [note], scores=scores)
+    limit, shown, judgement = COPY, [], []
+    if sets.held_out is not None:
+        held_out = sets.held_out[evenly_spaced(len(sets.held_out), at_most or len(sets.held_out))]
+        nearest_held_out = memorisation.nearest_tiles(held_out, sets.real)
+        judged, leak = memorisation.judge(nearest.distance, nearest_held_out.distance, source)
+        limit, scores["pixel space"] = judged["threshold"], judged
+        notes += [leak] if leak else [_closer(judged, len(held_out))]
+        judgement = [pd.DataFrame({"pixel space": judged}).T]
+        shown = [_histograms(nearest, nearest_held_out, limit, "pixel space")]
+    shown.append(export.show_closest(names, some, sets.real, nearest, limit))
+    return Section("Copies", notes, judgement, shown, scores)
+
+
+def memorisation_sections(sets: Sets, names: Sequence[str], source: str, device: torch.device | str) -> list[Section]:
+    """Copies, and, unless held-out tiles are copies themselves and so tell nothing, likeness in features."""
+    copies = copies_section(sets, names, source)
+    leaks = copies.scores["pixel space"]["chance"] is None
+    return [copies] if leaks else [copies, likeness_section(sets, device)]
+
+
+def likeness_section(sets: Sets, device: torch.device | str) -> Section:
+    """Whether generated images lie closer to real ones than held-out ones do, in the published features of a tile."""
+    real, *others = (
+        latents.mean_channel_softmax(sets.vqvae, encode_tiles(sets.vqvae, images.to(device))).numpy()
+        for images in (sets.real, sets.generated, sets.held_out)
+    )
+    nearest, nearest_held_out = (memorisation.nearest_features(some, real) for some in others)
+    judged = memorisation.against_held_out(nearest.distance, nearest_held_out.distance)
+    shown = [_histograms(nearest, nearest_held_out, judged["threshold"], "feature space")]
+    notes = [_closer(judged, len(nearest_held_out))]
+    table = pd.DataFrame({"feature space": judged}).T
+    return Section("Likeness", notes, [table], shown, {"feature space": judged})
+
+
+def _closer(judged: Mapping[str, float], held_out: int) -> str:
+    """What `memorisation.against_held_out` found, in a sentence."""
+    return (
+        "{closer:.1%} of the generated images ({low:.1%} to {high:.1%}) are closer to a real one than the closest 1 % "
+        "of {held_out} held-out tiles are; {expected:.1%} is expected of images as far from real ones as these, and "
+        "the probability that such images show as many or more is {chance:.2g}."
+    ).format_map({**judged, "held_out": held_out})
+
+
+def _histograms(nearest: pd.DataFrame, nearest_held_out: pd.DataFrame, threshold: float, space: str) -> Figure:
+    both = {"held-out tiles": nearest_held_out.distance, "generated images": nearest.distance}
+    return figures.plot_nearest(both, threshold, f"distance to the nearest training tile, {space}")
 
 
 def _left_out(needed: int, fewest: int) -> str:
@@ -582,19 +602,19 @@ def evaluate(
         told[autoencoder] = about_weights(autoencoder, vqvae)
     _refuse_mixed_runs(told, {} if vqvae is None else {"autoencoder": fingerprint_of_role(vqvae)})
     real_names, real, generated_names, generated = _read(real_folder, generated_folder, paired)
-    clusters = [None if clusters_csv is None else latents.pair_labels(clusters_csv, names)
-                for names in (real_names, generated_names)]  # fmt: skip
+    ids = [None if clusters_csv is None else latents.pair_cluster_ids(clusters_csv, names)
+           for names in (real_names, generated_names)]  # fmt: skip
     if vqvae is not None and real.shape[2] % vqvae.downscale:
         raise InputError(
             f"The autoencoder takes sides that are a multiple of {vqvae.downscale} px, but images have {real.shape[2]}."
         )
     kinds = [features] if features else ["random"] + ["autoencoder"] * (vqvae is not None)
     extractors = [make_extractor(kind, vqvae, device) for kind in kinds]
-    sets = Sets(real, generated, None, *clusters, vqvae=vqvae)
+    sets = Sets(real, generated, None, *ids, vqvae=vqvae)
     sections = all_sections(sets, extractors, seed, device)
     sections[1] = sections[1]._replace(notes=[*sections[1].notes, _of_which_run(told)])
     if paired:
-        scores = paired_sections([*PAIRED, "lpips"], real, generated, clusters[0], seed, device)
+        scores = paired_sections([*PAIRED, "lpips"], real, generated, cluster_ids=ids[0], seed=seed, device=device)
         sections = [*sections[:2], *scores, *sections[2:]]
     return sections
 
@@ -630,7 +650,7 @@ def _read(real_folder: Path, generated_folder: Path, paired: bool) -> tuple[list
     else:
         names, generated_names = map(list, folders)
         real = read_images(folders[0].values())
-        generated = pixels.match_size(read_images(folders[1].values()), real)
+        generated = pixels.match_size(read_images(folders[1].values()), real.shape[2])
     if real.shape[2] < MIN_SIDE:
         raise InputError(
             f"Images must measure at least {MIN_SIDE} px, but those in {real_folder} are {real.shape[2]} px."

@@ -18,30 +18,21 @@ from pfiles.paths import read_json, write_json
 from pfiles.reporting import figures
 from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.files import generated_files, read_images
-from pfiles.tiles.pixels import evenly_spaced, resize
+from pfiles.tiles.pixels import evenly_spaced, match_size
 
 REPORT, SHEET, MADE_BY = "report.json", "closest_pairs.png", "python -m pfiles export"
 SHEET_PAIRS = 20  # closest pairs shown
 
 
 def show_closest(
-    files: Sequence[Path], images: Tensor, train: Tensor, nearest: pd.DataFrame, threshold: float
+    names: Sequence[str], images: Tensor, train: Tensor, nearest: pd.DataFrame, threshold: float
 ) -> Figure:
     """The 20 images that lie closest to a training tile, closest first, each beside that tile, laid over it."""
     rows = nearest.sort_values("distance", kind="stable")[:SHEET_PAIRS]
     tiles = [aligned(train[row.tile], row.view, row.shift_y, row.shift_x)[0] for row in rows.itertuples()]
-    captions = [f"{files[row.Index].name} | {row.tile + 1}: {row.distance:.2f}" for row in rows.itertuples()]
+    captions = [f"{names[row.Index]} | {row.tile + 1}: {row.distance:.2f}" for row in rows.itertuples()]
     title = f"generated image | training tile: distance (threshold {threshold:.2f})"
     return figures.show_pairs(images[rows.index.to_numpy()], torch.stack(tiles), captions, title)
-
-
-def read_generated(files: Sequence[Path], side: int) -> Tensor:
-    """Image files as uint8 (N, 3, side, side), resized (bicubic) where their size is another one."""
-    images = read_images(files)
-    if images.shape[2] != side:
-        print(f"Generated images of {images.shape[2]} px are resized to the tiles' {side} px (bicubic).")
-        images = resize(images, side)
-    return images
 
 
 def made_from(generated: Path) -> dict[str, Any] | None:
@@ -74,7 +65,7 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
     _refuse_other_files(out, generated.resolve())
     _refuse_other_data(generated, tiles)
     files = generated_files(generated)
-    images = read_generated(files, tiles.images.shape[2])
+    images = match_size(read_images(files), tiles.images.shape[2])
     train, held_out = (tiles.tensor(part) for part in (tiles.train, tiles.test))
     nearest, nearest_held_out = (nearest_tiles(some, train) for some in (images, held_out))
     closeness, leak = judge(nearest.distance, nearest_held_out.distance, tiles.source)
@@ -116,7 +107,7 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
         (part / "images").mkdir(parents=True)
         for file in (file for file, passes in zip(files, passed, strict=True) if passes):
             shutil.copyfile(file, part / "images" / file.name)
-        figures.save_figure(show_closest(files, images, train, nearest, limit), part / SHEET)
+        figures.save_figure(show_closest([file.name for file in files], images, train, nearest, limit), part / SHEET)
         write_json(part / REPORT, report)
         if out.exists():
             shutil.rmtree(out)

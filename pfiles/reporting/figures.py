@@ -189,14 +189,14 @@ def plot_choice(rows: pd.DataFrame, same: pd.DataFrame) -> Figure:
     return fig
 
 
-def plot_flow(clusters: Mapping[int, np.ndarray]) -> Figure:
+def plot_flow(by_k: Mapping[int, np.ndarray]) -> Figure:
     """How the clusters of each k split into those of the next: bars of tiles, joined by bands as wide as their tiles.
 
-    clusters: of the same tiles (N,), 0-based, by k. Within a column clusters stand so that bands cross little, below
-    their number from 1; a cluster has the colour of that cluster of the first k which gave it most tiles.
+    by_k: the clusters of the same tiles (N,), 0-based, by k. Within a column they stand so that bands cross little,
+    each with its number from 1; a cluster has the colour of that cluster of the first k which gave it most tiles.
     """
-    ks = [*clusters]
-    n = len(clusters[ks[0]])
+    ks = [*by_k]
+    n = len(by_k[ks[0]])
     gap = 0.012 * n
     fig, ax = plt.subplots(figsize=(1.9 * len(ks) + 1, 7), layout="constrained")
     palette = plt.get_cmap("tab20")(np.arange(20))
@@ -204,9 +204,9 @@ def plot_flow(clusters: Mapping[int, np.ndarray]) -> Figure:
     colour: np.ndarray | None = None
     bottoms: dict[int, np.ndarray] = {}
     for column, k in enumerate(ks):
-        own, used = clusters[k], np.unique(clusters[k])
+        own, used = by_k[k], np.unique(by_k[k])
         if column:
-            before = clusters[ks[column - 1]]
+            before = by_k[ks[column - 1]]
             centre = [height[own == c].mean() for c in used]
             table = stability.contingency(before, own)
             colours = {c: colour[table[:, c].argmax()] for c in used}
@@ -311,27 +311,27 @@ def plot_agreement(judges: Mapping[str, pd.DataFrame], references: Mapping[str, 
 def plot_morphometry(
     real: pd.DataFrame,
     generated: pd.DataFrame,
-    real_clusters: np.ndarray | None = None,
-    generated_clusters: np.ndarray | None = None,
+    real_ids: np.ndarray | None = None,
+    generated_ids: np.ndarray | None = None,
 ) -> Figure:
     """One plot per column of `morphometry.measure`: boxes of real beside generated images, of all and of each cluster.
 
-    real_clusters, generated_clusters: the cluster, 0-based, of each row; None: all images only. Of more than 32
+    real_ids, generated_ids: the cluster, 0-based, of each row; None: all images only. Of more than 32
     clusters those with most real images are drawn, and the figure says so. Boxes span the middle half, whiskers 5 to
     95 %, the line is the median.
     """
-    k = 0 if real_clusters is None else 1 + int(max(np.max(real_clusters), np.max(generated_clusters)))
-    sizes = np.bincount(real_clusters, minlength=k) if k else np.zeros(0)
+    k = 0 if real_ids is None else 1 + int(max(np.max(real_ids), np.max(generated_ids)))
+    sizes = np.bincount(real_ids, minlength=k) if k else np.zeros(0)
     shown = np.sort(np.argsort(-sizes, kind="stable")[:MOST_CLUSTERS])
     sides = (
-        ("real", real, real_clusters, -0.19, "C0"),
-        ("generated", generated, generated_clusters, 0.19, "C1"),
+        ("real", real, real_ids, -0.19, "C0"),
+        ("generated", generated, generated_ids, 0.19, "C1"),
     )
     fig, axes = plt.subplots(2, 3, figsize=(max(9, 3 + 0.9 * len(shown)), 6), layout="constrained")
     places = np.arange(len(shown) + 1)
     for ax, (name, title) in zip(axes.flat, FEATURES.items(), strict=True):
-        for _, table, clusters, shift, colour in sides:
-            groups = [table[name], *(table[name][clusters == cluster] for cluster in shown)]
+        for _, table, ids, shift, colour in sides:
+            groups = [table[name], *(table[name][ids == cluster] for cluster in shown)]
             ax.boxplot(
                 [group.dropna() for group in groups], positions=places + shift, widths=0.34, whis=(5, 95),
                 showfliers=False, patch_artist=True, boxprops={"facecolor": colour}, medianprops={"color": "black"},

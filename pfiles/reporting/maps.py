@@ -36,17 +36,17 @@ LONGEST = 2048  # px of a side of a picture that is put together from tiles
 class Assigned(NamedTuple):
     """Tiles of slides and their clusters.
 
-    positions: of N tiles, as `Tiles.positions`. clusters: (N,) int, 0-based. confidence: (N,) probabilities of these.
+    positions: of N tiles, as `Tiles.positions`. cluster_ids: (N,) int, 0-based. confidence: (N,) their probabilities.
     """
 
     positions: np.recarray
-    clusters: np.ndarray
+    cluster_ids: np.ndarray
     confidence: np.ndarray
 
     def on(self, slide: str) -> "Assigned":
         """Those of one slide."""
         there = self.positions.slide == slide
-        return Assigned(self.positions[there], self.clusters[there], self.confidence[there])
+        return Assigned(self.positions[there], self.cluster_ids[there], self.confidence[there])
 
 
 class Region(NamedTuple):
@@ -85,8 +85,8 @@ def regions(tiles: Assigned) -> list[Region]:
     boxes = shapely.box(grid.columns, grid.rows, grid.columns + width, grid.rows + width)
     x, y = np.array([tiles.positions.x.min(), tiles.positions.y.min()]) + max(0.0, side - grid.step) / 2
     found = []
-    for cluster in np.unique(tiles.clusters):
-        members = np.flatnonzero(tiles.clusters == cluster)
+    for cluster in np.unique(tiles.cluster_ids):
+        members = np.flatnonzero(tiles.cluster_ids == cluster)
         parts = shapely.get_parts(shapely.union_all(boxes[members]))
         part, member = shapely.STRtree(shapely.centroid(boxes[members])).query(parts, predicate="contains")
         count, sure = np.bincount(part), np.bincount(part, tiles.confidence[members[member]])
@@ -129,7 +129,7 @@ def shares(
     Tiles whose group is "" have no row.
     """
     known = groups != ""
-    table = pd.crosstab(groups[known], tiles.clusters[known]).reindex(columns=range(n_clusters), fill_value=0)
+    table = pd.crosstab(groups[known], tiles.cluster_ids[known]).reindex(columns=range(n_clusters), fill_value=0)
     table.columns = [title(cluster, names) for cluster in range(n_clusters)]
     count = table.sum(axis=1)
     table = table.div(count, axis=0).round(4)
@@ -199,7 +199,7 @@ def draw_maps(
 def _draw_clusters(ax: plt.Axes, tiles: Assigned) -> None:
     grid, side = grid_of(tiles.positions), int(tiles.positions.side[0])
     cells = np.zeros((grid.rows.max() + 1, grid.columns.max() + 1, 4))
-    cells[grid.rows, grid.columns, :3] = [to_rgb(colour(cluster)) for cluster in tiles.clusters]
+    cells[grid.rows, grid.columns, :3] = [to_rgb(colour(cluster)) for cluster in tiles.cluster_ids]
     cells[grid.rows, grid.columns, 3] = tiles.confidence
     left, top = np.array([tiles.positions.x.min(), tiles.positions.y.min()]) + (side - grid.step) / 2
     right, bottom = left + cells.shape[1] * grid.step, top + cells.shape[0] * grid.step
@@ -248,11 +248,11 @@ def write_maps(
         with atomic_write(folder / f"shares_by_{name}.csv") as file:
             file.write(table.to_csv().encode())
     rows = pd.DataFrame({name: tiles.positions[name] for name in ("slide", "x", "y", "side")})
-    rows["cluster"], rows["confidence"] = tiles.clusters + 1, tiles.confidence.round(4)
-    rows["class"] = [title(cluster, names) for cluster in tiles.clusters]
+    rows["cluster"], rows["confidence"] = tiles.cluster_ids + 1, tiles.confidence.round(4)
+    rows["class"] = [title(cluster, names) for cluster in tiles.cluster_ids]
     with atomic_write(folder / "tile_clusters.csv") as file:
         file.write(rows.to_csv(index=False).encode())
-    joins = join_counts(tiles.positions, tiles.clusters, n_clusters, seed)
+    joins = join_counts(tiles.positions, tiles.cluster_ids, n_clusters, seed)
     joins.index = ["all", *(title(cluster, names) for cluster in range(n_clusters))]
     said = [in_words(joins), f"Maps, regions for QuPath and tables are in {folder}."]
     if len(tables["slide"]) > SHOWN:
@@ -268,7 +268,7 @@ def write_maps(
 
 def write_every_k(
     folder: Path,
-    labels: Mapping[int, tuple[np.ndarray, np.ndarray]],
+    by_k: Mapping[int, tuple[np.ndarray, np.ndarray]],
     positions: np.recarray,
     images: Tensor,
     chosen: np.ndarray,
@@ -276,19 +276,19 @@ def write_every_k(
 ) -> Section:
     """Write SLIDE_every_k.jpg of each slide into `folder`: a map for each number of clusters k, side by side.
 
-    labels: by k, clusters (M,), 0-based, and confidence (M,) of the tiles `chosen` (M,) among N. positions, images,
+    by_k: by k, the clusters (M,), 0-based, and confidence (M,) of the tiles `chosen` (M,) among N. positions, images,
     pictures: see `write_maps`.
     """
     figures, slides = [], np.unique(positions.slide[chosen])
     for slide in slides:
-        maps = {f"k = {k}": Assigned(positions[chosen], *of_k).on(slide) for k, of_k in labels.items()}
+        maps = {f"k = {k}": Assigned(positions[chosen], *of_k).on(slide) for k, of_k in by_k.items()}
         there = chosen[positions.slide[chosen] == slide]
         picture = picture_of(slide, next(iter(maps.values())), images, there, pictures)
-        figure = draw_maps(slide, picture, maps, max(labels))
+        figure = draw_maps(slide, picture, maps, max(by_k))
         save_figure(figure, folder / f"{slide}_every_k.jpg", DPI)
         if len(figures) < SHOWN:
             figures.append(figure)
         else:
             plt.close(figure)
     said = f"The training tiles of {len(slides)} slides; a colour of one k has nothing to do with that of another."
-    return Section(f"Every k: {', '.join(map(str, labels))}", [said], figures=figures)
+    return Section(f"Every k: {', '.join(map(str, by_k))}", [said], figures=figures)

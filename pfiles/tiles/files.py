@@ -149,7 +149,7 @@ def load_pairs(originals: Path, generated: Path) -> tuple[list[str], Tensor, Ten
         )
     names = list(folders[0])
     real, fake = (read_images(files[name] for name in names) for files in folders)
-    return names, real, match_size(fake, real)
+    return names, real, match_size(fake, real.shape[2])
 
 
 def list_images(folder: Path) -> dict[str, Path]:

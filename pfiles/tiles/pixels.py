@@ -67,10 +67,9 @@ def resize(images: Tensor, side: int) -> Tensor:
         return as_tensor(np.stack(pool.map(resized, as_array(images)))).contiguous()
 
 
-def match_size(generated: Tensor, real: Tensor) -> Tensor:
-    """Generated images (N, 3, H, W) at the size of the real ones; it says so where it resizes."""
-    before, after = generated.shape[2], real.shape[2]
-    if before == after:
+def match_size(generated: Tensor, side: int) -> Tensor:
+    """Generated images (N, 3, H, W) at the size (side, side) of the real ones; it says so where it resizes."""
+    if generated.shape[2] == side:
         return generated
-    print(f"Generated images of {before} px are resized to the originals' {after} px (bicubic).")
-    return resize(generated, after)
+    print(f"Generated images of {generated.shape[2]} px are resized to the originals' {side} px (bicubic).")
+    return resize(generated, side)

@@ -139,7 +139,7 @@ def test_images_one_by_one_are_the_products():
     ours, theirs = make_networks(SIZE, "cpu"), published_networks(SIZE, "cpu")
     scheduler, seeds, clusters = LinearNoiseScheduler(12), [5, 6], [1, 3]
     together = sampling.sample(
-        ours.unet, scheduler, ours.vqvae.decode, clusters, seeds, ours.latent_shape(SIZE), progress=False
+        ours.unet, scheduler, ours.vqvae.decode, clusters, seeds, latent_shape=ours.latent_shape(SIZE), progress=False
     )
     for image, seed, cluster in zip(together, seeds, clusters, strict=True):
         generator = torch.Generator().manual_seed(seed)

@@ -466,7 +466,7 @@ def test_tables(name, tmp_path):
         read_latent_csv(path, 3)
     if name not in ("cluster k", "cluster 1e30"):  # parts 10 to 12 need no more than one cluster a tile
         with refused(tmp_path, str(path)):
-            latents.pair_labels(path, ["1"])
+            latents.pair_cluster_ids(path, ["1"])
 
 
 def test_a_right_table(tmp_path):

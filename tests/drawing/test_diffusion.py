@@ -107,10 +107,11 @@ def test_guidance_moves_along_the_difference(unet):
         def forward(self, x, t, cond):
             return 3 * self.unet(x, t, cond) - 2 * self.unet(x, t)
 
-    arguments = (LinearNoiseScheduler(20), lambda z: z[:, :3] / 4 + 0.5, clusters, seeds, LATENT, 5)
-    guided = sample(unet, *arguments, guidance=3.0, progress=False)
-    assert (guided.int() - sample(Mixed(), *arguments, progress=False).int()).abs().max() <= 1
-    assert not torch.equal(guided, sample(unet, *arguments, progress=False))
+    arguments = (LinearNoiseScheduler(20), lambda z: z[:, :3] / 4 + 0.5, clusters, seeds)
+    how = {"latent_shape": LATENT, "num_steps": 5, "progress": False}
+    guided = sample(unet, *arguments, **how, guidance=3.0)
+    assert (guided.int() - sample(Mixed(), *arguments, **how).int()).abs().max() <= 1
+    assert not torch.equal(guided, sample(unet, *arguments, **how))
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 50, 1000])
@@ -154,8 +155,8 @@ def test_sampling_recovers_a_known_distribution(sampler, steps, tolerance):
     drawn = []
     clusters = [0, 1] * 20
     sample(
-        network, scheduler, lambda z: drawn.append(z) or z[:, :3], clusters, image_seeds(0, range(40)), (3, 16, 16),
-        steps, sampler=sampler, progress=False,
+        network, scheduler, lambda z: drawn.append(z) or z[:, :3], clusters, image_seeds(0, range(40)),
+        latent_shape=(3, 16, 16), num_steps=steps, sampler=sampler, progress=False,
     )  # fmt: skip
     z = torch.cat(drawn)
     for cluster, mean in ((0, 2.0), (1, -3.0)):
@@ -174,8 +175,9 @@ def unet():
 def draw(unet, cluster_ids, seeds, batch_size=100):
     scheduler = LinearNoiseScheduler(20)
     return sample(
-        unet, scheduler, lambda z: z[:, :3] / 4 + 0.5, cluster_ids, seeds, LATENT, 5, batch_size, progress=False
-    )
+        unet, scheduler, lambda z: z[:, :3] / 4 + 0.5, cluster_ids, seeds, latent_shape=LATENT, num_steps=5,
+        batch_size=batch_size, progress=False,
+    )  # fmt: skip
 
 
 def test_an_image_depends_on_its_seed_and_cluster_alone(unet):
@@ -213,33 +215,34 @@ def test_generation_goes_on_where_it_stopped(unet, tmp_path):
             raise KeyboardInterrupt
         return draw(unet, cluster_ids, seeds)
 
-    arguments = (numbers, clusters, 5, 2, {"unet": "a"})
+    arguments, how = (numbers, clusters), {"seed": 5, "batch_size": 2, "identity": {"unet": "a"}}
     with pytest.raises(KeyboardInterrupt):
-        generate_to_folder(counted, tmp_path / "broken", *arguments)
+        generate_to_folder(counted, tmp_path / "broken", *arguments, **how)
     assert sorted(path.name for path in (tmp_path / "broken").glob("*.png")) == ["1.png", "2.png"]
-    generate_to_folder(counted, tmp_path / "broken", *arguments)
+    generate_to_folder(counted, tmp_path / "broken", *arguments, **how)
     assert calls == [2, 2, 2, 1]
-    generate_to_folder(lambda **kw: draw(unet, **kw), tmp_path / "whole", *arguments)
+    generate_to_folder(lambda **kw: draw(unet, **kw), tmp_path / "whole", *arguments, **how)
     for number in numbers:
         one, other = (np.asarray(Image.open(tmp_path / name / f"{number}.png")) for name in ("broken", "whole"))
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
 
     with pytest.raises(InputError, match="other networks or settings"):
-        generate_to_folder(counted, tmp_path / "whole", numbers, clusters, 5, 2, {"unet": "b"})
+        generate_to_folder(counted, tmp_path / "whole", *arguments, **how | {"identity": {"unet": "b"}})
     with pytest.raises(InputError, match=r"images of another run, such as 2\.png"):
-        generate_to_folder(counted, tmp_path / "whole", [1, 3, 10, 11], clusters[:4], 5, 2, {"unet": "a"})
+        generate_to_folder(counted, tmp_path / "whole", [1, 3, 10, 11], clusters[:4], **how)
 
 
 def test_shares_of_several_jobs_are_the_whole(unet, tmp_path):
     numbers, clusters = [1, 2, 3, 10, 11], torch.tensor([0, 1, 2, 0, 1])
-    arguments = (lambda **kw: draw(unet, **kw), tmp_path / "shares", numbers, clusters, 5, 2, {"unet": "a"})
+    arguments = (lambda **kw: draw(unet, **kw), tmp_path / "shares", numbers, clusters)
+    how = {"seed": 5, "batch_size": 2, "identity": {"unet": "a"}}
     with pytest.raises(InputError, match="first and the last number of a range"):
-        generate_to_folder(*arguments, only=(10, 3))
-    generate_to_folder(*arguments, only=(3, 10))
+        generate_to_folder(*arguments, **how, only=(10, 3))
+    generate_to_folder(*arguments, **how, only=(3, 10))
     assert sorted(path.name for path in (tmp_path / "shares").glob("*.png")) == ["10.png", "3.png"]
-    generate_to_folder(*arguments, only=(1, 2))
-    generate_to_folder(*arguments, only=(11, 11))
-    generate_to_folder(arguments[0], tmp_path / "whole", *arguments[2:])
+    generate_to_folder(*arguments, **how, only=(1, 2))
+    generate_to_folder(*arguments, **how, only=(11, 11))
+    generate_to_folder(arguments[0], tmp_path / "whole", *arguments[2:], **how)
     for number in numbers:
         one, other = (np.asarray(Image.open(tmp_path / name / f"{number}.png")) for name in ("shares", "whole"))
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
@@ -248,14 +251,18 @@ def test_shares_of_several_jobs_are_the_whole(unet, tmp_path):
 @pytest.mark.parametrize("only", [(4, 9), (12, 20), (0, 0)])
 def test_a_range_without_images_is_refused_before_drawing(only, unet, tmp_path):
     with pytest.raises(InputError, match=r"holds none of the 5 numbers from 1 to 11: choose a range that does\.$"):
-        generate_to_folder(None, tmp_path / "gen", [1, 2, 3, 10, 11], torch.arange(5), 5, 2, {}, only)
+        generate_to_folder(
+            None, tmp_path / "gen", [1, 2, 3, 10, 11], torch.arange(5), seed=5, batch_size=2, identity={}, only=only
+        )
     assert not (tmp_path / "gen").exists()
 
 
 @pytest.mark.parametrize("only", [7, "1-5", (1,), (1, 2, 3), (1.5, 3), ("a", "b"), (None, 3), (True, 3)])
 def test_what_is_no_range_is_refused(only, tmp_path):
     with pytest.raises(InputError, match="only must be the first and the last number of a range"):
-        generate_to_folder(None, tmp_path / "gen", [1, 2, 3], torch.arange(3), 5, 2, {}, only)
+        generate_to_folder(
+            None, tmp_path / "gen", [1, 2, 3], torch.arange(3), seed=5, batch_size=2, identity={}, only=only
+        )
 
 
 def test_an_interrupt_is_one_sentence_and_keeps_what_is_done(unet, tmp_path, capsys):
@@ -265,7 +272,9 @@ def test_an_interrupt_is_one_sentence_and_keeps_what_is_done(unet, tmp_path, cap
         return draw(unet, cluster_ids, seeds)
 
     with pytest.raises(KeyboardInterrupt, match=r"^Drawing images was stopped: run it again to go on with those"):
-        generate_to_folder(stopped, tmp_path, [1, 2, 3], torch.tensor([0, 1, 2]), 5, 1, {"unet": "a"})
+        generate_to_folder(
+            stopped, tmp_path, [1, 2, 3], torch.tensor([0, 1, 2]), seed=5, batch_size=1, identity={"unet": "a"}
+        )
     assert "Drawing images was stopped" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"1.png", "2.png", "generated_with.json"}
 
@@ -275,10 +284,11 @@ def test_parts_of_a_kill_are_removed_when_the_work_goes_on(unet, tmp_path):
     left = [".1.png.77.part", ".2.png.78.part", ".11.png.79.part", ".generated_with.json.80.part", ".notes.part"]
     for name in left:
         (tmp_path / name).write_bytes(b"half")
-    arguments = (lambda **kw: draw(unet, **kw), tmp_path, [1, 2, 3, 10, 11], torch.arange(5) % 3, 5, 2, {"unet": "a"})
-    generate_to_folder(*arguments, only=(1, 3))
+    arguments = (lambda **kw: draw(unet, **kw), tmp_path, [1, 2, 3, 10, 11], torch.arange(5) % 3)
+    how = {"seed": 5, "batch_size": 2, "identity": {"unet": "a"}}
+    generate_to_folder(*arguments, **how, only=(1, 3))
     assert {path.name for path in tmp_path.glob(".*")} == {*left[2:]}
-    generate_to_folder(*arguments)
+    generate_to_folder(*arguments, **how)
     assert {path.name for path in tmp_path.glob(".*")} == {".notes.part"}
 
 
@@ -298,4 +308,6 @@ def test_a_full_disk_is_told(unet, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sampling, "write_tiles", full)
     with pytest.raises(OSError, match="No space left"):
-        generate_to_folder(lambda **kw: draw(unet, **kw), tmp_path, [1, 2], torch.tensor([0, 1]), 5, 1, {})
+        generate_to_folder(
+            lambda **kw: draw(unet, **kw), tmp_path, [1, 2], torch.tensor([0, 1]), seed=5, batch_size=1, identity={}
+        )

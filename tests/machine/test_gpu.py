@@ -61,8 +61,8 @@ def train(tiny, networks, tiles, how, epochs=3):
 def draw(networks, clusters, seeds, speed=PLAIN, batch_size=100):
     vqvae, unet, _ = networks
     return sample(
-        unet, LinearNoiseScheduler(20), vqvae.decode, clusters, seeds, LATENT, 6, batch_size, speed=speed,
-        progress=False,
+        unet, LinearNoiseScheduler(20), vqvae.decode, clusters, seeds, latent_shape=LATENT, num_steps=6,
+        batch_size=batch_size, speed=speed, progress=False,
     ).float()  # fmt: skip
 
 

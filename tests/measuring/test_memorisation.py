@@ -449,7 +449,7 @@ def test_published_images_of_231_px_are_brought_back(arguments, real, planted, t
     for number, image in enumerate(planted[28:], start=1):
         picture(image).resize((231, 231), Image.BICUBIC).save(tmp_path / "gen" / f"{number}.jpg", quality=75)
     assert main([*arguments, "--set", "image_size_px=64"]) == 0
-    assert "231 px are resized to the tiles' 64 px" in capsys.readouterr().out
+    assert "231 px are resized to the originals' 64 px" in capsys.readouterr().out
     records = json.loads((tmp_path / "out" / "report.json").read_text())["images"]
     assert {record["decision"] for record in records[2:]} == {"withheld"}
 

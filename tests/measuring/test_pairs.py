@@ -254,14 +254,14 @@ def test_folders_that_do_not_pair(tmp_path):
 def test_labels_come_from_the_csv(tmp_path):
     path = tmp_path / "c.csv"
     with pytest.raises(InputError, match="run part_5"):
-        latents.pair_labels(path, ["1"])
+        latents.pair_cluster_ids(path, ["1"])
     path.write_text("0.5,0.5,2,0.9\n0.4,0.6,0,0.8\n0.4,0.6,1,0.8\n")
-    assert latents.pair_labels(path, ["3", "1"]).tolist() == [1, 2]
+    assert latents.pair_cluster_ids(path, ["3", "1"]).tolist() == [1, 2]
     with pytest.raises(InputError, match="has 3 rows, but image 4"):
-        latents.pair_labels(path, ["4"])
+        latents.pair_cluster_ids(path, ["4"])
     for name in ("0", "img1", "-1"):
         with pytest.raises(InputError, match="named by their number from 1"):
-            latents.pair_labels(path, ["1", name])
+            latents.pair_cluster_ids(path, ["1", name])
 
 
 def test_the_best_of_each_column_is_marked():

@@ -31,7 +31,7 @@ def test_the_nearest_tiles_and_those_at_the_border():
         border = sorted((i for i in own if i not in central), key=lambda i: margin[i])[:16]
         assert shown(tiles, row, "Nearest to its centre") == central
         assert shown(tiles, row, "At its border") == border
-        assert torch.equal(row.tiles["Generated"], drawn.images[drawn.requested == row.number - 1])
+        assert torch.equal(row.tiles["Generated"], drawn.images[drawn.cluster_ids == row.number - 1])
         assert (row.size, row.share) == (30, pytest.approx(1 / 3))
 
 
@@ -61,7 +61,7 @@ def test_one_slide_that_dominates_is_marked():
     tiles, _, drawn, _ = make_atlas(60, slides=("A", "A", "B"), patients=np.array(["P1"] * 40 + ["P2"] * 24))
     clusters = torch.tensor([i % 2 if i < 40 or i % 4 == 0 else 2 for i in range(60)])
     clusters[1:6:2] = 3
-    drawn = drawn._replace(requested=torch.arange(48) // 12, assigned=torch.arange(48) // 12)
+    drawn = drawn._replace(cluster_ids=torch.arange(48) // 12, assigned=torch.arange(48) // 12)
     first, second, third, fourth = atlas.make_rows(tiles, (clusters, torch.zeros(60), torch.zeros(60)), drawn)
     assert "From 2 of 2 slides: A 80%, B 20%." in first.facts
     assert "From 1 of 2 slides: B 100%." in third.facts

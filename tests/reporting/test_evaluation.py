@@ -171,7 +171,7 @@ def test_evaluate_writes_the_whole_table(tmp_path, real, capsys):
     page = (tmp_path / "out" / "evaluation.html").read_text()
     assert "<script" not in page
     assert not re.search(r'(src|href)="(?!data:image/png;base64,)', page)
-    assert page.count("<img") == 8
+    assert page.count("<img") == 9
     short = found["In short"]["notes"]
     names = ["Told from real tiles", "Sorted as asked", "Of use to a classifier", "Copies", "Worst tissue"]
     assert [line.partition(":")[0] for line in short] == names
@@ -383,7 +383,7 @@ def test_all_sections_with_everything_known(real):
     rng = np.random.default_rng(0)
     sides = [noisy_images(n, 32, seed) for n, seed in ((60, 3), (44, 4), (30, 5))]
     labels = [rng.integers(0, 3, len(side)) for side in sides]
-    sets = evaluation.Sets(*sides, *labels, vqvae, clustering, 3)
+    sets = evaluation.Sets(*sides, *labels, vqvae=vqvae, clusterer=clustering, n_clusters=3)
     assert sets.k == 3
     extractor = features.random_convolutions()
     sections = evaluation.all_sections(sets, [extractor], 0, "cpu", (0.0,))
@@ -417,16 +417,16 @@ def test_sets_too_small_for_a_network_say_so(real):
     assert evaluation.two_sample_section(sets, 0, "cpu").notes == [
         "Left out: it needs at least 20 tiles of each set, but one has 12."
     ]
-    assert evaluation.usefulness_of(sets, 0, "cpu").notes[0].endswith("but one has 12.")
+    assert evaluation.usefulness_section(sets, 0, "cpu").notes[0].endswith("but one has 12.")
 
 
 def test_a_score_without_its_weights(real):
-    only = evaluation.paired_sections(["lpips"], real, real, None, 0, "cpu")
+    only = evaluation.paired_sections(["lpips"], real, real, cluster_ids=None, seed=0, device="cpu")
     assert [section.title for section in only] == ["Paired scores and their controls"]
     assert page.all_scores(*only) == {"lpips": "unavailable"}
     with pytest.raises(InputError, match="VGG16"):
-        evaluation.paired_sections(["lpips"], real, real, None, 0, "cpu", lpips_required=True)
-    (first, second) = evaluation.paired_sections(["ssim"], real, real, None, 0, "cpu")
+        evaluation.paired_sections(["lpips"], real, real, cluster_ids=None, seed=0, device="cpu", lpips_required=True)
+    (first, second) = evaluation.paired_sections(["ssim"], real, real, cluster_ids=None, seed=0, device="cpu")
     assert len(first.figures) == 1
     assert second.scores["ssim"]["generated"] == 1
     assert second.scores["details"]["ssim"]["generated"]["pairs"] == N
@@ -460,7 +460,8 @@ def test_labels_that_tiles_may_have(monkeypatch):
     label = np.where(clusters.numpy() == 1, "bright", "dark")
     label[::10] = ""  # unknown
     tested = np.where(label == "", "stroma", label)  # which no training tile is
-    section = evaluation.labels_section(tiles, clusters, tiles, clusters, label, tiles, tested, 0, "cpu")
+    sets = evaluation.Sets(tiles, tiles, tiles, *[clusters.numpy()] * 3)
+    section = evaluation.labels_section(sets, label, tested, 0, "cpu")
     assert section.scores["label_accuracy"] == dict.fromkeys(
         [usefulness.REAL, usefulness.GENERATED, usefulness.BOTH], 1.0
     )
@@ -476,7 +477,7 @@ def test_labels_that_tiles_may_have(monkeypatch):
             "Left out: it needs at least 20 tiles of each set, but one has 7.",
         ),
     ):
-        found = evaluation.labels_section(tiles, clusters, tiles, clusters, real, tiles, held_out, 0, "cpu")
+        found = evaluation.labels_section(sets, real, held_out, 0, "cpu")
         assert found.notes == [why]
         assert found.scores == {}
 

@@ -39,7 +39,7 @@ def assigned(labels, step=64, side=64, left=300, top=200, slide="a", confidence=
 
 
 def tiles_of(labels, side=8):
-    return torch.full((len(labels.clusters), 3, side, side), 200, dtype=torch.uint8)
+    return torch.full((len(labels.cluster_ids), 3, side, side), 200, dtype=torch.uint8)
 
 
 def painted(geojson, shape, step, left, top):
@@ -84,7 +84,7 @@ def test_geojson_is_valid_and_paints_the_labels(step):
         tiles_in = feature["properties"]["measurements"]["Tiles"]
         assert outline.area == pytest.approx(tiles_in * step**2, rel=1e-3)
         areas[number - 1] += outline.area
-    np.testing.assert_allclose(areas, np.bincount(tiles.clusters, minlength=3) * step**2, rtol=0.01)
+    np.testing.assert_allclose(areas, np.bincount(tiles.cluster_ids, minlength=3) * step**2, rtol=0.01)
 
 
 def test_regions_are_counted_as_scipy_counts_them():
