@@ -71,8 +71,8 @@ from pfiles.paths import (
 )
 from pfiles.reporting.card import BLANKS, read_card
 from pfiles.reporting.tables import identities
-from pfiles.settings import PRESETS, Settings, get_settings
-from pfiles.tiles.dataset import EMBEDDED, data_or_default, load_tiles
+from pfiles.settings import PRESETS, Settings
+from pfiles.tiles.dataset import EMBEDDED, data_or_default
 from pfiles.tiles.files import generated_files, read_images, refuse_other_images, write_tiles
 from pfiles.tiles.slides import Tiling
 from pfiles.tiles.sources import PICTURES, read_source
@@ -507,15 +507,17 @@ def _refuse_read_only(root: Path) -> None:
 def _export(args: argparse.Namespace) -> int:
     from pfiles.measuring.pairs import PUBLISHED_SIDE
     from pfiles.reporting import export  # seconds to import
+    from pfiles.session import open_run
 
-    settings = get_settings(args.preset or "paper", _overrides(args.overrides))
     generated, out = (expand(folder).absolute() for folder in (args.generated, args.out))
     side = read_images(generated_files(generated)[:1]).shape[2]
-    if side == PUBLISHED_SIDE:  # tiles enlarged by the authors' way of saving them
-        side = settings.image_size_px
+    overrides = {**_overrides(args.overrides), "max_train_tiles": None, "precision": "fp32"}
+    if side != PUBLISHED_SIDE:  # else they are tiles enlarged by the authors' way of saving them
+        overrides["image_size_px"] = side
     if args.data is None and export.made_from(generated) is None:
         raise InputError(f"Nothing in {generated} says which tiles its images were made from: name them with --data.")
-    gate = export.export(generated, load_tiles(_data(args.data), side), out)
+    run = open_run("export", 2, data=_data(args.data), preset=args.preset, overrides=overrides)
+    gate = export.export(generated, run.tiles, out)
     share, low, high, expected = (f"{gate[name]:.1%}" for name in ("closer", "low", "high", "expected"))
     print(
         f"{gate['exported']} of {len(gate['images'])} images passed: {out / 'images'}\n"
