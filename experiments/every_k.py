@@ -4,7 +4,7 @@
 
 All rows share one autoencoder (DIR/autoencoder, trained first where it is not there), the k-means clusters of its
 latents, and the settings of `experiments.ablation`. The first row trains one UNet for all numbers of clusters, the last
-the same for twice as many steps, the others one UNet for one k each. For each k that has a UNet of its own a tile is
+two the same for twice and four times as many steps, the others one UNet for one k each. For each k that has a UNet of its own a tile is
 drawn for the cluster of each of 500 test tiles, with the same noise in every row. A row that is done is not done again,
 and a training that was stopped goes on: give the same command again. Writes DIR/NAME.json for each row, and every_k.md.
 """
@@ -35,7 +35,8 @@ HALVES = 200  # random halves of the drawn tiles, whose spread is the standard e
 def main(arguments: list[str] | None = None) -> None:
     args = _parser().parse_args(arguments)
     together = args.clusters
-    rows = {"every k": (together, 1), **{f"k = {k}": (k, 1) for k in args.against}, "every k, twice": (together, 2)}
+    rows = {"every k": (together, 1), **{f"k = {k}": (k, 1) for k in args.against}}
+    rows |= {"every k, twice": (together, 2), "every k, four times": (together, 4)}
     first = _open(args, "autoencoder", args.against[0], 1)
     if not first.paths.autoencoder.exists():
         first.train_autoencoder(*first.new_autoencoder())
@@ -136,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--clusters", default="10-16", help="of the one UNet; default 10-16")
     parser.add_argument("--against", type=int, nargs="+", default=[10, 13, 16], help="k with a UNet of their own")
-    parser.add_argument("--epochs", type=int, default=5, help="of every row but the last; 5 of 5,000 are 1,560 steps")
+    parser.add_argument("--epochs", type=int, default=5, help="of every row but the last two; 5 of 5,000 are 1,560 steps")
     parser.add_argument("--set", type=json.loads, default={}, dest="settings", help="settings of all rows, as JSON")
     return parser
 
