@@ -4,9 +4,10 @@
 
 All rows share one autoencoder (DIR/autoencoder, trained first where it is not there), the k-means clusters of its
 latents, and the settings of `experiments.ablation`. The first row trains one UNet for all numbers of clusters, the last
-two the same for twice and four times as many steps, the others one UNet for one k each. For each k that has a UNet of its own a tile is
-drawn for the cluster of each of 500 test tiles, with the same noise in every row. A row that is done is not done again,
-and a training that was stopped goes on: give the same command again. Writes DIR/NAME.json for each row, and every_k.md.
+two the same for twice and four times as many steps, the others one UNet for one k each. For each k that has a UNet of
+its own a tile is drawn for the cluster of each of 500 test tiles, with the same noise in every row. A row that is done
+is not done again, and a training that was stopped goes on: give the same command again. Writes DIR/NAME.json for each
+row, and every_k.md.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _open(args: argparse.Namespace, folder: str, clusters: int | str, times: int) -> OpenRun:
-    settings = SIZE | {"training.epochs": times * args.epochs} | args.settings
+    settings = SIZE | args.settings | {"training.epochs": times * args.epochs}
     data, out = str(args.data.absolute()), str((args.out / folder).absolute())
     return open_run("every_k", clusters, "kmeans", data, "recommended", settings, out=out)
 
@@ -137,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--clusters", default="10-16", help="of the one UNet; default 10-16")
     parser.add_argument("--against", type=int, nargs="+", default=[10, 13, 16], help="k with a UNet of their own")
-    parser.add_argument("--epochs", type=int, default=5, help="of every row but the last two; 5 of 5,000 are 1,560 steps")
+    parser.add_argument("--epochs", type=int, default=5, help="but of the last two rows; 5 of 5,000 are 1,560 steps")
     parser.add_argument("--set", type=json.loads, default={}, dest="settings", help="settings of all rows, as JSON")
     return parser
 

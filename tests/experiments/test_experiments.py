@@ -12,7 +12,7 @@ from scipy import ndimage
 from torch import nn
 
 from benchmarks.inputs import make_size
-from experiments import ablation, copies, ladder, start_from, train_and_look
+from experiments import ablation, copies, every_k, ladder, start_from, train_and_look
 from pfiles import checkpoints
 from pfiles.clustering import make_clusterer
 from pfiles.latents import LatentSpace
@@ -159,6 +159,33 @@ def test_ablation(tmp_path, capsys):
     assert full["mse"] == again["mse"] != plain["mse"]
     assert "random: floor, training tiles" in full["values"].keys() - plain["values"].keys()  # no UNet changes it
     assert plain["settings"]["diffusion.prediction"] == "noise"
+
+
+def test_every_k(tmp_path):
+    """One UNet for two k against the k's own, each row in its own number of steps; what is done is not done again."""
+    np.save(tmp_path / "tiles.npy", make_tiles(264, 48))
+    settings = {**TINY, "max_train_tiles": 220, "autoencoder.epochs": 1, "autoencoder.polish.epochs": 1}
+    settings |= {"autoencoder.polish.discriminator": {"conv_channels": [8, 16]}, "training.warmup_steps": 2}
+    arguments = ["--data", str(tmp_path / "tiles.npy"), "--out", str(tmp_path / "out"), "--clusters", "3-4"]
+    arguments += ["--against", "3", "--epochs", "1", "--set", json.dumps(settings)]
+    every_k.main(arguments)
+    written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.json")}
+    every_k.main(arguments)
+    assert written == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.json")}
+    rows = {name: json.loads((tmp_path / "out" / name).read_text()) for name in written}
+    assert {name: row["epochs"] for name, row in rows.items()} == {
+        "every k.json": 1, "k = 3.json": 1, "every k, twice.json": 2, "every k, four times.json": 4,
+    }  # fmt: skip
+    assert all(row["values"].keys() == {"3"} for row in rows.values())
+    floors = {row["values"]["3"]["frechet of training tiles"] for row in rows.values()}
+    assert len(floors) == 1  # which no UNet changes
+    table = (tmp_path / "out" / "every_k.md").read_text().splitlines()[2:]
+    assert [line.split(" | ")[0] for line in table] == [
+        "| every k", "| k = 3", "| every k, twice", "| every k, four times",
+    ]  # fmt: skip
+    own, other = (rows[name]["values"]["3"] for name in ("k = 3.json", "every k.json"))
+    assert f"{other['frechet'] - own['frechet']:+.4f} ± " in table[0]
+    assert "+" not in table[1]  # the k's own is compared with nothing
 
 
 def test_start_from(tmp_path, capsys):
