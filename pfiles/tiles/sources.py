@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 from torch import Tensor
 
@@ -98,22 +99,27 @@ def _read_cut(folder: Path) -> Source:
     state = _state([folder / TILES, folder / TABLE]) if (folder / TILES).exists() else None
     images = read_source(folder / TILES).images
     try:
-        with open(folder / TABLE, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-        positions = read_positions(rows)
-    except (UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError) as error:
+        rows = read_tile_table(folder / TABLE)
+        positions = positions_of(rows)
+    except (KeyError, ValueError) as error:
         raise InputError(f"{folder / TABLE} is not the table of {TILES} ({error!r}): cut the tiles anew.") from error
     if len(rows) != len(images):
         raise InputError(f"{folder / TABLE} has {len(rows)} rows for {len(images)} tiles: cut the tiles anew.")
-    labels = np.array([row["label"] or "" for row in rows], str) if "label" in rows[0] else None
-    return Source(images, (), labels, state, positions, [row.get("patient") or "" for row in rows])
+    labels = rows["label"].to_numpy(str) if "label" in rows else None
+    patients = rows["patient"].tolist() if "patient" in rows else [""] * len(rows)
+    return Source(images, (), labels, state, positions, patients)
 
 
-def read_positions(rows: Sequence[Mapping[str, str]]) -> np.recarray:
+def read_tile_table(path: Path) -> pd.DataFrame:
+    """A row for each tile that `python -m pfiles tile` cut; ValueError where it is no such table."""
+    kinds = {"slide": str, "x": int, "y": int, "side": int, "mpp": float, "patient": str, "label": str}
+    return pd.read_csv(path, dtype=kinds, index_col=False, na_filter=False, encoding="utf-8-sig")
+
+
+def positions_of(rows: pd.DataFrame) -> np.recarray:
     """The columns slide, x, y, side and mpp of a table of tiles, as `Tiles.positions`."""
-    kinds = {"slide": str, "x": int, "y": int, "side": int, "mpp": float}
-    columns = [np.array([kind(row[name]) for row in rows]) for name, kind in kinds.items()]
-    return np.rec.fromarrays(columns, names=list(kinds))
+    names = ["slide", "x", "y", "side", "mpp"]
+    return np.rec.fromarrays([rows["slide"].to_numpy(str), *(rows[name].to_numpy() for name in names[1:])], names=names)
 
 
 def _read_folder(folder: Path) -> Source:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -21,7 +22,7 @@ from pfiles.machine.processes import progress
 from pfiles.machine.runtime import make_generator
 from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.tiles.slides import SUFFIXES, Tiling, cut_tiles, open_slide, plan_tiles
-from pfiles.tiles.sources import PICTURES, TABLE, TILES, picture_part, read_positions, walk
+from pfiles.tiles.sources import PICTURES, TABLE, TILES, picture_part, positions_of, read_tile_table, walk
 from pfiles.tiles.split import split_by_patient
 
 COLUMNS = ("slide", "x", "y", "side", "level", "mpp", "tissue", "sharpness")
@@ -63,21 +64,22 @@ def tile_slides(
     about = read_json(out / ABOUT) if (out / TABLE).exists() else None
     if about is not None and {key: about.get(key) for key in asked} == asked:
         print(f"The tiles of all slides are in {out} already.")
-        rows = _read_csv(out / TABLE)
+        rows = read_tile_table(out / TABLE)
     else:
         rows, left_out = _cut_all(files, names, out, asked, tiling, threads or usable_cores())
         about = {**asked, "left_out": left_out}
     table = {names[path]: given.get(path.name, given.get(path.stem, {})) for path in files}
     columns = [name for name in ("patient", "label") if any(row.get(name) for row in table.values())]
-    for row in rows:
-        of_slide = table[row["slide"]]
-        patient = of_slide.get("patient", "")
-        row |= {"patient": patients.get(patient, patient), "label": of_slide.get("label", "")}
-    _write_csv(out / TABLE, (*COLUMNS, *columns), rows)
+    rows = rows[[*COLUMNS]]
+    for column in columns:
+        known = {name: row.get(column, "") for name, row in table.items()}
+        rows[column] = rows["slide"].map({name: patients.get(of, of) for name, of in known.items()})
+    with atomic_write(out / TABLE) as file:
+        rows.to_csv(file, index=False)
     write_json(out / ABOUT, about)
     shutil.rmtree(out / WORK, ignore_errors=True)
     if show_split:
-        _print_table(rows)
+        _print_table(rows, {name: patients.get(of := row.get("patient", ""), of) for name, row in table.items()})
     for reason in about["left_out"].values():
         print(f"left out: {reason}")
 
@@ -90,13 +92,13 @@ def _state(path: Path) -> str:
 
 def _cut_all(
     files: Sequence[Path], names: Mapping[Path, str], out: Path, asked: Mapping, tiling: Tiling, threads: int
-) -> tuple[list[dict], dict[str, str]]:
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """Cut all slides and write their tiles.npy; returns the table's rows, and why slides were left out by name.
 
     Tiles are appended to one file, which takes its place when it is whole. A note beside it says of each slide that its
     tiles are there, or why there are none; a slide whose note is another's is cut anew, and so are those after it.
     """
-    work, rows, left_out, done = out / WORK, [], {}, True
+    work, parts, count, left_out, done = out / WORK, [], 0, {}, True
     stack = work / "all" / TILES  # where no slide's own file lies, whatever its name
     if not (out / TABLE).exists() and (out / TILES).exists():
         if not [*work.glob("*.json")]:
@@ -110,15 +112,17 @@ def _cut_all(
         for number, path in enumerate(files, start=1):
             name = names[path]
             note = work / f"{name}.json"
-            begun = {"tiling": asked["tiling"], "slide": asked["slides"][name], "first": len(rows)}
+            begun = {"tiling": asked["tiling"], "slide": asked["slides"][name], "first": count}
             found = read_json(note, {})
             done = done and {key: found.get(key) for key in begun} == begun
             if not done:
                 for later in files[number - 1 :]:
                     (work / f"{names[later]}.json").unlink(missing_ok=True)
-                file.truncate(file.seek(begin + len(rows) * tiling.size**2 * 3))
+                file.truncate(file.seek(begin + count * tiling.size**2 * 3))
                 try:
-                    _write_csv(note.with_suffix(".csv"), COLUMNS, _cut_slide(path, name, out, file, tiling, threads))
+                    own = _cut_slide(path, name, out, file, tiling, threads)
+                    with atomic_write(note.with_suffix(".csv")) as table:
+                        own.to_csv(table, index=False)
                     file.flush()
                     os.fsync(file.fileno())
                     found = begun
@@ -130,16 +134,16 @@ def _cut_all(
                 left_out[name] = found["left_out"]
                 print(f"[{number}/{len(files)}] {name}: left out", flush=True)
                 continue
-            own = _read_csv(note.with_suffix(".csv"))
-            rows += own
-            sharp = np.array([float(row["sharpness"]) for row in own])
-            blurred = int((sharp < BLURRED * np.median(sharp)).sum())
+            own = read_tile_table(note.with_suffix(".csv"))
+            parts.append(own)
+            count += len(own)
+            blurred = int((own.sharpness < BLURRED * own.sharpness.median()).sum())
             print(f"[{number}/{len(files)}] {name}: {len(own)} tiles, {blurred} of them blurred", flush=True)
-        if not rows:
+        if not count:
             raise InputError(next(iter(left_out.values())))
-        file.truncate(begin + len(rows) * tiling.size**2 * 3)
+        file.truncate(begin + count * tiling.size**2 * 3)
         file.seek(0)
-        _write_header(file, len(rows), tiling.size)
+        _write_header(file, count, tiling.size)
         file.flush()
         os.fsync(file.fileno())
     (out / TABLE).unlink(missing_ok=True)  # tiles are never seen beside the table of others
@@ -147,7 +151,7 @@ def _cut_all(
     for picture in (out / PICTURES).glob("*.jpg"):  # of an earlier cut, perhaps under the names that are now hidden
         if picture.stem not in asked["slides"].keys() - left_out.keys() and _is_own(picture):
             picture.unlink()
-    return rows, left_out
+    return pd.concat(parts, ignore_index=True), left_out
 
 
 def _is_own(picture: Path) -> bool:
@@ -246,10 +250,10 @@ def _names(
     return {file: known[f"slide {file.resolve()}"] for file in files}, {p: known[f"patient {p}"] for p in patients}
 
 
-def _cut_slide(path: Path, name: str, out: Path, file: IO[bytes], tiling: Tiling, threads: int) -> list[dict]:
+def _cut_slide(path: Path, name: str, out: Path, file: IO[bytes], tiling: Tiling, threads: int) -> pd.DataFrame:
     """Append the tiles of a slide to `file`, write its picture, and return the tiles' rows of the table."""
     offset = torch.rand(1, generator=make_generator(tiling.seed, "tiles of a slide", name), dtype=torch.float64).item()
-    rows: list[dict] = []
+    parts = []
     with open_slide(path) as slide:
         plan, picture = plan_tiles(slide, path, tiling, offset)
         side = round(tiling.size * plan.downsample)
@@ -258,16 +262,16 @@ def _cut_slide(path: Path, name: str, out: Path, file: IO[bytes], tiling: Tiling
                 bar.update(len(members))
                 keep = sharp >= tiling.min_sharpness
                 file.write(tiles[keep])
-                corners = np.round(plan.bounds[:2] + plan.corners[members] * plan.downsample).astype(int)
-                for (x, y), tissue, value in zip(corners[keep], plan.tissue[members][keep], sharp[keep], strict=True):
-                    values = name, x, y, side, plan.level, round(plan.mpp, 6), round(tissue, 3), round(float(value), 1)
-                    rows.append(dict(zip(COLUMNS, values, strict=True)))
-    if not rows:
+                x, y = np.round(plan.bounds[:2] + plan.corners[members] * plan.downsample).astype(int)[keep].T
+                shown = plan.tissue[members][keep].round(3), sharp[keep].astype(float).round(1)
+                values = name, x, y, side, plan.level, round(plan.mpp, 6), *shown
+                parts.append(pd.DataFrame(dict(zip(COLUMNS, values, strict=True))))
+    if not sum(map(len, parts)):
         raise InputError(f"{path} has no tile as sharp as {tiling.min_sharpness:g}: ask for less.")
     with atomic_write(out / PICTURES / f"{name}.jpg") as picture_file:
         part = " ".join(map(str, plan.bounds))  # of level 0, as `picture_of` a map reads it
         picture.save(picture_file, format="JPEG", quality=85, comment=part)
-    return rows
+    return pd.concat(parts, ignore_index=True)
 
 
 def _write_header(file: IO[bytes], count: int, side: int) -> None:
@@ -276,12 +280,12 @@ def _write_header(file: IO[bytes], count: int, side: int) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
-def _print_table(rows: Sequence[Mapping[str, str]]) -> None:
-    """Tiles of each slide on each side of the split."""
-    positions = read_positions(rows)
-    in_train, in_test, said = split_by_patient(positions, [row["patient"] for row in rows])
+def _print_table(rows: pd.DataFrame, patients: Mapping[str, str]) -> None:
+    """Tiles of each slide on each side of the split. patients: of each slide, "" where unknown."""
+    positions = positions_of(rows)
+    in_train, in_test, said = split_by_patient(positions, rows["slide"].map(patients).tolist())
     print(f"\n{'slide':<40} {'patient':<16} {'training':>8} {'test':>8}")
-    for slide, patient in dict.fromkeys((row["slide"], row["patient"]) for row in rows):
+    for slide, patient in ((slide, patients[slide]) for slide in rows["slide"].unique()):
         of_slide = positions.slide == slide
         print(f"{slide:<40} {patient:<16} {(of_slide & in_train).sum():>8} {(of_slide & in_test).sum():>8}")
     print(f"{'all':<40} {'':<16} {in_train.sum():>8} {in_test.sum():>8}\n{said}")
