@@ -76,7 +76,7 @@ from pfiles.tiles.dataset import EMBEDDED, data_or_default
 from pfiles.tiles.files import generated_files, read_images, refuse_other_images, write_tiles
 from pfiles.tiles.slides import Tiling
 from pfiles.tiles.sources import PICTURES, read_source
-from pfiles.tiles.tiler import tile_slides
+from pfiles.tiles.tiler import find_slides, tile_slides
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
 
@@ -576,15 +576,20 @@ def _map(args: argparse.Namespace) -> int:
         raise InputError(f"{folder} does not tell the scale of its tiles: give it as --mpp.")
     side = trained.settings.image_size_px
     tiling = Tiling(mpp, side, min_tissue=args.min_tissue, mpp_of_slide=args.mpp_of_slide)
-    tile_slides([expand(path).absolute() for path in args.slide], out / "tiles", tiling, show_split=False)
+    slides = find_slides([expand(path).absolute() for path in args.slide], out)
+    networks = {"autoencoder": trained.space.vqvae, "clusters": trained.clusterer}
+    of = {name: fingerprint_of_role(network) for name, network in networks.items()}
+    of["slides"] = sorted(slide.name for slide in slides)
+    if read_json(out / MADE_FROM, of) != of:
+        raise InputError(f"{out} holds maps of other slides or of other networks: name another folder with --out.")
+    write_json(out / MADE_FROM, of)
+    tile_slides(slides, out / "tiles", tiling, show_split=False)
     tiles = read_source(out / "tiles")
     parts = [trained.assign(tiles.images[i : i + 4096]) for i in range(0, len(tiles.images), 4096)]
     assigned = maps.Assigned(tiles.positions, *(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
     section = maps.write_maps(
         out, assigned, tiles.images, trained.n_clusters, names=trained.names, pictures=out / "tiles" / PICTURES
     )
-    networks = {"autoencoder": trained.space.vqvae, "clusters": trained.clusterer}
-    write_json(out / MADE_FROM, {name: fingerprint_of_role(network) for name, network in networks.items()})
     print(page.as_text([section]))
     return 0
 
