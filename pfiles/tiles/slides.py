@@ -327,4 +327,4 @@ def sharpness(tiles: np.ndarray) -> np.ndarray:
     grey = grey.reshape(n, side, side)
     around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
     laplacian = around - 4 * grey[:, 1:-1, 1:-1]
-    return np.array([of_tile.var(dtype=np.float32) for of_tile in laplacian])
+    return laplacian.var(axis=(1, 2), dtype=np.float32)

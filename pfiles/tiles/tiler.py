@@ -253,7 +253,7 @@ def _names(
 def _cut_slide(path: Path, name: str, out: Path, file: IO[bytes], tiling: Tiling, threads: int) -> pd.DataFrame:
     """Append the tiles of a slide to `file`, write its picture, and return the tiles' rows of the table."""
     offset = torch.rand(1, generator=make_generator(tiling.seed, "tiles of a slide", name), dtype=torch.float64).item()
-    parts = []
+    kept, sharpness = [], []
     with open_slide(path) as slide:
         plan, picture = plan_tiles(slide, path, tiling, offset)
         side = round(tiling.size * plan.downsample)
@@ -261,17 +261,19 @@ def _cut_slide(path: Path, name: str, out: Path, file: IO[bytes], tiling: Tiling
             for members, tiles, sharp in cut_tiles(slide, plan, tiling, threads):
                 bar.update(len(members))
                 keep = sharp >= tiling.min_sharpness
-                file.write(tiles[keep])
-                x, y = np.round(plan.bounds[:2] + plan.corners[members] * plan.downsample).astype(int)[keep].T
-                shown = plan.tissue[members][keep].round(3), sharp[keep].astype(float).round(1)
-                values = name, x, y, side, plan.level, round(plan.mpp, 6), *shown
-                parts.append(pd.DataFrame(dict(zip(COLUMNS, values, strict=True))))
-    if not sum(map(len, parts)):
+                file.write(tiles if keep.all() else tiles[keep])
+                kept.append(members[keep])
+                sharpness.append(sharp[keep])
+    members = np.concatenate(kept)
+    if not len(members):
         raise InputError(f"{path} has no tile as sharp as {tiling.min_sharpness:g}: ask for less.")
     with atomic_write(out / PICTURES / f"{name}.jpg") as picture_file:
         part = " ".join(map(str, plan.bounds))  # of level 0, as `picture_of` a map reads it
         picture.save(picture_file, format="JPEG", quality=85, comment=part)
-    return pd.concat(parts, ignore_index=True)
+    x, y = np.round(plan.bounds[:2] + plan.corners[members] * plan.downsample).astype(int).T
+    sharp = np.concatenate(sharpness).astype(float).round(1)
+    values = name, x, y, side, plan.level, round(plan.mpp, 6), plan.tissue[members].round(3), sharp
+    return pd.DataFrame(dict(zip(COLUMNS, values, strict=True)))
 
 
 def _write_header(file: IO[bytes], count: int, side: int) -> None:
