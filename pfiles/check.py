@@ -76,7 +76,7 @@ def check(
 
 def _lines(run: OpenRun, measure: bool) -> Iterator[Line]:
     yield _packages()
-    yield _gpu(run)
+    yield _gpu(run, measure)
     try:
         with redirect_stdout(StringIO()) as said:
             tiles = run.tiles
@@ -114,7 +114,7 @@ def _packages() -> Line:
     return Line(False, "kernel", f"{kernel}, without {', '.join(missing)}", advice)
 
 
-def _gpu(run: OpenRun) -> Line:
+def _gpu(run: OpenRun, measure: bool) -> Line:
     memory = f"{psutil.virtual_memory().available / 2**30:.0f} GiB of memory free"
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
@@ -122,7 +122,8 @@ def _gpu(run: OpenRun) -> Line:
         found = f"{torch.cuda.get_device_name()} with {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, {memory}"
         return Line(not busy, "GPU", found, "Others use it: see nvidia-smi, or take another card" if busy else "")
     small = run.preset == "demo"
-    advice = "" if small else f"preset {run.preset!r} is made for one: see the times below, or take preset 'demo'"
+    times = "see the times below" if measure else "a check without --fast says how long it takes"
+    advice = "" if small else f"preset {run.preset!r} is made for one: {times}, or take preset 'demo'"
     return Line(small, "GPU", f"none, {usable_cores()} CPU cores, {memory}", advice)
 
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import nbformat
@@ -76,18 +77,17 @@ def test_the_page_is_used_from_the_keyboard(page):
     page.wait_for_function("document.activeElement.alt === 'At its border: 4 tiles of cluster 2'")
 
 
-@pytest.fixture
-def lab(tmp_path):
-    """JupyterLab below the address that a hub gives a user, with the notebook of the atlas for a tiny run."""
-    np.save(tmp_path / "tiles.npy", make_tiles(44))
-    train(opened(tmp_path, clustering="kmeans"))
+@contextmanager
+def lab(tmp_path, name, book, disabled=()):
+    """JupyterLab below the address that a hub gives a user, with a notebook, and without some of its extensions."""
     home = tmp_path / "home"
-    (home / "clusters_14").mkdir(parents=True)
+    (home / name).parent.mkdir(parents=True)
     for package in ("pfiles", "MODULE"):
         (home / package).symlink_to(ROOT / package)
-    name = "clusters_14/part_16_cluster_atlas.ipynb"
-    book = with_parameters(ROOT / name, parameters(tmp_path, clustering="kmeans", reader="anna"))
     nbformat.write(book, home / name)
+    (tmp_path / "CONFIG" / "labconfig").mkdir(parents=True)
+    without = {"disabledExtensions": dict.fromkeys(disabled, True)}
+    (tmp_path / "CONFIG" / "labconfig" / "page_config.json").write_text(json.dumps(without))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -102,11 +102,17 @@ def lab(tmp_path):
     address = f"http://127.0.0.1:{port}/user/me"
     try:
         wait_for(lambda: f"{address}/lab" in (tmp_path / "server.txt").read_text() or server.poll() is not None)
-        yield f"{address}/lab/tree/{name}?token=secret", tmp_path / "out" / f"clusters_{K}" / "names_anna.json"
+        yield f"{address}/lab/tree/{name}?token=secret"
     finally:
         server.terminate()
         server.wait()
-        shutil.rmtree(home / "clusters_14")
+
+
+def run_all_cells(page, address):
+    page.set_default_timeout(1000 * PATIENCE)
+    page.goto(address)
+    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.sessionContext.session?.kernel")
+    page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")  # without waiting for its end
 
 
 def wait_for(done):
@@ -116,15 +122,24 @@ def wait_for(done):
         time.sleep(0.2)
 
 
-def test_a_name_typed_in_jupyterlab_is_in_the_file(lab, browser):
-    address, file = lab
+@pytest.fixture
+def atlas_in_lab(tmp_path):
+    """The notebook of the atlas for a tiny run in JupyterLab, and where names go."""
+    np.save(tmp_path / "tiles.npy", make_tiles(44))
+    train(opened(tmp_path, clustering="kmeans"))
+    name = "clusters_14/part_16_cluster_atlas.ipynb"
+    book = with_parameters(ROOT / name, parameters(tmp_path, clustering="kmeans", reader="anna"))
+    with lab(tmp_path, name, book) as address:
+        yield address, tmp_path / "out" / f"clusters_{K}" / "names_anna.json"
+    shutil.rmtree(tmp_path / "home" / "clusters_14")
+
+
+def test_a_name_typed_in_jupyterlab_is_in_the_file(atlas_in_lab, browser):
+    address, file = atlas_in_lab
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(1000 * PATIENCE)
     asked = []
     page.on("request", lambda request: asked.append(urlsplit(request.url).hostname))
-    page.goto(address)
-    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.sessionContext.session?.kernel")
-    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    run_all_cells(page, address)
     names = page.locator("input[placeholder=name]")
     names.nth(K - 1).wait_for()
     names.nth(1).press_sequentially("=<b>keratin</b>")
@@ -136,3 +151,31 @@ def test_a_name_typed_in_jupyterlab_is_in_the_file(lab, browser):
     assert shown.count() == 3 * K - page.get_by_text(": none").count()
     assert shown.evaluate_all("all => all.every(img => img.naturalWidth > 0)")
     assert set(asked) - {None} == {"127.0.0.1"}
+
+
+MANAGER = "@jupyter-widgets/jupyterlab-manager"  # JupyterLab's front end for widgets
+BAR = """
+import time
+from pfiles.machine.processes import progress
+for step in progress(range(30), desc="told", unit="step"):
+    time.sleep(0.2)
+"""
+
+
+def test_a_bar_moves_where_the_widget_front_end_is_missing(tmp_path, browser):
+    """A widget stays a line of text there, so that it is sure that the server lacks the front end."""
+    widget = "import ipywidgets\nipywidgets.IntProgress(value=3, max=9)"
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in (widget, BAR)])
+    book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+    with lab(tmp_path, "bar.ipynb", book, [MANAGER]) as address:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        run_all_cells(page, address)
+        page.locator("pre", has_text="IntProgress(value=3, max=9)").wait_for()
+        assert page.locator(".jupyter-widgets").count() == 0
+        seen = set()
+        bar = page.locator("pre", has_text="told:")
+        bar.wait_for()
+        wait_for(lambda: seen.add(bar.inner_text().split("|")[0]) or "told: 100%" in seen)
+        assert len(seen) > 4
+        assert bar.count() == 1  # renewed in place
+        assert "30/30" in bar.inner_text()
