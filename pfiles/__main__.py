@@ -58,6 +58,7 @@ from pfiles.identity import FINGERPRINT, flatten
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.lpips import vgg16_file
 from pfiles.machine.locks import locked
+from pfiles.machine.processes import progress
 from pfiles.machine.runtime import pick_device, versions
 from pfiles.measuring.features import EXTRACTORS
 from pfiles.paths import (
@@ -585,7 +586,8 @@ def _map(args: argparse.Namespace) -> int:
     write_json(out / MADE_FROM, of)
     tile_slides(slides, out / "tiles", tiling, show_split=False)
     tiles = read_source(out / "tiles")
-    parts = [trained.assign(tiles.images[i : i + 4096]) for i in range(0, len(tiles.images), 4096)]
+    bar = progress(tiles.images.split(4096), desc="assign tiles", unit="batch", leave=False, delay=2)
+    parts = [trained.assign(some) for some in bar]
     assigned = maps.Assigned(tiles.positions, *(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
     section = maps.write_maps(
         out, assigned, tiles.images, trained.n_clusters, names=trained.names, pictures=out / "tiles" / PICTURES

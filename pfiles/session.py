@@ -502,9 +502,10 @@ class OpenRun:
         cluster_ids, confidence = np.empty(len(tiles.images), np.int64), np.empty(len(tiles.images))
         rest = np.setdiff1d(np.arange(len(tiles.images)), tiles.train)
         parts = [(tiles.train, self.assigned)]
-        parts += [
-            (some, self.assign(tiles.tensor(some))) for some in np.split(rest, range(AT_ONCE, len(rest), AT_ONCE))
-        ]
+        bar = processes.progress(
+            np.split(rest, range(AT_ONCE, len(rest), AT_ONCE)), desc="assign tiles", unit="batch", leave=False, delay=2
+        )
+        parts += [(some, self.assign(tiles.tensor(some))) for some in bar]
         for some, (of_some, sure) in parts:
             cluster_ids[some], confidence[some] = of_some, sure
         return cluster_ids, confidence

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -66,7 +66,7 @@ writes a card that says it.
 
 @dataclass(eq=False)
 class Generator(
-    ModelHubMixin,
+    PyTorchModelHubMixin,
     library_name="pfiles",
     tags=["histopathology", "latent-diffusion", "vq-gan"],
     pipeline_tag="unconditional-image-generation",

@@ -17,6 +17,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 from torch import Tensor
 
+from pfiles.machine.processes import progress
 from pfiles.measuring.neighbours import grid_of, in_words, join_counts
 from pfiles.paths import atomic_write
 from pfiles.reporting.figures import save_figure
@@ -229,7 +230,7 @@ def write_maps(
     where patients are known, shares_by_patient.csv hold the share of each cluster.
     """
     figures = []
-    for slide in np.unique(tiles.positions.slide):
+    for slide in progress(np.unique(tiles.positions.slide), desc="maps", unit="slide", leave=False, delay=2):
         there = tiles.on(slide)
         with atomic_write(folder / f"{slide}.geojson") as file:
             file.write(json.dumps(as_geojson(slide, regions(there), names)).encode())
@@ -280,7 +281,7 @@ def write_every_k(
     pictures: see `write_maps`.
     """
     figures, slides = [], np.unique(positions.slide[chosen])
-    for slide in slides:
+    for slide in progress(slides, desc="maps of every k", unit="slide", leave=False, delay=2):
         maps = {f"k = {k}": Assigned(positions[chosen], *of_k).on(slide) for k, of_k in by_k.items()}
         there = chosen[positions.slide[chosen] == slide]
         picture = picture_of(slide, next(iter(maps.values())), images, there, pictures)
