@@ -748,7 +748,10 @@ def _rows(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for name, value in values.items():
         if name == "details":
             continue
-        rows += _rows(value, f"{prefix}{name}: ") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
+        if isinstance(value, Mapping):
+            rows += _rows(value, f"{prefix}{name}: ")
+        elif value is not None:  # not known
+            rows.append((f"{prefix}{name}", value))
     return rows
 
 

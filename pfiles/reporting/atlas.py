@@ -25,7 +25,7 @@ from pfiles.tiles.pixels import evenly_spaced
 
 SHOWN = 16  # tiles of each kind in a row
 COLUMNS = 4  # of the squares in which they stand
-MEASURED = 40  # real tiles of each cluster whose stain, nuclei and background are measured
+MEASURED, AT_MOST = 40, 1000  # real tiles of each cluster, and of all, whose stain, nuclei and background are measured
 DOMINATES = 0.5  # share of a cluster's tiles from one slide that is marked ...
 ODDS = 4  # ... where the odds of a tile to be from it are so many times those among all tiles
 SEVERAL = 3  # slides at most that are named
@@ -165,10 +165,11 @@ def _jpeg(image: np.ndarray, quality: int) -> str:
 
 def _in_words(tiles: Tiles, cluster_ids: Tensor) -> dict[int, str]:
     """`morphometry.in_words` of the training tiles, of which some of each cluster are measured."""
-    chosen, weights = [], []
-    for cluster in cluster_ids.unique():
+    chosen, weights, found = [], [], cluster_ids.unique()
+    number = min(MEASURED, -(-AT_MOST // len(found)))
+    for cluster in found:
         members = (cluster_ids == cluster).nonzero().flatten()
-        some = members[evenly_spaced(len(members), MEASURED)]
+        some = members[evenly_spaced(len(members), number)]
         chosen.append(some)
         weights.append(np.full(len(some), len(members) / len(some)))
     chosen = torch.cat(chosen).numpy()
