@@ -1,21 +1,24 @@
-"""Shared by all tests: where reference files lie, tiny settings, tiny tiles."""
+"""Shared by all tests: where reference files lie, tiny settings, tiny tiles, tiny runs."""
 
 import io
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from pfiles import latents
+from pfiles import checkpoints, latents
 from pfiles.__main__ import main
 from pfiles.clustering import KMeansClusters, fit_kmeans, make_clusterer
 from pfiles.discriminator import Discriminator
+from pfiles.latents import mean_channel_softmax
 from pfiles.learning import autoencoder, diffusion, loop
 from pfiles.machine.runtime import seeded
 from pfiles.machine.speed import PLAIN
+from pfiles.session import open_run
 from pfiles.settings import SavingSettings, get_settings
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
@@ -191,3 +194,40 @@ def train_autoencoder(networks, images, perceptual, settings, job):
     return autoencoder.train_autoencoder(
         vqvae=vqvae, discriminator=discriminator, images=images, perceptual=perceptual, settings=settings, job=job
     )
+
+
+# runs of seconds: opened on a folder's `tiles.npy`, trained, and finished up to the images and the CSV
+
+OVERRIDES = TINY | {"clusters.epochs": 1, "autoencoder.polish.epochs": 1}
+STAGES = ("training", "finetuning1", "finetuning2")
+
+
+def opened(folder, **changed):
+    given = {
+        "notebook": "part_test", "n_clusters": K, "data": str(folder / "tiles.npy"), "preset": "demo",
+        "overrides": OVERRIDES, "out": str(folder / "out"),
+    }  # fmt: skip
+    return open_run(**(given | changed))
+
+
+def parameters(folder, **changed):
+    run = {"n_clusters": K, "data": str(folder / "tiles.npy"), "preset": "demo", "out": str(folder / "out")}
+    return run | {"overrides": OVERRIDES} | changed
+
+
+def train(run):
+    run.train_autoencoder(*run.new_autoencoder())
+    for stage in STAGES:
+        networks = run.new_networks() if stage == "training" else run.networks(checkpoints.START[stage])
+        if stage == "training" and run.clustering == "classifier":
+            run.train_clusters(networks.clusterer)
+        run.train(stage, networks)
+
+
+def finish(run):
+    train(run)
+    run.write_training_images()
+    run.draw_to_folder(run.assigned[0][run.chosen])
+    table = pd.DataFrame(mean_channel_softmax(run.vqvae, run.codes).numpy())
+    table["cluster"], table["probability"] = (column.numpy() for column in run.assigned)
+    run.write_latent_csv(table)

@@ -1,4 +1,7 @@
-"""The six long jobs at tiny size, each as a function of the folder it leaves its result in; `test_kill` kills them."""
+"""The six long jobs at tiny size, each as a function of the folder it leaves its result in.
+
+They run in processes of their own, which `test_kill` beside this file starts and kills.
+"""
 
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -6,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from conftest import PLAIN_LEARNING, TINY, make_tiles
 
 from pfiles import latents
 from pfiles.clustering import make_clusterer, make_clusterers
@@ -20,6 +22,7 @@ from pfiles.paths import atomic_write
 from pfiles.settings import SavingSettings, get_settings
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
+from tests.conftest import PLAIN_LEARNING, TINY, make_tiles
 
 K = 3
 NUM_IMAGES = 12

@@ -1,7 +1,7 @@
 """Forward passes of the VQVAE, the UNet and the classifier from a state dict alone.
 
 Written from the description of the architectures with nothing but elementary operations and attention as explicit
-matrices, so that they share no code with the classes they are compared with.
+matrices, so that they share no code with the classes that `test_networks` beside this file compares with them.
 """
 
 import math

@@ -6,11 +6,11 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
-from conftest import TINY, make_tiles
 
 from pfiles import check
 from pfiles.__main__ import main
 from pfiles.session import open_run
+from tests.conftest import TINY, make_tiles
 
 ARGUMENTS = ["--preset", "demo", "--clusters", "3", "--clustering", "kmeans"]
 

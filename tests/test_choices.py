@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from conftest import assert_refused, make_tiles
 
 from pfiles import choices
 from pfiles.__main__ import main, run_cells
@@ -10,6 +9,7 @@ from pfiles.choices import DEFAULTS, choose
 from pfiles.errors import InputError
 from pfiles.paths import ROOT
 from pfiles.session import open_run
+from tests.conftest import assert_refused, make_tiles
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import PLAIN_LEARNING, TINY, make_tiles, stage_networks
 from torch import nn
 
 from pfiles import choosing, latents
@@ -25,6 +24,7 @@ from pfiles.paths import name_of_numbers, numbers_of_clusters
 from pfiles.reporting import figures
 from pfiles.session import open_run
 from pfiles.unet_cond_base import UNet
+from tests.conftest import PLAIN_LEARNING, TINY, make_tiles, stage_networks
 
 KS = (3, 5, 4)
 

@@ -13,7 +13,6 @@ import nbformat
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, make_tiles
 from matplotlib.figure import Figure
 
 from pfiles import __main__ as command_line
@@ -28,6 +27,7 @@ from pfiles.reporting.figures import save_figure
 from pfiles.reporting.tables import record
 from pfiles.tiles.files import decode_image, write_tiles
 from pfiles.tiles.pixels import as_tensor
+from tests.conftest import TINY, make_tiles
 
 MB = 2**20
 

@@ -8,7 +8,6 @@ from dataclasses import FrozenInstanceError, asdict, is_dataclass, replace
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN_LEARNING, TINY, make_tiles
 
 from pfiles import checkpoints
 from pfiles.checkpoints import checkpoint_name, find_checkpoint, load_weights, save_stage, save_weights
@@ -22,6 +21,7 @@ from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.pixels import as_tensor
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
+from tests.conftest import PLAIN_LEARNING, TINY, make_tiles
 
 
 @pytest.fixture

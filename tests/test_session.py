@@ -10,9 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import K, make_tiles
 from PIL import Image
-from tiny_runs import OVERRIDES, STAGES, finish, opened, parameters, train
 
 from pfiles import checkpoints
 from pfiles.__main__ import NOTEBOOKS, main, print_summary, run_cells
@@ -23,6 +21,7 @@ from pfiles.paths import ROOT, read_json, write_json
 from pfiles.reporting import evaluation, figures, page, tables
 from pfiles.session import choices_of, open_run
 from pfiles.tiles.sources import read_source
+from tests.conftest import OVERRIDES, STAGES, K, finish, make_tiles, opened, parameters, train
 
 GENERATED, TABLE = "clusters_3/gen_3", "clusters_3/HHH3_C3_D3.json"
 

@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, K, make_tiles
 from PIL import Image
-from tiny_runs import finish
 
 import pfiles
 from pfiles.__main__ import main
@@ -20,6 +18,7 @@ from pfiles.reporting.card import BLANKS, read_card
 from pfiles.reporting.tables import record
 from pfiles.session import open_run
 from pfiles.share import share
+from tests.conftest import TINY, K, finish, make_tiles
 
 CARD = {
     "licence": "cc-by-nc-4.0", "organ": "lung | left", "species": "human", "stain": "H&E", "scanner": "Aperio AT2, 20x",

@@ -7,7 +7,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, make_tiles
 from PIL import Image
 
 from pfiles import watch
@@ -15,6 +14,7 @@ from pfiles.__main__ import main
 from pfiles.errors import InputError
 from pfiles.learning import log
 from pfiles.session import open_run
+from tests.conftest import TINY, make_tiles
 
 OVERRIDES = TINY | {"saving.every_epochs": 1, "training.epochs": 2, "speed": "off"}
 

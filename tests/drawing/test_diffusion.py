@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import relative_error, shared
 from diffusers import DDIMScheduler, DDPMScheduler
 from PIL import Image
 
@@ -16,6 +15,7 @@ from pfiles.drawing.sampling import generate_to_folder, image_seeds, sample
 from pfiles.errors import InputError
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.unet_cond_base import UNet
+from tests.conftest import relative_error, shared
 
 LATENT = (4, 8, 8)
 

@@ -10,7 +10,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN_LEARNING, TINY, K, assert_refused, make_tiles, shared, stage_networks
 from PIL import Image
 
 import pfiles
@@ -24,6 +23,7 @@ from pfiles.session import open_run
 from pfiles.settings import get_settings
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
+from tests.conftest import PLAIN_LEARNING, TINY, K, assert_refused, make_tiles, shared, stage_networks
 
 
 @pytest.fixture

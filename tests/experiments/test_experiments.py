@@ -6,7 +6,6 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, make_tiles
 from PIL import Image
 from scipy import ndimage
 from torch import nn
@@ -25,6 +24,7 @@ from pfiles.settings import get_settings
 from pfiles.tiles.pixels import as_array
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
+from tests.conftest import TINY, make_tiles
 
 SIZE = make_size("tiny", "cpu")
 K = 3

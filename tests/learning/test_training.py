@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import K, autoencoder_networks, stage_networks, train_autoencoder, train_stage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pfiles import latents
@@ -21,6 +20,7 @@ from pfiles.learning.losses import hinge_loss
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.settings import SavingSettings
 from pfiles.unet_cond_base import UNet
+from tests.conftest import K, autoencoder_networks, stage_networks, train_autoencoder, train_stage
 
 
 def equal(a, b):

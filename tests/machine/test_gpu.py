@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import K, stage_networks
 
 from pfiles import latents
 from pfiles.drawing.sampling import image_seeds, sample
@@ -17,6 +16,7 @@ from pfiles.learning import diffusion, loop
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import make_generator
 from pfiles.machine.speed import PLAIN, Speed
+from tests.conftest import K, stage_networks
 
 DEVICE = "cuda"
 FAST = Speed(channels_last=True, compiled=True, fused=True)

@@ -12,9 +12,7 @@ import nbformat
 import numpy as np
 import psutil
 import pytest
-import together
 import torch
-from conftest import TINY
 from nbclient import NotebookClient
 from PIL import Image
 from torch import nn
@@ -25,13 +23,15 @@ from pfiles.machine import processes
 from pfiles.machine.speed import PLAIN
 from pfiles.paths import ROOT
 from pfiles.settings import SavingSettings
+from tests.conftest import TINY
+from tests.machine import together
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def torchrun(job: str, folder: Path) -> subprocess.CompletedProcess:
-    command = [*TORCHRUN, str(ROOT / "tests" / "together.py"), job, str(folder)]
+    command = [*TORCHRUN, together.__file__, job, str(folder)]
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
 
 
@@ -77,7 +77,7 @@ def test_two_processes_generate_what_one_does(tmp_path):
 
 
 def test_a_killed_process_ends_the_job(tmp_path):
-    command = [*TORCHRUN, str(ROOT / "tests" / "together.py"), "long", str(tmp_path)]
+    command = [*TORCHRUN, together.__file__, "long", str(tmp_path)]
     job = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while not [*(tmp_path / "autoencoder").glob("log.csv")]:
         time.sleep(0.1)

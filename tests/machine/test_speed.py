@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import K, autoencoder_networks, stage_networks, train_autoencoder, train_stage
 
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.learning import autoencoder, loop
@@ -15,6 +14,7 @@ from pfiles.machine import speed
 from pfiles.machine.runtime import make_generator
 from pfiles.machine.speed import PLAIN, Speed, pick_speed
 from pfiles.settings import get_settings
+from tests.conftest import K, autoencoder_networks, stage_networks, train_autoencoder, train_stage
 
 WAYS = {"channels_last": Speed(channels_last=True), "fused": Speed(fused=True)}
 CPU = torch.device("cpu")

@@ -5,7 +5,6 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiles
 from scipy import linalg
 from scipy.spatial.distance import cdist
 from torch import nn
@@ -19,6 +18,7 @@ from pfiles.measuring.efficientnet import EfficientNetLite0, SameConv2d
 from pfiles.paths import ROOT
 from pfiles.tiles.pixels import as_tensor
 from pfiles.vqvae import VQVAE
+from tests.conftest import make_tiles
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import torch
 import torchvision.models
-from conftest import make_tiles, write
 from PIL import Image
 from pytorch_msssim import ms_ssim, ssim
 from skimage.metrics import structural_similarity
@@ -26,6 +25,7 @@ from pfiles.lpips_metric import LPIPS as METRIC_LPIPS
 from pfiles.measuring import controls, pairs
 from pfiles.reporting import figures, tables
 from pfiles.tiles import files, pixels
+from tests.conftest import make_tiles, write
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import shared
 from scipy.ndimage import gaussian_filter
 
 from pfiles.errors import InputError
@@ -11,6 +10,7 @@ from pfiles.measuring import two_sample
 from pfiles.measuring.tile_network import TileNetwork, Trained, train
 from pfiles.measuring.two_sample import blur, compare, steps_to_blame, two_sample_test
 from pfiles.tiles.dataset import load_tiles
+from tests.conftest import shared
 
 
 @pytest.fixture(autouse=True)

@@ -7,14 +7,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiles
-from made_atlas import HOSTILE, make_atlas
 
 from pfiles.clustering import KMeansClusters, fit_kmeans
 from pfiles.latents import centre_and_border
 from pfiles.names import Reading
 from pfiles.reporting import atlas, naming
 from pfiles.tiles.dataset import Tiles
+from tests.conftest import make_tiles
+from tests.reporting.conftest import HOSTILE, make_atlas
 
 
 def shown(tiles, row, title):
@@ -36,9 +36,8 @@ def test_the_nearest_tiles_and_those_at_the_border():
 
 
 def test_centre_and_border_of_k_means_by_hand(tiny):
-    from conftest import stage_networks
-
     from pfiles import latents
+    from tests.conftest import stage_networks
 
     vqvae, _, clusters = stage_networks(tiny, "kmeans")
     codes = latents.encode_tiles(vqvae, torch.from_numpy(make_tiles(24)).permute(0, 3, 1, 2))

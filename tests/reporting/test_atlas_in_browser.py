@@ -13,13 +13,12 @@ from urllib.parse import urlsplit
 import nbformat
 import numpy as np
 import pytest
-from conftest import K, make_tiles
-from made_atlas import HOSTILE, make_atlas
-from tiny_runs import opened, parameters, train
 
 from pfiles.__main__ import with_parameters
 from pfiles.paths import ROOT
 from pfiles.reporting import atlas
+from tests.conftest import K, make_tiles, opened, parameters, train
+from tests.reporting.conftest import HOSTILE, make_atlas
 
 PATIENCE = 120  # seconds on a busy machine
 

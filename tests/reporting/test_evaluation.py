@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import assert_refused, make_tiles, write
 from PIL import Image
 
 from pfiles.__main__ import main
@@ -26,6 +25,7 @@ from pfiles.tiles import pixels
 from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.files import write_tiles
 from pfiles.vqvae import VQVAE
+from tests.conftest import assert_refused, make_tiles, write
 
 N = 40
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import shapely
 import torch
-from made_slides import GLASS, tissue, write_slide
 from matplotlib.colors import to_rgb
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
@@ -19,6 +18,7 @@ from pfiles.reporting import maps
 from pfiles.tiles.slides import Tiling
 from pfiles.tiles.sources import read_source
 from pfiles.tiles.tiler import tile_slides
+from tests.tiles.conftest import GLASS, tissue, write_slide
 
 VISION = {  # linear RGB as people without one kind of cone see it (Machado, Oliveira and Fernandes 2009, severity 1)
     "normal": np.eye(3),

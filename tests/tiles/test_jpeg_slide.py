@@ -6,13 +6,13 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
-from made_slides import tissue
 from PIL import Image
 
 from pfiles.errors import InputError
 from pfiles.tiles.builtin import SLIDE
 from pfiles.tiles.jpeg_slide import JpegSlide
 from pfiles.tiles.slides import open_slide, read_rgb
+from tests.tiles.conftest import tissue
 
 
 def write_jpeg_slide(path, image, colours="RGB", side=112, levels=(1, 4), subsampling=0, shared_tables=False):

@@ -14,7 +14,6 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
-from made_slides import GLASS, island, tissue, write_slide
 from PIL import Image
 from scipy import ndimage
 
@@ -35,6 +34,7 @@ from pfiles.tiles.slides import (
     tissue_mask,
 )
 from pfiles.tiles.tiler import tile_slides
+from tests.tiles.conftest import GLASS, island, tissue, write_slide
 
 
 def rows_of(out):

@@ -8,7 +8,6 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
-from conftest import make_tiles, png, shared
 from PIL import Image
 
 from pfiles.errors import InputError
@@ -16,6 +15,7 @@ from pfiles.tiles.dataset import load_tiles
 from pfiles.tiles.files import decode_image
 from pfiles.tiles.pixels import as_array
 from pfiles.tiles.split import split_by_folder, split_by_slide
+from tests.conftest import make_tiles, png, shared
 
 
 def lay_out(folder, names, tiles=None):

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiles, shared
 from PIL import Image
 from torchvision.transforms import functional as tvf
 
@@ -21,6 +20,7 @@ from pfiles.tiles import builtin, dataset, sources, views
 from pfiles.tiles.dataset import load_tiles
 from pfiles.tiles.pixels import as_array, as_tensor, evenly_spaced, to_uint8, to_unit
 from pfiles.tiles.views import affine, random_affine, random_dihedral
+from tests.conftest import make_tiles, shared
 
 
 def encode(image: np.ndarray, kind: str = "PNG") -> bytes:

@@ -2,10 +2,10 @@
 
 import numpy as np
 import torch
-from conftest import make_tiles
 
 from pfiles.reporting import atlas
 from pfiles.tiles.dataset import Tiles
+from tests.conftest import make_tiles
 
 SIDE = 48
 HOSTILE = '<img src=x onerror=alert(1)><script>alert(2)</script>"&'

@@ -19,7 +19,6 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, make_tiles
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -43,6 +42,7 @@ from pfiles.tiles.files import decode_image
 from pfiles.tiles.pixels import as_array
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
+from tests.conftest import TINY, make_tiles
 
 pytestmark = [  # a warning would be a second line; these Python does not show
     pytest.mark.filterwarnings("error"),

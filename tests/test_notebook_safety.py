@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
-from conftest import TINY, make_tiles
 
 from pfiles.__main__ import NOTEBOOKS, execute, run_cells
 from pfiles.checkpoints import save_weights
@@ -19,6 +18,7 @@ from pfiles.settings import get_settings
 from pfiles.tiles.files import write_tiles
 from pfiles.tiles.pixels import as_tensor
 from pfiles.vqvae import make_vqvae
+from tests.conftest import TINY, make_tiles
 
 NEED_NOTHING = ("train_autoencoder", "save_training_images")
 

@@ -1,4 +1,4 @@
-"""The jobs of `test_processes`, run in one process or in several that torchrun or a launcher started."""
+"""The jobs of `test_processes` beside this file: called there, and run as a script by processes of torchrun."""
 
 import sys
 from dataclasses import replace
@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import make_tiles
-from killed import SETTINGS, K, tiny_networks
 from torch import nn
 
 from pfiles import latents
@@ -20,6 +18,8 @@ from pfiles.machine.runtime import pick_device, seeded
 from pfiles.machine.speed import PLAIN
 from pfiles.paths import atomic_write
 from pfiles.settings import SavingSettings
+from tests.conftest import make_tiles
+from tests.killed import SETTINGS, K, tiny_networks
 
 
 def train(folder: Path, epochs: int = 4) -> None:

@@ -1,4 +1,4 @@
-"""Slides of known content, for all tests that read slides."""
+"""Slides of known content, for all tests that read slides, and folders of tiles."""
 
 import numpy as np
 import tifffile

@@ -13,10 +13,10 @@ import nbformat
 import numpy as np
 import psutil
 import pytest
-from conftest import TINY, assert_refused, make_tiles, png
 
 from pfiles.__main__ import NOTEBOOKS, execute, main, start_kernel, started_ahead
 from pfiles.paths import ROOT
+from tests.conftest import TINY, assert_refused, make_tiles, png
 
 
 def folder_with(folder, extra=None):

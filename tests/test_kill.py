@@ -10,17 +10,20 @@ import sys
 import time
 from pathlib import Path
 
-import killed
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests import killed
+
 KILLS = 4  # of each job
 
 # children come from a fresh process that has imported everything once: quick to start, nothing shared with pytest
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["killed", "torch.utils.tensorboard", "torch._dynamo"])  # both imported on first use
+context.set_forkserver_preload(
+    ["tests.killed", "torch.utils.tensorboard", "torch._dynamo"]
+)  # both imported on first use
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,9 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-import reference_models
 import torch
-from conftest import relative_error, shared
 
 from pfiles.blocks import SelfAttention, get_time_embedding
 from pfiles.checkpoints import load_weights
@@ -16,6 +14,8 @@ from pfiles.discriminator import Discriminator
 from pfiles.lpips import LPIPS
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
+from tests import reference_models
+from tests.conftest import relative_error, shared
 
 NETWORKS = {
     "vqvae": (VQVAE, 2_516_019),

@@ -9,13 +9,13 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY, make_tiles, png
-from made_slides import island, write_slide
 from PIL import Image
 
 from pfiles.__main__ import NOTEBOOKS, execute, main
 from pfiles.paths import ROOT
 from pfiles.session import choices_of, open_run
+from tests.conftest import TINY, make_tiles, png
+from tests.tiles.conftest import island, write_slide
 
 K = 3
 EVERY = (*NOTEBOOKS, "choose_k", "start_here", "tile_slides", "watch")  # a run's, and those before and beside it
