@@ -1,97 +1,19 @@
-"""The diffusion process and sampling from it."""
+"""Images from noise: each is its seed's and cluster's alone, and folders of them go on where they stopped."""
 
 import errno
-import sys
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 from PIL import Image
 
 from pfiles.drawing import sampling
-from pfiles.drawing.samplers import make_solver, timesteps
 from pfiles.drawing.sampling import generate_to_folder, image_seeds, sample
 from pfiles.errors import InputError
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.unet_cond_base import UNet
-from tests.conftest import relative_error, shared
 
 LATENT = (4, 8, 8)
-
-
-def their_scheduler(steps=None):
-    scheduler = DDPMScheduler(1000, 1e-4, 0.02, "linear", variance_type="fixed_small", clip_sample=False)
-    scheduler.set_timesteps(timesteps=steps or list(range(999, -1, -1)))
-    return scheduler
-
-
-def test_schedule_endpoints():
-    scheduler = LinearNoiseScheduler()
-    assert scheduler.alpha_cumprod[0].item() == pytest.approx(0.9999)
-    assert scheduler.alpha_cumprod[-1].item() == pytest.approx(4.0358e-5, rel=1e-4)
-
-
-def test_golden_scheduler():
-    with np.load(shared("golden/scheduler.npz")) as arrays:
-        a = {key: torch.as_tensor(array) for key, array in arrays.items()}
-    scheduler = LinearNoiseScheduler(1000, 1e-4, 0.02)
-    assert relative_error(scheduler.alpha_cumprod, a["alpha_cumprod"]) < 1e-5
-    assert relative_error(scheduler.add_noise(a["x0"], a["noise"], a["t"]), a["noisy"]) < 1e-5
-    previous, x0 = scheduler.sample_prev_timestep(a["x0"], a["noise"], 0)
-    assert relative_error(previous, a["prev_at_0"]) < 1e-5
-    assert relative_error(x0, a["x0_pred_at_0"]) < 1e-5
-    zero, one = torch.zeros_like(a["x0"]), torch.ones_like(a["x0"])
-    for i, t in enumerate(a["steps"]):
-        mean, x0 = scheduler.sample_prev_timestep(a["x0"], a["noise"], t, noise=zero)
-        shifted, _ = scheduler.sample_prev_timestep(a["x0"], a["noise"], t, noise=one)
-        assert relative_error(mean, a["mean"][i]) < 1e-5
-        assert (shifted - mean).mean().item() == pytest.approx(a["sigma"][i].item(), rel=1e-4)
-        assert relative_error(x0, a["x0_pred"][i]) < 1e-5
-
-
-def test_add_noise_agrees_with_diffusers():
-    x, noise = torch.randn(2, 6, *LATENT, generator=torch.Generator().manual_seed(0))
-    t = torch.tensor([0, 1, 10, 500, 998, 999])
-    expected = their_scheduler().add_noise(x, noise, t)
-    torch.testing.assert_close(LinearNoiseScheduler().add_noise(x, noise, t), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("steps", [None, timesteps(1000, 50), timesteps(1000, 7)], ids=["all", "50", "7"])
-def test_reverse_step_agrees_with_diffusers(steps):
-    theirs, ours = their_scheduler(steps), LinearNoiseScheduler()
-    x, predicted = torch.randn(2, 3, *LATENT, generator=torch.Generator().manual_seed(1))
-    order = theirs.timesteps.tolist()
-    for t, t_prev in zip(order, [*order[1:], -1], strict=True):
-        if steps is None and t not in (999, 500, 1, 0):
-            continue
-        expected = theirs.step(predicted, t, x, generator=torch.Generator().manual_seed(t)).prev_sample
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(t))
-        found, _ = ours.sample_prev_timestep(x, predicted, t, t_prev, noise)
-        torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)  # theirs is float32 throughout
-
-
-@pytest.mark.parametrize(("t", "t_prev"), [(999, 979), (499, 479), (19, -1)])
-def test_ddim_step_agrees_with_diffusers(t, t_prev):
-    theirs = DDIMScheduler(1000, 1e-4, 0.02, "linear", clip_sample=False, timestep_spacing="trailing")
-    theirs.set_timesteps(50)
-    x, predicted = torch.randn(2, 3, *LATENT, generator=torch.Generator().manual_seed(1))
-    expected = theirs.step(predicted, t, x).prev_sample
-    torch.testing.assert_close(
-        LinearNoiseScheduler().ddim_step(x, predicted, t, t_prev), expected, rtol=2e-4, atol=2e-4
-    )
-
-
-@pytest.mark.parametrize(("name", "steps"), [("euler", 10), ("dpm-solver++", 20), ("unipc", 25)])
-def test_impossible_samplers(name, steps):
-    with pytest.raises(InputError, match=r"Unknown sampler|needs fewer than 20 steps"):
-        make_solver(name, LinearNoiseScheduler(20), steps)
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(InputError, match="needs the package diffusers: pip install"):
-        make_solver("unipc", LinearNoiseScheduler(), 10)
 
 
 def test_guidance_moves_along_the_difference(unet):
@@ -112,57 +34,6 @@ def test_guidance_moves_along_the_difference(unet):
     guided = sample(unet, *arguments, **how, guidance=3.0)
     assert (guided.int() - sample(Mixed(), *arguments, **how).int()).abs().max() <= 1
     assert not torch.equal(guided, sample(unet, *arguments, **how))
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 50, 1000])
-def test_timesteps_go_from_the_last_to_the_first(num_steps):
-    steps = timesteps(1000, num_steps)
-    assert len(set(steps)) == num_steps
-    assert steps == sorted(steps, reverse=True)
-    assert steps[0] == 999
-    assert num_steps == 1 or steps[-1] == 0
-
-
-@pytest.mark.parametrize("num_steps", [0, 1001])
-def test_impossible_number_of_steps(num_steps):
-    with pytest.raises(ValueError, match="between 1 and 1000"):
-        timesteps(1000, num_steps)
-
-
-class ExactNoise(torch.nn.Module):
-    """The best noise prediction for latents that are normal with mean m_c and standard deviation s."""
-
-    def __init__(self, scheduler, means, std):
-        super().__init__()
-        self.scheduler, self.std = scheduler, std
-        self.means = torch.nn.Parameter(torch.tensor(means))
-
-    def forward(self, x, t, cluster):
-        alpha_bar = self.scheduler.alpha_cumprod[t].float()
-        mean = self.means[cluster].view(-1, 1, 1, 1)
-        variance = alpha_bar * self.std**2 + 1 - alpha_bar
-        return (1 - alpha_bar).sqrt() * (x - alpha_bar.sqrt() * mean) / variance
-
-
-@pytest.mark.parametrize(
-    ("sampler", "steps", "tolerance"),
-    [("ddpm", 1000, 0.02), ("ddim", 100, 0.03), ("dpm-solver++", 20, 0.03), ("unipc", 20, 0.03)],
-)
-def test_sampling_recovers_a_known_distribution(sampler, steps, tolerance):
-    """Also latents far beyond [-1, 1], which a sampler that clips would never reach."""
-    scheduler = LinearNoiseScheduler()
-    network = ExactNoise(scheduler, means=[2.0, -3.0], std=0.4)
-    drawn = []
-    clusters = [0, 1] * 20
-    sample(
-        network, scheduler, lambda z: drawn.append(z) or z[:, :3], clusters, image_seeds(0, range(40)),
-        latent_shape=(3, 16, 16), num_steps=steps, sampler=sampler, progress=False,
-    )  # fmt: skip
-    z = torch.cat(drawn)
-    for cluster, mean in ((0, 2.0), (1, -3.0)):
-        found = z[cluster::2]
-        assert found.mean().item() == pytest.approx(mean, abs=0.02)
-        assert found.std().item() == pytest.approx(0.4, abs=tolerance)
 
 
 @pytest.fixture
