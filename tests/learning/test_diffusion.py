@@ -1,0 +1,171 @@
+"""The stages of the UNet and the clusters: what they minimise, and from what they learn."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pfiles import latents
+from pfiles.learning import diffusion
+from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.unet_cond_base import UNet
+from tests.conftest import K, stage_networks, train_stage
+from tests.learning.conftest import equal
+
+
+def test_stage_1_trains_both_networks(tiny, images, job):
+    networks = stage_networks(tiny)
+    _, unet, clusters = networks
+    before = copy.deepcopy((unet, clusters))
+    history = train_stage(tiny, tiny.training, networks, images, job)
+    assert not equal(unet, before[0])
+    assert not equal(clusters, before[1])
+    row = history[0]
+    weighted = row["mse"] - 0.1 * row["marginal_entropy"] + 0.06 * row["conditional_entropy"] + 0.04 * row["affine_kl"]
+    assert row["loss"] == pytest.approx(weighted, rel=1e-5)
+    # two passes through the classifier a step, as in the published checkpoints
+    assert clusters.classifier.bnor1.num_batches_tracked == 2 * 3
+
+
+def test_stage_2_trains_the_unet_alone(tiny, images, job):
+    networks = stage_networks(tiny)
+    _, unet, clusters = networks
+    before = copy.deepcopy((unet, clusters))
+    history = train_stage(tiny, tiny.finetuning1, networks, images, job)
+    assert not equal(unet, before[0])
+    assert equal(clusters, before[1])
+    assert history[0]["loss"] == history[0]["mse"]
+
+
+def test_kmeans_clusters_never_learn(tiny, images, job):
+    networks = stage_networks(tiny, "kmeans")
+    history = train_stage(tiny, tiny.training, networks, images, job)
+    assert not any("entropy" in name or "affine" in name for name in history[0])
+
+
+def test_noise_error_falls(tiny, images, job):
+    stage = replace(tiny.finetuning1, epochs=60, learning_rate=2e-3)
+    history = train_stage(tiny, stage, stage_networks(tiny), images, job)
+    assert history[-1]["mse"] < 0.8 < history[0]["mse"]
+
+
+def test_min_snr_weights_the_error(tiny, images, job, monkeypatch):
+    """With gamma above every signal-to-noise ratio nothing changes; with a tiny one the loss is gamma * error / SNR."""
+    stage = replace(tiny.finetuning1, epochs=1)
+    losses = {}
+    for gamma in (None, 1e9, 1e-6):
+        diffusion = replace(tiny, diffusion=replace(tiny.diffusion, min_snr_gamma=gamma))
+        row = train_stage(diffusion, stage, stage_networks(tiny), images, replace(job, restart=True))[0]
+        losses[gamma] = row["loss"]
+        assert gamma is None or row["loss"] == row["weighted_mse"] != row["mse"] or gamma == 1e9
+    assert losses[1e9] == pytest.approx(losses[None], rel=1e-6)
+    assert losses[1e-6] < 1e-3 * losses[None]
+    alpha_bar = LinearNoiseScheduler(20).alpha_cumprod[7].item()
+    snr = LinearNoiseScheduler(20).signal_to_noise(torch.tensor([7])).item()
+    assert snr == pytest.approx(alpha_bar / (1 - alpha_bar))
+
+
+def test_dropped_conditions_are_no_condition(tiny):
+    _, unet, _ = stage_networks(tiny)
+    x, t = torch.randn(2, 16, 12, 12), torch.tensor([3, 9])
+    with torch.no_grad():
+        one, none, mixed = (unet(x, t, c) for c in (torch.tensor([1, 1]), None, torch.tensor([1, -1])))
+    torch.testing.assert_close(mixed[0], one[0])
+    torch.testing.assert_close(mixed[1], none[1])
+    assert not torch.allclose(one[1], none[1])
+
+
+def test_condition_dropout_trains_both_ways(tiny, images, job, monkeypatch):
+    settings = replace(tiny, diffusion=replace(tiny.diffusion, condition_dropout=0.5))
+    seen = []
+    monkeypatch.setattr(UNet, "forward", lambda self, x, t, c, f=UNet.forward: seen.append(c) or f(self, x, t, c))
+    train_stage(settings, replace(tiny.training, epochs=8), stage_networks(tiny), images, job)
+    assert 0.35 < (torch.cat(seen) < 0).float().mean() < 0.65
+
+
+def recording_unet(tiny):
+    """A UNet that keeps what it was given and returns zero, with one parameter to train."""
+
+    class Recorder(UNet):
+        def forward(self, x, t, cond_input=None):
+            self.seen.append((x.detach().clone(), t.clone(), cond_input.clone()))
+            return 0 * super().forward(x, t, cond_input)
+
+    unet = Recorder(16, K, **tiny.diffusion.unet)
+    unet.seen = []
+    return unet
+
+
+def test_velocity_of_scaled_latents_is_what_the_unet_learns(tiny, images, job):
+    """From what a UNet that answers zero was given, its error is worked out again: mean of v squared."""
+    settings = replace(tiny.diffusion, prediction="v", latent_scaling=True)
+    vqvae, _, clusters = stage_networks(tiny)
+    codes = latents.encode_tiles(vqvae, images)
+    space = latents.LatentSpace.of_training(vqvae, codes)
+    z = torch.cat([space.embed(code[None]) for code in codes])
+    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(16), atol=1e-4, rtol=0)
+    used = z.std((0, 2, 3)) > 0
+    torch.testing.assert_close(z.std((0, 2, 3), correction=0)[used], torch.ones(int(used.sum())), atol=1e-3, rtol=0)
+    torch.testing.assert_close(space.decode(space.scale(z)), vqvae.decode(z * 1.0), atol=1e-3, rtol=1e-3)
+
+    unet, drawn = recording_unet(tiny), []
+    stage = replace(tiny.finetuning1, epochs=1)
+    scheduler = LinearNoiseScheduler(settings.num_timesteps, settings.beta_start, settings.beta_end)
+    original = scheduler.velocity
+
+    class Watched(LinearNoiseScheduler):
+        def velocity(self, x0, noise, t):
+            drawn.append((x0, noise, t))
+            return super().velocity(x0, noise, t)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffusion, "LinearNoiseScheduler", Watched)
+        history = diffusion.train_stage(
+            unet=unet, clusterer=clusters, space=space, images=images, codes=codes, settings=settings, stage=stage,
+            job=job,
+        )  # fmt: skip
+    errors = []
+    for (x, t, _), (x0, noise, _) in zip(unet.seen, drawn, strict=True):
+        alpha_bar = scheduler.alpha_cumprod[t].view(-1, 1, 1, 1)
+        torch.testing.assert_close(
+            x.double(), alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise, atol=1e-5, rtol=0
+        )
+        errors.append((alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0).square().mean().item())
+        torch.testing.assert_close(original(x0, noise, t).double().square().mean().item(), errors[-1])
+    assert history[0]["mse"] == pytest.approx(np.mean(errors), rel=1e-5)
+
+
+def test_views_of_latents_are_learnt_from(tiny, images, job):
+    """Every latent that the UNet is given without noise is one of the eight views of its tile."""
+    vqvae, _, clusters = stage_networks(tiny)
+    views = latents.encode_views(vqvae, images)
+    assert torch.equal(views[0], latents.encode_tiles(vqvae, images))
+    unet = recording_unet(tiny)
+    settings = replace(tiny.diffusion, beta_start=1e-12, beta_end=1e-12)
+    diffusion.train_stage(
+        unet=unet, clusterer=clusters, space=latents.LatentSpace(vqvae), images=images, codes=views,
+        settings=settings, stage=replace(tiny.finetuning1, epochs=3), job=job,
+    )  # fmt: skip
+    known = vqvae.embed(views.flatten(0, 1)).flatten(1)
+    given = torch.cat([x for x, _, _ in unet.seen]).flatten(1)
+    distance, which = torch.cdist(given, known, compute_mode="donot_use_mm_for_euclid_dist").min(1)
+    assert distance.max() < 1e-3
+    assert len((which // len(images)).unique()) > 4
+    clustered = torch.cat([latents.predict_clusters(vqvae, clusters, view)[0] for view in views])
+    assert torch.equal(torch.cat([c for _, _, c in unet.seen]), clustered[which])  # each view's own cluster
+
+
+def test_clusters_learnt_alone_equal_those_learnt_beside_the_unet(tiny, images, job):
+    """No gradient passes between the two: bit for bit."""
+    beside, alone = stage_networks(tiny), stage_networks(tiny)
+    stage = replace(tiny.training, epochs=3)
+    train_stage(tiny, stage, beside, images, job)
+    codes = latents.encode_tiles(alone[0], images)
+    diffusion.train_clusters(
+        classifier=alone[2], vqvae=alone[0], images=images, codes=codes, settings=tiny.diffusion, stage=stage,
+        job=replace(job, folder=job.folder / "alone"),
+    )  # fmt: skip
+    for a, b in zip(beside[2].state_dict().values(), alone[2].state_dict().values(), strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,103 @@
+"""What all trainings share: order of tiles, steps of the optimisers, the average of the weights."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pfiles.learning import loop
+from pfiles.learning.loop import epoch_batches
+from tests.conftest import autoencoder_networks, stage_networks, train_autoencoder, train_stage
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tiny, images, job):
+    settings = replace(tiny.autoencoder, epochs=3)
+    calls = []
+
+    def perceptual(a, b):
+        calls.append(1)
+        return a.mean() * (float("nan") if len(calls) > 4 else 1)
+
+    with pytest.raises(
+        FloatingPointError,
+        match=r"of test became NaN or infinite in step 5 \(epoch 2, training tiles \[\d+, .*\]\); .* is the start",
+    ):
+        train_autoencoder(autoencoder_networks(tiny), images, perceptual, settings, job)
+    assert not (job.folder / "resume.pt").exists()
+
+
+def test_every_epoch_draws_anew_and_a_seed_repeats(tiny, images, job, monkeypatch):
+    def orders(seed):
+        seen = []
+
+        def record(n, batch_size, generator):
+            batches = epoch_batches(n, batch_size, generator)
+            seen.append(torch.cat(batches).tolist())
+            return batches
+
+        monkeypatch.setattr(loop, "epoch_batches", record)
+        again = replace(job, seed=seed, restart=True)
+        train_stage(tiny, replace(tiny.training, epochs=3), stage_networks(tiny), images, again)
+        return seen[1:]  # the first call only counts the steps
+
+    first = orders(1)
+    assert len({tuple(order) for order in first}) == 3
+    assert orders(1) == first
+    assert orders(2) != first
+
+
+def test_training_leaves_the_global_random_state_alone(tiny, images, job):
+    before = torch.get_rng_state()
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, job)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_average_of_the_weights_is_the_result(tiny, images, job, monkeypatch):
+    """Worked out beside the training: every step's weights, averaged with the decay of that step."""
+    seen = []
+    original = loop.update
+
+    def recorded(optimizer, clip_norm):
+        norm = original(optimizer, clip_norm)
+        if not any(p is networks[1].conv_in.weight for p in optimizer.param_groups[0]["params"]):
+            return norm  # of the classifier
+        seen.append(networks[1].conv_in.weight.detach().clone())
+        return norm
+
+    monkeypatch.setattr(loop, "update", recorded)
+    networks = stage_networks(tiny)
+    average = networks[1].conv_in.weight.detach().clone()
+    train_stage(tiny, replace(tiny.training, epochs=4, ema_decay=0.5), networks, images, job)
+    for number, weights in enumerate(seen):
+        decay = min(0.5, (1 + number) / (10 + number))
+        average = decay * average + (1 - decay) * weights
+    torch.testing.assert_close(networks[1].conv_in.weight.detach(), average, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(average, seen[-1])
+
+
+def test_the_learning_rate_warms_up(tiny, images, job):
+    history = train_stage(tiny, replace(tiny.finetuning1, epochs=4, warmup_steps=9), stage_networks(tiny), images, job)
+    rates = [row["learning_rate"] / tiny.finetuning1.learning_rate for row in history]
+    assert rates == pytest.approx([3 / 9, 6 / 9, 1, 1])
+
+
+def test_the_learning_rate_falls_along_a_cosine():
+    pace = loop.Pace(warmup_steps=2, decay="cosine")
+    factors = [pace.factor(number, 8) for number in range(8)]
+    assert factors[0] == pytest.approx(0.5)  # half of the warm-up, at the top of the cosine
+    assert factors[4] == pytest.approx(0.5)  # half-way down
+    assert factors[7] == pytest.approx(0.5 + 0.5 * np.cos(np.pi * 7 / 8))
+    assert loop.Pace().factor(7, 8) == 1
+
+
+def test_each_optimiser_is_clipped_by_its_own_norm():
+    layers = [torch.nn.Linear(1, 1, bias=False) for _ in range(2)]
+    optimizers = [torch.optim.SGD(layer.parameters(), 1.0) for layer in layers]
+    for layer, size in zip(layers, (3.0, 0.25), strict=True):
+        torch.nn.init.zeros_(layer.weight)
+        layer.weight.grad = torch.full((1, 1), size)
+    norms = [loop.update(optimizer, clip_norm=1.0).item() for optimizer in optimizers]
+    assert norms == [3.0, 0.25]
+    assert layers[0].weight.item() == pytest.approx(-1, abs=1e-5)
+    assert layers[1].weight.item() == pytest.approx(-0.25)
