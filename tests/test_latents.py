@@ -1,9 +1,11 @@
 """Codes of tiles: their clusters, their features, and the table of both."""
 
+import pytest
 import torch
 
 from pfiles import latents
 from pfiles.classifier import Classifier
+from pfiles.errors import InputError
 from tests.conftest import K, autoencoder_networks, stage_networks
 
 
@@ -24,3 +26,16 @@ def test_features_of_the_csv(tiny, images):
     torch.testing.assert_close(features.sum(1), torch.ones(24))
     vectors = vqvae.embedding.weight[codes[5].long().flatten()].exp()  # (h*w, z), worked out for one tile
     torch.testing.assert_close(features[5], (vectors / vectors.sum(1, keepdim=True)).mean(0))
+
+
+def test_labels_come_from_the_csv(tmp_path):
+    path = tmp_path / "c.csv"
+    with pytest.raises(InputError, match="run part_5"):
+        latents.pair_cluster_ids(path, ["1"])
+    path.write_text("0.5,0.5,2,0.9\n0.4,0.6,0,0.8\n0.4,0.6,1,0.8\n")
+    assert latents.pair_cluster_ids(path, ["3", "1"]).tolist() == [1, 2]
+    with pytest.raises(InputError, match="has 3 rows, but image 4"):
+        latents.pair_cluster_ids(path, ["4"])
+    for name in ("0", "img1", "-1"):
+        with pytest.raises(InputError, match="named by their number from 1"):
+            latents.pair_cluster_ids(path, ["1", name])

@@ -113,3 +113,8 @@ assert not torch.cuda.is_initialized()
     }
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_measure_picks_a_device_by_itself():
+    for path in (ROOT / "pfiles" / "measuring").glob("*.py"):
+        assert "pick_device" not in path.read_text(), path.name

@@ -90,3 +90,8 @@ def test_of_many_clusters_the_largest_have_boxes():
     few = figures.plot_morphometry(table, table, labels % 3, labels % 3)
     assert few.get_supxlabel() == ""
     plt.close(few)
+
+
+def test_figure_4_tiles():
+    assert figures.figure_4_tiles(1000).tolist() == [691, 755, 467, 733, 979]
+    assert figures.figure_4_tiles(9).tolist() == [0, 2, 4, 6, 8]

@@ -1,0 +1,68 @@
+"""Image files: decoded or refused by name, and folders of them that pair."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from pytorch_msssim import ms_ssim
+
+from pfiles.errors import InputError
+from pfiles.measuring import pairs
+from pfiles.tiles import files, pixels
+from tests.conftest import make_tiles, write
+
+
+def test_folders_pair_by_number(tmp_path):
+    tiles = make_tiles(12, 16)
+    numbers = [1, 2, 3, 10, 11, 100, 20, 30, 4, 5, 6, 7]
+    write(tmp_path / "org", numbers, tiles)
+    write(tmp_path / "gen", numbers, tiles, "jpg")  # published files are JPEG
+    names, real, generated = files.load_pairs(tmp_path / "org", tmp_path / "gen")
+    assert [int(name) for name in names] == sorted(numbers)
+    np.testing.assert_array_equal(pixels.as_array(real), tiles[np.argsort(numbers)])
+    assert (real.int() - generated).abs().float().mean() < 30
+
+
+def test_generated_images_of_another_size_are_resized(tmp_path, capsys):
+    write(tmp_path / "org", range(3), make_tiles(3, 16))
+    write(tmp_path / "gen", range(3), make_tiles(3, 32))
+    _, real, generated = files.load_pairs(tmp_path / "org", tmp_path / "gen")
+    assert generated.shape == real.shape
+    assert "32 px are resized to the originals' 16 px" in capsys.readouterr().out
+
+
+def test_the_published_folders_work_as_they_are(tmp_path):
+    """231 px JPEG in `org` and `gen_14`: paired by name, scored at their own size, nothing resized."""
+    for seed, folder in enumerate(("org", "gen_14")):
+        images = pixels.resize(pixels.as_tensor(make_tiles(6, 128, seed)), 231)
+        write(tmp_path / folder, [1, 2, 10, 3, 11, 4], pixels.as_array(images), "jpg")
+    names, real, generated = files.load_pairs(tmp_path / "org", tmp_path / "gen_14")
+    assert names == ["1", "2", "3", "4", "10", "11"]
+    assert real.shape == generated.shape == (6, 3, 231, 231)
+    assert "their own 231 px" in pairs.ms_ssim_rule(231)
+    expected = ms_ssim(real.float(), generated.float(), data_range=255, size_average=False)
+    np.testing.assert_allclose(pairs.ms_ssim(real, generated), expected, atol=1e-4)
+
+
+def test_an_unreadable_image_is_named(tmp_path):
+    for folder in ("org", "gen"):
+        write(tmp_path / folder, range(3), make_tiles(3, 16))
+    (tmp_path / "gen" / "1.png").write_bytes(b"hello")
+    with pytest.raises(InputError, match=r"1\.png cannot be read as an image"):
+        files.load_pairs(tmp_path / "org", tmp_path / "gen")
+    Image.fromarray(make_tiles(1, 16)[0][..., 0]).save(tmp_path / "gen" / "1.png")
+    with pytest.raises(InputError, match=r"1\.png has the colour mode L"):
+        files.load_pairs(tmp_path / "org", tmp_path / "gen")
+
+
+def test_folders_that_do_not_pair(tmp_path):
+    write(tmp_path / "org", [1, 2, 3, 4, 5], make_tiles(5, 16))
+    write(tmp_path / "gen", [1, 7], make_tiles(2, 16))
+    with pytest.raises(InputError, match=r"of 5 in .* 2, 3, 4 \(and 1 more\) are there alone, and of 2 .* 7 is there"):
+        files.load_pairs(tmp_path / "org", tmp_path / "gen")
+    with pytest.raises(InputError, match=r"7 is there alone, and of 5 .* 2, 3, 4 \(and 1 more\) are"):
+        files.load_pairs(tmp_path / "gen", tmp_path / "org")
+    Image.fromarray(make_tiles(1, 16)[0]).save(tmp_path / "gen" / "1.jpg")
+    with pytest.raises(InputError, match=r"holds both 1\.(jpg|png) and 1\.(jpg|png)"):
+        files.load_pairs(tmp_path / "org", tmp_path / "gen")
+    with pytest.raises(InputError, match="no images in"):
+        files.load_pairs(tmp_path / "org", tmp_path / "nothing")
