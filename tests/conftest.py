@@ -49,6 +49,7 @@ TINY = {  # networks, tiles and trainings of seconds
     "sampling.num_generated": 12,
     "sampling.per_cluster": 3,
 }  # fmt: skip
+SIZES = TINY["autoencoder.vqvae"]
 PLAIN_LEARNING = {  # for tests that work a training out by hand: nothing but the loss and one optimiser
     "clusters_first": False,
     "autoencoder.reconstruction": "mse",

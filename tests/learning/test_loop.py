@@ -101,3 +101,14 @@ def test_each_optimiser_is_clipped_by_its_own_norm():
     assert norms == [3.0, 0.25]
     assert layers[0].weight.item() == pytest.approx(-1, abs=1e-5)
     assert layers[1].weight.item() == pytest.approx(-0.25)
+
+
+@pytest.mark.parametrize(("n", "batch_size", "count"), [(10_000, 16, 625), (37, 16, 2), (5, 16, 1), (32, 16, 2)])
+def test_epoch_batches_drop_no_tile(n, batch_size, count):
+    batches = epoch_batches(n, batch_size, torch.Generator().manual_seed(0))
+    assert len(batches) == count
+    sizes = [len(batch) for batch in batches]
+    assert max(sizes) - min(sizes) <= 1
+    assert torch.equal(torch.cat(batches).sort().values, torch.arange(n))
+    again = epoch_batches(n, batch_size, torch.Generator().manual_seed(1))
+    assert not torch.equal(torch.cat(batches), torch.cat(again))

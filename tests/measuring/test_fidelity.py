@@ -9,8 +9,7 @@ from pfiles.machine.runtime import seeded
 from pfiles.measuring import fidelity
 from pfiles.reporting import figures
 from pfiles.vqvae import VQVAE
-
-SIZES = {"down_channels": [8, 8, 16], "num_heads": 2, "norm_channels": 4, "codebook_size": 32}
+from tests.conftest import SIZES
 
 
 def test_agreement_by_hand():

@@ -25,7 +25,7 @@ from pfiles.tiles import pixels
 from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.files import write_tiles
 from pfiles.vqvae import VQVAE
-from tests.conftest import assert_refused, make_tiles, write
+from tests.conftest import SIZES, assert_refused, make_tiles, write
 
 N = 40
 
@@ -34,9 +34,6 @@ N = 40
 def quick(monkeypatch):
     monkeypatch.setattr(two_sample, "STEPS", 20)
     monkeypatch.setattr(usefulness, "EPOCHS", 4)
-
-
-SIZES = {"down_channels": [8, 8, 16], "num_heads": 2, "norm_channels": 4, "codebook_size": 32}
 
 
 @pytest.fixture(autouse=True)

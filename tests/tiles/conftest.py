@@ -1,8 +1,16 @@
 """Slides of known content, for all tests that read slides, and folders of tiles."""
 
+import io
+import zipfile
+from pathlib import Path
+
 import numpy as np
+import pytest
 import tifffile
+from PIL import Image
 from skimage.data import immunohistochemistry
+
+from tests.conftest import make_tiles, png
 
 GLASS = 243
 
@@ -33,3 +41,53 @@ def island(height=1024, width=1536, top=256, left=512, tall=512, wide=768, seed=
     image = np.full((height, width, 3), GLASS, np.uint8)
     image[top : top + tall, left : left + wide] = tissue(tall, wide, seed)
     return image
+
+
+def encode(image: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_folder(folder, tiles):
+    """Tiles in two levels of folders, beside files that are not tiles."""
+    for i, tile in enumerate(tiles):
+        path = folder / f"slide_{i % 2}" / f"{i:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(tile))
+    (folder / "notes.txt").write_text("not a tile")
+    (folder / ".hidden.png").write_bytes(b"not a tile")
+    return np.concatenate([tiles[0::2], tiles[1::2]])  # sorted order
+
+
+@pytest.fixture
+def npy(tmp_path, tiles):
+    path = tmp_path / "tiles.npy"
+    np.save(path, tiles)
+    return path
+
+
+# 16 x 16 px of CMU-1 (CC0), as the tests of openslide-python 1.4.7 hold them: made by OpenSlide's authors, LGPL-2.1
+DICOM = Path(__file__).with_name("skin_16px.dcm")
+
+
+def lay_out(folder, names, tiles=None):
+    tiles = make_tiles(len(names)) if tiles is None else tiles
+    for name, tile in zip(names, tiles, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(tile))
+    return folder
+
+
+def pack(path, names, tiles, **more):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, tile in zip(names, tiles, strict=True):
+            archive.writestr(name, png(tile))
+        for name, text in more.items():
+            archive.writestr(name, text)
+    return path
+
+
+def sides(names, tiles):
+    slides = [name.split("/")[0] for name in names]
+    return {slides[i] for i in tiles.train}, {slides[i] for i in tiles.test}

@@ -1,5 +1,9 @@
 """Image files: decoded or refused by name, and folders of them that pair."""
 
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,6 +12,7 @@ from pytorch_msssim import ms_ssim
 from pfiles.errors import InputError
 from pfiles.measuring import pairs
 from pfiles.tiles import files, pixels
+from pfiles.tiles.files import decode_image
 from tests.conftest import make_tiles, write
 
 
@@ -66,3 +71,33 @@ def test_folders_that_do_not_pair(tmp_path):
         files.load_pairs(tmp_path / "org", tmp_path / "gen")
     with pytest.raises(InputError, match="no images in"):
         files.load_pairs(tmp_path / "org", tmp_path / "nothing")
+
+
+def png_16_bit(image):
+    """RGB (H, W, 3) uint16 as PNG, which Pillow cannot write."""
+    height, width = image.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in image)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in [*chunks, (b"IEND", b"")]
+    )
+
+
+def test_16_bit_images_are_refused():
+    tifffile = pytest.importorskip("tifffile")
+    twelve_bit = make_tiles(1)[0].astype(np.uint16) * 16
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, twelve_bit, photometric="rgb")
+    for name, content in (("a.png", png_16_bit(twelve_bit)), ("a.tif", buffer.getvalue())):
+        with pytest.raises(InputError, match=f"{name}.*(16 bits per channel|cannot be read)"):
+            decode_image(name, content)
+    with pytest.raises(InputError, match="12 bits"):
+        decode_image("a.png", png_16_bit(twelve_bit))
+
+
+def test_alpha_and_palette_stay_allowed():
+    tile = make_tiles(1)[0]
+    buffer = io.BytesIO()
+    Image.fromarray(tile).convert("P", palette=Image.Palette.ADAPTIVE).save(buffer, "PNG")
+    assert decode_image("a.png", buffer.getvalue()).shape == (3, 48, 48)

@@ -1,43 +1,17 @@
-"""Folders, archives and labels as users have them."""
+"""Folders, archives, arrays and labels as users have them."""
 
+import contextlib
 import io
-import struct
 import zipfile
-import zlib
-from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from pfiles.errors import InputError
 from pfiles.tiles.dataset import load_tiles
-from pfiles.tiles.files import decode_image
-from pfiles.tiles.pixels import as_array
-from pfiles.tiles.split import split_by_folder, split_by_slide
+from pfiles.tiles.pixels import as_array, as_tensor
 from tests.conftest import make_tiles, png, shared
-
-
-def lay_out(folder, names, tiles=None):
-    tiles = make_tiles(len(names)) if tiles is None else tiles
-    for name, tile in zip(names, tiles, strict=True):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(png(tile))
-    return folder
-
-
-def pack(path, names, tiles, **more):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, tile in zip(names, tiles, strict=True):
-            archive.writestr(name, png(tile))
-        for name, text in more.items():
-            archive.writestr(name, text)
-    return path
-
-
-def sides(names, tiles):
-    slides = [name.split("/")[0] for name in names]
-    return {slides[i] for i in tiles.train}, {slides[i] for i in tiles.test}
+from tests.tiles.conftest import encode, lay_out, pack, sides, write_folder
 
 
 def test_linked_folders_and_files_are_read_once(tmp_path, tiles):
@@ -61,88 +35,6 @@ def test_a_link_to_nothing_is_refused_by_name(tmp_path):
     (data / "s7").symlink_to("unmounted")
     with pytest.raises(InputError, match="s7 is a link to a file that is not there"):
         load_tiles(data, 48)
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_slides_are_top_level_folders_however_deep_their_tiles_lie(tmp_path, packed):
-    """At every place where the cut may fall: slides have tiles of their own, regions, and regions of regions."""
-    for last in range(1, 8):
-        below = ["", "a/", "b/", "b/deep/", "c/"]
-        names = [f"s{s:02}/{below[i % 5]}{i}.png" for s in range(11) for i in range(last if s == 10 else 5)]
-        names.sort(key=lambda name: name.split("/"))
-        data = tmp_path / f"{last}.zip"
-        images = make_tiles(len(names))
-        data = pack(data, names, images) if packed else lay_out(tmp_path / f"{last}", names, images)
-        train, test = sides(names, load_tiles(data, 48))
-        assert not train & test
-        assert len(train | test) == 11
-
-
-def test_a_folder_around_all_slides_does_not_hide_them():
-    names = sorted(f"wrapped/s{s:02}/{region}/{i}.png" for s in range(12) for region in "ab" for i in range(3))
-    test, said = split_by_folder([PurePosixPath(name) for name in names])
-    assert {name.split("/")[1] for name, is_test in zip(names, test, strict=True) if is_test} == {"s11"}
-    assert said == "The last 1 of 12 folders are the test set."
-
-
-def test_regions_of_few_folders_are_split_with_a_warning():
-    names = sorted(f"s{s}/{region}/{i}.png" for s in range(4) for region in "abc" for i in range(3))
-    test, said = split_by_folder([PurePosixPath(name) for name in names])
-    assert test.tolist() == [False] * 33 + [True] * 3
-    assert "They lie in 4 folders" in said
-    assert "on both sides" in split_by_folder([PurePosixPath(f"s{i % 4}/{i}.png") for i in range(40)])[1]
-
-
-def test_a_lopsided_split_is_told_and_mended(tmp_path, capsys):
-    """11 slides, of which the last holds 180 of 200 tiles: 9 slides of 2 tiles are the nearest to an eleventh, 18.2."""
-    names = [f"s{s:02}/{i:03}.png" for s in range(11) for i in range(180 if s == 10 else 2)]
-    tiles = load_tiles(lay_out(tmp_path, names), 48)
-    train, test = sides(names, tiles)
-    assert (len(tiles.test), train & test) == (18, set())
-    assert test == {f"s{s:02}" for s in range(1, 10)}
-    assert "hold 180 of 200 tiles" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_the_nearest_whole_slides_agree_with_trying_all(seed):
-    rng = np.random.default_rng(seed)
-    sizes = np.append(rng.integers(1, 30, 10), 500)
-    slides = [f"s{i:02}" for i, size in enumerate(sizes) for _ in range(size)]
-    test, _ = split_by_slide(slides, "slides")
-    subsets = (np.arange(1, 2**11 - 1)[:, None] >> np.arange(11) & 1) @ sizes
-    assert abs(test.sum() - len(slides) / 11) == pytest.approx(np.abs(subsets - len(slides) / 11).min())
-
-
-def test_a_split_that_cannot_be_mended_is_told():
-    test, said = split_by_slide(["a"] * 10 + ["b"] * 90, "slides")
-    assert test.sum() == 10
-    test, said = split_by_slide(["a"] * 60 + ["b"] * 40, "slides")
-    assert test.sum() == 40
-    assert "hold 40 of 100 tiles" in said
-    assert "no other choice of whole ones comes nearer" in said
-
-
-def png_16_bit(image):
-    """RGB (H, W, 3) uint16 as PNG, which Pillow cannot write."""
-    height, width = image.shape[:2]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in image)
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in [*chunks, (b"IEND", b"")]
-    )
-
-
-def test_16_bit_images_are_refused():
-    tifffile = pytest.importorskip("tifffile")
-    twelve_bit = make_tiles(1)[0].astype(np.uint16) * 16
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, twelve_bit, photometric="rgb")
-    for name, content in (("a.png", png_16_bit(twelve_bit)), ("a.tif", buffer.getvalue())):
-        with pytest.raises(InputError, match=f"{name}.*(16 bits per channel|cannot be read)"):
-            decode_image(name, content)
-    with pytest.raises(InputError, match="12 bits"):
-        decode_image("a.png", png_16_bit(twelve_bit))
 
 
 def test_windows_names_in_a_zip_keep_their_folders(tmp_path):
@@ -179,22 +71,6 @@ def test_suffixes_in_capitals(tmp_path, tiles):
     pack(tmp_path / "A.ZIP", [f"{i:02}.PNG" for i in range(30)], tiles)
     for name in ("A.NPY", "A.ZIP"):
         np.testing.assert_array_equal(as_array(load_tiles(tmp_path / name, 48).images), tiles)
-
-
-@pytest.mark.parametrize(
-    ("distinct", "k", "message"),
-    [
-        (28, 28, "only 28 of 28 training tiles differ.*at most 27 clusters"),
-        (5, 7, "only 5 of 28 training tiles differ.*at most 4 clusters"),
-        (1, 2, "only 1 of 28 training tiles differ.*give other tiles"),
-    ],
-)
-def test_too_few_different_tiles_for_the_clusters(tmp_path, tiles, distinct, k, message):
-    np.save(tmp_path / "a.npy", tiles[np.arange(30) % distinct])
-    with pytest.raises(InputError, match=message):
-        load_tiles(tmp_path / "a.npy", 48, n_clusters=k)
-    if distinct > 2:
-        load_tiles(tmp_path / "a.npy", 48, n_clusters=distinct - 1)
 
 
 LABELS = "file,label\na/00.png,skin\nb\\00.png,gut\n01.png,skin\n"
@@ -248,8 +124,146 @@ def test_labels_of_real_tissue():
     assert {row[3] for row in sorted(rows)[5000:]} == {"test"}
 
 
-def test_alpha_and_palette_stay_allowed():
-    tile = make_tiles(1)[0]
+def test_folder_and_zip_are_read_in_sorted_order(tmp_path, tiles):
+    expected = write_folder(tmp_path / "tiles", tiles)
+    with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
+        for path in (tmp_path / "tiles").rglob("*"):
+            archive.write(path, path.relative_to(tmp_path))
+    for source in ("tiles", "tiles.zip"):
+        np.testing.assert_array_equal(as_array(load_tiles(tmp_path / source, 48).images), expected)
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [("jpg", "JPEG"), ("JPEG", "JPEG"), ("tif", "TIFF"), ("tiff", "TIFF")])
+def test_other_image_formats(tmp_path, tiles, suffix, kind):
+    for i, tile in enumerate(tiles):
+        (tmp_path / f"{i:02}.{suffix}").write_bytes(encode(tile, kind))
+    images = load_tiles(tmp_path, 48).images
+    assert images.shape == (30, 3, 48, 48)
+    assert (images.int() - as_tensor(tiles)).abs().float().mean() < 30
+
+
+def test_alpha_is_dropped(tmp_path, tiles):
+    for i, tile in enumerate(tiles):
+        alpha = np.full((48, 48, 1), 255, np.uint8)
+        (tmp_path / f"{i:02}.png").write_bytes(encode(np.concatenate([tile, alpha], axis=2)))
+    np.testing.assert_array_equal(as_array(load_tiles(tmp_path, 48).images), tiles)
+
+
+def test_published_layout_uses_slot_0_and_stays_on_disk(tmp_path, tiles):
+    stains = np.stack([tiles, 255 - tiles], axis=1)  # (N, 2, 48, 48, 3)
+    np.save(tmp_path / "stains.npy", stains)
+    images = load_tiles(tmp_path / "stains.npy", 48).images
+    np.testing.assert_array_equal(as_array(images), tiles)
+    np.load(tmp_path / "stains.npy", mmap_mode="r+")[3, 0] = 7
+    assert (images[3] == 7).all()
+
+
+def bad_npy(tmp_path, array=None, content=None):
+    path = tmp_path / "bad.npy"
+    if content is None:
+        np.save(path, array, allow_pickle=True)
+    else:
+        path.write_bytes(content)
+    return path
+
+
+def renamed_npz(tmp_path):
+    np.savez(tmp_path / "a.npz", make_tiles(30))
+    return (tmp_path / "a.npz").rename(tmp_path / "bad.npy")
+
+
+def npy_bytes(array):
     buffer = io.BytesIO()
-    Image.fromarray(tile).convert("P", palette=Image.Palette.ADAPTIVE).save(buffer, "PNG")
-    assert decode_image("a.png", buffer.getvalue()).shape == (3, 48, 48)
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p / "nowhere", "There is no data at"),
+        (lambda p: bad_npy(p, make_tiles(30).astype(np.float32)), "must hold uint8 tiles.*float32"),
+        (lambda p: bad_npy(p, make_tiles(30)[..., 0]), r"shape \(30, 48, 48\)"),
+        (lambda p: bad_npy(p, make_tiles(30)[:, :, :40]), r"shape \(30, 48, 40, 3\)"),
+        (lambda p: bad_npy(p, make_tiles(30)[:0]), r"shape \(0, 48, 48, 3\)"),
+        (lambda p: bad_npy(p, np.array([{"a": 1}], dtype=object)), "cannot be read as a .npy array"),
+        (lambda p: bad_npy(p, content=npy_bytes(make_tiles(30))[:5000]), "cannot be read as a .npy array"),
+        (lambda p: bad_npy(p, content=b""), "cannot be read as a .npy array"),
+        (lambda p: bad_npy(p, content=b"not an array"), "cannot be read as a .npy array"),
+        (lambda p: bad_npy(p, content=b"PK\x03\x04 garbage"), "cannot be read as a .npy array"),
+        (lambda p: renamed_npz(p), "an archive of arrays"),
+        (lambda p: bad_npy(p, make_tiles(21)), "holds 21 tiles: at least 22"),
+        (lambda p: bad_npy(p, make_tiles(30, side=40)), "tiles of .* are 40 px, but image_size_px is 48"),
+    ],
+)
+def test_bad_arrays(tmp_path, make, message):
+    with pytest.raises(InputError, match=message):
+        load_tiles(make(tmp_path), 48)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("text.png", b"this is a text file", "text.png cannot be read as an image"),
+        ("empty.png", b"", "empty.png cannot be read as an image"),
+        ("cut.png", encode(make_tiles(1)[0])[:150], "cut.png cannot be read as an image"),
+        ("grey.png", encode(make_tiles(1)[0][..., 0]), "grey.png has the colour mode L"),
+        ("small.png", encode(make_tiles(1, side=40)[0]), "one size, but .*small.png is 40 x 40"),
+        ("0_wide.png", encode(make_tiles(1)[0][:40]), "0_wide.png is 48 x 40 pixels, but tiles must be square"),
+    ],
+)
+def test_bad_images_in_a_folder_or_zip(tmp_path, tiles, name, content, message):
+    folder = tmp_path / "tiles"
+    write_folder(folder, tiles)
+    (folder / name).write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
+        for path in folder.rglob("*.png"):
+            archive.write(path, path.relative_to(tmp_path))
+    for source in (folder, tmp_path / "tiles.zip"):
+        with pytest.raises(InputError, match=message):
+            load_tiles(source, 48)
+
+
+def test_bad_containers(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no image"):
+        load_tiles(tmp_path / "empty", 48)
+    (tmp_path / "tiles.txt").write_text("x")
+    with pytest.raises(InputError, match=r"neither a \.npy file"):
+        load_tiles(tmp_path / "tiles.txt", 48)
+    (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 not really")
+    with pytest.raises(InputError, match=r"not a sound \.zip"):
+        load_tiles(tmp_path / "broken.zip", 48)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_zip_with_a_damaged_member(tmp_path, tiles, compression, kind):
+    path = tmp_path / "tiles.zip"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for i, tile in enumerate(tiles):
+            archive.writestr(f"{i:02}.{kind.lower()}", encode(tile, kind))
+    sound = path.read_bytes()
+    complaints = []
+    for position in range(35, 800, 9):
+        content = bytearray(sound)
+        content[position] ^= 0xFF
+        path.write_bytes(content)
+        with contextlib.suppress(InputError):  # anything else fails the test
+            load_tiles(path, 48)
+            continue
+        complaints.append(position)
+    assert len(complaints) > 20
+
+
+def test_names_sort_by_folder_in_folders_and_zips(tmp_path, tiles):
+    """As text "a-b/" comes before "a/", but the folder "a" comes before the folder "a-b"."""
+    with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
+        for i, tile in enumerate(tiles):
+            path = tmp_path / "tiles" / ("a-b" if i % 2 else "a") / f"{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(tile))
+            archive.write(path, path.relative_to(tmp_path / "tiles"))
+    expected = np.concatenate([tiles[0::2], tiles[1::2]])
+    for source in ("tiles", "tiles.zip"):
+        np.testing.assert_array_equal(as_array(load_tiles(tmp_path / source, 48).images), expected)

@@ -1,0 +1,62 @@
+"""Where files lie, and that they appear whole or not at all."""
+
+import pytest
+
+from pfiles.checkpoints import checkpoint_name
+from pfiles.errors import InputError
+from pfiles.paths import Paths, atomic_write, read_json, write_json
+
+
+def test_published_names(tmp_path):
+    paths = Paths(14, tmp_path)
+    found = [paths.autoencoder, paths.models, paths.generated, paths.latent_csv, paths.figure(2, "C_14_3")]
+    assert [str(path.relative_to(tmp_path)) for path in found] == [
+        "kpc_ldm/vqvae_autoencoder_ckpt.pth",
+        "clusters_14/models_14",
+        "clusters_14/gen_14",
+        "clusters_14/HHH14_C14_D14.csv",
+        "Figures/Figure 2/C_14_3.jpg",
+    ]
+    assert checkpoint_name("unet", "training", 600, 14, "20250127") == "unet_training_ckpt_20250127_600_14.pth"
+
+
+def test_the_files_of_kmeans_have_names_of_their_own(tmp_path):
+    def names(clustering):
+        paths = Paths(14, tmp_path, clustering)
+        files = paths.generated, paths.latent_csv, paths.figure(2, "C_14_3"), paths.cluster_sheet
+        trained = checkpoint_name("unet", "training", 600, 14, "20250127", clustering)
+        return {*files, trained, checkpoint_name(clustering, "training", 600, 14, "20250127", clustering)}
+
+    assert len(names("classifier") | names("kmeans")) == 12
+    assert "unet_kmeans_training_ckpt_20250127_600_14.pth" in names("kmeans")
+    assert tmp_path / "clusters_14" / "HHH14_C14_D14_kmeans.csv" in names("kmeans")
+
+
+@pytest.mark.parametrize("n_clusters", [1, 0, -3, 2.5, "1", "fourteen", None])
+def test_impossible_number_of_clusters(n_clusters):
+    with pytest.raises(InputError, match="n_clusters must be a whole number of at least 2"):
+        Paths(n_clusters)
+
+
+def test_output_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file: name a folder"):
+        Paths(14, tmp_path / "file")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "deep" / "value.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError, match="disk full"), atomic_write(path) as file:  # noqa: PT012
+        file.write(b"half of the new ")
+        raise RuntimeError("disk full")
+    assert read_json(path) == {"a": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["value.json"]
+
+
+def test_json_refuses_nan_and_names_a_broken_file(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", float("nan"))
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(InputError, match=r"b\.json is not valid JSON"):
+        read_json(tmp_path / "b.json")

@@ -1,0 +1,445 @@
+"""Slides of known content: position, scale, mask and split by value; bad slides; stops half-way."""
+
+import csv
+import io
+import multiprocessing
+import os
+import shutil
+import signal
+import struct
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from pfiles.__main__ import main, run_cells
+from pfiles.errors import InputError
+from pfiles.paths import ROOT
+from pfiles.tiles import tiler
+from pfiles.tiles.builtin import SLIDE
+from pfiles.tiles.dataset import load_tiles
+from pfiles.tiles.slides import Tiling, cut_tiles, open_slide
+from pfiles.tiles.tiler import tile_slides
+from tests.tiles.conftest import DICOM, GLASS, island, tissue, write_slide
+
+
+def rows_of(out):
+    with open(out / "tiles.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("mpp", "level", "factor"),
+    [(0.5, 0, 1), (1.0, 0, 2), (2.0, 1, 1), (0.504, 0, 1)],
+)
+def test_tiles_come_from_their_place_at_their_scale(tmp_path, mpp, level, factor):
+    image = island()
+    tile_slides([write_slide(tmp_path / "a.tiff", image)], tmp_path / "out", Tiling(mpp=mpp, size=64))
+    tiles, rows = np.load(tmp_path / "out" / "tiles.npy"), rows_of(tmp_path / "out")
+    assert len(rows) == len(tiles) > 0
+    side = 64 * (4 if level else 1) * factor
+    for tile, row in zip(tiles, rows, strict=True):
+        x, y = int(row["x"]), int(row["y"])
+        part = image[y : y + side, x : x + side].reshape(64, side // 64, 64, side // 64, 3)
+        np.testing.assert_allclose(tile.astype(int), part.mean(axis=(1, 3)), atol=0.51)
+        assert (row["slide"], int(row["side"]), int(row["level"])) == ("a", side, level)
+        assert float(row["mpp"]) == pytest.approx(0.5 * side / 64)
+        stained = np.any(image[y : y + side, x : x + side] != GLASS, axis=2).mean()
+        assert float(row["tissue"]) == pytest.approx(stained, abs=0.15)
+    taken = {(int(row["x"]), int(row["y"])) for row in rows}
+    inside = {
+        (x, y)
+        for y in range(0, 1024 - side + 1, side)
+        for x in range(0, 1536 - side + 1, side)
+        if y >= 256 and y + side <= 768 and x >= 512 and x + side <= 1280
+    }
+    assert taken >= inside
+    assert all(x + side > 512 and x < 1280 and y + side > 256 and y < 768 for x, y in taken)
+
+
+def test_a_scale_between_levels_is_averaged_over_fractions_of_pixels(tmp_path):
+    """A ramp keeps its values: pixel i of a tile at 0.75 um/px is the mean of 1.5 pixels of 0.5 um."""
+    ramp = np.arange(480, dtype=np.float64) / 2
+    image = np.stack([np.tile(ramp, (480, 1)), np.full((480, 480), 40.0), np.full((480, 480), 120.0)], axis=2)
+    path = write_slide(tmp_path / "a.tiff", image.round().astype(np.uint8), levels=(1,))
+    tile_slides([path], tmp_path / "out", Tiling(mpp=0.75, size=64, min_tissue=0.01))
+    for tile, row in zip(np.load(tmp_path / "out" / "tiles.npy"), rows_of(tmp_path / "out"), strict=True):
+        expected = (int(row["x"]) + 1.5 * np.arange(64) + 0.25) / 2
+        assert np.abs(tile[..., 0] - expected).max() < 1.01
+        assert int(row["side"]) == 96
+
+
+def test_no_tile_is_cut_of_pen_marks_and_borders(tmp_path):
+    image = island(1024, 1536, 256, 512, 512, 512)
+    image[:, :48] = image[-48:] = 4  # a black border
+    for column, ink in enumerate([(20, 110, 70), (40, 70, 190), (215, 25, 35), (30, 30, 32)]):
+        left = 200 + 300 * column
+        image[60:180, left : left + 200] = ink
+    image[256:768, 1024:1088] = (20, 110, 70)  # a line beside the tissue
+    tile_slides([write_slide(tmp_path / "a.tiff", image)], tmp_path / "out", Tiling(0.5, 64))
+    taken = {(int(row["x"]), int(row["y"])) for row in rows_of(tmp_path / "out")}
+    assert taken == {(x, y) for x in range(512, 1024, 64) for y in range(256, 768, 64)}
+
+
+def test_tiles_of_a_dicom_slide_come_from_their_place_at_their_scale(tmp_path):
+    """The same file with 64 x 64 px of other tissue in its one frame; of a folder's DICOM files the first is read."""
+    content = DICOM.read_bytes()
+    begin = content.index(b"\xff\xd8\xff")
+    (length,) = struct.unpack("<I", content[begin - 4 : begin])
+    jpeg = io.BytesIO()
+    Image.fromarray(tissue(64, 64)).save(jpeg, "JPEG", quality=90, keep_rgb=True, subsampling=0)
+    frame = jpeg.getvalue() + bytes(jpeg.tell() % 2)
+    content = content[: begin - 4] + struct.pack("<I", len(frame)) + frame + content[begin + length :]
+    for tag in (b"\x48\x00\x06\x00UL\x04\x00", b"\x48\x00\x07\x00UL\x04\x00"):  # columns and rows of the slide
+        content = content.replace(tag + struct.pack("<I", 16), tag + struct.pack("<I", 64))
+    (tmp_path / "a").mkdir()
+    for name in ("1.dcm", "2.dcm"):
+        (tmp_path / "a" / name).write_bytes(content)
+    tile_slides([tmp_path / "a"], tmp_path / "out", Tiling(mpp=0.998, size=16))
+    image = Image.open(jpeg).reduce(2)
+    rows = rows_of(tmp_path / "out")
+    assert {(row["slide"], row["x"], row["y"], row["mpp"]) for row in rows} == {
+        ("1", x, y, "0.998") for x in ("0", "32") for y in ("0", "32")
+    }
+    for tile, row in zip(np.load(tmp_path / "out" / "tiles.npy"), rows, strict=True):
+        x, y = int(row["x"]) // 2, int(row["y"]) // 2
+        np.testing.assert_array_equal(tile, image.crop((x, y, x + 16, y + 16)))
+
+
+def test_the_real_slide_agrees_with_pillow(tmp_path):
+    tile_slides([SLIDE], tmp_path / "out", Tiling(mpp=1, size=64, per_slide=30))
+    image = Image.open(SLIDE).convert("RGB")
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 30
+    for tile, row in zip(np.load(tmp_path / "out" / "tiles.npy"), rows, strict=True):
+        x, y = int(row["x"]), int(row["y"])
+        np.testing.assert_array_equal(tile, image.crop((x, y, x + 128, y + 128)).reduce(2))
+        assert row["mpp"] == "0.998"
+    with Image.open(tmp_path / "out" / "slides" / "CMU-1-Small-Region.jpg") as picture:
+        assert picture.width % 3 == 0
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    for private in (b"b414003d", b"12/29/09", b"1004486"):  # the slide's user, date and number
+        assert private not in written
+
+
+def twelve_slides(folder, n=12, seed=0):
+    return [
+        write_slide(folder / f"s{i:02}.tiff", island(512, 512, 64, 64, 256 + 128 * (i % 2), 320, i), levels=(1,))
+        for i in range(n)
+    ]
+
+
+def test_the_folder_is_data_and_no_patient_is_on_both_sides(tmp_path, capsys):
+    twelve_slides(tmp_path / "slides")
+    table = tmp_path / "table.csv"
+    lines = [f"s{i:02},p{i % 5},{'ab'[i % 2] if i < 11 else ''}" for i in range(12)]
+    table.write_text("slide,patient,label\n" + "\n".join(lines) + "\n")
+    out = tmp_path / "out"
+    command = ["tile", str(tmp_path / "slides"), "--out", str(out), "--size", "64", "--mpp", "0.5"]
+    assert main([*command, "--slides-csv", str(table)]) == 0
+    printed = capsys.readouterr().out
+    tiles = load_tiles(out, 64)
+    patients = np.array([row["patient"] for row in rows_of(out)])
+    assert not set(patients[tiles.train]) & set(patients[tiles.test])
+    assert len(tiles.train) + len(tiles.test) == len(patients)
+    assert set(tiles.labels) == {"a", "b", ""}
+    assert (tiles.positions.slide == [row["slide"] for row in rows_of(out)]).all()
+    for i in range(12):
+        (line,) = (line.split() for line in printed.splitlines() if line.startswith(f"s{i:02} "))
+        of_slide = np.flatnonzero(tiles.positions.slide == f"s{i:02}")
+        assert [int(n) for n in line[-2:]] == [
+            np.isin(of_slide, tiles.train).sum(),
+            np.isin(of_slide, tiles.test).sum(),
+        ]
+    smaller = load_tiles(out, 32)
+    assert set(smaller.positions.mpp) == {1.0}
+    assert not list(out.rglob("*.part"))
+    assert not (out / ".work").exists()
+
+
+def test_the_notebook_cuts_the_embedded_slide(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    run_cells(ROOT / "tile_slides.ipynb", {"out": str(tmp_path / "out")})
+    plt.close("all")
+    assert "CMU-1-Small-Region: 135 tiles" in capsys.readouterr().out
+    assert len(rows_of(tmp_path / "out")) == 135
+
+
+def test_tiles_of_one_slide_are_split_by_rows_without_a_shared_pixel(tmp_path):
+    tile_slides([write_slide(tmp_path / "a.tiff", island())], tmp_path / "out", Tiling(0.5, 64, 32))
+    tiles = load_tiles(tmp_path / "out", 64)
+    y = tiles.positions.y
+    assert y[tiles.train].max() + 64 <= y[tiles.test].min()
+    assert 1 / 22 < len(tiles.test) / len(y) < 2 / 11
+
+
+def test_pseudonyms_stay_and_their_key_lies_beside(tmp_path):
+    slides = tmp_path / "clinic"
+    twelve_slides(slides, 3)
+    (tmp_path / "t.csv").write_text("slide,patient\ns00.tiff,Miller\ns01,Miller\ns02,Smith\n")
+    out = tmp_path / "out"
+    for _ in range(2):
+        tile_slides([slides], out, Tiling(0.5, 64), tmp_path / "t.csv", pseudonyms=True)
+        names = {(row["slide"], row["patient"]) for row in rows_of(out)}
+        assert names == {("S001", "P001"), ("S002", "P001"), ("S003", "P002")}
+    (slides / "s00.tiff").unlink()
+    write_slide(slides / "a_new_one.tiff", island(512, 512, 64, 64, 256, 256))
+    (tmp_path / "t.csv").write_text("slide,patient\na_new_one,Smith\ns01,Miller\ns02,Smith\n")
+    tile_slides([slides], out, Tiling(0.5, 64), tmp_path / "t.csv", pseudonyms=True)
+    assert {row["slide"] for row in rows_of(out)} == {"S002", "S003", "S004"}
+    key = (tmp_path / "out_pseudonyms.csv").read_text()
+    assert "S004,slide" in key
+    assert "P001,patient Miller" in key
+    for path in out.rglob("*"):
+        assert not path.is_file() or not any(word in path.read_bytes() for word in (b"clinic", b"Miller", b"new_one"))
+
+
+@pytest.mark.parametrize("at", ["slide", "assembly"])
+def test_stopped_half_way_it_goes_on_to_the_same_files(tmp_path, monkeypatch, at):
+    slides = twelve_slides(tmp_path / "slides", 4)
+    tile_slides(slides, tmp_path / "whole", Tiling(0.5, 64))
+    out, opened = tmp_path / "out", []
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    def cut(slide, *args):
+        for block in cut_tiles(slide, *args):
+            yield block
+            if "s02" in str(slide._filename):
+                full()
+
+    def replace(old, new):
+        return full() if new == out / "tiles.npy" else os_replace(old, new)
+
+    os_replace = os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(tiler, "cut_tiles", cut) if at == "slide" else patch.setattr(tiler.os, "replace", replace)
+        with pytest.raises(OSError, match=r"No space left on device(: '.*tiles\.npy')?"):
+            tile_slides(slides, out, Tiling(0.5, 64))
+    assert not (out / "tiles.csv").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(tiler, "open_slide", lambda path: opened.append(path.stem) or open_slide(path))
+        tile_slides(slides, out, Tiling(0.5, 64))
+    assert opened == (["s02", "s03"] if at == "slide" else [])
+    for name in ("tiles.npy", "tiles.csv", "tiling.json", "slides/s03.jpg"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("at", ["slide", "assembly"])
+def test_killed_half_way_no_slide_before_is_read_again(tmp_path, monkeypatch, at):
+    slides = twelve_slides(tmp_path / "slides", 3)
+    tile_slides(slides, tmp_path / "whole", Tiling(0.5, 64))
+    out, opened = tmp_path / "out", []
+
+    def killed():
+        cut, replace = tiler.cut_tiles, os.replace
+
+        def cut_and_die(slide, *args):
+            for block in cut(slide, *args):
+                yield block
+                if at == "slide" and (out / ".work" / "s01.json").exists():
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        def replace_and_die(old, new):
+            replace(old, new)
+            if at == "assembly" and new == out / "tiles.npy":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        tiler.cut_tiles, tiler.os.replace = cut_and_die, replace_and_die
+        tile_slides(slides, out, Tiling(0.5, 64))
+
+    process = multiprocessing.get_context("fork").Process(target=killed)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (out / "tiles.csv").exists()
+    monkeypatch.setattr(tiler, "open_slide", lambda path: opened.append(path.stem) or open_slide(path))
+    tile_slides(slides, out, Tiling(0.5, 64))
+    assert opened == (["s02"] if at == "slide" else [])
+    for name in ("tiles.npy", "tiles.csv", "tiling.json", "slides/s02.jpg"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert not [path for path in out.rglob("*") if path.name.startswith(".")]
+
+
+def test_stopped_half_way_with_other_slides_or_settings_nothing_old_is_kept(tmp_path, monkeypatch):
+    """After the stop a slide in the middle is exchanged for one of as many tiles; another is left out, and stays so."""
+    slides = twelve_slides(tmp_path / "slides", 4)
+    blank = write_slide(tmp_path / "slides" / "s00b.tiff", np.full((512, 512, 3), GLASS, np.uint8))
+    slides.insert(1, blank)
+    out, opened = tmp_path / "out", []
+
+    def stop(tiling):
+        def cut(slide, *args):
+            if "s03" in str(slide._filename):
+                raise OSError(28, "No space left on device")
+            yield from cut_tiles(slide, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tiler, "cut_tiles", cut)
+            with pytest.raises(OSError, match="No space left"):
+                tile_slides(slides, out, tiling)
+
+    stop(Tiling(0.5, 64))
+    stop(Tiling(1.0, 64))  # other tiles overwrite the first ones
+    stop(Tiling(0.5, 64))
+    write_slide(slides[2], island(512, 512, 64, 64, 384, 320, 2), levels=(1,))
+    with monkeypatch.context() as patch:
+        patch.setattr(tiler, "open_slide", lambda path: opened.append(path.stem) or open_slide(path))
+        tile_slides(slides, out, Tiling(0.5, 64))
+    assert opened == ["s01", "s02", "s03"]
+    tile_slides(slides, tmp_path / "whole", Tiling(0.5, 64))
+    for name in ("tiles.npy", "tiles.csv", "tiling.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_done_slides_are_not_read_again_and_other_settings_begin_anew(tmp_path, monkeypatch):
+    slides = twelve_slides(tmp_path / "slides", 2)
+    tile_slides(slides, tmp_path / "out", Tiling(0.5, 64))
+    with monkeypatch.context() as patch:
+        patch.setattr(tiler, "open_slide", None)
+        tile_slides(slides, tmp_path / "out", Tiling(0.5, 64))
+    tile_slides(slides, tmp_path / "out", Tiling(1.0, 64))
+    assert {row["mpp"] for row in rows_of(tmp_path / "out")} == {"1.0"}
+
+
+def truncated(folder):
+    path = write_slide(folder / "cut.tiff", tissue(1024, 1024))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def ome(folder):
+    with tifffile.TiffWriter(folder / "a.ome.tiff", ome=True) as file:
+        file.write(tissue(512, 512), subifds=1, tile=(128, 128), photometric="rgb")
+        file.write(tissue(256, 256), subfiletype=1, tile=(128, 128), photometric="rgb")
+    return folder / "a.ome.tiff"
+
+
+def text(folder):
+    (folder / "a.svs").write_text("no slide")
+    return folder / "a.svs"
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda f: f / "nowhere.svs", [], "There is no slide or folder of slides at"),
+        (lambda f: f, [], "holds no slide"),
+        (text, [], "a.svs cannot be read as a slide"),
+        (truncated, ["--mpp", "0.5"], "cut.tiff cannot be read as a slide"),
+        (ome, [], "a pyramidal OME-TIFF"),
+        (lambda f: write_slide(f / "a.tiff", tissue(512, 512), mpp=None), [], "does not tell its microns per pixel"),
+        (lambda f: write_slide(f / "a.tiff", tissue(512, 512)), ["--mpp", "0.25"], "scanned at 0.5 um/px"),
+        (lambda f: write_slide(f / "a.tiff", tissue(512, 512)), ["--mpp", "40", "--size", "1024"], "has no level near"),
+        (lambda f: write_slide(f / "a.tiff", np.full((512, 512, 3), GLASS, np.uint8)), [], "shows no tissue"),
+        (lambda f: write_slide(f / "a.tiff", tissue(64, 64)), [], "shows no tissue"),
+        (lambda f: write_slide(f / "a.tiff", tissue(512, 512)), ["--min-sharpness", "1e6"], "no tile as sharp as"),
+        (lambda f: write_slide(f / "b" / "a.tiff", island()) and write_slide(f / "a.tiff", island()).parent, [],
+         "have one name"),
+        (lambda f: SLIDE, ["--size", "0"], "size must be above 15"),
+        (lambda f: SLIDE, ["--min-tissue", "2"], "min_tissue must be above 0 and at most 1"),
+        (lambda f: SLIDE, ["--mpp", "nan"], "mpp must be above 0"),
+        (lambda f: SLIDE, ["--slides-csv", "/nowhere.csv"], "There is no table at"),
+    ],
+)  # fmt: skip
+def test_bad_slides_are_one_sentence(tmp_path, capsys, make, options, message):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    assert main(["tile", str(make(folder)), "--out", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out" / "tiles.csv").exists()
+
+
+def test_a_table_that_misses_a_slide_is_refused(tmp_path, capsys):
+    """A typo would else put a patient on both sides of the split."""
+    twelve_slides(tmp_path / "slides", 3)
+    (tmp_path / "t.csv").write_text("slide,patient\ns00,p0\ns01.tiff,p1\ns2,p1\n")
+    command = [
+        "tile",
+        str(tmp_path / "slides"),
+        "--out",
+        str(tmp_path / "out"),
+        "--slides-csv",
+        str(tmp_path / "t.csv"),
+    ]
+    assert main([*command, "--size", "64", "--mpp", "0.5"]) == 2
+    assert "has no row for s02.tiff, but others that are not there, s2," in capsys.readouterr().err
+    (tmp_path / "t.csv").write_text("slide,patient,label\ns00,,a\ns01,,b\n")  # without patients no row is needed
+    assert main(command) == 0
+
+
+def test_a_slide_is_never_replaced_by_its_picture(tmp_path, capsys):
+    (tmp_path / "slides").mkdir()
+    Image.fromarray(island()).save(tmp_path / "slides" / "a.jpg")
+    before = (tmp_path / "slides" / "a.jpg").read_bytes()
+    command = ["tile", str(tmp_path / "slides" / "a.jpg"), "--out", str(tmp_path), "--mpp-of-slide", "0.5"]
+    assert main([*command, "--mpp", "0.5", "--size", "64"]) == 2
+    assert "lies where the slides' pictures are written" in capsys.readouterr().err
+    assert (tmp_path / "slides" / "a.jpg").read_bytes() == before
+
+
+def test_pictures_of_others_beside_those_of_the_slides_stay(tmp_path):
+    others = Image.fromarray(island())
+    (tmp_path / "out" / "slides").mkdir(parents=True)
+    others.save(tmp_path / "out" / "slides" / "other.jpg")
+    twelve_slides(tmp_path / "slides", 1)
+    assert main(["tile", str(tmp_path / "slides"), "--out", str(tmp_path / "out"), "--size", "64", "--mpp", "0.5"]) == 0
+    assert {path.name for path in (tmp_path / "out" / "slides").iterdir()} == {"other.jpg", "s00.jpg"}
+
+
+def test_tiles_of_another_origin_are_never_overwritten(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    np.save(tmp_path / "out" / "tiles.npy", np.arange(9))
+    twelve_slides(tmp_path / "slides", 1)
+    command = ["tile", str(tmp_path / "slides"), "--out", str(tmp_path / "out"), "--size", "64", "--mpp", "0.5"]
+    assert main(command) == 2
+    assert "tiles.npy was not written by this command" in capsys.readouterr().err
+    assert np.load(tmp_path / "out" / "tiles.npy").tolist() == list(range(9))
+
+
+def test_names_that_are_hidden_later_are_hidden_everywhere(tmp_path):
+    twelve_slides(tmp_path / "slides", 2)
+    command = ["tile", str(tmp_path / "slides"), "--out", str(tmp_path / "out"), "--size", "64", "--mpp", "0.5"]
+    assert main(command) == 0
+    assert main([*command, "--pseudonyms"]) == 0
+    assert {path.name for path in (tmp_path / "out" / "slides").iterdir()} == {"S001.jpg", "S002.jpg"}
+    assert not any(b"s00" in path.read_bytes() for path in (tmp_path / "out").rglob("*.csv"))
+
+
+def test_a_bad_slide_among_good_ones_is_left_out_by_name(tmp_path, capsys):
+    folder = tmp_path / "slides"
+    twelve_slides(folder, 2)
+    truncated(folder)
+    assert main(["tile", str(folder), "--out", str(tmp_path / "out"), "--mpp", "0.5", "--size", "64"]) == 0
+    assert "cut.tiff cannot be read as a slide" in capsys.readouterr().out
+    assert {row["slide"] for row in rows_of(tmp_path / "out")} == {"s00", "s01"}
+
+
+def test_plain_images_need_the_scale_given(tmp_path):
+    Image.fromarray(island()).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="--mpp-of-slide"):
+        tile_slides([tmp_path / "a.png"], tmp_path / "out", Tiling(1, 64))
+    tile_slides([tmp_path / "a.png"], tmp_path / "out", Tiling(1, 64, mpp_of_slide=0.5))
+    row, tile = rows_of(tmp_path / "out")[0], np.load(tmp_path / "out" / "tiles.npy")[0]
+    part = island()[int(row["y"]) :, int(row["x"]) :][:128, :128]
+    np.testing.assert_array_equal(tile, Image.fromarray(part).reduce(2))
+
+
+def test_a_table_that_is_not_the_tiles_is_refused(tmp_path):
+    tile_slides(twelve_slides(tmp_path / "slides", 2), tmp_path / "out", Tiling(0.5, 64))
+    whole = (tmp_path / "out" / "tiles.csv").read_text()
+    (tmp_path / "out" / "tiles.csv").write_text(whole[: whole.rindex("s01")])
+    with pytest.raises(InputError, match=r"rows for \d+ tiles: cut the tiles anew"):
+        load_tiles(tmp_path / "out", 64)
+    (tmp_path / "out" / "tiles.csv").write_text(whole.replace("side", "edge"))
+    with pytest.raises(InputError, match=r"is not the table of tiles\.npy"):
+        load_tiles(tmp_path / "out", 64)
+    shutil.rmtree(tmp_path / "out" / "slides")
+    (tmp_path / "out" / "tiles.csv").write_text(whole)
+    load_tiles(tmp_path / "out", 64)
