@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from pfiles import checkpoints, latents
 from pfiles.__main__ import main
+from pfiles.classifier import Classifier
 from pfiles.clustering import KMeansClusters, fit_kmeans, make_clusterer
 from pfiles.discriminator import Discriminator
 from pfiles.latents import mean_channel_softmax
@@ -197,10 +199,31 @@ def train_autoencoder(networks, images, perceptual, settings, job):
     )
 
 
+# classifiers of several numbers of clusters
+
+KS = (3, 5, 4)
+
+
+def classifiers(ks=KS, channels=128):
+    with seeded("every k"):
+        made = [Classifier(16, k, channels) for k in ks]
+        for one in made:  # batch norm in another state than the first
+            one.train()(torch.randn(6, 16, 12, 12))
+        return nn.ModuleList(made)
+
+
+def weights(network):
+    return torch.cat([value.flatten() for value in network.state_dict().values() if value.is_floating_point()]).double()
+
+
 # runs of seconds: opened on a folder's `tiles.npy`, trained, and finished up to the images and the CSV
 
 OVERRIDES = TINY | {"clusters.epochs": 1, "autoencoder.polish.epochs": 1}
 STAGES = ("training", "finetuning1", "finetuning2")
+CARD = {
+    "licence": "cc-by-nc-4.0", "organ": "lung | left", "species": "human", "stain": "H&E", "scanner": "Aperio AT2, 20x",
+    "consent": "vote 12/34", "intended_use": "teaching; not for diagnosis",
+}  # fmt: skip
 
 
 def opened(folder, **changed):

@@ -1,4 +1,4 @@
-"""Clusters and UNets of several numbers of clusters, trained together, equal those trained alone."""
+"""The clusters of every k, learnt together and compared; whole runs at tiny size."""
 
 import json
 import re
@@ -9,160 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
 
 from pfiles import choosing, latents
 from pfiles.__main__ import main
-from pfiles.classifier import Classifier, stack, stacked_probabilities, unstack
-from pfiles.clustering import each_of, make_clusterers, probabilities
+from pfiles.clustering import each_of
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
-from pfiles.learning import diffusion, loop
-from pfiles.machine.runtime import seeded
 from pfiles.measuring import stability
-from pfiles.paths import name_of_numbers, numbers_of_clusters
 from pfiles.reporting import figures
 from pfiles.session import open_run
 from pfiles.unet_cond_base import UNet
-from tests.conftest import PLAIN_LEARNING, TINY, make_tiles, stage_networks
-
-KS = (3, 5, 4)
-
-
-@pytest.mark.parametrize(
-    ("given", "ks", "name"),
-    [
-        (14, (14,), 14),
-        ("14", (14,), 14),
-        ("10-12", (10, 11, 12), "10-12"),
-        ([12, 10], (10, 12), "10,12"),
-        ("10, 12-13", (10, 12, 13), "10,12,13"),
-        (range(3, 5), (3, 4), "3-4"),
-    ],
-)
-def test_numbers_of_clusters(given, ks, name):
-    assert numbers_of_clusters(given) == ks
-    assert name_of_numbers(ks) == name
-    assert numbers_of_clusters(name) == ks
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ("16-10", "from the smaller number to the larger"),
-        ("1-3", "at least 2"),
-        ("10-9999", "at most 100"),
-        ("2-999999999", "at most 100"),
-        *(
-            (wrong, "a whole number of at least 2")
-            for wrong in (1, 0, -3, 2.5, True, None, "", "ten", [], [3, "x"], "3-")
-        ),
-    ],
-)
-def test_wrong_numbers_of_clusters(given, said):
-    with pytest.raises(InputError, match=said):
-        numbers_of_clusters(given)
-
-
-def classifiers(ks=KS, channels=128):
-    with seeded("every k"):
-        made = [Classifier(16, k, channels) for k in ks]
-        for one in made:  # batch norm in another state than the first
-            one.train()(torch.randn(6, 16, 12, 12))
-        return nn.ModuleList(made)
-
-
-def weights(network):
-    return torch.cat([value.flatten() for value in network.state_dict().values() if value.is_floating_point()]).double()
-
-
-def test_a_stack_of_classifiers_computes_what_each_does():
-    made = classifiers()
-    z = torch.randn(7, 16, 12, 12, generator=torch.Generator().manual_seed(0))
-    for mode in (True, False):
-        whole = stack(made).train(mode)
-        together = stacked_probabilities(whole(z), KS)
-        assert together.shape == (7, 3, 5)
-        for i, (one, k) in enumerate(zip(made, KS, strict=True)):
-            torch.testing.assert_close(together[:, i, :k], probabilities(one.train(mode), z), rtol=1e-4, atol=1e-6)
-            assert (together[:, i, k:] == 0).all()
-    begun = [weights(one) for one in made]
-    others = classifiers(KS)
-    for one in others:
-        nn.init.zeros_(one.classifier.conv2.weight)
-    unstack(stack(made), others)
-    assert all(torch.equal(weights(one), was) for one, was in zip(others, begun, strict=True))
-
-
-@pytest.mark.parametrize(("epochs", "clip_norm"), [(34, None), (4, 1e-3)])
-def test_many_classifiers_learn_as_each_alone(tiny, images, job, epochs, clip_norm):
-    """After 100 steps of Adam weights differ by less than a hundredth of what has changed (a tenth of that as measured;
-    biases before a batch norm, whose gradient is rounding alone, make most of it), and no tile by its cluster."""
-    vqvae, *_ = stage_networks(tiny)
-    codes = latents.encode_views(vqvae, images)
-    stage = replace(tiny.training, epochs=epochs, clip_norm=clip_norm)
-
-    def learn(made, folder):
-        return diffusion.train_clusters(
-            classifier=made, vqvae=vqvae, images=images, codes=codes, settings=tiny.diffusion, stage=stage,
-            job=replace(job, folder=job.folder / folder),
-        )  # fmt: skip
-
-    together, begun = classifiers(channels=16), classifiers(channels=16)
-    losses = [row["loss"] for row in learn(together, "together")]
-    for i, one in enumerate(classifiers(channels=16)):
-        losses = np.subtract(losses, [row["loss"] for row in learn(one, f"alone {i}")])
-        change = (weights(one) - weights(begun[i])).norm()
-        assert change > 0.1
-        assert (weights(together[i]) - weights(one)).norm() < 1e-2 * change
-        assert torch.equal(*(latents.predict_clusters(vqvae, of, codes[0])[0] for of in (together[i], one)))
-    np.testing.assert_allclose(losses, 0, atol=1e-4)  # what they minimise together is the sum of their losses
-
-
-def test_each_of_several_networks_is_clipped_by_its_own_norm():
-    layer = nn.Linear(1, 3, bias=False)
-    optimizer = torch.optim.SGD(layer.parameters(), 1.0)
-    optimizer.param_groups[0]["together"] = 3
-    nn.init.zeros_(layer.weight)
-    layer.weight.grad = torch.tensor([[3.0], [0.25], [-4.0]])
-    assert loop.update(optimizer, clip_norm=1.0).item() == pytest.approx((9 + 0.0625 + 16) ** 0.5)
-    torch.testing.assert_close(layer.weight.data, torch.tensor([[-1.0], [-0.25], [1.0]]), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("kind", ["classifier", "kmeans"])
-def test_the_condition_is_a_row_of_one_k(tiny, images, job, kind):
-    """Each tile is learnt with its cluster in each k about equally often, in the rows of that k."""
-    vqvae, *_ = stage_networks(tiny)
-    codes = latents.encode_tiles(vqvae, images)
-    clusterer = make_clusterers(kind, 16, KS)
-    if kind == "kmeans":
-        for one in clusterer:
-            nn.init.normal_(one.centroids)
-    given = []
-
-    class Recorder(UNet):
-        def forward(self, x, t, cond_input=None):
-            given.append(cond_input.clone())
-            return super().forward(x, t, cond_input)
-
-    unet = Recorder(16, sum(KS), **tiny.diffusion.unet)
-    stage = replace(tiny.training, epochs=12, learning_rate=1e-9)
-    diffusion.train_stage(
-        unet=unet, clusterer=clusterer, space=latents.LatentSpace(vqvae), images=images, codes=codes,
-        settings=tiny.diffusion, stage=stage, job=job,
-    )  # fmt: skip
-    rows = torch.cat(given)
-    firsts = torch.tensor([0, 3, 8])
-    which = torch.bucketize(rows, firsts[1:], right=True)
-    assert (which.bincount() / len(rows) - 1 / 3).abs().max() < 0.1
-    if kind == "kmeans":  # its clusters stay, so that every condition must be one that predict_clusters gives
-        for i, one in enumerate(clusterer):
-            own, _ = latents.predict_clusters(vqvae, one, codes)
-            counts = rows[which == i].bincount(minlength=12)[firsts[i] : firsts[i] + KS[i]]
-            assert ((counts > 0) <= (own.bincount(minlength=KS[i]) > 0)).all()
-
-
-# whole runs at tiny size
+from tests.conftest import PLAIN_LEARNING, TINY, make_tiles, weights
 
 PLAIN_DIFFUSION = {name: value for name, value in PLAIN_LEARNING.items() if not name.startswith("autoencoder")}
 

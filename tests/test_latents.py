@@ -1,12 +1,15 @@
 """Codes of tiles: their clusters, their features, and the table of both."""
 
+import numpy as np
 import pytest
 import torch
 
 from pfiles import latents
 from pfiles.classifier import Classifier
+from pfiles.clustering import KMeansClusters, fit_kmeans
 from pfiles.errors import InputError
-from tests.conftest import K, autoencoder_networks, stage_networks
+from pfiles.latents import centre_and_border
+from tests.conftest import K, autoencoder_networks, make_tiles, stage_networks
 
 
 def test_prediction_gives_the_mode_back(tiny, images):
@@ -39,3 +42,23 @@ def test_labels_come_from_the_csv(tmp_path):
     for name in ("0", "img1", "-1"):
         with pytest.raises(InputError, match="named by their number from 1"):
             latents.pair_cluster_ids(path, ["1", name])
+
+
+def test_centre_and_border_of_k_means_by_hand(tiny):
+    from pfiles import latents
+    from tests.conftest import stage_networks
+
+    vqvae, _, clusters = stage_networks(tiny, "kmeans")
+    codes = latents.encode_tiles(vqvae, torch.from_numpy(make_tiles(24)).permute(0, 3, 1, 2))
+    fit_kmeans(clusters, latents.latent_batches(vqvae, codes), 0)
+    found, distance, margin = centre_and_border(vqvae, clusters, codes)
+    z = vqvae.embed(codes).detach()
+    features = KMeansClusters.statistics(z).double().numpy()
+    scale = features.std(0)
+    features = (features - features.mean(0)) / np.where(scale > 0, scale, 1)
+    to_all = ((features[:, None] - clusters.centroids.double().numpy()) ** 2).sum(-1)
+    assert found.tolist() == to_all.argmin(1).tolist()
+    np.testing.assert_allclose(distance, np.sqrt(to_all.min(1)), rtol=1e-3)  # its centroids are means of their tiles
+    odds = np.exp(-to_all / (2 * clusters.variance.item()))
+    share = np.sort(odds / odds.sum(1, keepdims=True))
+    np.testing.assert_allclose(margin, share[:, -1] - share[:, -2], atol=1e-4)

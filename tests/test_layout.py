@@ -1,4 +1,4 @@
-"""The architecture: what imports what, and that importing starts nothing."""
+"""The architecture: what imports what, that importing starts nothing, and that tests stand where their modules do."""
 
 import ast
 import re
@@ -21,6 +21,16 @@ MODULES = sorted(
     for path in (ROOT / "pfiles").rglob("*.py")
     if path.name != "__init__.py"
 )
+# Files of tests whose subject is more than a module: `benchmarks.benchmarks` is tests/benchmarks/test_benchmarks.py.
+SUBJECTS = {
+    "benchmarks.benchmarks", "command_line", "disk", "docs", "experiments.experiments", "fuzz", "kill", "layout",
+    "machine.gpu", "networks", "notebook_safety", "notebooks", "packaging", "reporting.atlas_in_browser",
+}  # fmt: skip
+BESIDE_TESTS = {
+    "killed",
+    "machine.together",
+    "reference_models",
+}  # jobs of processes; a reference
 
 
 def imports(path):
@@ -118,3 +128,19 @@ assert not torch.cuda.is_initialized()
 def test_no_measure_picks_a_device_by_itself():
     for path in (ROOT / "pfiles" / "measuring").glob("*.py"):
         assert "pick_device" not in path.read_text(), path.name
+
+
+def test_tests_mirror_the_tree():
+    """A file of tests bears the name of a module and stands where it does, or is of a subject; none imports another."""
+    modules = {*MODULES, *(f"MODULE.{path.stem}" for path in (ROOT / "MODULE").glob("*.py"))}
+    tested, beside = set(), set()
+    for path in (ROOT / "tests").rglob("*.py"):
+        folder = path.parent.relative_to(ROOT / "tests").parts
+        if path.stem.startswith("test_"):
+            tested.add(".".join([*folder, path.stem.removeprefix("test_")]))
+        elif path.stem not in ("__init__", "conftest"):
+            beside.add(".".join([*folder, path.stem]))
+        for name in imports(path):
+            assert not re.search(r"\btest_", name), f"{path} imports {name}"
+    assert tested - modules == SUBJECTS
+    assert beside == BESIDE_TESTS

@@ -4,7 +4,7 @@ import pytest
 
 from pfiles.checkpoints import checkpoint_name
 from pfiles.errors import InputError
-from pfiles.paths import Paths, atomic_write, read_json, write_json
+from pfiles.paths import Paths, atomic_write, name_of_numbers, numbers_of_clusters, read_json, write_json
 
 
 def test_published_names(tmp_path):
@@ -60,3 +60,38 @@ def test_json_refuses_nan_and_names_a_broken_file(tmp_path):
     (tmp_path / "b.json").write_text("{")
     with pytest.raises(InputError, match=r"b\.json is not valid JSON"):
         read_json(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize(
+    ("given", "ks", "name"),
+    [
+        (14, (14,), 14),
+        ("14", (14,), 14),
+        ("10-12", (10, 11, 12), "10-12"),
+        ([12, 10], (10, 12), "10,12"),
+        ("10, 12-13", (10, 12, 13), "10,12,13"),
+        (range(3, 5), (3, 4), "3-4"),
+    ],
+)
+def test_numbers_of_clusters(given, ks, name):
+    assert numbers_of_clusters(given) == ks
+    assert name_of_numbers(ks) == name
+    assert numbers_of_clusters(name) == ks
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("16-10", "from the smaller number to the larger"),
+        ("1-3", "at least 2"),
+        ("10-9999", "at most 100"),
+        ("2-999999999", "at most 100"),
+        *(
+            (wrong, "a whole number of at least 2")
+            for wrong in (1, 0, -3, 2.5, True, None, "", "ten", [], [3, "x"], "3-")
+        ),
+    ],
+)
+def test_wrong_numbers_of_clusters(given, said):
+    with pytest.raises(InputError, match=said):
+        numbers_of_clusters(given)

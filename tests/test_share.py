@@ -1,6 +1,5 @@
 """A generator for others: what its folder says, and what it must not say."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +13,11 @@ import pfiles
 from pfiles.__main__ import main
 from pfiles.errors import InputError
 from pfiles.paths import read_json, write_json
-from pfiles.reporting.card import BLANKS, read_card
 from pfiles.reporting.tables import record
 from pfiles.session import open_run
 from pfiles.share import share
-from tests.conftest import TINY, K, finish, make_tiles
+from tests.conftest import CARD, TINY, K, finish, make_tiles
 
-CARD = {
-    "licence": "cc-by-nc-4.0", "organ": "lung | left", "species": "human", "stain": "H&E", "scanner": "Aperio AT2, 20x",
-    "consent": "vote 12/34", "intended_use": "teaching; not for diagnosis",
-}  # fmt: skip
 TELLING = ("StMarysHospital", "S07-Mueller.svs", "PAT778812", "S08-Schulze.svs", "4711423", "run-of-Dr-Wu")
 OVERRIDES = TINY | {"speed": "off"}  # to the bit
 PART_13 = {
@@ -148,24 +142,6 @@ def test_leaking_splits_are_refused(made, tmp_path):
     run.__dict__["tiles"] = replace(run.tiles, images=leaking)
     with pytest.raises(InputError, match="The gate cannot judge this generator"):
         share(run, tmp_path / "shared", CARD)
-
-
-def test_blanks_are_listed(tmp_path):
-    with pytest.raises(InputError) as refused:
-        read_card(None, {"organ": "lung", "stain": " "})
-    for name in BLANKS:
-        assert (f"{name} (" in str(refused.value)) == (name != "organ")
-    (tmp_path / "card.toml").write_text("".join(f"{name} = {json.dumps(text)}\n" for name, text in CARD.items()))
-    (tmp_path / "card.json").write_text(json.dumps(CARD))
-    for file in ("card.toml", "card.json"):
-        assert read_card(tmp_path / file, {"organ": None}) == CARD
-    assert read_card(tmp_path / "card.json", {"organ": "skin"})["organ"] == "skin"
-    (tmp_path / "card.toml").write_text('liver = "yes"')
-    with pytest.raises(InputError, match=r"says liver: a card has licence, organ"):
-        read_card(tmp_path / "card.toml", CARD)
-    (tmp_path / "card.toml").write_text("organ = lung")
-    with pytest.raises(InputError, match="cannot be read as TOML or JSON"):
-        read_card(tmp_path / "card.toml", CARD)
 
 
 def test_share_command(made, tmp_path, capsys):

@@ -15,7 +15,6 @@ from PIL import Image
 import pfiles
 from pfiles.__main__ import main
 from pfiles.drawing.generator import Generator, begin_from, starting_weights
-from pfiles.drawing.sampling import image_seeds
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace
 from pfiles.machine.runtime import seeded
@@ -24,13 +23,6 @@ from pfiles.settings import get_settings
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
 from tests.conftest import PLAIN_LEARNING, TINY, K, assert_refused, make_tiles, shared, stage_networks
-
-
-@pytest.fixture
-def generator(tiny):
-    vqvae, unet, clusterer = stage_networks(tiny)
-    space = LatentSpace.of_training(vqvae, torch.arange(32).view(2, 4, 4))
-    return Generator(unet, clusterer, space, tiny, torch.tensor([0.5, 0.0, 0.5]), {"mpp": 1.0})
 
 
 def test_loaded_it_draws_the_same_to_the_bit(generator, tmp_path):
@@ -255,52 +247,3 @@ def test_the_published_classifier_and_table_go_in(tmp_path):
     layout = json.loads(shared("golden/checkpoint_layout.json").read_text())
     written = torch.load(next((tmp_path / "out").rglob("unet_finetuning2_ckpt_*_14.pth")), weights_only=True)
     assert {name: list(tensor.shape) for name, tensor in written.items()} == layout["unet"]
-
-
-# as diffusers loads it
-
-
-@pytest.mark.parametrize(
-    ("sampler", "prediction", "guidance"),
-    [("ddpm", "noise", 1.0), ("ddim", "v", 1.0), ("dpm-solver++", "v", 1.5), ("unipc", "noise", 1.0)],
-)
-def test_the_loop_of_diffusers_draws_the_same_images(sampler, prediction, guidance, generator, tmp_path):
-    """Its own scheduler, loaded from the folder and stepped as its documentation does; and its pipeline."""
-    from pfiles.drawing.in_diffusers import TilePipeline
-
-    settings = {
-        **TINY, **PLAIN_LEARNING, "sampling.sampler": sampler, "diffusion.prediction": prediction, "sampling.steps": 7,
-        "sampling.guidance": guidance, "diffusion.condition_dropout": 0.1,
-    }  # fmt: skip
-    generator = replace(generator, settings=get_settings("demo", settings))
-    generator.to_diffusers(tmp_path)
-    ours = generator.draw([0, 1, 2], seed=4).permute(0, 2, 3, 1).int()
-    pipeline = TilePipeline.from_pretrained(tmp_path)
-
-    def noise():
-        return [torch.Generator().manual_seed(seed) for seed in image_seeds(4, range(3))]
-
-    def difference(images):
-        return ((torch.as_tensor(images) * 255).round().int() - ours).abs().max()
-
-    assert difference(pipeline([0, 1, 2], noise(), output_type="np").images) <= 1
-    scheduler, seeds, labels = pipeline.scheduler, noise(), torch.tensor([0, 1, 2])
-    assert type(scheduler).__module__.startswith("diffusers.schedulers")
-    x = torch.stack([torch.randn(16, 12, 12, generator=seed) for seed in seeds])
-    with torch.no_grad():
-        for t in scheduler_timesteps(scheduler, pipeline.unet.config.drawing):
-            predicted = pipeline.unet(x, t, labels).sample
-            plain = pipeline.unet(x, t, torch.tensor([-1, -1, -1])).sample
-            predicted = plain + guidance * (predicted - plain)
-            more = {"generator": seeds} if sampler == "ddpm" else {}
-            x = scheduler.step(predicted, t, x, **more).prev_sample
-        images = pipeline.vqvae.decode(x).sample.clamp(0, 1).permute(0, 2, 3, 1)
-    assert difference(images) <= 1
-
-
-def scheduler_timesteps(scheduler, drawing):
-    if drawing["timesteps"] is None:
-        scheduler.set_timesteps(drawing["num_steps"])
-    else:
-        scheduler.set_timesteps(timesteps=drawing["timesteps"])
-    return scheduler.timesteps

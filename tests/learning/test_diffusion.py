@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pfiles import latents
+from pfiles.clustering import make_clusterers
 from pfiles.learning import diffusion
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.unet_cond_base import UNet
-from tests.conftest import K, stage_networks, train_stage
+from tests.conftest import KS, K, classifiers, stage_networks, train_stage, weights
 from tests.learning.conftest import equal
 
 
@@ -169,3 +171,61 @@ def test_clusters_learnt_alone_equal_those_learnt_beside_the_unet(tiny, images, 
     )  # fmt: skip
     for a, b in zip(beside[2].state_dict().values(), alone[2].state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("epochs", "clip_norm"), [(34, None), (4, 1e-3)])
+def test_many_classifiers_learn_as_each_alone(tiny, images, job, epochs, clip_norm):
+    """After 100 steps of Adam weights differ by less than a hundredth of what has changed (a tenth of that as measured;
+    biases before a batch norm, whose gradient is rounding alone, make most of it), and no tile by its cluster."""
+    vqvae, *_ = stage_networks(tiny)
+    codes = latents.encode_views(vqvae, images)
+    stage = replace(tiny.training, epochs=epochs, clip_norm=clip_norm)
+
+    def learn(made, folder):
+        return diffusion.train_clusters(
+            classifier=made, vqvae=vqvae, images=images, codes=codes, settings=tiny.diffusion, stage=stage,
+            job=replace(job, folder=job.folder / folder),
+        )  # fmt: skip
+
+    together, begun = classifiers(channels=16), classifiers(channels=16)
+    losses = [row["loss"] for row in learn(together, "together")]
+    for i, one in enumerate(classifiers(channels=16)):
+        losses = np.subtract(losses, [row["loss"] for row in learn(one, f"alone {i}")])
+        change = (weights(one) - weights(begun[i])).norm()
+        assert change > 0.1
+        assert (weights(together[i]) - weights(one)).norm() < 1e-2 * change
+        assert torch.equal(*(latents.predict_clusters(vqvae, of, codes[0])[0] for of in (together[i], one)))
+    np.testing.assert_allclose(losses, 0, atol=1e-4)  # what they minimise together is the sum of their losses
+
+
+@pytest.mark.parametrize("kind", ["classifier", "kmeans"])
+def test_the_condition_is_a_row_of_one_k(tiny, images, job, kind):
+    """Each tile is learnt with its cluster in each k about equally often, in the rows of that k."""
+    vqvae, *_ = stage_networks(tiny)
+    codes = latents.encode_tiles(vqvae, images)
+    clusterer = make_clusterers(kind, 16, KS)
+    if kind == "kmeans":
+        for one in clusterer:
+            nn.init.normal_(one.centroids)
+    given = []
+
+    class Recorder(UNet):
+        def forward(self, x, t, cond_input=None):
+            given.append(cond_input.clone())
+            return super().forward(x, t, cond_input)
+
+    unet = Recorder(16, sum(KS), **tiny.diffusion.unet)
+    stage = replace(tiny.training, epochs=12, learning_rate=1e-9)
+    diffusion.train_stage(
+        unet=unet, clusterer=clusterer, space=latents.LatentSpace(vqvae), images=images, codes=codes,
+        settings=tiny.diffusion, stage=stage, job=job,
+    )  # fmt: skip
+    rows = torch.cat(given)
+    firsts = torch.tensor([0, 3, 8])
+    which = torch.bucketize(rows, firsts[1:], right=True)
+    assert (which.bincount() / len(rows) - 1 / 3).abs().max() < 0.1
+    if kind == "kmeans":  # its clusters stay, so that every condition must be one that predict_clusters gives
+        for i, one in enumerate(clusterer):
+            own, _ = latents.predict_clusters(vqvae, one, codes)
+            counts = rows[which == i].bincount(minlength=12)[firsts[i] : firsts[i] + KS[i]]
+            assert ((counts > 0) <= (own.bincount(minlength=KS[i]) > 0)).all()

@@ -5,10 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pfiles.learning import loop
 from pfiles.learning.loop import epoch_batches
-from tests.conftest import autoencoder_networks, stage_networks, train_autoencoder, train_stage
+from tests.conftest import (
+    autoencoder_networks,
+    stage_networks,
+    train_autoencoder,
+    train_stage,
+)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tiny, images, job):
@@ -112,3 +118,13 @@ def test_epoch_batches_drop_no_tile(n, batch_size, count):
     assert torch.equal(torch.cat(batches).sort().values, torch.arange(n))
     again = epoch_batches(n, batch_size, torch.Generator().manual_seed(1))
     assert not torch.equal(torch.cat(batches), torch.cat(again))
+
+
+def test_each_of_several_networks_is_clipped_by_its_own_norm():
+    layer = nn.Linear(1, 3, bias=False)
+    optimizer = torch.optim.SGD(layer.parameters(), 1.0)
+    optimizer.param_groups[0]["together"] = 3
+    nn.init.zeros_(layer.weight)
+    layer.weight.grad = torch.tensor([[3.0], [0.25], [-4.0]])
+    assert loop.update(optimizer, clip_norm=1.0).item() == pytest.approx((9 + 0.0625 + 16) ** 0.5)
+    torch.testing.assert_close(layer.weight.data, torch.tensor([[-1.0], [-0.25], [1.0]]), atol=1e-5, rtol=0)

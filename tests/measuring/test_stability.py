@@ -3,10 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.patches import Rectangle
 
 from pfiles.measuring import stability
-from pfiles.reporting import figures
 
 
 def test_agreement_by_hand():
@@ -82,23 +80,3 @@ def test_one_seed_or_one_k_supports_nothing():
     rows.index = pd.MultiIndex.from_tuples([(3, 0), (4, 0)], names=["k", "seed"])
     assert "One seed has no spread" in stability.verdict(stability.over_seeds(rows), {3: float("nan"), 4: float("nan")})
     assert "alone cannot be compared" in stability.verdict(table({10: 1.0}), {10: 0.5})
-
-
-def test_the_flow_shows_every_tile():
-    """The bars of each column are its clusters' tiles; the bands between two columns hold every tile once."""
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 3, 60)
-    clusters = {3: coarse, 4: np.where(rng.random(60) < 0.3, 3, coarse), 5: rng.integers(0, 4, 60)}  # one stays empty
-    ax = figures.plot_flow(clusters).axes[0]
-    bars = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
-    for column, own in enumerate(clusters.values()):
-        heights = sorted(bar.get_height() for bar in bars if round(bar.get_x() + bar.get_width() / 2) == column)
-        assert heights == sorted(np.unique(own, return_counts=True)[1])
-    pairs = [stability.contingency(clusters[k], clusters[k + 1]) for k in (3, 4)]
-    assert len(ax.collections) == sum((table > 0).sum() for table in pairs)
-    widths = []
-    for band in ax.collections:
-        [path] = band.get_paths()
-        left = path.vertices[path.vertices[:, 0] == path.vertices[:, 0].min()]
-        widths.append(np.ptp(left[:, 1]))
-    assert sum(widths) == pytest.approx(2 * 60)

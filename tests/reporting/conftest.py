@@ -1,4 +1,4 @@
-"""An atlas of made tiles, and a name that tries to be code."""
+"""An atlas of made tiles, and a name that tries to be code; tiles and copies as the tests of measures have."""
 
 import numpy as np
 import torch
@@ -6,6 +6,7 @@ import torch
 from pfiles.reporting import atlas
 from pfiles.tiles.dataset import Tiles
 from tests.conftest import make_tiles
+from tests.measuring.conftest import planted, real  # noqa: F401 - fixtures here as well
 
 SIDE = 48
 HOSTILE = '<img src=x onerror=alert(1)><script>alert(2)</script>"&'

@@ -1,19 +1,14 @@
 """The atlas: which tiles stand where, what is said of a cluster, and that a name stays text."""
 
 import re
-from datetime import UTC, datetime
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
 
-from pfiles.clustering import KMeansClusters, fit_kmeans
-from pfiles.latents import centre_and_border
-from pfiles.names import Reading
-from pfiles.reporting import atlas, naming
+from pfiles.reporting import atlas
 from pfiles.tiles.dataset import Tiles
-from tests.conftest import make_tiles
 from tests.reporting.conftest import HOSTILE, make_atlas
 
 
@@ -33,26 +28,6 @@ def test_the_nearest_tiles_and_those_at_the_border():
         assert shown(tiles, row, "At its border") == border
         assert torch.equal(row.tiles["Generated"], drawn.images[drawn.cluster_ids == row.number - 1])
         assert (row.size, row.share) == (30, pytest.approx(1 / 3))
-
-
-def test_centre_and_border_of_k_means_by_hand(tiny):
-    from pfiles import latents
-    from tests.conftest import stage_networks
-
-    vqvae, _, clusters = stage_networks(tiny, "kmeans")
-    codes = latents.encode_tiles(vqvae, torch.from_numpy(make_tiles(24)).permute(0, 3, 1, 2))
-    fit_kmeans(clusters, latents.latent_batches(vqvae, codes), 0)
-    found, distance, margin = centre_and_border(vqvae, clusters, codes)
-    z = vqvae.embed(codes).detach()
-    features = KMeansClusters.statistics(z).double().numpy()
-    scale = features.std(0)
-    features = (features - features.mean(0)) / np.where(scale > 0, scale, 1)
-    to_all = ((features[:, None] - clusters.centroids.double().numpy()) ** 2).sum(-1)
-    assert found.tolist() == to_all.argmin(1).tolist()
-    np.testing.assert_allclose(distance, np.sqrt(to_all.min(1)), rtol=1e-3)  # its centroids are means of their tiles
-    odds = np.exp(-to_all / (2 * clusters.variance.item()))
-    share = np.sort(odds / odds.sum(1, keepdims=True))
-    np.testing.assert_allclose(margin, share[:, -1] - share[:, -2], atol=1e-4)
 
 
 def test_one_slide_that_dominates_is_marked():
@@ -163,73 +138,3 @@ def test_many_pictures_stay_small(monkeypatch):
     assert smaller <= size * 3 // 4
     monkeypatch.setattr(atlas, "MOST_PIXELS", 3 * 48 * 24 * 24)
     assert sum(len(p) for pictures in atlas.pictures(rows).values() for p in pictures.values()) < smaller
-
-
-# the form
-
-
-@pytest.fixture
-def named(tmp_path):
-    *_, rows = make_atlas()
-    reading = Reading.load(tmp_path / "names_anna.json", "one", 3)
-    box = naming.form(rows, reading)
-    head, *parts = box.children
-    fields = {number: parts[2 * number - 2].children for number in (1, 2, 3)}
-    return rows, reading, head, fields
-
-
-def kept(reading):
-    return Reading.load(reading.path, "one", 3)
-
-
-def test_what_is_filled_in_is_saved_at_once(named):
-    _, reading, head, fields = named
-    _, name, mark, _, note, message = fields[2]
-    for text in ("k", "ke", "keratin"):
-        name.value = text
-        assert kept(reading).names == {2: text}
-    mark.value, note.value = "unsure", "a <b>note</b>"
-    fields[3][3].value = 2  # the same as cluster 2
-    assert message.value == "saved"
-    assert kept(reading).entries[2].mark == "unsure"
-    assert kept(reading).entries[2].note == "a <b>note</b>"
-    assert kept(reading).names == {2: "keratin", 3: "keratin"}
-    fields[3][3].value = 0  # alone again
-    assert kept(reading).names == {2: "keratin"}
-    assert [field[3].label for field in fields.values()] == ["stands alone"] * 3
-    fields[3][3].value = 2
-    assert "2 of 3" in head.children[1].children[0].value
-    name.value = "7"
-    assert message.value.startswith("Not saved.")
-    assert kept(reading).names[2] == "keratin"
-
-
-def test_the_form_shows_what_was_saved_before_and_nobody_elses(named):
-    rows, reading, *_ = named
-    reading.save({1: {"name": "dermis", "mark": "sure"}})
-    other = Reading.load(reading.path.with_name("names_ben.json"), "one", 3)
-    fields = [part.children for part in naming.form(rows, kept(reading)).children[1::2]]
-    assert [field[1].value for field in fields] == ["dermis", "", ""]
-    assert [field[2].value for field in fields] == ["sure", "", ""]
-    assert [part.children[1].value for part in naming.form(rows, other).children[1::2]] == ["", "", ""]
-
-
-def uploaded(name, content):
-    when = datetime.now(UTC)
-    return {"name": name, "type": "text/csv", "size": len(content), "last_modified": when, "content": content}
-
-
-def test_tables_go_out_and_come_in(named):
-    _, reading, head, fields = named
-    write, upload = head.children[1].children[2:]
-    fields[1][1].value = "=keratin"
-    write.click()
-    table = reading.path.with_suffix(".csv").read_bytes()
-    assert b"1,'=keratin," in table
-    upload.value = [uploaded("t.csv", table.replace(b"'=", b""))]
-    assert "Read t.csv" in head.children[2].value
-    assert kept(reading).names == {1: "keratin"}
-    assert fields[1][1].value == "keratin"
-    upload.value = [uploaded("u.csv", b"no table")]
-    assert "lacks" in head.children[2].value
-    assert kept(reading).names == {1: "keratin"}

@@ -5,11 +5,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.patches import Rectangle
 from PIL import Image
 from torchvision.utils import make_grid
 
+from pfiles.measuring import stability
 from pfiles.measuring.morphometry import FEATURES
 from pfiles.reporting import figures
+from pfiles.tiles.pixels import as_array
 
 
 def test_tile_grid_is_row_by_row_with_black_borders():
@@ -95,3 +98,41 @@ def test_of_many_clusters_the_largest_have_boxes():
 def test_figure_4_tiles():
     assert figures.figure_4_tiles(1000).tolist() == [691, 755, 467, 733, 979]
     assert figures.figure_4_tiles(9).tolist() == [0, 2, 4, 6, 8]
+
+
+def test_the_flow_shows_every_tile():
+    """The bars of each column are its clusters' tiles; the bands between two columns hold every tile once."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 3, 60)
+    clusters = {3: coarse, 4: np.where(rng.random(60) < 0.3, 3, coarse), 5: rng.integers(0, 4, 60)}  # one stays empty
+    ax = figures.plot_flow(clusters).axes[0]
+    bars = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
+    for column, own in enumerate(clusters.values()):
+        heights = sorted(bar.get_height() for bar in bars if round(bar.get_x() + bar.get_width() / 2) == column)
+        assert heights == sorted(np.unique(own, return_counts=True)[1])
+    pairs = [stability.contingency(clusters[k], clusters[k + 1]) for k in (3, 4)]
+    assert len(ax.collections) == sum((table > 0).sum() for table in pairs)
+    widths = []
+    for band in ax.collections:
+        [path] = band.get_paths()
+        left = path.vertices[path.vertices[:, 0] == path.vertices[:, 0].min()]
+        widths.append(np.ptp(left[:, 1]))
+    assert sum(widths) == pytest.approx(2 * 60)
+
+
+def test_pairs_are_shown_side_by_side(planted):
+    tiles = planted[:7]
+    figure = figures.show_pairs(tiles, tiles.flip(0), [str(i) for i in range(7)], "title")
+    shown = [ax for ax in figure.axes if ax.images]
+    assert [ax.get_title() for ax in shown] == [str(i) for i in range(7)]
+    grid = shown[0].images[0].get_array()
+    both = as_array(planted[[0, 6]])
+    np.testing.assert_array_equal(grid[2:66, 2:66], both[0])
+    np.testing.assert_array_equal(grid[2:66, 68:132], both[1])
+
+
+def test_histograms_of_nearest_distances_are_shares():
+    figure = figures.plot_nearest({"held-out tiles": np.linspace(0, 1, 9), "generated images": np.ones(4)}, 0.1, "x")
+    heights = [sum(bar.get_height() for bar in group) for group in figure.axes[0].containers]
+    assert heights == pytest.approx([1, 1])
+    assert figure.axes[0].lines[0].get_xdata()[0] == 0.1
