@@ -45,9 +45,6 @@ def test_labels_come_from_the_csv(tmp_path):
 
 
 def test_centre_and_border_of_k_means_by_hand(tiny):
-    from pfiles import latents
-    from tests.conftest import stage_networks
-
     vqvae, _, clusters = stage_networks(tiny, "kmeans")
     codes = latents.encode_tiles(vqvae, torch.from_numpy(make_tiles(24)).permute(0, 3, 1, 2))
     fit_kmeans(clusters, latents.latent_batches(vqvae, codes), 0)
