@@ -181,9 +181,11 @@ def tissue_mask(image: np.ndarray, speck: float) -> np.ndarray:
 
     red, green, blue = (ndimage.uniform_filter(image[..., i].astype(np.float32), 3) for i in range(3))
     brightest = np.maximum(np.maximum(red, green), blue)
-    colour = brightest - np.minimum(np.minimum(red, green), blue)
+    colour = np.minimum(np.minimum(red, green), blue)
+    np.subtract(brightest, colour, out=colour)
     ink = (colour > 70) & ((green > red + 15) | ((red > green + 120) & (red > blue + 110)))
     black = (brightest < 60) & (colour < 15)
+    del red, green, blue, brightest  # each as large as the thumbnail
     marks = ndimage.binary_dilation(ink | black, iterations=2)
     otsu = threshold_otsu(colour) if colour.min() < colour.max() else 0
     mask = (colour > min(max(otsu, 10), 25)) & ~marks
@@ -242,7 +244,7 @@ def plan_tiles(slide: AbstractSlide, path: Path, tiling: Tiling, offset: float) 
 
 def _shares(mask: np.ndarray, corners: np.ndarray, side: np.ndarray) -> np.ndarray:
     """The share of `mask` in boxes at `corners` (N, 2), x and y, of size `side` (2,), all in its pixels; (N,) float."""
-    total = np.pad(mask.cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))
+    total = np.pad(mask.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32), ((1, 0), (1, 0)))
     limit = np.array(mask.shape[::-1])
     low = np.minimum(np.round(corners).astype(int), limit - 1)
     high = np.clip(np.round(corners + side).astype(int), low + 1, limit)
