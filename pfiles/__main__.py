@@ -41,7 +41,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import nbformat
-import numpy as np
 import torch
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
@@ -470,7 +469,7 @@ def _execute_all(
         "restart": args.restart,
         "settings": asdict(run.settings),
         "data_fingerprint": tiles.fingerprint(),
-        "mpp": None if tiles.positions is None else float(np.median(tiles.positions.mpp)),
+        "mpp": tiles.mpp,
         "versions": versions(),
         "seconds": round(time.monotonic() - began),
         "peak_memory_gb": round(peak, 2),
@@ -572,7 +571,7 @@ def _map(args: argparse.Namespace) -> int:
         mpp = args.mpp or read_json(run.paths.summary).get("run", {}).get("mpp")
     else:
         trained = Generator.load(folder if folder.exists() else args.folder, pick_device())
-        mpp = args.mpp or trained.about.get("mpp")
+        mpp = args.mpp or trained.mpp
     if mpp is None:
         raise InputError(f"{folder} does not tell the scale of its tiles: give it as --mpp.")
     side = trained.settings.image_size_px

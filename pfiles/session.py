@@ -541,7 +541,9 @@ class OpenRun:
         """What this run learnt, ready to be saved and handed on."""
         sizes = self.assigned[0].bincount(minlength=self.n_clusters)
         networks = self.networks(stage)
-        return Generator(*networks, self.settings, sizes / sizes.sum(), names=self.names, speed=self.speed)
+        return Generator(
+            *networks, self.settings, sizes / sizes.sum(), names=self.names, speed=self.speed, mpp=self.tiles.mpp
+        )
 
     # names of the clusters
 

@@ -48,8 +48,6 @@ def share(
         raise InputError(f"{folder} is there already: name a new folder.")
     gate = _gate(run)
     generator, source = run.generator(), _source(run)
-    if source is not None and source.positions is not None:
-        generator.mpp = float(np.median(run.tiles.positions.mpp))
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of one that was stopped
     try:
@@ -108,7 +106,7 @@ def _card(
     cells = {name: _as_text(value) for name, value in card.items()}
     names = [_as_text(generator.names.get(number, "")) for number in range(1, generator.n_clusters + 1)]
     rows = [f"| {i} | {name} | {s:.1%} |" for i, (name, s) in enumerate(zip(names, generator.shares, strict=True), 1)]
-    positions = None if source is None else source.positions
+    slides = set() if run.tiles.positions is None else set(run.tiles.positions.slide)
     patients = set() if source is None else set(source.patients) - {""}
     data = ModelCardData(
         license="other", license_name=card["licence"], library_name="pfiles",
@@ -120,7 +118,7 @@ def _card(
         metadata=data.to_yaml(), title=f"A generator of {card['organ']} tissue", **cells, **gate, copy=COPY,
         side=generator.settings.image_size_px, scale=scale, k=generator.n_clusters, shown=TILES_SHOWN,
         train=len(run.tiles.train), test=len(run.tiles.test), split=_split(source),
-        slides=f"{len(set(positions.slide))} slides" if positions is not None else "number of slides not known",
+        slides=f"{len(slides)} slide{'s' * (len(slides) > 1)}" if slides else "number of slides not known",
         patients=f"{len(patients)} patients" if patients else "number of patients not known",
         codes=generator.space.vqvae.embedding.num_embeddings, clustering=generator.clustering,
         parameters=sum(p.numel() for p in generator.unet.parameters()) / 1e6, sampler=how.sampler, steps=how.steps,

@@ -54,6 +54,11 @@ class Tiles:
     patients: np.ndarray | None = None
     pictures: Path | None = None
 
+    @property
+    def mpp(self) -> float | None:
+        """Microns per pixel of the tiles, the median; None where it is not known."""
+        return None if self.positions is None else float(np.median(self.positions.mpp))
+
     def tensor(self, indices: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         """The tiles `indices` as uint8 (B, 3, S, S) on `device`."""
         return self.images[torch.as_tensor(indices)].contiguous().to(device)

@@ -239,6 +239,16 @@ def test_every_k_side_by_side(tmp_path):
     plt.close("all")
 
 
+def test_a_generator_that_knows_its_scale_maps_a_slide(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    generator = Generator.load("starter")
+    generator.mpp = 1.0
+    generator.save(tmp_path / "own")
+    assert main(["map", "--slide", str(two_colours(tmp_path / "new.tiff")), "--run", str(tmp_path / "own")]) == 0
+    assert set(read_source(tmp_path / "maps" / "tiles").positions.mpp) == {1.0}
+    plt.close("all")
+
+
 def test_a_new_slide_is_mapped_with_trained_networks(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     slide = two_colours(tmp_path / "new.tiff")
