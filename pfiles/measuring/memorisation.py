@@ -33,6 +33,7 @@ ALIKE = 64  # training tiles that hold a patch most like one of the image
 FAR_SHORTLIST = 6  # of them, training tiles compared at all far shifts
 BATCH_SIZE = 32  # images at once; changes memory and speed only
 TILES_AT_ONCE = 256  # whose patches are compared in the processor's cache
+AT_ONCE = 2**14  # training tiles that are in memory as structure, and have shortlists of their own
 
 
 def nearest_tiles(images: Tensor, train: Tensor) -> pd.DataFrame:
@@ -53,13 +54,24 @@ def nearest_tiles(images: Tensor, train: Tensor) -> pd.DataFrame:
     seldom missed; among tiles that share next to nothing, the nearest of all can be missed for one nearly as near.
 
     Returns a row for each image: tile (index into train), distance, view (0 ... 7), shift_y and shift_x (pixels), to
-    be shown by `aligned`. Memory: 4 bytes for each pixel of `train`.
+    be shown by `aligned`. Of more than 16,384 training tiles, so many at a time have shortlists of their own, so that
+    memory stays as it is for these: 4 bytes for each of their pixels, and 6 kB for each tile.
     """
     if images.shape[1:] != train.shape[1:] or images.shape[2] != images.shape[3]:
         raise InputError(
             f"Generated and training images must be square and of one size, but are {tuple(images.shape[1:])} and "
             f"{tuple(train.shape[1:])}: bring them to one size first."
         )
+    found = [_nearest_of(images, some) for some in train.split(AT_ONCE)]
+    best = found[0]
+    for number, other in enumerate(found[1:], start=1):
+        nearer = other.distance < best.distance
+        best[nearer] = other[nearer].assign(tile=other.tile[nearer] + number * AT_ONCE)
+    return best
+
+
+def _nearest_of(images: Tensor, train: Tensor) -> pd.DataFrame:
+    """`nearest_tiles` of training tiles that are searched at once."""
     structure = torch.cat([_structure(part) for part in train.split(BATCH_SIZE)])
     energy = torch.cat([_energy(part) for part in structure.split(BATCH_SIZE)])
     coarse = _coarse(structure)

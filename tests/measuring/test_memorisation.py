@@ -61,6 +61,24 @@ def test_rows_do_not_depend_on_the_batch(real, planted, monkeypatch):
     np.testing.assert_allclose(again.distance, at_once.distance, atol=1e-5)
 
 
+def test_training_tiles_in_parts_are_searched_at_least_as_well(real, planted, monkeypatch):
+    """Each part has shortlists of its own; what is reported of an image is its distance to that very tile."""
+    train = real.images[:120]
+    whole = memorisation.nearest_tiles(planted, train)
+    monkeypatch.setattr(memorisation, "AT_ONCE", 50)
+    parts = memorisation.nearest_tiles(planted, train)
+    assert (parts.distance <= whole.distance + 1e-5).all()
+    copies = whole.distance < memorisation.COPY
+    assert copies.sum() >= 4
+    assert parts.tile[copies].equals(whole.tile[copies])
+    assert set(parts.tile // 50) == {0, 1, 2}
+    assert parts.dtypes.equals(whole.dtypes)
+    for image, row in zip(planted, parts.itertuples(), strict=True):
+        alone = memorisation.nearest_tiles(image[None], train[row.tile][None]).iloc[0]
+        assert alone.distance == pytest.approx(row.distance, abs=1e-4)
+        assert (alone["view"], alone.shift_y, alone.shift_x) == (row.view, row.shift_y, row.shift_x)
+
+
 def test_a_training_tile_is_laid_over_its_copy(real):
     for quarters in range(4):
         for mirrored in (False, True):
