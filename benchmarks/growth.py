@@ -176,7 +176,7 @@ def _line(row: dict[str, Any]) -> str:
 
 def figure(rows: list[dict[str, Any]]) -> matplotlib.figure.Figure:
     """Time over size for tiles, k and side, both logarithmic, with the exponents."""
-    fig, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    fig, axes = plt.subplots(1, 3, figsize=(13, 5), layout="constrained")
     for ax, kind in zip(axes, ("tiles", "k", "side, px"), strict=True):
         for row in rows:
             unit, what = row["what"].split(": ", 1)
@@ -184,8 +184,12 @@ def figure(rows: list[dict[str, Any]]) -> matplotlib.figure.Figure:
                 label = f"{what} ({row.get('exponent', float('nan')):.2f})"
                 ax.loglog([*row["sizes"]], [one["seconds"] for one in row["sizes"].values()], "o-", label=label)
         ax.set(xlabel=kind, ylabel="seconds")
+        if kind.startswith("side"):
+            ax.set_xticks(SIDES, SIDES)
+            ax.minorticks_off()
         if ax.lines:
-            ax.legend(fontsize=8, title="exponent in brackets", title_fontsize=8)
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
+            ax.legend(fontsize=8, title="exponent in brackets", title_fontsize=8, **below)
     return fig
 
 
