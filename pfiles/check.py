@@ -30,6 +30,7 @@ from pfiles.drawing.generator import STARTER
 from pfiles.errors import InputError
 from pfiles.machine.cpu import usable_cores
 from pfiles.machine.processes import in_notebook, progress
+from pfiles.measuring import tile_network, two_sample, usefulness
 from pfiles.paths import ROOT, Paths
 from pfiles.session import OpenRun, open_run
 from pfiles.tiles.pixels import evenly_spaced
@@ -41,6 +42,7 @@ FEW, PATIENCE = 2, 20  # where the second step says that all would take longer t
 GREEN, RED, PLAIN = "\033[32m", "\033[31m", "\033[0m"  # as terminals and notebooks show colours
 DRAWN_FOR_FIGURES = 5  # tiles of parts 4, 7 and 8
 AT_ONCE = 16  # tiles drawn to measure with
+MOST_TOLD_APART = 9  # pairs of sets that part 13's two-sample test tells apart, those of its guards among them
 
 
 class Line(NamedTuple):
@@ -94,7 +96,7 @@ def _lines(run: OpenRun, measure: bool) -> Iterator[Line]:
     if measure and tiles is not None:
         for name, seconds, how in estimate(run):
             yield Line(True, f"time of {name}", f"about {timedelta(seconds=round(seconds))}, {how}")
-        yield Line(True, "time of the others", "not estimated: they read tiles, draw figures and measure")
+        yield Line(True, "time of the others", "not estimated: they read tiles and draw figures")
 
 
 def _packages() -> Line:
@@ -196,6 +198,7 @@ def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
             bar.update()
         with capture_output():
             drawn = _seconds_per_tile(small) * drawing.steps / small.settings.sampling.steps
+            sorting = _seconds_of_sorting(small)
     epochs = {"autoencoder": ae.epochs, "polish": ae.polish.epochs}
     epochs |= {name: getattr(settings, name).epochs for name in ("clusters", *START)}
     total = {name: each * epochs[name] * max(1, n // batches[name]) for name, each in seconds.items()}
@@ -207,7 +210,26 @@ def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
     said = f"from {small.settings.sampling.steps} of {drawing.steps} steps of drawing"
     yield "parts 4, 7 and 8, each", drawn * DRAWN_FOR_FIGURES, said
     yield "part 6", drawn * (drawing.num_generated or n), said
-    yield "part 9", drawn * drawing.per_cluster * k, said
+    generated, real = drawing.per_cluster * k, drawing.num_generated or n
+    small_networks = f"from {STEPS} steps of the small networks that measure"
+    yield "part 9", drawn * generated + sorting * _steps_of_sorting(generated), f"{said} and {small_networks}"
+    blurs = 1 if run.preset == "demo" else len(two_sample.BLURS_PX)
+    steps = _steps_of_sorting(real) + blurs * MOST_TOLD_APART * two_sample.TRIALS * two_sample.STEPS
+    yield "part 13, at most", sorting * steps, f"{small_networks}; features are not counted"
+
+
+def _steps_of_sorting(generated: int) -> int:
+    """Of the networks that learn the clusters, from so many generated tiles and from as many real ones."""
+    batches = -(-min(usefulness.TILES, generated) // tile_network.BATCH_SIZE)
+    return 2 * usefulness.TRIALS * usefulness.EPOCHS * batches
+
+
+def _seconds_of_sorting(small: OpenRun) -> float:
+    """Of a step of a network that measures tiles."""
+    tiles = small.train_images, torch.arange(len(small.train_images)) % 2
+    began = time.monotonic()
+    tile_network.train(tiles, tiles, 2, STEPS, (0, "check"), small.device)
+    return (time.monotonic() - began) / STEPS
 
 
 def _small(run: OpenRun, tiles: int, steps: int, folder: Path) -> OpenRun:
