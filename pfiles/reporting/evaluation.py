@@ -397,7 +397,7 @@ def fidelity_section(sets: Sets, seed: int, device: torch.device | str) -> Secti
     """Whether generated tiles are of the cluster they were asked for, by the clusterer itself, where there is one, and
     by a second judge."""
     vqvae, k = sets.vqvae, sets.k
-    codes = encode_tiles(vqvae, sets.real.to(device)) if sets.codes is None else sets.codes
+    codes = _codes(sets, device)
     generated_codes = encode_tiles(vqvae, sets.generated.to(device))
     judge, ceiling = fidelity.train_judge(vqvae, codes, torch.as_tensor(sets.real_ids), k, seed)
     judges = ({} if sets.clusterer is None else {"the clusters": sets.clusterer}) | {"second judge": judge}
@@ -540,9 +540,9 @@ def memorisation_sections(sets: Sets, names: Sequence[str], source: str, device:
 
 def likeness_section(sets: Sets, device: torch.device | str) -> Section:
     """Whether generated images lie closer to real ones than held-out ones do, in the published features of a tile."""
+    others = (encode_tiles(sets.vqvae, images.to(device)) for images in (sets.generated, sets.held_out))
     real, *others = (
-        latents.mean_channel_softmax(sets.vqvae, encode_tiles(sets.vqvae, images.to(device))).numpy()
-        for images in (sets.real, sets.generated, sets.held_out)
+        latents.mean_channel_softmax(sets.vqvae, codes).numpy() for codes in (_codes(sets, device), *others)
     )
     nearest, nearest_held_out = (memorisation.nearest_features(some, real) for some in others)
     judged = memorisation.against_held_out(nearest.distance, nearest_held_out.distance)
@@ -564,6 +564,11 @@ def _closer(judged: Mapping[str, float], held_out: int) -> str:
 def _histograms(nearest: pd.DataFrame, nearest_held_out: pd.DataFrame, threshold: float, space: str) -> Figure:
     both = {"held-out tiles": nearest_held_out.distance, "generated images": nearest.distance}
     return figures.plot_nearest(both, threshold, f"distance to the nearest training tile, {space}")
+
+
+def _codes(sets: Sets, device: torch.device | str) -> Tensor:
+    """Those of the real tiles, encoded where that has not been done."""
+    return encode_tiles(sets.vqvae, sets.real.to(device)) if sets.codes is None else sets.codes
 
 
 def _left_out(needed: int, fewest: int) -> str:

@@ -69,17 +69,18 @@ def tile_slides(
         rows, left_out = _cut_all(files, names, out, asked, tiling, threads or usable_cores())
         about = {**asked, "left_out": left_out}
     table = {names[path]: given.get(path.name, given.get(path.stem, {})) for path in files}
-    columns = [name for name in ("patient", "label") if any(row.get(name) for row in table.values())]
+    patient = {name: patients.get(of := row.get("patient", ""), of) for name, row in table.items()}
+    label = {name: row.get("label", "") for name, row in table.items()}
     rows = rows[[*COLUMNS]]
-    for column in columns:
-        known = {name: row.get(column, "") for name, row in table.items()}
-        rows[column] = rows["slide"].map({name: patients.get(of, of) for name, of in known.items()})
+    for column, known in (("patient", patient), ("label", label)):
+        if any(known.values()):
+            rows[column] = rows["slide"].map(known)
     with atomic_write(out / TABLE) as file:
         rows.to_csv(file, index=False)
     write_json(out / ABOUT, about)
     shutil.rmtree(out / WORK, ignore_errors=True)
     if show_split:
-        _print_table(rows, {name: patients.get(of := row.get("patient", ""), of) for name, row in table.items()})
+        _print_table(rows, patient)
     for reason in about["left_out"].values():
         print(f"left out: {reason}")
 

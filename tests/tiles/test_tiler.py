@@ -196,6 +196,15 @@ def test_pseudonyms_stay_and_their_key_lies_beside(tmp_path):
         assert not path.is_file() or not any(word in path.read_bytes() for word in (b"clinic", b"Miller", b"new_one"))
 
 
+def test_a_label_that_reads_like_a_patient_stays(tmp_path):
+    twelve_slides(tmp_path / "slides", 2)
+    (tmp_path / "t.csv").write_text("slide,patient,label\ns00,2,1\ns01,3,2\n")
+    tile_slides([tmp_path / "slides"], tmp_path / "out", Tiling(0.5, 64), tmp_path / "t.csv", pseudonyms=True)
+    assert {(row["slide"], row["patient"], row["label"]) for row in rows_of(tmp_path / "out")} == {
+        ("S001", "P001", "1"), ("S002", "P002", "2"),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("at", ["slide", "assembly"])
 def test_stopped_half_way_it_goes_on_to_the_same_files(tmp_path, monkeypatch, at):
     slides = twelve_slides(tmp_path / "slides", 4)
