@@ -55,8 +55,8 @@ from pfiles.reporting import evaluation, figures, maps, tables
 from pfiles.reporting.page import Section
 from pfiles.settings import Settings, StageSettings, get_settings
 from pfiles.tiles.dataset import Tiles, load_tiles
-from pfiles.tiles.files import image_files, list_images, load_pairs, refuse_other_images, write_tiles
-from pfiles.tiles.pixels import evenly_spaced, to_uint8
+from pfiles.tiles.files import image_files, list_images, load_pairs, read_images, refuse_other_images, write_tiles
+from pfiles.tiles.pixels import evenly_spaced, match_size, to_uint8
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
 
@@ -685,6 +685,11 @@ class OpenRun:
             read_json(folder / GENERATED_WITH), {**self.identity, **self._drawn_with(), "starts_from": known}, folder
         )
         return files
+
+    def generated_images(self) -> tuple[list[str], Tensor]:
+        """The names of `generated`, and the images, uint8 (N, 3, S, S) at the size of the tiles."""
+        files = self.generated()
+        return [*files], match_size(read_images(files.values()), self.settings.image_size_px)
 
     def cluster_ids_of(self, names: Sequence[str]) -> np.ndarray:
         """The clusters (N,) that the CSV gives the training tiles of these numbers, from 1. InputError where it is of

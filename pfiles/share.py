@@ -25,8 +25,6 @@ from pfiles.reporting.card import CARD
 from pfiles.reporting.tables import identities
 from pfiles.session import OpenRun
 from pfiles.tiles.dataset import EMBEDDED, data_or_default
-from pfiles.tiles.files import read_images
-from pfiles.tiles.pixels import match_size
 from pfiles.tiles.sources import Source, read_source
 from pfiles.tiles.split import TEST_PARTS
 
@@ -71,7 +69,7 @@ def share(
 def _gate(run: OpenRun) -> dict[str, float]:
     """How near the run's generated tiles are to its training tiles; InputError where they repeat them."""
     tiles = run.tiles
-    images = match_size(read_images(run.generated().values()), tiles.images.shape[2])
+    _, images = run.generated_images()
     train, held_out = (tiles.tensor(part) for part in (tiles.train, tiles.test))
     nearest, nearest_held_out = (nearest_tiles(some, train).distance for some in (images, held_out))
     found, leak = judge(nearest, nearest_held_out, tiles.source)

@@ -78,14 +78,24 @@ def stage(name: str, folder: Path) -> None:
     _finish(folder, unet, clusters)
 
 
-def images(folder: Path) -> None:
+def tiny_draw() -> partial:
+    """`sample` with all but cluster ids and seeds given."""
     vqvae, _, unet, _ = tiny_networks()
-    draw = partial(
+    return partial(
         sample, unet, LinearNoiseScheduler(20), vqvae.decode, latent_shape=vqvae.latent_shape(48), num_steps=5,
         progress=False,
     )  # fmt: skip
+
+
+def images(folder: Path) -> None:
     generate_to_folder(
-        draw, folder, range(NUM_IMAGES), torch.arange(NUM_IMAGES) % K, seed=3, batch_size=1, identity={"job": "images"}
+        tiny_draw(),
+        folder,
+        range(NUM_IMAGES),
+        torch.arange(NUM_IMAGES) % K,
+        seed=3,
+        batch_size=1,
+        identity={"job": "images"},
     )
 
 

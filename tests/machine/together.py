@@ -11,15 +11,14 @@ from torch import nn
 
 from pfiles import latents
 from pfiles.classifier import Classifier
-from pfiles.drawing.sampling import generate_to_folder, sample
+from pfiles.drawing.sampling import generate_to_folder
 from pfiles.learning import autoencoder, diffusion, loop
-from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import pick_device, seeded
 from pfiles.machine.speed import PLAIN
 from pfiles.paths import atomic_write
 from pfiles.settings import SavingSettings
 from tests.conftest import make_tiles
-from tests.killed import SETTINGS, K, tiny_networks
+from tests.killed import SETTINGS, K, tiny_draw, tiny_networks
 
 
 def train(folder: Path, epochs: int = 4) -> None:
@@ -66,13 +65,8 @@ def clusters(folder: Path) -> None:
 
 def generate(folder: Path) -> None:
     pick_device()
-    vqvae, _, unet, _ = tiny_networks()
-    draw = partial(
-        sample, unet, LinearNoiseScheduler(20), vqvae.decode, latent_shape=vqvae.latent_shape(48), num_steps=5,
-        progress=False,
-    )  # fmt: skip
     generate_to_folder(
-        draw, folder, np.arange(1, 12), torch.arange(11) % K, seed=3, batch_size=4, identity={"job": "images"}
+        tiny_draw(), folder, np.arange(1, 12), torch.arange(11) % K, seed=3, batch_size=4, identity={"job": "images"}
     )
 
 
