@@ -107,6 +107,7 @@ NOTEBOOKS = (
 )
 TOGETHER = NOTEBOOKS[:6]  # run once for several k, as the last does; those between them run for each
 CHOOSING = ("choose_k", "internal_cluster_validation_metrics")
+CHOICES = {*DEFAULTS, "restart"} - {"n_clusters"}  # of a notebook, beside the parameters of its own
 SECTIONS = {"run", "clusters"}  # of summary.json, each told by the command of that name
 SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: TerminatedError}  # and what they end as
 STOPPED = {error.__name__: 128 + number for number, error in SIGNALS.items()}
@@ -664,7 +665,7 @@ def execute(
 
     kernel: one that was started for it, see `start_kernel`; it ends with the notebook.
 
-    Only names that the cell tagged "parameters" assigns are changed, in a cell put behind it. An interrupt or SIGTERM
+    Only what the cell tagged "parameters" assigns is changed, in a cell put behind it. An interrupt or SIGTERM
     goes on to the notebook, whose trainings then leave a resume point.
     Returns None, or the name and the message of the error that stopped it: that of the notebook, also where the disk
     that stopped it takes no `target` either.
@@ -701,11 +702,15 @@ def execute(
 
 
 def with_parameters(notebook: Path, parameters: Mapping[str, Any]) -> nbformat.NotebookNode:
-    """The notebook with a cell behind its parameters that changes those it has."""
+    """The notebook with a cell behind its parameters that changes those it has, and adds the others to its choices."""
     book = nbformat.read(notebook, as_version=4)
     index, cell = next((i, c) for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", []))
     known = {name.id for node in ast.parse(cell.source).body for name in getattr(node, "targets", ())}
-    source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items() if name in known)
+    changed = [f"{name} = {value!r}" for name, value in parameters.items() if name in known]
+    if "choices" in known:
+        others = {name: value for name, value in parameters.items() if name in CHOICES - known}
+        changed.append(f"choices |= {others!r}")
+    source = "\n".join(changed)
     book.cells.insert(index + 1, nbformat.v4.new_code_cell(source, metadata={"tags": ["injected-parameters"]}))
     return book
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from pfiles import checkpoints
-from pfiles.choices import choose
+from pfiles.choices import DEFAULTS, choose
 from pfiles.classifier import Classifier
 from pfiles.clustering import check_clustering, each_of, fit_kmeans, make_clusterer
 from pfiles.discriminator import Discriminator, PolishDiscriminator
@@ -61,6 +61,7 @@ from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
 
 PICTURE_STEPS = 10  # denoising steps of the tiles that show how far a training is
+OF_NO_CLUSTERS = ("train_autoencoder", "autoencoder_output", "save_training_images")  # alike for both clusterings
 AT_ONCE = 4096  # tiles that are brought into memory to be assigned
 
 
@@ -113,6 +114,8 @@ def open_run(
     }  # fmt: skip
     chosen = choose(given)
     check_clustering(chosen["clustering"])
+    if notebook in OF_NO_CLUSTERS:
+        chosen["clustering"] = DEFAULTS["clustering"]
     n_clusters = name_of_numbers(numbers_of_clusters(chosen["n_clusters"]))
     if isinstance(n_clusters, str) and notebook.startswith("part_") and notebook not in checkpoints.MADE_BY.values():
         raise InputError(f"{notebook} works with one number of clusters: set n_clusters to one of {n_clusters}.")

@@ -25,13 +25,8 @@ def read(name):
     return nbformat.read(ROOT / f"{name}.ipynb", as_version=4)
 
 
-def own_code(book):
-    """The code cells but the one tagged "parameters"."""
-    return [
-        cell.source
-        for cell in book.cells
-        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", ())
-    ]
+def code_cells(book):
+    return [cell.source for cell in book.cells if cell.cell_type == "code"]
 
 
 def code_lines(source):
@@ -67,7 +62,7 @@ def test_shape_of_a_notebook(name):
 
 @pytest.mark.parametrize("name", [*NOTEBOOKS, "choose_k"])
 def test_the_set_up_opens_the_run_and_does_nothing_else(name):
-    set_up = own_code(read(name))[0]
+    set_up = code_cells(read(name))[1]
     assert len(code_lines(set_up)) <= 6
     last = ast.parse(set_up).body[-1]
     assert isinstance(last, ast.Assign)
@@ -78,7 +73,7 @@ def test_the_set_up_opens_the_run_and_does_nothing_else(name):
 def test_no_six_code_lines_in_a_row_stand_in_two_notebooks():
     seen = {}
     for name in EVERY:
-        lines = [line for source in own_code(read(name)) for line in code_lines(source)]
+        lines = [line for source in code_cells(read(name)) for line in code_lines(source)]
         for i in range(len(lines) - 5):
             seen.setdefault(tuple(lines[i : i + 6]), set()).add(name)
     assert {lines: names for lines, names in seen.items() if len(names) > 1} == {}

@@ -297,7 +297,7 @@ def _refuse_bad(number: int, steps: int, num_tiles: int, job: Job) -> None:
         return
     epoch, place = divmod(number, steps)
     tiles = _batches(job, num_tiles, epoch)[place]
-    advice = '; overrides = {"precision": "fp32"} goes on from there in full precision' if job.speed.bf16 else ""
+    advice = '; with the setting precision = "fp32" it goes on from there in full precision' if job.speed.bf16 else ""
     raise FloatingPointError(
         f"Loss or gradient of {job.name} became NaN or infinite in step {number + 1} (epoch {epoch + 1}, training "
         f"tiles {tiles.tolist()}); the last good state is {last_resume_point(job.folder) or 'the start'}{advice}."
