@@ -24,19 +24,16 @@ import torch
 from matplotlib import pyplot as plt
 
 from benchmarks.indices import load
-from benchmarks.inputs import smooth_tiles
+from benchmarks.inputs import open_untrained, smooth_tiles
 from benchmarks.measure import MeasurementError, Run, device_name, interleaved, seconds
 from MODULE import all_indices
 from pfiles.clustering import KMeansClusters, fit_kmeans_to
 from pfiles.latents import encode_tiles
-from pfiles.machine.runtime import make_generator, pick_device, seeded, versions
+from pfiles.machine.runtime import make_generator, pick_device, versions
 from pfiles.measuring.memorisation import nearest_tiles
 from pfiles.paths import ROOT, write_json
 from pfiles.reporting.figures import save_figure
-from pfiles.settings import get_settings
 from pfiles.tiles.dataset import load_tiles
-from pfiles.unet_cond_base import UNet
-from pfiles.vqvae import make_vqvae
 
 matplotlib.use("Agg")
 Z = 16  # channels of the latents
@@ -61,8 +58,7 @@ def loading(tiles: int, device: str) -> Run:
 
 def encoding(tiles: int, device: str, side: int = 64) -> Run:
     """Encode tiles by the demo's autoencoder, at `side` px."""
-    with seeded(0, "benchmark growth"):
-        vqvae = make_vqvae(get_settings("demo").autoencoder).to(device)
+    vqvae = open_untrained("demo", {}, device).vqvae
     images = smooth_tiles(tiles, side).to(device)
     return lambda: {"seconds": seconds(device, lambda: encode_tiles(vqvae, images))}
 
@@ -95,8 +91,7 @@ def nearest(tiles: int, device: str) -> Run:
 
 def unet_step(device: str, side: int = 64, k: int = 14) -> Run:
     """Forward and backward of the demo's UNet, batch of 8."""
-    with seeded(0, "benchmark growth"):
-        unet = UNet(Z, k, **get_settings("demo").diffusion.unet).to(device)
+    unet = open_untrained("demo", {}, device, k).new_networks().unet
     generator = make_generator("benchmark growth")
     x = torch.randn(8, Z, side // 4, side // 4, generator=generator).to(device)
     t, cluster_ids = torch.arange(8, device=device), (torch.arange(8) % k).to(device)

@@ -1,6 +1,11 @@
-"""What the measured work starts from: sizes, networks of random weights, tiles, and the operations they need."""
+"""What the measured work starts from: sizes, networks before any training, tiles, and the operations they need."""
 
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import reference
 from pfiles.classifier import Classifier
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
-from pfiles.machine.runtime import make_generator, seeded
+from pfiles.machine.runtime import make_generator
+from pfiles.session import OpenRun, open_run
 from pfiles.settings import Settings, get_settings
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
@@ -22,9 +28,9 @@ SOLVER, SOLVER_STEPS = "dpm-solver++", 20  # the fast sampler, and its steps for
 
 @dataclass(frozen=True)
 class Size:
-    """How large the networks are and how much of each work is really done."""
+    """How large the networks are, as changes of preset "paper", and how much of each work is really done."""
 
-    settings: Settings
+    overrides: Mapping[str, Any]
     ceiling: int  # side of the matrices whose product is the ceiling
     calls: int  # UNet calls in a row
     stage_steps: int  # steps of the first training
@@ -36,6 +42,10 @@ class Size:
     many: int  # of the 10,000
     many_steps: int  # of the 1,000 when many are drawn
     batch_sizes: tuple[int, ...]  # tried when many are drawn; the last is used for the 10,000
+
+    @cached_property
+    def settings(self) -> Settings:
+        return get_settings("paper", self.overrides)
 
 
 TINY = {
@@ -53,18 +63,17 @@ def make_size(name: str, device: str, precision: str | None = None) -> Size:
     chosen = {"precision": precision or ("bf16" if on_gpu else "fp32")}
     if name == "tiny":
         return Size(
-            get_settings("paper", TINY | chosen), ceiling=64, calls=1, stage_steps=1, tiles=32, ddpm_steps=2,
+            TINY | chosen, ceiling=64, calls=1, stage_steps=1, tiles=32, ddpm_steps=2,
             solver_steps=2, single_images=1, pairs=4, many=8, many_steps=2, batch_sizes=(4, 8),
         )  # fmt: skip
-    settings = get_settings("paper", chosen)
     if on_gpu:
         return Size(
-            settings, ceiling=8192, calls=20, stage_steps=50, tiles=1000, ddpm_steps=50,
+            chosen, ceiling=8192, calls=20, stage_steps=50, tiles=1000, ddpm_steps=50,
             solver_steps=SOLVER_STEPS, single_images=1, pairs=1000, many=1000, many_steps=200,
             batch_sizes=(100, 500, 1000),
         )  # fmt: skip
     return Size(
-        settings, ceiling=2048, calls=1, stage_steps=1, tiles=64, ddpm_steps=3,
+        chosen, ceiling=2048, calls=1, stage_steps=1, tiles=64, ddpm_steps=3,
         solver_steps=5, single_images=2, pairs=100, many=16, many_steps=3, batch_sizes=(1, 4, 16),
     )  # fmt: skip
 
@@ -115,14 +124,25 @@ class Networks:
         return self.vqvae.latent_shape(size.settings.image_size_px)
 
 
+def open_untrained(
+    preset: str, overrides: Mapping[str, Any], device: str, n_clusters: int | Sequence[int] = N_CLUSTERS
+) -> OpenRun:
+    """A run on no tiles, from which nothing is written; its autoencoder is as before any training, and frozen."""
+    os.environ["KPC_RUN_TOML"] = ""  # what a user chose is not measured
+    run = open_run(
+        "benchmarks", n_clusters, preset=preset, overrides={**overrides, "diffusion.latent_scaling": False}, seed=0,
+        out=Path("benchmarks", "nowhere"),
+    )  # fmt: skip
+    vars(run)["device"] = torch.device(device)
+    vars(run)["vqvae"] = run.new_autoencoder()[0].eval().requires_grad_(False)
+    return run
+
+
 def make_networks(size: Size, device: str) -> Networks:
-    """Networks of the size with random weights, the autoencoder frozen, all in eval mode."""
-    with seeded(0, "benchmark networks"):
-        vqvae = make_vqvae(size.settings.autoencoder)
-        unet = UNet(vqvae.z_channels, N_CLUSTERS, **size.settings.diffusion.unet)
-        classifier = Classifier(vqvae.z_channels, N_CLUSTERS)
-    vqvae.requires_grad_(False)
-    return Networks(*(network.to(device).eval() for network in (vqvae, unet, classifier)))
+    """Networks of the size as before any training, the autoencoder frozen, all in eval mode."""
+    run = open_untrained("paper", size.overrides, device)
+    unet, classifier, _ = run.new_networks()
+    return Networks(run.vqvae, unet.eval(), classifier.eval())
 
 
 def published_networks(size: Size, device: str) -> Networks:

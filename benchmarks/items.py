@@ -1,8 +1,8 @@
 """What is measured: each item does one stated piece of work the published way and the way of `pfiles`.
 
 A job prepares networks and inputs for a size and a device and returns a run; a run does the work, or the part of it
-that the item states, and returns the seconds that the whole takes. Networks have random weights, tiles are random and
-smooth: neither changes the time, zeros would.
+that the item states, and returns the seconds that the whole takes. Networks are untrained, tiles are random and smooth:
+neither changes the time, zeros would.
 """
 
 import tempfile
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +25,16 @@ from benchmarks.inputs import (
     Networks,
     Size,
     make_networks,
+    open_untrained,
     published_networks,
     scheduler_of,
     smooth_tiles,
 )
 from benchmarks.measure import Job, Run, peak_mb, seconds, synchronize
-from pfiles.classifier import Classifier
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.latents import LatentSpace, encode_tiles
 from pfiles.learning import diffusion, loop
+from pfiles.learning.log import History
 from pfiles.learning.loop import epoch_batches
 from pfiles.machine.runtime import derive_seed, make_generator, seeded
 from pfiles.machine.speed import pick_speed
@@ -42,7 +44,6 @@ from pfiles.tiles import files
 from pfiles.tiles.files import write_tiles
 from pfiles.tiles.pixels import as_array, to_unit
 from pfiles.tiles.views import random_affine
-from pfiles.unet_cond_base import UNet
 
 # UNet forward, batch of 8
 
@@ -143,31 +144,29 @@ def seven_reference(size: Size, device: str) -> Run:
 
 def clusters_product(size: Size, device: str, seeds: int = 1) -> Run:
     """The classifiers of every k and of so many seeds, without a UNet."""
-    return every_k_run(size, device, [Classifier(n_clusters=k) for k in KS for _ in range(seeds)], None)
+    run = open_untrained("paper", size.overrides, device, KS)
+    classifiers = nn.ModuleList(run.new_clusterer(k, seed) for k in KS for seed in range(seeds))
+    return every_k_run(size, device, diffusion.train_clusters, classifier=classifiers, vqvae=run.vqvae)
 
 
 def one_unet_product(size: Size, device: str) -> Run:
     """The classifiers of every k, and one UNet for all of them."""
-    with seeded(0, "benchmark unet of every k"):
-        unet = UNet(cls=sum(KS), **size.settings.diffusion.unet).to(device)
-    return every_k_run(size, device, [Classifier(n_clusters=k) for k in KS], unet)
+    networks = open_untrained("paper", size.overrides, device, KS).new_networks()
+    return every_k_run(size, device, diffusion.train_stage, **networks._asdict())
 
 
-def every_k_run(size: Size, device: str, classifiers: list[Classifier], unet: UNet | None) -> Run:
-    vqvae, clusterer = make_networks(size, device).vqvae, nn.ModuleList(classifiers).to(device)
+def every_k_run(size: Size, device: str, learn: Callable[..., History], **networks: Any) -> Run:
+    vqvae = networks["vqvae"] if "vqvae" in networks else networks["space"].vqvae
     tiles = smooth_tiles(16 * size.stage_steps, size.settings.image_size_px).to(device)
-    speed, diffusion_settings = pick_speed(size.settings, torch.device(device)), size.settings.diffusion
-    common = {"images": tiles, "codes": encode_tiles(vqvae, tiles), "settings": diffusion_settings}
-    common["stage"] = replace(size.settings.training, epochs=2)
+    speed, codes = pick_speed(size.settings, torch.device(device)), encode_tiles(vqvae, tiles)
+    stage = replace(size.settings.training, epochs=2)
 
     def run() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             job = loop.Job("benchmark", 0, 16, Path(folder), {}, size.settings.saving, speed, restart=True)
-            if unet is None:
-                history = diffusion.train_clusters(classifier=clusterer, vqvae=vqvae, job=job, **common)
-            else:
-                space = LatentSpace(vqvae)
-                history = diffusion.train_stage(unet=unet, clusterer=clusterer, space=space, job=job, **common)
+            history = learn(
+                **networks, images=tiles, codes=codes, settings=size.settings.diffusion, stage=stage, job=job
+            )
         return {"seconds": history[-1]["seconds"] / size.stage_steps}  # its first epoch is the warm-up
 
     return run

@@ -79,12 +79,10 @@ def measure(steps: int) -> None:
     """Print the median milliseconds of a step, after three that do not count."""
     import torch
 
-    from pfiles.machine.runtime import make_generator, seeded
-    from pfiles.settings import get_settings
-    from pfiles.unet_cond_base import UNet
+    from benchmarks.inputs import open_untrained
+    from pfiles.machine.runtime import make_generator
 
-    with seeded(0, "benchmark load"):
-        unet = UNet(cls=6, **get_settings("demo").diffusion.unet).to(memory_format=torch.channels_last)
+    unet = open_untrained("demo", {}, "cpu", 6).new_networks().unet.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
     generator = make_generator("benchmark load")
     x = torch.randn(16, 16, 16, 16, generator=generator).to(memory_format=torch.channels_last)

@@ -39,7 +39,6 @@ from pfiles.measuring.fidelity import student_interval
 from pfiles.paths import ROOT, write_json
 from pfiles.settings import StageSettings
 from pfiles.unet_cond_base import UNet
-from pfiles.vqvae import make_vqvae
 
 BATCH = 16
 STEPS = 3  # training steps of a repetition
@@ -247,9 +246,9 @@ def _no_decoder(z: Tensor) -> Tensor:
 def autoencoder_step(name: str, size: Size, device: str) -> Run:
     """A step of the autoencoder alone: forward, backward and Adam on the squared error and the codebook's losses."""
     x = smooth_tiles(BATCH, size.settings.image_size_px).to(device) / 255
-    with seeded(0, "benchmark autoencoder"):
-        network = make_vqvae(size.settings.autoencoder) if name == OURS else monai_vqvae(size)
-    optimizer = torch.optim.Adam(network.to(device).train().parameters(), lr=1e-4, fused=name == OURS or None)
+    vqvae = make_networks(size, device).vqvae.requires_grad_(True)
+    network = (vqvae if name == OURS else monai_vqvae(parameters(vqvae)).to(device)).train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=name == OURS or None)
     speed = pick_speed(size.settings, torch.device(device))
     call = speed.fast(network) if name == OURS else network
     about = {"parameters": parameters(network)}
@@ -266,8 +265,8 @@ def autoencoder_step(name: str, size: Size, device: str) -> Run:
     return lambda: {"seconds": seconds(device, one), **about}
 
 
-def monai_vqvae(size: Size) -> nn.Module:
-    """MONAI's VQ-VAE with two halvings, as ours, and the width that brings its parameters closest."""
+def monai_vqvae(wanted: int) -> nn.Module:
+    """MONAI's VQ-VAE with two halvings, as ours, and the width that brings its parameters closest to so many."""
     from monai.networks.nets import VQVAE
 
     def make(width: int) -> nn.Module:
@@ -277,7 +276,8 @@ def monai_vqvae(size: Size) -> nn.Module:
             num_embeddings=1024, embedding_dim=16,
         )  # fmt: skip
 
-    return make(closest_width(make, parameters(make_vqvae(size.settings.autoencoder)), range(16, 513, 16)))
+    with seeded(0, "benchmark autoencoder"):
+        return make(closest_width(make, wanted, range(16, 513, 16)))
 
 
 WORKS = {
