@@ -6,7 +6,8 @@
 The libraries go into a folder of their own and run on the same torch, in the same precision and with the same threads.
 Each UNet gets the same latents, time steps and clusters, has attention at every level where the library offers it, and
 the width that brings its number of parameters closest to the paper's; architectures differ, so that the operations of a
-pass do too, and the table gives the rate besides the time. A training step is forward, backward and AdamW on the mean
+pass do too, and the table gives the rate besides the time. "even widths" is a library's UNet that is as wide at full
+resolution as below, and so has about the paper's shape. A training step is forward, backward and AdamW on the mean
 squared error, in `pfiles` with all that its loop does besides; images are drawn in 20 solver steps without decoding.
 Prints a table of ratios (the library's time by ours; above 1 ours is faster) with 95 % intervals, and writes a JSON.
 """
@@ -14,7 +15,7 @@ Prints a table of ratios (the library's time by ours; above 1 ours is faster) wi
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -56,13 +57,13 @@ class Peer:
     draw: Callable[[nn.Module, Tensor, Tensor], Tensor] | None
 
 
-def diffusers_unet(channels: int, width: int) -> nn.Module:
+def diffusers_unet(channels: int, width: int, layers: int = 2, factors: Sequence[int] = (1, 2, 2)) -> nn.Module:
     from diffusers import UNet2DModel
 
     return UNet2DModel(
-        sample_size=32, in_channels=channels, out_channels=channels, num_class_embeds=N_CLUSTERS, layers_per_block=2,
-        block_out_channels=(width, 2 * width, 2 * width), down_block_types=("AttnDownBlock2D",) * 3,
-        up_block_types=("AttnUpBlock2D",) * 3, attention_head_dim=16, norm_num_groups=16,
+        sample_size=32, in_channels=channels, out_channels=channels, num_class_embeds=N_CLUSTERS,
+        layers_per_block=layers, block_out_channels=[width * factor for factor in factors], attention_head_dim=16,
+        down_block_types=("AttnDownBlock2D",) * 3, up_block_types=("AttnUpBlock2D",) * 3, norm_num_groups=16,
     )  # fmt: skip
 
 
@@ -94,12 +95,12 @@ def lucidrains_call(unet: nn.Module, x: Tensor, t: Tensor, cluster_ids: Tensor) 
     return unet(x, t, cluster_ids)
 
 
-def monai_unet(channels: int, width: int) -> nn.Module:
+def monai_unet(channels: int, width: int, layers: int = 2, factors: Sequence[int] = (1, 2, 2)) -> nn.Module:
     from monai.networks.nets import DiffusionModelUNet
 
     return DiffusionModelUNet(
-        2, channels, channels, num_res_blocks=2, channels=(width, 2 * width, 2 * width), attention_levels=(True,) * 3,
-        norm_num_groups=16, num_head_channels=16, num_class_embeds=N_CLUSTERS, use_flash_attention=True,
+        2, channels, channels, num_res_blocks=layers, channels=[width * factor for factor in factors],
+        attention_levels=(True,) * 3, norm_num_groups=16, num_head_channels=16, num_class_embeds=N_CLUSTERS, use_flash_attention=True,
     )  # fmt: skip
 
 
@@ -113,11 +114,14 @@ def monai_draw(unet: nn.Module, x: Tensor, cluster_ids: Tensor) -> Tensor:
     return _steps(DDIMScheduler(), partial(monai_call, unet), x, cluster_ids)
 
 
+EVEN = {"layers": 1, "factors": (1, 1, 1)}
 PEERS = {
     "diffusers": Peer(("diffusers",), diffusers_unet, diffusers_call, diffusers_draw),
+    "diffusers, even widths": Peer(("diffusers",), partial(diffusers_unet, **EVEN), diffusers_call, diffusers_draw),
     # its sampler cannot be called without guidance: it unpacks two predictions where there is one
     "denoising-diffusion-pytorch": Peer(("denoising-diffusion-pytorch",), lucidrains_unet, lucidrains_call, None),
     "MONAI": Peer(("monai",), monai_unet, monai_call, monai_draw),
+    "MONAI, even widths": Peer(("monai",), partial(monai_unet, **EVEN), monai_call, monai_draw),
 }
 
 
