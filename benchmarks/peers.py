@@ -100,7 +100,8 @@ def monai_unet(channels: int, width: int, layers: int = 2, factors: Sequence[int
 
     return DiffusionModelUNet(
         2, channels, channels, num_res_blocks=layers, channels=[width * factor for factor in factors],
-        attention_levels=(True,) * 3, norm_num_groups=16, num_head_channels=16, num_class_embeds=N_CLUSTERS, use_flash_attention=True,
+        attention_levels=(True,) * 3, norm_num_groups=16, num_head_channels=16, num_class_embeds=N_CLUSTERS,
+        use_flash_attention=True,
     )  # fmt: skip
 
 
