@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from io import StringIO
@@ -28,10 +29,14 @@ from pfiles.checkpoints import START, find_checkpoint
 from pfiles.discriminator import Discriminator
 from pfiles.drawing.generator import STARTER
 from pfiles.errors import InputError
+from pfiles.latents import encode_tiles
+from pfiles.lpips import LPIPS
 from pfiles.machine.cpu import usable_cores
 from pfiles.machine.processes import in_notebook, progress
-from pfiles.measuring import tile_network, two_sample, usefulness
+from pfiles.measuring import pairs, tile_network, two_sample, usefulness
+from pfiles.measuring.memorisation import nearest_tiles
 from pfiles.paths import ROOT, Paths
+from pfiles.reporting import atlas, evaluation
 from pfiles.session import OpenRun, open_run
 from pfiles.tiles.pixels import evenly_spaced
 from pfiles.unet_cond_base import UNet
@@ -42,6 +47,8 @@ FEW, PATIENCE = 2, 20  # where the second step says that all would take longer t
 GREEN, RED, PLAIN = "\033[32m", "\033[31m", "\033[0m"  # as terminals and notebooks show colours
 DRAWN_FOR_FIGURES = 5  # tiles of parts 4, 7 and 8
 AT_ONCE = 16  # tiles drawn to measure with
+SEARCHED_AMONG = 1000  # training tiles at most in which copies are looked for
+START_UP = 3.0  # seconds until a notebook has loaded its packages
 MOST_TOLD_APART = 9  # pairs of sets that part 13's two-sample test tells apart, those of its guards among them
 
 
@@ -95,8 +102,7 @@ def _lines(run: OpenRun, measure: bool) -> Iterator[Line]:
     yield Line(has_widgets, "widgets", "in this kernel" if has_widgets else "missing", advice)
     if measure and tiles is not None:
         for name, seconds, how in estimate(run):
-            yield Line(True, f"time of {name}", f"about {timedelta(seconds=round(seconds))}, {how}")
-        yield Line(True, "time of the others", "not estimated: they read tiles and draw figures")
+            yield Line(True, f"time of {name}", f"about {timedelta(seconds=round(START_UP + seconds))}, {how}")
 
 
 def _packages() -> Line:
@@ -172,7 +178,7 @@ def _has_vgg16() -> bool:
 
 
 def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
-    """The name of each notebook that trains or draws, its seconds on this machine, and what they were measured from."""
+    """The name of each notebook, its seconds on this machine once it has begun, and what they were measured from."""
     settings, n, k = run.settings, len(run.tiles.train), max(run.ks)  # a UNet of several k takes as long as of one
     ae, how, drawing = settings.autoencoder, settings.diffusion, settings.sampling
     batches = {
@@ -198,13 +204,15 @@ def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
             bar.update()
         with capture_output():
             drawn = _seconds_per_tile(small) * drawing.steps / small.settings.sampling.steps
-            sorting = _seconds_of_sorting(small)
+            sorting, scoring = _seconds_of_sorting(small), _seconds_of_scores(small)
+            (prepared, searched), read = _seconds_of_search(run), n * _seconds_of_encoding(small)
     epochs = {"autoencoder": ae.epochs, "polish": ae.polish.epochs}
     epochs |= {name: getattr(settings, name).epochs for name in ("clusters", *START)}
     total = {name: each * epochs[name] * max(1, n // batches[name]) for name, each in seconds.items()}
     trained = f"from {steps} steps of each training"
     yield "train_autoencoder", total["autoencoder"] + total.get("polish", 0), trained
-    yield "part 1", total["training"] + total.get("clusters", 0), trained
+    encoding = read * (8 if how.latent_views else 1)
+    yield "part 1", encoding + total["training"] + total.get("clusters", 0), trained
     yield "part 2", total["finetuning1"], trained
     yield "part 3", total["finetuning2"], trained
     said = f"from {small.settings.sampling.steps} of {drawing.steps} steps of drawing"
@@ -215,7 +223,15 @@ def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
     yield "part 9", drawn * generated + sorting * _steps_of_sorting(generated), f"{said} and {small_networks}"
     blurs = 1 if run.preset == "demo" else len(two_sample.BLURS_PX)
     steps = _steps_of_sorting(real) + blurs * MOST_TOLD_APART * two_sample.TRIALS * two_sample.STEPS
-    yield "part 13, its networks alone", sorting * steps, small_networks
+    sorted_and_searched = sorting * steps + 2 * prepared + 2 * min(evaluation.SEARCHED, real) * searched
+    yield "part 13", sorted_and_searched, f"{small_networks}, and from a search for copies"
+    for part, score in scoring.items():
+        yield part, real * score, f"from {AT_ONCE} pairs"
+    search = f"from a search for copies of {AT_ONCE} images"
+    yield "part 14", read + 2 * prepared + (real + len(run.tiles.test)) * searched, search
+    shown = atlas.SHOWN * k
+    yield "part 16", read + shown * drawn + prepared + shown * searched, f"{said} and {search}"
+    yield "the others, each", read, f"from encoding {few} tiles"
 
 
 def _steps_of_sorting(generated: int) -> int:
@@ -230,6 +246,41 @@ def _seconds_of_sorting(small: OpenRun) -> float:
     began = time.monotonic()
     tile_network.train(tiles, tiles, 2, STEPS, (0, "check"), small.device)
     return (time.monotonic() - began) / STEPS
+
+
+def _seconds_of_scores(small: OpenRun) -> dict[str, float]:
+    """Of a pair in parts 10 to 12, which score the real tile with the generated one and with four controls."""
+    tiles, device = small.train_images[:AT_ONCE].cpu(), small.device
+    scores = {"part 10": (pairs.ssim_published, pairs.ssim), "part 11": (pairs.ms_ssim,), "part 12": ()}
+    of_parts = {part: [partial(score, device=device) for score in some] for part, some in scores.items()}
+    if _has_vgg16():
+        of_parts["part 12"] = [pairs.lpips_score(LPIPS().load_pretrained().to(device), device)]
+    found = {}
+    for part, some in of_parts.items():
+        began = time.monotonic()
+        for score in some:
+            score(tiles, tiles.flip(0))
+        found[part] = 5 * (time.monotonic() - began) / len(tiles)
+    return found
+
+
+def _seconds_of_search(run: OpenRun) -> tuple[float, float]:
+    """Of the search for copies of images: once for all of them, and for each."""
+    chosen = run.tiles.train[evenly_spaced(len(run.tiles.train), SEARCHED_AMONG)]
+    train, took = run.tiles.tensor(chosen), []
+    for number in (1, 1 + AT_ONCE):
+        began = time.monotonic()
+        nearest_tiles(train[:number], train)
+        took.append((time.monotonic() - began) * len(run.tiles.train) / len(chosen))
+    each = max(0.0, took[1] - took[0]) / AT_ONCE
+    return took[0] - each, each
+
+
+def _seconds_of_encoding(small: OpenRun) -> float:
+    """Of a tile."""
+    began = time.monotonic()
+    encode_tiles(small.vqvae, small.train_images)
+    return (time.monotonic() - began) / len(small.train_images)
 
 
 def _small(run: OpenRun, tiles: int, steps: int, folder: Path) -> OpenRun:

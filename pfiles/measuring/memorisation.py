@@ -5,6 +5,7 @@ So the nearest distances of generated images are held against those of held-out 
 found in the same way. An honest generator's images lie no closer to the training tiles than tissue never trained on.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -72,10 +73,12 @@ def nearest_tiles(images: Tensor, train: Tensor) -> pd.DataFrame:
 
 def _nearest_of(images: Tensor, train: Tensor) -> pd.DataFrame:
     """`nearest_tiles` of training tiles that are searched at once."""
-    structure = torch.cat([_structure(part) for part in train.split(BATCH_SIZE)])
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        structure = torch.cat([*pool.map(_structure, train.split(BATCH_SIZE))])
+        found = pool.map(_patches, structure.split(BATCH_SIZE))
+        patches = _Patches(*map(torch.cat, zip(*found, strict=True)))
     energy = torch.cat([_energy(part) for part in structure.split(BATCH_SIZE)])
     coarse = _coarse(structure)
-    patches = _Patches(*map(torch.cat, zip(*map(_patches, structure.split(BATCH_SIZE)), strict=True)))
     rows = []
     for start in progress(range(0, len(images), BATCH_SIZE), desc="nearest tiles", unit="batch", leave=False):
         views = _views(_structure(images[start : start + BATCH_SIZE]))  # (B, 8, S, S)

@@ -111,7 +111,7 @@ def as_geojson(slide: str, found: list[Region], names: Mapping[int, str] | None 
             "properties": {
                 "objectType": "annotation",
                 "classification": {
-                    "name": title(region.cluster, names) if names else f"Cluster {region.cluster + 1}",
+                    "name": _class_name(title(region.cluster, names)),
                     "color": [round(255 * value) for value in to_rgb(colour(region.cluster))],
                 },
                 "measurements": {"Tiles": region.tiles, "Mean confidence": round(region.confidence, 4)},
@@ -120,6 +120,11 @@ def as_geojson(slide: str, found: list[Region], names: Mapping[int, str] | None 
         for region in found
     ]
     return {"type": "FeatureCollection", "features": features}
+
+
+def _class_name(title: str) -> str:
+    """A cluster's name in QuPath, which does not change when another one gets a name."""
+    return f"Cluster {title}" if title.isdecimal() else title
 
 
 def shares(

@@ -119,7 +119,7 @@ def test_annotations_are_as_qupath_writes_them():
     assert len(first["id"]) == 36
     assert first["id"] != second["id"]
     assert first["properties"]["objectType"] == "annotation"
-    assert first["properties"]["classification"] == {"name": "1", "color": [232, 93, 70]}
+    assert first["properties"]["classification"] == {"name": "Cluster 1", "color": [232, 93, 70]}
     assert first["properties"]["measurements"] == {"Tiles": 2, "Mean confidence": 0.6}
     assert second["properties"]["classification"]["name"] == '2 tumour "x" </script> $\\alpha$'
     [ring] = first["geometry"]["coordinates"]
@@ -216,7 +216,7 @@ def test_maps_of_a_made_slide_find_its_regions(tmp_path):
             f["properties"]["classification"]["name"]: shapely.from_geojson(json.dumps(f["geometry"])) for f in features
         }
         assert outlines["1 red"].equals(shapely.box(256, 256, 768, 768))
-        assert outlines["2"].equals(shapely.box(768, 256, 1280, 768))
+        assert outlines["Cluster 2"].equals(shapely.box(768, 256, 1280, 768))
     assert (
         tmp_path / "maps" / "shares_by_patient.csv"
     ).read_text() == "patient,tiles,1 red,2\np1,128,0.5,0.5\np2,128,0.5,0.5\n"
