@@ -72,7 +72,8 @@ def test_times_are_steps_times_seconds(clusters_first, tmp_path, monkeypatch):
     run = open_run("test", 16, "classifier", tmp_path / "tiles.npy", "demo", changed)
     found = {name: time for name, time, _ in check.estimate(run)}
     assert found == pytest.approx({
-        "train_autoencoder": 1.5 * (2 * 0.3 + 5 * 0.6), "part 1": 8 * 24 * 0.25 + 1.5 * (10 * 6 + clusters_first * 7 * 3),
+        "train_autoencoder": 1.5 * (2 * 0.3 + 5 * 0.6),
+        "part 1": 8 * 24 * 0.25 + 1.5 * (10 * 6 + clusters_first * 7 * 3),
         "part 2": 1.5 * 9, "part 3": 1.5 * 12, "parts 4, 7 and 8, each": 5 * 4, "part 6": 12 * 4,
         # six trainings of 20 epochs, of 48 generated tiles in batches of 32, or of 12
         "part 9": 16 * 3 * 4 + 0.01 * 6 * 20 * 2,
