@@ -13,6 +13,7 @@ from pfiles.machine.processes import progress
 from pfiles.machine.runtime import derive_seed
 
 NEIGHBOURS = 5  # k of precision, recall, density and coverage
+PRDC = ("precision", "recall", "density", "coverage")
 BLOCK = 1000  # rows of a distance matrix at once: 80 MB for 10,000 columns
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000  # at most, and at most half of the images

@@ -37,6 +37,8 @@ class Extractor:
 
     name: what stands in tables; frechet, kernel: what the two distances in these features are called.
     batch: the same for some images (B, 3, H, W) on `device`.
+    ranks: which of precision, recall, density and coverage put tiles of known quality in order in these features
+        (docs/numbers.md). The others are kept in summary.json and not shown.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Extractor:
     frechet: str
     kernel: str
     device: torch.device | str = "cpu"
+    ranks: tuple[str, ...] = ()
 
     def __call__(self, images: Tensor) -> np.ndarray:
         rows = []
@@ -94,7 +97,7 @@ def random_convolutions(device: torch.device | str = "cpu") -> Extractor:
             rows.append(response.square().mean((2, 3)) ** 0.25)
         return torch.cat(rows, dim=1)
 
-    return _not_fid("random convolutions", batch, device)
+    return _not_fid("random convolutions", batch, device, ("recall",))
 
 
 def autoencoder(vqvae: VQVAE) -> Extractor:
@@ -108,7 +111,7 @@ def autoencoder(vqvae: VQVAE) -> Extractor:
             z = vqvae.encode_continuous(to_unit(images))
         return torch.cat([z.mean((2, 3)), z.std((2, 3), correction=0)], dim=1)
 
-    return _not_fid("autoencoder features", batch, next(vqvae.parameters()).device)
+    return _not_fid("autoencoder features", batch, next(vqvae.parameters()).device, ("precision", "recall"))
 
 
 def imagenet(device: torch.device | str = "cpu") -> Extractor:
@@ -129,8 +132,10 @@ def imagenet(device: torch.device | str = "cpu") -> Extractor:
     return _not_fid("ImageNet features", lambda images: network(to_unit(images)), device)
 
 
-def _not_fid(name: str, batch: Callable[[Tensor], Tensor], device: torch.device | str) -> Extractor:
-    return Extractor(name, batch, f"Frechet distance ({name})", f"kernel distance ({name})", device)
+def _not_fid(
+    name: str, batch: Callable[[Tensor], Tensor], device: torch.device | str, ranks: tuple[str, ...] = ()
+) -> Extractor:
+    return Extractor(name, batch, f"Frechet distance ({name})", f"kernel distance ({name})", device, ranks)
 
 
 def inception(device: torch.device | str = "cpu") -> Extractor:

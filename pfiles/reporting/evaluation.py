@@ -23,7 +23,7 @@ from pfiles.lpips import LPIPS
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import derive_seed
 from pfiles.measuring import controls, fidelity, memorisation, morphometry, pairs, spectrum, two_sample, usefulness
-from pfiles.measuring.distribution import NEIGHBOURS, frechet_distance, kid, prdc
+from pfiles.measuring.distribution import NEIGHBOURS, PRDC, frechet_distance, kid, prdc
 from pfiles.measuring.features import Extractor, make_extractor
 from pfiles.measuring.memorisation import COPY
 from pfiles.paths import read_json
@@ -121,11 +121,11 @@ def clusters_left_out(clusters: Sequence[str]) -> str:
 def caveat(extractor: Extractor, table: pd.DataFrame, width: int) -> str:
     """What to keep in mind with a table of `distances` in features of that width."""
     fewest = int(table.images[table.images > NEIGHBOURS].min())
-    text = (
-        f"{extractor.frechet} and {extractor.kernel}: 0 is best. Precision, recall, density and coverage, with "
-        f"{NEIGHBOURS} neighbours: what held-out real tiles reach is best. All but the kernel distance and its error "
-        "depend on how many images there are: compare rows of one number."
-    )
+    text = f"{extractor.frechet} and {extractor.kernel}: 0 is best. "
+    if extractor.ranks:
+        ranks = " and ".join(extractor.ranks).capitalize()
+        text += f"{ranks}, with {NEIGHBOURS} neighbours: what held-out real tiles reach is best. "
+    text += "All but the kernel distance and its error depend on how many images there are: compare rows of one number."
     if (table.images <= NEIGHBOURS).any():
         text += f" Rows of fewer than {NEIGHBOURS + 1} images stay empty."
     if fewest <= width:
@@ -283,7 +283,7 @@ def paired_sections(
 
 
 def distribution_section(extractor: Extractor, sets: Sets, seed: int) -> Section:
-    """The distances of `distribution_table`, and within each cluster.
+    """The distances of `distribution_table`, and within each cluster; shown are those that can rank, see `Extractor`.
 
     The floor compares like with like: one random half of the real images against the other. Where there are held-out
     tiles, which come from other slides or regions, they have a row too.
@@ -318,6 +318,8 @@ def distribution_section(extractor: Extractor, sets: Sets, seed: int) -> Section
         tables += [by_cluster] * (not by_cluster.empty)
         notes += [left_out] * bool(left_out)
         details["by_cluster"] = plain(by_cluster)
+    hidden = [column for column in PRDC if column not in extractor.ranks]
+    tables = [each.drop(columns=hidden, errors="ignore") for each in tables]
     frechet = table.get(extractor.frechet, pd.Series(dtype=float)).dropna().to_dict()
     scores = {extractor.frechet: frechet, "details": {extractor.name: details}}
     return Section(f"Distribution in {extractor.name}", notes, tables, scores=scores)

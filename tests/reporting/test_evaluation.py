@@ -203,8 +203,13 @@ def test_evaluate_without_pairs(tmp_path, real, capsys):
 def test_disjoint_folders_are_far_apart(tmp_path, real):
     folders(tmp_path, real, 255 - real // 4)
     sections = evaluation.evaluate(tmp_path / "org", tmp_path / "gen", paired=False)
-    row = next(s for s in sections if s.title == "Distribution in random convolutions").tables[0].iloc[0]
-    assert row[["precision", "recall", "density", "coverage"]].tolist() == [0, 0, 0, 0]
+    section = next(s for s in sections if s.title == "Distribution in random convolutions")
+    measured = section.scores["details"]["random convolutions"]["overall"]["all generated against all real"]
+    assert [measured[name] for name in ("precision", "recall", "density", "coverage")] == [0, 0, 0, 0]
+    shown = section.tables[0]  # what cannot rank tiles of known quality is kept, and not shown
+    assert shown.columns.intersection(["precision", "recall", "density", "coverage"]).tolist() == ["recall"]
+    assert "Recall, with 5 neighbours" in section.notes[1]
+    assert "Precision" not in section.notes[1]
 
 
 def grey(folder, name):
