@@ -15,6 +15,7 @@ from MODULE.indices import (
     hartigan_index,
     mclain_rao_index,
     occupancy,
+    sampled_indices,
     silhouette,
 )
 
@@ -28,5 +29,6 @@ __all__ = [
     "hartigan_index",
     "mclain_rao_index",
     "occupancy",
+    "sampled_indices",
     "silhouette",
 ]

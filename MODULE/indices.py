@@ -83,7 +83,8 @@ def c_index(X, labels, device=None):
 def dunn_index(X, labels, device=None):
     """Dunn index: smallest gap between clusters over the largest cluster diameter.
 
-    From 0 to inf; higher is better. A single pair of points decides each of its two parts, so do not subsample X.
+    From 0 to inf; higher is better. A single pair of points decides each of its two parts: of some of the points it
+    is larger.
 
     The smallest distance between points of different clusters, over the largest distance between points of the same
     cluster: the classical form, between points and not centroids.
@@ -291,6 +292,56 @@ def all_indices(X, labels, device=None):
         "hartigan": _hartigan(squares),
         "mclain_rao": _mclain_rao(pairs),
     }
+
+
+def sampled_indices(X, labels, n_points=10_000, n_subsets=10, seed=0, device=None):
+    """The five indices where there are too many points for all their pairs, with intervals.
+
+    Calinski-Harabasz and Hartigan are exact, as they need no pairs. C and McClain-Rao are means over random subsets of
+    the points, with Student's 95 % interval over the subsets. Dunn is the smallest of the subsets': a bound that the
+    index of all points does not exceed, and no estimate, as one pair decides each of its parts.
+
+    Parameters
+    ----------
+    X : (n_samples, n_features) array of numbers
+    labels : (n_samples,) array, 2 to n_samples - 1 distinct values
+    n_points : int, points of a subset; those that X has where it has fewer
+    n_subsets : int, at least 2
+    seed : int, of the choice of points
+    device : torch device such as "cuda"; None for numpy on the CPU
+
+    Returns
+    -------
+    dict of float with the keys of `all_indices`, and c_low, c_high, mclain_rao_low, mclain_rao_high, dunn_low (0) and
+    dunn_high.
+
+    Examples
+    --------
+    >>> X = np.random.default_rng(0).normal(size=(3000, 2))
+    >>> found = sampled_indices(X, X[:, 0] > 0, n_points=300)
+    >>> found["c_low"] < c_index(X, X[:, 0] > 0) < found["c_high"]
+    True
+    """
+    if n_subsets < 2:
+        raise ValueError(f"n_subsets must be at least 2, as an interval needs them; got {n_subsets}.")
+    grouped, sizes = _grouped(X, labels)
+    names = np.repeat(np.arange(len(sizes)), sizes)
+    rng = np.random.default_rng(seed)
+    subsets = [rng.choice(len(grouped), min(n_points, len(grouped)), replace=False) for _ in range(n_subsets)]
+    pairs = [pair_sums(*_grouped(grouped[some], names[some]), device) for some in subsets]
+    squares, dunn = _square_sums(grouped, sizes), min(map(_dunn, pairs))
+    found = {"calinski_harabasz": _calinski_harabasz(squares), "c": 0.0, "dunn": dunn, "hartigan": _hartigan(squares)}
+    for name, index in (("c", _c), ("mclain_rao", _mclain_rao)):
+        found[name], found[f"{name}_low"], found[f"{name}_high"] = _mean_and_interval([index(of) for of in pairs])
+    return {**found, "dunn_low": 0.0, "dunn_high": dunn}
+
+
+def _mean_and_interval(values):
+    """The mean, and Student's 95 % interval of it."""
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return float(np.mean(values)), float(np.mean(values) - half), float(np.mean(values) + half)
 
 
 class Occupancy(NamedTuple):

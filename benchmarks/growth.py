@@ -2,13 +2,16 @@
 
     python -m benchmarks.growth [--only NAME ...] [--out FILE]
 
-Each work is measured at four sizes or more, each in a process of its own, and fitted: the exponent is the slope
-of log time over log size, by least squares, 1 meaning twice the time for twice the size. Tiles are synthetic; a million
-of them lie in a sparse file that is mapped, not read. Prints a table; writes a JSON and a figure beside it.
+Each work is measured at four sizes or more (one and two processes), each in a process of its own, and fitted: the
+exponent is the slope of log time over log size, by least squares, 1 meaning twice the time for twice the size. Tiles
+are synthetic; a million of them lie in a sparse file that is mapped, not read. Prints a table; writes a JSON and a
+figure beside it.
 """
 
 import argparse
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,9 +29,10 @@ from matplotlib import pyplot as plt
 from benchmarks.indices import load
 from benchmarks.inputs import open_untrained, smooth_tiles
 from benchmarks.measure import MeasurementError, Run, device_name, interleaved, seconds
-from MODULE import all_indices
+from MODULE import all_indices, sampled_indices
 from pfiles.clustering import KMeansClusters, fit_kmeans_to
 from pfiles.latents import encode_tiles
+from pfiles.machine.cpu import usable_cores
 from pfiles.machine.runtime import make_generator, pick_device, versions
 from pfiles.measuring.memorisation import nearest_tiles
 from pfiles.paths import ROOT, write_json
@@ -76,6 +80,12 @@ def indices(tiles: int, device: str) -> Run:
     return lambda: {"seconds": seconds(device, lambda: all_indices(points, labels))}
 
 
+def indices_of_samples(tiles: int, device: str) -> Run:
+    """The same from ten samples of 10,000 tiles."""
+    points, labels = load(tiles)
+    return lambda: {"seconds": seconds(device, lambda: sampled_indices(points, labels))}
+
+
 def indices_of_k(k: int, device: str) -> Run:
     """The same of 10,000 tiles in k clusters."""
     points, _ = load(10_000)
@@ -98,6 +108,20 @@ def unet_step(device: str, side: int = 64, k: int = 14) -> Run:
     return lambda: {"seconds": seconds(device, lambda: unet(x, t, cluster_ids).square().mean().backward())}
 
 
+def processes(number: int, device: str) -> Run:
+    """A step of the demo's UNet in so many processes, which share batch and cores."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, usable_cores() // number))}
+
+    def run() -> dict[str, float]:
+        done = subprocess.run(
+            [*start, "-m", "benchmarks.step"], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        return {"seconds": float(done.stdout.split()[-1])}
+
+    return run
+
+
 @dataclass(frozen=True)
 class Work:
     """what: in the table, with its unit of size. job: prepares the run of a size. fit_from: smaller sizes do not count
@@ -109,7 +133,7 @@ class Work:
     fit_from: int = 0
 
 
-TILES = (1_000, 3_000, 10_000, 30_000)
+TILES, MANY = (1_000, 3_000, 10_000, 30_000), (10_000, 100_000, 300_000, 1_000_000)
 KS = (10, 30, 100, 300, 1_000)
 SIDES = (64, 128, 256, 512)
 WORKS = {
@@ -117,12 +141,14 @@ WORKS = {
     "encoding": Work("tiles: encode, 64 px", encoding, (125, 250, 500, 1_000, 2_000)),
     "kmeans": Work("tiles: k-means, k = 14", kmeans, (*TILES, 100_000, 1_000_000), 10_000),
     "indices": Work("tiles: five indices", indices, (*TILES, 100_000), 3_000),
+    "indices-sampled": Work("tiles: five indices, sampled", indices_of_samples, MANY),
     "nearest": Work("tiles: nearest of them for 32 images", nearest, TILES),
     "kmeans-k": Work("k: k-means of 10,000 tiles", lambda k, device: kmeans(10_000, device, k), KS),
     "indices-k": Work("k: five indices of 10,000 tiles", indices_of_k, KS),
     "unet-k": Work("k: a step of the UNet", lambda k, device: unet_step(device, k=k), KS),
     "encoding-side": Work("side, px: encode 16 tiles", lambda side, device: encoding(16, device, side), SIDES),
     "unet-side": Work("side, px: a step of the UNet", lambda side, device: unet_step(device, side), SIDES),
+    "processes": Work("processes: a step of the UNet, batch of 16", processes, (1, 2)),
 }
 
 
@@ -170,19 +196,23 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def figure(rows: list[dict[str, Any]]) -> matplotlib.figure.Figure:
-    """Time over size for tiles, k and side, both logarithmic, with the exponents."""
-    fig, axes = plt.subplots(1, 3, figsize=(13, 5), layout="constrained")
-    for ax, kind in zip(axes, ("tiles", "k", "side, px"), strict=True):
+    """Time over size for tiles, k, side and processes, both logarithmic, with the exponents."""
+    fig, axes = plt.subplots(1, 4, figsize=(16, 5), layout="constrained")
+    for ax, (kind, ticks) in zip(
+        axes, {"tiles": (), "k": (), "side, px": SIDES, "processes": (1, 2)}.items(), strict=True
+    ):
         for row in rows:
             unit, what = row["what"].split(": ", 1)
             if unit == kind and row["sizes"]:
                 label = f"{what} ({row.get('exponent', float('nan')):.2f})"
                 ax.loglog([*row["sizes"]], [one["seconds"] for one in row["sizes"].values()], "o-", label=label)
         ax.set(xlabel=kind, ylabel="seconds")
-        if kind.startswith("side"):
-            ax.set_xticks(SIDES, SIDES)
-            ax.minorticks_off()
+        if ticks:
+            ax.set_xticks(ticks, ticks)
+            ax.xaxis.minorticks_off()
         if ax.lines:
+            low, high = ax.get_ylim()
+            ax.set_ylim(low / 2, 2 * high)
             below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
             ax.legend(fontsize=8, title="exponent in brackets", title_fontsize=8, **below)
     return fig

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics
 
-from MODULE import INDICES, _pairs, all_indices, indices, occupancy
+from MODULE import INDICES, _pairs, all_indices, indices, occupancy, sampled_indices
 
 REPO = Path(__file__).resolve().parents[2]
 PUBLISHED_CSV = REPO.parent / "shared" / "published" / "HHH14_C14_D14.csv"
@@ -401,6 +401,41 @@ def test_all_indices_refuses_as_well():
 
 
 # ---- occupancy
+
+
+# the five indices from samples
+
+
+@pytest.mark.parametrize("data", [blobs, one_large_cluster])
+def test_samples_of_all_points_are_the_indices_themselves(data):
+    X, labels = data()
+    found, exact = sampled_indices(X, labels), all_indices(X, labels)
+    assert {name: found[name] for name in exact} == pytest.approx(exact, rel=1e-12)
+    assert found["c_high"] - found["c_low"] == pytest.approx(0, abs=1e-9)
+
+
+def test_intervals_of_samples_hold_the_exact_index():
+    """At least 33 of 40 intervals of 95 % hold it; none is so wide as to say nothing.
+
+    Calinski-Harabasz and Hartigan are exact, Dunn a bound.
+    """
+    X, labels = blobs(2000, 5)
+    exact = all_indices(X, labels)
+    held = {"c": 0, "mclain_rao": 0}
+    for seed in range(40):
+        found = sampled_indices(X, labels, n_points=200, seed=seed)
+        assert found["calinski_harabasz"] == pytest.approx(exact["calinski_harabasz"], rel=1e-12)
+        assert found["hartigan"] == pytest.approx(exact["hartigan"], rel=1e-12)
+        assert found["dunn_low"] == 0 < exact["dunn"] < found["dunn"] == found["dunn_high"]
+        for name in held:
+            held[name] += found[f"{name}_low"] < exact[name] < found[f"{name}_high"]
+            assert found[f"{name}_high"] - found[f"{name}_low"] < 0.2 * exact[name]
+    assert min(held.values()) >= 33
+
+
+def test_samples_are_refused_where_they_have_no_interval():
+    with pytest.raises(ValueError, match="at least 2"):
+        sampled_indices(*blobs(), n_subsets=1)
 
 
 def test_occupancy():

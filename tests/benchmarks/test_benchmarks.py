@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import benchmarks.__main__ as command
-from benchmarks import growth, indices, items, load, measure, peers, reference, tiling
+from benchmarks import growth, indices, items, load, measure, peers, reference, step, tiling
 from benchmarks.inputs import Flops, count_flops, make_networks, make_size, published_networks, smooth_tiles
 from MODULE import all_indices
 from pfiles.drawing import sampling
@@ -377,6 +377,12 @@ def test_a_public_library_is_measured_on_the_same_work(work, tmp_path, monkeypat
         sum(b / a for a, b in zip(ours["seconds"], theirs["seconds"], strict=True)) / 2
     )
     assert "diffusers" in capsys.readouterr().out
+
+
+def test_a_step_alone_as_processes_do_it_together(monkeypatch, capsys):
+    monkeypatch.setattr(step, "STEPS", 1)
+    step.main()
+    assert 0 < float(capsys.readouterr().out.split()[-1]) < 60
 
 
 def test_growth_is_fitted_and_drawn(tmp_path, capsys):
