@@ -196,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     for command, default in ((run, None), (choose_k, "10-16"), (cells, None)):
         of = "number of clusters, or several such as 10-16"
         command.add_argument("--clusters", default=default, metavar="K", help=f"{of}; default {default or 14}")
-    check.add_argument("--clusters", type=int, metavar="K", help="number of clusters; default 14")
+    check.add_argument("--clusters", metavar="K", help="number of clusters, or several such as 10-16; default 14")
     for command in (draw, on_slide, share):
         _add_choices(command)
     for command in (run, choose_k, cells, check):

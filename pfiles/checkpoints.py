@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from datetime import date
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -103,18 +104,21 @@ def about_weights(path: Path, module: nn.Module) -> dict[str, Any] | None:
 def refuse_to_replace_foreign(path: Path) -> None:
     """InputError where `path` holds weights that were not made here, such as published ones: they have no JSON, or one
     of other weights, over which they were put."""
-    if not path.exists():
-        return
-    about = read_json(path.with_suffix(".json"))
-    ours = about is not None
-    if ours and about.get("weights") is not None:
-        with suppress(InputError, AttributeError):  # what cannot be read is of no use to anybody
-            ours = _fingerprint(read_state(path)) in (about["weights"], about.get("replaces"))
-    if not ours:
+    if path.exists() and not _is_ours(path):
         raise InputError(
             f"{path} was not made here and would be replaced: go on with the next notebook to use it, "
             "name another folder as out, or set restart = True to replace it."
         )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the JSON beside the weights in `path` tells of them, or of those that they were about to replace."""
+    about = read_json(path.with_suffix(".json"))
+    if about is None or about.get("weights") is None:
+        return about is not None
+    with suppress(InputError, AttributeError):  # what cannot be read is of no use to anybody
+        return _fingerprint(read_state(path)) in (about["weights"], about.get("replaces"))
+    return True
 
 
 def cached_tensor(path: Path, made_from: Mapping[str, Any], make: Callable[[], Tensor]) -> Tensor:
@@ -169,6 +173,10 @@ def _save_once(
         return
     day = date.today().strftime("%Y%m%d")
     path = paths.models / checkpoint_name(network, stage, epochs, paths.n_clusters, day, clustering)
+    if path.exists() and not _is_ours(path):
+        aside = next(free for n in count(1) if not (free := path.with_suffix(f".foreign_{n}")).exists())
+        path.replace(aside)
+        print(f"{path} held weights that were not made here: they are kept as {aside.name}.")
     number = 1 + max((_number(path) for path in found), default=0)
     save_weights(module, path, {**about, "number": number})
     print(f"Saved {path}")

@@ -111,9 +111,10 @@ class Reading:
         one of other clusters.
         """
         try:
-            text = content.decode("utf-8-sig")
+            text = _decoded(content)
             separator = max(",;\t", key=text.partition("\n")[0].count)
-            rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+            table = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+            rows = [row for row in table if any(row[name] for name in table.fieldnames)]  # spreadsheets add empty ones
         except (UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"The table cannot be read as CSV ({error}): save it as CSV in UTF-8.") from error
         if missing := set(COLUMNS) - set(rows[0] if rows else ()):
@@ -132,8 +133,16 @@ class Reading:
                     "The table is of other clusters, such as those before another training: names do not move to these."
                 )
             fields = {name: _from_cell(row[name] or "") for name in ("name", "note", "mark")}
-            changes[number] = {**fields, "same_as": same}
+            changes[number] = {**fields, "mark": fields["mark"].strip().lower(), "same_as": same}
         self.save(changes)
+
+
+def _decoded(content: bytes) -> str:
+    """UTF-8, or what spreadsheets on Windows write instead."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252")
 
 
 def _whole(text: str) -> int | None:

@@ -1,5 +1,6 @@
 """A run, opened once: notebooks and commands get from it tiles, networks, clusters, training, drawing and paths."""
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -446,15 +447,30 @@ class OpenRun:
 
     def _job(self, name: str, folder: Path, identity: Mapping[str, Any], batch_size: int) -> Job:
         again = restarts(folder, identity, self.restart)
-        if again and self.paths.training_images.exists():
+        self._refuse_folders(again, every=folder.parent == self.paths.autoencoder.parent)
+        return Job(name, self.seed, batch_size, folder, identity, self.settings.saving, self.speed, self.restart)
+
+    def _refuse_folders(self, again: bool, every: bool) -> None:
+        """InputError where a folder of images would stop this run later: before its trainings, not after them.
+
+        again: the networks are replaced. every: not only those of this run's clusters are, but all.
+        """
+        if self.paths.training_images.exists():
             self._same_training_images()
-        for k in self.ks if again else ():
-            if image_files(generated := replace(self.paths, n_clusters=k).generated):
+        own = [replace(self.paths, n_clusters=k).generated for k in self.ks]
+        for folder in sorted(self.paths.root.glob("clusters_*/gen_*")) if every and again else own:
+            if not image_files(folder):
+                continue
+            if again:
                 raise InputError(
-                    f"{generated} holds images of the networks that this restart replaces: move or delete that folder "
+                    f"{folder} holds images of the networks that this restart replaces: move or delete that folder "
                     "first."
                 )
-        return Job(name, self.seed, batch_size, folder, identity, self.settings.saving, self.speed, self.restart)
+            refuse_other_images(folder, self.chosen + 1)
+            drawn = read_json(folder / GENERATED_WITH)
+            if drawn is None:
+                raise InputError(f"{folder} does not say of which networks its images are: move or delete it first.")
+            same_identity(drawn, self.identity, folder)
 
     # after training
 
@@ -694,6 +710,14 @@ class OpenRun:
         files = self.generated()
         return [*files], match_size(read_images(files.values()), self.settings.image_size_px)
 
+    def _as_told(self) -> Identity:
+        """`identity`, as far as it is known to those who need no tiles: nothing where no data are named, for which the
+        embedded tiles would stand, or where they are not there."""
+        with suppress(InputError):
+            if self.data is not None or "KPC_DATA" in os.environ:
+                return self.identity
+        return {}
+
     def cluster_ids_of(self, names: Sequence[str]) -> np.ndarray:
         """The clusters (N,) that the CSV gives the training tiles of these numbers, from 1. InputError where it is of
         other networks, data or settings."""
@@ -712,7 +736,7 @@ class OpenRun:
         for folder in (original, generated):
             list_images(folder)
         drawn, table = read_json(generated / GENERATED_WITH), of_csv(csv)
-        same_identity(drawn, {}, generated)
+        same_identity(drawn, self._as_told(), generated)
         for path, about in ((original, read_json(original / MADE_FROM)), (csv, table)):
             same_identity(about, without(drawn or table or {}, *NOT_COMPARED), f"{path} beside {generated}")
         self.told.update(drawn or table or {})
@@ -726,9 +750,11 @@ class OpenRun:
         if not found:
             raise InputError(f"There is no clusters_*/HHH*_C*_D*.csv in {self.paths.root}: run part_5 first.")
         first, *others = [(path, of_csv(path)) for path in found.values()]
-        same_identity(first[1], {}, first[0])
+        told = without(self._as_told(), "n_clusters", "clustering")
+        same_identity(first[1], told, first[0])
+        alike = without(first[1] or {}, *NOT_COMPARED, "n_clusters", "clustering", "starts_from.clusters", "sha256")
         for path, about in others:
-            same_identity(about, {"data": (first[1] or {}).get("data", {})}, f"{path} beside {first[0]}")
+            same_identity(about, alike, f"{path} beside {first[0]}")
         self.told.update({name: first[1][name] for name in ("data", "clustering")} if first[1] else {})
         return found
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from datetime import date
 from html import escape
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -177,7 +177,8 @@ def _telling(run: OpenRun, source: Source | None) -> set[str]:
         if source.positions is not None:
             people |= set(source.positions.slide.tolist())
     ordinary = set(re.findall(r"\w+", CARD.lower()))
-    telling = {word for word in words if _is_telling(word, 4, 6)} | {word for word in people if _is_telling(word, 3, 4)}
+    people |= {PurePath(name).stem for name in people}
+    telling = {word for word in words if _is_telling(word, 4, 6)} | {word for word in people if _is_telling(word, 2, 4)}
     return {word for word in telling if word.lower() not in ordinary}
 
 
@@ -198,7 +199,7 @@ def _refuse_traces(folder: Path, telling: Iterable[str]) -> None:
     }
     for where, text in texts.items():
         for word in sorted(telling):
-            if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE):
+            if re.search(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])", text, re.IGNORECASE):  # _ parts words too
                 raise InputError(
                     f"{where} would say {word!r}, which is a path, file, slide or patient of the data: say it "
                     "otherwise in the card's fields or in the names of clusters."

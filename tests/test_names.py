@@ -119,7 +119,8 @@ def test_a_table_for_a_spreadsheet_and_back(tmp_path):
     assert [row[1] for row in rows[1:]] == ["'" + names[1], "'" + names[2], "'" + names[3], names[4]]
     as_saved_elsewhere = io.StringIO()
     csv.writer(as_saved_elsewhere, delimiter=";").writerows(rows)
-    for reader, table in (("ben", anna.as_csv()), ("cleo", as_saved_elsewhere.getvalue().encode())):
+    by_excel = as_saved_elsewhere.getvalue().replace("sure", "Sure").encode("cp1252") + b";;;;;;\r\n"
+    for reader, table in (("ben", anna.as_csv()), ("cleo", as_saved_elsewhere.getvalue().encode()), ("dora", by_excel)):
         copy = reading(tmp_path, reader)
         copy.read_csv(table)
         assert copy.entries == anna.entries

@@ -15,13 +15,13 @@ from PIL import Image
 from pfiles import checkpoints
 from pfiles.__main__ import NOTEBOOKS, main, print_summary, run_cells
 from pfiles.errors import InputError
-from pfiles.identity import same_identity, without
+from pfiles.identity import GENERATED_WITH, same_identity, without
 from pfiles.machine.locks import locked
 from pfiles.paths import ROOT, read_json, write_json
 from pfiles.reporting import evaluation, figures, page, tables
 from pfiles.session import choices_of, open_run
 from pfiles.tiles.sources import read_source
-from tests.conftest import OVERRIDES, STAGES, K, finish, make_tiles, opened, parameters, train
+from tests.conftest import OVERRIDES, STAGES, K, finish, make_tiles, opened, parameters, png, train
 
 GENERATED, TABLE = "clusters_3/gen_3", "clusters_3/HHH3_C3_D3.json"
 
@@ -58,10 +58,7 @@ def in_notebooks(monkeypatch):
 # other data, other settings
 
 
-OF_FILES = ("part_10_SSIM", "part_11_MSSSIM", "part_12_LPIPS", "internal_cluster_validation_metrics")  # read no tiles
-
-
-@pytest.mark.parametrize("name", [n for n in NOTEBOOKS if not n.endswith(OF_FILES)])
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_other_data_of_the_same_shape_are_refused(name, made, in_notebooks):
     before = files(made)
     other = parameters(made, data=str(made / "other.npy"))
@@ -299,6 +296,60 @@ def test_a_restart_that_old_images_would_stop_says_so_first(done):
     with pytest.raises(InputError, match=r"gen_3 holds images of the networks that this restart replaces: move or"):
         run.train_autoencoder(*run.new_autoencoder())
     assert files(done) == before
+
+
+def test_the_autoencoders_restart_sees_the_images_of_every_clustering(done):
+    """Its notebook knows neither clustering nor number of clusters."""
+    kept = done / "out/clusters_6/gen_6_kmeans"
+    kept.parent.mkdir()
+    (done / "out/clusters_3/gen_3").rename(kept)
+    before = files(done)
+    run = opened(done, notebook="train_autoencoder", n_clusters=None, clustering="kmeans", restart=True)
+    with pytest.raises(InputError, match=r"gen_6_kmeans holds images of the networks that this restart replaces: move"):
+        run.train_autoencoder(*run.new_autoencoder())
+    assert files(done) == before
+
+
+@pytest.mark.parametrize(
+    ("folder", "says"),
+    [("org", "images of another run, such as 99.png"), ("clusters_3/gen_3", "images of another run, such as 99.png")],
+)
+def test_what_would_stop_a_run_after_its_trainings_stops_it_before(made, tmp_path, folder, says):
+    shutil.copy(made / "tiles.npy", tmp_path)
+    (tmp_path / "out" / folder).mkdir(parents=True)
+    (tmp_path / "out" / folder / "99.png").write_bytes(png(make_tiles(1)[0]))
+    run = opened(tmp_path)
+    with pytest.raises(InputError, match=says):
+        run.train_autoencoder(*run.new_autoencoder())
+    assert not run.paths.autoencoder.exists()
+
+
+def test_images_that_do_not_tell_their_networks_are_refused_before_a_training(done):
+    (done / "out/clusters_3/gen_3" / GENERATED_WITH).unlink()
+    run = opened(done)
+    with pytest.raises(InputError, match="gen_3 does not say of which networks its images are: move or delete"):
+        run.train("training", run.new_networks())
+
+
+def test_weights_put_over_a_unet_are_kept_when_it_is_trained_again(done, capsys):
+    run = opened(done)
+    [path] = run.paths.models.glob("unet_training_*.pth")
+    torch.save(opened(done, seed=5).new_networks().unet.state_dict(), path)
+    foreign = path.read_bytes()
+    run.train("training", run.new_networks())
+    assert path.with_suffix(".foreign_1").read_bytes() == foreign
+    assert "were not made here: they are kept as" in capsys.readouterr().out
+    assert run.networks("training")
+
+
+@pytest.mark.parametrize("part", ["part_10_SSIM", "internal_cluster_validation_metrics"])
+def test_notebooks_of_files_alone_refuse_other_data_and_settings_where_these_are_named(part, made, in_notebooks):
+    path = ROOT / ("clusters_14" if part.startswith("part") else "") / f"{part}.ipynb"
+    with pytest.raises(InputError, match=r"data\.fingerprint was"):
+        run_cells(path, parameters(made, data=str(made / "other.npy")))
+    changed = {**parameters(made)["overrides"], "diffusion.beta_end": 0.03}
+    with pytest.raises(InputError, match=r"settings\.diffusion\.beta_end was 0\.02 and is 0\.03"):
+        run_cells(path, parameters(made, overrides=changed))
 
 
 def test_a_restart_of_all_trainings_is_done_once(done, capsys):

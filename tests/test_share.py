@@ -99,7 +99,7 @@ def test_short_names_of_people_are_looked_for_too(made, tmp_path):
     data = Path(shutil.copytree(made, tmp_path / "made")) / "StMarysHospital" / "tiles.csv"
     data.write_text(data.read_text().replace("PAT778812", "P12").replace("4711423", "4823"))
     run = opened(tmp_path / "made", out=str(made / "run-of-Dr-Wu"))
-    for said in ("as seen in P12", "no. 4823"):
+    for said in ("as seen in P12", "no. 4823", "p12_left", "of S07-Mueller", "S07-Mueller_2", "4823_x"):
         with pytest.raises(InputError, match="which is a path, file, slide or patient of the data"):
             share(run, tmp_path / "shared", {**CARD, "consent": said})
 

@@ -122,7 +122,10 @@ class Generator(
             cluster_ids = torch.as_tensor(cluster)
             cluster_ids = cluster_ids if cluster_ids.dim() else cluster_ids.expand(number)
         if not ((cluster_ids >= 0) & (cluster_ids < self.n_clusters)).all():
-            raise InputError(f"Clusters are numbered from 1 to {self.n_clusters}: choose among these.")
+            raise InputError(
+                f"Clusters are numbered from 1 to {self.n_clusters}, as text or by name, and their ids from 0 to "
+                f"{self.n_clusters - 1}: choose among these."
+            )
         diffusion, how = self.settings.diffusion, self.settings.sampling
         return sample(
             self.unet,

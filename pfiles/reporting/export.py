@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
         "images": [
             {
                 "file": file.name,
+                "sha256": sha256(file.read_bytes()).hexdigest(),
                 "decision": "exported" if passes else "withheld",
                 "nearest_training_tile": row.tile + 1,
                 "nearest_tile_in_data": int(tiles.train[row.tile]),
@@ -127,10 +129,16 @@ def _refuse_other_files(out: Path, generated: Path) -> None:
     records = report.get("images")
     if report.get("made_by") == MADE_BY and isinstance(records, list):
         exported = (each for each in records if isinstance(each, dict) and each.get("decision") == "exported")
-        own = {REPORT, SHEET, "images", *(f"images/{each.get('file')}" for each in exported)}
+        own = {REPORT, SHEET, "images", *(f"images/{each.get('file')}" for each in exported if _is_as(each, out))}
     others = sorted(str(path.relative_to(out)) for path in out.rglob("*"))
     if others := [name for name in others if name not in own]:
         raise InputError(f"{out} holds files that no export wrote, such as {others[0]}: name an empty or a new folder.")
+
+
+def _is_as(exported: dict[str, Any], out: Path) -> bool:
+    """Whether an image in the folder `out` is still what the report says was exported."""
+    path, known = out / "images" / str(exported.get("file")), exported.get("sha256")
+    return known is None or (path.is_file() and sha256(path.read_bytes()).hexdigest() == known)
 
 
 def _refuse_other_data(generated: Path, tiles: Tiles) -> None:

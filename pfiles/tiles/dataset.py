@@ -95,6 +95,9 @@ class Tiles:
         return digest.hexdigest()
 
 
+LAST_PART = "The last eleventh of the tiles is the test set; a slide may be on both sides."
+
+
 def _cache_folder() -> Path:
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -135,6 +138,7 @@ def load_tiles(
     if data in EMBEDDED:
         read, source = EMBEDDED[data]
         images, train, test, positions = read()
+        said = "The test tiles lie in another part of the image than the training tiles."
     else:
         path = ROOT / expand(data)
         found, source = read_source(path), path.name
@@ -145,7 +149,7 @@ def load_tiles(
             patients = np.array(found.patients, str) if any(found.patients) else None
             pictures = path / PICTURES
         else:
-            in_test, said = split_by_folder(found.names) if found.names else (last_part(len(images)), None)
+            in_test, said = split_by_folder(found.names) if found.names else (last_part(len(images)), LAST_PART)
             in_train = ~in_test
         train, test = np.flatnonzero(in_train), np.flatnonzero(in_test)
     if len(images) < MIN_TILES:

@@ -173,7 +173,12 @@ def _read_zip(path: Path) -> Source:
     try:
         state = _state([path])
         with zipfile.ZipFile(path) as archive:
-            members = {PurePosixPath(info.filename.replace("\\", "/")): info for info in archive.infolist()}
+            members: dict[PurePosixPath, zipfile.ZipInfo] = {}
+            for info in archive.infolist():
+                name = PurePosixPath(info.filename.replace("\\", "/"))
+                if name in members and is_image_name(name):
+                    raise InputError(f"{path} holds {name} twice: pack each tile once, under a name of its own.")
+                members[name] = info
             _refuse_members(members, path)
             names = sorted(filter(is_image_name, members), key=lambda name: name.parts)
             label_file = _label_file(members, path)

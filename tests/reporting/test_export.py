@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -125,6 +126,11 @@ def test_export_never_deletes_what_it_did_not_make(arguments, planted, tmp_path,
     assert "such as images/31.png" in refused(arguments, capsys)
     assert (out / "images" / "31.png").exists()
     (out / "images" / "31.png").unlink()
+    edited = picture(planted[30])
+    edited.save(out / "images" / "1.png")
+    assert "such as images/1.png" in refused(arguments, capsys)
+    shutil.copyfile(tmp_path / "gen" / "1.png", out / "images" / "1.png")
+    assert main(arguments) == 0
     (out / "mine").mkdir()
     assert "such as mine" in refused(arguments, capsys)
 
@@ -153,7 +159,8 @@ def test_export_keeps_copies_back(arguments, tmp_path, capsys):
         assert (out / "images" / name).read_bytes() == (tmp_path / "gen" / name).read_bytes()
     exact = records["31.png"]
     assert exact == {
-        "file": "31.png", "decision": "withheld", "nearest_training_tile": 1, "nearest_tile_in_data": 0,
+        "file": "31.png", "sha256": sha256((tmp_path / "gen" / "31.png").read_bytes()).hexdigest(),
+        "decision": "withheld", "nearest_training_tile": 1, "nearest_tile_in_data": 0,
         "distance": pytest.approx(0, abs=1e-5), "rms_difference": 0, "threshold": report["threshold"],
     }  # fmt: skip
     assert report["exported"] == len(exported)

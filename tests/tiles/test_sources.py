@@ -45,6 +45,12 @@ def test_windows_names_in_a_zip_keep_their_folders(tmp_path):
     assert len(tiles.test) == 6
 
 
+def test_a_tile_that_a_zip_holds_twice_is_refused(tmp_path, tiles):
+    names = [f"a/{i}.png" for i in range(29)] + ["a\\0.png"]
+    with pytest.raises(InputError, match=r"holds a/0\.png twice"):
+        load_tiles(pack(tmp_path / "a.zip", names, tiles), 48)
+
+
 @pytest.mark.parametrize("name", ["../x.png", "s/../../x.png", "..\\x.png"])
 def test_members_outside_the_packed_folder_are_refused(tmp_path, name, tiles):
     names = [f"{i}.png" for i in range(29)] + [name]
