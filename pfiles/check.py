@@ -226,7 +226,7 @@ def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
     sorted_and_searched = sorting * steps + 2 * prepared + 2 * min(evaluation.SEARCHED, real) * searched
     yield "part 13", sorted_and_searched, f"{small_networks}, and from a search for copies"
     for part, score in scoring.items():
-        yield part, real * score, f"from {AT_ONCE} pairs"
+        yield part, real * score, f"from {AT_ONCE} pairs" if score else "as VGG16's weights are not there"
     search = f"from a search for copies of {AT_ONCE} images"
     yield "part 14", read + 2 * prepared + (real + len(run.tiles.test)) * searched, search
     shown = atlas.SHOWN * k
@@ -260,7 +260,7 @@ def _seconds_of_scores(small: OpenRun) -> dict[str, float]:
         began = time.monotonic()
         for score in some:
             score(tiles, tiles.flip(0))
-        found[part] = 5 * (time.monotonic() - began) / len(tiles)
+        found[part] = 5 * (time.monotonic() - began) / len(tiles) if some else 0.0
     return found
 
 

@@ -15,7 +15,7 @@ from pfiles.machine.processes import in_notebook
 from pfiles.paths import ROOT, expand, read_json
 
 TRAININGS = ("kpc_ldm/*_training", "clusters_*/models_*/*", "choose_k*/*")  # their folders below that of a run
-SILENT = 120  # seconds without a word after which a training may have stopped
+SILENT = 120  # seconds without a word after which a training may have stopped, or the last one of a run is done
 
 
 class Progress(NamedTuple):
@@ -61,21 +61,21 @@ def look(out: str | Path | None = None) -> Progress:
 
 
 def follow(out: str | Path | None, every: float) -> Iterator[Progress]:
-    """What `look` sees whenever there is something new, until the training is done."""
+    """What `look` sees whenever there is something new, from training to training, until none begins any more."""
     before = None
     while True:
         now = look(out)
         if before is None or (now.folder, now.at) != (before.folder, before.at):
             yield now
-        if now.is_done:
+        if now.is_done and time.time() - now.at > SILENT:
             return
         before = now
         time.sleep(every)
 
 
 def watch(out: str | Path | None = None, every: float = 10.0, once: bool = False) -> None:
-    """Show the training in `out` as it goes on: in a notebook its curve, its last epochs and what it draws, in place;
-    in a terminal text. Stopping this stops nothing else.
+    """Show the training in `out` as it goes on, and those after it: in a notebook the curve, the last epochs and what
+    is drawn, in place; in a terminal text. Stopping this stops nothing else.
 
     every: seconds between two looks. once: look once.
     """
@@ -84,7 +84,7 @@ def watch(out: str | Path | None = None, every: float = 10.0, once: bool = False
         show(progress)
         if once:
             return
-    print("This training is done. A run has several: watch again once the next one has begun.")
+    print("The last training is done, and none has begun since: watch again once another one has.")
 
 
 def _print(progress: Progress) -> None:

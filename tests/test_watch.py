@@ -84,7 +84,9 @@ def test_how_far_it_is(tmp_path, monkeypatch, capsys):
         watch.look(tmp_path / "out")
     train(tmp_path / "out", 1e9, monkeypatch)
     capsys.readouterr()
+    monkeypatch.setattr(watch, "SILENT", -1)
     assert main(["watch", "--out", str(tmp_path / "out")]) == 0
+    monkeypatch.undo()
     printed = capsys.readouterr().out
     assert printed.startswith("training_kmeans: step 6 of 6 (100%), done\n")
     assert "images_per_second" in printed
@@ -99,6 +101,31 @@ def test_how_far_it_is(tmp_path, monkeypatch, capsys):
     shutil.rmtree(tmp_path / "out" / "kpc_ldm")  # whose trainings were heard of since then
     assert "0.5 steps per second, 0:00:06 left; no word for 1:00:0" in watch.look(tmp_path / "out").line()
     assert main(["watch", "--out", str(tmp_path / "out"), "--once"]) == 0
+
+
+def test_a_run_is_followed_from_training_to_training(tmp_path, monkeypatch):
+    def tell(name, step, at):
+        folder = tmp_path / "kpc_ldm" / f"{name}_training"
+        folder.mkdir(parents=True, exist_ok=True)
+        told = {"step": step, "total_steps": 6, "steps_per_second": 1.0, "at": at}
+        (folder / log.PROGRESS).write_text(json.dumps(told))
+
+    clock = [1000.0]
+    later = iter([lambda: tell("polish", 2, 1030), lambda: tell("polish", 6, 1040)])
+
+    def sleep(seconds):
+        clock[0] += 60
+        next(later, lambda: None)()
+
+    monkeypatch.setattr(watch.time, "time", lambda: clock[0])
+    monkeypatch.setattr(watch.time, "sleep", sleep)
+    tell("autoencoder", 6, 1000)
+    lines = [progress.line().partition(",")[0] for progress in watch.follow(tmp_path, 10)]
+    assert lines == [
+        "autoencoder_training: step 6 of 6 (100%)", "polish_training: step 2 of 6 (33%)",
+        "polish_training: step 6 of 6 (100%)",
+    ]  # fmt: skip
+    assert clock[0] == 1180
 
 
 def test_the_clusters_of_every_k_are_seen_as_well(tmp_path):

@@ -184,15 +184,11 @@ def _origin(tiles: Tiles, members: np.ndarray) -> tuple[list[str], list[str]]:
         return [], []
     slides = tiles.positions.slide[tiles.train]
     everywhere, here = Counter(slides.tolist()), Counter(slides[members].tolist())
-    most = here.most_common(SEVERAL)
-    told = ", ".join(f"{slide} {n / len(members):.0%}" for slide, n in most)
-    more = f" and {len(here) - len(most)} more" if len(here) > len(most) else ""
-    facts = [f"From {len(here)} of {_count(len(everywhere), 'slide')}: {told}{more}."]
+    facts = [_from(slides[members], slides, "slide")]
     if tiles.patients is not None:
         patients = tiles.patients[tiles.train]
-        known, total = (len(set(some) - {""}) for some in (patients[members], patients))
-        facts.append(f"From {known} of {_count(total, 'patient')}.")
-    (slide, n), warnings = most[0], []
+        facts.append(_from(patients[members], patients, "patient"))
+    (slide, n), warnings = here.most_common(1)[0], []
     share, expected = n / len(members), everywhere[slide] / len(slides)
     odds = (n + 0.5) / (len(members) - n + 0.5)  # a half more of each, so that few tiles make no certainty
     if len(everywhere) > 1 and share > DOMINATES and odds * (1 - expected) >= ODDS * expected:
@@ -201,6 +197,15 @@ def _origin(tiles: Tiles, members: np.ndarray) -> tuple[list[str], list[str]]:
             "The cluster may be a batch effect."
         )
     return facts, warnings
+
+
+def _from(here: np.ndarray, everywhere: np.ndarray, noun: str) -> str:
+    """Which slides or patients these tiles come from, of all of them: a sentence."""
+    found, total = Counter(here[here != ""].tolist()), len({*everywhere.tolist()} - {""})
+    most = found.most_common(SEVERAL)
+    told = ", ".join(f"{name} {n / len(here):.0%}" for name, n in most)
+    more = f" and {len(found) - len(most)} more" if len(found) > len(most) else ""
+    return f"From {len(found)} of {_count(total, noun)}{': ' * bool(told)}{told}{more}."
 
 
 def _count(n: int, noun: str) -> str:

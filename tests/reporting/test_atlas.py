@@ -39,7 +39,7 @@ def test_one_slide_that_dominates_is_marked():
     first, second, third, fourth = atlas.make_rows(tiles, (clusters, torch.zeros(60), torch.zeros(60)), drawn)
     assert "From 2 of 2 slides: A 80%, B 20%." in first.facts
     assert "From 1 of 2 slides: B 100%." in third.facts
-    assert "From 1 of 2 patients." in third.facts
+    assert "From 1 of 2 patients: P2 100%." in third.facts
     marked = [any("dominates" in warning for warning in row.warnings) for row in (first, second, third, fourth)]
     assert marked == [False, True, True, False]
     assert "B has 100% of these tiles, but 33% of all" in " ".join(third.warnings)
