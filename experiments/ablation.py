@@ -55,6 +55,8 @@ SIZE = {  # tiles and networks that two CPU cores can train
     "training.warmup_steps": 100,
     "training.learning_rate": 1e-3,
     "training.ema_decay": 0.999,
+    "training.clip_norm": 1.0,
+    "diffusion.latent_views": True,
 }  # fmt: skip
 WITHOUT = {  # each element of the recipe, and the settings without it
     "v": {"diffusion.prediction": "noise"},
@@ -77,6 +79,7 @@ ROWS = {
         f"plain with {element}": {name: value for name, value in PLAIN.items() if name not in change}
         for element, change in WITHOUT.items()
     },
+    "kept": WITHOUT["views"] | WITHOUT["average"] | WITHOUT["clipping"],  # what recommended has today
     "full with min-SNR 5": {"diffusion.min_snr_gamma": 5.0},
     "full, DDPM 50": {"sampling.sampler": "ddpm", "sampling.steps": 50},
     "full, guidance 1": {"sampling.guidance": 1.0},

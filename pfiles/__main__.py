@@ -355,7 +355,8 @@ def _opened(args: argparse.Namespace) -> tuple["OpenRun", dict[str, Any]]:
     if settings.start_from is not None:
         starting_weights(settings.start_from)
     run.tiles  # noqa: B018 - read and checked
-    parameters = {**chosen, "n_clusters": run.n_clusters, "data": data, "restart": args.restart}
+    named = None if chosen["data"] is None else data  # notebooks that need no tiles ask for none unless they are named
+    parameters = {**chosen, "n_clusters": run.n_clusters, "data": named, "restart": args.restart}
     if args.seed is None and chosen["seed"] == DEFAULTS["seed"]:
         del parameters["seed"]  # each notebook's own
     return run, parameters
@@ -467,6 +468,7 @@ def _execute_all(
     summary = read_json(paths.summary, {})
     summary[section] = {
         **parameters,
+        "data": run.data,
         "restart": args.restart,
         "settings": asdict(run.settings),
         "data_fingerprint": tiles.fingerprint(),

@@ -165,14 +165,12 @@ class Settings:
     lpips_required: bool = True  # whether part 12 stops where LPIPS has no weights, or records it as unavailable
 
 
-GENTLE = {"decay": "cosine", "clip_norm": 1.0, "ema_decay": 0.9995}  # how the UNet of the newer presets learns
-
 PRESETS: dict[str, Settings] = {
     # exactly what was published
     "paper": Settings(),
     # the same system as one would train it today: the published defects mended, v-prediction on latents of unit
-    # variance in all eight views, clusters learnt first and independent of direction, AdamW with warm-up and cosine,
-    # averaged weights, guidance, a solver of few steps, and a decoder without grid, polished at the end
+    # variance, clusters learnt first and independent of direction, AdamW with warm-up and cosine, guidance, a solver of
+    # few steps, and a decoder without grid, polished at the end
     "recommended": Settings(
         precision="auto",
         autoencoder=AutoencoderSettings(
@@ -190,16 +188,15 @@ PRESETS: dict[str, Settings] = {
         diffusion=DiffusionSettings(
             prediction="v",
             latent_scaling=True,
-            latent_views=True,
             affine_fill=None,
             dihedral_views=True,
             condition_dropout=0.1,
         ),
         clusters_first=True,
         clusters=StageSettings(60, "adam", 1e-3, trains_clusters=True, affine_weight=0.05, decay="cosine"),
-        training=StageSettings(600, "adamw", 2e-4, trains_clusters=False, **GENTLE, warmup_steps=1000),
-        finetuning1=StageSettings(130, "adamw", 1e-4, trains_clusters=False, **GENTLE, warmup_steps=100),
-        finetuning2=StageSettings(70, "adamw", 5e-5, trains_clusters=False, **GENTLE, warmup_steps=100),
+        training=StageSettings(600, "adamw", 2e-4, trains_clusters=False, decay="cosine", warmup_steps=1000),
+        finetuning1=StageSettings(130, "adamw", 1e-4, trains_clusters=False, decay="cosine", warmup_steps=100),
+        finetuning2=StageSettings(70, "adamw", 5e-5, trains_clusters=False, decay="cosine", warmup_steps=100),
         sampling=SamplingSettings(steps=25, sampler="dpm-solver++", guidance=1.5),
     ),
     # the same at small size: tiles of 64 px, small networks, a few minutes on two CPU cores, every stage really trains
@@ -210,7 +207,7 @@ PRESETS: dict[str, Settings] = {
             vqvae={"down_channels": (16, 32, 64), "codebook_size": 256, "num_heads": 4, "norm_channels": 8},
             discriminator={"conv_channels": (16, 32, 64)},
             upsampling="resize",
-            epochs=8,
+            epochs=6,
             batch_size=8,
             learning_rate=2e-3,
             warmup_steps=50,
@@ -224,7 +221,7 @@ PRESETS: dict[str, Settings] = {
             adversarial_weight=0.0,
             discriminator_start_step=10**9,
             revive_dead_codes=True,
-            polish=PolishSettings(epochs=5, discriminator={"conv_channels": (16, 32, 64)}, adversarial_weight=0.05),
+            polish=PolishSettings(epochs=4, discriminator={"conv_channels": (16, 32, 64)}, adversarial_weight=0.05),
         ),
         diffusion=DiffusionSettings(
             unet={
@@ -237,16 +234,15 @@ PRESETS: dict[str, Settings] = {
             },
             prediction="v",
             latent_scaling=True,
-            latent_views=True,
             affine_fill=None,
             dihedral_views=True,
             condition_dropout=0.1,
         ),
         clusters_first=True,
         clusters=StageSettings(12, "adam", 1e-3, trains_clusters=True, affine_weight=0.05, decay="cosine"),
-        training=StageSettings(12, "adamw", 2e-3, trains_clusters=False, **GENTLE, warmup_steps=100),
-        finetuning1=StageSettings(7, "adamw", 1e-3, trains_clusters=False, **GENTLE, warmup_steps=20),
-        finetuning2=StageSettings(4, "adamw", 5e-4, trains_clusters=False, **GENTLE, warmup_steps=20),
+        training=StageSettings(12, "adamw", 2e-3, trains_clusters=False, decay="cosine", warmup_steps=100),
+        finetuning1=StageSettings(5, "adamw", 1e-3, trains_clusters=False, decay="cosine", warmup_steps=20),
+        finetuning2=StageSettings(4, "adamw", 5e-4, trains_clusters=False, decay="cosine", warmup_steps=20),
         sampling=SamplingSettings(steps=20, sampler="dpm-solver++", guidance=1.5, num_generated=200, per_cluster=20),
         lpips_required=False,
     ),

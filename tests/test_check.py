@@ -68,6 +68,7 @@ def test_times_are_steps_times_seconds(clusters_first, tmp_path, monkeypatch):
     monkeypatch.setattr(check, "_seconds_of_encoding", lambda small: 0.25)
     np.save(tmp_path / "tiles.npy", make_tiles(44))
     epochs = {"autoencoder.epochs": 2, "autoencoder.polish.epochs": 5, "clusters.epochs": 7, "training.epochs": 10}
+    epochs["diffusion.latent_views"] = True
     changed = {**TINY, **epochs, "clusters_first": clusters_first, "diffusion.num_timesteps": 100, "sampling.steps": 40}
     run = open_run("test", 16, "classifier", tmp_path / "tiles.npy", "demo", changed)
     found = {name: time for name, time, _ in check.estimate(run)}
