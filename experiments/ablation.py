@@ -105,9 +105,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _open(args: argparse.Namespace, folder: str, settings: dict[str, Any], seed: int = 765) -> OpenRun:
-    data = args.data if args.data in EMBEDDED else str(Path(args.data).absolute())
+    data = absolute(args.data)
     out = str((args.out / folder).absolute())
     return open_run("ablation", args.clusters, "kmeans", data, "recommended", settings, seed, out)
+
+
+def absolute(data: str) -> str:
+    """The path of tiles, wherever notebooks run; names of embedded ones stay."""
+    return data if data in EMBEDDED else str(Path(data).absolute())
 
 
 def _do(args: argparse.Namespace, name: str, base: dict[str, Any]) -> None:

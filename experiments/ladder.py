@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import device_name
+from experiments.ablation import absolute
 from pfiles import checkpoints
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def climb(args: argparse.Namespace) -> tuple[dict[str, Any], Tensor]:
     """The report, and the first tiles of each rung."""
-    data, folder = (str(path.absolute()) for path in (args.data, args.run))
+    data, folder = absolute(args.data), str(args.run.absolute())
     run = open_run("ladder", args.clusters, args.clustering, data, args.preset, args.settings, args.seed, folder)
     late, clusterer, space = run.networks()
     early = args.early or checkpoints.find_checkpoint(run.paths, "unet", "training", args.clustering)
@@ -219,7 +220,7 @@ def as_markdown(measures: Mapping[str, Mapping[str, Any]]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.ladder", description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="folder of a run with autoencoder, UNets and clusters")
-    parser.add_argument("--data", type=Path, required=True, help="the tiles of that run")
+    parser.add_argument("--data", required=True, help="the tiles of that run")
     parser.add_argument("--preset", default="demo", help="of that run; default demo")
     parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON", help="changed ones of that run")
     parser.add_argument("--clusters", type=int, default=14, help="of that run; default 14")

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import device_name
+from experiments.ablation import absolute
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
 from pfiles.latents import encode_tiles, predict_clusters, reconstruct
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compare(args: argparse.Namespace) -> int:
-    data, folder = (str(path.absolute()) for path in (args.data, args.run))
+    data, folder = absolute(args.data), str(args.run.absolute())
     run = open_run("samplers", args.clusters, args.clustering, data, args.preset, args.settings, 0, folder)
     unet, clusterer, space = run.networks()
     tiles, device = run.tiles, run.device
@@ -84,7 +85,7 @@ def compare(args: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.samplers", description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
-    parser.add_argument("--data", type=Path, required=True, help="the tiles of that run")
+    parser.add_argument("--data", required=True, help="the tiles of that run")
     parser.add_argument("--preset", default="demo", help="of that run; default demo")
     parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON", help="changed ones of that run")
     parser.add_argument("--clusters", type=int, default=14, help="of that run; default 14")

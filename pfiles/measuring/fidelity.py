@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from torch import Tensor
 
 from pfiles.classifier import Classifier
@@ -28,6 +27,8 @@ JUDGE_LEARNING_RATE = 1e-3  # of Adam at the start; it falls to 0 along a cosine
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927)."""
+    from scipy import stats  # a third of a second to import, which few notebooks need
+
     interval = stats.binomtest(successes, trials).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -37,6 +38,8 @@ def student_interval(values: np.ndarray) -> tuple[float, float, float]:
     mean, n = float(values.mean()), len(values)
     if n < 2:
         return mean, float("nan"), float("nan")
+    from scipy import stats
+
     half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
     return mean, mean - half, mean + half
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 import torch
-from scipy.signal import windows
 from torch import Tensor
 
 from pfiles.errors import InputError
@@ -37,7 +36,7 @@ def power_spectrum(images: Tensor) -> np.ndarray:
     side = images.shape[2]
     if not len(images) or side < MIN_SIDE:
         raise InputError(f"A spectrum needs tiles of at least {MIN_SIDE} px, but got {len(images)} of {side} px.")
-    window = np.outer(*[windows.hann(side, sym=False)] * 2)
+    window = np.outer(*[torch.hann_window(side, dtype=torch.float64).numpy()] * 2)
     window /= np.sqrt(np.square(window).mean())
     chosen = evenly_spaced(len(images), TILES)
     power = np.zeros((side, side))

@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
-from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
 from pfiles import latents
@@ -398,6 +397,8 @@ def two_sample_section(
 def fidelity_section(sets: Sets, seed: int, device: torch.device | str) -> Section:
     """Whether generated tiles are of the cluster they were asked for, by the clusterer itself, where there is one, and
     by a second judge."""
+    from sklearn.metrics import confusion_matrix  # half a second to import, which few notebooks need
+
     vqvae, k = sets.vqvae, sets.k
     codes = _codes(sets, device)
     generated_codes = encode_tiles(vqvae, sets.generated.to(device))
