@@ -241,7 +241,7 @@ PRESETS: dict[str, Settings] = {
         clusters_first=True,
         clusters=StageSettings(12, "adam", 1e-3, trains_clusters=True, affine_weight=0.05, decay="cosine"),
         training=StageSettings(12, "adamw", 2e-3, trains_clusters=False, decay="cosine", warmup_steps=100),
-        finetuning1=StageSettings(5, "adamw", 1e-3, trains_clusters=False, decay="cosine", warmup_steps=20),
+        finetuning1=StageSettings(4, "adamw", 1e-3, trains_clusters=False, decay="cosine", warmup_steps=20),
         finetuning2=StageSettings(4, "adamw", 5e-4, trains_clusters=False, decay="cosine", warmup_steps=20),
         sampling=SamplingSettings(steps=20, sampler="dpm-solver++", guidance=1.5, num_generated=200, per_cluster=20),
         lpips_required=False,
