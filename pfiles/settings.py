@@ -207,7 +207,7 @@ PRESETS: dict[str, Settings] = {
             vqvae={"down_channels": (16, 32, 64), "codebook_size": 256, "num_heads": 4, "norm_channels": 8},
             discriminator={"conv_channels": (16, 32, 64)},
             upsampling="resize",
-            epochs=6,
+            epochs=8,
             batch_size=8,
             learning_rate=2e-3,
             warmup_steps=50,
@@ -221,7 +221,7 @@ PRESETS: dict[str, Settings] = {
             adversarial_weight=0.0,
             discriminator_start_step=10**9,
             revive_dead_codes=True,
-            polish=PolishSettings(epochs=4, discriminator={"conv_channels": (16, 32, 64)}, adversarial_weight=0.05),
+            polish=PolishSettings(epochs=5, discriminator={"conv_channels": (16, 32, 64)}, adversarial_weight=0.05),
         ),
         diffusion=DiffusionSettings(
             unet={
