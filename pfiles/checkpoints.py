@@ -244,6 +244,11 @@ def fingerprint_of_role(network: nn.Module) -> str:
     return fingerprint(network, "decoder", "post_quant") if isinstance(network, VQVAE) else fingerprint(network)
 
 
+def fingerprint_of_clusters(vqvae: VQVAE, clusterer: nn.Module) -> str:
+    """Of what sorts a tile into its cluster: by it names belong to these clusters and to no others."""
+    return f"{fingerprint_of_role(vqvae)}-{fingerprint(clusterer)}"
+
+
 def find_checkpoint(paths: Paths, network: str, stage: str, clustering: str) -> Path:
     """The newest checkpoint of `network` after `stage`, made with `clustering`.
 

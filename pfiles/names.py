@@ -186,6 +186,12 @@ def check_reader(reader: str) -> str:
     return reader
 
 
+def readings_in(folder: Path, fingerprint: str, n_clusters: int) -> list[Reading]:
+    """Of all readers whose files in `folder` name the clusters of that fingerprint."""
+    found = (Reading.load(path, fingerprint, n_clusters) for path in sorted(folder.glob("names_*.json")))
+    return [reading for reading in found if reading.names]
+
+
 def agreed(readings: Sequence[Reading]) -> dict[int, str]:
     """The name of each cluster on which more than half of those who named it agree, in the first one's spelling."""
     names = {}

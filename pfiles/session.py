@@ -50,7 +50,7 @@ from pfiles.learning.resume import restarts
 from pfiles.machine import processes
 from pfiles.machine.runtime import pick_device, seeded
 from pfiles.machine.speed import Speed, pick_precision, pick_speed
-from pfiles.names import Reading, agreed, check_reader
+from pfiles.names import Reading, agreed, check_reader, readings_in
 from pfiles.paths import Paths, atomic_write, name_of_numbers, numbers_of_clusters, read_json, write_json
 from pfiles.reporting import evaluation, figures, maps, tables
 from pfiles.reporting.page import Section
@@ -568,17 +568,14 @@ class OpenRun:
 
     def reading(self, reader: str) -> Reading:
         """What a reader calls the clusters; what is named in it is kept in `names_READER.json` at once."""
-        return self._reading(self.paths.names_of(check_reader(reader)))
-
-    def _reading(self, path: Path) -> Reading:
-        networks = checkpoints.fingerprint_of_role(self.vqvae), checkpoints.fingerprint(self.clusterer)
-        return Reading.load(path, "-".join(networks), self.n_clusters)
+        path = self.paths.names_of(check_reader(reader))
+        return Reading.load(path, checkpoints.fingerprint_of_clusters(self.vqvae, self.clusterer), self.n_clusters)
 
     @property
     def readings(self) -> list[Reading]:
         """Of all readers who named these clusters."""
-        found = map(self._reading, sorted(self.paths.cluster_folder.glob("names_*.json")))
-        return [reading for reading in found if reading.names]
+        fingerprint = checkpoints.fingerprint_of_clusters(self.vqvae, self.clusterer)
+        return readings_in(self.paths.cluster_folder, fingerprint, self.n_clusters)
 
     @property
     def names(self) -> dict[int, str]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pfiles.checkpoints import (
     checkpoint_name,
     fingerprint,
+    fingerprint_of_clusters,
     fingerprint_of_role,
     load_autoencoder,
     load_stage,
@@ -31,7 +32,7 @@ from pfiles.latents import LatentSpace, encode_tiles, predict_clusters, read_lat
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import make_generator
 from pfiles.machine.speed import PLAIN, Speed
-from pfiles.names import find_clusters
+from pfiles.names import agreed, find_clusters, readings_in
 from pfiles.paths import CHECKOUT, ROOT, Paths, atomic_write, expand, read_json, write_json
 from pfiles.settings import Settings, get_settings
 from pfiles.unet_cond_base import UNet
@@ -258,7 +259,8 @@ class Generator(
         """The networks in the published files, or in those of a run: kpc_ldm/vqvae_autoencoder_ckpt.pth, and the newest
         of finetuning-2 in clusters_14/models_14.
 
-        The shares of the clusters are those in HHH14_C14_D14.csv; where that is absent, all are alike.
+        The shares of the clusters are those in HHH14_C14_D14.csv; where that is absent, all are alike. Names are those
+        that readers gave these clusters, and the scale is that of the run that was finished there, where there are any.
         """
         paths, settings = Paths(n_clusters, folder, clustering), get_settings(preset, overrides)
         vqvae = load_autoencoder(paths, settings, device)
@@ -267,7 +269,9 @@ class Generator(
         if paths.latent_csv.exists():
             sizes = torch.from_numpy(read_latent_csv(paths.latent_csv, n_clusters)[1]).bincount(minlength=n_clusters)
             shares = sizes / sizes.sum()
-        return cls(unet.eval(), clusterer.eval(), space, settings, shares)
+        readings = readings_in(paths.cluster_folder, fingerprint_of_clusters(vqvae, clusterer), n_clusters)
+        mpp = read_json(paths.summary, {}).get("run", {}).get("mpp")
+        return cls(unet.eval(), clusterer.eval(), space, settings, shares, names=agreed(readings), mpp=mpp)
 
     def save_checkpoints(self, folder: str | Path) -> None:
         """Write the networks under their published names, as `from_checkpoints` and the notebooks read them, each with

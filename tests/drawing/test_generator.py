@@ -18,6 +18,7 @@ from pfiles.drawing.generator import Generator, begin_from, starting_weights
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace
 from pfiles.machine.runtime import seeded
+from pfiles.paths import write_json
 from pfiles.session import open_run
 from pfiles.settings import get_settings
 from pfiles.unet_cond_base import UNet
@@ -214,6 +215,11 @@ def test_published_files_come_out_of_it_and_go_in_again(kind, tiny, tmp_path):
     np.save(tmp_path / "tiles.npy", make_tiles(44))
     run = open_run("test", K, kind, tmp_path / "tiles.npy", "demo", {**overrides, "clusters_first": True}, 1, tmp_path)
     assert torch.equal(run.draw([0, 1, 2], [5, 6, 7]), generator.draw([0, 1, 2], seeds=[5, 6, 7]))
+    assert (loaded.names, loaded.mpp) == ({}, None)
+    run.reading("anna").save({2: {"name": "keratin"}})
+    write_json(tmp_path / "summary.json", {"run": {"mpp": 0.5}})
+    loaded = Generator.from_checkpoints(tmp_path, K, kind, "demo", overrides)
+    assert (loaded.names, loaded.mpp) == ({2: "keratin"}, 0.5)
     with pytest.raises(InputError, match="holds checkpoints already"):
         generator.save_checkpoints(tmp_path)
 
