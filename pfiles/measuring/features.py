@@ -111,7 +111,7 @@ def autoencoder(vqvae: VQVAE) -> Extractor:
             z = vqvae.encode_continuous(to_unit(images))
         return torch.cat([z.mean((2, 3)), z.std((2, 3), correction=0)], dim=1)
 
-    return _not_fid("autoencoder features", batch, next(vqvae.parameters()).device, ("precision", "recall"))
+    return _not_fid("autoencoder features", batch, next(vqvae.parameters()).device, ("recall",))
 
 
 def imagenet(device: torch.device | str = "cpu") -> Extractor:

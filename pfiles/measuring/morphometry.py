@@ -21,6 +21,7 @@ FEATURES = {
     "nucleus_size_px": "mean size of nuclei (px)",
     "background_fraction": "background (fraction)",
 }  # the columns of `measure`, and what to call them in a figure
+RANKS = ("haematoxylin_od",)  # whose distance puts tiles of known quality in order (docs/numbers.md)
 
 WORDS = {
     "haematoxylin_od": ("darker haematoxylin", "paler haematoxylin"),
