@@ -32,7 +32,7 @@ from benchmarks.inputs import (
 )
 from benchmarks.measure import Job, Run, peak_mb, seconds, synchronize
 from pfiles.drawing.sampling import image_seeds, sample
-from pfiles.latents import LatentSpace, encode_tiles
+from pfiles.latents import encode_tiles
 from pfiles.learning import diffusion, loop
 from pfiles.learning.log import History
 from pfiles.learning.loop import epoch_batches
@@ -44,6 +44,7 @@ from pfiles.tiles import files
 from pfiles.tiles.files import write_tiles
 from pfiles.tiles.pixels import as_array, to_unit
 from pfiles.tiles.views import random_affine
+from pfiles.vqvae import VQVAE
 
 # UNet forward, batch of 8
 
@@ -116,19 +117,22 @@ def stage_reference(size: Size, device: str) -> Run:
 
 
 def stage_product(size: Size, device: str) -> Run:
-    networks = make_networks(size, device)
+    networks = open_untrained("paper", size.overrides, device).new_networks()
+    return training_run(size, device, networks.space.vqvae, diffusion.train_stage, **networks._asdict())
+
+
+def training_run(size: Size, device: str, vqvae: VQVAE, learn: Callable[..., History], **networks: Any) -> Run:
+    """A step of a training of `learning.diffusion`, which gets the networks by name."""
     tiles = smooth_tiles(16 * size.stage_steps, size.settings.image_size_px).to(device)
-    speed = pick_speed(size.settings, torch.device(device))
-    codes = encode_tiles(networks.vqvae, tiles)
-    stage = replace(size.settings.training, epochs=2, optimizer="adadelta")
+    speed, codes = pick_speed(size.settings, torch.device(device)), encode_tiles(vqvae, tiles)
+    stage = replace(size.settings.training, epochs=2)
 
     def run() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
-            how = loop.Job("benchmark", 0, 16, Path(folder), {}, size.settings.saving, speed, restart=True)
-            history = diffusion.train_stage(
-                unet=networks.unet, clusterer=networks.classifier, space=LatentSpace(networks.vqvae), images=tiles,
-                codes=codes, settings=size.settings.diffusion, stage=stage, job=how,
-            )  # fmt: skip
+            job = loop.Job("benchmark", 0, 16, Path(folder), {}, size.settings.saving, speed, restart=True)
+            history = learn(
+                **networks, images=tiles, codes=codes, settings=size.settings.diffusion, stage=stage, job=job
+            )
         return {"seconds": history[-1]["seconds"] / size.stage_steps}  # its first epoch is the warm-up
 
     return run
@@ -146,30 +150,14 @@ def clusters_product(size: Size, device: str, seeds: int = 1) -> Run:
     """The classifiers of every k and of so many seeds, without a UNet."""
     run = open_untrained("paper", size.overrides, device, KS)
     classifiers = nn.ModuleList(run.new_clusterer(k, seed) for k in KS for seed in range(seeds))
-    return every_k_run(size, device, diffusion.train_clusters, classifier=classifiers, vqvae=run.vqvae)
+    learn = partial(diffusion.train_clusters, vqvae=run.vqvae)
+    return training_run(size, device, run.vqvae, learn, classifier=classifiers)
 
 
 def one_unet_product(size: Size, device: str) -> Run:
     """The classifiers of every k, and one UNet for all of them."""
     networks = open_untrained("paper", size.overrides, device, KS).new_networks()
-    return every_k_run(size, device, diffusion.train_stage, **networks._asdict())
-
-
-def every_k_run(size: Size, device: str, learn: Callable[..., History], **networks: Any) -> Run:
-    vqvae = networks["vqvae"] if "vqvae" in networks else networks["space"].vqvae
-    tiles = smooth_tiles(16 * size.stage_steps, size.settings.image_size_px).to(device)
-    speed, codes = pick_speed(size.settings, torch.device(device)), encode_tiles(vqvae, tiles)
-    stage = replace(size.settings.training, epochs=2)
-
-    def run() -> dict[str, float]:
-        with tempfile.TemporaryDirectory() as folder:
-            job = loop.Job("benchmark", 0, 16, Path(folder), {}, size.settings.saving, speed, restart=True)
-            history = learn(
-                **networks, images=tiles, codes=codes, settings=size.settings.diffusion, stage=stage, job=job
-            )
-        return {"seconds": history[-1]["seconds"] / size.stage_steps}  # its first epoch is the warm-up
-
-    return run
+    return training_run(size, device, networks.space.vqvae, diffusion.train_stage, **networks._asdict())
 
 
 # An epoch's data path: load, augment, encode
