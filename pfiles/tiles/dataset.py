@@ -27,6 +27,7 @@ EMBEDDED = {
     "embedded": (builtin.he_tiles, "embedded H&E tiles (CMU-1-Small-Region, Carnegie Mellon University)"),
     "embedded-ihc": (builtin.ihc_tiles, "embedded immunohistochemistry crops (scikit-image)"),
 }
+LAST_PART = "The last eleventh of the tiles is the test set; a slide may be on both sides."
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,6 @@ class Tiles:
             with suppress(OSError), atomic_write(kept) as file:  # it only saves time
                 file.write(digest.hexdigest().encode())
         return digest.hexdigest()
-
-
-LAST_PART = "The last eleventh of the tiles is the test set; a slide may be on both sides."
 
 
 def _cache_folder() -> Path:
