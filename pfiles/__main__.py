@@ -221,6 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--generated", required=True, metavar="DIR", help="generated images, such as gen_14")
     evaluate.add_argument("--clusters-csv", metavar="FILE", help="clusters of the images, such as HHH14_C14_D14.csv")
     evaluate.add_argument("--autoencoder", metavar="FILE", help="checkpoint of the VQ-GAN, to compare in its features")
+    evaluate.add_argument("--held-out", metavar="DATA", help="real tiles that no network saw: .npy, folder or .zip")
     evaluate.add_argument(
         "--features", metavar="NAME", help=f"{', '.join(EXTRACTORS)}; default random, and autoencoder if given"
     )
@@ -601,10 +602,8 @@ def _map(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     from pfiles.reporting import evaluation, page  # seconds to import
 
-    given = {
-        name: None if value is None else expand(value).absolute()
-        for name, value in (("clusters_csv", args.clusters_csv), ("autoencoder", args.autoencoder))
-    }
+    given = {"clusters_csv": args.clusters_csv, "autoencoder": args.autoencoder, "held_out": args.held_out}
+    given = {name: None if value is None else expand(value).absolute() for name, value in given.items()}
     real, generated, out = (expand(folder).absolute() for folder in (args.real, args.generated, args.out))
     if out.exists() and not out.is_dir():
         raise InputError(f"The output folder {out} is a file: name a folder, existing or new.")

@@ -510,8 +510,9 @@ class OpenRun:
         if cluster_ids is None:
             return evaluation.Sets(real, generated, held_out, vqvae=self.vqvae, codes=self.codes)
         ids = (self.assigned[0], cluster_ids, self.assign(self.test_images)[0])
+        labels = map(self.tiles.labels_of, (self.tiles.train, self.tiles.test))
         return evaluation.Sets(
-            real, generated, held_out, *map(np.asarray, ids), vqvae=self.vqvae, codes=self.codes,
+            real, generated, held_out, *map(np.asarray, ids), *labels, vqvae=self.vqvae, codes=self.codes,
             clusterer=self.clusterer, n_clusters=self.n_clusters, names=self.names,
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """All measures of two sets of images at once, for the last notebooks and for `python -m pfiles evaluate`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -32,6 +32,7 @@ from pfiles.reporting.tables import plain
 from pfiles.tiles import files, pixels
 from pfiles.tiles.files import read_images
 from pfiles.tiles.pixels import evenly_spaced, mean_colour, to_uint8
+from pfiles.tiles.sources import read_labels, read_source
 from pfiles.vqvae import VQVAE
 
 MIN_IMAGES = 20  # of each side, fewer say nothing about a distribution
@@ -165,9 +166,10 @@ class Sets:
 
     real: of the mix of slides that was trained on; held_out: real ones of other slides or regions, where there are
     some. The ids are the clusters (N,), 0-based, those of `generated` the ones asked for; None where they are not
-    known. vqvae: the trained autoencoder. codes: of `real`, where they were encoded before. clusterer: the network
-    that the clusters come from; None where only its verdicts are known. n_clusters: None for as many as are seen.
-    names: of clusters, by their numbers from 1.
+    known. The labels (N,) are of tissue, "" where unknown, which no training saw; None where there are none. vqvae: the
+    trained autoencoder. codes: of `real`, where they were encoded before. clusterer: the network that the clusters come
+    from; None where only its verdicts are known. n_clusters: None for as many as are seen. names: of clusters, by their
+    numbers from 1.
     """
 
     real: Tensor
@@ -176,6 +178,8 @@ class Sets:
     real_ids: np.ndarray | None = None
     generated_ids: np.ndarray | None = None
     held_out_ids: np.ndarray | None = None
+    real_labels: np.ndarray | None = None
+    held_out_labels: np.ndarray | None = None
     vqvae: VQVAE | None = None
     codes: Tensor | None = None
     clusterer: nn.Module | None = None
@@ -200,9 +204,10 @@ def all_sections(
     if sets.real_ids is not None:
         detail += [fidelity_section(sets, seed, device)] * (sets.vqvae is not None)
         detail.append(usefulness_section(sets, seed, device))
+        detail += [labels_section(sets, seed, device)] * (sets.real_labels is not None)
     detail += [distribution_section(extractor, sets, seed) for extractor in extractors]
     detail.append(morphometry_section(sets, seed))
-    detail.append(copies_section(sets, at_most=SEARCHED))
+    detail += memorisation_sections(sets, device, at_most=SEARCHED)
     return [in_short(telling, *detail), images_section(sets.real, sets.generated), telling, *detail]
 
 
@@ -305,11 +310,9 @@ def distribution_section(extractor: Extractor, sets: Sets, seed: int) -> Section
         table = pd.concat([table, pd.DataFrame([half], index=[OTHER_HALF])])
         tables = [table]
         notes = [f"{halves}. Held-out tiles come from other slides or regions: they differ by that too."]
-        by = {
-            "real": (real, sets.real_ids),
-            HELD_OUT: (held_out, sets.held_out_ids),
-            "generated": (drawn, sets.generated_ids),
-        }
+        by = {"real": (real, sets.real_ids), "generated": (drawn, sets.generated_ids)}
+        if sets.held_out_ids is not None:
+            by[HELD_OUT] = held_out, sets.held_out_ids
     notes.append(caveat(extractor, table, real.shape[1]))
     details = {"overall": plain(tables[0])}
     if sets.real_ids is not None:
@@ -441,9 +444,9 @@ def fidelity_section(sets: Sets, seed: int, device: torch.device | str) -> Secti
 def usefulness_section(sets: Sets, seed: int, device: torch.device | str) -> Section:
     """`usefulness.cas`: a classifier that learns from generated tiles, tested on held-out real ones.
 
-    Without held-out tiles every other real one is held out.
+    Without held-out tiles of known clusters every other real one is held out.
     """
-    if sets.held_out is None:
+    if sets.held_out_ids is None:
         real, held_out = ((sets.real[some], sets.real_ids[some]) for some in (slice(0, None, 2), slice(1, None, 2)))
     else:
         real, held_out = (sets.real, sets.real_ids), (sets.held_out, sets.held_out_ids)
@@ -469,27 +472,21 @@ def usefulness_section(sets: Sets, seed: int, device: torch.device | str) -> Sec
     return Section("Use to a classifier", notes, [found.table, found.by_class], scores=recorded)
 
 
-def labels_section(
-    sets: Sets,
-    real_labels: np.ndarray | None,
-    held_out_labels: np.ndarray | None,
-    seed: int,
-    device: torch.device | str,
-) -> Section:
-    """`usefulness.with_labels`: a classifier of the real tiles' labels, "" where unknown, which no training saw."""
+def labels_section(sets: Sets, seed: int, device: torch.device | str) -> Section:
+    """`usefulness.with_labels`: a classifier of the tissue, tested on held-out real tiles."""
     title = "Use to a classifier of the labels"
-    if real_labels is None or held_out_labels is None:
+    if sets.real_labels is None or sets.held_out_labels is None:
         return Section(title, ["Left out: the tiles have no labels."])
-    known = real_labels != ""
-    names = np.unique(real_labels[known])
-    tested = np.isin(held_out_labels, names)
+    known = sets.real_labels != ""
+    names = np.unique(sets.real_labels[known])
+    tested = np.isin(sets.held_out_labels, names)
     if (fewest := min(len(sets.generated), known.sum(), tested.sum())) < usefulness.MIN_TILES:
         return Section(title, [_left_out(usefulness.MIN_TILES, fewest)])
     if len(names) < 2:
         return Section(title, [f"Left out: all labelled tiles are {names[0]}."])
     found = usefulness.with_labels(
         sets.generated, torch.as_tensor(sets.generated_ids), sets.real[known], torch.as_tensor(sets.real_ids[known]),
-        real_labels[known], sets.held_out[tested], held_out_labels[tested], seed, device,
+        sets.real_labels[known], sets.held_out[tested], sets.held_out_labels[tested], seed, device,
     )  # fmt: skip
     scores = found.table.accuracy
     notes = [
@@ -536,11 +533,21 @@ def copies_section(
     return Section("Copies", notes, judgement, shown, scores)
 
 
-def memorisation_sections(sets: Sets, names: Sequence[str], source: str, device: torch.device | str) -> list[Section]:
-    """Copies, and, unless held-out tiles are copies themselves and so tell nothing, likeness in features."""
-    copies = copies_section(sets, names, source)
-    leaks = copies.scores["pixel space"]["chance"] is None
-    return [copies] if leaks else [copies, likeness_section(sets, device)]
+def memorisation_sections(
+    sets: Sets,
+    device: torch.device | str,
+    names: Sequence[str] | None = None,
+    source: str = "these data",
+    at_most: int | None = None,
+) -> list[Section]:
+    """Copies, see `copies_section`, and likeness in features where there are an autoencoder and held-out tiles.
+
+    Held-out tiles that are copies themselves tell nothing of likeness.
+    """
+    copies = copies_section(sets, names, source, at_most)
+    if sets.vqvae is None or sets.held_out is None or copies.scores["pixel space"]["chance"] is None:
+        return [copies]
+    return [copies, likeness_section(sets, device)]
 
 
 def likeness_section(sets: Sets, device: torch.device | str) -> Section:
@@ -589,6 +596,7 @@ def evaluate(
     generated_folder: Path,
     clusters_csv: Path | None = None,
     autoencoder: Path | None = None,
+    held_out: Path | None = None,
     features: str | None = None,
     paired: bool = True,
     seed: int = 765,
@@ -598,9 +606,11 @@ def evaluate(
 
     clusters_csv: the file of part 5; images are then numbered as there, and clusters are compared one by one.
     autoencoder: a checkpoint of the VQ-GAN, for its features, its reconstructions, and a judge of the clusters.
+    held_out: real tiles that no network was trained on, as a run reads them, see `sources.read_source`.
     features: one of `features.EXTRACTORS`; None: random convolutions, and the autoencoder where there is one.
     paired: whether images pair by name; the paired scores need that.
 
+    A file of labels beside the real images counts with one beside the held-out tiles, see `sources.read_labels`.
     Everything given is read and checked before anything is computed; InputError says what is wrong, such as files of
     different runs. Files that do not say which run they are of are taken as they are, and a note says so.
     """
@@ -621,6 +631,12 @@ def evaluate(
     kinds = [features] if features else ["random"] + ["autoencoder"] * (vqvae is not None)
     extractors = [make_extractor(kind, vqvae, device) for kind in kinds]
     sets = Sets(real, generated, None, *ids, vqvae=vqvae)
+    if held_out is not None:
+        others = read_source(held_out)
+        sets = replace(
+            sets, held_out=pixels.match_size(others.images, real.shape[2]), held_out_labels=others.labels,
+            real_labels=read_labels(real_folder, files.list_images(real_folder).values()),
+        )  # fmt: skip
     sections = all_sections(sets, extractors, seed, device)
     sections[1] = sections[1]._replace(notes=[*sections[1].notes, _of_which_run(told)])
     if paired:

@@ -6,7 +6,7 @@ import io
 import os
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -125,11 +125,23 @@ def positions_of(rows: pd.DataFrame) -> np.recarray:
 def _read_folder(folder: Path) -> Source:
     files = {PurePosixPath(path.relative_to(folder).as_posix()): path for path in walk(folder)}
     names = sorted((name for name in files if is_image_name(name)), key=lambda name: name.parts)
-    labels = _label_file(files, folder)
     paths = [files[name] for name in names]
     state = _state(paths)
     images = read_files(paths, folder)
-    return Source(images, names, labels and _labels(files[labels].read_bytes(), str(files[labels]), names), state)
+    return Source(images, names, _labels_among(files, folder, names), state)
+
+
+def read_labels(folder: Path, tiles: Iterable[Path]) -> np.ndarray | None:
+    """The labels (N,) of the `tiles` that lie in a folder, from its `labels.csv` or `*_labels.csv`; None without."""
+    files = {PurePosixPath(path.name): path for path in folder.iterdir()}
+    return _labels_among(files, folder, [PurePosixPath(path.name) for path in tiles])
+
+
+def _labels_among(
+    files: Mapping[PurePosixPath, Path], folder: Path, names: Sequence[PurePosixPath]
+) -> np.ndarray | None:
+    found = _label_file(files, folder)
+    return None if found is None else _labels(files[found].read_bytes(), str(files[found]), names)
 
 
 def picture_part(picture: Image.Image) -> tuple[float, ...] | None:

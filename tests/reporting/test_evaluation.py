@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
@@ -200,6 +201,28 @@ def test_evaluate_without_pairs(tmp_path, real, capsys):
     assert found["In short"]["notes"][3] == "Copies: 30 of 30 images that were looked at."
 
 
+def test_evaluate_beside_held_out_tiles_and_their_labels(tmp_path, real):
+    """What parts 9 and 14 say with held-out tiles, `evaluate` says too."""
+    clusters = np.arange(N) % 2
+    (tmp_path / "c.csv").write_text("".join(f"0.5,0.5,{cluster},0.9\n" for cluster in clusters))
+    save_weights(VQVAE(**SIZES), tmp_path / "vqvae.pth", {"settings": {"autoencoder": {"vqvae": SIZES}}})
+    arguments = folders(tmp_path, real, pixels.as_tensor(noisy(pixels.as_array(real), 1, 30)))
+    write(tmp_path / "other", range(30), noisy(make_tiles(30, 48, 9), 1, 5))  # brought to 32 px
+    for folder, numbers in (("org", range(1, N + 1)), ("other", range(30))):
+        rows = "".join(f"{i}.png,{'tumour' if i % 2 else 'stroma'}\n" for i in numbers)
+        (tmp_path / folder / "labels.csv").write_text(f"file,label\n{rows}")
+    more = ["--clusters-csv", str(tmp_path / "c.csv"), "--autoencoder", str(tmp_path / "vqvae.pth")]
+    assert main(["evaluate", *arguments, *more, "--unpaired", "--held-out", str(tmp_path / "other")]) == 0
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert list(found)[-2:] == ["Copies", "Likeness"]
+    assert "learnt the labels stroma, tumour" in found["Use to a classifier of the labels"]["notes"][0]
+    assert "of 30 held-out tiles" in found["Likeness"]["notes"][0]
+    overall, by_cluster = found["Distribution in random convolutions"]["tables"]
+    assert overall["held-out real tiles"]["images"] == 30
+    assert list(by_cluster) == ["cluster 1: generated", "cluster 2: generated"]  # whose clusters are not known
+    assert main(["evaluate", *arguments, "--unpaired", "--held-out", str(tmp_path / "nowhere")]) == 2
+
+
 def test_disjoint_folders_are_far_apart(tmp_path, real):
     folders(tmp_path, real, 255 - real // 4)
     sections = evaluation.evaluate(tmp_path / "org", tmp_path / "gen", paired=False)
@@ -300,7 +323,7 @@ def test_all_sections_with_everything_known(real):
     by_title = {section.title: section for section in sections}
     assert list(by_title) == [
         "In short", "Images", "Two-sample test", "Power spectrum", "Condition", "Use to a classifier",
-        "Distribution in random convolutions", "Morphometry", "Copies",
+        "Distribution in random convolutions", "Morphometry", "Copies", "Likeness",
     ]  # fmt: skip
     table = by_title["Distribution in random convolutions"].tables[0]
     assert list(table.index) == [
@@ -370,8 +393,8 @@ def test_labels_that_tiles_may_have(monkeypatch):
     label = np.where(clusters.numpy() == 1, "bright", "dark")
     label[::10] = ""  # unknown
     tested = np.where(label == "", "stroma", label)  # which no training tile is
-    sets = evaluation.Sets(tiles, tiles, tiles, *[clusters.numpy()] * 3)
-    section = evaluation.labels_section(sets, label, tested, 0, "cpu")
+    sets = evaluation.Sets(tiles, tiles, tiles, *[clusters.numpy()] * 3, label, tested)
+    section = evaluation.labels_section(sets, 0, "cpu")
     assert section.scores["label_accuracy"] == dict.fromkeys(
         [usefulness.REAL, usefulness.GENERATED, usefulness.BOTH], 1.0
     )
@@ -387,7 +410,7 @@ def test_labels_that_tiles_may_have(monkeypatch):
             "Left out: it needs at least 20 tiles of each set, but one has 7.",
         ),
     ):
-        found = evaluation.labels_section(sets, real, held_out, 0, "cpu")
+        found = evaluation.labels_section(replace(sets, real_labels=real, held_out_labels=held_out), 0, "cpu")
         assert found.notes == [why]
         assert found.scores == {}
 
