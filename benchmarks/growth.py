@@ -30,7 +30,7 @@ from benchmarks.indices import load
 from benchmarks.inputs import open_untrained, smooth_tiles
 from benchmarks.measure import MeasurementError, Run, device_name, interleaved, seconds
 from MODULE import all_indices, sampled_indices
-from pfiles.clustering import KMeansClusters, fit_kmeans_to
+from pfiles.clusterers import KMeansClusters, fit_kmeans_to
 from pfiles.latents import encode_tiles
 from pfiles.machine.cpu import usable_cores
 from pfiles.machine.runtime import make_generator, pick_device, versions

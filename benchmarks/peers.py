@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.inputs import N_CLUSTERS, SOLVER_STEPS, Size, make_networks, make_size, scheduler_of, smooth_tiles
 from benchmarks.measure import MeasurementError, Run, device_name, interleaved, seconds
-from pfiles.clustering import KMeansClusters
+from pfiles.clusterers import KMeansClusters
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.latents import LatentSpace
 from pfiles.learning import diffusion, loop

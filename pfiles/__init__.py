@@ -8,7 +8,7 @@ choices       what run.toml says of a run, in one place for all notebooks
 names         what people call the clusters, and how far readers agree
 tiles/        jpeg_slide, slides, builtin, files, sources, split, tiler, dataset (tiles and their split), pixels, views
 networks      blocks, vqvae, discriminator, unet_cond_base, classifier, linear_noise_scheduler, lpips, lpips_metric
-clustering    both kinds of clusters
+clusterers    both kinds of clusters
 latents       codes of tiles, their clusters, and the latents a UNet works on
 checkpoints   networks on disk, and what each belongs to
 learning/     loop, losses, log, resume; autoencoder and diffusion: what each training draws and learns

@@ -48,7 +48,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from pfiles.checkpoints import fingerprint_of_role
 from pfiles.choices import DEFAULTS, choose
-from pfiles.clustering import CLUSTERINGS, make_clusterer
+from pfiles.clusterers import CLUSTERINGS, make_clusterer
 from pfiles.discriminator import Discriminator
 from pfiles.drawing.generator import starting_weights
 from pfiles.drawing.samplers import make_solver

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfiles.clustering import make_clusterers
+from pfiles.clusterers import make_clusterers
 from pfiles.errors import InputError
 from pfiles.identity import Identity, differences, same_identity, without
 from pfiles.latents import LatentSpace

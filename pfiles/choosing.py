@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pfiles import checkpoints
-from pfiles.clustering import KMeansClusters, fit_kmeans_to, make_clusterer
+from pfiles.clusterers import KMeansClusters, fit_kmeans_to, make_clusterer
 from pfiles.errors import InputError
 from pfiles.latents import latent_batches, latent_table, mean_channel_softmax, predict_clusters
 from pfiles.learning import diffusion

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pfiles.clustering import KMeansClusters, probabilities
+from pfiles.clusterers import KMeansClusters, probabilities
 from pfiles.errors import InputError
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import eval_mode

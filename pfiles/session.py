@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pfiles import checkpoints
 from pfiles.choices import DEFAULTS, choose
 from pfiles.classifier import Classifier
-from pfiles.clustering import check_clustering, each_of, fit_kmeans, make_clusterer
+from pfiles.clusterers import check_clustering, each_of, fit_kmeans, make_clusterer
 from pfiles.discriminator import Discriminator, PolishDiscriminator
 from pfiles.drawing.generator import Generator, begin_from, starting_weights
 from pfiles.drawing.sampling import generate_to_folder, write_table

@@ -14,7 +14,7 @@ from torch import nn
 from pfiles import checkpoints, latents
 from pfiles.__main__ import main
 from pfiles.classifier import Classifier
-from pfiles.clustering import KMeansClusters, fit_kmeans, make_clusterer
+from pfiles.clusterers import KMeansClusters, fit_kmeans, make_clusterer
 from pfiles.discriminator import Discriminator
 from pfiles.latents import mean_channel_softmax
 from pfiles.learning import autoencoder, diffusion, loop

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from pfiles import latents
-from pfiles.clustering import make_clusterer, make_clusterers
+from pfiles.clusterers import make_clusterer, make_clusterers
 from pfiles.discriminator import Discriminator
 from pfiles.drawing.sampling import generate_to_folder, sample
 from pfiles.learning import autoencoder, diffusion, loop

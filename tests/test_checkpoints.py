@@ -12,7 +12,7 @@ import torch
 from pfiles import checkpoints
 from pfiles.checkpoints import find_checkpoint, load_weights, save_stage, save_weights
 from pfiles.classifier import Classifier
-from pfiles.clustering import KMeansClusters
+from pfiles.clusterers import KMeansClusters
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace
 from pfiles.paths import Paths, read_json, write_json

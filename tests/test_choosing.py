@@ -12,7 +12,7 @@ import torch
 
 from pfiles import choosing, latents
 from pfiles.__main__ import main
-from pfiles.clustering import each_of
+from pfiles.clusterers import each_of
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
 from pfiles.measuring import stability

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from pfiles.classifier import stack, stacked_probabilities, unstack
-from pfiles.clustering import probabilities
+from pfiles.clusterers import probabilities
 from tests.conftest import KS, classifiers, weights
 
 

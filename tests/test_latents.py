@@ -6,7 +6,7 @@ import torch
 
 from pfiles import latents
 from pfiles.classifier import Classifier
-from pfiles.clustering import KMeansClusters, fit_kmeans
+from pfiles.clusterers import KMeansClusters, fit_kmeans
 from pfiles.errors import InputError
 from pfiles.latents import centre_and_border
 from tests.conftest import K, autoencoder_networks, make_tiles, stage_networks

@@ -4,18 +4,13 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 
 import pytest
 
+import pfiles
 from pfiles.paths import ROOT
 
-# Wings and modules from the ground up: each imports only from those before it, or from its own wing.
-FLOORS = [
-    "errors", "settings", "machine", "paths", "choices", "identity", "names", "tiles",
-    "blocks", "discriminator", "classifier", "linear_noise_scheduler", "lpips", "lpips_metric", "vqvae",
-    "unet_cond_base", "clustering", "latents", "checkpoints", "learning", "drawing", "measuring", "reporting",
-    "session", "choosing", "check", "share", "watch", "__main__",
-]  # fmt: skip
 MODULES = sorted(
     ".".join(path.relative_to(ROOT / "pfiles").with_suffix("").parts)
     for path in (ROOT / "pfiles").rglob("*.py")
@@ -26,11 +21,7 @@ SUBJECTS = {
     "benchmarks.benchmarks", "command_line", "disk", "docs", "experiments.experiments", "fuzz", "kill", "layout",
     "machine.gpu", "networks", "notebook_safety", "notebooks", "packaging", "reporting.atlas_in_browser",
 }  # fmt: skip
-BESIDE_TESTS = {
-    "killed",
-    "machine.together",
-    "reference_models",
-}  # jobs of processes; a reference
+BESIDE_TESTS = {"killed", "machine.together", "reference_models"}  # jobs of processes; a reference
 
 
 def imports(path):
@@ -42,60 +33,28 @@ def imports(path):
             yield from (alias.name for alias in node.names)
 
 
-def floor(module):
-    """The last entry of FLOORS that is the module or its wing."""
-    exact = [i for i, name in enumerate(FLOORS) if name == module]
-    return exact[0] if exact else FLOORS.index(module.partition(".")[0])
+USES = {
+    module: {name.removeprefix("pfiles.") for name in imports(ROOT / "pfiles" / f"{module.replace('.', '/')}.py")}
+    & set(MODULES) - {module}
+    for module in MODULES
+}
+MAP = re.sub(r"\n +", " ", pfiles.__doc__.split("\n\n")[1]).splitlines()  # a line for a wing, or for some modules
+
+
+def line_of(module):
+    """The number of the line of the map that names the module."""
+    wing, _, name = module.rpartition(".")
+    named = [i for i, line in enumerate(MAP) if name in re.findall(r"\w+", line) and line.startswith(wing)]
+    return min(named, key=lambda i: (not MAP[i].startswith(name), i))
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_lead_only_downwards(module):
-    path = ROOT / "pfiles" / f"{module.replace('.', '/')}.py"
-    for name in imports(path):
-        used = name.removeprefix("pfiles.")
-        if name.startswith("pfiles.") and used in MODULES:
-            assert floor(used) < floor(module) or used.partition(".")[0] == module.partition(".")[0], used
+def test_imports_lead_only_to_the_same_line_of_the_map_and_those_above(module):
+    assert line_of(module) >= max(map(line_of, USES[module]), default=0)
 
 
 def test_there_are_no_circles():
-    waiting = {
-        module: {name.removeprefix("pfiles.") for name in imports(ROOT / "pfiles" / f"{module.replace('.', '/')}.py")}
-        & set(MODULES) - {module}
-        for module in MODULES
-    }
-    while free := [module for module, needs in waiting.items() if not needs & waiting.keys()]:
-        for module in free:
-            del waiting[module]
-    assert not waiting
-
-
-def the_map():
-    """The words of each line of the map in `pfiles/__init__.py`, indented lines joined to the one before."""
-    import pfiles
-
-    lines = re.sub(r"\n +", " ", pfiles.__doc__.split("\n\n")[1]).splitlines()
-    return [re.findall(r"\w+", line) for line in lines]
-
-
-def place(module):
-    """The number of the line that names the module: its wing's, or the one that begins with it, or the first."""
-    wing, _, name = module.rpartition(".")
-    heads = {number: words[0] for number, words in enumerate(the_map()) if name in words}
-    found = [number for number, head in heads.items() if head == (wing or name)] or ([] if wing else [*heads])
-    return found[0] if found else None
-
-
-def test_the_map_names_every_module():
-    assert [module for module in MODULES if place(module) is None] == []
-
-
-def test_the_map_stands_in_the_order_of_imports():
-    """A module imports only from its own line of the map and those above."""
-    for module in MODULES:
-        for name in imports(ROOT / "pfiles" / f"{module.replace('.', '/')}.py"):
-            used = name.removeprefix("pfiles.")
-            if name.startswith("pfiles.") and used in MODULES:
-                assert place(used) <= place(module), f"{module} imports {used}"
+    TopologicalSorter(USES).prepare()
 
 
 def test_the_indices_stand_alone():

@@ -25,7 +25,7 @@ from pfiles.checkpoints import (
     read_state,
     save_weights,
 )
-from pfiles.clustering import CLUSTERINGS, KMeansClusters, make_clusterer
+from pfiles.clusterers import CLUSTERINGS, KMeansClusters, make_clusterer
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace, encode_tiles, predict_clusters, read_latent_csv

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pfiles.classifier import Classifier, stack, stacked_probabilities, unstack
-from pfiles.clustering import each_of
+from pfiles.clusterers import each_of
 from pfiles.latents import LatentSpace, predict_clusters
 from pfiles.learning.log import History
 from pfiles.learning.loop import Job, Objective, Pace, train

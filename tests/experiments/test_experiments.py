@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks.inputs import make_size
 from experiments import ablation, copies, every_k, ladder, start_from, train_and_look
 from pfiles import checkpoints
-from pfiles.clustering import make_clusterer
+from pfiles.clusterers import make_clusterer
 from pfiles.latents import LatentSpace
 from pfiles.learning import loop
 from pfiles.machine.runtime import seeded

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pfiles import latents
-from pfiles.clustering import make_clusterers
+from pfiles.clusterers import make_clusterers
 from pfiles.learning import diffusion
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.unet_cond_base import UNet

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pfiles.__main__ import main
 from pfiles.checkpoints import identity, save_weights
-from pfiles.clustering import make_clusterer
+from pfiles.clusterers import make_clusterer
 from pfiles.errors import InputError
 from pfiles.identity import without
 from pfiles.latents import encode_tiles, predict_clusters
@@ -311,12 +311,12 @@ def test_all_sections_with_everything_known(real):
     """A generator that draws real tiles: what it must be said of it, with held-out tiles and both judges."""
     with seeded("sections"):
         vqvae = VQVAE(**SIZES).eval()
-        clustering = make_clusterer("kmeans", 16, 3)
-        torch.nn.init.normal_(clustering.centroids)
+        clusterer = make_clusterer("kmeans", 16, 3)
+        torch.nn.init.normal_(clusterer.centroids)
     rng = np.random.default_rng(0)
     sides = [noisy_images(n, 32, seed) for n, seed in ((60, 3), (44, 4), (30, 5))]
     labels = [rng.integers(0, 3, len(side)) for side in sides]
-    sets = evaluation.Sets(*sides, *labels, vqvae=vqvae, clusterer=clustering, n_clusters=3)
+    sets = evaluation.Sets(*sides, *labels, vqvae=vqvae, clusterer=clusterer, n_clusters=3)
     assert sets.k == 3
     extractor = features.random_convolutions()
     sections = evaluation.all_sections(sets, [extractor], 0, "cpu", (0.0,))
@@ -339,7 +339,7 @@ def test_all_sections_with_everything_known(real):
     condition = by_title["Condition"].scores
     assert set(condition["details"]) == {"the clusters", "second judge"}
     codes = encode_tiles(vqvae, sides[1])
-    agree = (predict_clusters(vqvae, clustering, codes)[0].numpy() == labels[1]).mean()
+    agree = (predict_clusters(vqvae, clusterer, codes)[0].numpy() == labels[1]).mean()
     assert condition["share_assigned_to_requested_cluster"] == pytest.approx(agree)
     assert len(condition["by_cluster"]) == 3
     json.dumps(page.all_scores(*sections), allow_nan=False)  # goes into summary.json

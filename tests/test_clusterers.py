@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pfiles.clustering import KMeansClusters, fit_kmeans, make_clusterer, probabilities
+from pfiles.clusterers import KMeansClusters, fit_kmeans, make_clusterer, probabilities
 from tests.conftest import K
 
 
