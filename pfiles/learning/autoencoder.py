@@ -58,19 +58,13 @@ def train_autoencoder(
     uses = torch.zeros(vqvae.embedding.num_embeddings, device=images.device)  # of each code in this epoch
     autoencode = job.speed.fast(processes.distribute(_Autoencoding(vqvae.train())))
     judge = job.speed.fast(processes.distribute(discriminator.train()))
-    draw = _draw_tiles(images, settings.dihedral_views)
 
     def learn(own: Tensor, drawn: dict[str, Tensor], number: int) -> Iterator[Objective]:
         x = to_unit(drawn["tiles"])
         reconstruction, quantisation, codes = autoencode(x)
         reconstruction = reconstruction.float()
         uses.index_add_(0, codes.flatten(), torch.ones_like(codes.flatten(), dtype=uses.dtype))
-        terms = {
-            "reconstruction": RECONSTRUCTION[settings.reconstruction](reconstruction, x),
-            "perceptual": settings.perceptual_weight * perceptual(reconstruction, x),
-            "codebook": settings.codebook_weight * quantisation["codebook_loss"],
-            "commitment": settings.commitment_weight * quantisation["commitment_loss"],
-        }
+        terms = autoencoder_terms(x, reconstruction, quantisation, perceptual, settings)
         adversarial = number >= settings.discriminator_start_step
         if adversarial:
             fooled = adversarial_loss(judge(reconstruction).float(), real=True)
@@ -98,7 +92,7 @@ def train_autoencoder(
         job,
         num_epochs=settings.epochs,
         num_tiles=len(images),
-        draw=draw,
+        draw=partial(draw_tiles, images, settings.dihedral_views),
         learn=learn,
         parts={"vqvae": vqvae, "discriminator": discriminator, "optimizer_g": optimizer_g, "optimizer_d": optimizer_d},
         pace=Pace(settings.warmup_steps, settings.decay, settings.clip_norm),
@@ -108,6 +102,28 @@ def train_autoencoder(
     )
     vqvae.eval().requires_grad_(False)
     return history
+
+
+def draw_tiles(images: Tensor, dihedral_views: bool, index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """The "tiles" of a step (B, 3, S, S), each in a random one of its eight views where `dihedral_views`."""
+    tiles = images[index]
+    return {"tiles": random_dihedral(tiles, generator) if dihedral_views else tiles}
+
+
+def autoencoder_terms(
+    x: Tensor,
+    reconstruction: Tensor,
+    quantisation: dict[str, Tensor],
+    perceptual: Callable[[Tensor, Tensor], Tensor],
+    settings: AutoencoderSettings,
+) -> dict[str, Tensor]:
+    """What the autoencoder minimises for tiles x (B, 3, S, S) in [0, 1], but for the discriminator's verdict."""
+    return {
+        "reconstruction": RECONSTRUCTION[settings.reconstruction](reconstruction, x),
+        "perceptual": settings.perceptual_weight * perceptual(reconstruction, x),
+        "codebook": settings.codebook_weight * quantisation["codebook_loss"],
+        "commitment": settings.commitment_weight * quantisation["commitment_loss"],
+    }
 
 
 def polish_decoder(
@@ -162,7 +178,7 @@ def polish_decoder(
         job,
         num_epochs=settings.epochs,
         num_tiles=len(images),
-        draw=_draw_tiles(images, dihedral_views=True),
+        draw=partial(draw_tiles, images, True),
         learn=learn,
         parts=parts,
         pace=Pace(decay="cosine", clip_norm=clip_norm),
@@ -170,14 +186,6 @@ def polish_decoder(
     )
     vqvae.eval().requires_grad_(False)
     return history
-
-
-def _draw_tiles(images: Tensor, dihedral_views: bool) -> Callable[[Tensor, torch.Generator], dict[str, Tensor]]:
-    def draw(index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        tiles = images[index]
-        return {"tiles": random_dihedral(tiles, generator) if dihedral_views else tiles}
-
-    return draw
 
 
 class _Decoding(nn.Module):

@@ -66,12 +66,7 @@ def train_stage(
 
     def draw(index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         drawn = learning.draw(index, generator) if learning else {}
-        drawn["t"] = torch.randint(scheduler.num_timesteps, (len(index),), generator=generator, device=device)
-        shape = (len(index), vqvae.z_channels, *codes.shape[2:])
-        drawn["noise"] = torch.randn(shape, generator=generator, device=device)
-        if settings.condition_dropout:
-            uniform = torch.rand(len(index), generator=generator, device=device)
-            drawn["unconditioned"] = uniform < settings.condition_dropout
+        drawn |= draw_noise((len(index), vqvae.z_channels, *codes.shape[2:]), scheduler, settings, generator)
         if len(codes) > 1 and not learning:
             drawn["view"] = draw_view(codes, index, generator)
         if len(clusterers) > 1:
@@ -89,18 +84,8 @@ def train_stage(
             cluster_ids = (p.argmax(-1) + rows).gather(1, which[:, None])[:, 0]
         else:
             cluster_ids = fixed_ids[which, view, own]
-        if settings.condition_dropout:
-            cluster_ids = torch.where(drawn["unconditioned"], -1, cluster_ids)
-
-        x0, noise, t = space.scale(z), drawn["noise"], drawn["t"]
-        target = noise if settings.prediction == "noise" else scheduler.velocity(x0, noise, t)
-        predicted = predict(scheduler.add_noise(x0, noise, t), t, cluster_ids).float()
-        error = (predicted - target).square().mean((1, 2, 3))
-        terms["mse"] = error.mean()
-        if settings.min_snr_gamma is not None:
-            terms["weighted_mse"] = (error * min_snr_weight(scheduler, t, settings)).mean()
-            weights["mse"] = 0.0
-        yield Objective(optimizers, terms, weights)
+        error, weight = denoising_terms(predict, space.scale(z), cluster_ids, drawn, scheduler, settings)
+        yield Objective(optimizers, terms | error, weights | weight)
         if stage.ema_decay:
             decay = min(stage.ema_decay, (1 + number) / (10 + number))  # the average follows faster at first
             get_ema_multi_avg_fn(decay)([*averaged.parameters()], [*unet.parameters()], None)
@@ -114,6 +99,49 @@ def train_stage(
     if stage.ema_decay:
         unet.load_state_dict(averaged.state_dict())
     return history
+
+
+def draw_noise(
+    shape: tuple[int, int, int, int],
+    scheduler: LinearNoiseScheduler,
+    settings: DiffusionSettings,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """All that is random in a step of the UNet, for latents of a shape (B, z, h, w): a time "t" (B,) in 0 ... T - 1, a
+    standard normal "noise" and, where condition dropout is set, which of them learn "unconditioned" (B,) bool."""
+    number, device = shape[0], generator.device
+    drawn = {
+        "t": torch.randint(scheduler.num_timesteps, (number,), generator=generator, device=device),
+        "noise": torch.randn(shape, generator=generator, device=device),
+    }
+    if settings.condition_dropout:
+        drawn["unconditioned"] = torch.rand(number, generator=generator, device=device) < settings.condition_dropout
+    return drawn
+
+
+def denoising_terms(
+    predict: nn.Module,
+    x0: Tensor,
+    cluster_ids: Tensor,
+    drawn: dict[str, Tensor],
+    scheduler: LinearNoiseScheduler,
+    settings: DiffusionSettings,
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The mean squared error of what the UNet predicts for the latents x_0 (B, z, h, w) under the noise that was drawn
+    for them (the paper, section 3.4), and its weights in the loss.
+
+    predict: the UNet. The target is the noise, or the velocity (Salimans & Ho 2022) where the settings say so.
+    """
+    noise, t = drawn["noise"], drawn["t"]
+    if settings.condition_dropout:
+        cluster_ids = torch.where(drawn["unconditioned"], -1, cluster_ids)
+    target = noise if settings.prediction == "noise" else scheduler.velocity(x0, noise, t)
+    predicted = predict(scheduler.add_noise(x0, noise, t), t, cluster_ids).float()
+    error = (predicted - target).square().mean((1, 2, 3))
+    if settings.min_snr_gamma is None:
+        return {"mse": error.mean()}, {}
+    weighted = (error * min_snr_weight(scheduler, t, settings)).mean()
+    return {"mse": error.mean(), "weighted_mse": weighted}, {"mse": 0.0}
 
 
 def train_clusters(
