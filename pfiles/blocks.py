@@ -35,14 +35,18 @@ class SelfAttention(nn.MultiheadAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        tokens = x.flatten(2).transpose(1, 2)  # (B, H*W, C)
-        qkv = F.linear(tokens, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.view(b, h * w, 3, self.num_heads, self.head_dim).permute(
-            2, 0, 3, 1, 4
-        )  # (B, heads, H*W, C/heads)
-        out = F.scaled_dot_product_attention(q, k, v)
-        out = self.out_proj(out.transpose(1, 2).reshape(b, h * w, c))
-        return out.transpose(1, 2).reshape(b, c, h, w)
+        qkv = _pointwise(x, self.in_proj_weight, self.in_proj_bias).movedim(1, -1)  # (B, H, W, 3 C)
+        q, k, v = qkv.reshape(b, h * w, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, H*W, C/heads)
+        out = out.transpose(1, 2).reshape(b, h, w, c).movedim(-1, 1)
+        return _pointwise(out, self.out_proj.weight, self.out_proj.bias)
+
+
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer (C', C) at every place: (B, C, H, W) -> (B, C', H, W)."""
+    if x.device.type == "cpu":  # where convolutions come from a faster library than matrix products
+        return F.conv2d(x, weight[:, :, None, None], bias)
+    return F.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
 
 
 def _norm_act_conv(norm_channels: int, in_channels: int, out_channels: int) -> nn.Sequential:
