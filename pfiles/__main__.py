@@ -29,7 +29,6 @@ import asyncio
 import json
 import os
 import resource
-import secrets
 import signal
 import sys
 import time
@@ -47,13 +46,14 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from pfiles.checkpoints import fingerprint_of_role
-from pfiles.choices import DEFAULTS, choose
+from pfiles.choices import DEFAULTS, OF_NO_CLUSTERS, choose
 from pfiles.clusterers import CLUSTERINGS, make_clusterer
 from pfiles.discriminator import Discriminator
 from pfiles.drawing.generator import starting_weights
 from pfiles.drawing.samplers import make_solver
 from pfiles.errors import InputError, TerminatedError
 from pfiles.identity import FINGERPRINT, flatten
+from pfiles.learning.resume import name_of_restart
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.lpips import vgg16_file
 from pfiles.machine.locks import locked
@@ -73,7 +73,7 @@ from pfiles.reporting.card import BLANKS, read_card
 from pfiles.reporting.tables import identities
 from pfiles.settings import PRESETS, Settings
 from pfiles.tiles.dataset import EMBEDDED, data_or_default
-from pfiles.tiles.files import generated_files, read_images, refuse_other_images, write_tiles
+from pfiles.tiles.files import list_images, read_images, refuse_other_images, write_tiles
 from pfiles.tiles.slides import Tiling
 from pfiles.tiles.sources import PICTURES, read_source
 from pfiles.tiles.tiler import find_slides, tile_slides
@@ -351,8 +351,6 @@ def _opened(args: argparse.Namespace) -> tuple["OpenRun", dict[str, Any]]:
     diffusion, sampling = settings.diffusion, settings.sampling
     scheduler = LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
     make_solver(sampling.sampler, scheduler, sampling.steps)
-    if sampling.num_generated == 1:
-        raise InputError("sampling.num_generated must be at least 2, as part 13 compares distributions, but is 1.")
     if settings.start_from is not None:
         starting_weights(settings.start_from)
     run.tiles  # noqa: B018 - read and checked
@@ -440,11 +438,11 @@ def _execute_all(
     which summary.json keeps in its `section`."""
     paths, tiles = run.paths, run.tiles
     _refuse_read_only(paths.root)
-    restart = paths.root / "restart.json"
-    given = {"restart": _name_of_restart(restart, parameters)} if args.restart else {}
+    own_folder = paths.root / "executed" / f"clusters_{paths.n_clusters}{paths.suffix}"
+    restart = own_folder / f"restart_{section}.json"
+    given = {"restart": name_of_restart(restart, parameters)} if args.restart else {}
     began = time.monotonic()
     notebooks = [ROOT / f"{name}.ipynb" for name, _ in steps]
-    own_folder = paths.root / "executed" / f"clusters_{paths.n_clusters}{paths.suffix}"
     busy = (
         f"Another run with these clusters is at work in {paths.root}: wait for it, or name another folder with --out."
     )
@@ -454,7 +452,8 @@ def _execute_all(
             shown = name if own is parameters else name.replace("clusters_14", folder)
             print(f"[{number:2}/{len(steps)}] {shown} ", end="", flush=True)
             started = time.monotonic()
-            target = paths.root / "executed" / f"{name.replace('clusters_14', folder)}.ipynb"
+            of_clusters = paths.suffix if name not in OF_NO_CLUSTERS and "/" not in name else ""
+            target = paths.root / "executed" / f"{name.replace('clusters_14', folder)}{of_clusters}.ipynb"
             failure = execute(notebooks[number - 1], target, own | given, next(kernels))
             if failure is not None:
                 kind, message = failure
@@ -485,16 +484,6 @@ def _execute_all(
     return 0
 
 
-def _name_of_restart(note: Path, parameters: Mapping[str, Any]) -> str:
-    """A name for a restart of all trainings; the same for the same command until it has come to its end."""
-    parameters = json.loads(json.dumps(parameters))
-    begun = read_json(note, {})
-    if begun.get("parameters") != parameters:
-        begun = {"name": secrets.token_hex(4), "parameters": parameters}
-        write_json(note, begun)
-    return begun["name"]
-
-
 def _refuse_read_only(root: Path) -> None:
     """InputError where the folder of a run takes no file."""
     probe = root / ".probe"
@@ -514,7 +503,7 @@ def _export(args: argparse.Namespace) -> int:
     from pfiles.session import open_run
 
     generated, out = (expand(folder).absolute() for folder in (args.generated, args.out))
-    side = read_images(generated_files(generated)[:1]).shape[2]
+    side = read_images([*list_images(generated).values()][:1]).shape[2]
     overrides = {**_overrides(args.overrides), "max_train_tiles": None, "precision": "fp32"}
     if side != PUBLISHED_SIDE:  # else they are tiles enlarged by the authors' way of saving them
         overrides["image_size_px"] = side

@@ -91,7 +91,9 @@ def is_saved(module: nn.Module, path: Path, about: Mapping[str, Any]) -> bool:
     """Whether `path` holds these weights already, and its JSON tells the same of them."""
     told = read_json(path.with_suffix(".json")) if path.exists() else None
     same = {**about, "weights": fingerprint(module)}
-    return told is not None and not differences(without(told, "versions", "number", "replaces"), same)
+    if told is None or differences(without(told, "versions", "number", "replaces"), same):
+        return False
+    return _weights_in(path) == same["weights"]
 
 
 def about_weights(path: Path, module: nn.Module) -> dict[str, Any] | None:
@@ -116,9 +118,14 @@ def _is_ours(path: Path) -> bool:
     about = read_json(path.with_suffix(".json"))
     if about is None or about.get("weights") is None:
         return about is not None
-    with suppress(InputError, AttributeError):  # what cannot be read is of no use to anybody
-        return _fingerprint(read_state(path)) in (about["weights"], about.get("replaces"))
-    return True
+    return _weights_in(path) in (about["weights"], about.get("replaces"), None)
+
+
+def _weights_in(path: Path) -> str | None:
+    """The fingerprint of the weights in a file; None of what cannot be read, which is of no use to anybody."""
+    with suppress(InputError, AttributeError):
+        return fingerprint_of_state(read_state(path))
+    return None
 
 
 def cached_tensor(path: Path, made_from: Mapping[str, Any], make: Callable[[], Tensor]) -> Tensor:
@@ -173,13 +180,25 @@ def _save_once(
         return
     day = date.today().strftime("%Y%m%d")
     path = paths.models / checkpoint_name(network, stage, epochs, paths.n_clusters, day, clustering)
-    if path.exists() and not _is_ours(path):
-        aside = next(free for n in count(1) if not (free := path.with_suffix(f".foreign_{n}")).exists())
-        path.replace(aside)
-        print(f"{path} held weights that were not made here: they are kept as {aside.name}.")
     number = 1 + max((_number(path) for path in found), default=0)
+    if path.exists():
+        _keep_aside(path, about)
     save_weights(module, path, {**about, "number": number})
     print(f"Saved {path}")
+
+
+def _keep_aside(path: Path, about: Mapping[str, Any]) -> None:
+    """Rename the weights in `path` where they were not made here, or by another training than that of `about`."""
+    ours = _is_ours(path)
+    told = read_json(path.with_suffix(".json"), {})
+    if ours and not differences(without(told, "weights", "versions", "number", "replaces"), about):
+        return
+    numbered = (path.with_name(f"{path.stem}.kept_{n}{path.suffix}") for n in count(1))
+    free = next(name for name in numbered if not name.exists())
+    path.replace(free)
+    if ours:
+        path.with_suffix(".json").replace(free.with_suffix(".json"))
+    print(f"{path} held weights of another training: they are kept as {free.name}.")
 
 
 def stage_of_clusters(stage: str, clustering: str, clusters_first: bool) -> str:
@@ -225,10 +244,10 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
 def fingerprint(module: nn.Module, *apart_from: str) -> str:
     """A short hash of a network's weights, but those whose names begin with one of `apart_from`."""
-    return _fingerprint(module.state_dict(), *apart_from)
+    return fingerprint_of_state(module.state_dict(), *apart_from)
 
 
-def _fingerprint(state: Mapping[str, Tensor], *apart_from: str) -> str:
+def fingerprint_of_state(state: Mapping[str, Tensor], *apart_from: str) -> str:
     digest = hashlib.sha256()
     for name, tensor in state.items():
         if name.startswith(apart_from):
@@ -276,6 +295,17 @@ def _checkpoints(paths: Paths, network: str, stage: str, clustering: str) -> lis
         if match and about.get("clustering") == clustering:
             found.append((_number(path), match[2], path.stat().st_mtime_ns, path))
     return [path for *_, path in sorted(found)]
+
+
+def newest_unet(root: Path) -> Path | None:
+    """The UNet of a run's folder after finetuning-2: of each number of clusters and clustering the newest as
+    `find_checkpoint` has it, and of these the one that was written last; None where there is none."""
+    found: dict[tuple[Path, str | None], list[tuple[int, str, int, Path]]] = {}
+    for path in root.glob("clusters_*/models_*/unet_*.pth"):
+        if match := re.fullmatch(r"unet(_kmeans)?_finetuning2_ckpt_(\d{8})_\d+_[\d,-]+\.pth", path.name):
+            of = found.setdefault((path.parent, match[1]), [])
+            of.append((_number(path), match[2], path.stat().st_mtime_ns, path))
+    return max((max(of)[2:] for of in found.values()), default=(0, None))[1]
 
 
 def _number(path: Path) -> int:

@@ -23,6 +23,7 @@ from pfiles.paths import ROOT, expand
 from pfiles.settings import Settings
 
 FILE = "run.toml"
+OF_NO_CLUSTERS = ("train_autoencoder", "autoencoder_output", "save_training_images")  # notebooks alike for any of them
 DEFAULTS = {  # of what such a file may say
     "n_clusters": 14, "clustering": "classifier", "data": None, "preset": "paper", "overrides": {}, "seed": 765,
     "out": None,

@@ -54,6 +54,7 @@ def learn(run: OpenRun, seeds: int) -> Learnt:
     if run.clustering == "classifier" and run.settings.clusters_first:
         for one in run.of_each_k:
             one.keep_clusters(clusterers[one.n_clusters, one.seed])
+    run.end_restart()
     return Learnt(clusterers, {k: tuple(half[k, run.seed] for half in halves) for k in run.ks}, histories)
 
 
@@ -94,7 +95,8 @@ def _learn_part(
         folder = run.paths.choosing / f"{stage}_{part}"
         histories[stage] = diffusion.train_clusters(
             classifier=together, vqvae=run.vqvae, images=images, codes=codes, settings=settings.diffusion, stage=how,
-            job=Job(stage, run.seed, batch_size, folder, belongs_to, settings.saving, run.speed, run.restart),
+            job=Job(stage, run.seed, batch_size, folder, belongs_to, settings.saving, run.speed, run.restart_name,
+                    outdates=run.foreign_csvs),
         )  # fmt: skip
     if not histories:
         raise InputError("No training of these settings learns clusters: set clusters_first to true.")

@@ -1,8 +1,11 @@
 """Where a run's files lie, and how a file is written: whole or not at all."""
 
+import glob
 import json
 import os
 import re
+import secrets
+import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -196,6 +199,23 @@ def atomic_write(path: Path, by_every_process: bool = False) -> Iterator[IO[byte
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to be filled, which takes the place of `folder`, as a whole, only once it is complete."""
+    for killed in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
+        if re.fullmatch("[0-9a-f]{8}", killed.name.rsplit(".", 2)[1]):
+            shutil.rmtree(killed, ignore_errors=True)
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

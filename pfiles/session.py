@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from pfiles import checkpoints
-from pfiles.choices import DEFAULTS, choose
+from pfiles.choices import DEFAULTS, OF_NO_CLUSTERS, choose
 from pfiles.classifier import Classifier
 from pfiles.clusterers import check_clustering, each_of, fit_kmeans, make_clusterer
 from pfiles.discriminator import Discriminator, PolishDiscriminator
@@ -46,7 +46,7 @@ from pfiles.latents import (
 from pfiles.learning import autoencoder, diffusion
 from pfiles.learning.log import PICTURED, History
 from pfiles.learning.loop import Job
-from pfiles.learning.resume import restarts
+from pfiles.learning.resume import name_of_restart
 from pfiles.machine import processes
 from pfiles.machine.runtime import pick_device, seeded
 from pfiles.machine.speed import Speed, pick_precision, pick_speed
@@ -55,14 +55,13 @@ from pfiles.paths import Paths, atomic_write, name_of_numbers, numbers_of_cluste
 from pfiles.reporting import evaluation, figures, maps, tables
 from pfiles.reporting.page import Section
 from pfiles.settings import Settings, StageSettings, get_settings
-from pfiles.tiles.dataset import Tiles, load_tiles
+from pfiles.tiles.dataset import Tiles, are_there, load_tiles, refuse_results_among_tiles
 from pfiles.tiles.files import image_files, list_images, load_pairs, read_images, refuse_other_images, write_tiles
 from pfiles.tiles.pixels import evenly_spaced, match_size, to_uint8
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
 
 PICTURE_STEPS = 10  # denoising steps of the tiles that show how far a training is
-OF_NO_CLUSTERS = ("train_autoencoder", "autoencoder_output", "save_training_images")  # alike for both clusterings
 AT_ONCE = 4096  # tiles that are brought into memory to be assigned
 
 
@@ -121,6 +120,8 @@ def open_run(
     if isinstance(n_clusters, str) and notebook.startswith("part_") and notebook not in checkpoints.MADE_BY.values():
         raise InputError(f"{notebook} works with one number of clusters: set n_clusters to one of {n_clusters}.")
     settings = get_settings(chosen["preset"], chosen["overrides"])
+    if settings.sampling.num_generated == 1:
+        raise InputError("sampling.num_generated must be at least 2, as part 13 compares distributions, but is 1.")
     paths = Paths(n_clusters, chosen["out"], chosen["clustering"])
     if settings.precision == "auto":
         settings = replace(settings, precision=_precision(paths))
@@ -202,6 +203,7 @@ class OpenRun:
     @cached_property
     def tiles(self) -> Tiles:
         settings = self.settings
+        refuse_results_among_tiles(self.data, self.paths.root)
         tiles = load_tiles(self.data, settings.image_size_px, settings.max_train_tiles, max(self.ks))
         print(f"{len(tiles.train)} training and {len(tiles.test)} test tiles from {tiles.source}")
         return tiles
@@ -269,13 +271,13 @@ class OpenRun:
             vqvae = make_vqvae(self.settings.autoencoder)
             discriminator = Discriminator(**self.settings.autoencoder.discriminator)
         if self.settings.start_from is not None:
-            begin_from(vqvae, starting_weights(self.settings.start_from), "vqvae.")
+            begin_from(vqvae, self._start_weights, "vqvae.")
         return vqvae.to(self.device), discriminator.to(self.device)
 
     def train_autoencoder(self, vqvae: VQVAE, discriminator: Discriminator) -> History:
         """Train the VQ-GAN in place on the training tiles, polish its decoder if the settings say so, and save it."""
         settings = self.settings.autoencoder
-        identity = checkpoints.identity(self.settings, ["autoencoder"], self.tiles, self.seed)
+        identity = self._identity_of(["autoencoder"], {})
         perceptual = autoencoder.make_perceptual(settings, self.device)
         history = autoencoder.train_autoencoder(
             vqvae=vqvae,
@@ -289,9 +291,7 @@ class OpenRun:
         if settings.polish.epochs:
             with seeded(self.seed, "polish"):
                 judge = PolishDiscriminator(**settings.polish.discriminator).to(self.device)
-            begun = checkpoints.identity(
-                self.settings, ["autoencoder"], self.tiles, self.seed, polish=asdict(settings.polish)
-            )
+            begun = self._identity_of(["autoencoder"], {}, polish=asdict(settings.polish))
             begun["starts_from"] = {"autoencoder": checkpoints.fingerprint(vqvae)}  # its decoder counts as well
             autoencoder.polish_decoder(
                 vqvae=vqvae,
@@ -307,6 +307,7 @@ class OpenRun:
         if not checkpoints.is_saved(vqvae, self.paths.autoencoder, about):
             checkpoints.save_weights(vqvae, self.paths.autoencoder, about)
         print(f"Saved {self.paths.autoencoder}")
+        self.end_restart()
         return history
 
     def new_networks(self) -> Networks:
@@ -314,7 +315,7 @@ class OpenRun:
         with seeded(self.seed, "training"):
             unet = UNet(self.vqvae.z_channels, sum(self.ks), **self.settings.diffusion.unet).to(self.device)
         if self.settings.start_from is not None:
-            begin_from(unet, starting_weights(self.settings.start_from), "unet.", anew=["class_emb.weight"])
+            begin_from(unet, self._start_weights, "unet.", anew=["class_emb.weight"])
         clusterers = [self.new_clusterer(k, self.seed) for k in self.ks]
         scaled = self.settings.diffusion.latent_scaling
         space = LatentSpace.of_training(self.vqvae, self.views) if scaled else LatentSpace(self.vqvae)
@@ -409,6 +410,7 @@ class OpenRun:
         ended = (networks, *(networks.of_each_k() if len(self.ks) > 1 else ()))
         for run, own, identity in zip(runs, ended, identities, strict=True):
             checkpoints.save_stage(run.paths, name, *own, len(history), identity, self.settings.clusters_first)
+        self.end_restart()
         return history
 
     def _stage_identity(self, name: str, networks: Networks) -> dict[str, Any]:
@@ -436,41 +438,58 @@ class OpenRun:
         return self._identity(["autoencoder", "diffusion", "clusters", *checkpoints.START], {})
 
     def _identity(self, groups: Sequence[str], starts_from: Mapping[str, nn.Module]) -> dict[str, Any]:
-        return checkpoints.identity(
-            self.settings, groups, self.tiles, self.seed, starts_from,
-            n_clusters=self.n_clusters, clustering=self.clustering,
-        )  # fmt: skip
+        return self._identity_of(groups, starts_from, n_clusters=self.n_clusters, clustering=self.clustering)
+
+    def _identity_of(
+        self, groups: Sequence[str], starts_from: Mapping[str, nn.Module], **inputs: Any
+    ) -> dict[str, Any]:
+        if self.settings.start_from is not None:  # whatever lies at that path by now
+            inputs["start_weights"] = checkpoints.fingerprint_of_state(self._start_weights)
+        return checkpoints.identity(self.settings, groups, self.tiles, self.seed, starts_from, **inputs)
+
+    @cached_property
+    def _start_weights(self) -> dict[str, Tensor]:
+        return starting_weights(self.settings.start_from)
 
     def _stage_job(self, name: str, identity: Mapping[str, Any]) -> Job:
         folder = self.paths.training_folder(name, self.clustering)
         return self._job(name, folder, identity, self.settings.diffusion.batch_size)
 
     def _job(self, name: str, folder: Path, identity: Mapping[str, Any], batch_size: int) -> Job:
-        again = restarts(folder, identity, self.restart)
-        self._refuse_folders(again, every=folder.parent == self.paths.autoencoder.parent)
-        return Job(name, self.seed, batch_size, folder, identity, self.settings.saving, self.speed, self.restart)
-
-    def _refuse_folders(self, again: bool, every: bool) -> None:
-        """InputError where a folder of images would stop this run later: before its trainings, not after them.
-
-        again: the networks are replaced. every: not only those of this run's clusters are, but all.
-        """
+        """A training, which begins only where nothing would stop this run later: files of other tiles or networks."""
         if self.paths.training_images.exists():
             self._same_training_images()
-        own = [replace(self.paths, n_clusters=k).generated for k in self.ks]
-        for folder in sorted(self.paths.root.glob("clusters_*/gen_*")) if every and again else own:
-            if not image_files(folder):
-                continue
-            if again:
-                raise InputError(
-                    f"{folder} holds images of the networks that this restart replaces: move or delete that folder "
-                    "first."
-                )
-            refuse_other_images(folder, self.chosen + 1)
-            drawn = read_json(folder / GENERATED_WITH)
-            if drawn is None:
-                raise InputError(f"{folder} does not say of which networks its images are: move or delete it first.")
-            same_identity(drawn, self.identity, folder)
+        of_all = folder.parent == self.paths.autoencoder.parent
+        drawn = self.paths.root.glob("clusters_*/gen_*") if of_all else [paths.generated for paths in self._of_ks]
+        return Job(
+            name, self.seed, batch_size, folder, identity, self.settings.saving, self.speed, self.restart_name,
+            outdates=[*sorted(drawn), *self.foreign_csvs],
+        )  # fmt: skip
+
+    @property
+    def _of_ks(self) -> list[Paths]:
+        return [replace(self.paths, n_clusters=k) for k in self.ks]
+
+    @property
+    def foreign_csvs(self) -> list[Path]:
+        """The CSVs, of each k, that do not say which run they are of: this run's cannot be written in their place."""
+        found = [paths.latent_csv for paths in self._of_ks if paths.latent_csv.exists()]
+        return [path for path in found if of_csv(path) is None]
+
+    @cached_property
+    def restart_name(self) -> str | bool:
+        """`restart`, with a name where it has none, by which all trainings of this notebook are restarted together:
+        the same one until the last of them is done, see `end_restart`."""
+        return name_of_restart(self._restart_note, self._whole_identity()) if self.restart is True else self.restart
+
+    def end_restart(self) -> None:
+        """To be called when the last training of a notebook is done."""
+        self._restart_note.unlink(missing_ok=True)
+
+    @property
+    def _restart_note(self) -> Path:
+        name = f"restart_{self.notebook}_{self.n_clusters}{self.paths.suffix}.json"
+        return self.paths.autoencoder.parent / name
 
     # after training
 
@@ -623,8 +642,8 @@ class OpenRun:
     def write_latent_csv(self, table: pd.DataFrame, clusterer: nn.Module | None = None) -> None:
         """Write the rows of all training tiles as published, and beside them what they are of.
 
-        clusterer: whose clusters they are; None: those after the last stage. Others do not replace these. A file that
-        does not say which run it is of, such as the published one, is not replaced either.
+        clusterer: whose clusters they are; None: those after the last stage. Others do not replace these. InputError
+        where there is a file that does not say which run it is of, such as the published one.
         """
         path, stage = self.paths.latent_csv, "finetuning2"
         if clusterer is not None and path.exists():
@@ -634,9 +653,8 @@ class OpenRun:
                 print(f"{path} is left as it is: it is of clusters that were trained with a UNet.")
                 return
         content = table.to_csv(header=False, index=False).encode()
-        if path.exists() and of_csv(path) is None and path.read_bytes() != content:
-            print(f"{path} is left as it is, as it does not say which run it is of: move it away for one of this run.")
-            return
+        if self.foreign_csvs and path.read_bytes() != content:
+            raise InputError(f"{path} does not say which run it is of: move it away for one of this run.")
         with atomic_write(path) as file:
             file.write(content)
         networks = {"autoencoder": self.vqvae, "clusters": clusterer or self.clusterer}
@@ -686,8 +704,11 @@ class OpenRun:
         )
 
     def _drawn_with(self) -> dict[str, Any]:
-        how, decoder = self.settings.sampling, checkpoints.fingerprint(self.vqvae)
-        return {"steps": how.steps, "sampler": how.sampler, "guidance": how.guidance, "decoder": decoder}
+        return {**self._sampling(), "decoder": checkpoints.fingerprint(self.vqvae)}
+
+    def _sampling(self) -> dict[str, Any]:
+        how = self.settings.sampling
+        return {"steps": how.steps, "sampler": how.sampler, "guidance": how.guidance}
 
     def generated(self) -> dict[str, Path]:
         """The files of `gen_k` by name. InputError where they are of other networks, data or settings."""
@@ -711,10 +732,8 @@ class OpenRun:
     def _as_told(self) -> Identity:
         """`identity`, as far as it is known to those who need no tiles: nothing where no data are named, for which the
         embedded tiles would stand, or where they are not there."""
-        with suppress(InputError):
-            if self.data is not None or "KPC_DATA" in os.environ:
-                return self.identity
-        return {}
+        named = self.data is not None or "KPC_DATA" in os.environ
+        return self.identity if named and are_there(self.data) else {}
 
     def cluster_ids_of(self, names: Sequence[str]) -> np.ndarray:
         """The clusters (N,) that the CSV gives the training tiles of these numbers, from 1. InputError where it is of
@@ -734,7 +753,8 @@ class OpenRun:
         for folder in (original, generated):
             list_images(folder)
         drawn, table = read_json(generated / GENERATED_WITH), of_csv(csv)
-        same_identity(drawn, self._as_told(), generated)
+        told = self._as_told()
+        same_identity(drawn, {**told, **self._sampling()} if told else {}, generated)
         for path, about in ((original, read_json(original / MADE_FROM)), (csv, table)):
             same_identity(about, without(drawn or table or {}, *NOT_COMPARED), f"{path} beside {generated}")
         self.told.update(drawn or table or {})

@@ -5,7 +5,6 @@ Nothing in the folder tells from whose tissue it learnt: no path, no file name, 
 
 import json
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from datetime import date
 from html import escape
@@ -18,8 +17,8 @@ from huggingface_hub import ModelCardData
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
 from pfiles.identity import flatten, same_identity
-from pfiles.measuring.memorisation import COPY, judge, nearest_tiles
-from pfiles.paths import ROOT, atomic_write, expand, read_json
+from pfiles.measuring.memorisation import COPY, held_against
+from pfiles.paths import ROOT, atomic_folder, atomic_write, expand, read_json
 from pfiles.reporting import figures
 from pfiles.reporting.card import CARD
 from pfiles.reporting.tables import identities
@@ -46,10 +45,7 @@ def share(
         raise InputError(f"{folder} is there already: name a new folder.")
     gate = _gate(run)
     generator, source = run.generator(), _source(run)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of one that was stopped
-    try:
-        part.mkdir(parents=True)
+    with atomic_folder(folder) as part:
         generator.save(part)
         drawn = Generator.load(part, run.device)  # what others will get
         tiles = drawn.draw(np.repeat(np.arange(drawn.n_clusters), TILES_SHOWN))
@@ -58,11 +54,6 @@ def share(
         with atomic_write(part / "README.md") as file:
             file.write(text.encode())
         _refuse_traces(part, _telling(run, source))
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return gate
 
 
@@ -71,11 +62,10 @@ def _gate(run: OpenRun) -> dict[str, float]:
     tiles = run.tiles
     _, images = run.generated_images()
     train, held_out = (tiles.tensor(part) for part in (tiles.train, tiles.test))
-    nearest, nearest_held_out = (nearest_tiles(some, train).distance for some in (images, held_out))
-    found, leak = judge(nearest, nearest_held_out, tiles.source)
+    nearest, _, found, leak = held_against(images, train, held_out, tiles.source)
     if leak:
         raise InputError(f"The gate cannot judge this generator. {leak}")
-    copies = int((nearest < COPY).sum())
+    copies = int((nearest.distance < COPY).sum())
     if copies or found["chance"] < UNLIKELY:
         raise InputError(
             f"The memorisation gate fails: {copies} of {len(images)} generated tiles are outright copies of training "
@@ -83,7 +73,7 @@ def _gate(run: OpenRun) -> dict[str, float]:
             f"{found['chance']:.2g}). Whoever gets this generator can draw training tiles: train on more tiles, or for "
             "fewer epochs, and see part 14."
         )
-    return {**found, "images": len(images), "smallest": float(nearest.min())}
+    return {**found, "images": len(images), "smallest": float(nearest.distance.min())}
 
 
 def _data(run: OpenRun) -> Path | None:

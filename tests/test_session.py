@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,7 +16,8 @@ from PIL import Image
 from pfiles import checkpoints
 from pfiles.__main__ import NOTEBOOKS, main, print_summary, run_cells
 from pfiles.errors import InputError
-from pfiles.identity import GENERATED_WITH, same_identity, without
+from pfiles.identity import same_identity, without
+from pfiles.learning import autoencoder
 from pfiles.machine.locks import locked
 from pfiles.paths import ROOT, read_json, write_json
 from pfiles.reporting import evaluation, figures, page, tables
@@ -150,19 +152,19 @@ def test_a_restart_that_would_stop_at_org_says_so_before_it_trains(done):
     assert files(done) == before
 
 
-def test_a_published_csv_is_not_replaced(done, capsys):
+def test_a_published_csv_is_not_replaced(done):
     run = opened(done)
     path, note = run.paths.latent_csv, run.paths.latent_csv.with_suffix(".json")
     ours, told = path.read_bytes(), note.read_bytes()
     table = pd.read_csv(path, header=None)
     published = ours.replace(b"1", b"2")
     path.write_bytes(published)  # over ours, whose JSON tells of another file
-    run.write_latent_csv(table)
-    note.unlink()
-    run.write_latent_csv(table)
-    assert path.read_bytes() == published
+    for _ in range(2):
+        with pytest.raises(InputError, match=f"{path} does not say which run it is of: move it away for one of this"):
+            run.write_latent_csv(table)
+        assert path.read_bytes() == published
+        note.unlink(missing_ok=True)
     assert not note.exists()
-    assert capsys.readouterr().out.count(f"{path} is left as it is") == 2
     path.unlink()
     run.write_latent_csv(table)
     assert (path.read_bytes(), note.read_bytes()) == (ours, told)
@@ -293,9 +295,9 @@ def test_a_unet_trained_since_makes_the_next_stage_stale(done):
 def test_a_restart_that_old_images_would_stop_says_so_first(done):
     before = files(done)
     run = opened(done, seed=1, restart=True)
-    with pytest.raises(InputError, match=r"gen_3 holds images of the networks that this restart replaces: move or"):
+    with pytest.raises(InputError, match=r"gen_3 is not of the networks that autoencoder will leave: move or delete"):
         run.train_autoencoder(*run.new_autoencoder())
-    assert files(done) == before
+    assert {name: kept for name, kept in files(done).items() if "restart_" not in name} == before
 
 
 def test_the_autoencoders_restart_sees_the_images_of_every_clustering(done):
@@ -305,14 +307,17 @@ def test_the_autoencoders_restart_sees_the_images_of_every_clustering(done):
     (done / "out/clusters_3/gen_3").rename(kept)
     before = files(done)
     run = opened(done, notebook="train_autoencoder", n_clusters=None, clustering="kmeans", restart=True)
-    with pytest.raises(InputError, match=r"gen_6_kmeans holds images of the networks that this restart replaces: move"):
+    with pytest.raises(InputError, match=r"gen_6_kmeans is not of the networks that autoencoder will leave"):
         run.train_autoencoder(*run.new_autoencoder())
-    assert files(done) == before
+    assert {name: kept for name, kept in files(done).items() if "restart_" not in name} == before
 
 
 @pytest.mark.parametrize(
     ("folder", "says"),
-    [("org", "images of another run, such as 99.png"), ("clusters_3/gen_3", "images of another run, such as 99.png")],
+    [
+        ("org", "images of another run, such as 99.png"),
+        ("clusters_3/gen_3", "not of the networks that autoencoder will"),
+    ],
 )
 def test_what_would_stop_a_run_after_its_trainings_stops_it_before(made, tmp_path, folder, says):
     shutil.copy(made / "tiles.npy", tmp_path)
@@ -324,11 +329,48 @@ def test_what_would_stop_a_run_after_its_trainings_stops_it_before(made, tmp_pat
     assert not run.paths.autoencoder.exists()
 
 
-def test_images_that_do_not_tell_their_networks_are_refused_before_a_training(done):
-    (done / "out/clusters_3/gen_3" / GENERATED_WITH).unlink()
+def test_a_longer_training_is_refused_before_it_makes_images_old(done):
+    before = files(done)
+    train(opened(done))  # done already: nothing becomes old
+    assert files(done) == before
     run = opened(done)
-    with pytest.raises(InputError, match="gen_3 does not say of which networks its images are: move or delete"):
+    shutil.rmtree(run.paths.training_folder("training", "classifier"))  # now it has steps to do
+    with pytest.raises(InputError, match=r"gen_3 is not of the networks that training will leave: move or delete it"):
         run.train("training", run.new_networks())
+    assert files(done).items() <= before.items()
+    shutil.rmtree(done / "out/clusters_3/gen_3")
+    (done / "out/clusters_3/HHH3_C3_D3.json").unlink()  # as a published one
+    with pytest.raises(InputError, match=r"HHH3_C3_D3\.csv is not of the networks that training will leave"):
+        run.train("training", run.new_networks())
+
+
+def test_networks_that_another_training_finished_are_kept(done, capsys):
+    """Trained again on the same day, on another autoencoder."""
+    shutil.rmtree(done / "out/clusters_3/gen_3")
+    run = opened(done)
+    [path] = run.paths.models.glob("unet_training_*_3.pth")
+    before, told = path.read_bytes(), path.with_suffix(".json").read_bytes()
+    foreign, _ = opened(done, seed=5, restart=True).new_autoencoder()
+    torch.save(foreign.state_dict(), run.paths.autoencoder)
+    run.train("training", run.new_networks())
+    printed = capsys.readouterr().out
+    assert "Begins anew" in printed
+    assert f"are kept as {path.stem}.kept_1.pth" in printed
+    assert path.with_name(f"{path.stem}.kept_1.pth").read_bytes() == before
+    assert path.with_name(f"{path.stem}.kept_1.json").read_bytes() == told
+    assert read_json(path.with_suffix(".json"))["number"] == 2
+    assert checkpoints.newest_unet(run.paths.root).name.startswith("unet_finetuning2_")
+
+
+def test_weights_put_over_ours_are_replaced_when_that_is_asked_for(done):
+    shutil.rmtree(done / "out/clusters_3/gen_3")
+    run = opened(done)
+    ours = checkpoints.fingerprint(run.vqvae)
+    foreign, _ = opened(done, seed=5, restart=True).new_autoencoder()
+    torch.save(foreign.state_dict(), run.paths.autoencoder)
+    again = opened(done, notebook="train_autoencoder", restart=True)
+    again.train_autoencoder(*again.new_autoencoder())  # becomes the same, bit for bit, as its JSON tells already
+    assert checkpoints.fingerprint(opened(done).vqvae) == ours
 
 
 def test_weights_put_over_a_unet_are_kept_when_it_is_trained_again(done, capsys):
@@ -337,8 +379,8 @@ def test_weights_put_over_a_unet_are_kept_when_it_is_trained_again(done, capsys)
     torch.save(opened(done, seed=5).new_networks().unet.state_dict(), path)
     foreign = path.read_bytes()
     run.train("training", run.new_networks())
-    assert path.with_suffix(".foreign_1").read_bytes() == foreign
-    assert "were not made here: they are kept as" in capsys.readouterr().out
+    assert path.with_name(f"{path.stem}.kept_1.pth").read_bytes() == foreign
+    assert "held weights of another training: they are kept as" in capsys.readouterr().out
     assert run.networks("training")
 
 
@@ -362,6 +404,27 @@ def test_a_restart_of_all_trainings_is_done_once(done, capsys):
     assert "done already" not in capsys.readouterr().out
 
 
+def test_a_restart_of_a_notebook_with_two_trainings_is_done_once(done, monkeypatch, capsys):
+    """Stopped in its second training and run again, its first one is done already."""
+    shutil.rmtree(done / "out/clusters_3/gen_3")
+    overrides = {**OVERRIDES, "autoencoder.polish.epochs": 1}
+    polish = autoencoder.polish_decoder
+
+    def stop(**given):
+        raise KeyboardInterrupt
+
+    def again(stopped):
+        monkeypatch.setattr(autoencoder, "polish_decoder", stop if stopped else polish)
+        run = opened(done, notebook="train_autoencoder", overrides=overrides, restart=True)
+        with suppress(KeyboardInterrupt):
+            run.train_autoencoder(*run.new_autoencoder())
+        return capsys.readouterr().out
+
+    assert ["autoencoder is done already" in again(stopped) for stopped in (True, True, False, True)] == [
+        False, True, True, False,
+    ]  # fmt: skip
+
+
 def test_the_command_names_its_restart_until_it_ends(tmp_path, monkeypatch):
     given = []
 
@@ -381,7 +444,7 @@ def test_the_command_names_its_restart_until_it_ends(tmp_path, monkeypatch):
     assert first == again != other
     assert anew not in (other, first)
     assert json.loads((tmp_path / "summary.json").read_text())["run"]["restart"] is True
-    assert not (tmp_path / "restart.json").exists()
+    assert not [*tmp_path.rglob("restart*.json")]
 
 
 def test_several_k_are_run_one_after_the_other_but_trained_together(tmp_path, monkeypatch):

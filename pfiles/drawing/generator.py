@@ -22,6 +22,7 @@ from pfiles.checkpoints import (
     fingerprint_of_role,
     load_autoencoder,
     load_stage,
+    newest_unet,
     read_state,
     save_weights,
 )
@@ -337,16 +338,15 @@ def starting_weights(where: str) -> dict[str, Tensor]:
     InputError where there is neither.
     """
     path = STARTER if where == "starter" else ROOT / expand(where)
-    autoencoder = path / "kpc_ldm" / "vqvae_autoencoder_ckpt.pth"
-    unets = sorted(path.glob("clusters_*/models_*/unet*finetuning2_ckpt_*.pth"), key=lambda file: file.stat().st_mtime)
+    autoencoder, unet = path / "kpc_ldm" / "vqvae_autoencoder_ckpt.pth", newest_unet(path)
     if (path / "config.json").exists():
         return read_weights(path)
-    if not autoencoder.exists() or not unets:
+    if not autoencoder.exists() or unet is None:
         raise InputError(
             f"start_from names {path}, which holds neither a generator (config.json) nor a finished run "
             "(kpc_ldm/vqvae_autoencoder_ckpt.pth and a UNet of finetuning-2): name another folder, or null."
         )
-    parts = {"vqvae": read_state(autoencoder), "unet": read_state(unets[-1])}
+    parts = {"vqvae": read_state(autoencoder), "unet": read_state(unet)}
     return {f"{name}.{key}": tensor for name, state in parts.items() for key, tensor in state.items()}
 
 

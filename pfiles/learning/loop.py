@@ -34,6 +34,7 @@ from pfiles.machine.locks import locked
 from pfiles.machine.runtime import derive_seed, make_generator, peak_memory_gb, stop, stop_signals
 from pfiles.machine.speed import Speed
 from pfiles.settings import SavingSettings
+from pfiles.tiles.files import image_files
 
 CHECK_EVERY = 50  # steps between looks at what the device has computed, for which the host must wait
 
@@ -47,6 +48,8 @@ class Job:
     folder: of this training alone.
     identity: all that the result depends on, in plain values; a resume point of another identity is refused.
     restart: begin anew, once, whatever resume point there is; as text a name, under which it is done once for all.
+    outdates: folders of images, and files, that belong to the networks as they are; while steps are left to do,
+        InputError where there is one.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Job:
     saving: SavingSettings
     speed: Speed
     restart: bool | str = False
+    outdates: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,7 @@ def train(
     state = {"step": 0, "history": [], "sums": {}, "counts": {}, "seconds": 0.0}
     anew = processes.agree(int(restarts(job.folder, job.identity, job.restart)), device)
     if anew:
+        _refuse_outdated(job)
         begin_restart(job.folder, job.identity, job.restart)
     point = None if anew else load_resume_point(job.folder, job.identity)
     if point is not None:
@@ -167,6 +172,7 @@ def train(
         end_restart(job.folder)
         print(f"{job.name} is done already: {len(history)} epochs ({job.folder}). To train anew, set restart = True.")
         return history
+    _refuse_outdated(job)
     if point is not None:
         print(f"{job.name} goes on after step {state['step']} of {total_steps} ({job.folder}).")
 
@@ -289,6 +295,12 @@ def epoch_batches(n: int, batch_size: int, generator: torch.Generator) -> list[T
 def _batches(job: Job, num_tiles: int, epoch: int) -> list[Tensor]:
     """The tiles of each step of an epoch, the same whenever it is asked for."""
     return epoch_batches(num_tiles, job.batch_size, make_generator(job.seed, job.name, "order", epoch))
+
+
+def _refuse_outdated(job: Job) -> None:
+    for path in job.outdates:
+        if path.is_file() or image_files(path):
+            raise InputError(f"{path} is not of the networks that {job.name} will leave: move or delete it first.")
 
 
 def _refuse_bad(number: int, steps: int, num_tiles: int, job: Job) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,21 @@ def restarts(folder: Path, identity: Mapping[str, Any], restart: bool | str) -> 
     its job back into the queue, or where it has a name (`restart` is text) and is asked for under the same one.
     """
     begun = read_json(folder / RESTARTED, {})
-    if not restart or begun.get("identity") != identity or begun.get("of") != _name(restart):
+    if not restart or begun.get("identity") != identity:
         return bool(restart)
     requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and begun.get("job") == os.environ.get("SLURM_JOB_ID")
-    return begun.get("finished") is True and not requeued and _name(restart) is None
+    same = begun.get("of") == _name(restart)
+    return not requeued and not (same and (_name(restart) is not None or begun.get("finished") is not True))
+
+
+def name_of_restart(note: Path, of: Mapping[str, Any]) -> str:
+    """A name for a restart of several trainings: the same one for the same ones until the `note` of it is removed."""
+    of = json.loads(json.dumps(of))
+    begun = read_json(note, {})
+    if begun.get("of") != of:
+        begun = {"name": secrets.token_hex(4), "of": of}
+        write_json(note, begun)
+    return begun["name"]
 
 
 def begin_restart(folder: Path, identity: Mapping[str, Any], restart: bool | str) -> None:

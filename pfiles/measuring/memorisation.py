@@ -295,6 +295,14 @@ def against_held_out(distances: np.ndarray, held_out: np.ndarray) -> dict[str, f
     }
 
 
+def held_against(
+    images: Tensor, train: Tensor, held_out: Tensor, source: str
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float | None], str]:
+    """`nearest_tiles` among `train` of images and of held-out tiles, and what `judge` says of their distances."""
+    nearest, nearest_held_out = (nearest_tiles(some, train) for some in (images, held_out))
+    return nearest, nearest_held_out, *judge(nearest.distance, nearest_held_out.distance, source)
+
+
 def judge(distances: np.ndarray, held_out: np.ndarray, source: str) -> tuple[dict[str, float | None], str]:
     """`against_held_out` for distances of `nearest_tiles`, and a sentence where the held-out tiles cannot say so much.
 

@@ -513,7 +513,11 @@ def copies_section(
     """
     chosen = evenly_spaced(len(sets.generated), at_most or len(sets.generated))
     some, names = sets.generated[chosen], [str(i + 1) if names is None else names[i] for i in chosen]
-    nearest = memorisation.nearest_tiles(some, sets.real)
+    if sets.held_out is None:
+        nearest = memorisation.nearest_tiles(some, sets.real)
+    else:
+        held_out = sets.held_out[evenly_spaced(len(sets.held_out), at_most or len(sets.held_out))]
+        nearest, nearest_held_out, judged, leak = memorisation.held_against(some, sets.real, held_out, source)
     copies = int((nearest.distance < COPY).sum())
     notes = [
         f"{copies} of {len(some)} generated images are copies of a real one: their structure differs by less than "
@@ -522,9 +526,6 @@ def copies_section(
     scores = {"copies": copies, "images_searched_for_copies": len(some)}
     limit, shown, judgement = COPY, [], []
     if sets.held_out is not None:
-        held_out = sets.held_out[evenly_spaced(len(sets.held_out), at_most or len(sets.held_out))]
-        nearest_held_out = memorisation.nearest_tiles(held_out, sets.real)
-        judged, leak = memorisation.judge(nearest.distance, nearest_held_out.distance, source)
         limit, scores["pixel space"] = judged["threshold"], judged
         notes += [leak] if leak else [_closer(judged, len(held_out))]
         judgement = [pd.DataFrame({"pixel space": judged}).T]

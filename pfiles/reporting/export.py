@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pfiles.errors import InputError
-from pfiles.identity import GENERATED_WITH
-from pfiles.measuring.memorisation import aligned, judge, nearest_tiles
-from pfiles.paths import read_json, write_json
+from pfiles.identity import of_images
+from pfiles.measuring.memorisation import aligned, held_against
+from pfiles.paths import atomic_folder, read_json, write_json
 from pfiles.reporting import figures
 from pfiles.tiles.dataset import Tiles
-from pfiles.tiles.files import generated_files, read_images
+from pfiles.tiles.files import list_images, read_images
 from pfiles.tiles.pixels import evenly_spaced, match_size
 
 REPORT, SHEET, MADE_BY = "report.json", "closest_pairs.png", "python -m pfiles export"
@@ -37,11 +37,11 @@ def show_closest(
 
 
 def made_from(generated: Path) -> dict[str, Any] | None:
-    """What part 6 noted beside its images about the tiles they were made from: source, fingerprint, training tiles.
+    """What is noted beside images about the tiles they were made from: source, fingerprint, training tiles.
 
     None for a folder without such a note, such as the published images.
     """
-    data = read_json(generated / GENERATED_WITH, {}).get("data")
+    data = (of_images(generated) or {}).get("data")
     kinds = {"source": str, "fingerprint": str, "training tiles": int}
     complete = isinstance(data, dict) and all(type(data.get(name)) is kind for name, kind in kinds.items())
     return data if complete and data["training tiles"] > 0 else None
@@ -65,11 +65,10 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
     out = out.resolve()
     _refuse_other_files(out, generated.resolve())
     _refuse_other_data(generated, tiles)
-    files = generated_files(generated)
+    files = [*list_images(generated).values()]
     images = match_size(read_images(files), tiles.images.shape[2])
     train, held_out = (tiles.tensor(part) for part in (tiles.train, tiles.test))
-    nearest, nearest_held_out = (nearest_tiles(some, train) for some in (images, held_out))
-    closeness, leak = judge(nearest.distance, nearest_held_out.distance, tiles.source)
+    nearest, _, closeness, leak = held_against(images, train, held_out, tiles.source)
     if leak:
         raise InputError(leak)
     limit = closeness["threshold"]
@@ -103,19 +102,12 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
             for file, image, passes, row in zip(files, images, passed, nearest.itertuples(), strict=True)
         ],
     }
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of an export that was stopped
-    try:
-        (part / "images").mkdir(parents=True)
+    with atomic_folder(out) as part:
+        (part / "images").mkdir()
         for file in (file for file, passes in zip(files, passed, strict=True) if passes):
             shutil.copyfile(file, part / "images" / file.name)
         figures.save_figure(show_closest([file.name for file in files], images, train, nearest, limit), part / SHEET)
         write_json(part / REPORT, report)
-        if out.exists():
-            shutil.rmtree(out)
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return report
 
 

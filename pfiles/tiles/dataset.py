@@ -19,7 +19,7 @@ from pfiles.errors import InputError
 from pfiles.paths import ROOT, atomic_write, expand
 from pfiles.tiles import builtin
 from pfiles.tiles.pixels import as_array, evenly_spaced
-from pfiles.tiles.sources import PICTURES, read_source
+from pfiles.tiles.sources import PICTURES, is_cut, read_source
 from pfiles.tiles.split import TEST_PARTS, last_part, split_by_folder, split_by_patient
 
 MIN_TILES = 2 * TEST_PARTS
@@ -107,6 +107,20 @@ def _cache_folder() -> Path:
 def data_or_default(data: str | Path | None) -> str:
     """`data`, or where it is None the environment variable KPC_DATA, or "embedded"."""
     return str(data if data is not None else os.environ.get("KPC_DATA") or "embedded")
+
+
+def are_there(data: str | Path | None) -> bool:
+    """Whether there is anything where `data` points, as `load_tiles` takes them."""
+    data = data_or_default(data)
+    return data in EMBEDDED or os.path.exists(ROOT / expand(data))
+
+
+def refuse_results_among_tiles(data: str | Path | None, results: Path) -> None:
+    """InputError where the folder of results lies in the folder of tiles `data`, whose every image is a tile."""
+    data = data_or_default(data)
+    folder = (ROOT / expand(data)).resolve()
+    if data not in EMBEDDED and folder.is_dir() and not is_cut(folder) and results.is_relative_to(folder):
+        raise InputError(f"The results in {results} would lie among the tiles in {data}: name another folder as out.")
 
 
 def load_tiles(

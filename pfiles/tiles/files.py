@@ -18,6 +18,7 @@ from pfiles.machine.processes import progress
 from pfiles.paths import atomic_write
 from pfiles.tiles.pixels import as_array, as_tensor, match_size
 
+BITS_PER_SAMPLE = 258  # tag of a TIFF
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 
@@ -81,7 +82,8 @@ def decode_image(name: str, content: bytes) -> Tensor:
         with Image.open(io.BytesIO(content)) as image:
             if image.mode not in ("RGB", "RGBA", "P"):
                 raise InputError(f"{name} has the colour mode {image.mode}, but tiles must be 8-bit RGB.")
-            if any(";16" in repr(part.args) for part in image.tile):  # Pillow would drop the lower 8 bits
+            bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))  # of a TIFF
+            if max(bits) > 8 or any(";16" in repr(part.args) for part in image.tile):  # Pillow drops the lower bits
                 raise InputError(
                     f"{name} has 16 bits per channel, but tiles must be 8-bit RGB: scale it from the range it uses, "
                     "such as 0 ... 4095 for 12 bits, to 0 ... 255."
@@ -167,11 +169,3 @@ def _first_names(names: Sequence[str]) -> str:
     shown = ", ".join(sorted(names, key=lambda name: (len(name), name))[:3])
     more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
     return f"{shown}{more} {'is' if len(names) == 1 else 'are'}"
-
-
-def generated_files(folder: Path) -> list[Path]:
-    """The image files in `folder`, by number. Raises InputError where there are none."""
-    files = list(image_files(folder).values())
-    if not files:
-        raise InputError(f"There are no images in {folder}: name the folder that part 6 wrote, or run part 6 first.")
-    return files

@@ -50,7 +50,7 @@ def read_source(path: Path) -> Source:
     if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise InputError(f"There is no data at {path}: give a .npy file, a folder of images or a .zip of one.")
     if path.is_dir():
-        return _read_cut(path) if _is_cut(path) else _read_folder(path)
+        return _read_cut(path) if is_cut(path) else _read_folder(path)
     suffix = path.suffix.lower()
     if suffix == ".npy":
         state = _state([path])
@@ -70,7 +70,7 @@ def _state(files: Sequence[Path]) -> str | None:
     return digest.hexdigest() if newest < time.time_ns() - SETTLED_SECONDS * 10**9 else None
 
 
-def _is_cut(folder: Path) -> bool:
+def is_cut(folder: Path) -> bool:
     """Whether tiles were cut from slides into this folder; generated tiles may have a table of the same name."""
     table = folder / TABLE
     return table.exists() and not table.read_bytes().startswith(",".join(DRAWN).encode())
@@ -172,12 +172,14 @@ def walk(folder: Path) -> list[Path]:
                 (folder_links if linked else plain).append(path)
             elif path.is_file():
                 (file_links if linked else files).append(path)
-    reached = {path.resolve() for path in files}
+    reached, without_links = {path.resolve() for path in files}, len(files)
     for path in sorted(file_links):
         real = path.resolve()
         if real not in reached:
             reached.add(real)
             files.append(path)
+    if again := without_links + len(file_links) - len(files):
+        print(f"{again} of the links in {folder} lead to files that are there already: each counts once.")
     return files
 
 

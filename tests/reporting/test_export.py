@@ -176,14 +176,17 @@ def test_export_again_replaces_its_own_folder_whole(arguments, tmp_path):
     first = {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     passed = next((out / "images").iterdir())
     passed.unlink()
-    (tmp_path / ".out.part").mkdir()  # of an export that was killed
-    (tmp_path / ".out.part" / "half").write_text("x")
+    killed, own = tmp_path / ".out.0a1b2c3d.part", tmp_path / ".out.part"  # of an export, and a user's
+    for folder in (killed, own):
+        folder.mkdir()
+        (folder / "half").write_text("x")
     assert main(arguments) == 0
     assert {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()} == first
     (tmp_path / "gen" / passed.name).unlink()
     assert main(arguments) == 0
     assert not passed.exists()
-    assert not (tmp_path / ".out.part").exists()
+    assert not killed.exists()
+    assert own.exists()
 
 
 def test_an_export_that_fails_leaves_the_old_one(arguments, tmp_path, monkeypatch):
