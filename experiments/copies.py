@@ -5,7 +5,7 @@
 The threshold is set as `python -m pfiles export` sets it, from all held-out tiles against all training tiles. Of each
 kind of change the same training tiles are copied, evenly spaced; the row "unlike tiles" are as many held-out tiles, of
 which the gate withholds one in a hundred by its definition. What a moved copy shows beyond its tile's border is the
-tile mirrored there. Writes DIR/copies.json and DIR/copies.md.
+tile mirrored there or, "beside others", another tile. Writes DIR/copies.json and DIR/copies.md.
 """
 
 import argparse
@@ -89,10 +89,11 @@ def measure(data: str, size: int, copies: int, seed: int) -> dict[str, Any]:
 
 def changes(side: int, seed: int) -> dict[str, Callable[[Tensor], Tensor]]:
     """What is done to a copy, by name; all take and give uint8 tiles (N, 3, S, S)."""
-    moved = {f"moved by {px} px": partial(_moved, px=px) for px in MOVED_PX if px <= int(FAR * side)}
+    far = [px for px in MOVED_PX if px <= int(FAR * side)]
     return {
         "unchanged": lambda tiles: tiles,
-        **moved,
+        **{f"moved by {px} px": partial(_moved, px=px) for px in far},
+        **{f"moved by {px} px, beside others": partial(_moved, px=px, beside_others=True) for px in far},
         "mirrored": lambda tiles: tiles.flip(3),
         "turned by a quarter": lambda tiles: tiles.rot90(1, (2, 3)),
         "turned by 5 degrees": partial(_warped, degrees=5.0),
@@ -105,10 +106,14 @@ def changes(side: int, seed: int) -> dict[str, Callable[[Tensor], Tensor]]:
     }
 
 
-def _moved(tiles: Tensor, px: int) -> Tensor:
-    """Down and right by `px`."""
+def _moved(tiles: Tensor, px: int, beside_others: bool = False) -> Tensor:
+    """Down and right by `px`; what comes in there is mirrored, or of the tile before it."""
     side = tiles.shape[2]
-    return F.pad(tiles.float(), (px, 0, px, 0), mode="reflect").to(torch.uint8)[:, :, :side, :side]
+    moved = F.pad(tiles.float(), (px, 0, px, 0), mode="reflect").to(torch.uint8)[:, :, :side, :side]
+    if beside_others:
+        others = tiles.roll(1, 0)
+        moved[:, :, :px], moved[:, :, :, :px] = others[:, :, :px], others[:, :, :, :px]
+    return moved
 
 
 def _warped(tiles: Tensor, degrees: float = 0.0, zoom: float = 1.0) -> Tensor:

@@ -23,7 +23,7 @@ from pfiles.paths import ROOT, read_json, write_json
 from pfiles.reporting import evaluation, figures, page, tables
 from pfiles.session import choices_of, open_run
 from pfiles.tiles.sources import read_source
-from tests.conftest import OVERRIDES, STAGES, K, finish, make_tiles, opened, parameters, png, train
+from tests.conftest import OVERRIDES, STAGES, K, finish, make_tiles, opened, parameters, png, train, write
 
 GENERATED, TABLE = "clusters_3/gen_3", "clusters_3/HHH3_C3_D3.json"
 
@@ -136,6 +136,28 @@ def test_csvs_of_different_data_are_not_ranked(done):
     write_json(done / "out/clusters_4/HHH4_C4_D4.json", told)
     with pytest.raises(InputError, match=r"HHH4_C4_D4\.csv beside .*data\.fingerprint was 'another'"):
         run.latent_csvs()
+
+
+def test_results_among_the_tiles_are_refused_before_any_work(tmp_path):
+    write(tmp_path, range(44), make_tiles(44))
+    run = opened(tmp_path, data=str(tmp_path))
+    with pytest.raises(InputError, match=r"results in .*out would lie among the tiles in .*: name another folder"):
+        run.train_autoencoder(*run.new_autoencoder())
+
+
+def test_one_generated_image_is_refused_before_any_work(tmp_path):
+    with pytest.raises(InputError, match=r"sampling\.num_generated must be at least 2"):
+        opened(tmp_path, overrides={**OVERRIDES, "sampling.num_generated": 1})
+
+
+def test_files_are_compared_with_other_samplers_and_with_tiles_of_another_size(done):
+    assert len(opened(done).pairs()[0]) == 12
+    with pytest.raises(InputError, match=r"gen_3 is of another run \(steps was 4 and is 3\)"):
+        opened(done, overrides={**OVERRIDES, "sampling.steps": 3}).pairs()
+    np.save(done / "larger.npy", make_tiles(44, 50))
+    with pytest.raises(InputError, match="50 px, but image_size_px is 48"):
+        opened(done, data=str(done / "larger.npy")).pairs()
+    assert len(opened(done, data=str(done / "moved.npy")).pairs()[0]) == 12  # tiles that are not there
 
 
 def test_training_images_of_other_tiles_stay(done):

@@ -236,6 +236,9 @@ def test_copies_are_changed_as_their_names_say():
     kinds = copies.changes(64, seed=1)
     assert all(change(tiles).shape == tiles.shape and change(tiles).dtype == torch.uint8 for change in kinds.values())
     assert torch.equal(kinds["moved by 6 px"](tiles)[:, :, 6:, 6:], tiles[:, :, :-6, :-6])
+    beside = kinds["moved by 6 px, beside others"](tiles)
+    assert torch.equal(beside[:, :, 6:, 6:], tiles[:, :, :-6, :-6])
+    assert torch.equal(beside[1, :, :6], tiles[0, :, :6])
     turned = kinds["turned by 5 degrees"](tiles)
     by_pillow = [Image.fromarray(tile).rotate(-5, Image.BILINEAR) for tile in as_array(tiles)]
     inner = np.stack(by_pillow)[:, 16:48, 16:48].astype(int) - as_array(turned)[:, 16:48, 16:48]

@@ -46,11 +46,11 @@ def arguments(real, planted, tmp_path):
     ]
 
 
-def generated_with(folder, data, max_train_tiles=None):
+def generated_with(folder, data, max_train_tiles=None, note="gen/generated_with.json"):
     """Leaves beside the images what part 6 leaves there."""
     tiles = load_tiles(data, 64, max_train_tiles)
     about = identity(get_settings("demo"), ["diffusion"], tiles, 765, {}, steps=50)
-    write_json(folder / "gen" / "generated_with.json", about)
+    write_json(folder / note, about)
 
 
 def refused(arguments, capsys):
@@ -72,6 +72,14 @@ def test_export_compares_with_the_tiles_the_images_were_made_from(arguments, rea
     assert "were made from other tiles" in refused(without, capsys)  # than the embedded ones
     monkeypatch.setenv("KPC_DATA", str(tmp_path / "tiles.npy"))
     assert main(without) == 0
+
+
+def test_export_compares_training_images_too_with_the_tiles_they_are_of(arguments, tmp_path, capsys):
+    (tmp_path / "gen").rename(tmp_path / "org")
+    generated_with(tmp_path, tmp_path / "tiles.npy", note="org/made_from.json")
+    save(tmp_path / "others.npy", tissue(180, seed=9))
+    others = ["export", "--generated", str(tmp_path / "org"), "--data", str(tmp_path / "others.npy"), *arguments[5:]]
+    assert "were made from other tiles (tiles.npy, fingerprint" in refused(others, capsys)
 
 
 def test_export_without_a_note_needs_the_data_named(arguments, tmp_path, monkeypatch, capsys):

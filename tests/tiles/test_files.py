@@ -87,9 +87,13 @@ def png_16_bit(image):
 def test_16_bit_images_are_refused():
     tifffile = pytest.importorskip("tifffile")
     twelve_bit = make_tiles(1)[0].astype(np.uint16) * 16
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, twelve_bit, photometric="rgb")
-    for name, content in (("a.png", png_16_bit(twelve_bit)), ("a.tif", buffer.getvalue())):
+    tiffs = {"a.tif": (twelve_bit, 1), "planes.tif": (np.moveaxis(twelve_bit, -1, 0), 2)}
+    images = {"a.png": png_16_bit(twelve_bit)}
+    for name, (image, planes) in tiffs.items():
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, image, photometric="rgb", planarconfig=planes)
+        images[name] = buffer.getvalue()
+    for name, content in images.items():
         with pytest.raises(InputError, match=f"{name}.*(16 bits per channel|cannot be read)"):
             decode_image(name, content)
     with pytest.raises(InputError, match="12 bits"):

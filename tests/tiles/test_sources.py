@@ -14,7 +14,7 @@ from tests.conftest import make_tiles, png, shared
 from tests.tiles.conftest import encode, lay_out, pack, sides, write_folder
 
 
-def test_linked_folders_and_files_are_read_once(tmp_path, tiles):
+def test_linked_folders_and_files_are_read_once(tmp_path, tiles, capsys):
     """Slides that lie elsewhere, a file that lies elsewhere, and links to what is there already or leads upwards."""
     lay_out(tmp_path / "disk", [f"s{i % 2}/{i:02}.png" for i in range(20)], tiles[:20])
     data = lay_out(tmp_path / "data", [f"own/{i:02}.png" for i in range(20, 29)], tiles[20:29])
@@ -27,6 +27,9 @@ def test_linked_folders_and_files_are_read_once(tmp_path, tiles):
     (data / "own" / "up").symlink_to("..")
     (data / "out").symlink_to("../..")
     images = load_tiles(data, 48).images
+    assert (
+        f"1 of the links in {data} lead to files that are there already: each counts once." in capsys.readouterr().out
+    )
     np.testing.assert_array_equal(as_array(images), np.concatenate([tiles[20:30], tiles[0:20:2], tiles[1:20:2]]))
 
 
