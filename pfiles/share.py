@@ -25,7 +25,7 @@ from pfiles.reporting.tables import identities
 from pfiles.session import OpenRun
 from pfiles.tiles.dataset import EMBEDDED, data_or_default
 from pfiles.tiles.sources import Source, read_source
-from pfiles.tiles.split import TEST_PARTS
+from pfiles.tiles.split import level_of_slides
 
 UNLIKELY = 0.01  # the gate fails where so many tiles near to training tiles have less than this chance
 TILES_SHOWN = 8  # of each cluster
@@ -116,7 +116,7 @@ def _card(
 
 
 def _split(source: Source | None) -> str:
-    """How training and test tiles were told apart, as `load_tiles` does it."""
+    """How `load_tiles` told training and test tiles apart, without the names of slides that it prints."""
     if source is None:
         return "by region"
     if source.positions is not None:
@@ -124,9 +124,7 @@ def _split(source: Source | None) -> str:
             return "by patient: none is on both sides"
         several = len(set(source.positions.slide)) > 1
         return "by slide: none is on both sides" if several else "by region of the one slide"
-    folders = [name.parts[:-1] for name in source.names]
-    levels = range(1, max(map(len, folders), default=0) + 1)
-    if any(len({folder[:level] for folder in folders}) >= TEST_PARTS for level in levels):
+    if level_of_slides(source.names)[0] is not None:
         return "by folder, each taken for a slide"
     return "the last eleventh of the tiles is held out; a slide may be on both sides"
 

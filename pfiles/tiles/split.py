@@ -20,20 +20,30 @@ def split_by_folder(names: Sequence[PurePosixPath]) -> tuple[np.ndarray, str]:
     Slides are the folders at the top level or, where there are fewer than eleven, at the first level that has so many,
     however deep their tiles lie. With fewer folders at every level the last eleventh of all tiles is for testing.
     """
-    folders = [name.parts[:-1] for name in names]
-    above = 1
-    for level in range(1, max(map(len, folders), default=0) + 1):
-        count = len({folder[:level] for folder in folders})
-        if count >= TEST_PARTS:
-            test, said = split_by_slide(["/".join(folder[:level]) for folder in folders], "folders")
-            if above > 1:
-                said += f" They lie in {above} folders: where those are the slides, a slide may be on both sides."
-            return test, said
-        above = max(above, count)
+    folders, level, above = [name.parts[:-1] for name in names], *level_of_slides(names)
+    if level is not None:
+        test, said = split_by_slide(["/".join(folder[:level]) for folder in folders], "folders")
+        if above > 1:
+            said += f" They lie in {above} folders: where those are the slides, a slide may be on both sides."
+        return test, said
     few = (
         f"The tiles lie in {above} folders, but slides are told apart from {TEST_PARTS} folders on: the last eleventh "
     )
     return last_part(len(names)), f"{few}of the tiles is the test set, and a slide may be on both sides." * (above > 1)
+
+
+def level_of_slides(names: Sequence[PurePosixPath]) -> tuple[int | None, int]:
+    """The level at which each folder is taken for a slide, from 1, and the most folders at a level above it.
+
+    None where no level has so many folders.
+    """
+    folders, above = [name.parts[:-1] for name in names], 1
+    for level in range(1, max(map(len, folders), default=0) + 1):
+        count = len({folder[:level] for folder in folders})
+        if count >= TEST_PARTS:
+            return level, above
+        above = max(above, count)
+    return None, above
 
 
 def split_by_patient(positions: np.recarray, patients: Sequence[str]) -> tuple[np.ndarray, np.ndarray, str]:
