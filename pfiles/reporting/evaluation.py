@@ -39,13 +39,15 @@ MIN_IMAGES = 20  # of each side, fewer say nothing about a distribution
 MIN_SIDE = 32  # pixels
 BLUR = 1 / 32  # of the side: the standard deviation of the Gaussian that makes the blurred reference
 HELD_OUT = "held-out real tiles"
+TOLD_APART, BY_FEATURES = "told apart", "told from real by "  # in tables, and in scores
 OTHER_HALF = "one half of the real tiles against the other"
 SHOWN = 20  # of the most and least convincing images
 SEARCHED = 200  # images of each side at most that are searched for copies among other measures
 
 
 def distances(extractor: Extractor, real: np.ndarray, other: np.ndarray, seed: int) -> dict[str, float]:
-    """All measures of `distribution` between two sets of features (N, d), (M, d), under the extractor's names.
+    """All measures of `distribution` between two sets of features (N, d), (M, d), under the extractor's names, and the
+    share of both that a linear classifier tells apart.
 
     Sets too small for their neighbours have no measures but their number of images.
     """
@@ -58,6 +60,7 @@ def distances(extractor: Extractor, real: np.ndarray, other: np.ndarray, seed: i
         extractor.kernel: kernel,
         "standard error": error,
         **prdc(real, other),
+        TOLD_APART: two_sample.told_apart(real, other),
     }
 
 
@@ -121,7 +124,8 @@ def clusters_left_out(clusters: Sequence[str]) -> str:
 def caveat(extractor: Extractor, table: pd.DataFrame, width: int) -> str:
     """What to keep in mind with a table of `distances` in features of that width."""
     fewest = int(table.images[table.images > NEIGHBOURS].min())
-    text = f"{extractor.frechet} and {extractor.kernel}: 0 is best. "
+    text = f"{extractor.frechet} and {extractor.kernel}: 0 is best. {TOLD_APART.capitalize()}: the share that a linear "
+    text += "classifier of these features sorts rightly; 0.5 is chance. "
     if extractor.ranks:
         ranks = " and ".join(extractor.ranks).capitalize()
         text += f"{ranks}, with {NEIGHBOURS} neighbours: what held-out real tiles reach is best. "
@@ -216,8 +220,10 @@ def in_short(*sections: Section) -> Section:
     scores = all_scores(*sections)
     told = scores.get("told_from_real", {})
     real = f"; real from real tiles in {told[FLOOR]:.0%}" if FLOOR in told else ""
+    linear = max(((share, name) for name, share in scores.items() if name.startswith(BY_FEATURES)), default=None)
+    by = f"; by a linear classifier of {linear[1].removeprefix(BY_FEATURES)} in {linear[0]:.0%}" if linear else ""
     lines = {
-        "Told from real tiles": f"in {told[DRAWN]:.0%}{real} (50% is chance)" if DRAWN in told
+        "Told from real tiles": f"in {told[DRAWN]:.0%}{real} (50% is chance){by}" if DRAWN in told
         else "not known, with so few tiles or as the network did not learn",
         "Sorted as asked": "not known without the clusters and the autoencoder" if "second_judge" not in scores
         else "in {second_judge[share_assigned]:.0%}; real tiles in {second_judge[agreement_on_real_tiles]:.0%} "
@@ -323,7 +329,10 @@ def distribution_section(extractor: Extractor, sets: Sets, seed: int) -> Section
     hidden = [column for column in PRDC if column not in extractor.ranks]
     tables = [each.drop(columns=hidden, errors="ignore") for each in tables]
     frechet = table.get(extractor.frechet, pd.Series(dtype=float)).dropna().to_dict()
+    by_features = table[TOLD_APART].get("generated", float("nan")) if TOLD_APART in table else float("nan")
     scores = {extractor.frechet: frechet, "details": {extractor.name: details}}
+    if np.isfinite(by_features):
+        scores[f"{BY_FEATURES}{extractor.name}"] = by_features
     return Section(f"Distribution in {extractor.name}", notes, tables, scores=scores)
 
 

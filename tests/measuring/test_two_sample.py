@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from scipy.ndimage import gaussian_filter
 
 from pfiles.errors import InputError
@@ -224,3 +225,15 @@ def test_real_tissue(monkeypatch):
     assert same.interval[0] < 0.5 < same.interval[1]
     assert blurred.accuracy > 0.95
     assert same.guard > 0.9
+
+
+def test_a_linear_classifier_tells_sets_of_features_apart():
+    """Sets of one distribution by chance; shifted Gaussians as the best of all classifiers; copies by chance too."""
+    rng = np.random.default_rng(0)
+    same, shifted = (rng.normal(mean, 1, (400, 8)) for mean in (0, 1 / np.sqrt(8)))  # their means are 1 apart
+    other = rng.normal(0, 1, (900, 8))
+    best = stats.norm.cdf(0.5)  # 0.69
+    assert two_sample.told_apart(same, shifted) == pytest.approx(best, abs=0.04)
+    assert two_sample.told_apart(other, same) == pytest.approx(0.5, abs=0.05)
+    assert two_sample.told_apart(same, same) == pytest.approx(0.5, abs=0.05)  # both halves of a pair in one part
+    assert np.isnan(two_sample.told_apart(same[:9], other))

@@ -297,9 +297,12 @@ def test_five_lines_of_what_is_known():
         "copies": 2,
         "images_searched_for_copies": 200,
         "worst_cluster": "cluster 3, of which 20% are sorted as asked",
+        "told from real by random convolutions": 0.7,
+        "told from real by autoencoder features": 0.91,
     }
     assert evaluation.in_short(page.Section("all", [], scores=scores)).notes == [
-        "Told from real tiles: in 86%; real from real tiles in 51% (50% is chance).",
+        "Told from real tiles: in 86%; real from real tiles in 51% (50% is chance); by a linear classifier of "
+        "autoencoder features in 91%.",
         "Sorted as asked: in 66%; real tiles in 90% (10% is chance).",
         "Of use to a classifier: as 84% of real tiles.",
         "Copies: 2 of 200 images that were looked at.",
