@@ -175,8 +175,12 @@ def measure(
         floor = train[torch.randperm(len(train), generator=make_generator(seed, "floor"))[: len(test)]]
         like = evaluation.distances(extractor, of_test, extractor(floor), seed)
         values[f"{kind}: floor, training tiles"] = like[extractor.frechet]
-        again = evaluation.distances(extractor, of_test, extractor(rebuilt), seed)
+        values[f"{kind}: floor, {evaluation.TOLD_APART}"] = like[evaluation.TOLD_APART]
+        of_rebuilt = extractor(rebuilt)
+        again = evaluation.distances(extractor, of_test, of_rebuilt, seed)
         values[f"{kind}: floor, reconstructions"] = again[extractor.frechet]
+        from_rebuilt = two_sample.told_apart(of_rebuilt, extractor(drawn))
+        values[f"{kind}: {evaluation.TOLD_APART} from reconstructed"] = from_rebuilt
     again, _ = run.assign(drawn, stage)
     judge, _ = fidelity.train_judge(run.vqvae, run.codes, train_clusters, run.n_clusters, seed)
     second, _ = predict_clusters(run.vqvae, judge, encode_tiles(run.vqvae, drawn.to(device)))

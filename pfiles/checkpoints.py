@@ -26,6 +26,9 @@ from pfiles.tiles.dataset import Tiles
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
 
+LEARNT_WITH = {  # settings that a UNet must be used with, as published
+    "prediction": "noise", "latent_scaling": False, "num_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02,
+}  # fmt: skip
 START = {"training": None, "finetuning1": "training", "finetuning2": "finetuning1"}  # the stage that each goes on from
 MADE_BY = {"training": "part_1_training", "finetuning1": "part_2_finetuning1", "finetuning2": "part_3_finetuning2"}
 
@@ -384,8 +387,9 @@ def load_stage(
             f"{path} goes on from another UNet than that of the last {START[stage]}: run {MADE_BY[stage]} again."
         )
     trained = about.get("settings", {}).get("diffusion", {})
-    for name, published in (("prediction", "noise"), ("latent_scaling", False)):
-        then, now = trained.get(name, published), getattr(settings.diffusion, name)
+    for name, published in LEARNT_WITH.items():
+        now = getattr(settings.diffusion, name)
+        then = trained.get(name, now if trained else published)
         if then != now:
             raise InputError(
                 f"{path} was trained with diffusion.{name} = {then!r}, but the settings say {now!r}: set it so, or "

@@ -61,7 +61,7 @@ class AutoencoderSettings:
     vqvae: Arguments = field(default_factory=dict)  # arguments of VQVAE that are not the paper's
     discriminator: Arguments = field(default_factory=dict)  # likewise of Discriminator
     # how the decoder doubles its resolution: transposed convolutions (published), or nearest-neighbour enlargement and
-    # a convolution, which leaves no grid
+    # a convolution, whose kernel does not overlap itself
     upsampling: Literal["transposed", "resize"] = "transposed"
     epochs: Count = 20  # passes over the training tiles
     batch_size: Count = 16  # tiles per step
@@ -170,7 +170,7 @@ PRESETS: dict[str, Settings] = {
     "paper": Settings(),
     # the same system as one would train it today: the published defects mended, v-prediction on latents of unit
     # variance, clusters learnt first and independent of direction, AdamW with warm-up and cosine, guidance, a solver of
-    # few steps, and a decoder without grid, polished at the end
+    # few steps, and a decoder that is polished at the end
     "recommended": Settings(
         precision="auto",
         autoencoder=AutoencoderSettings(

@@ -158,6 +158,15 @@ def test_the_scaling_of_the_latents_stays_with_the_unet(paths, stage):
         checkpoints.load_stage(paths, settings, "training", "kmeans", vqvae, "cpu")
 
 
+def test_a_unet_is_refused_with_other_steps_of_noise(paths, stage):
+    settings, vqvae, unet, clusters, about = stage
+    save_stage(paths, "training", unet, clusters, SPACE, 5, {**about, "settings": {"diffusion": {"beta_end": 0.03}}})
+    told = replace(settings, diffusion=replace(settings.diffusion, beta_end=0.03))
+    checkpoints.load_stage(paths, told, "training", "kmeans", vqvae, "cpu")
+    with pytest.raises(InputError, match=r"trained with diffusion.beta_end = 0\.03, but the settings say 0\.02"):
+        checkpoints.load_stage(paths, settings, "training", "kmeans", vqvae, "cpu")
+
+
 def test_a_polished_decoder_leaves_the_unet_valid(paths, stage):
     settings, vqvae, _, _, _ = stage
     with torch.no_grad():

@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import nn
 
 from benchmarks.inputs import make_size
-from experiments import ablation, copies, every_k, ladder, start_from, train_and_look
+from experiments import ablation, autoencoder, copies, every_k, ladder, start_from, train_and_look
 from pfiles import checkpoints
 from pfiles.clusterers import make_clusterer
 from pfiles.latents import LatentSpace
@@ -24,7 +24,7 @@ from pfiles.settings import get_settings
 from pfiles.tiles.pixels import as_array
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
-from tests.conftest import TINY, make_tiles
+from tests.conftest import OVERRIDES, TINY, make_tiles
 
 SIZE = make_size("tiny", "cpu")
 K = 3
@@ -249,3 +249,27 @@ def test_copies_are_changed_as_their_names_say():
     middle = torch.nn.functional.interpolate(tiles.float(), scale_factor=1.1, mode="bilinear")[:, :, 3:67, 3:67]
     assert (larger - middle)[:, :, 8:-8, 8:-8].abs().mean() < 3
     assert (kinds["noise of 80 levels"](tiles).float() - tiles).std() > 50
+
+
+def test_rows_of_the_autoencoder(tmp_path, monkeypatch, capsys):
+    """Trained and measured once; a reconstruction that is the tile itself has lost nothing."""
+    monkeypatch.setattr(two_sample, "STEPS", 20)
+    monkeypatch.setattr(
+        autoencoder, "ROWS", {"all": OVERRIDES, "mse": OVERRIDES | {"autoencoder.reconstruction": "mse"}}
+    )
+    np.save(tmp_path / "tiles.npy", make_tiles(330))
+    given = ["--data", str(tmp_path / "tiles.npy"), "--tiles", "40", "--out", str(tmp_path / "out"), "--rows"]
+    autoencoder.main([*given, "all", "mse"])
+    table = (tmp_path / "out" / "autoencoder.md").read_text()
+    assert table in capsys.readouterr().out
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| all", "| mse"]
+    told = json.loads((tmp_path / "out" / "mse.json").read_text())
+    assert told["settings"]["autoencoder.reconstruction"] == "mse"
+    assert 5 < told["values"]["PSNR, dB"] < 40
+    assert (tmp_path / "out" / "mse.jpg").exists()
+    autoencoder.main([*given, "all"])
+    assert "autoencoder" not in capsys.readouterr().out  # nothing was trained
+    tiles = torch.from_numpy(make_tiles(60, 32)).permute(0, 3, 1, 2)
+    same = autoencoder.measure(tiles, tiles, 0, "cpu")
+    assert same["PSNR, dB"] > 130
+    assert same["told apart, random features"] == same["power 0.20 to 0.25"] - 0.5 == 0.5
