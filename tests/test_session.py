@@ -154,8 +154,8 @@ def test_files_are_compared_with_other_samplers_and_with_tiles_of_another_size(d
     assert len(opened(done).pairs()[0]) == 12
     with pytest.raises(InputError, match=r"gen_3 is of another run \(steps was 4 and is 3\)"):
         opened(done, overrides={**OVERRIDES, "sampling.steps": 3}).pairs()
-    np.save(done / "larger.npy", make_tiles(44, 50))
-    with pytest.raises(InputError, match="50 px, but image_size_px is 48"):
+    np.save(done / "larger.npy", make_tiles(44, 52))
+    with pytest.raises(InputError, match="52 px, but image_size_px is 48"):
         opened(done, data=str(done / "larger.npy")).pairs()
     assert len(opened(done, data=str(done / "moved.npy")).pairs()[0]) == 12  # tiles that are not there
 

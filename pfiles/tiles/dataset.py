@@ -118,8 +118,10 @@ def are_there(data: str | Path | None) -> bool:
 def refuse_results_among_tiles(data: str | Path | None, results: Path) -> None:
     """InputError where the folder of results lies in the folder of tiles `data`, whose every image is a tile."""
     data = data_or_default(data)
+    if data in EMBEDDED or not os.path.isdir(ROOT / expand(data)):  # Path.is_dir raises for a name that is too long
+        return
     folder = (ROOT / expand(data)).resolve()
-    if data not in EMBEDDED and folder.is_dir() and not is_cut(folder) and results.is_relative_to(folder):
+    if not is_cut(folder) and results.is_relative_to(folder):
         raise InputError(f"The results in {results} would lie among the tiles in {data}: name another folder as out.")
 
 
