@@ -44,7 +44,7 @@ class SelfAttention(nn.MultiheadAttention):
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A linear layer (C', C) at every place: (B, C, H, W) -> (B, C', H, W)."""
-    # on a CPU convolutions come from a faster library than matrix products; for 1 x 1 PyTorch takes it from 16 images on
+    # on a CPU convolutions come from a faster library than matrix products; for 1 x 1 it is used from 16 images on
     if x.device.type == "cpu" and len(x) >= 16:
         return F.conv2d(x, weight[:, :, None, None], bias)
     return F.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
