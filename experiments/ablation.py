@@ -167,8 +167,8 @@ def measure(
     train, seed, device = run.train_images.cpu(), run.seed, run.device
     for kind in features:
         extractor = make_extractor(kind, run.vqvae, device)
-        of_test = extractor(test)
-        found = evaluation.distances(extractor, of_test, extractor(drawn), seed)
+        of_test, of_drawn = extractor(test), extractor(drawn)
+        found = evaluation.distances(extractor, of_test, of_drawn, seed)
         values |= {f"{kind}: {column}": value for column, value in found.items() if column != "images"}
         if not floors:
             continue
@@ -179,7 +179,7 @@ def measure(
         of_rebuilt = extractor(rebuilt)
         again = evaluation.distances(extractor, of_test, of_rebuilt, seed)
         values[f"{kind}: floor, reconstructions"] = again[extractor.frechet]
-        from_rebuilt = two_sample.told_apart(of_rebuilt, extractor(drawn))
+        from_rebuilt = two_sample.told_apart(of_rebuilt, of_drawn)
         values[f"{kind}: {evaluation.TOLD_APART} from reconstructed"] = from_rebuilt
     again, _ = run.assign(drawn, stage)
     judge, _ = fidelity.train_judge(run.vqvae, run.codes, train_clusters, run.n_clusters, seed)

@@ -21,14 +21,13 @@ from pfiles.identity import Identity, differences, same_identity, without
 from pfiles.latents import LatentSpace
 from pfiles.machine.runtime import versions
 from pfiles.paths import Paths, atomic_write, numbers_of_clusters, read_json, write_json
-from pfiles.settings import Settings
+from pfiles.settings import DiffusionSettings, Settings
 from pfiles.tiles.dataset import Tiles
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
 
-LEARNT_WITH = {  # settings that a UNet must be used with, as published
-    "prediction": "noise", "latent_scaling": False, "num_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02,
-}  # fmt: skip
+LEARNT_WITH = ("prediction", "latent_scaling", "num_timesteps", "beta_start", "beta_end")  # what a UNet is bound to
+NOT_LEARNT = ("versions", "number", "replaces")  # what a checkpoint's JSON tells besides, see `save_weights`
 START = {"training": None, "finetuning1": "training", "finetuning2": "finetuning1"}  # the stage that each goes on from
 MADE_BY = {"training": "part_1_training", "finetuning1": "part_2_finetuning1", "finetuning2": "part_3_finetuning2"}
 
@@ -94,7 +93,7 @@ def is_saved(module: nn.Module, path: Path, about: Mapping[str, Any]) -> bool:
     """Whether `path` holds these weights already, and its JSON tells the same of them."""
     told = read_json(path.with_suffix(".json")) if path.exists() else None
     same = {**about, "weights": fingerprint(module)}
-    if told is None or differences(without(told, "versions", "number", "replaces"), same):
+    if told is None or differences(without(told, *NOT_LEARNT), same):
         return False
     return _weights_in(path) == same["weights"]
 
@@ -194,7 +193,7 @@ def _keep_aside(path: Path, about: Mapping[str, Any]) -> None:
     """Rename the weights in `path` where they were not made here, or by another training than that of `about`."""
     ours = _is_ours(path)
     told = read_json(path.with_suffix(".json"), {})
-    if ours and not differences(without(told, "weights", "versions", "number", "replaces"), about):
+    if ours and not differences(without(told, "weights", *NOT_LEARNT), about):
         return
     numbered = (path.with_name(f"{path.stem}.kept_{n}{path.suffix}") for n in count(1))
     free = next(name for name in numbered if not name.exists())
@@ -296,7 +295,7 @@ def _checkpoints(paths: Paths, network: str, stage: str, clustering: str) -> lis
         match = pattern.fullmatch(path.name)
         about = read_json(path.with_suffix(".json"), {"clustering": "classifier"})
         if match and about.get("clustering") == clustering:
-            found.append((_number(path), match[2], path.stat().st_mtime_ns, path))
+            found.append(_in_time(path, match[2]))
     return [path for *_, path in sorted(found)]
 
 
@@ -306,9 +305,13 @@ def newest_unet(root: Path) -> Path | None:
     found: dict[tuple[Path, str | None], list[tuple[int, str, int, Path]]] = {}
     for path in root.glob("clusters_*/models_*/unet_*.pth"):
         if match := re.fullmatch(r"unet(_kmeans)?_finetuning2_ckpt_(\d{8})_\d+_[\d,-]+\.pth", path.name):
-            of = found.setdefault((path.parent, match[1]), [])
-            of.append((_number(path), match[2], path.stat().st_mtime_ns, path))
+            found.setdefault((path.parent, match[1]), []).append(_in_time(path, match[2]))
     return max((max(of)[2:] for of in found.values()), default=(0, None))[1]
+
+
+def _in_time(path: Path, day: str) -> tuple[int, str, int, Path]:
+    """What sorts the checkpoints of a stage by their age, see `find_checkpoint`."""
+    return _number(path), day, path.stat().st_mtime_ns, path
 
 
 def _number(path: Path) -> int:
@@ -387,9 +390,9 @@ def load_stage(
             f"{path} goes on from another UNet than that of the last {START[stage]}: run {MADE_BY[stage]} again."
         )
     trained = about.get("settings", {}).get("diffusion", {})
-    for name, published in LEARNT_WITH.items():
+    for name in LEARNT_WITH:
         now = getattr(settings.diffusion, name)
-        then = trained.get(name, now if trained else published)
+        then = trained.get(name, now if trained else getattr(DiffusionSettings(), name))  # the published ones
         if then != now:
             raise InputError(
                 f"{path} was trained with diffusion.{name} = {then!r}, but the settings say {now!r}: set it so, or "

@@ -443,13 +443,18 @@ class OpenRun:
     def _identity_of(
         self, groups: Sequence[str], starts_from: Mapping[str, nn.Module], **inputs: Any
     ) -> dict[str, Any]:
-        if self.settings.start_from is not None:  # whatever lies at that path by now
-            inputs["start_weights"] = checkpoints.fingerprint_of_state(self._start_weights)
+        if self.settings.start_from is not None:
+            inputs["start_weights"] = self._start_fingerprint
         return checkpoints.identity(self.settings, groups, self.tiles, self.seed, starts_from, **inputs)
 
     @cached_property
     def _start_weights(self) -> dict[str, Tensor]:
         return starting_weights(self.settings.start_from)
+
+    @cached_property
+    def _start_fingerprint(self) -> str:
+        """Of what lies at the path `start_from` by now."""
+        return checkpoints.fingerprint_of_state(self._start_weights)
 
     def _stage_job(self, name: str, identity: Mapping[str, Any]) -> Job:
         folder = self.paths.training_folder(name, self.clustering)
@@ -653,7 +658,7 @@ class OpenRun:
                 print(f"{path} is left as it is: it is of clusters that were trained with a UNet.")
                 return
         content = table.to_csv(header=False, index=False).encode()
-        if self.foreign_csvs and path.read_bytes() != content:
+        if path in self.foreign_csvs and path.read_bytes() != content:
             raise InputError(f"{path} does not say which run it is of: move it away for one of this run.")
         with atomic_write(path) as file:
             file.write(content)
