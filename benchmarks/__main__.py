@@ -42,10 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{machine}, torch {torch.__version__}, size {args.size}, {args.repetitions} repetitions")
     pick_speed(size.settings, torch.device(device))
     limits = interleaved({"ceilings": ceilings}, size, device, 1)["ceilings"]["runs"][0]
-    print(
-        f"measured ceilings: {limits['fp32_tflops']:.3g} TFLOP/s fp32, {limits['bf16_tflops']:.3g} TFLOP/s bf16, "
-        f"memory copy {limits['copy_gb_per_s']:.3g} GB/s\n"
-    )
+    rates = [f"{limits[f'{p}_tflops']:.3g} TFLOP/s {p}" for p in ("fp32", "bf16") if f"{p}_tflops" in limits]
+    print(f"measured ceilings: {', '.join(rates)}, memory copy {limits['copy_gb_per_s']:.3g} GB/s\n")
     result = {
         "device": machine,
         "date": date.today().isoformat(),

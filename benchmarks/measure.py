@@ -114,7 +114,8 @@ def peak_mb(device: torch.device | str) -> float:
 def ceilings(size: Any, device: str) -> Run:
     """What the machine can do at most, as a job: matrix products in TFLOP/s, a memory copy in GB/s (read + written).
 
-    size.ceiling: side of the square matrices of random numbers; the copy is of 16 such float32 matrices.
+    size.ceiling: side of the square matrices of random numbers; the copy is of 16 such float32 matrices. Products are
+    in float32 and in the precision of size.settings: bfloat16 takes minutes on a CPU without instructions for it.
     """
     n = size.ceiling
     generator = torch.Generator(device).manual_seed(0)
@@ -129,12 +130,11 @@ def ceilings(size: Any, device: str) -> Run:
         return amount * calls / statistics.median(times[1:])
 
     def run() -> dict[str, float]:
-        half_a, half_b = a.bfloat16(), b.bfloat16()
-        return {
-            "fp32_tflops": rate(2 * n**3, lambda: a @ b) / 1e12,
-            "bf16_tflops": rate(2 * n**3, lambda: half_a @ half_b) / 1e12,
-            "copy_gb_per_s": rate(2 * source.nbytes, lambda: target.copy_(source)) / 1e9,
-        }
+        limits = {"fp32_tflops": rate(2 * n**3, lambda: a @ b) / 1e12}
+        if size.settings.precision == "bf16":
+            half_a, half_b = a.bfloat16(), b.bfloat16()
+            limits["bf16_tflops"] = rate(2 * n**3, lambda: half_a @ half_b) / 1e12
+        return limits | {"copy_gb_per_s": rate(2 * source.nbytes, lambda: target.copy_(source)) / 1e9}
 
     return run
 

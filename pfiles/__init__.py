@@ -8,6 +8,7 @@ choices       what run.toml says of a run, in one place for all notebooks
 names         what people call the clusters, and how far readers agree
 tiles/        jpeg_slide, slides, builtin, files, sources, split, tiler, dataset (tiles and their split), pixels, views
 networks      blocks, vqvae, discriminator, unet_cond_base, classifier, linear_noise_scheduler, lpips, lpips_metric
+ssim          the parts of SSIM and MS-SSIM, for scores and a loss
 clusterers    both kinds of clusters
 latents       codes of tiles, their clusters, and the latents a UNet works on
 checkpoints   networks on disk, and what each belongs to

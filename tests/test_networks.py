@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfiles.blocks import SelfAttention, get_time_embedding
+from pfiles.blocks import ResizeConv, SelfAttention, get_time_embedding
 from pfiles.checkpoints import load_weights
 from pfiles.classifier import Classifier
 from pfiles.discriminator import Discriminator
@@ -194,6 +194,32 @@ def test_attention_has_torchs_parameters_and_outputs():
     tokens = x.flatten(2).transpose(1, 2)
     expected, _ = torchs(tokens, tokens, tokens)
     torch.testing.assert_close(ours(x), expected.transpose(1, 2).reshape(x.shape))
+
+
+@pytest.mark.parametrize("head_dim", [3, 8, 16, 20])  # those of fewer than 16 are filled up with zeros
+def test_attention_has_torchs_gradients_whatever_the_width_of_its_heads(head_dim):
+    ours = SelfAttention(4 * head_dim, num_heads=4).double()
+    torchs = torch.nn.MultiheadAttention(4 * head_dim, 4, batch_first=True).double()
+    torchs.load_state_dict(ours.state_dict())
+    x, g = torch.randn(2, 2, 4 * head_dim, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    ours(x).backward(g)
+    tokens = x.flatten(2).transpose(1, 2)
+    torchs(tokens, tokens, tokens)[0].backward(g.flatten(2).transpose(1, 2))
+    for (name, a), b in zip(ours.named_parameters(), torchs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (1, 1), (8, 8)])
+def test_resize_convolution_is_enlargement_and_convolution(shape):
+    layer = ResizeConv(6).double()
+    x = torch.randn(2, 6, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    enlarged = torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+    plain = torch.nn.functional.conv2d(enlarged, layer.weight, layer.bias, padding=1)
+    found = layer(x)
+    torch.testing.assert_close(found, plain)
+    inputs = [x, *layer.parameters()]
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), inputs) for y in (found, plain)), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_time_embedding_by_hand():

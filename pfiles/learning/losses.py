@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pfiles.ssim import multiscale_ssim
+
 EPS = 1e-8  # published; keeps log(0) finite
 
 
@@ -50,12 +52,10 @@ def ms_ssim_loss(a: Tensor, b: Tensor) -> Tensor:
     Five scales with the largest odd Gaussian window up to 11 pixels that the shorter side S allows:
     S > 16 * (window - 1), so 7 at 128 px and 3 at 64 px. S must exceed 32.
     """
-    from pytorch_msssim import ms_ssim
-
     largest = (min(a.shape[-2:]) - 1) // 16 + 1
     window = min(11, largest if largest % 2 else largest - 1)
     if window < 3:
         raise ValueError(
             f"MS-SSIM over five scales needs images of more than 32 px, but they have {tuple(a.shape[-2:])}."
         )
-    return 1 - ms_ssim(a, b, data_range=1.0, win_size=window)
+    return 1 - multiscale_ssim(a, b, window).mean()

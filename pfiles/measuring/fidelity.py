@@ -74,7 +74,7 @@ def train_judge(
     device = codes.device
     with seeded(seed, "judge"):
         judge = Classifier(vqvae.z_channels, n_clusters).to(device)
-    optimizer = torch.optim.Adam(judge.parameters(), JUDGE_LEARNING_RATE)
+    optimizer = torch.optim.Adam(judge.parameters(), JUDGE_LEARNING_RATE, fused=True)
     seen_codes, seen_ids = codes[::2], cluster_ids[::2].to(device)
     steps = JUDGE_EPOCHS * max(1, len(seen_codes) // JUDGE_BATCH)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -74,7 +74,7 @@ def train(
     mean, scale = (c[None, :, None, None] for c in (colours.mean(1), colours.std(1).clamp_min(1 / 255)))
     with seeded(*seed, "network"):
         network = TileNetwork(classes, mean, scale).to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=1e-2, fused=True)
     warm_up, check_every = max(1, steps // 10), max(1, steps // CHECKS)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
