@@ -6,8 +6,8 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from joblib import cpu_count
-from scipy.spatial.distance import cdist, pdist
 
 SAMPLED_PAIRS_PER_POINT = 64  # places the brackets; what is kept inside them then grows as N**1.5
 SLACK = 5.0  # half width of a bracket in standard errors: a second pass is needed about once in a million
@@ -57,7 +57,11 @@ class NumpyBackend:
     def distances(self, rows, cols):
         """Distances between two slices of points, or within one, as a flat float64 array."""
         # Differences, not the Gram matrix: coincident points are at distance 0 and small distances keep their digits.
-        return pdist(self.X[rows]) if rows == cols else cdist(self.X[rows], self.X[cols]).ravel()
+        return (
+            scipy.spatial.distance.pdist(self.X[rows])
+            if rows == cols
+            else scipy.spatial.distance.cdist(self.X[rows], self.X[cols]).ravel()
+        )
 
     def to_numpy(self, values):
         return values

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 from pfiles.errors import InputError
@@ -110,7 +110,7 @@ def _structure(images: Tensor) -> Tensor:
     red, green, blue = images.unbind(1)
     grey = ((red.float() + green + blue) / 3).cpu().numpy()
     side = round(images.shape[2] * LAYOUT) | 1  # odd, so that turned images give turned results
-    return torch.from_numpy(grey - ndimage.uniform_filter(grey, (0, side, side)))
+    return torch.from_numpy(grey - scipy.ndimage.uniform_filter(grey, (0, side, side)))
 
 
 def _coarse(structure: Tensor) -> Tensor:
@@ -186,9 +186,9 @@ def _patches(structure: Tensor) -> _Patches:
     """
     side, images = structure.shape[1], structure.numpy()
     small, large, apart = (round(side * part / 128) | 1 for part in (7, 13, 9))  # odd, as in `_structure`
-    smooth = ndimage.uniform_filter(images, (0, small, small))
-    contrast = np.abs(smooth - ndimage.uniform_filter(images, (0, large, large)))
-    contrast[contrast < ndimage.maximum_filter(contrast, (1, apart, apart))] = 0
+    smooth = scipy.ndimage.uniform_filter(images, (0, small, small))
+    contrast = np.abs(smooth - scipy.ndimage.uniform_filter(images, (0, large, large)))
+    contrast[contrast < scipy.ndimage.maximum_filter(contrast, (1, apart, apart))] = 0
     offsets = torch.from_numpy(np.rint((np.arange(PATCH) - PATCH // 2) * side / 32).astype(np.int64))
     margin = int(offsets[-1])
     inner = torch.from_numpy(contrast)[:, margin : side - margin, margin : side - margin]

@@ -4,8 +4,8 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from pfiles.errors import InputError
@@ -38,7 +38,7 @@ NUCLEUS_SURROUNDINGS_PX = 8.0  # likewise for the surroundings that a nucleus mu
 NUCLEUS_CONTRAST_OD = 0.03  # by how much
 NUCLEUS_MIN_PX = 20  # smaller objects are no nuclei
 BACKGROUND_LEVEL = 175  # of 255: background is where no colour is darker, about 70 % of the light
-CROSS = np.pad(ndimage.generate_binary_structure(2, 1)[None], ((1, 1), (0, 0), (0, 0)))  # never reaches another image
+CROSS = np.pad([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]], ((1, 1), (0, 0), (0, 0)))  # never reaches another image
 RESAMPLES = 1000  # of the bootstrap, and random halvings for the floor
 BLOCK = 50  # of these at once
 BATCH_SIZE = 50  # images at once; these two change memory and speed only
@@ -93,7 +93,7 @@ def _measure(images: Tensor, nucleus_od: float) -> pd.DataFrame:
     smooth = _blur(density[..., 0], NUCLEUS_SMOOTHING_PX)
     surroundings = _blur(density[..., 0], NUCLEUS_SURROUNDINGS_PX)
     dark = (smooth > nucleus_od) & (smooth > surroundings + NUCLEUS_CONTRAST_OD)
-    objects, _ = ndimage.label(ndimage.binary_opening(dark, CROSS), CROSS)
+    objects, _ = scipy.ndimage.label(scipy.ndimage.binary_opening(dark, CROSS), CROSS)
     sizes = np.bincount(objects.ravel())
     places = np.zeros(len(sizes), int)  # the image of each object
     places[objects.ravel()] = np.repeat(np.arange(n), area)
@@ -114,7 +114,7 @@ def _measure(images: Tensor, nucleus_od: float) -> pd.DataFrame:
 
 
 def _blur(density: np.ndarray, sigma: float) -> np.ndarray:
-    return ndimage.gaussian_filter(density, (0, sigma, sigma))
+    return scipy.ndimage.gaussian_filter(density, (0, sigma, sigma))
 
 
 def _check(images: Tensor) -> None:

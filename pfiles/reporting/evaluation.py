@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 from matplotlib.figure import Figure
-from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from pfiles import latents
@@ -79,7 +79,9 @@ def distribution_table(
     some = tiles[evenly_spaced(len(tiles), size)]
     sigma = BLUR * tiles.shape[2]
     bar = progress(some, desc="blur", unit="tile", leave=False, delay=2)
-    blurred = torch.from_numpy(np.stack([gaussian_filter(tile.cpu().numpy(), (0, sigma, sigma)) for tile in bar]))
+    blurred = torch.from_numpy(
+        np.stack([scipy.ndimage.gaussian_filter(tile.cpu().numpy(), (0, sigma, sigma)) for tile in bar])
+    )
     flat = torch.tensor(mean_colour(tiles), dtype=torch.uint8)[:, None, None].expand(some.shape)
     sets = {
         "generated": generated,

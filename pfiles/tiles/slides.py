@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
 from pfiles.errors import InputError
 
@@ -179,14 +179,14 @@ def tissue_mask(image: np.ndarray, speck: float) -> np.ndarray:
     """
     from skimage.filters import threshold_otsu
 
-    red, green, blue = (ndimage.uniform_filter(image[..., i].astype(np.float32), 3) for i in range(3))
+    red, green, blue = (scipy.ndimage.uniform_filter(image[..., i].astype(np.float32), 3) for i in range(3))
     brightest = np.maximum(np.maximum(red, green), blue)
     colour = np.minimum(np.minimum(red, green), blue)
     np.subtract(brightest, colour, out=colour)
     ink = (colour > 70) & ((green > red + 15) | ((red > green + 120) & (red > blue + 110)))
     black = (brightest < 60) & (colour < 15)
     del red, green, blue, brightest  # each as large as the thumbnail
-    marks = ndimage.binary_dilation(ink | black, iterations=2)
+    marks = scipy.ndimage.binary_dilation(ink | black, iterations=2)
     otsu = threshold_otsu(colour) if colour.min() < colour.max() else 0
     mask = (colour > min(max(otsu, 10), 25)) & ~marks
     mask = _without_specks(mask, speck)
@@ -194,7 +194,7 @@ def tissue_mask(image: np.ndarray, speck: float) -> np.ndarray:
 
 
 def _without_specks(mask: np.ndarray, area: float) -> np.ndarray:
-    labels, _ = ndimage.label(mask)
+    labels, _ = scipy.ndimage.label(mask)
     return mask & (np.bincount(labels.ravel())[labels] >= area)
 
 
@@ -261,7 +261,7 @@ def _morton(cells: np.ndarray) -> np.ndarray:
 
 def _picture(image: np.ndarray, mask: np.ndarray, corners: np.ndarray, side: np.ndarray) -> Image.Image:
     outlined = image.copy()
-    outlined[mask & ~ndimage.binary_erosion(mask)] = (0, 160, 0)
+    outlined[mask & ~scipy.ndimage.binary_erosion(mask)] = (0, 160, 0)
     tiles = Image.fromarray(image)
     draw = ImageDraw.Draw(tiles)
     for x, y in corners:
