@@ -23,6 +23,7 @@ from pfiles.tiles.sources import PICTURES, is_cut, read_source
 from pfiles.tiles.split import TEST_PARTS, last_part, split_by_folder, split_by_patient
 
 MIN_TILES = 2 * TEST_PARTS
+PART = 1024  # tiles that are read and moved at once; changes memory and speed only
 EMBEDDED = {
     "embedded": (builtin.he_tiles, "embedded H&E tiles (CMU-1-Small-Region, Carnegie Mellon University)"),
     "embedded-ihc": (builtin.ihc_tiles, "embedded immunohistochemistry crops (scikit-image)"),
@@ -61,8 +62,12 @@ class Tiles:
         return None if self.positions is None else float(np.median(self.positions.mpp))
 
     def tensor(self, indices: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-        """The tiles `indices` as uint8 (B, 3, S, S) on `device`."""
-        return self.images[torch.as_tensor(indices)].contiguous().to(device)
+        """The tiles `indices` as uint8 (B, 3, S, S) on `device`, brought there in parts: the host holds one at a time."""
+        index = torch.as_tensor(indices)
+        tiles = torch.empty(len(index), *self.images.shape[1:], dtype=torch.uint8, device=device)
+        for part, rows in zip(tiles.split(PART), index.split(PART), strict=True):
+            part.copy_(self.images[rows])
+        return tiles
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
         """The labels of the tiles `indices`; None where the tiles have none."""

@@ -35,6 +35,15 @@ def test_max_train_tiles_says_what_it_does(npy, capsys):
     assert "10 of 28" in capsys.readouterr().out
 
 
+def test_tiles_come_to_the_device_in_parts(npy, monkeypatch):
+    tiles = load_tiles(npy, 48)
+    wanted = np.array([3, 29, 5, 5, 0])
+    monkeypatch.setattr(dataset, "PART", 2)
+    found = tiles.tensor(wanted)
+    assert found.is_contiguous()
+    assert torch.equal(found, tiles.images[wanted])
+
+
 def test_fingerprint_tells_tiles_and_splits_apart(npy, tmp_path, tiles):
     first = load_tiles(npy, 48).fingerprint()
     assert load_tiles(npy, 48).fingerprint() == first
