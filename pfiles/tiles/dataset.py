@@ -62,7 +62,7 @@ class Tiles:
         return None if self.positions is None else float(np.median(self.positions.mpp))
 
     def tensor(self, indices: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-        """The tiles `indices` as uint8 (B, 3, S, S) on `device`, brought there in parts: the host holds one at a time."""
+        """The tiles `indices` as uint8 (B, 3, S, S) on `device`, brought there in parts."""
         index = torch.as_tensor(indices)
         tiles = torch.empty(len(index), *self.images.shape[1:], dtype=torch.uint8, device=device)
         for part, rows in zip(tiles.split(PART), index.split(PART), strict=True):
