@@ -2,10 +2,11 @@
 
     python -m benchmarks.load [--competitors 0 1 2] [--steps 40] [--repetitions 3] [--out FILE]
 
-A step of the demo's UNet (batch of 16, forward, backward, AdamW), in processes of their own, in turn: threads that wait
-as `pfiles` tells them to, as the OpenMP library has them wait by itself, asleep at once (OMP_WAIT_POLICY=passive), and
-one thread alone; each beside 0, 1 and 2 programs that keep one core busy. "share of idle" is what is
-left of the same way's idle speed. Run it on a machine that does nothing else.
+A step of the demo's UNet (batch of 16, forward, backward, AdamW), in processes of their own, in turn: as in a training
+of `pfiles`, whose threads are as many as cores are left; the same with all threads throughout; threads that wait as the
+OpenMP library has them wait by itself, or asleep at once (OMP_WAIT_POLICY=passive); and one thread alone. Each beside
+0, 1 and 2 programs that keep one core busy. "share of idle" is what is left of the same way's idle speed. Run it on a
+machine that does nothing else.
 """
 
 import argparse
@@ -25,12 +26,15 @@ from pfiles.machine.runtime import versions
 from pfiles.paths import ROOT, write_json
 
 VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+PFILES = "pfiles"
 WAYS = {  # what is imported first, and what the environment says; after torch, pfiles can say nothing any more
-    "pfiles": ("pfiles", {}),
+    PFILES: ("pfiles", {}),
+    "all threads": ("pfiles", {}),
     "by itself": ("torch", {}),
     "passive": ("torch", {"OMP_WAIT_POLICY": "passive"}),
     "one thread": ("torch", {"OMP_NUM_THREADS": "1"}),
 }
+LOOK_EVERY, WARM_UP = 1.0, 2.5  # seconds; a training looks for cores that are left less often
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     for _ in range(args.repetitions):
         for (way, n), medians in times.items():
             with competitors(n):
-                medians.append(step_in_a_process(*WAYS[way], args.steps))
+                medians.append(step_in_a_process(*WAYS[way], args.steps, sharing=way == PFILES))
     print(f"{device_name('cpu')}: milliseconds of a step, and the share of idle speed that is left")
     rows = []
     for (way, n), medians in times.items():
@@ -67,19 +71,20 @@ def competitors(number: int) -> Iterator[None]:
             process.wait()
 
 
-def step_in_a_process(first: str, variables: dict[str, str], steps: int) -> float:
+def step_in_a_process(first: str, variables: dict[str, str], steps: int, sharing: bool) -> float:
     """The median milliseconds of a step in a process that starts in such an environment and imports `first` first."""
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | variables
-    command = [sys.executable, "-c", f"import {first}; from benchmarks import load; load.measure({steps})"]
+    command = [sys.executable, "-c", f"import {first}; from benchmarks import load; load.measure({steps}, {sharing})"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
-def measure(steps: int) -> None:
-    """Print the median milliseconds of a step, after three that do not count."""
+def measure(steps: int, sharing: bool) -> None:
+    """Print the median milliseconds of a step, after `WARM_UP`. sharing: threads as cores are left."""
     import torch
 
     from benchmarks.inputs import open_untrained
+    from pfiles.machine import cpu
     from pfiles.machine.runtime import make_generator
 
     unet = open_untrained("demo", {}, "cpu", 6).new_networks().unet.to(memory_format=torch.channels_last)
@@ -87,14 +92,19 @@ def measure(steps: int) -> None:
     generator = make_generator("benchmark load")
     x = torch.randn(16, 16, 16, 16, generator=generator).to(memory_format=torch.channels_last)
     t, cluster_ids = torch.randint(1000, (16,), generator=generator), torch.arange(16) % 6
+    cpu.LOOK_EVERY = LOOK_EVERY
     times = []
-    for _ in range(3 + steps):
-        began = time.perf_counter()
-        optimizer.zero_grad()
-        unet(x, t, cluster_ids).square().mean().backward()
-        optimizer.step()
-        times.append(1000 * (time.perf_counter() - began))
-    print(statistics.median(times[3:]))
+    started = time.monotonic()
+    with cpu.threads_as_left(sharing) as follow_load:
+        while len(times) < steps:
+            began = time.perf_counter()
+            follow_load()
+            optimizer.zero_grad()
+            unet(x, t, cluster_ids).square().mean().backward()
+            optimizer.step()
+            if time.monotonic() - started > WARM_UP:
+                times.append(1000 * (time.perf_counter() - began))
+    print(statistics.median(times))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -30,6 +30,7 @@ from pfiles.learning.resume import (
     save_resume_point,
 )
 from pfiles.machine import processes
+from pfiles.machine.cpu import threads_as_left
 from pfiles.machine.locks import locked
 from pfiles.machine.runtime import derive_seed, make_generator, peak_memory_gb, stop, stop_signals
 from pfiles.machine.speed import Speed
@@ -195,6 +196,7 @@ def train(
         processes.progress(total=total_steps, initial=state["step"], desc=job.name, unit="step") as bar,
         stop_signals() as signal_received,
         processes.lost_processes_told(),
+        threads_as_left(job.speed.sharing) as follow_load,
     ):
         for number in range(state["step"], total_steps):
             epoch, place = divmod(number, steps)
@@ -205,6 +207,7 @@ def train(
                 for group, rate in zip(optimizer.param_groups, full, strict=True):
                     group["lr"] = rate * pace.factor(number, total_steps)
             job.speed.begin_step()
+            follow_load()
             terms, good = _step(batches[place], number, generator, draw, learn, pace)
             for name, value in terms.items():
                 state["sums"][name] = state["sums"].get(name, 0) + value
@@ -226,6 +229,7 @@ def train(
                     "learning_rate": optimizers[0].param_groups[0]["lr"],
                     "images_per_second": num_tiles / (time.monotonic() - began),
                     "memory_gb": peak_memory_gb(device),
+                    "threads": torch.get_num_threads(),
                     "seconds": time.monotonic() - began,
                 }
                 history.append({"epoch": epoch + 1, **row})

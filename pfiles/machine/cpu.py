@@ -1,12 +1,16 @@
-"""What a process asks for before torch computes on the CPU: cores, threads that wait, memory that stays."""
+"""How a process computes on the CPU: its cores and those that others leave, threads that wait, memory that stays."""
 
 import ctypes
 import os
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from joblib import cpu_count
 
-SPINS = "1000"  # rounds that a thread looks for new work before it sleeps, some ten microseconds
+SPINS = "10000"  # rounds that a thread looks for new work before it sleeps, some hundred microseconds
+LOOK_EVERY = 20.0  # seconds between looks at what other programs leave; a kernel that starts up is not worth a change
 KEPT_BYTES = 2**30  # of freed memory that the process keeps
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -32,6 +36,49 @@ def prepare_threads() -> None:
         os.environ["GOMP_SPINCOUNT"] = SPINS
     if "OMP_NUM_THREADS" not in os.environ and (cores := usable_cores()) < (os.cpu_count() or 1):
         os.environ["OMP_NUM_THREADS"] = str(cores)
+
+
+@contextmanager
+def threads_as_left(on: bool) -> Iterator[Callable[[], None]]:
+    """Inside the block, where `on`, torch computes in no more threads than other programs leave cores for.
+
+    All threads of a step wait for the slowest, so that one thread too many, which shares its core with another program,
+    makes a step several times as long (`benchmarks/load.py`). The function given is to be called often: every
+    `LOOK_EVERY` seconds it looks, and sets the number, at least one and at most what it was, which it is again
+    afterwards. Another number of threads rounds sums differently: results change in their last digits.
+    """
+    import torch
+
+    most = torch.get_num_threads()
+    last = _time_left()
+
+    def follow() -> None:
+        nonlocal last
+        if time.monotonic() - last[0] < LOOK_EVERY:
+            return
+        began, last = last, _time_left()
+        threads = min(most, max(1, round((last[1] - began[1]) / (last[0] - began[0]))))
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+
+    try:
+        yield follow if on and most > 1 else lambda: None
+    finally:
+        if torch.get_num_threads() != most:
+            torch.set_num_threads(most)
+
+
+def _time_left() -> tuple[float, float]:
+    """The time now, and how long this process's cores have been idle or at work for it, both in seconds.
+
+    The second grows by the number of cores in a second, less what other programs take.
+    """
+    import psutil
+
+    cores = psutil.cpu_times(percpu=True)
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(cores))
+    idle = sum(cores[core].idle + getattr(cores[core], "iowait", 0.0) for core in own)
+    return time.monotonic(), idle + time.process_time()
 
 
 def keep_freed_memory() -> bool:

@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
+import torch
 
 from pfiles.machine import cpu
 from pfiles.paths import ROOT
@@ -30,12 +32,12 @@ def told(first="pfiles", affinity=None, **environment):
 def test_threads_sleep_soon_and_are_as_many_as_the_cores():
     number = cpu.usable_cores()
     expected = None if number == os.cpu_count() else str(number)
-    assert told() == ["1000", expected, number]
+    assert told() == [cpu.SPINS, expected, number]
 
 
 @pytest.mark.parametrize("package", ["benchmarks", "experiments"])
 def test_benchmarks_and_experiments_run_as_a_run_does(package):
-    assert told(package)[0] == "1000"
+    assert told(package)[0] == cpu.SPINS
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity mask on this system")
@@ -85,3 +87,50 @@ def test_memory_that_was_freed_is_used_again():
 def test_what_the_environment_says_of_memory_stays(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     assert not cpu.keep_freed_memory()
+
+
+@pytest.fixture
+def four_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_threads_are_as_many_as_other_programs_leave_cores_for(four_threads, monkeypatch):
+    """By hand: seconds that pass, and core seconds left in them."""
+    now = [100.0, 40.0]
+    monkeypatch.setattr(cpu.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(cpu, "_time_left", lambda: tuple(now))
+    found = []
+    with cpu.threads_as_left(True) as follow:
+        for seconds, left in ((19, 19), (1, 1), (20, 46), (20, 5), (30, 120)):
+            now[0] += seconds
+            now[1] += left
+            follow()
+            found.append(torch.get_num_threads())
+        follow()  # no time has passed
+    # too early; 20 in 20 s: one core; 2.3 cores; a quarter of one; all four
+    assert found == [4, 1, 2, 1, 4]
+    with cpu.threads_as_left(True) as follow:
+        now[0] += 20
+        follow()
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 4  # as before
+    with cpu.threads_as_left(False) as follow:
+        now[0] += 20
+        follow()
+        assert torch.get_num_threads() == 4
+
+
+def test_time_left_is_what_others_do_not_take():
+    """A program of our own is no other: while this one works, its cores count as left."""
+    own = time.process_time()
+    began, before = cpu._time_left()
+    while time.monotonic() - began < 0.5:
+        pass
+    own = time.process_time() - own
+    ended, after = cpu._time_left()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    clock = 0.02 * cores  # how finely the system counts
+    assert own - clock < after - before < cores * (ended - began) + clock

@@ -115,8 +115,11 @@ def test_no_step_waits_for_the_device(tiny, images, job, monkeypatch, learns):
 
 
 def test_what_is_chosen_is_printed_once(capsys):
-    assert pick_speed(get_settings("paper"), CPU) == Speed(channels_last=True, fused=True)
-    assert capsys.readouterr().out == "fp32 on cpu, channels_last + fused (setting speed='auto'), 1 process(es)\n"
+    assert pick_speed(get_settings("paper"), CPU) == Speed(channels_last=True, fused=True, sharing=True)
+    assert (
+        capsys.readouterr().out
+        == "fp32 on cpu, channels_last + fused + sharing (setting speed='auto'), 1 process(es)\n"
+    )
     assert pick_speed(get_settings("paper", {"speed": "off"}), CPU) == PLAIN
     assert pick_speed(get_settings("paper", {"speed": "off", "precision": "bf16"}), CPU) == Speed(bf16=True)
 
