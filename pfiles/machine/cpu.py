@@ -11,6 +11,7 @@ from joblib import cpu_count
 
 SPINS = "10000"  # rounds that a thread looks for new work before it sleeps, some hundred microseconds
 LOOK_EVERY = 20.0  # seconds between looks at what other programs leave; a kernel that starts up is not worth a change
+BUSY = ("user", "nice", "system", "irq", "softirq", "steal")  # what a core may be busy with, as psutil counts it
 KEPT_BYTES = 2**30  # of freed memory that the process keeps
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -49,15 +50,16 @@ def threads_as_left(on: bool) -> Iterator[Callable[[], None]]:
     """
     import torch
 
-    most = torch.get_num_threads()
-    last = _time_left()
+    most, cores = torch.get_num_threads(), _cores()
+    last = time.monotonic(), _seconds_of_others(cores)
 
     def follow() -> None:
         nonlocal last
         if time.monotonic() - last[0] < LOOK_EVERY:
             return
-        began, last = last, _time_left()
-        threads = min(most, max(1, round((last[1] - began[1]) / (last[0] - began[0]))))
+        began, last = last, (time.monotonic(), _seconds_of_others(cores))
+        others = (last[1] - began[1]) / (last[0] - began[0])  # cores that they took
+        threads = min(most, max(1, round(len(cores) - others)))
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
 
@@ -68,17 +70,24 @@ def threads_as_left(on: bool) -> Iterator[Callable[[], None]]:
             torch.set_num_threads(most)
 
 
-def _time_left() -> tuple[float, float]:
-    """The time now, and how long this process's cores have been idle or at work for it, both in seconds.
+def _cores() -> set[int]:
+    """The numbers of the cores that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
-    The second grows by the number of cores in a second, less what other programs take.
+
+def _seconds_of_others(cores: set[int]) -> float:
+    """Core seconds that other programs have taken of these cores; only differences mean something.
+
+    Where the system does not count, as in some containers, none is ever taken.
     """
     import psutil
 
-    cores = psutil.cpu_times(percpu=True)
-    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(cores))
-    idle = sum(cores[core].idle + getattr(cores[core], "iowait", 0.0) for core in own)
-    return time.monotonic(), idle + time.process_time()
+    try:
+        times = psutil.cpu_times(percpu=True)
+    except (OSError, RuntimeError):
+        return 0.0
+    busy = sum(getattr(times[core], name, 0.0) for core in cores if core < len(times) for name in BUSY)
+    return busy - time.process_time()
 
 
 def keep_freed_memory() -> bool:

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -98,39 +100,61 @@ def four_threads():
 
 
 def test_threads_are_as_many_as_other_programs_leave_cores_for(four_threads, monkeypatch):
-    """By hand: seconds that pass, and core seconds left in them."""
-    now = [100.0, 40.0]
+    """By hand: seconds that pass, and core seconds of four cores that others take in them."""
+    now, taken = [100.0], [40.0]
     monkeypatch.setattr(cpu.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(cpu, "_time_left", lambda: tuple(now))
+    monkeypatch.setattr(cpu, "_cores", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(cpu, "_seconds_of_others", lambda cores: taken[0])
     found = []
     with cpu.threads_as_left(True) as follow:
-        for seconds, left in ((19, 19), (1, 1), (20, 46), (20, 5), (30, 120)):
+        for seconds, of_others in ((19, 57), (1, 3), (20, 34), (20, 76), (30, 0), (20, -20)):
             now[0] += seconds
-            now[1] += left
+            taken[0] += of_others
             follow()
             found.append(torch.get_num_threads())
         follow()  # no time has passed
-    # too early; 20 in 20 s: one core; 2.3 cores; a quarter of one; all four
-    assert found == [4, 1, 2, 1, 4]
+    # too early; three cores taken; 1.7; 3.8; none; and where nobody counts, only this process's own time is subtracted
+    assert found == [4, 1, 2, 1, 4, 4]
     with cpu.threads_as_left(True) as follow:
         now[0] += 20
+        taken[0] += 60
         follow()
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 4  # as before
     with cpu.threads_as_left(False) as follow:
         now[0] += 20
+        taken[0] += 60
         follow()
         assert torch.get_num_threads() == 4
 
 
-def test_time_left_is_what_others_do_not_take():
-    """A program of our own is no other: while this one works, its cores count as left."""
-    own = time.process_time()
-    began, before = cpu._time_left()
-    while time.monotonic() - began < 0.5:
-        pass
-    own = time.process_time() - own
-    ended, after = cpu._time_left()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def seconds_taken(work_seconds):
+    """Of all cores, while this process works for so long: by others, by itself, and how many passed."""
+    readings = []
+    for _ in range(2):
+        readings.append((cpu._seconds_of_others(cpu._cores()), time.process_time(), time.monotonic()))
+        while len(readings) == 1 and time.monotonic() - readings[0][2] < work_seconds:
+            pass
+    return [after - before for before, after in zip(*readings, strict=True)]
+
+
+def test_what_others_take_is_what_cores_are_busy_with_less_ones_own_work():
+    others, own, passed = seconds_taken(0.5)
+    cores = len(cpu._cores())
     clock = 0.02 * cores  # how finely the system counts
-    assert own - clock < after - before < cores * (ended - began) + clock
+    assert -clock < others < cores * passed - own + clock
+
+
+@pytest.mark.parametrize("times", [[], [SimpleNamespace(user=7.0)]])
+def test_a_system_that_does_not_count_takes_nothing(times, monkeypatch):
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: times)
+    others, own, _ = seconds_taken(0.1)
+    assert others == pytest.approx(-own, abs=0.01)
+
+
+def test_a_system_that_refuses_to_tell_takes_nothing(monkeypatch):
+    def refuse(percpu):
+        raise PermissionError("/proc/stat")
+
+    monkeypatch.setattr(psutil, "cpu_times", refuse)
+    assert seconds_taken(0.0)[0] == 0
