@@ -26,13 +26,12 @@ from pfiles.machine.runtime import versions
 from pfiles.paths import ROOT, write_json
 
 VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
-PFILES = "pfiles"
-WAYS = {  # what is imported first, and what the environment says; after torch, pfiles can say nothing any more
-    PFILES: ("pfiles", {}),
-    "all threads": ("pfiles", {}),
-    "by itself": ("torch", {}),
-    "passive": ("torch", {"OMP_WAIT_POLICY": "passive"}),
-    "one thread": ("torch", {"OMP_NUM_THREADS": "1"}),
+WAYS = {  # what is imported first (after torch, pfiles can say nothing any more); what the environment says; sharing
+    "pfiles": ("pfiles", {}, True),
+    "all threads": ("pfiles", {}, False),
+    "by itself": ("torch", {}, False),
+    "passive": ("torch", {"OMP_WAIT_POLICY": "passive"}, False),
+    "one thread": ("torch", {"OMP_NUM_THREADS": "1"}, False),
 }
 LOOK_EVERY, WARM_UP = 1.0, 2.5  # seconds; a training looks for cores that are left less often
 
@@ -43,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     for _ in range(args.repetitions):
         for (way, n), medians in times.items():
             with competitors(n):
-                medians.append(step_in_a_process(*WAYS[way], args.steps, sharing=way == PFILES))
+                medians.append(step_in_a_process(*WAYS[way], args.steps))
     print(f"{device_name('cpu')}: milliseconds of a step, and the share of idle speed that is left")
     rows = []
     for (way, n), medians in times.items():
@@ -71,7 +70,7 @@ def competitors(number: int) -> Iterator[None]:
             process.wait()
 
 
-def step_in_a_process(first: str, variables: dict[str, str], steps: int, sharing: bool) -> float:
+def step_in_a_process(first: str, variables: dict[str, str], sharing: bool, steps: int) -> float:
     """The median milliseconds of a step in a process that starts in such an environment and imports `first` first."""
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | variables
     command = [sys.executable, "-c", f"import {first}; from benchmarks import load; load.measure({steps}, {sharing})"]

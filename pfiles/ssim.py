@@ -85,10 +85,10 @@ def multiscale_ssim(x: Tensor, y: Tensor, window: int = 11) -> Tensor:
     product = 1.0
     for scale, weight in enumerate(MS_SSIM_WEIGHTS, start=1):
         found = moments(x, y, lambda maps: gaussian_means(maps, window))
+        term = found.structure()
         if scale == len(MS_SSIM_WEIGHTS):
-            term = found.structure() * found.luminance()
+            term = term * found.luminance()
         else:
-            term = found.structure()
             x, y = map(_halve, (x, y))
         mean = image_means(term)
         # below 0 it counts as 0; the lower bound is for the gradient there, which would be 0 times infinity

@@ -50,7 +50,11 @@ def threads_as_left(on: bool) -> Iterator[Callable[[], None]]:
     """
     import torch
 
-    most, cores = torch.get_num_threads(), _cores()
+    most = torch.get_num_threads()
+    if not on or most == 1:
+        yield lambda: None
+        return
+    cores = _cores()
     last = time.monotonic(), _seconds_of_others(cores)
 
     def follow() -> None:
@@ -59,15 +63,12 @@ def threads_as_left(on: bool) -> Iterator[Callable[[], None]]:
             return
         began, last = last, (time.monotonic(), _seconds_of_others(cores))
         others = (last[1] - began[1]) / (last[0] - began[0])  # cores that they took
-        threads = min(most, max(1, round(len(cores) - others)))
-        if threads != torch.get_num_threads():
-            torch.set_num_threads(threads)
+        torch.set_num_threads(min(most, max(1, round(len(cores) - others))))
 
     try:
-        yield follow if on and most > 1 else lambda: None
+        yield follow
     finally:
-        if torch.get_num_threads() != most:
-            torch.set_num_threads(most)
+        torch.set_num_threads(most)
 
 
 def _cores() -> set[int]:
