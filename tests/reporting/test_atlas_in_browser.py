@@ -62,17 +62,17 @@ def test_the_page_is_used_from_the_keyboard(page):
     assert page.evaluate("document.activeElement.getAttribute('href')") == "#cluster-1"
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    assert page.url.endswith("#cluster-2")
+    page.wait_for_function("location.hash === '#cluster-2'")
     page.keyboard.press("Tab")
     dialog = page.locator("dialog")
     assert not dialog.is_visible()
     page.keyboard.press("Enter")
-    assert dialog.is_visible()
+    dialog.wait_for()
     assert dialog.locator("b").inner_text() == "Nearest to its centre: 16 tiles of cluster 2"
     page.keyboard.press("ArrowRight")
     assert dialog.locator("b").inner_text() == "At its border: 4 tiles of cluster 2"
     page.keyboard.press("Escape")
-    assert not dialog.is_visible()
+    dialog.wait_for(state="hidden")
     page.wait_for_function("document.activeElement.alt === 'At its border: 4 tiles of cluster 2'")
 
 
