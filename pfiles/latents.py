@@ -33,11 +33,16 @@ def encode_tiles(vqvae: VQVAE, images: Tensor) -> Tensor:
         return torch.cat([vqvae.encode_codes(to_unit(batch)).to(dtype) for batch in batches])
 
 
+def decode_codes(vqvae: VQVAE, codes: Tensor) -> Tensor:
+    """Codebook indices (N, h, w) -> images (N, 3, H, W) in [0, 1], on codes' device."""
+    with eval_mode(vqvae):
+        batches = progress(codes.split(BATCH_SIZE), desc="decode tiles", unit="batch", leave=False, delay=2)
+        return torch.cat([vqvae.decode(vqvae.embed(batch)).clamp(0, 1) for batch in batches])
+
+
 def reconstruct(vqvae: VQVAE, images: Tensor) -> Tensor:
     """uint8 images (N, 3, H, W) -> the autoencoder's output for them, in [0, 1], on images' device."""
-    with eval_mode(vqvae):
-        batches = progress(images.split(BATCH_SIZE), desc="reconstruct", unit="batch", leave=False, delay=2)
-        return torch.cat([vqvae(to_unit(batch))[0].clamp(0, 1) for batch in batches])
+    return decode_codes(vqvae, encode_tiles(vqvae, images))
 
 
 @dataclass(frozen=True)

@@ -515,15 +515,19 @@ class OpenRun:
             self.identity,
         )  # fmt: skip
 
-    def assign(self, images: Tensor, stage: str | None = None) -> tuple[Tensor, Tensor]:
-        """The cluster (N,), 0-based, of uint8 images (N, 3, S, S) and its probability (N,), both on the CPU."""
+    def assign(self, images: Tensor | None = None, stage: str | None = None) -> tuple[Tensor, Tensor]:
+        """The cluster (N,), 0-based, of uint8 images (N, 3, S, S) and its probability (N,), both on the CPU.
+
+        images: None for the training tiles, whose codes are kept. stage: None for the clusters after the last.
+        """
         clusterer = self.clusterer if stage is None else self.networks(stage).clusterer
-        return predict_clusters(self.vqvae, clusterer, encode_tiles(self.vqvae, images.to(self.device)))
+        codes = self.codes if images is None else encode_tiles(self.vqvae, images.to(self.device))
+        return predict_clusters(self.vqvae, clusterer, codes)
 
     @cached_property
     def assigned(self) -> tuple[Tensor, Tensor]:
         """`assign` of the training tiles."""
-        return predict_clusters(self.vqvae, self.clusterer, self.codes)
+        return self.assign()
 
     def sets(self, generated: Tensor, cluster_ids: Tensor | None = None) -> evaluation.Sets:
         """Generated tiles, uint8 (N, 3, S, S), beside the training and the test tiles, all on the CPU, to be measured.

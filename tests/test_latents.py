@@ -22,6 +22,13 @@ def test_prediction_gives_the_mode_back(tiny, images):
     assert confidence.min() >= 1 / K
 
 
+def test_reconstructions_are_what_the_autoencoder_gives(tiny, images):
+    vqvae, _ = autoencoder_networks(tiny)
+    expected = vqvae(images / 255)[0].clamp(0, 1)
+    for found in (latents.reconstruct(vqvae, images), latents.decode_codes(vqvae, latents.encode_tiles(vqvae, images))):
+        torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=0)
+
+
 def test_features_of_the_csv(tiny, images):
     vqvae, _ = autoencoder_networks(tiny)
     codes = latents.encode_tiles(vqvae, images)

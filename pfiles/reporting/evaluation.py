@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from pfiles import latents
 from pfiles.checkpoints import about_weights, fingerprint_of_role, load_weights
 from pfiles.errors import InputError
 from pfiles.identity import NOT_COMPARED, Identity, of_csv, of_images, same_identity, without
-from pfiles.latents import encode_tiles, predict_clusters, reconstruct
+from pfiles.latents import decode_codes, encode_tiles, predict_clusters
 from pfiles.lpips import LPIPS
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import derive_seed
@@ -196,6 +196,23 @@ class Sets:
     def k(self) -> int:
         return self.n_clusters or 1 + int(max(self.real_ids.max(), self.generated_ids.max()))
 
+    @cached_property
+    def real_codes(self) -> Tensor:
+        """The codes of `real`, encoded where that has not been done, on the autoencoder's device."""
+        return self.encoded(self.real) if self.codes is None else self.codes
+
+    @cached_property
+    def generated_codes(self) -> Tensor:
+        return self.encoded(self.generated)
+
+    @cached_property
+    def reconstructed(self) -> Tensor | None:
+        """What the autoencoder makes of `real`, uint8 (N, 3, H, W) on the CPU; None without one."""
+        return None if self.vqvae is None else to_uint8(decode_codes(self.vqvae, self.real_codes)).cpu()
+
+    def encoded(self, images: Tensor) -> Tensor:
+        return encode_tiles(self.vqvae, images.to(next(self.vqvae.parameters()).device))
+
 
 def all_sections(
     sets: Sets,
@@ -208,12 +225,12 @@ def all_sections(
     telling = two_sample_section(sets, seed, device, blurs_px)
     detail = [spectrum_section(sets)]
     if sets.real_ids is not None:
-        detail += [fidelity_section(sets, seed, device)] * (sets.vqvae is not None)
+        detail += [fidelity_section(sets, seed)] * (sets.vqvae is not None)
         detail.append(usefulness_section(sets, seed, device))
         detail += [labels_section(sets, seed, device)] * (sets.real_labels is not None)
     detail += [distribution_section(extractor, sets, seed) for extractor in extractors]
     detail.append(morphometry_section(sets, seed))
-    detail += memorisation_sections(sets, device, at_most=SEARCHED)
+    detail += memorisation_sections(sets, at_most=SEARCHED)
     return [in_short(telling, *detail), images_section(sets.real, sets.generated), telling, *detail]
 
 
@@ -361,8 +378,8 @@ def morphometry_section(sets: Sets, seed: int) -> Section:
 def spectrum_section(sets: Sets) -> Section:
     """Power of the generated images over that of real ones in each band, and the lines of a grid."""
     others = {"generated": sets.generated, "other half of the real": sets.real[1::2]}
-    if sets.vqvae is not None:
-        others["reconstructed"] = _reconstructed(sets, next(sets.vqvae.parameters()).device)
+    if sets.reconstructed is not None:
+        others["reconstructed"] = sets.reconstructed
     bands, lines = spectrum.compare(sets.real[::2], others)
     notes = [
         spectrum.verdict(bands["generated"], lines, "generated"),
@@ -383,10 +400,9 @@ def two_sample_section(
     generated, real = sets.generated, sets.real
     if (fewest := min(len(generated), len(real))) < two_sample.MIN_TILES:
         return Section("Two-sample test", [_left_out(two_sample.MIN_TILES, fewest)])
-    reconstructed = None if sets.vqvae is None else _reconstructed(sets, device)
     held_out = None if sets.held_out is None or len(sets.held_out) < MIN_IMAGES else sets.held_out
     floor = len(real) >= 2 * two_sample.MIN_TILES
-    steps = two_sample.steps_to_blame(generated, real, reconstructed, held_out)
+    steps = two_sample.steps_to_blame(generated, real, sets.reconstructed, held_out)
     found = two_sample.compare({name: p for name, p in steps.items() if floor or name != FLOOR}, seed, device, blurs_px)
     table = two_sample.table(found)
     notes = [
@@ -410,19 +426,17 @@ def two_sample_section(
     return Section("Two-sample test", notes, [table], shown, scores)
 
 
-def fidelity_section(sets: Sets, seed: int, device: torch.device | str) -> Section:
+def fidelity_section(sets: Sets, seed: int) -> Section:
     """Whether generated tiles are of the cluster they were asked for, by the clusterer itself, where there is one, and
     by a second judge."""
     from sklearn.metrics import confusion_matrix  # half a second to import, which few notebooks need
 
     vqvae, k = sets.vqvae, sets.k
-    codes = _codes(sets, device)
-    generated_codes = encode_tiles(vqvae, sets.generated.to(device))
-    judge, ceiling = fidelity.train_judge(vqvae, codes, torch.as_tensor(sets.real_ids), k, seed)
+    judge, ceiling = fidelity.train_judge(vqvae, sets.real_codes, torch.as_tensor(sets.real_ids), k, seed)
     judges = ({} if sets.clusterer is None else {"the clusters": sets.clusterer}) | {"second judge": judge}
     matrices = {
         name: confusion_matrix(
-            sets.generated_ids, predict_clusters(vqvae, network, generated_codes)[0], labels=range(k)
+            sets.generated_ids, predict_clusters(vqvae, network, sets.generated_codes)[0], labels=range(k)
         )
         for name, network in judges.items()
     }
@@ -547,7 +561,6 @@ def copies_section(
 
 def memorisation_sections(
     sets: Sets,
-    device: torch.device | str,
     names: Sequence[str] | None = None,
     source: str = "these data",
     at_most: int | None = None,
@@ -559,16 +572,16 @@ def memorisation_sections(
     copies = copies_section(sets, names, source, at_most)
     if sets.vqvae is None or sets.held_out is None or copies.scores["pixel space"]["chance"] is None:
         return [copies]
-    return [copies, likeness_section(sets, device)]
+    return [copies, likeness_section(sets)]
 
 
-def likeness_section(sets: Sets, device: torch.device | str) -> Section:
+def likeness_section(sets: Sets) -> Section:
     """Whether generated images lie closer to real ones than held-out ones do, in the published features of a tile."""
-    others = (encode_tiles(sets.vqvae, images.to(device)) for images in (sets.generated, sets.held_out))
-    real, *others = (
-        latents.mean_channel_softmax(sets.vqvae, codes).numpy() for codes in (_codes(sets, device), *others)
+    real, generated, held_out = (
+        latents.mean_channel_softmax(sets.vqvae, codes).numpy()
+        for codes in (sets.real_codes, sets.generated_codes, sets.encoded(sets.held_out))
     )
-    nearest, nearest_held_out = (memorisation.nearest_features(some, real) for some in others)
+    nearest, nearest_held_out = (memorisation.nearest_features(some, real) for some in (generated, held_out))
     judged = memorisation.against_held_out(nearest.distance, nearest_held_out.distance)
     shown = [_histograms(nearest, nearest_held_out, judged["threshold"], "feature space")]
     notes = [_closer(judged, len(nearest_held_out))]
@@ -590,17 +603,8 @@ def _histograms(nearest: pd.DataFrame, nearest_held_out: pd.DataFrame, threshold
     return figures.plot_nearest(both, threshold, f"distance to the nearest training tile, {space}")
 
 
-def _codes(sets: Sets, device: torch.device | str) -> Tensor:
-    """Those of the real tiles, encoded where that has not been done."""
-    return encode_tiles(sets.vqvae, sets.real.to(device)) if sets.codes is None else sets.codes
-
-
 def _left_out(needed: int, fewest: int) -> str:
     return f"Left out: it needs at least {needed} tiles of each set, but one has {fewest}."
-
-
-def _reconstructed(sets: Sets, device: torch.device | str) -> Tensor:
-    return to_uint8(reconstruct(sets.vqvae, sets.real.to(device))).cpu()
 
 
 def evaluate(

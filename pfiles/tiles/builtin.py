@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import torch.nn.functional as F
 from torch import Tensor
 
 from pfiles.tiles.pixels import as_tensor
@@ -25,11 +26,9 @@ def he_tiles(stride: int = 32) -> tuple[Tensor, np.ndarray, np.ndarray, np.recar
     with open_slide(SLIDE) as slide:
         image = np.asarray(read_rgb(slide, 0, 0, 0, *slide.dimensions))
         mpp = slide_mpp(slide, SLIDE)
-    coloured = np.ptp(image, axis=2) > 20
-    corners = [
-        (x, y) for y in range(0, len(image) - SIDE + 1, stride) for x in range(0, image.shape[1] - SIDE + 1, stride)
-    ]
-    x, y = np.array([(x, y) for x, y in corners if coloured[y : y + SIDE, x : x + SIDE].mean() >= 0.5]).T
+    pixels = as_tensor(image[None])
+    coloured = pixels.amax(1) - pixels.amin(1) > 20
+    y, x = stride * np.argwhere(F.avg_pool2d(coloured.float(), SIDE, stride)[0].numpy() >= 0.5).T
     in_test = np.any([(y >= top) & (y + SIDE <= bottom) for top, bottom in TEST_BANDS], axis=0)
     in_train = np.all([(y + SIDE <= top - GAP) | (y >= bottom + GAP) for top, bottom in TEST_BANDS], axis=0)
     chosen = np.concatenate([np.flatnonzero(in_train), np.flatnonzero(in_test)])
