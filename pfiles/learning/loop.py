@@ -279,10 +279,12 @@ def update(optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> 
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     if clip_norm is not None:
-        together = optimizer.param_groups[0].get("together", 1)
-        for own in zip(*(gradient.chunk(together) for gradient in gradients), strict=True):
-            factor = clip_norm / (nn.utils.get_total_norm(own) + 1e-6)
-            torch._foreach_mul_(own, factor.clamp(max=1.0))
+        networks = [(norm, gradients)]
+        if (together := optimizer.param_groups[0].get("together", 1)) > 1:
+            parts = zip(*(gradient.chunk(together) for gradient in gradients), strict=True)
+            networks = [(nn.utils.get_total_norm(own), own) for own in parts]
+        for own_norm, own in networks:
+            torch._foreach_mul_(own, (clip_norm / (own_norm + 1e-6)).clamp(max=1.0))
     optimizer.step()
     optimizer.zero_grad()
     return norm
