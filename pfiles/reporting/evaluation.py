@@ -198,11 +198,12 @@ class Sets:
 
     @cached_property
     def real_codes(self) -> Tensor:
-        """The codes of `real`, encoded where that has not been done, on the autoencoder's device."""
+        """The codes (N, h, w) of `real`, encoded where that has not been done, on the autoencoder's device."""
         return self.encoded(self.real) if self.codes is None else self.codes
 
     @cached_property
     def generated_codes(self) -> Tensor:
+        """The codes of `generated`."""
         return self.encoded(self.generated)
 
     @cached_property
@@ -211,6 +212,7 @@ class Sets:
         return None if self.vqvae is None else to_uint8(decode_codes(self.vqvae, self.real_codes)).cpu()
 
     def encoded(self, images: Tensor) -> Tensor:
+        """The codes of some images, uint8 (N, 3, H, W)."""
         return encode_tiles(self.vqvae, images.to(next(self.vqvae.parameters()).device))
 
 
