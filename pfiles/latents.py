@@ -29,7 +29,7 @@ def encode_tiles(vqvae: VQVAE, images: Tensor) -> Tensor:
     """
     dtype = torch.uint8 if vqvae.embedding.num_embeddings <= 256 else torch.int32
     with eval_mode(vqvae):
-        batches = progress(images.split(BATCH_SIZE), desc="encode tiles", unit="batch", leave=False)
+        batches = progress(images.split(BATCH_SIZE), desc="encode tiles", unit="batch", leave=False, delay=2)
         return torch.cat([vqvae.encode_codes(to_unit(batch)).to(dtype) for batch in batches])
 
 
