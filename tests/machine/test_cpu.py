@@ -130,18 +130,18 @@ def test_threads_are_as_many_as_other_programs_leave_cores_for(four_threads, mon
 
 def seconds_taken(work_seconds):
     """Of all cores, while this process works for so long: by others, by itself, and how many passed."""
-    readings = []
-    for _ in range(2):
-        readings.append((cpu._seconds_of_others(cpu._cores()), time.process_time(), time.monotonic()))
-        while len(readings) == 1 and time.monotonic() - readings[0][2] < work_seconds:
-            pass
-    return [after - before for before, after in zip(*readings, strict=True)]
+    began = time.monotonic()
+    others, own = cpu._seconds_of_others(cpu._cores()), time.process_time()
+    while time.monotonic() - began < work_seconds:
+        pass
+    others, own = cpu._seconds_of_others(cpu._cores()) - others, time.process_time() - own
+    return others, own, time.monotonic() - began
 
 
 def test_what_others_take_is_what_cores_are_busy_with_less_ones_own_work():
     others, own, passed = seconds_taken(0.5)
     cores = len(cpu._cores())
-    clock = 0.05 * cores  # how finely the system counts, and what passes between two readings
+    clock = 0.02 * cores  # how finely the system counts
     assert -clock < others < cores * passed - own + clock
 
 
