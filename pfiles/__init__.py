@@ -6,7 +6,8 @@ machine/      cpu, processes, locks, runtime, speed, pretrained: the machine a r
 paths         where files lie, and how they are written; identity: which run a file belongs to
 choices       what run.toml says of a run, in one place for all notebooks
 names         what people call the clusters, and how far readers agree
-tiles/        jpeg_slide, slides, builtin, files, sources, split, tiler, dataset (tiles and their split), pixels, views
+tiles/        jpeg_slide, tissue, slides, builtin, files, sources, split, tiler, dataset (tiles and their split),
+              pixels, views
 networks      blocks, vqvae, discriminator, unet_cond_base, classifier, linear_noise_scheduler, lpips, lpips_metric
 ssim          the parts of SSIM and MS-SSIM, for scores and a loss
 clusterers    both kinds of clusters

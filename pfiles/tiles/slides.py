@@ -17,6 +17,7 @@ import scipy
 from PIL import Image, ImageDraw
 
 from pfiles.errors import InputError
+from pfiles.tiles.tissue import shares, tissue_mask
 
 if TYPE_CHECKING:
     from openslide import AbstractSlide
@@ -170,34 +171,6 @@ def _level(slide: AbstractSlide, downsample: float) -> int:
     return max((i for i, d in enumerate(slide.level_downsamples) if d <= downsample * (1 + SNAP)), default=0)
 
 
-def tissue_mask(image: np.ndarray, speck: float) -> np.ndarray:
-    """Where an RGB thumbnail (H, W, 3) shows stained tissue, as (H, W) bool.
-
-    Colourfulness (largest less smallest of red, green, blue) above Otsu's threshold, which is kept between 10 and 25
-    levels as some slides are all tissue and others all glass; specks and holes of less than `speck` pixels are removed.
-    Black borders and marks of green, blue, red and black pens, made wider by 2 pixels, are no tissue.
-    """
-    from skimage.filters import threshold_otsu
-
-    red, green, blue = (scipy.ndimage.uniform_filter(image[..., i].astype(np.float32), 3) for i in range(3))
-    brightest = np.maximum(np.maximum(red, green), blue)
-    colour = np.minimum(np.minimum(red, green), blue)
-    np.subtract(brightest, colour, out=colour)
-    ink = (colour > 70) & ((green > red + 15) | ((red > green + 120) & (red > blue + 110)))
-    black = (brightest < 60) & (colour < 15)
-    del red, green, blue, brightest  # each as large as the thumbnail
-    marks = scipy.ndimage.binary_dilation(ink | black, iterations=2)
-    otsu = threshold_otsu(colour) if colour.min() < colour.max() else 0
-    mask = (colour > min(max(otsu, 10), 25)) & ~marks
-    mask = _without_specks(mask, speck)
-    return ~_without_specks(~mask, speck) & ~marks
-
-
-def _without_specks(mask: np.ndarray, area: float) -> np.ndarray:
-    labels, _ = scipy.ndimage.label(mask)
-    return mask & (np.bincount(labels.ravel())[labels] >= area)
-
-
 def plan_tiles(slide: AbstractSlide, path: Path, tiling: Tiling, offset: float) -> tuple[Plan, Image.Image]:
     """The tiles of a slide that show enough tissue, and a picture of it: outlines of tissue, and the tiles taken.
 
@@ -231,7 +204,7 @@ def plan_tiles(slide: AbstractSlide, path: Path, tiling: Tiling, offset: float) 
     stride = tiling.stride or tiling.size
     columns, rows = (int((length / downsample - tiling.size) // stride) + 1 for length in (width, height))
     corners = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2) * stride
-    share = _shares(mask, corners * downsample / scale, in_thumbnail)
+    share = shares(mask, corners * downsample / scale, in_thumbnail)
     taken = np.flatnonzero(share >= tiling.min_tissue)
     if not len(taken):
         raise InputError(f"{path} shows no tissue: no tile of {tiling.size} px has {tiling.min_tissue:.0%} of it.")
@@ -240,17 +213,6 @@ def plan_tiles(slide: AbstractSlide, path: Path, tiling: Tiling, offset: float) 
         taken = np.sort(nearby[((np.arange(tiling.per_slide) + offset) * len(taken) / tiling.per_slide).astype(int)])
     plan = Plan(level, factor, downsample, own * downsample, (x, y, width, height), corners[taken], share[taken])
     return plan, _picture(image, mask, corners[taken] * downsample / scale, in_thumbnail)
-
-
-def _shares(mask: np.ndarray, corners: np.ndarray, side: np.ndarray) -> np.ndarray:
-    """The share of `mask` in boxes at `corners` (N, 2), x and y, of size `side` (2,), all in its pixels; (N,) float."""
-    total = np.pad(mask.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32), ((1, 0), (1, 0)))
-    limit = np.array(mask.shape[::-1])
-    low = np.minimum(np.round(corners).astype(int), limit - 1)
-    high = np.clip(np.round(corners + side).astype(int), low + 1, limit)
-    (left, top), (right, bottom) = low.T, high.T
-    inside = total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
-    return inside / ((right - left) * (bottom - top))
 
 
 def _morton(cells: np.ndarray) -> np.ndarray:
