@@ -173,6 +173,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     on_slide.add_argument("--mpp-of-slide", type=float, help="microns per pixel of slides that do not tell theirs")
     on_slide.add_argument("--min-tissue", type=float, default=0.5, help="least share of tissue in a tile; default 0.5")
+    on_slide.add_argument(
+        "--frame",
+        choices=("qupath", "file"),
+        default="qupath",
+        help="whose pixel 0, 0 the GeoJSON counts from; default qupath",
+    )
+    on_slide.add_argument(
+        "--min-region", type=int, default=1, metavar="N", help="no region of fewer tiles in the GeoJSON; default 1"
+    )
     on_slide.add_argument("--out", default="maps", metavar="DIR", help="for maps, tables and tiles; default ./maps")
     evaluate = commands.add_parser("evaluate", help="every measure of a folder of generated images against real ones")
     demo.set_defaults(data="embedded", preset="demo", clusters=6, clustering="kmeans")  # what so few tiles support
@@ -582,8 +591,9 @@ def _map(args: argparse.Namespace) -> int:
     parts = [trained.assign(some) for some in bar]
     assigned = maps.Assigned(tiles.positions, *(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
     section = maps.write_maps(
-        out, assigned, tiles.images, trained.n_clusters, names=trained.names, pictures=out / "tiles" / PICTURES
-    )
+        out, assigned, tiles.images, trained.n_clusters, names=trained.names, pictures=out / "tiles" / PICTURES,
+        frame=args.frame, min_region=args.min_region,
+    )  # fmt: skip
     print(page.as_text([section]))
     return 0
 

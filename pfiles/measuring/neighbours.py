@@ -30,15 +30,17 @@ def grid_of(positions: np.recarray) -> Grid:
     places = [np.unique(axis, return_inverse=True) for axis in (positions.x, positions.y)]
     gaps = [np.diff(distinct) for distinct, _ in places]
     side = int(positions.side[0])
-    step = int(np.concatenate(gaps).min(initial=2 * side))
+    lengths = np.sort(np.concatenate(gaps))
+    step = int(lengths.min(initial=2 * side))
     if step >= 2 * side:  # tiles far apart, of which a larger grid tells nothing
         step = side
+    pixels = steps = 0
+    for length in lengths.tolist():  # narrow gaps first: they tell a step that is no whole number, wide ones need it
+        pixels, steps = pixels + length, steps + round(length / step)
+        step = pixels / steps
     cells = [np.concatenate([[0], np.round(gap / step).astype(int).cumsum()]) for gap in gaps]
-    steps = sum(int(cell[-1]) for cell in cells)
-    if steps:  # all gaps together tell a step that is no whole number
-        step = sum(int(gap.sum()) for gap in gaps) / steps
     columns, rows = (cell[index] for cell, (_, index) in zip(cells, places, strict=True))
-    return Grid(columns, rows, step, max(1, math.ceil(side / step - 0.02)))  # sides are rounded as well
+    return Grid(columns, rows, step, max(1, math.ceil((side - 1) / step)))  # sides are rounded as well
 
 
 def neighbours(positions: np.recarray) -> tuple[np.ndarray, np.ndarray]:

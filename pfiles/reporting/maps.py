@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import shapely
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -17,8 +18,9 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 from torch import Tensor
 
+from pfiles.errors import InputError
 from pfiles.machine.processes import progress
-from pfiles.measuring.neighbours import grid_of, in_words, join_counts
+from pfiles.measuring.neighbours import in_words, join_counts
 from pfiles.paths import atomic_write
 from pfiles.reporting.figures import save_figure
 from pfiles.reporting.page import Section
@@ -32,6 +34,8 @@ COLOURS = (  # any two differ by 12 or more (CIEDE2000), to colour-blind readers
 )  # fmt: skip
 DPI, SHOWN = 150, 12  # of saved maps; slides whose maps a notebook shows
 LONGEST = 2048  # px of a side of a picture that is put together from tiles
+ROUNDING = 1.0  # px of level 0 between tiles that touch: their corners and their side are rounded to whole pixels
+FRAMES = ("qupath", "file")  # whose pixel 0, 0 the GeoJSON counts from: QuPath's, or the slide's file
 
 
 class Assigned(NamedTuple):
@@ -76,28 +80,73 @@ def title(cluster: int, names: Mapping[int, str] | None = None) -> str:
     return f"{cluster + 1} {' '.join((names or {}).get(cluster + 1, '').split())}".strip()
 
 
+def boxes_of(positions: np.recarray) -> np.ndarray:
+    """What each tile of one slide stands for, as (N, 4) float: left, top, right and bottom in pixels of level 0.
+
+    That is the tile itself. Of overlapping tiles it is the middle, as wide as the step from one tile to the next. Edges
+    that differ by rounding alone become one edge, so that neighbouring tiles touch at any scale.
+    """
+    side = float(positions.side[0])
+    step = _step(positions)
+    width = side if step >= side - ROUNDING else step
+    lows, highs = [], []
+    for starts in (positions.x, positions.y):
+        low = starts + (side - width) / 2
+        edges, place = np.unique(np.concatenate([low, low + width]), return_inverse=True)
+        is_low = np.isin(edges, low)
+        begin = 0
+        for end in range(1, len(edges) + 1):
+            if end == len(edges) or edges[end] - edges[begin] > ROUNDING:
+                edges[begin:end] = edges[begin + is_low[begin:end].argmax()]
+                begin = end
+        low, high = edges[place].reshape(2, -1)
+        lows.append(low)
+        highs.append(high)
+    return np.stack([*lows, *highs], axis=1)
+
+
+def _step(positions: np.recarray) -> float:
+    """Pixels of level 0 from one tile to the next of its row or column; infinite where no tile has one there."""
+    gaps = []
+    for along, across in ((positions.x, positions.y), (positions.y, positions.x)):
+        order = np.lexsort((along, across))
+        is_next = np.diff(across[order]) == 0
+        gaps.append(np.diff(along[order])[is_next])
+    gaps = np.concatenate(gaps)
+    gaps = gaps[gaps > 0]
+    return float(np.quantile(gaps, 0.05, method="lower")) if len(gaps) else np.inf  # few tiles may lie off the grid
+
+
 def regions(tiles: Assigned) -> list[Region]:
     """The connected regions of each cluster on one slide, larger ones first. Tiles that meet at a corner do not touch.
 
-    Of overlapping tiles each stands for the middle of it that is as wide as one step of the grid.
+    Of overlapping tiles each stands for its middle, see `boxes_of`.
     """
-    grid, side = grid_of(tiles.positions), int(tiles.positions.side[0])
-    width = min(1.0, side / grid.step)  # of a tile, in steps
-    boxes = shapely.box(grid.columns, grid.rows, grid.columns + width, grid.rows + width)
-    x, y = np.array([tiles.positions.x.min(), tiles.positions.y.min()]) + max(0.0, side - grid.step) / 2
-    found = []
+    boxes = shapely.box(*boxes_of(tiles.positions).T)
+    connected = []
     for cluster in np.unique(tiles.cluster_ids):
         members = np.flatnonzero(tiles.cluster_ids == cluster)
-        parts = shapely.get_parts(shapely.union_all(boxes[members]))
+        parts = shapely.get_parts(shapely.disjoint_subset_union_all(boxes[members]))
         part, member = shapely.STRtree(shapely.centroid(boxes[members])).query(parts, predicate="contains")
-        count, sure = np.bincount(part), np.bincount(part, tiles.confidence[members[member]])
-        outlines = shapely.transform(shapely.simplify(parts, 0), lambda points: points * grid.step + (x, y))
-        found += map(Region, [int(cluster)] * len(parts), outlines, count.tolist(), (sure / count).tolist())
-    return sorted(found, key=lambda region: -region.tiles)
+        count, confidence = np.bincount(part), np.bincount(part, tiles.confidence[members[member]])
+        outlines = shapely.simplify(parts, 0)
+        connected += map(Region, [int(cluster)] * len(parts), outlines, count.tolist(), (confidence / count).tolist())
+    return sorted(connected, key=lambda region: -region.tiles)
 
 
-def as_geojson(slide: str, found: list[Region], names: Mapping[int, str] | None = None) -> dict[str, Any]:
-    """Regions as QuPath 0.5 writes annotations, in level-0 pixels; QuPath opens them by drag and drop."""
+def as_geojson(
+    slide: str,
+    connected: list[Region],
+    names: Mapping[int, str] | None = None,
+    frame: str = "file",
+    origin: tuple[float, float] = (0, 0),
+) -> dict[str, Any]:
+    """Regions as QuPath 0.5 writes annotations, which QuPath opens by drag and drop; the file says its frame.
+
+    frame: "file" keeps the pixels of the slide's level 0. "qupath" counts them from `origin`, the corner of what was
+    scanned of the slide (OpenSlide's bounds), as QuPath shows no more than that.
+    """
+    shift = np.array(origin if frame == "qupath" else (0, 0))
     features = [
         {
             "type": "Feature",
@@ -105,7 +154,8 @@ def as_geojson(slide: str, found: list[Region], names: Mapping[int, str] | None 
             "geometry": {
                 "type": "Polygon",
                 "coordinates": [
-                    np.round(ring.coords, 2).tolist() for ring in (region.outline.exterior, *region.outline.interiors)
+                    _points(shapely.get_coordinates(ring) - shift)
+                    for ring in (region.outline.exterior, *region.outline.interiors)
                 ],
             },
             "properties": {
@@ -117,9 +167,21 @@ def as_geojson(slide: str, found: list[Region], names: Mapping[int, str] | None 
                 "measurements": {"Tiles": region.tiles, "Mean confidence": round(region.confidence, 4)},
             },
         }
-        for region in found
+        for region in connected
     ]
-    return {"type": "FeatureCollection", "features": features}
+    about = {"slide": slide, "frame": frame, "origin": [float(value) for value in shift]}
+    return {"type": "FeatureCollection", **about, "features": features}
+
+
+def _points(points: np.ndarray) -> list[list[float]]:
+    """Points (N, 2) to two decimals; whole numbers stay short in a file."""
+    return [[int(value) if value == int(value) else value for value in point] for point in points.round(2).tolist()]
+
+
+def _scanned_corner(slide: str, pictures: Path | None) -> tuple[float, float]:
+    """Where QuPath's pixel 0, 0 lies in the slide's file; 0, 0 where no picture tells what was scanned."""
+    thumbnail = _thumbnail(slide, pictures)
+    return (0, 0) if thumbnail is None else thumbnail.part[:2]
 
 
 def _class_name(title: str) -> str:
@@ -143,6 +205,17 @@ def shares(
     return table.rename_axis(name)
 
 
+def _thumbnail(slide: str, pictures: Path | None) -> Picture | None:
+    """The picture of a slide that `tile_slides` wrote into `pictures`; None where there is none."""
+    path = pictures and pictures / f"{slide}.jpg"
+    if path and path.exists():
+        with Image.open(path) as image:
+            if (part := picture_part(image)) is not None:
+                pixels = np.asarray(image.convert("RGB"))
+                return Picture(pixels[:, : pixels.shape[1] // 3], part)
+    return None
+
+
 def picture_of(
     slide: str, tiles: Assigned, images: Tensor, chosen: np.ndarray, pictures: Path | None = None
 ) -> Picture:
@@ -150,12 +223,8 @@ def picture_of(
 
     chosen: which of the images, uint8 (N, 3, S, S), the tiles are.
     """
-    path = pictures and pictures / f"{slide}.jpg"
-    if path and path.exists():
-        with Image.open(path) as image:
-            if (part := picture_part(image)) is not None:
-                pixels = np.asarray(image.convert("RGB"))
-                return Picture(pixels[:, : pixels.shape[1] // 3], part)
+    if (thumbnail := _thumbnail(slide, pictures)) is not None:
+        return thumbnail
     x, y, side = tiles.positions.x, tiles.positions.y, tiles.positions.side
     left, top, right, bottom = x.min(), y.min(), (x + side).max(), (y + side).max()
     scale = min(images.shape[-1] / side[0], LONGEST / max(right - left, bottom - top))
@@ -203,13 +272,10 @@ def draw_maps(
 
 
 def _draw_clusters(ax: plt.Axes, tiles: Assigned) -> None:
-    grid, side = grid_of(tiles.positions), int(tiles.positions.side[0])
-    cells = np.zeros((grid.rows.max() + 1, grid.columns.max() + 1, 4))
-    cells[grid.rows, grid.columns, :3] = [to_rgb(colour(cluster)) for cluster in tiles.cluster_ids]
-    cells[grid.rows, grid.columns, 3] = tiles.confidence
-    left, top = np.array([tiles.positions.x.min(), tiles.positions.y.min()]) + (side - grid.step) / 2
-    right, bottom = left + cells.shape[1] * grid.step, top + cells.shape[0] * grid.step
-    ax.imshow(cells, extent=(left, right, bottom, top), interpolation="nearest")
+    colours = np.array([(*to_rgb(colour(cluster)), 1.0) for cluster in tiles.cluster_ids])
+    colours[:, 3] = tiles.confidence
+    corners = boxes_of(tiles.positions)[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]  # (N, 4, 2)
+    ax.add_collection(PolyCollection(corners, facecolors=colours, linewidths=0, antialiased=False), autolim=False)
     largest = {region.cluster: region.outline for region in reversed(regions(tiles))}
     for cluster, outline in largest.items():
         point = outline.representative_point()
@@ -227,18 +293,29 @@ def write_maps(
     patients: np.ndarray | None = None,
     pictures: Path | None = None,
     seed: int = 765,
+    frame: str = "qupath",
+    min_region: int = 1,
 ) -> Section:
     """Write SLIDE.jpg and SLIDE.geojson of each slide into `folder`, and three tables; and tell what they show.
 
     images: of the tiles, uint8 (N, 3, S, S). names: of clusters by their numbers from 1. patients: (N,), "" where
     unknown. pictures: see `picture_of`. The tables: tile_clusters.csv has a row for each tile; shares_by_slide.csv and,
-    where patients are known, shares_by_patient.csv hold the share of each cluster.
+    where patients are known, shares_by_patient.csv hold the share of each cluster. frame: of the GeoJSON, see
+    `as_geojson`; tables keep the pixels of the file. min_region: GeoJSON has no region of fewer tiles.
     """
-    figures = []
+    if frame not in FRAMES or min_region < 1:
+        raise InputError(f"frame must be {' or '.join(FRAMES)}, and min_region at least 1: got {frame}, {min_region}.")
+    figures, moved, small = [], [], 0
     for slide in progress(np.unique(tiles.positions.slide), desc="maps", unit="slide", leave=False, delay=2):
         there = tiles.on(slide)
+        connected = regions(there)
+        large = [region for region in connected if region.tiles >= min_region]
+        small += len(connected) - len(large)
+        origin = _scanned_corner(slide, pictures)
+        moved += [slide] * (origin != (0, 0))
         with atomic_write(folder / f"{slide}.geojson") as file:
-            file.write(json.dumps(as_geojson(slide, regions(there), names)).encode())
+            geojson = as_geojson(slide, large, names, frame, origin)
+            file.write(json.dumps(geojson, separators=(",", ":"), ensure_ascii=False).encode())
         picture = picture_of(slide, there, images, np.flatnonzero(tiles.positions.slide == slide), pictures)
         figure = draw_maps(slide, picture, {"clusters": there}, n_clusters, names)
         save_figure(figure, folder / f"{slide}.jpg", DPI)
@@ -261,6 +338,11 @@ def write_maps(
     joins = join_counts(tiles.positions, tiles.cluster_ids, n_clusters, seed)
     joins.index = ["all", *(title(cluster, names) for cluster in range(n_clusters))]
     said = [in_words(joins), f"Maps, regions for QuPath and tables are in {folder}."]
+    if moved:
+        where = "counts from what was scanned, as QuPath does" if frame == "qupath" else "keeps the file's own pixels"
+        said.append(f"The GeoJSON of {', '.join(moved)} {where}; tile_clusters.csv keeps the file's own pixels.")
+    if small:
+        said.append(f"The GeoJSON leaves out {small} regions of fewer than {min_region} tiles.")
     if len(tables["slide"]) > SHOWN:
         said.append(f"The first {SHOWN} of {len(tables['slide'])} slides are shown.")
     scores = {

@@ -56,6 +56,15 @@ def test_pairs_agree_with_a_count_by_brute_force(step, side):
         assert len(chosen) == len(positions)
 
 
+@pytest.mark.parametrize(("step", "side"), [(16.4, 16), (16.51, 17), (136.17, 136)])
+def test_small_rounded_steps_are_told_over_wide_gaps(step, side):
+    columns = np.r_[0:7, 27:33, 190:194]
+    found = grid_of(at([(round(5 + step * c), round(7 + step * r)) for r in range(5) for c in columns], side))
+    assert (found.columns + 0).tolist() == columns.tolist() * 5
+    assert found.step == pytest.approx(step, abs=0.02)
+    assert found.apart == 1
+
+
 def test_the_grid_is_found_through_rounding_and_gaps():
     places = [place for i, place in enumerate(grid(60, 40, 253.37, 253, 11, 5)) if i % 7]
     found = grid_of(at(places, 253))

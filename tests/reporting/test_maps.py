@@ -5,20 +5,23 @@ import json
 
 import matplotlib.pyplot as plt
 import numpy as np
+import openslide
 import pytest
 import shapely
 import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
+from scipy import ndimage
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from pfiles.__main__ import main
 from pfiles.drawing.generator import Generator
+from pfiles.errors import InputError
 from pfiles.reporting import maps
 from pfiles.tiles.slides import Tiling
 from pfiles.tiles.sources import read_source
 from pfiles.tiles.tiler import tile_slides
-from tests.tiles.conftest import GLASS, tissue, write_slide
+from tests.tiles.conftest import GLASS, island, tissue, write_scn, write_slide
 
 VISION = {  # linear RGB as people without one kind of cone see it (Machado, Oliveira and Fernandes 2009, severity 1)
     "normal": np.eye(3),
@@ -58,7 +61,7 @@ def painted(geojson, shape, step, left, top):
     return found.reshape(shape)
 
 
-@pytest.mark.parametrize("step", [64, 63.37])
+@pytest.mark.parametrize("step", [64, 63.37, 136.17, 16.51])
 def test_geojson_is_valid_and_paints_the_labels(step):
     """Holes, holes within holes, regions that meet at corners, single tiles, and tiles that are missing."""
     labels = np.random.default_rng(0).integers(-1, 3, (20, 30))
@@ -67,9 +70,15 @@ def test_geojson_is_valid_and_paints_the_labels(step):
     labels[4:7, 4:7] = 2
     labels[5, 5] = 1
     labels[12, 12] = labels[13, 13] = 0
-    tiles = assigned(labels, step)
+    tiles = assigned(labels, step, round(step))
     geojson = json.loads(json.dumps(maps.as_geojson("a", maps.regions(tiles))))
     np.testing.assert_array_equal(painted(geojson, labels.shape, step, 300, 200), labels + 1)
+    _, regions_by_scipy = ndimage.label(labels == 0)
+    assert sum("1" in f["properties"]["classification"]["name"] for f in geojson["features"]) == regions_by_scipy
+    widths, heights = (  # of columns and rows, from rounded corner to rounded corner
+        np.diff(np.round(start + np.arange(n) * step), append=np.round(start + (n - 1) * step) + round(step))
+        for start, n in ((300, 30), (200, 20))
+    )
     areas = np.zeros(3)
     for feature in geojson["features"]:
         outline = shapely.from_geojson(json.dumps(feature["geometry"]))
@@ -82,14 +91,16 @@ def test_geojson_is_valid_and_paints_the_labels(step):
                 assert (x1 - x0) * (y2 - y1) != (y1 - y0) * (x2 - x1)  # every point is a corner
         number = int(feature["properties"]["classification"]["name"].split()[1])
         tiles_in = feature["properties"]["measurements"]["Tiles"]
-        assert outline.area == pytest.approx(tiles_in * step**2, rel=1e-3)
+        cells = shapely.contains_xy(
+            outline, *np.meshgrid(300 + (np.arange(30) + 0.5) * step, 200 + (np.arange(20) + 0.5) * step)
+        )
+        assert cells.sum() == tiles_in
+        assert outline.area == (cells * np.outer(heights, widths)).sum()
         areas[number - 1] += outline.area
     np.testing.assert_allclose(areas, np.bincount(tiles.cluster_ids, minlength=3) * step**2, rtol=0.01)
 
 
 def test_regions_are_counted_as_scipy_counts_them():
-    from scipy import ndimage
-
     labels = np.random.default_rng(1).integers(0, 4, (25, 25))
     found = maps.regions(assigned(labels))
     for cluster in range(4):
@@ -108,12 +119,33 @@ def test_tiles_that_overlap_or_do_not_touch():
     assert [region.outline.area for region in alone] == pytest.approx([64**2] * 12)
 
 
+def test_tiles_off_one_grid_stand_where_they_were_cut():
+    """Two pieces of tissue, each on a grid of its own, as other tools lay them."""
+    pieces = [assigned(np.zeros((3, 4), int), left=300, top=200), assigned(np.zeros((5, 2), int), left=1217, top=233)]
+    positions = np.concatenate([piece.positions for piece in pieces]).view(np.recarray)
+    outlines = [region.outline for region in maps.regions(maps.Assigned(positions, np.zeros(22, int), np.ones(22)))]
+    assert [outline.bounds for outline in outlines] == [(300, 200, 556, 392), (1217, 233, 1345, 553)]
+    assert [outline.area for outline in outlines] == [12 * 64**2, 10 * 64**2]
+
+
+def test_a_lower_limit_drops_small_regions(tmp_path):
+    tiles = assigned([[0, 0, 1, 0], [0, 0, 1, -1]])
+    section = maps.write_maps(tmp_path, tiles, tiles_of(tiles), 2, min_region=2)
+    features = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    assert [feature["properties"]["measurements"]["Tiles"] for feature in features] == [4, 2]
+    assert "The GeoJSON leaves out 1 regions of fewer than 2 tiles." in section.notes
+    with pytest.raises(InputError, match="frame must be qupath or file"):
+        maps.write_maps(tmp_path, tiles, tiles_of(tiles), 2, frame="halo")
+    plt.close("all")
+
+
 def test_annotations_are_as_qupath_writes_them():
     tiles = assigned([[0, 0], [1, -1]], confidence=np.array([0.5, 0.7, 0.25]))
     names = {2: 'tumour "x" </script>\n$\\alpha$', 9: "of no cluster"}
     collection = json.loads(json.dumps(maps.as_geojson("a", maps.regions(tiles), names)))
-    assert collection.keys() == {"type", "features"}
-    assert collection["type"] == "FeatureCollection"
+    assert collection.keys() == {"type", "slide", "frame", "origin", "features"}
+    assert (collection["type"], collection["slide"]) == ("FeatureCollection", "a")
+    assert (collection["frame"], collection["origin"]) == ("file", [0, 0])
     first, second = collection["features"]
     assert first["type"] == "Feature"
     assert len(first["id"]) == 36
@@ -155,11 +187,13 @@ def test_a_map_shows_place_colour_and_confidence(tmp_path):
     assert picture.part == (300, 200, 384, 256)
     assert (picture.pixels == 200).all()
     figure = maps.draw_maps("a", picture, {"clusters": tiles}, 3, {1: "_$\\tumour$", 3: "<b>"})
-    shown = figure.axes[1].images[-1]
-    assert shown.get_extent() == [300, 684, 456, 200]
-    cells = np.asarray(shown.get_array())
-    np.testing.assert_allclose(cells[:, :3, :3], np.broadcast_to(to_rgb(maps.COLOURS[0]), (4, 3, 3)))
-    np.testing.assert_allclose(cells[..., 3].ravel(), confidence)
+    [painted_tiles] = figure.axes[1].collections
+    corners = np.array([path.vertices[:4] for path in painted_tiles.get_paths()])
+    np.testing.assert_array_equal(corners.min(1), np.stack([tiles.positions.x, tiles.positions.y], axis=1))
+    np.testing.assert_array_equal(corners.max(1), corners.min(1) + 64)
+    colours = painted_tiles.get_facecolors().reshape(4, 6, 4)
+    np.testing.assert_allclose(colours[:, :3, :3], np.broadcast_to(to_rgb(maps.COLOURS[0]), (4, 3, 3)))
+    np.testing.assert_allclose(colours[..., 3].ravel(), confidence)
     figure.canvas.draw()  # raises for names taken for formulas
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["1 _$\\tumour$", "2", "3 <b>"]
     numbers = {text.get_text(): text.get_position() for text in figure.axes[1].texts}
@@ -227,6 +261,44 @@ def test_maps_of_a_made_slide_find_its_regions(tmp_path):
         ("1", "1 red", False),
         ("2", "2", True),
     }
+    plt.close("all")
+
+
+@pytest.mark.parametrize("frame", ["qupath", "file"])
+def test_a_slide_with_bounds_opens_in_place(tmp_path, monkeypatch, capsys, frame):
+    """QuPath shows what OpenSlide's bounds hold: there, or in the whole file, each region lies on its tissue."""
+    monkeypatch.chdir(tmp_path)
+    areas = {(400, 300): island(512, 512, 128, 128, 256, 256), (950, 1000): island(512, 512, 128, 128, 256, 256, 1)}
+    path = write_scn(tmp_path / "a.scn", areas)
+    options = ["--run", "starter", "--mpp", "0.5", "--frame", frame, "--min-tissue", "0.9"]
+    assert main(["map", "--slide", str(path), *options]) == 0
+    geojson = json.loads((tmp_path / "maps" / "a.geojson").read_text())
+    with openslide.OpenSlide(path) as slide:
+        x, y, width, height = (
+            int(slide.properties[f"openslide.bounds-{name}"]) for name in ("x", "y", "width", "height")
+        )
+        plane = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB")).astype(int)
+    assert (x, y, width, height) == (400, 300, 950 + 512 - 400, 1000 + 512 - 300)
+    assert geojson["frame"] == frame
+    assert geojson["origin"] == ([x, y] if frame == "qupath" else [0, 0])
+    image = plane[y : y + height, x : x + width] if frame == "qupath" else plane
+    outlines = [shapely.from_geojson(json.dumps(feature["geometry"])) for feature in geojson["features"]]
+    assert shapely.is_valid(outlines).all()
+    stained = image.max(2) - image.min(2) > 20
+    for outline in outlines:
+        left, top, right, bottom = map(int, outline.bounds)
+        assert 0 <= left < right <= image.shape[1]
+        assert 0 <= top < bottom <= image.shape[0]
+        assert stained[top:bottom, left:right].mean() > 0.6
+    with open(tmp_path / "maps" / "tile_clusters.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    shift = np.array(geojson["origin"])
+    corners = [(int(row["x"]), int(row["y"])) - shift for row in rows]
+    assert sum(outline.area for outline in outlines) == 64**2 * len(rows)
+    for corner in corners:
+        assert sum(outline.contains(shapely.Point(*(corner + 32))) for outline in outlines) == 1
+    printed = capsys.readouterr().out
+    assert f"The GeoJSON of a {'counts from what was scanned' if frame == 'qupath' else 'keeps'}" in printed
     plt.close("all")
 
 

@@ -43,6 +43,40 @@ def island(height=1024, width=1536, top=256, left=512, tall=512, wide=768, seed=
     return image
 
 
+def write_scn(path, areas, size=(1500, 1600), nm=500):
+    """A Leica SCN as OpenSlide reads it: square `areas` by the x and y of their corners, scanned on an empty slide."""
+    side = len(next(iter(areas.values())))
+
+    def element(name, pixels, view, objective, dimensions):
+        return (
+            f'<image name="{name}" uuid="urn:{name}"><creationDate>2020-01-01T00:00:00Z</creationDate>'
+            f'<device model="Leica SCN400;Leica SCN" version="1.0"/>'
+            f'<pixels sizeX="{pixels[0]}" sizeY="{pixels[1]}">{dimensions}</pixels>'
+            f'<view sizeX="{view[2] * nm}" sizeY="{view[3] * nm}" offsetX="{view[0] * nm}" offsetY="{view[1] * nm}" '
+            f'spacingZ="0"/><scanSettings><objectiveSettings><objective>{objective}</objective></objectiveSettings>'
+            "<illuminationSettings><numericalAperture>0.4</numericalAperture><illuminationSource>brightfield"
+            "</illuminationSource></illuminationSettings></scanSettings></image>"
+        )
+
+    images = element("macro", (64, 64), (0, 0, *size), 0.6, '<dimension sizeX="64" sizeY="64" r="0" ifd="0"/>')
+    for i, (x, y) in enumerate(areas):
+        level = f'<dimension sizeX="{side}" sizeY="{side}" r="0" ifd="{1 + i}"/>'
+        images += element(f"area{i}", (side, side), (x, y, side, side), 20, level)
+    xml = (
+        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:x">'
+        f'<collection name="made" uuid="urn:c" sizeX="{size[0] * nm}" sizeY="{size[1] * nm}" barcode="">{images}'
+        "</collection></scn>"
+    )
+    options = {"photometric": "rgb", "compression": "deflate", "metadata": None, "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        file.write(
+            np.full((64, 64, 3), 240, np.uint8), tile=(64, 64), description=xml, resolution=(4e2, 4e2), **options
+        )
+        for image in areas.values():
+            file.write(image, tile=(128, 128), resolution=(1e7 / nm,) * 2, **options)
+    return path
+
+
 def encode(image: np.ndarray, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, kind)
