@@ -20,8 +20,10 @@ measuring/    pairs and controls; features and distribution; fidelity; two_sampl
 reporting/    figures, tables, page, evaluation, export, maps, card; atlas and naming (its form): what people look at
 session       a run, opened once: `open_run` gives notebooks and commands all of the above
 choosing      the clusters of every k, learnt together and compared
-check         is this machine ready for a run; watch: a training seen from outside; share: a generator for others
-__main__      the command line
+share         a run's generator in a folder for others
+cli/          parser, options, summary, execute; check, estimate (is this machine ready for a run), watch; notebooks,
+              commands
+__main__      the door of the command line
 
 Importing a module starts nothing: no device, no seed, no download, no file; the package itself only says how threads
 shall wait and that freed memory is kept (machine/cpu). Images are uint8 tensors of shape (N, 3, H, W), and float in

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from pfiles import choices
-from pfiles.__main__ import main, run_cells
+from pfiles.__main__ import main
 from pfiles.choices import DEFAULTS, choose
+from pfiles.cli.execute import run_cells
 from pfiles.errors import InputError
 from pfiles.paths import ROOT
 from pfiles.session import open_run

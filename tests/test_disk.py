@@ -15,11 +15,12 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from pfiles import __main__ as command_line
 from pfiles import paths as paths_module
 from pfiles.__main__ import main
 from pfiles.checkpoints import save_weights
 from pfiles.classifier import Classifier
+from pfiles.cli import notebooks
+from pfiles.cli.execute import execute
 from pfiles.learning.resume import last_resume_point, load_resume_point, save_resume_point
 from pfiles.machine.runtime import make_generator, seeded
 from pfiles.paths import ROOT, atomic_write, write_json
@@ -190,7 +191,7 @@ def test_a_read_only_disk_is_told_before_any_work(tmp_path, monkeypatch, capfd):
     def refuse(path, *args, **kwargs):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-    monkeypatch.setattr(command_line, "execute", lambda *args: pytest.fail("a notebook was started"))
+    monkeypatch.setattr(notebooks, "execute", lambda *args: pytest.fail("a notebook was started"))
     monkeypatch.setattr(paths_module.Path, "mkdir", refuse)
     assert main(["run", "--preset", "demo", "--data", "embedded", "--out", str(tmp_path / "out")]) == 2
     sentence = rf"error: The output folder {tmp_path}/out takes no file \(Read-only file system\): [^\n]*\.\n"
@@ -207,11 +208,11 @@ def test_a_notebook_that_the_disk_stopped_tells_the_cause(tmp_path):
         nbformat.v4.new_code_cell("raise OSError(30, 'Read-only file system', 'resume.pt')"),
     ]
     nbformat.write(book, tmp_path / "fails.ipynb")
-    found = command_line.execute(tmp_path / "fails.ipynb", tmp_path / "file" / "executed.ipynb", {})
+    found = execute(tmp_path / "fails.ipynb", tmp_path / "file" / "executed.ipynb", {})
     assert found == ("OSError", "[Errno 30] Read-only file system: 'resume.pt'")
     book.cells[1].source = "raise KeyboardInterrupt"
     nbformat.write(book, tmp_path / "fails.ipynb")
-    found = command_line.execute(tmp_path / "fails.ipynb", tmp_path / "executed.ipynb", {})
+    found = execute(tmp_path / "fails.ipynb", tmp_path / "executed.ipynb", {})
     assert found == ("KeyboardInterrupt", "Stopped: run the same command again to go on.")
 
 

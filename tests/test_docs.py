@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 import nbformat
 import pytest
 
+from pfiles.cli.parser import make_parser
 from pfiles.paths import ROOT
 from pfiles.settings import PRESETS, Settings, get_settings
 
@@ -84,8 +85,8 @@ def test_readme_names_every_page():
 def test_commands_parse(page):
     for command in commands(text_of(page)):
         module, *arguments = shlex.split(command)
-        module = importlib.import_module("pfiles.__main__" if module == "pfiles" else module)
-        args = vars(module._parser().parse_args(arguments))
+        parser = make_parser() if module == "pfiles" else importlib.import_module(module)._parser()
+        args = vars(parser.parse_args(arguments))
         changed = dict(pair.split("=") for pair in args.get("overrides") or [])
         assert changed.keys() <= leaves(Settings()).keys()
         if args.get("preset"):

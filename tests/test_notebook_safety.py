@@ -9,8 +9,9 @@ import nbformat
 import numpy as np
 import pytest
 
-from pfiles.__main__ import NOTEBOOKS, execute, run_cells
 from pfiles.checkpoints import save_weights
+from pfiles.cli.execute import execute, run_cells
+from pfiles.cli.notebooks import NOTEBOOKS
 from pfiles.errors import InputError
 from pfiles.measuring import memorisation
 from pfiles.paths import ROOT, Paths, read_json

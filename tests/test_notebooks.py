@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pfiles.__main__ import NOTEBOOKS, execute, main
+from pfiles.__main__ import main
+from pfiles.cli.execute import execute
+from pfiles.cli.notebooks import NOTEBOOKS
 from pfiles.paths import ROOT
 from pfiles.session import choices_of, open_run
 from tests.conftest import TINY, make_tiles, png

@@ -14,7 +14,10 @@ import torch
 from PIL import Image
 
 from pfiles import checkpoints
-from pfiles.__main__ import NOTEBOOKS, main, print_summary, run_cells
+from pfiles.__main__ import main
+from pfiles.cli.execute import run_cells
+from pfiles.cli.notebooks import NOTEBOOKS
+from pfiles.cli.summary import print_summary
 from pfiles.errors import InputError
 from pfiles.identity import same_identity, without
 from pfiles.learning import autoencoder
@@ -454,9 +457,9 @@ def test_the_command_names_its_restart_until_it_ends(tmp_path, monkeypatch):
         given.append(parameters["restart"])
         return ("KeyboardInterrupt", "stopped") if len(given) < 3 else None
 
-    monkeypatch.setattr("pfiles.__main__.execute", execute)
-    monkeypatch.setattr("pfiles.__main__.started_ahead", lambda notebooks: (None for _ in notebooks))
-    monkeypatch.setattr("pfiles.__main__.NOTEBOOKS", ("one",))
+    monkeypatch.setattr("pfiles.cli.notebooks.execute", execute)
+    monkeypatch.setattr("pfiles.cli.notebooks.prestarted_kernels", lambda notebooks: (None for _ in notebooks))
+    monkeypatch.setattr("pfiles.cli.notebooks.NOTEBOOKS", ("one",))
     np.save(tmp_path / "tiles.npy", make_tiles(44))
     data = str(tmp_path / "tiles.npy")
     command = ["run", "--preset", "demo", "--data", data, "--out", str(tmp_path), "--restart", *tiny()]
@@ -475,8 +478,8 @@ def test_several_k_are_run_one_after_the_other_but_trained_together(tmp_path, mo
     def execute(notebook, target, parameters, kernel):
         ran.append((notebook.stem, parameters["n_clusters"]))
 
-    monkeypatch.setattr("pfiles.__main__.execute", execute)
-    monkeypatch.setattr("pfiles.__main__.started_ahead", lambda notebooks: (None for _ in notebooks))
+    monkeypatch.setattr("pfiles.cli.notebooks.execute", execute)
+    monkeypatch.setattr("pfiles.cli.notebooks.prestarted_kernels", lambda notebooks: (None for _ in notebooks))
     np.save(tmp_path / "tiles.npy", make_tiles(44))
     where = ["--preset", "demo", "--data", str(tmp_path / "tiles.npy"), "--out", str(tmp_path)]
     assert main(["run", *where, "--clusters", "3-4", *tiny()]) == 0

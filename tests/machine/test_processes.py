@@ -179,7 +179,7 @@ def test_a_notebook_can_start_the_processes(tmp_path):
     overrides = {**TINY, "image_size_px": 64}
     code = f"""
 from accelerate import notebook_launcher
-from pfiles.__main__ import run_cells
+from pfiles.cli.execute import run_cells
 from pfiles.paths import ROOT
 parameters = {{"data": "embedded", "preset": "demo", "overrides": {overrides!r}, "out": {str(tmp_path)!r}}}
 notebook_launcher(run_cells, (ROOT / "train_autoencoder.ipynb", parameters), num_processes=2)

@@ -14,7 +14,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from pfiles.__main__ import with_parameters
+from pfiles.cli.execute import with_parameters
 from pfiles.paths import ROOT
 from pfiles.reporting import atlas
 from tests.conftest import K, make_tiles, opened, parameters, train

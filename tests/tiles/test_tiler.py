@@ -14,7 +14,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pfiles.__main__ import main, run_cells
+from pfiles.__main__ import main
+from pfiles.cli.execute import run_cells
 from pfiles.errors import InputError
 from pfiles.paths import ROOT
 from pfiles.tiles import tiler

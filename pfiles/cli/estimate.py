@@ -1,180 +1,33 @@
-"""Is this machine ready for a run, and how long will it take: one line for each thing a run needs, green or red.
+"""How long each notebook of a run takes on this machine, from some steps of each training and of each measure."""
 
-python -m pfiles check --data PATH --preset recommended
-"""
-
-import os
-import re
-import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import redirect_stdout, suppress
+from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
-from io import StringIO
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pandas as pd
-import psutil
 import torch
 from IPython.utils.capture import capture_output
 
-from pfiles.checkpoints import START, find_checkpoint
-from pfiles.discriminator import Discriminator
-from pfiles.drawing.generator import STARTER
-from pfiles.errors import InputError
+from pfiles.checkpoints import START
 from pfiles.latents import encode_tiles
 from pfiles.lpips import LPIPS
-from pfiles.machine.cpu import usable_cores
-from pfiles.machine.processes import in_notebook, progress
+from pfiles.machine.processes import progress
 from pfiles.measuring import pairs, tile_network, two_sample, usefulness
 from pfiles.measuring.memorisation import nearest_tiles
-from pfiles.paths import ROOT, Paths
+from pfiles.paths import Paths
 from pfiles.reporting import atlas, evaluation
-from pfiles.session import OpenRun, open_run
+from pfiles.session import OpenRun
 from pfiles.tiles.pixels import evenly_spaced
-from pfiles.unet_cond_base import UNet
-from pfiles.vqvae import make_vqvae
 
 STEPS = 20  # measured of each training
 FEW, PATIENCE = 2, 20  # where the second step says that all would take longer than so many seconds, two must do
-GREEN, RED, PLAIN = "\033[32m", "\033[31m", "\033[0m"  # as terminals and notebooks show colours
 DRAWN_FOR_FIGURES = 5  # tiles of parts 4, 7 and 8
 AT_ONCE = 16  # tiles drawn to measure with
 SEARCHED_AMONG = 1000  # training tiles at most in which copies are looked for
-START_UP = 3.0  # seconds until a notebook has loaded its packages
 MOST_TOLD_APART = 9  # pairs of sets that part 13's two-sample test tells apart, those of its guards among them
-
-
-class Line(NamedTuple):
-    """One thing that was looked at. found: what there is; advice: what to do where that is not enough."""
-
-    is_good: bool
-    what: str
-    found: str
-    advice: str = ""
-
-    def __str__(self) -> str:
-        mark = f"{GREEN}ok   {PLAIN}" if self.is_good else f"{RED}mend {PLAIN}"
-        return f"{mark}{self.what}: {self.found}{f'. {self.advice}' if self.advice else ''}"
-
-
-def check(
-    n_clusters: int | str | None = None, clustering: str | None = None, data: str | Path | None = None,
-    preset: str | None = None, overrides: Mapping[str, Any] | None = None, out: str | Path | None = None,
-    measure: bool = True,
-) -> bool:  # fmt: skip
-    """Print what a run with these choices finds here; whether all of it is good.
-
-    What is None is as run.toml says. measure: train some steps of every training, in a folder that is removed again,
-    and say how long each notebook will take: from seconds to two minutes.
-    """
-    run = open_run("check", n_clusters, clustering, data, preset, overrides, out=out)
-    is_good = True
-    for line in _lines(run, measure):
-        print(line, flush=True)
-        is_good &= line.is_good
-    return is_good
-
-
-def _lines(run: OpenRun, measure: bool) -> Iterator[Line]:
-    yield _packages()
-    yield _gpu(run, measure)
-    try:
-        with redirect_stdout(StringIO()) as said:
-            tiles = run.tiles
-        sizes = f"{len(tiles.train)} training and {len(tiles.test)} held-out tiles of {run.settings.image_size_px} px"
-        split = " ".join(line for line in said.getvalue().splitlines()[:-1] if not line.startswith("Using"))
-        yield Line(True, "data", f"{sizes} from {tiles.source}", split.removesuffix("."))
-    except InputError as error:
-        yield Line(False, "data", str(error))
-        tiles = None
-    yield _disk(run, 0 if tiles is None else len(tiles.train))
-    yield from _weights(run)
-    has_widgets = find_spec("ipywidgets") is not None
-    advice = "" if has_widgets else "pip install -c constraints.txt ipywidgets: bars need none, but an atlas does"
-    yield Line(has_widgets, "widgets", "in this kernel" if has_widgets else "missing", advice)
-    if measure and tiles is not None:
-        for name, seconds, how in estimate(run):
-            yield Line(True, f"time of {name}", f"about {timedelta(seconds=round(START_UP + seconds))}, {how}")
-
-
-def _packages() -> Line:
-    """The kernel and whether it has all that requirements.txt asks for."""
-    file = ROOT / "requirements.txt"
-    names = re.findall(r"^[\w.-]+", file.read_text(), re.MULTILINE) if file.exists() else []
-    missing = []
-    for name in names:
-        try:
-            version(name)
-        except PackageNotFoundError:
-            missing.append(name)
-    kernel = f"Python {sys.version.split()[0]} of {sys.prefix}{', in a notebook' if in_notebook() else ''}"
-    if not missing:
-        return Line(True, "kernel", f"{kernel}, with all packages")
-    advice = "pip install -r requirements.txt -c constraints.txt with this Python, or choose the kernel that has them"
-    return Line(False, "kernel", f"{kernel}, without {', '.join(missing)}", advice)
-
-
-def _gpu(run: OpenRun, measure: bool) -> Line:
-    memory = f"{psutil.virtual_memory().available / 2**30:.0f} GiB of memory free"
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        busy = free < total / 2
-        found = f"{torch.cuda.get_device_name()} with {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, {memory}"
-        return Line(not busy, "GPU", found, "Others use it: see nvidia-smi, or take another card" if busy else "")
-    small = run.preset == "demo"
-    times = "see the times below" if measure else "a check without --fast says how long it takes"
-    advice = "" if small else f"preset {run.preset!r} is made for one: {times}, or take preset 'demo'"
-    return Line(small, "GPU", f"none, {usable_cores()} CPU cores, {memory}", advice)
-
-
-def _disk(run: OpenRun, tiles: int) -> Line:
-    """Room for two resume points of each training (weights, two moments of each, averages), images and codes."""
-    settings, side = run.settings, run.settings.image_size_px
-    with torch.device("meta"):
-        vqvae = make_vqvae(settings.autoencoder)
-        networks = vqvae, Discriminator(**settings.autoencoder.discriminator)
-        unet = UNet(vqvae.z_channels, sum(run.ks), **settings.diffusion.unet)
-    first, later = (sum(p.numel() for network in some for p in network.parameters()) for some in (networks, [unet]))
-    resumed = 2 * (2 * 3 * 4 * first + 3 * 4 * 4 * later)  # bytes: autoencoder and polish; three trainings of the UNet
-    drawn = settings.sampling.num_generated or tiles
-    need = resumed + 2 * drawn * 3 * side**2 + 8 * tiles * (side // vqvae.downscale) ** 2
-    place = next(folder for folder in (run.paths.root, *run.paths.root.parents) if folder.exists())
-    free = shutil.disk_usage(place).free
-    found = f"{free / 2**30:.1f} GiB free in {place}, at most {need / 2**30:.2f} needed"
-    if not os.access(place, os.W_OK):
-        return Line(False, "disk", found, "The folder takes no file: name another one as out")
-    return Line(free > need, "disk", found, "" if free > need else "Free some, or name a folder elsewhere as out")
-
-
-def _weights(run: OpenRun) -> Iterator[Line]:
-    """Which networks there are: of this run, of the starter, and VGG16's, where the settings ask for it."""
-    done = ["autoencoder"] * run.paths.autoencoder.exists()
-    for stage in START:
-        with suppress(InputError):
-            find_checkpoint(run.paths, "unet", stage, run.clustering)
-            done.append(stage)
-    yield Line(True, "networks of this run", f"{', '.join(done) or 'none yet'}, in {run.paths.root}")
-    has = (STARTER / "model.safetensors").exists()
-    yield Line(
-        has, "starter", str(STARTER) if has else "missing", "" if has else "Get the repository's weights/starter"
-    )
-    if run.settings.autoencoder.perceptual == "lpips" or run.settings.lpips_required:
-        has = _has_vgg16()
-        found = "there" if has else f"not in {torch.hub.get_dir()}/checkpoints"
-        advice = "It is downloaded on first use (528 MB); without a network see docs/settings.md"
-        yield Line(has, "VGG16's ImageNet weights", found, "" if has else advice)
-
-
-def _has_vgg16() -> bool:
-    return any(Path(torch.hub.get_dir(), "checkpoints").glob("vgg16-397923af.pth"))
 
 
 def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
@@ -253,7 +106,7 @@ def _seconds_of_scores(small: OpenRun) -> dict[str, float]:
     tiles, device = small.train_images[:AT_ONCE].cpu(), small.device
     scores = {"part 10": (pairs.ssim_published, pairs.ssim), "part 11": (pairs.ms_ssim,), "part 12": ()}
     of_parts = {part: [partial(score, device=device) for score in some] for part, some in scores.items()}
-    if _has_vgg16():
+    if has_vgg16():
         of_parts["part 12"] = [pairs.lpips_score(LPIPS().load_pretrained().to(device), device)]
     found = {}
     for part, some in of_parts.items():
@@ -288,7 +141,7 @@ def _small(run: OpenRun, tiles: int, steps: int, folder: Path) -> OpenRun:
     settings, how = run.settings, run.settings.sampling
     ae = settings.autoencoder
     polish = replace(ae.polish, epochs=steps if ae.polish.epochs else 0)
-    perceptual = ae.perceptual if _has_vgg16() else "ms-ssim"  # nothing is downloaded for a check
+    perceptual = ae.perceptual if has_vgg16() else "ms-ssim"  # nothing is downloaded for a check
     ae = replace(ae, epochs=steps, polish=polish, perceptual=perceptual, discriminator_start_step=0)
     stages = {name: replace(getattr(settings, name), epochs=steps) for name in ("clusters", *START)}
     sampling = replace(how, steps=min(how.steps, steps), batch_size=min(how.batch_size, AT_ONCE))
@@ -328,3 +181,8 @@ def _seconds_per_tile(small: OpenRun) -> float:
     began = time.monotonic()
     small.draw(ids, stage="training", progress=False)
     return (time.monotonic() - began) / len(ids)
+
+
+def has_vgg16() -> bool:
+    """Whether VGG16's ImageNet weights lie where torch looks for them."""
+    return any(Path(torch.hub.get_dir(), "checkpoints").glob("vgg16-397923af.pth"))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pfiles import watch
 from pfiles.__main__ import main
+from pfiles.cli import watch
 from pfiles.errors import InputError
 from pfiles.learning import log
 from pfiles.session import open_run

@@ -1,0 +1,168 @@
+"""What each command does, one function per command; those that run notebooks stand in `notebooks`."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import fields
+
+import torch
+
+from pfiles.checkpoints import fingerprint_of_role
+from pfiles.cli import notebooks
+from pfiles.cli.check import check
+from pfiles.cli.options import parse_overrides, resolve_data, run_choices
+from pfiles.cli.watch import watch
+from pfiles.drawing.generator import Generator
+from pfiles.drawing.sampling import write_table
+from pfiles.errors import InputError
+from pfiles.machine.processes import progress
+from pfiles.machine.runtime import pick_device, versions
+from pfiles.measuring.pairs import PUBLISHED_SIDE
+from pfiles.paths import expand, read_json, write_json
+from pfiles.reporting import evaluation, export, figures, maps, page
+from pfiles.reporting.card import BLANKS, read_card
+from pfiles.session import MADE_FROM, open_run
+from pfiles.share import share
+from pfiles.tiles.files import list_images, read_images, refuse_other_images, write_tiles
+from pfiles.tiles.slides import Tiling
+from pfiles.tiles.sources import PICTURES, read_source
+from pfiles.tiles.tiler import find_slides, tile_slides
+
+
+def _check(args: argparse.Namespace) -> int:
+    out = None if args.out is None else expand(args.out).absolute()
+    data = None if args.data is None else resolve_data(args.data)
+    overrides = parse_overrides(args.overrides)
+    return int(not check(args.clusters, args.clustering, data, args.preset, overrides, out, not args.fast))
+
+
+def _watch(args: argparse.Namespace) -> int:
+    watch(None if args.out is None else expand(args.out).absolute(), once=args.once)
+    return 0
+
+
+def _draw(args: argparse.Namespace) -> int:
+    if args.number < 1:
+        raise InputError(f"--number must be at least 1, but is {args.number}.")
+    out, numbers = expand(args.out).absolute(), range(1, args.number + 1)
+    refuse_other_images(out / "tiles", numbers)
+    folder = expand(args.folder).absolute()
+    if (folder / "summary.json").exists():
+        generator = open_run("draw", **run_choices(args, folder), out=folder).generator()
+    else:
+        generator = Generator.load(folder if folder.exists() else args.folder, pick_device())
+    cluster_ids = generator.cluster_ids(args.number, args.seed, args.cluster)
+    images = generator.draw(cluster_ids, seed=args.seed)
+    write_tiles(out / "tiles", numbers, images)
+    write_table(out, numbers, cluster_ids, generator.names, args.seed)
+    order = cluster_ids.argsort(stable=True)[:100]
+    figures.save_figure(figures.show_tiles(images[order], title="Generated tiles, by cluster"), out / "sheet.jpg")
+    print(f"{args.number} tiles in {out / 'tiles'}, all of them in {out / 'sheet.jpg'}")
+    return 0
+
+
+def _tile(args: argparse.Namespace) -> int:
+    tiling = Tiling(**{field.name: getattr(args, field.name) for field in fields(Tiling)})
+    table = None if args.slides_csv is None else expand(args.slides_csv).absolute()
+    slides = [expand(path).absolute() for path in args.slides]
+    tile_slides(slides, expand(args.out).absolute(), tiling, table, args.pseudonyms)
+    return 0
+
+
+def _map(args: argparse.Namespace) -> int:
+    folder, out = (expand(path).absolute() for path in (args.folder, args.out))
+    if (folder / "summary.json").exists():
+        run = open_run("map", **run_choices(args, folder), out=folder)
+        trained = Generator(*run.networks(), run.settings, torch.empty(0), names=run.names)
+        mpp = args.mpp or read_json(run.paths.summary).get("run", {}).get("mpp")
+    else:
+        trained = Generator.load(folder if folder.exists() else args.folder, pick_device())
+        mpp = args.mpp or trained.mpp
+    if mpp is None:
+        raise InputError(f"{folder} does not tell the scale of its tiles: give it as --mpp.")
+    side = trained.settings.image_size_px
+    tiling = Tiling(mpp, side, min_tissue=args.min_tissue, mpp_of_slide=args.mpp_of_slide)
+    slides = find_slides([expand(path).absolute() for path in args.slide], out)
+    networks = {"autoencoder": trained.space.vqvae, "clusters": trained.clusterer}
+    of = {name: fingerprint_of_role(network) for name, network in networks.items()}
+    of["slides"] = sorted(slide.name for slide in slides)
+    if read_json(out / MADE_FROM, of) != of:
+        raise InputError(f"{out} holds maps of other slides or of other networks: name another folder with --out.")
+    write_json(out / MADE_FROM, of)
+    tile_slides(slides, out / "tiles", tiling, show_split=False)
+    tiles = read_source(out / "tiles")
+    bar = progress(tiles.images.split(4096), desc="assign tiles", unit="batch", leave=False, delay=2)
+    parts = [trained.assign(batch) for batch in bar]
+    assigned = maps.Assigned(tiles.positions, *(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
+    section = maps.write_maps(
+        out, assigned, tiles.images, trained.n_clusters, names=trained.names, pictures=out / "tiles" / PICTURES,
+        frame=args.frame, min_region=args.min_region,
+    )  # fmt: skip
+    print(page.as_text([section]))
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    options = {"clusters_csv": args.clusters_csv, "autoencoder": args.autoencoder, "held_out": args.held_out}
+    files = {name: None if value is None else expand(value).absolute() for name, value in options.items()}
+    real, generated, out = (expand(folder).absolute() for folder in (args.real, args.generated, args.out))
+    if out.exists() and not out.is_dir():
+        raise InputError(f"The output folder {out} is a file: name a folder, existing or new.")
+    sections = evaluation.evaluate(
+        real, generated, **files, features=args.features, paired=not args.unpaired, seed=args.seed, device=pick_device()
+    )
+    print(page.as_text(sections))
+    about = {"real": str(real), "generated": str(generated), "seed": args.seed, **versions()}
+    print("\nwritten", *page.write_report(sections, out, about), sep="\n  ")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    generated, out = (expand(folder).absolute() for folder in (args.generated, args.out))
+    side = read_images([*list_images(generated).values()][:1]).shape[2]
+    overrides = {**parse_overrides(args.overrides), "max_train_tiles": None, "precision": "fp32"}
+    if side != PUBLISHED_SIDE:  # else they are tiles enlarged by the authors' way of saving them
+        overrides["image_size_px"] = side
+    if args.data is None and export.made_from(generated) is None:
+        raise InputError(f"Nothing in {generated} says which tiles its images were made from: name them with --data.")
+    run = open_run("export", 2, data=resolve_data(args.data), preset=args.preset, overrides=overrides)
+    gate = export.export(generated, run.tiles, out)
+    share_closer, low, high, expected = (f"{gate[name]:.1%}" for name in ("closer", "low", "high", "expected"))
+    print(
+        f"{gate['exported']} of {len(gate['images'])} images passed: {out / 'images'}\n"
+        f"{gate['withheld']} were withheld: they are closer to a training tile than {gate['threshold']:.3f}, as "
+        f"the closest 1 % of {gate['held_out_tiles']} held-out tiles are.\n"
+        f"That is {share_closer}, 95 % interval {low} to {high}. Of images like the held-out tiles {expected} would be "
+        f"expected, and this share or a larger one has a chance of {gate['chance']:.2g}."
+    )
+    return 0
+
+
+def _share(args: argparse.Namespace) -> int:
+    folder, out = expand(args.folder).absolute(), expand(args.out).absolute()
+    card = read_card(args.card and expand(args.card), {name: getattr(args, name) for name in BLANKS})
+    choices = run_choices(args, folder)
+    run = open_run("share", **choices, out=folder)
+    gate = share(run, out, card, preset=run.preset, overrides=choices.get("overrides", {}))
+    print(
+        f"The gate passed: {gate['closer']:.1%} of {gate['images']} generated tiles are as near to a training tile as "
+        f"the closest 1 % of held-out tiles.\n{out} is ready. Read its README.md. To put it on the Hugging Face hub:\n"
+        f"    hf auth login\n    hf upload YOUR-NAME/NAME-OF-THE-GENERATOR {out}"
+    )
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {  # each returns the exit status
+    "check": _check,
+    "demo": notebooks.run,
+    "run": notebooks.run,
+    "clusters": notebooks.choose_k,
+    "cells": notebooks.cells,
+    "watch": _watch,
+    "draw": _draw,
+    "tile": _tile,
+    "map": _map,
+    "evaluate": _evaluate,
+    "export": _export,
+    "share": _share,
+}
+READ_RUN_TOML = ("run", "clusters", "cells", "check", "watch")

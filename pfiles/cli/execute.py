@@ -1,0 +1,125 @@
+"""A notebook run without a browser: its kernel, its parameters, and how it ends."""
+
+import ast
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+from pfiles.choices import DEFAULTS
+from pfiles.errors import TerminatedError
+from pfiles.paths import ROOT, atomic_write
+
+CHOICES = {*DEFAULTS, "restart"} - {"n_clusters"}  # of a notebook, beside the parameters of its own
+SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: TerminatedError}  # and what they end as
+STOPPED = {error.__name__: 128 + number for number, error in SIGNALS.items()}  # exit status by error
+STOPPED_MESSAGE = "Stopped: run the same command again to go on."
+
+
+def prestarted_kernels(notebooks: Sequence[Path]) -> Iterator[AsyncKernelManager]:
+    """A kernel for each notebook in turn; the next one loads torch and pfiles while a notebook still runs."""
+    managers: list[AsyncKernelManager] = []
+    try:
+        for number in range(len(notebooks)):
+            managers += map(start_kernel, notebooks[len(managers) : number + 2])
+            yield managers[number]
+    finally:
+        for manager in managers:
+            end_kernel(manager, now=True)
+
+
+def start_kernel(notebook: Path) -> AsyncKernelManager:
+    """A kernel in the notebook's folder: this Python's own, whatever "python3" a user has registered."""
+    os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
+    load = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pfiles.session; del sys.path[0], sys, pfiles"
+    manager = AsyncKernelManager(kernel_name="python3")
+    quiet = "--log-level=ERROR"  # a kernel warns about its local ports each time it starts
+    options = [quiet, f"--IPKernelApp.exec_lines={load}"]
+    asyncio.run(manager.start_kernel(cwd=str(notebook.parent), extra_arguments=options))
+    return manager
+
+
+def end_kernel(manager: AsyncKernelManager, now: bool = False) -> None:
+    """End it, if that has not happened yet; `now`: without asking."""
+    if manager.has_kernel:
+        asyncio.run(manager.shutdown_kernel(now=now))
+
+
+def execute(
+    notebook: Path, target: Path, parameters: Mapping[str, Any], kernel: AsyncKernelManager | None = None
+) -> tuple[str, str] | None:
+    """Run a notebook in its own folder with some of its parameters changed, and write it with its outputs to `target`.
+
+    kernel: one that was started for it, see `start_kernel`; it ends with the notebook.
+
+    Only what the cell tagged "parameters" assigns is changed, in a cell put behind it. An interrupt or SIGTERM
+    goes on to the notebook, whose trainings then leave a resume point.
+    Returns None, or the name and the message of the error that stopped it: that of the notebook, also where the disk
+    that stopped it takes no `target` either.
+    """
+    book = with_parameters(notebook, parameters)
+    client = NotebookClient(book, km=kernel or start_kernel(notebook), timeout=None)
+    received: list[int] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        received.append(number)
+        if client.km.has_kernel:
+            os.kill(client.km.provisioner.pid, number)
+
+    handlers = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    failure = None
+    try:
+        with ThreadPoolExecutor(1) as pool:  # in the main thread nbclient would shut the notebook down on a signal
+            pool.submit(client.execute).result()
+    except CellExecutionError as error:
+        failure = error.ename, error.evalue or (STOPPED_MESSAGE if error.ename in STOPPED else error.ename)
+    except (DeadKernelError, AssertionError):  # the latter from nbclient, which asserts that it still has a kernel
+        failure = "DeadKernelError", "the notebook's process ended, most likely because memory ran out."
+        if received:
+            failure = SIGNALS[received[0]].__name__, STOPPED_MESSAGE
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        end_kernel(client.km)
+        with suppress(OSError) if failure else nullcontext(), atomic_write(target) as file:
+            file.write(nbformat.writes(book).encode())
+    if failure is None and received:
+        failure = SIGNALS[received[0]].__name__, STOPPED_MESSAGE
+    return failure
+
+
+def run_cells(notebook: Path, parameters: Mapping[str, Any]) -> None:
+    """Run a notebook's code in this process with some of its parameters changed, as a script; figures are not shown.
+
+    For torchrun and accelerate's notebook_launcher, which start the same code in several processes.
+    """
+    os.environ["MPLBACKEND"] = "Agg"
+    os.chdir(notebook.parent)
+    names: dict[str, Any] = {}
+    for number, cell in enumerate(with_parameters(notebook, parameters).cells):
+        if cell.cell_type == "code":
+            exec(compile(cell.source, f"{notebook.name}, cell {number}", "exec"), names)
+
+
+def with_parameters(notebook: Path, parameters: Mapping[str, Any]) -> nbformat.NotebookNode:
+    """The notebook with a cell behind its parameters that changes those it has, and adds the others to its choices."""
+    book = nbformat.read(notebook, as_version=4)
+    index, cell = next((i, c) for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", []))
+    assigned = {name.id for node in ast.parse(cell.source).body for name in getattr(node, "targets", ())}
+    lines = [f"{name} = {value!r}" for name, value in parameters.items() if name in assigned]
+    if "choices" in assigned:
+        choices = {name: value for name, value in parameters.items() if name in CHOICES - assigned}
+        lines.append(f"choices |= {choices!r}")
+    source = "\n".join(lines)
+    book.cells.insert(index + 1, nbformat.v4.new_code_cell(source, metadata={"tags": ["injected-parameters"]}))
+    return book

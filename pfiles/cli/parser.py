@@ -1,0 +1,245 @@
+"""What can be given to each command: one function per command. Nothing here loads torch, so that help comes at once.
+
+The names of clusterings and of features are written out for that reason; a test holds them to the code's.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from pfiles.errors import InputError
+from pfiles.reporting.card import BLANKS
+from pfiles.settings import PRESETS
+from pfiles.tiles.slides import Tiling
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+CLUSTERING_NAMES = "classifier or kmeans"
+FEATURE_NAMES = "random, autoencoder, inception, imagenet"
+DESCRIPTION = "Generate histopathology tiles by cluster, without labels. COMMAND --help explains a command."
+SEVERAL_K = "number of clusters, or several such as 10-16"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; {self.prog} --help shows what can be given.")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command and its options; InputError for what is unknown. None: those of this process."""
+    return make_parser().parse_args(arguments)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands. It calls itself as it was started: `kpc-ldm` or `python -m pfiles`."""
+    program = "kpc-ldm" if Path(sys.argv[0]).stem == "kpc-ldm" else "python -m pfiles"
+    parser = _Parser(prog=program, description=DESCRIPTION)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for add in (
+        _add_check, _add_demo, _add_run, _add_clusters, _add_cells, _add_watch, _add_draw, _add_tile, _add_map,
+        _add_evaluate, _add_export, _add_share,
+    ):  # fmt: skip
+        add(commands)
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="show where in the code an input was refused")
+    return parser
+
+
+def _add_check(commands: "Commands") -> None:
+    check = commands.add_parser("check", help="is this machine ready for a run, and how long will it take")
+    check.add_argument("--fast", action="store_true", help="measure no steps, and estimate no times")
+    _add_tiles_and_preset(check)
+    _add_k(check)
+    _add_clustering(check)
+    _add_out_and_seed(check)
+    _add_settings(check)
+
+
+def _add_demo(commands: "Commands") -> None:
+    demo = commands.add_parser("demo", help="everything at small size on embedded tissue: minutes on two CPU cores")
+    demo.set_defaults(data="embedded", preset="demo", clusters=6, clustering="kmeans")  # what so few tiles support
+    _add_out_and_seed(demo)
+    _add_settings(demo)
+    _add_restart(demo)
+
+
+def _add_run(commands: "Commands") -> None:
+    run = commands.add_parser("run", help="everything on your tiles")
+    _add_tiles_and_preset(run)
+    _add_k(run)
+    _add_clustering(run)
+    _add_out_and_seed(run)
+    _add_settings(run)
+    _add_restart(run)
+
+
+def _add_clusters(commands: "Commands") -> None:
+    clusters = commands.add_parser(
+        "clusters", help="the clusters of every k without a UNet: how many do the tiles support?"
+    )
+    _add_tiles_and_preset(clusters)
+    _add_k(clusters, default="10-16")
+    _add_clustering(clusters)
+    _add_out_and_seed(clusters)
+    _add_seeds(clusters)
+    _add_settings(clusters)
+    _add_restart(clusters)
+
+
+def _add_cells(commands: "Commands") -> None:
+    cells = commands.add_parser("cells", help="one notebook's code, in this process; what torchrun starts")
+    cells.add_argument("notebook", help="such as part_1_training")
+    _add_tiles_and_preset(cells)
+    _add_k(cells)
+    _add_clustering(cells)
+    _add_out_and_seed(cells)
+    _add_seeds(cells)
+    _add_settings(cells)
+    _add_restart(cells)
+
+
+def _add_watch(commands: "Commands") -> None:
+    watch = commands.add_parser("watch", help="a running training: rate, time left, last epochs, newest picture")
+    watch.add_argument("--out", metavar="DIR", help="the run's folder; default: this repository's own folders")
+    watch.add_argument("--once", action="store_true", help="look once instead of until it is done")
+
+
+def _add_draw(commands: "Commands") -> None:
+    draw = commands.add_parser("draw", help="tiles of a trained generator, such as the small one that comes along")
+    draw.add_argument(
+        "--from", default="starter", metavar="FOLDER", dest="folder", help="a generator, or a run; default starter"
+    )
+    draw.add_argument(
+        "--cluster", metavar="C", help="a name, or a number from 1; default: all, as often as in the training"
+    )
+    draw.add_argument("--number", type=int, default=64, metavar="N", help="how many tiles; default 64")
+    draw.add_argument("--seed", type=int, default=765, help="of the first tile's noise; default 765")
+    draw.add_argument("--out", required=True, metavar="DIR", help="for tiles/1.png ..., tiles.csv and sheet.jpg")
+    _add_started_with(draw)
+
+
+def _add_tile(commands: "Commands") -> None:
+    tile = commands.add_parser("tile", help="cut whole slides into tiles of one size and scale")
+    default = Tiling()
+    tile.add_argument(
+        "slides", nargs="+", metavar="SLIDE_OR_FOLDER", help="what OpenSlide reads, or plain PNG, JPEG, TIFF"
+    )
+    tile.add_argument(
+        "--out", required=True, metavar="DIR", help="for tiles.npy, tiles.csv and a picture of each slide"
+    )
+    tile.add_argument("--mpp", type=float, default=default.mpp, help="microns per pixel of the tiles; default 1")
+    tile.add_argument("--size", type=int, default=default.size, help="side of a tile in pixels; default 128")
+    tile.add_argument("--stride", type=int, help="pixels from tile to tile; default the size")
+    tile.add_argument(
+        "--min-tissue", type=float, default=default.min_tissue, help="least share of tissue in a tile; default 0.5"
+    )
+    tile.add_argument(
+        "--min-sharpness", type=float, default=default.min_sharpness, help="see tiles.csv; default 0, all"
+    )
+    tile.add_argument("--per-slide", type=int, metavar="N", help="no more tiles of a slide, evenly over its tissue")
+    tile.add_argument("--seed", type=int, default=default.seed, help="of that choice; default 765")
+    tile.add_argument("--mpp-of-slide", type=float, help="microns per pixel of slides that do not tell theirs")
+    tile.add_argument("--slides-csv", metavar="FILE", help="table with columns slide, and patient or label or both")
+    tile.add_argument("--pseudonyms", action="store_true", help="call slides S001 ...; the key is written beside DIR")
+
+
+def _add_map(commands: "Commands") -> None:
+    maps = commands.add_parser("map", help="the clusters of a run on slides that it was not trained on")
+    maps.add_argument("--slide", required=True, nargs="+", metavar="FILE", help="slides, or folders of them")
+    maps.add_argument(
+        "--run", required=True, metavar="DIR", dest="folder", help="of `run`, or a generator's, such as starter"
+    )
+    maps.add_argument("--mpp", type=float, help="microns per pixel of its tiles; needed where DIR does not tell them")
+    maps.add_argument("--mpp-of-slide", type=float, help="microns per pixel of slides that do not tell theirs")
+    maps.add_argument("--min-tissue", type=float, default=0.5, help="least share of tissue in a tile; default 0.5")
+    maps.add_argument(
+        "--frame", choices=("qupath", "file"), default="qupath",
+        help="whose pixel 0, 0 the GeoJSON counts from; default qupath",
+    )  # fmt: skip
+    maps.add_argument(
+        "--min-region", type=int, default=1, metavar="N", help="no region of fewer tiles in the GeoJSON; default 1"
+    )
+    maps.add_argument("--out", default="maps", metavar="DIR", help="for maps, tables and tiles; default ./maps")
+    _add_started_with(maps)
+
+
+def _add_evaluate(commands: "Commands") -> None:
+    evaluate = commands.add_parser("evaluate", help="every measure of a folder of generated images against real ones")
+    evaluate.add_argument("--real", required=True, metavar="DIR", help="real images, such as org")
+    evaluate.add_argument("--generated", required=True, metavar="DIR", help="generated images, such as gen_14")
+    evaluate.add_argument("--clusters-csv", metavar="FILE", help="clusters of the images, such as HHH14_C14_D14.csv")
+    evaluate.add_argument("--autoencoder", metavar="FILE", help="checkpoint of the VQ-GAN, to compare in its features")
+    evaluate.add_argument("--held-out", metavar="DATA", help="real tiles that no network saw: .npy, folder or .zip")
+    evaluate.add_argument(
+        "--features", metavar="NAME", help=f"{FEATURE_NAMES}; default random, and autoencoder if given"
+    )
+    evaluate.add_argument("--unpaired", action="store_true", help="images do not pair by name: no paired scores")
+    evaluate.add_argument("--seed", type=int, default=765, help="of controls, subsets and bootstraps; default 765")
+    evaluate.add_argument(
+        "--out", default=".", metavar="DIR", help="for evaluation.json and evaluation.html; default here"
+    )
+
+
+def _add_export(commands: "Commands") -> None:
+    export = commands.add_parser("export", help="copy the generated images that repeat no training tile, with a report")
+    export.add_argument("--generated", required=True, metavar="DIR", help="folder of generated images, such as gen_14")
+    export.add_argument(
+        "--out", required=True, metavar="DIR", help="new folder: images/, report.json, closest_pairs.png"
+    )
+    _add_tiles_and_preset(export)
+    _add_settings(export)
+
+
+def _add_share(commands: "Commands") -> None:
+    share = commands.add_parser(
+        "share", help="a run's generator in a folder for others, with a card that says what it is"
+    )
+    share.add_argument("--run", required=True, metavar="DIR", dest="folder", help="folder of a finished run")
+    share.add_argument("--out", required=True, metavar="FOLDER", help="new folder: networks, README.md, sheet.jpg")
+    share.add_argument("--card", metavar="FILE", help="TOML or JSON that says the following; options count more")
+    for name, meaning in BLANKS.items():
+        share.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=meaning.replace("%", "%%"))
+    _add_started_with(share)
+
+
+def _add_tiles_and_preset(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", help=".npy, folder or .zip of tiles, or 'embedded'; default $KPC_DATA, or that")
+    command.add_argument("--preset", help=f"{', '.join(PRESETS)}; default paper")
+
+
+def _add_k(command: argparse.ArgumentParser, default: str | None = None) -> None:
+    command.add_argument("--clusters", default=default, metavar="K", help=f"{SEVERAL_K}; default {default or 14}")
+
+
+def _add_clustering(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--clustering", help=f"{CLUSTERING_NAMES}; default classifier")
+
+
+def _add_out_and_seed(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", help="folder for all results; default: this repository's own folders")
+    command.add_argument("--seed", type=int, help="the notebooks' own seeds where this is not given")
+
+
+def _add_seeds(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seeds", type=int, default=3, help="how often choose_k learns each clustering; default 3")
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
+        help="change a setting, such as training.epochs=2; may be repeated",
+    )  # fmt: skip
+
+
+def _add_restart(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--restart", action="store_true", help="train anew where a run was begun before")
+
+
+def _add_started_with(command: argparse.ArgumentParser) -> None:
+    """What a run was started with, where its summary.json does not say it, as after a run in notebooks."""
+    for name in ("data", "preset", "clustering"):
+        command.add_argument(f"--{name}", help="of the run, where its summary.json does not say it")
+    command.add_argument("--clusters", type=int, metavar="K", help="likewise; or one of the run's, if it has several")
+    command.add_argument("--set", action="append", metavar="NAME=VALUE", dest="overrides", help="likewise")

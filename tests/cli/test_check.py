@@ -1,0 +1,53 @@
+"""Is this machine ready: what is said of what there is and is not."""
+
+import json
+import shutil
+from collections import namedtuple
+
+import numpy as np
+
+from pfiles.__main__ import main
+from pfiles.cli import check, estimate
+from tests.conftest import TINY, make_tiles
+
+ARGUMENTS = ["--preset", "demo", "--clusters", "3", "--clustering", "kmeans"]
+
+
+def arguments(folder, **overrides):
+    np.save(folder / "tiles.npy", make_tiles(44))
+    sets = [part for name, value in (TINY | overrides).items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    return ["check", *ARGUMENTS, "--data", str(folder / "tiles.npy"), "--out", str(folder / "out" / "deep"), *sets]
+
+
+def test_all_is_well_and_nothing_is_left_behind(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(estimate, "STEPS", 3)
+    assert main(arguments(tmp_path)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith(f"{check.GREEN}ok") for line in lines)
+    for what in ("kernel: Python 3", "GPU: ", "data: 24 training and 4 held-out tiles of 48 px", "disk: ",
+                 "networks of this run: none yet", "starter: ", "widgets: in this kernel",
+                 "time of train_autoencoder: ", "time of part 3: ", "time of part 6: "):  # fmt: skip
+        assert any(line.partition(check.PLAIN)[2].startswith(what) for line in lines), what
+    assert [path.name for path in tmp_path.iterdir()] == ["tiles.npy"]
+
+
+def test_several_numbers_of_clusters(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(estimate, "STEPS", 3)
+    np.save(tmp_path / "tiles.npy", make_tiles(44))
+    data, out = str(tmp_path / "tiles.npy"), str(tmp_path / "out")
+    assert check.check("3-4", "classifier", data, "demo", TINY, out)
+    assert "time of part 6: " in capsys.readouterr().out
+
+
+def test_what_is_missing_is_red_and_says_what_to_do(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(check.shutil, "disk_usage", lambda place: namedtuple("Usage", "free")(10**5))
+    monkeypatch.setattr(check, "STARTER", tmp_path / "none")
+    given = arguments(tmp_path, lpips_required=True)
+    given[given.index("--data") + 1] = str(tmp_path / "none.npy")
+    assert main([*given, "--fast"]) == 1
+    red = [line for line in capsys.readouterr().out.splitlines() if line.startswith(check.RED)]
+    assert len(red) == 4
+    for line, says in zip(red, ("There is no data at", "Free some, or name", "weights/starter", "528 MB"), strict=True):
+        assert says in line
+    shutil.rmtree(tmp_path / "torch", ignore_errors=True)

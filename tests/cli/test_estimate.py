@@ -1,0 +1,38 @@
+"""The arithmetic of the times."""
+
+import numpy as np
+import pytest
+
+from pfiles.cli import estimate
+from pfiles.session import open_run
+from tests.conftest import TINY, make_tiles
+
+
+@pytest.mark.parametrize("clusters_first", [True, False])
+def test_times_are_steps_times_seconds(clusters_first, tmp_path, monkeypatch):
+    """24 tiles: 3 steps of 8 in an epoch; 20 of them are measured: 2 steps in an epoch of so many seconds."""
+    seconds = {"autoencoder": 0.3, "clusters": 3.0, "training": 6.0, "finetuning1": 9.0, "finetuning2": 12.0}
+    monkeypatch.setattr(estimate, "_seconds", lambda small, name: seconds[name])
+    monkeypatch.setattr(estimate, "_last_seconds", lambda folder: 0.6)
+    monkeypatch.setattr(estimate, "_seconds_per_tile", lambda small: 2.0)
+    monkeypatch.setattr(estimate, "_seconds_of_sorting", lambda small: 0.01)
+    monkeypatch.setattr(estimate, "_seconds_of_scores", lambda small: {"part 10": 0.1, "part 11": 0.2})
+    monkeypatch.setattr(estimate, "_seconds_of_search", lambda run: (7.0, 0.5))
+    monkeypatch.setattr(estimate, "_seconds_of_encoding", lambda small: 0.25)
+    np.save(tmp_path / "tiles.npy", make_tiles(44))
+    epochs = {"autoencoder.epochs": 2, "autoencoder.polish.epochs": 5, "clusters.epochs": 7, "training.epochs": 10}
+    epochs["diffusion.latent_views"] = True
+    changed = {**TINY, **epochs, "clusters_first": clusters_first, "diffusion.num_timesteps": 100, "sampling.steps": 40}
+    run = open_run("test", 16, "classifier", tmp_path / "tiles.npy", "demo", changed)
+    found = {name: time for name, time, _ in estimate.estimate(run)}
+    assert found == pytest.approx({
+        "train_autoencoder": 1.5 * (2 * 0.3 + 5 * 0.6),
+        "part 1": 8 * 24 * 0.25 + 1.5 * (10 * 6 + clusters_first * 7 * 3),
+        "part 2": 1.5 * 9, "part 3": 1.5 * 12, "parts 4, 7 and 8, each": 5 * 4, "part 6": 12 * 4,
+        # six trainings of 20 epochs, of 48 generated tiles in batches of 32, or of 12
+        "part 9": 16 * 3 * 4 + 0.01 * 6 * 20 * 2,
+        # 12 generated, 24 training and 4 held-out tiles; 16 generated ones of each cluster in the atlas
+        "part 13": 0.01 * (6 * 20 * 1 + 9 * 3 * 200) + 2 * 7 + 2 * 12 * 0.5,
+        "part 10": 12 * 0.1, "part 11": 12 * 0.2, "part 14": 24 * 0.25 + 2 * 7 + (12 + 4) * 0.5,
+        "part 16": 24 * 0.25 + 256 * 4 + 7 + 256 * 0.5, "the others, each": 24 * 0.25,
+    })  # fmt: skip

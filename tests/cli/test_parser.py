@@ -1,0 +1,68 @@
+"""What can be given to a command: its help comes at once, under the name that was typed, and is true."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pfiles.__main__ import main
+from pfiles.cli.commands import COMMANDS, READ_RUN_TOML
+from pfiles.cli.parser import CLUSTERING_NAMES, FEATURE_NAMES, make_parser
+from pfiles.clusterers import CLUSTERINGS
+from pfiles.measuring.features import EXTRACTORS
+from pfiles.paths import ROOT
+
+HEAVY = {"torch", "pandas", "sklearn", "matplotlib", "jupyter_client"}  # each takes longer to load than help may take
+
+
+def help_of(program, *arguments):
+    """What `program` prints as help in a process of its own; the last line names the heavy packages that it loaded."""
+    code = f"""
+import sys
+sys.argv[0] = {program!r}
+from pfiles.__main__ import main
+try:
+    main({[*arguments, "--help"]!r})
+finally:
+    print(*({HEAVY!r} & sys.modules.keys()))
+"""
+    environment = {**os.environ, "COLUMNS": "120"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("draw",)])
+def test_help_loads_nothing_heavy(arguments):
+    assert help_of("kpc-ldm", *arguments).endswith("\n\n")
+
+
+def test_help_names_the_command_as_it_was_typed(monkeypatch):
+    for started_as, program in {
+        "/somewhere/bin/kpc-ldm": "kpc-ldm",
+        r"kpc-ldm.exe": "kpc-ldm",
+        "/somewhere/pfiles/__main__.py": "python -m pfiles",
+    }.items():
+        monkeypatch.setattr(sys, "argv", [started_as])
+        assert make_parser().format_help().startswith(f"usage: {program} [-h] COMMAND ...")
+
+
+def test_the_names_in_the_help_are_the_codes():
+    assert " or ".join(CLUSTERINGS) == CLUSTERING_NAMES
+    assert ", ".join(EXTRACTORS) == FEATURE_NAMES
+
+
+def test_every_command_has_its_function():
+    parsers = make_parser()._subparsers._group_actions[0].choices
+    assert parsers.keys() == COMMANDS.keys()
+    assert set(READ_RUN_TOML) < COMMANDS.keys()
+
+
+@pytest.mark.parametrize("arguments", [[], ["paint"], ["run", "--paint"], ["watch", "paint"], ["run", "--seed", "red"]])
+def test_unknown_things_end_with_exit_status_2_and_one_sentence(arguments, capsys):
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
