@@ -33,7 +33,7 @@ from benchmarks.inputs import (
 from benchmarks.measure import Job, Run, peak_mb, seconds, synchronize
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.latents import encode_tiles
-from pfiles.learning import diffusion, loop
+from pfiles.learning import clusters, diffusion, loop
 from pfiles.learning.log import History
 from pfiles.learning.loop import epoch_batches
 from pfiles.machine.runtime import derive_seed, make_generator, seeded
@@ -150,7 +150,7 @@ def clusters_product(size: Size, device: str, seeds: int = 1) -> Run:
     """The classifiers of every k and of so many seeds, without a UNet."""
     run = open_untrained("paper", size.overrides, device, KS)
     classifiers = nn.ModuleList(run.new_clusterer(k, seed) for k in KS for seed in range(seeds))
-    learn = partial(diffusion.train_clusters, vqvae=run.vqvae)
+    learn = partial(clusters.train_clusters, vqvae=run.vqvae)
     return training_run(size, device, run.vqvae, learn, classifier=classifiers)
 
 

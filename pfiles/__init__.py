@@ -13,7 +13,7 @@ ssim          the parts of SSIM and MS-SSIM, for scores and a loss
 clusterers    both kinds of clusters
 latents       codes of tiles, their clusters, and the latents a UNet works on
 checkpoints   networks on disk, and what each belongs to
-learning/     loop, losses, log, resume; autoencoder and diffusion: what each training draws and learns
+learning/     loop, losses, log, resume; autoencoder; clusters; diffusion: what each training draws and minimises
 drawing/      sampling, samplers, generator: images from noise; in_diffusers: a generator as diffusers loads it
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
               small network of both); efficientnet; spectrum; morphometry; memorisation; neighbours; stability

@@ -13,7 +13,7 @@ from pfiles import checkpoints
 from pfiles.clusterers import KMeansClusters, fit_kmeans_to, make_clusterer
 from pfiles.errors import InputError
 from pfiles.latents import latent_batches, latent_table, mean_channel_softmax, predict_clusters
-from pfiles.learning import diffusion
+from pfiles.learning import clusters
 from pfiles.learning.log import History
 from pfiles.learning.loop import Job
 from pfiles.machine.processes import progress
@@ -93,7 +93,7 @@ def _learn_part(
             n_clusters=run.n_clusters, clustering=run.clustering, seeds=seeds, part=part,
         )  # fmt: skip
         folder = run.paths.choosing / f"{stage}_{part}"
-        histories[stage] = diffusion.train_clusters(
+        histories[stage] = clusters.train_clusters(
             classifier=together, vqvae=run.vqvae, images=images, codes=codes, settings=settings.diffusion, stage=how,
             job=Job(stage, run.seed, batch_size, folder, belongs_to, settings.saving, run.speed, run.restart_name,
                     outdates=run.foreign_csvs),

@@ -43,9 +43,10 @@ from pfiles.latents import (
     read_latent_csv,
     reconstruct,
 )
-from pfiles.learning import autoencoder, diffusion
+from pfiles.learning import autoencoder, clusters, diffusion
 from pfiles.learning.log import PICTURED, History
 from pfiles.learning.loop import Job
+from pfiles.learning.losses import information_weights
 from pfiles.learning.resume import name_of_restart
 from pfiles.machine import processes
 from pfiles.machine.runtime import pick_device, seeded
@@ -342,7 +343,7 @@ class OpenRun:
             print(f"The clusters were learnt before, in {self.paths.choosing}.")
             return pd.read_csv(self.paths.choosing / "clusters_all" / "log.csv").to_dict("records")
         identity = self._identity(["diffusion", "clusters"], {"autoencoder": self.vqvae})
-        return diffusion.train_clusters(
+        return clusters.train_clusters(
             classifier=clusterer,
             vqvae=self.vqvae,
             images=self.train_images,
@@ -379,7 +380,7 @@ class OpenRun:
         target = {"noise": "the noise", "v": "the velocity v = alpha noise - sigma latent"}[how.prediction]
         text = f"{stage.epochs} epochs of {stage.optimizer}: mean squared error of {target}, the cluster being given"
         if stage.trains_clusters and self.clustering == "classifier":
-            weights = diffusion.cluster_weights(how, stage)
+            weights = information_weights(how, stage)
             text += "".join(f" {'-' if w < 0 else '+'} {abs(w)} {name}" for name, w in weights.items())
         return text
 

@@ -15,6 +15,7 @@ from pfiles.clusterers import make_clusterer, make_clusterers
 from pfiles.discriminator import Discriminator
 from pfiles.drawing.sampling import generate_to_folder, sample
 from pfiles.learning import autoencoder, diffusion, loop
+from pfiles.learning.clusters import train_clusters
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import seeded
 from pfiles.machine.speed import Speed
@@ -104,7 +105,7 @@ def clusters(folder: Path) -> None:
     vqvae = tiny_networks()[0].eval().requires_grad_(False)
     with seeded(0, "killed clusters"):
         several = make_clusterers("classifier", 16, (2, 4))
-    diffusion.train_clusters(
+    train_clusters(
         classifier=several, vqvae=vqvae, images=_images(), codes=latents.encode_tiles(vqvae, _images()),
         settings=SETTINGS.diffusion, stage=replace(SETTINGS.training, epochs=5), job=_job(folder, "clusters"),
     )  # fmt: skip

@@ -18,10 +18,13 @@ MODULES = sorted(
 )
 # Files of tests whose subject is more than a module: `benchmarks.benchmarks` is tests/benchmarks/test_benchmarks.py.
 SUBJECTS = {
-    "benchmarks.benchmarks", "command_line", "disk", "docs", "experiments.experiments", "fuzz", "kill", "layout",
-    "machine.gpu", "networks", "notebook_safety", "notebooks", "packaging", "reporting.atlas_in_browser",
+    "benchmarks.benchmarks", "command_line", "disk", "docs", "earlier_runs", "experiments.experiments", "fuzz", "kill",
+    "layout", "machine.gpu", "networks", "notebook_safety", "notebooks", "packaging", "reporting.atlas_in_browser",
 }  # fmt: skip
-BESIDE_TESTS = {"killed", "machine.together", "reference_models"}  # jobs of processes; a reference
+# jobs of processes; a reference; runs of an earlier version
+BESIDE_TESTS = {
+    "killed", "machine.together", "reference_models", "fixtures.earlier_runs", "fixtures.make_earlier_runs",
+}  # fmt: skip
 
 
 def imports(path):

@@ -58,8 +58,8 @@ def sample(
     batch_size: images at once. All noise of an image comes from its own seed, so that another number changes no more
         than single values by one level of 255, as sums are rounded differently.
     sampler: see `samplers.make_solver`.
-    guidance: w in noise = noise without cluster + w * (noise with - without), Ho & Salimans 2022; 1 is the plain
-        condition. Other values need a UNet that was trained without its condition now and then.
+    guidance: w of classifier-free guidance (Ho & Salimans 2022), noise = noise without cluster + w * (noise with -
+        without); 1 is the plain condition. Other values need a UNet that was trained with condition dropout.
     prediction: what the UNet was trained to predict, "noise" or "v"; solvers get the noise that it means.
 
     Returns uint8 images (N, 3, H, W) on the CPU.
@@ -86,7 +86,7 @@ def sample(
             for i in range(len(solver.timesteps)):
                 speed.begin_step()
                 predicted = predict(x, times[i : i + 1], ids).to(x.dtype)
-                if guidance != 1:
+                if guidance != 1:  # classifier-free guidance
                     without = predict(x, times[i : i + 1], torch.full_like(ids, -1)).to(x.dtype)
                     predicted = without + guidance * (predicted - without)
                 if prediction == "v":

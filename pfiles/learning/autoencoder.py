@@ -4,13 +4,20 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pfiles.discriminator import Discriminator, PolishDiscriminator
 from pfiles.learning.log import History
 from pfiles.learning.loop import Job, Objective, Pace, train
-from pfiles.learning.losses import adversarial_loss, hinge_loss, ms_ssim_loss
+from pfiles.learning.losses import (
+    Perceptual,
+    adversarial_loss,
+    autoencoder_terms,
+    hinge_loss,
+    ms_ssim_loss,
+    passing_loss,
+    polish_terms,
+)
 from pfiles.lpips import LPIPS
 from pfiles.machine import processes
 from pfiles.machine.runtime import make_generator
@@ -20,10 +27,9 @@ from pfiles.tiles.views import random_dihedral
 from pfiles.vqvae import VQVAE
 
 REVIVE_FROM = 16  # tiles whose encodings replace dead codes
-RECONSTRUCTION = {"mse": F.mse_loss, "l1": F.l1_loss}
 
 
-def make_perceptual(settings: AutoencoderSettings, device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
+def make_perceptual(settings: AutoencoderSettings, device: torch.device | str) -> Perceptual:
     """The perceptual loss of the settings, from two batches of images in [0, 1] to a scalar."""
     if settings.perceptual == "ms-ssim":
         return ms_ssim_loss
@@ -36,67 +42,69 @@ def train_autoencoder(
     vqvae: VQVAE,
     discriminator: Discriminator,
     images: Tensor,
-    perceptual: Callable[[Tensor, Tensor], Tensor],
+    perceptual: Perceptual,
     settings: AutoencoderSettings,
     job: Job,
     picture: Callable[[VQVAE], Tensor] | None = None,
 ) -> History:
     """Train the VQ-GAN (the paper, section 3.2) on `images` (N, 3, S, S) uint8, in place.
 
-    The autoencoder minimises the reconstruction error (MSE as published, or L1) + w_p perceptual + w_c codebook + w_b
-    commitment, and, after `discriminator_start_step` steps, + w_a * (how far its images are from passing for real
-    ones). From then on the discriminator minimises w_a times the mean of its two least-squares losses.
+    The autoencoder minimises `losses.autoencoder_terms` and, after `discriminator_start_step` steps, + w_a * (how far
+    its images are from passing for real ones). From then on the discriminator minimises w_a times the mean of its two
+    least-squares losses.
 
     perceptual: see `make_perceptual`. picture: what such an autoencoder makes, see `loop.train`.
     """
-    optimizer_g, optimizer_d = (
-        torch.optim.Adam(
-            network.parameters(), settings.learning_rate, settings.adam_betas, fused=job.speed.fused or None
-        )
-        for network in (vqvae, discriminator)
-    )
-    uses = torch.zeros(vqvae.embedding.num_embeddings, device=images.device)  # of each code in this epoch
+    # Networks and optimisers.
     autoencode = job.speed.fast(processes.distribute(_Autoencoding(vqvae.train())))
-    judge = job.speed.fast(processes.distribute(discriminator.train()))
+    discriminate = job.speed.fast(processes.distribute(discriminator.train()))
+    optimizer_g, optimizer_d = (_adam(network, settings, job) for network in (vqvae, discriminator))
+    parts = {"vqvae": vqvae, "discriminator": discriminator, "optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
+    code_counts = torch.zeros(vqvae.embedding.num_embeddings, device=images.device)  # uses of each code in this epoch
 
-    def learn(own: Tensor, drawn: dict[str, Tensor], number: int) -> Iterator[Objective]:
-        x = to_unit(drawn["tiles"])
-        reconstruction, quantisation, codes = autoencode(x)
+    def objectives(index: Tensor, random: dict[str, Tensor], step: int) -> Iterator[Objective]:
+        # Reconstruct the tiles.
+        x = to_unit(random["tiles"])  # (B, 3, S, S)
+        reconstruction, quantisation, codes = autoencode(x)  # codes (B, h, w)
         reconstruction = reconstruction.float()
-        uses.index_add_(0, codes.flatten(), torch.ones_like(codes.flatten(), dtype=uses.dtype))
+        code_counts.index_add_(0, codes.flatten(), torch.ones_like(codes.flatten(), dtype=code_counts.dtype))
+
+        # The autoencoder's loss, with the adversarial term once it has begun.
         terms = autoencoder_terms(x, reconstruction, quantisation, perceptual, settings)
-        adversarial = number >= settings.discriminator_start_step
+        adversarial = step >= settings.discriminator_start_step
         if adversarial:
-            fooled = adversarial_loss(judge(reconstruction).float(), real=True)
-            terms["generator"] = settings.adversarial_weight * fooled
+            passing = adversarial_loss(discriminate(reconstruction).float(), real=True)
+            terms["generator"] = settings.adversarial_weight * passing
         yield Objective([optimizer_g], terms)
+
+        # The discriminator's loss.
         if adversarial:
             if not settings.generator_gradient_leaks:
                 optimizer_d.zero_grad()
-            fake = adversarial_loss(judge(reconstruction.detach()).float(), real=False)
-            real = adversarial_loss(judge(x).float(), real=True)
-            yield Objective([optimizer_d], {"discriminator": settings.adversarial_weight * (fake + real) / 2})
+            generated = adversarial_loss(discriminate(reconstruction.detach()).float(), real=False)
+            real = adversarial_loss(discriminate(x).float(), real=True)
+            yield Objective([optimizer_d], {"discriminator": settings.adversarial_weight * (generated + real) / 2})
 
     def after_epoch(epoch: int) -> dict[str, float]:
-        used = processes.total(uses)
-        share = used / used.sum()
-        row = {"codes_used": int((used > 0).sum()), "perplexity": (-torch.xlogy(share, share).sum()).exp().item()}
+        counts = processes.total(code_counts)
+        share = counts / counts.sum()
+        row = {"codes_used": int((counts > 0).sum()), "perplexity": (-torch.xlogy(share, share).sum()).exp().item()}
         if settings.revive_dead_codes and epoch + 1 < settings.epochs:  # the decoder must still see the new codes
-            generator = make_generator(job.seed, job.name, "revive", epoch)
-            some = torch.randperm(len(images), generator=generator)[:REVIVE_FROM].to(images.device)
-            revive_codes(vqvae, used == 0, to_unit(images[some]), generator)
-        uses.zero_()
+            rng = make_generator(job.seed, job.name, "revive", epoch)
+            sample = torch.randperm(len(images), generator=rng)[:REVIVE_FROM].to(images.device)
+            revive_codes(vqvae, counts == 0, to_unit(images[sample]), rng)
+        code_counts.zero_()
         return row
 
     history = train(
         job,
         num_epochs=settings.epochs,
         num_tiles=len(images),
-        draw=partial(draw_tiles, images, settings.dihedral_views),
-        learn=learn,
-        parts={"vqvae": vqvae, "discriminator": discriminator, "optimizer_g": optimizer_g, "optimizer_d": optimizer_d},
+        draw_random=partial(draw_tiles, images, settings.dihedral_views),
+        objectives=objectives,
+        parts=parts,
         pace=Pace(settings.warmup_steps, settings.decay, settings.clip_norm),
-        counters={"uses": uses},
+        counters={"uses": code_counts},
         after_epoch=after_epoch,
         picture=picture and partial(picture, vqvae),
     )
@@ -104,26 +112,10 @@ def train_autoencoder(
     return history
 
 
-def draw_tiles(images: Tensor, dihedral_views: bool, index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+def draw_tiles(images: Tensor, dihedral_views: bool, index: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
     """The "tiles" of a step (B, 3, S, S), each in a random one of its eight views where `dihedral_views`."""
     tiles = images[index]
-    return {"tiles": random_dihedral(tiles, generator) if dihedral_views else tiles}
-
-
-def autoencoder_terms(
-    x: Tensor,
-    reconstruction: Tensor,
-    quantisation: dict[str, Tensor],
-    perceptual: Callable[[Tensor, Tensor], Tensor],
-    settings: AutoencoderSettings,
-) -> dict[str, Tensor]:
-    """What the autoencoder minimises for tiles x (B, 3, S, S) in [0, 1], but for the discriminator's verdict."""
-    return {
-        "reconstruction": RECONSTRUCTION[settings.reconstruction](reconstruction, x),
-        "perceptual": settings.perceptual_weight * perceptual(reconstruction, x),
-        "codebook": settings.codebook_weight * quantisation["codebook_loss"],
-        "commitment": settings.commitment_weight * quantisation["commitment_loss"],
-    }
+    return {"tiles": random_dihedral(tiles, rng) if dihedral_views else tiles}
 
 
 def polish_decoder(
@@ -131,7 +123,7 @@ def polish_decoder(
     vqvae: VQVAE,
     discriminator: PolishDiscriminator,
     images: Tensor,
-    perceptual: Callable[[Tensor, Tensor], Tensor],
+    perceptual: Perceptual,
     settings: PolishSettings,
     clip_norm: float | None,
     job: Job,
@@ -139,53 +131,56 @@ def polish_decoder(
 ) -> History:
     """Train the decoder on alone, in place, so that fine detail comes back that a mean error cannot ask for.
 
-    Encoder and codebook stay as they are, and with them every code, cluster and UNet. The decoder minimises L1 + w_p
-    perceptual + w_a times the hinge loss of passing for real (Lim & Ye 2017; Esser et al. 2021 for a VQ-GAN); the
-    discriminator its own hinge loss. Both learning rates fall to zero along a cosine.
+    Encoder and codebook stay as they are, and with them every code, cluster and UNet. The decoder minimises
+    `losses.polish_terms` + w_a `losses.passing_loss`; the discriminator its `losses.hinge_loss`. Both learning rates
+    fall to zero along a cosine.
 
     images: uint8 (N, 3, S, S), each shown in a random one of its eight views. clip_norm: as in `Pace`.
     """
+    # Networks and optimisers: of the autoencoder, the decoder alone learns.
     decoder = nn.ModuleList([vqvae.post_quant_conv, *(m for n, m in vqvae.named_children() if n.startswith("decoder"))])
     vqvae.train().requires_grad_(False)
     decoder.requires_grad_(True)
-    optimizers = [
-        torch.optim.Adam(
-            network.parameters(), settings.learning_rate, settings.adam_betas, fused=job.speed.fused or None
-        )
-        for network in (decoder, discriminator)
-    ]
     encode = job.speed.fast(vqvae.encode_codes)
     decode = job.speed.fast(processes.distribute(_Decoding(vqvae)))
-    judge = job.speed.fast(processes.distribute(discriminator.train()))
+    discriminate = job.speed.fast(processes.distribute(discriminator.train()))
+    optimizer_g, optimizer_d = (_adam(network, settings, job) for network in (decoder, discriminator))
+    parts = {"vqvae": vqvae, "discriminator": discriminator, "optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
 
-    def learn(own: Tensor, drawn: dict[str, Tensor], number: int) -> Iterator[Objective]:
-        x = to_unit(drawn["tiles"])
+    def objectives(index: Tensor, random: dict[str, Tensor], step: int) -> Iterator[Objective]:
+        # Reconstruct the tiles from their codes.
+        x = to_unit(random["tiles"])  # (B, 3, S, S)
         with torch.no_grad():
-            z = vqvae.embed(encode(x))
+            z = vqvae.embed(encode(x))  # (B, z, h, w)
         reconstruction = decode(z).float()
-        terms = {
-            "reconstruction": F.l1_loss(reconstruction, x),
-            "perceptual": settings.perceptual_weight * perceptual(reconstruction, x),
-            "generator": -settings.adversarial_weight * judge(reconstruction).float().mean(),
-        }
-        yield Objective(optimizers[:1], terms)
-        optimizers[1].zero_grad()  # of the generator's loss
-        loss = hinge_loss(judge(x).float(), judge(reconstruction.detach()).float())
-        yield Objective(optimizers[1:], {"discriminator": loss})
 
-    parts = {"vqvae": vqvae, "discriminator": discriminator, "optimizer_g": optimizers[0], "optimizer_d": optimizers[1]}
+        # The decoder's loss.
+        terms = polish_terms(x, reconstruction, perceptual, settings)
+        terms["generator"] = settings.adversarial_weight * passing_loss(discriminate(reconstruction).float())
+        yield Objective([optimizer_g], terms)
+
+        # The discriminator's loss; the decoder's left a gradient in it.
+        optimizer_d.zero_grad()
+        loss = hinge_loss(discriminate(x).float(), discriminate(reconstruction.detach()).float())
+        yield Objective([optimizer_d], {"discriminator": loss})
+
     history = train(
         job,
         num_epochs=settings.epochs,
         num_tiles=len(images),
-        draw=partial(draw_tiles, images, True),
-        learn=learn,
+        draw_random=partial(draw_tiles, images, True),
+        objectives=objectives,
         parts=parts,
         pace=Pace(decay="cosine", clip_norm=clip_norm),
         picture=picture and partial(picture, vqvae),
     )
     vqvae.eval().requires_grad_(False)
     return history
+
+
+def _adam(network: nn.Module, settings: AutoencoderSettings | PolishSettings, job: Job) -> torch.optim.Optimizer:
+    fused = job.speed.fused or None
+    return torch.optim.Adam(network.parameters(), settings.learning_rate, settings.adam_betas, fused=fused)
 
 
 class _Decoding(nn.Module):
@@ -212,11 +207,11 @@ class _Autoencoding(nn.Module):
 
 
 @torch.no_grad()
-def revive_codes(vqvae: VQVAE, dead: Tensor, x: Tensor, generator: torch.Generator) -> None:
+def revive_codes(vqvae: VQVAE, dead: Tensor, x: Tensor, rng: torch.Generator) -> None:
     """Move the codebook entries marked in `dead` (codebook_size,) onto random encodings of the images `x`.
 
     A code that no tile is nearest to gets no gradient and stays dead; this gives it a new start (Dhariwal et al. 2020).
     """
     vectors = vqvae.encode_continuous(x).permute(0, 2, 3, 1).flatten(0, 2)
-    picks = torch.randint(len(vectors), (int(dead.sum()),), generator=generator).to(x.device)
+    picks = torch.randint(len(vectors), (int(dead.sum()),), generator=rng).to(x.device)
     vqvae.embedding.weight[dead] = vectors[picks]

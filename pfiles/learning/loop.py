@@ -1,10 +1,10 @@
 """The loop that every training runs in: order of the tiles, updates, sharing among processes, resume, log, bad numbers.
 
-A training gives it two functions. `draw` draws all that is random in a step, for the whole batch; `learn` computes,
-from this process's share, what is to be minimised. The order of the tiles comes from a random generator made for the
-epoch, everything else from one made for the step, so a continued training draws what an unbroken one would. Several
-processes (see `processes`) share every batch: its random numbers are drawn whole by each, and losses and gradients are
-the means over the whole batch.
+A training gives it two functions. `draw_random` draws all that is random in a step, for the whole batch; `objectives`
+computes, from this process's share, what is to be minimised. The order of the tiles comes from a random generator made
+for the epoch, everything else from one made for the step, so a continued training draws what an unbroken one would.
+Several processes (see `processes`) share every batch: its random numbers are drawn whole by each, and losses and
+gradients are the means over the whole batch.
 """
 
 import math
@@ -34,7 +34,7 @@ from pfiles.machine.cpu import threads_as_left
 from pfiles.machine.locks import locked
 from pfiles.machine.runtime import derive_seed, make_generator, peak_memory_gb, stop, stop_signals
 from pfiles.machine.speed import Speed
-from pfiles.settings import SavingSettings
+from pfiles.settings import SavingSettings, StageSettings
 from pfiles.tiles.files import image_files
 
 CHECK_EVERY = 50  # steps between looks at what the device has computed, for which the host must wait
@@ -101,8 +101,19 @@ class Pace:
         return warm * (0.5 + 0.5 * math.cos(math.pi * number / total_steps) if self.decay == "cosine" else 1.0)
 
 
-Draw = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
-Learn = Callable[[Tensor, dict[str, Tensor], int], Iterator[Objective]]
+def pace_of(stage: StageSettings) -> Pace:
+    return Pace(stage.warmup_steps, stage.decay, stage.clip_norm)
+
+
+def make_optimizer(stage: StageSettings, network: nn.Module, job: Job) -> torch.optim.Optimizer:
+    if stage.optimizer == "adadelta":
+        return torch.optim.Adadelta(network.parameters(), stage.learning_rate)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[stage.optimizer]
+    return kind(network.parameters(), stage.learning_rate, fused=job.speed.fused or None)
+
+
+DrawRandom = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
+Objectives = Callable[[Tensor, dict[str, Tensor], int], Iterator[Objective]]
 
 
 def _alone(train: Callable[..., History]) -> Callable[..., History]:
@@ -123,8 +134,8 @@ def train(
     *,
     num_epochs: int,
     num_tiles: int,
-    draw: Draw,
-    learn: Learn,
+    draw_random: DrawRandom,
+    objectives: Objectives,
     parts: Mapping[str, nn.Module | torch.optim.Optimizer],
     pace: Pace = Pace(),
     counters: Mapping[str, Tensor] | None = None,
@@ -133,12 +144,12 @@ def train(
 ) -> History:
     """Train over the shuffled tiles for `num_epochs`, from the resume point where there is one.
 
-    draw: from the indices (B,) of a step's tiles and the step's generator, both on the networks' device, to tensors
-        whose rows belong to the tiles.
-    learn: from the indices of this process's tiles, their rows of what was drawn, and the number of the step since
-        the start, to one objective after another; each is minimised by one step before `learn` goes on. The loss of
-        the first is recorded as "loss".
-    parts: all that changes, by name, a network first. counters: tensors that `learn` changes besides.
+    draw_random: from the indices (B,) of a step's tiles and the step's random generator, both on the networks' device,
+        to tensors by name whose rows belong to the tiles.
+    objectives: from the indices of this process's tiles, their rows of those tensors, and the number of the step since
+        the start, to one objective after another; each is minimised by one step before the next is asked for. The loss
+        of the first is recorded as "loss".
+    parts: all that changes, by name, a network first. counters: tensors that `objectives` changes besides.
     after_epoch: is told the number of the epoch just done and adds to its row of the history.
     picture: 16 tiles, uint8 (16, 3, S, S), that show at a resume point what the networks make by now.
     """
@@ -158,6 +169,8 @@ def train(
         _refuse_outdated(job)
         begin_restart(job.folder, job.identity, job.restart)
     point = None if anew else load_resume_point(job.folder, job.identity)
+    if not (point is not None and _steps_done(point, job) >= total_steps):
+        _refuse_outdated(job)  # before any network is changed
     if point is not None:
         try:
             for name, part in parts.items():
@@ -173,7 +186,6 @@ def train(
         end_restart(job.folder)
         print(f"{job.name} is done already: {len(history)} epochs ({job.folder}). To train anew, set restart = True.")
         return history
-    _refuse_outdated(job)
     if point is not None:
         print(f"{job.name} goes on after step {state['step']} of {total_steps} ({job.folder}).")
 
@@ -186,7 +198,7 @@ def train(
     for part in job.folder.glob(".*.part"):
         part.unlink(missing_ok=True)  # of a write that was killed
     log = TrainingLog(job.folder, len(history))
-    generator = torch.Generator(device)
+    rng = torch.Generator(device)
     first_bad = torch.full((), -1, device=device)
     first_step = state["step"]
     began = saved = time.monotonic()
@@ -202,13 +214,13 @@ def train(
             epoch, place = divmod(number, steps)
             if not batches:
                 batches = [batch.to(device) for batch in _batches(job, num_tiles, epoch)]
-            generator.manual_seed(derive_seed(job.seed, job.name, number))
+            rng.manual_seed(derive_seed(job.seed, job.name, number))
             for optimizer, full in zip(optimizers, rates, strict=True):
                 for group, rate in zip(optimizer.param_groups, full, strict=True):
                     group["lr"] = rate * pace.factor(number, total_steps)
             job.speed.begin_step()
             follow_load()
-            terms, good = _step(batches[place], number, generator, draw, learn, pace)
+            terms, good = _step(batches[place], number, rng, draw_random, objectives, pace)
             for name, value in terms.items():
                 state["sums"][name] = state["sums"].get(name, 0) + value
                 state["counts"][name] = state["counts"].get(name, 0) + 1
@@ -251,18 +263,24 @@ def train(
 
 
 def _step(
-    index: Tensor, number: int, generator: torch.Generator, draw: Draw, learn: Learn, pace: Pace
+    index: Tensor, number: int, rng: torch.Generator, draw_random: DrawRandom, objectives: Objectives, pace: Pace
 ) -> tuple[dict[str, Tensor], Tensor]:
     """One step on the tiles `index` of all processes: the terms to record, and whether every number was finite."""
-    own = processes.share(index)
-    drawn = {name: processes.share(rows) for name, rows in draw(index, generator).items()}
-    weight = len(own) * processes.world_size() / len(index)  # so that the processes' mean is the mean over all tiles
+    # Draw what is random for the whole batch, and take this process's share of it.
+    random = {name: processes.share(rows) for name, rows in draw_random(index, rng).items()}
+    share = processes.share(index)
+    weight = len(share) * processes.world_size() / len(index)  # so that the processes' mean is the mean over all tiles
     terms: dict[str, Tensor] = {}
     checked = []
-    for objective in learn(own, drawn, number):
+    for objective in objectives(share, random, number):
+        # Gradient of the loss.
         loss = objective.loss() * weight
         loss.backward()
+
+        # Clip it, and step the optimisers.
         norms = torch.stack([update(optimizer, pace.clip_norm) for optimizer in objective.optimizers])
+
+        # Keep the numbers for the log; they are looked at every CHECK_EVERY steps.
         norm = norms.norm() if len(norms) > 1 else norms[0]
         checked += [loss.detach(), norm]
         terms |= {name: term.detach() * weight for name, term in objective.terms.items()}
@@ -301,6 +319,12 @@ def epoch_batches(n: int, batch_size: int, generator: torch.Generator) -> list[T
 def _batches(job: Job, num_tiles: int, epoch: int) -> list[Tensor]:
     """The tiles of each step of an epoch, the same whenever it is asked for."""
     return epoch_batches(num_tiles, job.batch_size, make_generator(job.seed, job.name, "order", epoch))
+
+
+def _steps_done(point: Mapping[str, Any], job: Job) -> int:
+    if not isinstance(point.get("step"), int):
+        raise not_a_resume_point(last_resume_point(job.folder))
+    return point["step"]
 
 
 def _refuse_outdated(job: Job) -> None:

@@ -1,53 +1,144 @@
-"""The terms of the training losses. Natural logarithms; every function returns a scalar.
+"""All losses, each under its equation: of the UNet, the clusters, the autoencoder and its discriminators.
 
-Probabilities have the shape (B, k), or (B, n, k) for n classifiers at once, whose mean is returned.
+A loss is a scalar, the mean over the tiles of a batch, unless its shape is given. Logarithms are natural. What a
+training minimises is a weighted sum of them: `denoising_terms` and `information_terms` for the UNet and the clusters,
+`autoencoder_terms` and `polish_terms` for the autoencoder.
 
-Information maximisation (the paper, section 3.5; Krause et al. 2010, Hu et al. 2017): with p_i the cluster
-probabilities of tile i and p'_i those of its affine view,
-
-    L = MSE_noise - l_me * ME + l_ce * CE + l_af * AF
-
-where ME is high when all clusters are used, CE low when each tile is certain of its cluster, and AF low when
-a tile and its view agree.
+Shapes: images x (B, 3, S, S) in [0, 1]; latents z (B, z, h, w); probabilities p of k clusters (B, k), or (B, n, k) for
+n classifiers at once, whose mean is returned.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pfiles.machine import processes
+from pfiles.settings import AutoencoderSettings, DiffusionSettings, PolishSettings, StageSettings
 from pfiles.ssim import multiscale_ssim
 
 EPS = 1e-8  # published; keeps log(0) finite
+RECONSTRUCTION = {"mse": F.mse_loss, "l1": F.l1_loss}
+Perceptual = Callable[[Tensor, Tensor], Tensor]  # two batches of images -> a scalar
+
+
+# The UNet: denoising
+
+
+def denoising_terms(
+    predicted: Tensor, target: Tensor, weight: Tensor | None = None
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """L = mean_i w_i |u(x_t, t, c)_i - target_i|^2 / dim, Ho et al. 2020, equation 14; the paper, section 3.4.
+
+    predicted: u(x_t, t, c), what the UNet answers for the noisy latents x_t = sqrt(alpha_bar_t) x_0 +
+        sqrt(1 - alpha_bar_t) noise at the times t with the clusters c (B, z, h, w).
+    target: the noise, or the velocity sqrt(alpha_bar_t) noise - sqrt(1 - alpha_bar_t) x_0 (Salimans & Ho 2022).
+    weight: w (B,), such as `min_snr_weight`; None: 1.
+
+    Returns the terms, and their weights in the loss: an unweighted "mse" beside a weighted one is only recorded.
+    """
+    error = (predicted - target).square().mean((1, 2, 3))  # (B,)
+    if weight is None:
+        return {"mse": error.mean()}, {}
+    return {"mse": error.mean(), "weighted_mse": (error * weight).mean()}, {"mse": 0.0}
+
+
+def min_snr_weight(signal_to_noise: Tensor, gamma: float, prediction: str) -> Tensor:
+    """w_i = min(SNR_i, gamma) / SNR_i of a predicted noise, min(SNR_i, gamma) / (SNR_i + 1) of a velocity.
+
+    Hang et al. 2023, section 3.4. Both weigh the error of the implied x_0 by min(SNR, gamma).
+    signal_to_noise: alpha_bar_t / (1 - alpha_bar_t) (B,). prediction: "noise" or "v". Returns (B,) in float32.
+    """
+    denominator = signal_to_noise + (prediction == "v")
+    return (signal_to_noise.clamp_max(gamma) / denominator).float()
+
+
+# The clusters: information maximisation (the paper, section 3.5; Krause et al. 2010, Hu et al. 2017)
 
 
 def marginal_entropy(p: Tensor) -> Tensor:
-    """ME = H(mean_i p_i) in [0, ln k], from probabilities p."""
+    """ME = H(mean_i p_i) in [0, ln k]: high when all clusters are used."""
     mean = p.mean(dim=0)
     return -(mean * (mean + EPS).log()).sum(-1).mean()
 
 
 def conditional_entropy(p: Tensor) -> Tensor:
-    """CE = mean_i H(p_i) in [0, ln k], from probabilities p."""
+    """CE = mean_i H(p_i) in [0, ln k]: low when each tile is certain of its cluster."""
     return -(p * (p + EPS).log()).sum(-1).mean()
 
 
 def affine_kl(p: Tensor, p_affine: Tensor) -> Tensor:
-    """AF = mean_i KL(p_i || p'_i) >= 0; the gradient flows through both arguments, as published."""
+    """AF = mean_i KL(p_i || p'_i) >= 0: low when a tile and its affine view p' agree.
+
+    The gradient flows through both arguments, as published.
+    """
     return (p * ((p + EPS).log() - (p_affine + EPS).log())).sum(-1).mean()
 
 
-def adversarial_loss(logits: Tensor, real: bool) -> Tensor:
-    """Least-squares GAN loss (Mao et al. 2017): the mean squared distance of all patch logits to 1 (real) or 0."""
-    return F.mse_loss(logits, torch.full_like(logits, float(real)))
+def information_terms(p: Tensor, p_affine: Tensor) -> dict[str, Tensor]:
+    """L = - l_me ME + l_ce CE + l_af AF, the weights being those of `information_weights`.
+
+    p, p_affine: of the tiles and of their affine views (B, n, k). The marginal entropy is that of the whole batch, of
+    which several processes have a share each.
+    """
+    return {
+        "marginal_entropy": marginal_entropy(processes.batch_mean(p)[None]),
+        "conditional_entropy": conditional_entropy(p),
+        "affine_kl": affine_kl(p, p_affine),
+    }
 
 
-def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's hinge loss (Lim & Ye 2017) of its logits for real and for generated images."""
-    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+def information_weights(settings: DiffusionSettings, stage: StageSettings) -> dict[str, float]:
+    """-l_me, l_ce and l_af."""
+    return {
+        "marginal_entropy": -settings.marginal_entropy_weight,
+        "conditional_entropy": settings.conditional_entropy_weight,
+        "affine_kl": stage.affine_weight,
+    }
+
+
+# The autoencoder
+
+
+def autoencoder_terms(
+    x: Tensor,
+    reconstruction: Tensor,
+    quantisation: dict[str, Tensor],
+    perceptual: Perceptual,
+    settings: AutoencoderSettings,
+) -> dict[str, Tensor]:
+    """L = |x' - x| + w_p perceptual(x', x) + w_c |sg(z) - e|^2 + w_b |z - sg(e)|^2 (the paper, section 3.2).
+
+    The first term is the mean squared error as published, or the mean absolute one. z is the encoder's output, e the
+    codebook's nearest entry, sg stops the gradient (van den Oord et al. 2017, equation 3). The adversarial term joins
+    later, see `learning.autoencoder`. A further term is a further entry here.
+
+    x, reconstruction: x and x'. quantisation: the last two terms, as `VQVAE.quantize` gives them.
+    """
+    return {
+        "reconstruction": RECONSTRUCTION[settings.reconstruction](reconstruction, x),
+        "perceptual": settings.perceptual_weight * perceptual(reconstruction, x),
+        "codebook": settings.codebook_weight * quantisation["codebook_loss"],
+        "commitment": settings.commitment_weight * quantisation["commitment_loss"],
+    }
+
+
+def polish_terms(
+    x: Tensor, reconstruction: Tensor, perceptual: Perceptual, settings: PolishSettings
+) -> dict[str, Tensor]:
+    """L = |x' - x|_1 + w_p perceptual(x', x), of the decoder alone; + w_a `passing_loss` (Esser et al. 2021).
+
+    x, reconstruction: x and x'.
+    """
+    return {
+        "reconstruction": F.l1_loss(reconstruction, x),
+        "perceptual": settings.perceptual_weight * perceptual(reconstruction, x),
+    }
 
 
 def ms_ssim_loss(a: Tensor, b: Tensor) -> Tensor:
-    """1 - MS-SSIM (Wang et al. 2003) of images in [0, 1], averaged over the batch; needs no pretrained network.
+    """1 - MS-SSIM(a, b) (Wang et al. 2003), a perceptual loss that needs no pretrained network.
 
     Five scales with the largest odd Gaussian window up to 11 pixels that the shorter side S allows:
     S > 16 * (window - 1), so 7 at 128 px and 3 at 64 px. S must exceed 32.
@@ -59,3 +150,30 @@ def ms_ssim_loss(a: Tensor, b: Tensor) -> Tensor:
             f"MS-SSIM over five scales needs images of more than 32 px, but they have {tuple(a.shape[-2:])}."
         )
     return 1 - multiscale_ssim(a, b, window).mean()
+
+
+# The discriminators
+
+
+def adversarial_loss(logits: Tensor, real: bool) -> Tensor:
+    """mean (D(x) - 1)^2 for real images, mean D(x)^2 for generated ones: least squares, Mao et al. 2017.
+
+    logits: D(x) of all patches, of any shape. The generator minimises the loss of its images passing for real ones.
+    """
+    return F.mse_loss(logits, torch.full_like(logits, float(real)))
+
+
+def passing_loss(logits: Tensor) -> Tensor:
+    """- mean D(x'), what a generator minimises against a discriminator of `hinge_loss`, Lim & Ye 2017.
+
+    logits: D(x') of its images, of any shape.
+    """
+    return -logits.mean()
+
+
+def hinge_loss(real: Tensor, generated: Tensor) -> Tensor:
+    """mean max(0, 1 - D(x)) + mean max(0, 1 + D(x')), what a discriminator minimises, Lim & Ye 2017.
+
+    real, generated: its logits D(x) for real images and D(x') for generated ones, of any shape.
+    """
+    return F.relu(1 - real).mean() + F.relu(1 + generated).mean()

@@ -7,13 +7,17 @@ import pytest
 import torch
 from torch import nn
 
+from pfiles.errors import InputError
 from pfiles.learning import loop
 from pfiles.learning.loop import epoch_batches
 from tests.conftest import (
     autoencoder_networks,
+    make_tiles,
     stage_networks,
     train_autoencoder,
     train_stage,
+    weights,
+    write,
 )
 
 
@@ -75,9 +79,9 @@ def test_the_average_of_the_weights_is_the_result(tiny, images, job, monkeypatch
     networks = stage_networks(tiny)
     average = networks[1].conv_in.weight.detach().clone()
     train_stage(tiny, replace(tiny.training, epochs=4, ema_decay=0.5), networks, images, job)
-    for number, weights in enumerate(seen):
+    for number, weight in enumerate(seen):
         decay = min(0.5, (1 + number) / (10 + number))
-        average = decay * average + (1 - decay) * weights
+        average = decay * average + (1 - decay) * weight
     torch.testing.assert_close(networks[1].conv_in.weight.detach(), average, rtol=1e-5, atol=1e-6)
     assert not torch.equal(average, seen[-1])
 
@@ -128,3 +132,17 @@ def test_each_of_several_networks_is_clipped_by_its_own_norm():
     layer.weight.grad = torch.tensor([[3.0], [0.25], [-4.0]])
     assert loop.update(optimizer, clip_norm=1.0).item() == pytest.approx((9 + 0.0625 + 16) ** 0.5)
     torch.testing.assert_close(layer.weight.data, torch.tensor([[-1.0], [-0.25], [1.0]]), atol=1e-5, rtol=0)
+
+
+def test_a_refused_training_leaves_the_networks_as_they_were(tiny, images, job, tmp_path):
+    """Images of the last training are there: one that would go on is refused before its resume point is loaded."""
+    train_stage(tiny, tiny.finetuning1, stage_networks(tiny), images, job)
+    networks = stage_networks(tiny)
+    before = weights(networks[1])
+    longer = replace(tiny.finetuning1, epochs=2)
+    write(tmp_path / "gen", [1], make_tiles(1))
+    with pytest.raises(InputError, match="is not of the networks that test will leave"):
+        train_stage(tiny, longer, networks, images, replace(job, outdates=[tmp_path / "gen"]))
+    assert torch.equal(weights(networks[1]), before)
+    train_stage(tiny, longer, networks, images, job)
+    assert not torch.equal(weights(networks[1]), before)

@@ -6,7 +6,22 @@ import pytest
 import torch
 from pytorch_msssim import ms_ssim
 
-from pfiles.learning.losses import adversarial_loss, affine_kl, conditional_entropy, marginal_entropy, ms_ssim_loss
+from pfiles.learning.losses import (
+    adversarial_loss,
+    affine_kl,
+    autoencoder_terms,
+    conditional_entropy,
+    denoising_terms,
+    hinge_loss,
+    information_terms,
+    information_weights,
+    marginal_entropy,
+    min_snr_weight,
+    ms_ssim_loss,
+    passing_loss,
+    polish_terms,
+)
+from pfiles.settings import AutoencoderSettings, DiffusionSettings, PolishSettings, StageSettings
 
 LN2 = math.log(2)
 P = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.25, 0.5]])
@@ -65,3 +80,58 @@ def test_ms_ssim_window_fits_the_image(side, window):
 def test_ms_ssim_refuses_small_images():
     with pytest.raises(ValueError, match="more than 32 px"):
         ms_ssim_loss(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
+
+
+def test_denoising_terms():
+    """Two latents of three numbers: squared errors (1 + 4 + 4) / 3 = 3 and (0 + 0 + 9) / 3 = 3, then halved weights."""
+    predicted = torch.tensor([[1.0, 2.0, 2.0], [0.0, 0.0, 3.0]]).view(2, 3, 1, 1)
+    terms, weights = denoising_terms(predicted, torch.zeros(2, 3, 1, 1))
+    assert terms["mse"].item() == pytest.approx(3)
+    assert weights == {}
+    terms, weights = denoising_terms(predicted, torch.zeros(2, 3, 1, 1), torch.tensor([1.0, 0.5]))
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx({"mse": 3, "weighted_mse": 2.25})
+    assert weights == {"mse": 0.0}  # recorded, not minimised
+
+
+def test_min_snr_weight():
+    """min(SNR, 5) / SNR and min(SNR, 5) / (SNR + 1) for SNR = 10 and 1/2."""
+    snr = torch.tensor([10.0, 0.5], dtype=torch.float64)
+    assert min_snr_weight(snr, 5.0, "noise").tolist() == pytest.approx([0.5, 1.0])
+    assert min_snr_weight(snr, 5.0, "v").tolist() == pytest.approx([5 / 11, 1 / 3])
+
+
+def test_hinge_loss():
+    # real: max(0, 1 - 2) = 0 and 1 - 0 = 1; generated: 1 + 0.5 and max(0, 1 - 3) = 0
+    assert hinge_loss(torch.tensor([2.0, 0.0]), torch.tensor([0.5, -3.0])).item() == pytest.approx(0.5 + 0.75)
+
+
+@pytest.mark.parametrize(("kind", "error"), [("mse", 0.25), ("l1", 0.5)])
+def test_autoencoder_terms(kind, error):
+    x, reconstruction = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.5)
+    settings = AutoencoderSettings(
+        reconstruction=kind, perceptual_weight=0.5, codebook_weight=2.0, commitment_weight=0.25
+    )
+    quantisation = {"codebook_loss": torch.tensor(3.0), "commitment_loss": torch.tensor(4.0)}
+    terms = autoencoder_terms(x, reconstruction, quantisation, lambda a, b: (a - b).sum() / 48, settings)
+    expected = {"reconstruction": error, "perceptual": 0.5, "codebook": 6.0, "commitment": 1.0}
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected)
+
+
+def test_polish_terms():
+    x, reconstruction = torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.5)
+    terms = polish_terms(x, reconstruction, lambda a, b: (a - b).max(), PolishSettings(perceptual_weight=0.2))
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(
+        {"reconstruction": 0.5, "perceptual": 0.1}
+    )
+    assert passing_loss(torch.tensor([2.0, -4.0])).item() == pytest.approx(1)
+
+
+def test_information_terms_and_weights():
+    p = P[:, None]  # one classifier: (B, 1, k)
+    terms = information_terms(p, Q[:, None])
+    assert terms["marginal_entropy"].item() == pytest.approx(marginal_entropy(P).item())
+    assert terms["conditional_entropy"].item() == pytest.approx(conditional_entropy(P).item())
+    assert terms["affine_kl"].item() == pytest.approx(affine_kl(P, Q).item())
+    stage = StageSettings(1, "adam", 1.0, trains_clusters=True, affine_weight=0.3)
+    weights = information_weights(DiffusionSettings(marginal_entropy_weight=0.1), stage)
+    assert weights == {"marginal_entropy": -0.1, "conditional_entropy": 0.06, "affine_kl": 0.3}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pfiles.errors import InputError
-from pfiles.learning import autoencoder, diffusion, loop
+from pfiles.learning import autoencoder, clusters, loop
 from pfiles.settings import SavingSettings
 from tests.conftest import autoencoder_networks, stage_networks, train_autoencoder, train_stage
 from tests.learning.conftest import equal
@@ -54,7 +54,7 @@ def test_a_stopped_stage_goes_on_exactly(tiny, images, job, tmp_path, monkeypatc
     train_stage(tiny, stage, whole, images, job)
     broken = replace(job, folder=tmp_path / "broken", saving=SavingSettings(every_minutes=0))
     with monkeypatch.context() as patch:
-        stop_after(patch, diffusion, 8)
+        stop_after(patch, clusters, 8)
         with pytest.raises(StoppedError):
             train_stage(tiny, stage, stage_networks(tiny), images, broken)
     again = stage_networks(tiny)

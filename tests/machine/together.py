@@ -13,6 +13,7 @@ from pfiles import latents
 from pfiles.classifier import Classifier
 from pfiles.drawing.sampling import generate_to_folder
 from pfiles.learning import autoencoder, diffusion, loop
+from pfiles.learning.clusters import train_clusters
 from pfiles.machine.runtime import pick_device, seeded
 from pfiles.machine.speed import PLAIN
 from pfiles.paths import atomic_write
@@ -54,7 +55,7 @@ def clusters(folder: Path) -> None:
     with seeded(7, "classifiers"):
         classifiers = nn.ModuleList(Classifier(vqvae.z_channels, k) for k in (3, 4, 6))
     stage = replace(SETTINGS.clusters, epochs=4, learning_rate=1e-4)
-    diffusion.train_clusters(
+    train_clusters(
         classifier=classifiers, vqvae=vqvae, images=images, codes=latents.encode_tiles(vqvae, images),
         settings=SETTINGS.diffusion, stage=stage,
         job=loop.Job("clusters", 7, 16, folder / "clusters", {}, SavingSettings(every_minutes=60), PLAIN),
