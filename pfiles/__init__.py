@@ -4,6 +4,7 @@ errors        the one exception for mistakes a user can mend
 settings      every hyper-parameter, by preset
 machine/      cpu, processes, locks, runtime, speed, pretrained: the machine a run happens on
 paths         where files lie, and how they are written; identity: which run a file belongs to
+spreadsheet   tables as people keep them, read and written
 choices       what run.toml says of a run, in one place for all notebooks
 names         what people call the clusters, and how far readers agree
 tiles/        jpeg_slide, tissue, slides, builtin, files, sources, split, tiler, dataset (tiles and their split),

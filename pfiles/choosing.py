@@ -18,9 +18,9 @@ from pfiles.learning.log import History
 from pfiles.learning.loop import Job
 from pfiles.machine.processes import progress
 from pfiles.measuring import stability
-from pfiles.paths import atomic_write
 from pfiles.reporting import tables
 from pfiles.session import OpenRun
+from pfiles.spreadsheet import write_csv
 from pfiles.tiles.dataset import Tiles
 
 PARTS = {"all": slice(None), "half_1": slice(0, None, 2), "half_2": slice(1, None, 2)}  # of the training tiles
@@ -158,8 +158,7 @@ def conclude(run: OpenRun, table: pd.DataFrame, same: pd.DataFrame) -> str:
     table: `stability.over_seeds` of the first table of `compare`; same: the second.
     """
     flat = table.set_axis([" ".join(names) for names in table.columns], axis=1).join(same)
-    with atomic_write(run.paths.choosing / "choose_k.csv") as file:
-        file.write(flat.to_csv().encode())
+    write_csv(run.paths.choosing / "choose_k.csv", flat, index=True)
     sentence = stability.verdict(table, same["seeds"])
     run.record({"supported": sentence, "details": tables.plain(flat)})
     return sentence

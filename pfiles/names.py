@@ -1,8 +1,6 @@
 """What people call the clusters: a file for each reader, how far readers agree, and clusters found by their name."""
 
-import csv
 import difflib
-import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,11 +13,11 @@ import pandas as pd
 from pfiles.errors import InputError
 from pfiles.machine.locks import locked
 from pfiles.paths import atomic_write, read_json, write_json
+from pfiles.spreadsheet import as_csv, number_in, parse_table
 
 MARKS = ("sure", "unsure", "artefact")
 LONGEST = {"name": 60, "note": 2000}  # characters
 COLUMNS = ("cluster", "name", "note", "mark", "same_as", "fingerprint")  # of a reader's table
-FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # what a spreadsheet takes for a formula
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,8 @@ class Reading:
             {"cluster": number, "fingerprint": self.fingerprint, **asdict(entry), "same_as": entry.same_as or ""}
             for number, entry in self.entries.items()
         ]
-        return b"\xef\xbb\xbf" + csv_bytes(COLUMNS, rows)  # the mark by which spreadsheets know UTF-8
+        # the mark by which spreadsheets know UTF-8
+        return b"\xef\xbb\xbf" + as_csv(pd.DataFrame(rows, columns=COLUMNS, dtype=object))
 
     def write_csv(self) -> Path:
         """Write `as_csv` beside the reader's file."""
@@ -105,48 +104,32 @@ class Reading:
         return path
 
     def read_csv(self, content: bytes) -> None:
-        """Take over the rows of a table such as `as_csv` gives, separated by comma, semicolon or tab, and save them.
+        """Take over the rows of a table such as `as_csv` gives, as any spreadsheet saves it, and save them.
 
         Clusters without a row stay as they are. InputError, and nothing is changed, where it is not such a table, or
         one of other clusters.
         """
-        try:
-            text = _decoded(content)
-            separator = max(",;\t", key=text.partition("\n")[0].count)
-            table = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-            rows = [row for row in table if any(row[name] for name in table.fieldnames)]  # spreadsheets add empty ones
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"The table cannot be read as CSV ({error}): save it as CSV in UTF-8.") from error
-        if missing := set(COLUMNS) - set(rows[0] if rows else ()):
+        table = parse_table(content, "The table")
+        if missing := set(COLUMNS) - set(table.columns):
             raise InputError(
                 f"The table lacks {', '.join(sorted(missing))}: change the one that was written here, keep its columns."
             )
         changes = {}
-        for line, row in enumerate(rows, start=2):
-            number, same = (_whole((row[name] or "").strip()) for name in ("cluster", "same_as"))
-            if number is None or (same is None and (row["same_as"] or "").strip()):
+        for line, row in zip(table.index, table.to_dict("records"), strict=True):
+            cluster, same = (number_in(row[name]) for name in ("cluster", "same_as"))
+            if cluster is None or (same is None and row["same_as"]) or {cluster % 1, (same or 0) % 1} != {0}:
                 raise InputError(f"Line {line} of the table has no number of a cluster where one belongs: mend it.")
-            if number in changes:
-                raise InputError(f"The table has two rows for cluster {number}: keep one.")
+            if cluster in changes:
+                raise InputError(f"The table has two rows for cluster {cluster:g}: keep one.")
             if row["fingerprint"] != self.fingerprint:
                 raise InputError(
                     "The table is of other clusters, such as those before another training: names do not move to these."
                 )
-            fields = {name: _from_cell(row[name] or "") for name in ("name", "note", "mark")}
-            changes[number] = {**fields, "mark": fields["mark"].strip().lower(), "same_as": same}
+            same_as = None if same is None else int(same)
+            changes[int(cluster)] = {
+                "name": row["name"], "note": row["note"], "mark": row["mark"].lower(), "same_as": same_as,
+            }  # fmt: skip
         self.save(changes)
-
-
-def _decoded(content: bytes) -> str:
-    """UTF-8, or what spreadsheets on Windows write instead."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("cp1252")
-
-
-def _whole(text: str) -> int | None:
-    return int(float(text)) if re.fullmatch(r"[0-9]{1,6}(\.0+)?", text) else None
 
 
 def _checked(entries: Mapping[int, Entry], n_clusters: int) -> dict[int, Entry]:
@@ -256,20 +239,3 @@ def find_clusters(wanted: str | int, names: Mapping[int, str], n_clusters: int) 
         shown = list(known.values())
         hint = f"the names are {', '.join(shown[:10])}" + f" and {len(shown) - 10} more" * (len(shown) > 10)
     raise InputError(f"No cluster is called {text!r}: {hint}; a number from 1 to {n_clusters} will do too.")
-
-
-def csv_bytes(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> bytes:
-    """Rows as CSV in which every text stays text: what a spreadsheet would take for a formula begins with '."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _as_cell(value) for name, value in row.items()} for row in rows)
-    return text.getvalue().encode()
-
-
-def _as_cell(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
-
-
-def _from_cell(text: str) -> str:
-    return text[1:] if text.startswith("'") and FORMULA.match(text) else text

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pfiles.errors import InputError
-from pfiles.names import Entry, Reading, agreed, agreement, check_reader, csv_bytes, find_clusters
+from pfiles.names import Entry, Reading, agreed, agreement, check_reader, find_clusters
 
 K = 4
 
@@ -169,7 +169,3 @@ def test_clusters_are_found_by_name_or_number():
             find_clusters(wrong, names, K)
     with pytest.raises(InputError, match="no cluster has a name yet"):
         find_clusters("keratin", {}, K)
-
-
-def test_numbers_stay_numbers_in_a_table():
-    assert csv_bytes(("a", "b"), [{"a": -1, "b": "-1"}]) == b"a,b\n-1,'-1\n"

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -18,8 +19,8 @@ from pfiles.machine import processes
 from pfiles.machine.processes import is_first
 from pfiles.machine.runtime import derive_seed, eval_mode, stop
 from pfiles.machine.speed import PLAIN, Speed
-from pfiles.names import csv_bytes
-from pfiles.paths import atomic_write, read_json, write_json
+from pfiles.paths import read_json, write_json
+from pfiles.spreadsheet import write_csv
 from pfiles.tiles.files import image_files, refuse_other_images, write_tiles
 from pfiles.tiles.pixels import to_uint8
 from pfiles.tiles.sources import DRAWN, TABLE
@@ -165,8 +166,7 @@ def write_table(folder: Path, numbers: Iterable[int], cluster_ids: Tensor, names
         {"file": f"{number}.png", "cluster": cluster, "name": names.get(cluster, ""), "seed": seed}
         for number, cluster in zip(numbers, (cluster_ids + 1).tolist(), strict=True)
     ]
-    with atomic_write(folder / TABLE) as file:
-        file.write(csv_bytes(DRAWN, rows))
+    write_csv(folder / TABLE, pd.DataFrame(rows, columns=DRAWN, dtype=object))
 
 
 def _is_within(number: int, only: Any) -> bool:

@@ -25,6 +25,7 @@ from pfiles.paths import atomic_write
 from pfiles.reporting.figures import save_figure
 from pfiles.reporting.page import Section
 from pfiles.reporting.tables import plain
+from pfiles.spreadsheet import write_csv
 from pfiles.tiles.pixels import as_array
 from pfiles.tiles.sources import picture_part
 
@@ -328,13 +329,11 @@ def write_maps(
         groups["patient"] = patients
     tables = {name: shares(tiles, n_clusters, group, name, names) for name, group in groups.items()}
     for name, table in tables.items():
-        with atomic_write(folder / f"shares_by_{name}.csv") as file:
-            file.write(table.to_csv().encode())
+        write_csv(folder / f"shares_by_{name}.csv", table, index=True)
     rows = pd.DataFrame({name: tiles.positions[name] for name in ("slide", "x", "y", "side")})
     rows["cluster"], rows["confidence"] = tiles.cluster_ids + 1, tiles.confidence.round(4)
     rows["class"] = [title(cluster, names) for cluster in tiles.cluster_ids]
-    with atomic_write(folder / "tile_clusters.csv") as file:
-        file.write(rows.to_csv(index=False).encode())
+    write_csv(folder / "tile_clusters.csv", rows)
     joins = join_counts(tiles.positions, tiles.cluster_ids, n_clusters, seed)
     joins.index = ["all", *(title(cluster, names) for cluster in range(n_clusters))]
     said = [in_words(joins), f"Maps, regions for QuPath and tables are in {folder}."]

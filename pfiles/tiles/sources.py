@@ -1,8 +1,6 @@
 """What users give as data: an array, a folder or an archive of tiles, checked when it is read."""
 
-import csv
 import hashlib
-import io
 import os
 import time
 import zipfile
@@ -16,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pfiles.errors import InputError
+from pfiles.spreadsheet import columns_of, composed, file_name, numbers, parse_table, read_table
 from pfiles.tiles.files import decode_image, is_image_name, quietly, read_files, stack_tiles
 from pfiles.tiles.pixels import as_tensor
 
@@ -73,7 +72,7 @@ def _state(files: Sequence[Path]) -> str | None:
 def is_cut(folder: Path) -> bool:
     """Whether tiles were cut from slides into this folder; generated tiles may have a table of the same name."""
     table = folder / TABLE
-    return table.exists() and not table.read_bytes().startswith(",".join(DRAWN).encode())
+    return table.exists() and columns_of(table)[: len(DRAWN)] != list(DRAWN)
 
 
 @quietly()
@@ -98,11 +97,8 @@ def _read_cut(folder: Path) -> Source:
     """The folder that `python -m pfiles tile` wrote."""
     state = _state([folder / TILES, folder / TABLE]) if (folder / TILES).exists() else None
     images = read_source(folder / TILES).images
-    try:
-        rows = read_tile_table(folder / TABLE)
-        positions = positions_of(rows)
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{folder / TABLE} is not the table of {TILES} ({error!r}): cut the tiles anew.") from error
+    rows = read_tile_table(folder / TABLE)
+    positions = positions_of(rows)
     if len(rows) != len(images):
         raise InputError(f"{folder / TABLE} has {len(rows)} rows for {len(images)} tiles: cut the tiles anew.")
     labels = rows["label"].to_numpy(str) if "label" in rows else None
@@ -111,9 +107,19 @@ def _read_cut(folder: Path) -> Source:
 
 
 def read_tile_table(path: Path) -> pd.DataFrame:
-    """A row for each tile that `python -m pfiles tile` cut; ValueError where it is no such table."""
-    kinds = {"slide": str, "x": int, "y": int, "side": int, "mpp": float, "patient": str, "label": str}
-    return pd.read_csv(path, dtype=kinds, index_col=False, na_filter=False, encoding="utf-8-sig")
+    """A row for each tile that `python -m pfiles tile` cut; InputError where it is no such table."""
+    rows = read_table(path)
+    if missing := {"slide", "x", "y", "side", "mpp"} - set(rows.columns):
+        raise InputError(
+            f"{path} is not the table of {TILES}, as it lacks {', '.join(sorted(missing))}: cut them anew."
+        )
+    for name in {"x", "y", "side", "level", "mpp", "tissue", "sharpness"} & set(rows.columns):
+        rows[name] = numbers(rows, name, str(path), whole=name in ("x", "y", "side", "level"))
+    if (rows[["side", "mpp"]] <= 0).any(axis=None):
+        raise InputError(f"{path} has a tile whose side or mpp is not above 0: cut the tiles anew.")
+    for slide in rows["slide"].unique():
+        file_name(slide, str(path))
+    return rows.reset_index(drop=True)
 
 
 def positions_of(rows: pd.DataFrame) -> np.recarray:
@@ -233,23 +239,18 @@ def _label_file(names: Mapping[PurePosixPath, object], where: Path) -> PurePosix
 
 def _labels(content: bytes, shown: str, names: Sequence[PurePosixPath]) -> np.ndarray:
     """The label of each tile, from rows `file,label` (or `file,tissue`); files by their path or the end of it."""
-    try:
-        rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{shown} cannot be read as a CSV file ({error}): write it as UTF-8 text.") from error
-    columns = set(rows[0]) if rows else set()
-    column = next((name for name in ("label", "tissue") if name in columns), None)
-    if "file" not in columns or column is None:
+    table = parse_table(content, shown)
+    column = next((name for name in ("label", "tissue") if name in table), None)
+    if "file" not in table or column is None or not len(table):
         raise InputError(f"{shown} must have the columns file and label (or tissue) and rows: write or remove it.")
     given: dict[str, str] = {}
-    for row in rows:
-        file, label = ((row[name] or "").strip() for name in ("file", column))
+    for file, label in zip(table["file"], table[column], strict=True):
         file = file.replace("\\", "/").removeprefix("./")
         if given.setdefault(file, label) != label:
             raise InputError(f"{shown} calls {file} both {given[file]!r} and {label!r}: keep one row for each file.")
     labels, used = [], {}
     for name in names:
-        ends = ("/".join(name.parts[i:]) for i in range(len(name.parts)))
+        ends = (composed("/".join(name.parts[i:])) for i in range(len(name.parts)))
         file = next((end for end in ends if end in given), None)
         if file is not None and used.setdefault(file, name) != name:
             raise InputError(f"{shown} names {file}, which may be {used[file]} or {name}: write the folder too.")

@@ -1,8 +1,6 @@
 """From slides to one folder of tiles: slide by slide, resumable, written whole or not at all."""
 
-import csv
 import hashlib
-import io
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +19,7 @@ from pfiles.machine.cpu import usable_cores
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import make_generator
 from pfiles.paths import atomic_write, read_json, write_json
+from pfiles.spreadsheet import composed, file_name, read_table, write_csv
 from pfiles.tiles.slides import SUFFIXES, Tiling, cut_tiles, open_slide, plan_tiles
 from pfiles.tiles.sources import PICTURES, TABLE, TILES, picture_part, positions_of, read_tile_table, walk
 from pfiles.tiles.split import split_by_patient
@@ -68,15 +67,14 @@ def tile_slides(
     else:
         rows, left_out = _cut_all(files, names, out, asked, tiling, threads or usable_cores())
         about = {**asked, "left_out": left_out}
-    table = {names[path]: given.get(path.name, given.get(path.stem, {})) for path in files}
+    table = {names[path]: _row_of(path, given) for path in files}
     patient = {name: patients.get(of := row.get("patient", ""), of) for name, row in table.items()}
     label = {name: row.get("label", "") for name, row in table.items()}
     rows = rows[[*COLUMNS]]
     for column, known in (("patient", patient), ("label", label)):
         if any(known.values()):
             rows[column] = rows["slide"].map(known)
-    with atomic_write(out / TABLE) as file:
-        rows.to_csv(file, index=False)
+    write_csv(out / TABLE, rows)
     write_json(out / ABOUT, about)
     shutil.rmtree(out / WORK, ignore_errors=True)
     if show_split:
@@ -122,8 +120,7 @@ def _cut_all(
                 file.truncate(file.seek(begin + count * tiling.size**2 * 3))
                 try:
                     own = _cut_slide(path, name, out, file, tiling, threads)
-                    with atomic_write(note.with_suffix(".csv")) as table:
-                        own.to_csv(table, index=False)
+                    write_csv(note.with_suffix(".csv"), own)
                     file.flush()
                     os.fsync(file.fileno())
                     found = begun
@@ -195,18 +192,20 @@ def find_slides(paths: Sequence[Path], out: Path) -> list[Path]:
 
 
 def _slide_table(path: Path, files: Sequence[Path]) -> dict[str, dict[str, str]]:
-    """Rows of --slides-csv by the slide's name, with or without its suffix."""
-    rows = _read_csv(path)
-    if not rows or "slide" not in rows[0] or not {"patient", "label"} & set(rows[0]):
+    """Rows of --slides-csv by the slide's name, with or without its suffix, as `_row_of` finds them."""
+    read = read_table(path)
+    rows = read.to_dict("records")
+    if not rows or "slide" not in read or not {"patient", "label"} & set(read.columns):
         raise InputError(f"{path} must have the columns slide and patient or label, and rows: write it anew.")
     table: dict[str, dict[str, str]] = {}
     for row in rows:
+        row["slide"] = _plain_name(row["slide"])
         if table.setdefault(row["slide"], row) != row:
             raise InputError(f"{path} holds two different rows for the slide {row['slide']}: keep one.")
-    known = {name for file in files for name in (file.name, file.stem)}
+    known = {_plain_name(name) for file in files for name in (file.name, file.stem)}
     if not table.keys() & known:
         raise InputError(f"{path} names none of the slides, such as {files[0].name}: correct its column slide.")
-    without = [file.name for file in files if not {file.name, file.stem} & table.keys()]
+    without = [file.name for file in files if not _row_of(file, table)]
     if without and any(row.get("patient") for row in rows):
         others = ", ".join(sorted(table.keys() - known))
         unknown = f", but others that are not there, {others}," if others else ""
@@ -214,23 +213,16 @@ def _slide_table(path: Path, files: Sequence[Path]) -> dict[str, dict[str, str]]
     return table
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            return [{key: (value or "").strip() for key, value in row.items() if key} for row in csv.DictReader(file)]
-    except FileNotFoundError as error:
-        raise InputError(f"There is no table at {path}: correct the path.") from error
-    except (UnicodeDecodeError, csv.Error, AttributeError) as error:
-        raise InputError(f"{path} cannot be read as a CSV file ({error}): write it as UTF-8 text.") from error
+def _plain_name(text: str) -> str:
+    """A slide's name without its folder, with its letters composed and its suffix in lower case."""
+    name = Path(composed(text).replace("\\", "/")).name
+    suffix = Path(name).suffix
+    return name.removesuffix(suffix) + suffix.lower() if suffix.lower() in SUFFIXES else name
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+def _row_of(file: Path, table: Mapping[str, dict[str, str]]) -> dict[str, str]:
+    """The row of a slide in `_slide_table`, empty where it has none."""
+    return table.get(_plain_name(file.name)) or table.get(_plain_name(file.stem)) or {}
 
 
 def _names(
@@ -238,17 +230,23 @@ def _names(
 ) -> tuple[dict[Path, str], dict[str, str]]:
     """Pseudonyms of slides and patients; those that the key beside `out` has already stay."""
     key = out.with_name(f"{out.name}_pseudonyms.csv")
-    rows = _read_csv(key) if key.exists() else []
-    if rows and set(rows[0]) != {"pseudonym", "of"}:
-        raise InputError(f"{key} must have the columns pseudonym and of: move it away or mend it.")
-    known = {row["of"]: row["pseudonym"] for row in rows}
+    known = {}
+    if key.exists():
+        rows = read_table(key, ("pseudonym", "of"))
+        known = {
+            of: file_name(pseudonym, str(key)) for of, pseudonym in zip(rows["of"], rows["pseudonym"], strict=True)
+        }
     patients = {row["patient"] for row in given.values() if row.get("patient")}
-    for letter, wanted in (("S", [str(file.resolve()) for file in files]), ("P", sorted(patients))):
+    for letter, wanted in (("S", [_place(file) for file in files]), ("P", sorted(patients))):
         for name in wanted:
             place = f"{'slide' if letter == 'S' else 'patient'} {name}"
             known.setdefault(place, f"{letter}{sum(found[0] == letter for found in known.values()) + 1:03}")
-    _write_csv(key, ("pseudonym", "of"), [{"pseudonym": new, "of": old} for old, new in known.items()])
-    return {file: known[f"slide {file.resolve()}"] for file in files}, {p: known[f"patient {p}"] for p in patients}
+    write_csv(key, pd.DataFrame({"pseudonym": known.values(), "of": known.keys()}))
+    return {file: known[f"slide {_place(file)}"] for file in files}, {p: known[f"patient {p}"] for p in patients}
+
+
+def _place(file: Path) -> str:
+    return composed(str(file.resolve()))
 
 
 def _cut_slide(path: Path, name: str, out: Path, file: IO[bytes], tiling: Tiling, threads: int) -> pd.DataFrame:

@@ -106,7 +106,7 @@ def test_labels_are_found_by_path_or_its_end(tmp_path, packed):
         ("file,label\n99.png,a\n", "names 1 files, but none is one of the tiles"),
         ("file,label\n00.png,a\n00.png,b\n", "calls 00.png both 'a' and 'b'"),
         ("file,label\n01.png,a\n", "names 01.png, which may be 01.png or s/01.png"),
-        ("file,label\n00.png,\xe9\n".encode("latin-1"), "cannot be read as a CSV file"),
+        (b"\x89PNG\r\n\0\0", "cannot be read as a table"),
     ],
 )
 def test_bad_labels(tmp_path, text, message):
@@ -276,3 +276,18 @@ def test_names_sort_by_folder_in_folders_and_zips(tmp_path, tiles):
     expected = np.concatenate([tiles[0::2], tiles[1::2]])
     for source in ("tiles", "tiles.zip"):
         np.testing.assert_array_equal(as_array(load_tiles(tmp_path / source, 48).images), expected)
+
+
+def test_labels_as_a_spreadsheet_saves_them(tmp_path):
+    names = ["ü.png", *(f"{i:02}.png" for i in range(30))]
+    data = lay_out(tmp_path, names)
+    for content in ("File;Label\r\nu\u0308.png;Haut\r\n;\r\n", "FILE\tTissue\nü.png\tHaut\n"):
+        (data / "labels.csv").write_bytes(content.encode("utf-16"))
+        assert sorted(load_tiles(data, 48).labels) == [*[""] * 30, "Haut"]
+
+
+def test_the_table_of_generated_tiles_is_no_table_of_cut_ones(tmp_path):
+    data = lay_out(tmp_path, [f"{i:02}.png" for i in range(30)])
+    for content in (b"file,cluster,name,seed\n00.png,1,,2\n", b"\xef\xbb\xbfFile;Cluster;Name;Seed\r\n00.png;1;;2\r\n"):
+        (data / "tiles.csv").write_bytes(content)
+        assert len(load_tiles(data, 48).images) == 30

@@ -453,3 +453,41 @@ def test_a_table_that_is_not_the_tiles_is_refused(tmp_path):
     shutil.rmtree(tmp_path / "out" / "slides")
     (tmp_path / "out" / "tiles.csv").write_text(whole)
     load_tiles(tmp_path / "out", 64)
+
+
+@pytest.mark.parametrize(
+    ("separator", "encoding", "names"),
+    [(";", "cp1252", ("S00", "s01.TIFF", "ü.tiff")), ("\t", "utf-16", ("folder/s00.tiff", "C:\\x\\s01", "u\u0308"))],
+)
+def test_the_table_of_slides_is_read_as_people_have_it(tmp_path, separator, encoding, names):
+    """Names with and without folder and suffix, capitals, and a letter of one character on the disk, of two here."""
+    folder = tmp_path / "slides"
+    for name in ("S00.tiff" if names[0] == "S00" else "s00.tiff", "s01.tiff", "ü.tiff"):
+        write_slide(folder / name, island(512, 512, 64, 64, 256, 320), levels=(1,))
+    rows = [["Slide", "Patient"], ["", ""], *zip(names, ("p1", "Müller", "Mu\u0308ller"), strict=True)]
+    text = "\r\n".join(separator.join(row) for row in rows)
+    (tmp_path / "t.csv").write_bytes(text.encode(encoding) if encoding != "cp1252" else
+                                     text.replace("u\u0308", "ü").encode(encoding))  # fmt: skip
+    tile_slides([folder], tmp_path / "out", Tiling(0.5, 64), tmp_path / "t.csv")
+    of = {row["slide"].lower(): row["patient"] for row in rows_of(tmp_path / "out")}
+    assert of == {"s00": "p1", "s01": "Müller", "ü": "Müller"}
+
+
+def test_a_table_of_tiles_that_a_spreadsheet_saved_is_the_same_table(tmp_path):
+    tile_slides(twelve_slides(tmp_path / "slides", 2), tmp_path / "out", Tiling(0.5, 64))
+    before = load_tiles(tmp_path / "out", 64).positions
+    table = tmp_path / "out" / "tiles.csv"
+    whole = table.read_text()
+    table.write_bytes(whole.replace(",", ";").replace(".", ",").replace("\n", "\r\n").encode("utf-16"))
+    assert (load_tiles(tmp_path / "out", 64).positions == before).all()
+    for name in ("../../s00", "/tmp/s00", ".."):
+        table.write_text(whole.replace("s00", name))
+        with pytest.raises(InputError, match="no file can bear"):
+            load_tiles(tmp_path / "out", 64)
+
+
+def test_a_slide_whose_name_reads_like_a_formula(tmp_path):
+    image = island(512, 512, 64, 64, 256, 320)
+    tile_slides([write_slide(tmp_path / '=1+1;@x, "b".tiff', image)], tmp_path / "out", Tiling(0.5, 32))
+    assert {row["slide"] for row in rows_of(tmp_path / "out")} == {"'=1+1;'@x, \"b\""}
+    assert set(load_tiles(tmp_path / "out", 32).positions.slide) == {'=1+1;@x, "b"'}
