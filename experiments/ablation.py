@@ -30,7 +30,8 @@ from pfiles.machine.runtime import make_generator, versions
 from pfiles.measuring import fidelity, memorisation, spectrum, two_sample, usefulness
 from pfiles.measuring.features import make_extractor
 from pfiles.paths import atomic_write, read_json, write_json
-from pfiles.reporting import evaluation, figures
+from pfiles.reporting import figures
+from pfiles.reporting.sections import distribution
 from pfiles.session import OpenRun, open_run
 from pfiles.tiles.dataset import EMBEDDED
 from pfiles.tiles.pixels import to_uint8
@@ -168,19 +169,19 @@ def measure(
     for kind in features:
         extractor = make_extractor(kind, run.vqvae, device)
         of_test, of_drawn = extractor(test), extractor(drawn)
-        found = evaluation.distances(extractor, of_test, of_drawn, seed)
+        found = distribution.distances(extractor, of_test, of_drawn, seed)
         values |= {f"{kind}: {column}": value for column, value in found.items() if column != "images"}
         if not floors:
             continue
         floor = train[torch.randperm(len(train), generator=make_generator(seed, "floor"))[: len(test)]]
-        like = evaluation.distances(extractor, of_test, extractor(floor), seed)
+        like = distribution.distances(extractor, of_test, extractor(floor), seed)
         values[f"{kind}: floor, training tiles"] = like[extractor.frechet]
-        values[f"{kind}: floor, {evaluation.TOLD_APART}"] = like[evaluation.TOLD_APART]
+        values[f"{kind}: floor, {distribution.LINEAR_PROBE}"] = like[distribution.LINEAR_PROBE]
         of_rebuilt = extractor(rebuilt)
-        again = evaluation.distances(extractor, of_test, of_rebuilt, seed)
+        again = distribution.distances(extractor, of_test, of_rebuilt, seed)
         values[f"{kind}: floor, reconstructions"] = again[extractor.frechet]
         from_rebuilt = two_sample.told_apart(of_rebuilt, of_drawn)
-        values[f"{kind}: {evaluation.TOLD_APART} from reconstructed"] = from_rebuilt
+        values[f"{kind}: {distribution.LINEAR_PROBE} from reconstructed"] = from_rebuilt
     again, _ = run.assign(drawn, stage)
     judge, _ = fidelity.train_judge(run.vqvae, run.codes, train_clusters, run.n_clusters, seed)
     second, _ = predict_clusters(run.vqvae, judge, encode_tiles(run.vqvae, drawn.to(device)))

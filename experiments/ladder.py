@@ -38,7 +38,8 @@ from pfiles.machine.runtime import versions
 from pfiles.measuring import fidelity, morphometry, spectrum, two_sample, usefulness
 from pfiles.measuring.features import Extractor, make_extractor
 from pfiles.paths import atomic_write, write_json
-from pfiles.reporting import evaluation, figures
+from pfiles.reporting import figures
+from pfiles.reporting.sections import distribution
 from pfiles.session import OpenRun, open_run
 from pfiles.settings import Settings
 from pfiles.tiles.dataset import Tiles
@@ -157,7 +158,7 @@ def measure(
             test = two_sample.two_sample_test(rung, train, seed, device, px, guard=guard)
             note(f"two-sample test{at}", name, test.accuracy, "low")
         for extractor in extractors:
-            row = evaluation.distances(extractor, features[extractor.name], extractor(rung), seed)
+            row = distribution.distances(extractor, features[extractor.name], extractor(rung), seed)
             for column, value in row.items():
                 if column not in ("images", "standard error"):
                     is_distance = column in (extractor.frechet, extractor.kernel)

@@ -20,8 +20,9 @@ from experiments import ablation
 from pfiles.drawing.generator import STARTER, Generator
 from pfiles.measuring.usefulness import BOTH, GENERATED, REAL
 from pfiles.paths import atomic_write, write_json
-from pfiles.reporting import evaluation, figures
-from pfiles.reporting.evaluation import TOLD_APART
+from pfiles.reporting import figures
+from pfiles.reporting.sections import usefulness
+from pfiles.reporting.sections.distribution import LINEAR_PROBE
 from pfiles.session import OpenRun, open_run
 
 CARD = """# The starter generator
@@ -101,7 +102,7 @@ def _by_label(run: OpenRun, shipped: Generator) -> dict[str, float]:
     """The share of test tiles whose tissue a network sorts rightly, by what it learnt from; nothing without labels."""
     cluster_ids = shipped.cluster_ids(LABELLED, run.seed)
     sets = run.sets(shipped.draw(cluster_ids, seed=run.seed), cluster_ids)
-    found = evaluation.labels_section(sets, run.seed, run.device).scores.get("label_accuracy", {})
+    found = usefulness.make_labels_section(sets, run.seed, run.device).scores.get("label_accuracy", {})
     return {f"{BY_LABEL}{name}": share for name, share in found.items()}
 
 
@@ -134,8 +135,8 @@ def _card(run: OpenRun, shipped: Generator, values: dict[str, float | None], fol
         photos_rebuilt=values["imagenet: floor, reconstructions"],
         asked=values["as asked"], second=values["as asked, second judge"], chance=1 / shipped.n_clusters,
         cas=values["CAS, of real"], closer=values["closer"], told=share("told from real, blur 0"),
-        linear=linear(TOLD_APART), linear_floor=linear(f"floor, {TOLD_APART}"),
-        linear_r=linear(f"{TOLD_APART} from reconstructed"), labels=", ".join(labels), by_label=" / ".join(by_label),
+        linear=linear(LINEAR_PROBE), linear_floor=linear(f"floor, {LINEAR_PROBE}"),
+        linear_r=linear(f"{LINEAR_PROBE} from reconstructed"), labels=", ".join(labels), by_label=" / ".join(by_label),
         label_chance=1 / len(labels), history=HISTORY,
         told_1=share("told from real, blur 1"), told_r=share("told from reconstructed, blur 0"),
         told_r1=share("told from reconstructed, blur 1"), power=" ".join(f"{ratio:.2f}" for ratio in bands),

@@ -18,7 +18,10 @@ learning/     loop, losses, log, resume; autoencoder; clusters; diffusion: what 
 drawing/      sampling, samplers, generator: images from noise; in_diffusers: a generator as diffusers loads it
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
               small network of both); efficientnet; spectrum; morphometry; memorisation; neighbours; stability
-reporting/    figures, tables, page, evaluation, export, maps, card; atlas and naming (its form): what people look at
+reporting/    figures, tables, page, export, maps, card; atlas and naming (its form): what people look at
+reporting/sections/  data (what is compared), record (what a section is); paired, two_sample, spectrum, condition,
+              usefulness, distribution, morphometry, copies: a measure each, with its figure and its time
+reporting/    evaluation: all sections of a report
 session       a run, opened once: `open_run` gives notebooks and commands all of the above
 choosing      the clusters of every k, learnt together and compared
 share         a run's generator in a folder for others

@@ -53,8 +53,9 @@ from pfiles.machine.runtime import pick_device, seeded
 from pfiles.machine.speed import Speed, pick_precision, pick_speed
 from pfiles.names import Reading, agreed, check_reader, readings_in
 from pfiles.paths import Paths, atomic_write, name_of_numbers, numbers_of_clusters, read_json, write_json
-from pfiles.reporting import evaluation, figures, maps, tables
+from pfiles.reporting import figures, maps, tables
 from pfiles.reporting.page import Section
+from pfiles.reporting.sections.data import EvaluationData
 from pfiles.settings import Settings, StageSettings, get_settings
 from pfiles.tiles.dataset import Tiles, are_there, load_tiles, refuse_results_among_tiles
 from pfiles.tiles.files import image_files, list_images, load_pairs, read_images, refuse_other_images, write_tiles
@@ -530,17 +531,17 @@ class OpenRun:
         """`assign` of the training tiles."""
         return self.assign()
 
-    def sets(self, generated: Tensor, cluster_ids: Tensor | None = None) -> evaluation.Sets:
+    def sets(self, generated: Tensor, cluster_ids: Tensor | None = None) -> EvaluationData:
         """Generated tiles, uint8 (N, 3, S, S), beside the training and the test tiles, all on the CPU, to be measured.
 
         cluster_ids: the clusters (N,), 0-based, that they were asked for; None: no measure will ask for clusters.
         """
         real, held_out = (self.tiles.tensor(part) for part in (self.tiles.train, self.tiles.test))
         if cluster_ids is None:
-            return evaluation.Sets(real, generated, held_out, vqvae=self.vqvae, codes=self.codes)
+            return EvaluationData(real, generated, held_out, vqvae=self.vqvae, codes=self.codes)
         ids = (self.assigned[0], cluster_ids, self.assign(self.test_images)[0])
         labels = map(self.tiles.labels_of, (self.tiles.train, self.tiles.test))
-        return evaluation.Sets(
+        return EvaluationData(
             real, generated, held_out, *map(np.asarray, ids), *labels, vqvae=self.vqvae, codes=self.codes,
             clusterer=self.clusterer, n_clusters=self.n_clusters, names=self.names,
         )  # fmt: skip

@@ -47,7 +47,8 @@ MAP = re.sub(r"\n +", " ", pfiles.__doc__.split("\n\n")[1]).splitlines()  # a li
 def line_of(module):
     """The number of the line of the map that names the module."""
     wing, _, name = module.rpartition(".")
-    named = [i for i, line in enumerate(MAP) if name in re.findall(r"\w+", line) and line.startswith(wing)]
+    folder = f"{wing.replace('.', '/')}/ " if wing else ""
+    named = [i for i, line in enumerate(MAP) if name in re.findall(r"\w+", line) and line.startswith(folder)]
     return min(named, key=lambda i: (not MAP[i].startswith(name), i))
 
 

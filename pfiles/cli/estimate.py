@@ -4,7 +4,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -13,12 +12,14 @@ from IPython.utils.capture import capture_output
 
 from pfiles.checkpoints import START
 from pfiles.latents import encode_tiles
-from pfiles.lpips import LPIPS
 from pfiles.machine.processes import progress
-from pfiles.measuring import pairs, tile_network, two_sample, usefulness
+from pfiles.measuring import tile_network
 from pfiles.measuring.memorisation import nearest_tiles
+from pfiles.measuring.two_sample import BLURS_PX
 from pfiles.paths import Paths
 from pfiles.reporting import atlas, evaluation
+from pfiles.reporting.sections import copies, paired, usefulness
+from pfiles.reporting.sections.record import Work
 from pfiles.session import OpenRun
 from pfiles.tiles.pixels import evenly_spaced
 
@@ -27,7 +28,6 @@ FEW, PATIENCE = 2, 20  # where the second step says that all would take longer t
 DRAWN_FOR_FIGURES = 5  # tiles of parts 4, 7 and 8
 AT_ONCE = 16  # tiles drawn to measure with
 SEARCHED_AMONG = 1000  # training tiles at most in which copies are looked for
-MOST_TOLD_APART = 9  # pairs of sets that part 13's two-sample test tells apart, those of its guards among them
 
 
 def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
@@ -73,24 +73,19 @@ def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
     yield "part 6", drawn * (drawing.num_generated or n), said
     generated, real = drawing.per_cluster * k, drawing.num_generated or n
     small_networks = f"from {STEPS} steps of the small networks that measure"
-    yield "part 9", drawn * generated + sorting * _steps_of_sorting(generated), f"{said} and {small_networks}"
-    blurs = 1 if run.preset == "demo" else len(two_sample.BLURS_PX)
-    steps = _steps_of_sorting(real) + blurs * MOST_TOLD_APART * two_sample.TRIALS * two_sample.STEPS
-    sorted_and_searched = sorting * steps + 2 * prepared + 2 * min(evaluation.SEARCHED, real) * searched
-    yield "part 13", sorted_and_searched, f"{small_networks}, and from a search for copies"
+    blurs = 1 if run.preset == "demo" else len(BLURS_PX)
+    work = Work(real, blurs, sorting, prepared, searched)
+    seconds_9 = drawn * generated + usefulness.seconds(work._replace(generated=generated))
+    yield "part 9", seconds_9, f"{said} and {small_networks}"
+    seconds_13 = sum(record.seconds(work) for record in evaluation.SECTIONS)
+    yield "part 13", seconds_13, f"{small_networks}, and from a search for copies"
     for part, score in scoring.items():
         yield part, real * score, f"from {AT_ONCE} pairs" if score else "as VGG16's weights are not there"
     search = f"from a search for copies of {AT_ONCE} images"
-    yield "part 14", read + 2 * prepared + (real + len(run.tiles.test)) * searched, search
+    yield "part 14", read + copies.seconds_of_search(work, real + len(run.tiles.test)), search
     shown = atlas.SHOWN * k
     yield "part 16", read + shown * drawn + prepared + shown * searched, f"{said} and {search}"
     yield "the others, each", read, f"from encoding {few} tiles"
-
-
-def _steps_of_sorting(generated: int) -> int:
-    """Of the networks that learn the clusters, from so many generated tiles and from as many real ones."""
-    batches = -(-min(usefulness.TILES, generated) // tile_network.BATCH_SIZE)
-    return 2 * usefulness.TRIALS * usefulness.EPOCHS * batches
 
 
 def _seconds_of_sorting(small: OpenRun) -> float:
@@ -102,19 +97,12 @@ def _seconds_of_sorting(small: OpenRun) -> float:
 
 
 def _seconds_of_scores(small: OpenRun) -> dict[str, float]:
-    """Of a pair in parts 10 to 12, which score the real tile with the generated one and with four controls."""
-    tiles, device = small.train_images[:AT_ONCE].cpu(), small.device
-    scores = {"part 10": (pairs.ssim_published, pairs.ssim), "part 11": (pairs.ms_ssim,), "part 12": ()}
-    of_parts = {part: [partial(score, device=device) for score in some] for part, some in scores.items()}
-    if has_vgg16():
-        of_parts["part 12"] = [pairs.lpips_score(LPIPS().load_pretrained().to(device), device)]
-    found = {}
-    for part, some in of_parts.items():
-        began = time.monotonic()
-        for score in some:
-            score(tiles, tiles.flip(0))
-        found[part] = 5 * (time.monotonic() - began) / len(tiles) if some else 0.0
-    return found
+    """Of a pair in parts 10 to 12; 0 for those whose weights are not there, as nothing is downloaded for a check."""
+    tiles = small.train_images[:AT_ONCE].cpu()
+    return {
+        part: 0.0 if "lpips" in names and not has_vgg16() else paired.seconds_per_pair(names, tiles, small.device)
+        for part, names in paired.BY_NOTEBOOK.items()
+    }
 
 
 def _seconds_of_search(run: OpenRun) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """How far a set of generated images is from a set of real ones: distances between two clouds of features.
 
 All functions take features (N, d) of any extractor (see `features`). What a number is worth shows beside the same
-number for held-out real images, for one flat colour and for blurred tiles: see `evaluation.distribution_table`.
+number for held-out real images, for one flat colour and for blurred tiles: see
+`reporting/sections/distribution`.
 """
 
 from collections.abc import Iterator

@@ -16,13 +16,11 @@ from torch import Tensor
 
 from MODULE import INDICES
 from pfiles.measuring import stability
-from pfiles.measuring.morphometry import FEATURES
 from pfiles.paths import atomic_write
 from pfiles.tiles.pixels import evenly_spaced
 
 DPI = 300  # of saved panels, as published
 MOST_PIXELS = 65000  # of a side of a saved figure; a JPEG can have 65,500
-MOST_CLUSTERS = 32  # that have boxes of their own
 FIGURE_4_PUBLISHED = (691, 755, 467, 733, 979)  # places among the 1,000 published test tiles
 
 
@@ -254,117 +252,6 @@ def figure_4_tiles(n_test: int) -> np.ndarray:
     return evenly_spaced(n_test, 5)
 
 
-def plot_confusion(matrix: np.ndarray, title: str, names: Mapping[int, str] | None = None) -> Figure:
-    """A confusion matrix of requested (rows) against re-predicted clusters (columns), counting from 1.
-
-    names: of clusters, by these numbers.
-    """
-    from sklearn.metrics import ConfusionMatrixDisplay
-
-    fig, ax = plt.subplots(figsize=(6, 5.5), layout="constrained")
-    display = ConfusionMatrixDisplay(matrix, display_labels=cluster_labels(len(matrix), names))
-    display.plot(ax=ax, colorbar=False, cmap="Blues", xticks_rotation="vertical" if names else "horizontal")
-    ax.set(title=title, xlabel="re-predicted cluster", ylabel="requested cluster")
-    return fig
-
-
-def plot_controls(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """One plot per pair score: the mean of generated images and of each control of `controls.paired_controls`.
-
-    Bars are 95 % intervals; the generated images' goes through the whole plot as a band.
-    """
-    rows = max(map(len, tables.values()))
-    fig, axes = plt.subplots(
-        1, len(tables), figsize=(2.2 + 2.6 * len(tables), 0.6 + 0.4 * rows), squeeze=False, sharey=True,
-        layout="constrained",
-    )  # fmt: skip
-    for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
-        ax.axvspan(table.low.iloc[0], table.high.iloc[0], color="C1", alpha=0.3)
-        for i, row in enumerate(table.itertuples()):
-            errors = [[max(row.mean - row.low, 0)], [max(row.high - row.mean, 0)]]
-            ax.errorbar(row.mean, i, xerr=errors, fmt="o", color="C0" if i else "C1", capsize=3)
-        ax.set(title=title, yticks=range(len(table)), yticklabels=table.index)
-    axes[0][0].invert_yaxis()
-    return fig
-
-
-def plot_agreement(judges: Mapping[str, pd.DataFrame], references: Mapping[str, float]) -> Figure:
-    """The accuracy of each cluster by each judge, tables of `fidelity.agreement` with their 95 % intervals.
-
-    references: shares by name, as dashed lines.
-    """
-    fig, ax = plt.subplots(figsize=(8, 3), layout="constrained")
-    width = 0.8 / len(judges)
-    for i, (name, table) in enumerate(judges.items()):
-        errors = (table.accuracy - table.low).clip(0), (table.high - table.accuracy).clip(0)
-        places = np.arange(len(table)) + (i - (len(judges) - 1) / 2) * width
-        ax.bar(places, table.accuracy, width, yerr=errors, capsize=2, label=f"judged by {name}")
-    for i, (name, value) in enumerate(references.items(), start=len(judges)):
-        ax.axhline(value, color=f"C{i}", linestyle="--", label=name)
-    names = table.index.str.removeprefix("cluster ")
-    ax.set(xlabel="requested cluster", ylabel="share assigned to it", ylim=(0, 1.02), xticks=range(len(names)))
-    ax.set_xticklabels(names)
-    fig.legend(fontsize="small", loc="outside right upper")
-    return fig
-
-
-def plot_morphometry(
-    real: pd.DataFrame,
-    generated: pd.DataFrame,
-    real_ids: np.ndarray | None = None,
-    generated_ids: np.ndarray | None = None,
-) -> Figure:
-    """One plot per column of `morphometry.measure`: boxes of real beside generated images, of all and of each cluster.
-
-    real_ids, generated_ids: the cluster, 0-based, of each row; None: all images only. Of more than 32
-    clusters those with most real images are drawn, and the figure says so. Boxes span the middle half, whiskers 5 to
-    95 %, the line is the median.
-    """
-    k = 0 if real_ids is None else 1 + int(max(np.max(real_ids), np.max(generated_ids)))
-    sizes = np.bincount(real_ids, minlength=k) if k else np.zeros(0)
-    shown = np.sort(np.argsort(-sizes, kind="stable")[:MOST_CLUSTERS])
-    sides = (
-        ("real", real, real_ids, -0.19, "C0"),
-        ("generated", generated, generated_ids, 0.19, "C1"),
-    )
-    fig, axes = plt.subplots(2, 3, figsize=(max(9, 3 + 0.9 * len(shown)), 6), layout="constrained")
-    places = np.arange(len(shown) + 1)
-    for ax, (name, title) in zip(axes.flat, FEATURES.items(), strict=True):
-        for _, table, ids, shift, colour in sides:
-            groups = [table[name], *(table[name][ids == cluster] for cluster in shown)]
-            ax.boxplot(
-                [group.dropna() for group in groups], positions=places + shift, widths=0.34, whis=(5, 95),
-                showfliers=False, patch_artist=True, boxprops={"facecolor": colour}, medianprops={"color": "black"},
-            )  # fmt: skip
-        ax.set(title=title, xticks=places, xticklabels=["all", *shown + 1], xlabel="cluster" if k else "")
-        if k:
-            ax.axvline(0.5, color="grey", linewidth=0.5)
-    if len(shown) < k:
-        fig.supxlabel(f"the {len(shown)} of {k} clusters with most real images")
-    handles = [plt.Rectangle((0, 0), 1, 1, facecolor=colour) for *_, colour in sides]
-    fig.legend(handles, [side[0] for side in sides], loc="outside upper right", ncols=2)
-    return fig
-
-
-def plot_spectrum(bands: pd.DataFrame, lines: pd.DataFrame) -> Figure:
-    """Tables of `spectrum.compare`: power over real tiles' power in each band, and the grid lines of all sets."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), width_ratios=(2, 1), layout="constrained")
-    for name in bands:
-        left.plot(bands.index, bands[name], marker=".", label=name)
-    left.axhline(1, color="grey", linestyle="--", label="real")
-    left.set(title="power, times real tiles'", xlabel=bands.index.name, yscale="log")
-    left.tick_params("x", rotation=45, labelsize="small")
-    left.legend(fontsize="small")
-    places, width = np.arange(len(lines.columns)), 0.8 / len(lines)
-    for i, (name, row) in enumerate(lines.iterrows()):
-        right.bar(places + (i - (len(lines) - 1) / 2) * width, row, width, label=name)
-    right.axhline(1, color="grey", linestyle="--")
-    right.set(title="grid line, times its neighbours", xlabel="of the sampling frequency")
-    right.set_xticks(places, lines.columns)
-    right.legend(fontsize="small")
-    return fig
-
-
 def show_pairs(left: Tensor, right: Tensor, captions: Sequence[str], title: str, columns: int = 5) -> Figure:
     """Pairs of uint8 tiles (N, 3, H, W) side by side, left | right, each below its caption."""
     rows = -(-len(captions) // columns)
@@ -377,21 +264,4 @@ def show_pairs(left: Tensor, right: Tensor, captions: Sequence[str], title: str,
         ax.imshow(tile_grid(torch.stack([a, b]), 2))
         ax.set_title(caption, size="small")
     fig.suptitle(title, size="medium")
-    return fig
-
-
-def plot_nearest(distances: Mapping[str, np.ndarray], threshold: float, xlabel: str) -> Figure:
-    """Histograms of nearest distances, such as those of held-out tiles and of generated images, over each other.
-
-    threshold: a dashed line. Heights are shares, as the sets differ in size.
-    """
-    fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
-    edges = np.histogram_bin_edges(np.concatenate([*distances.values(), [threshold]]), 40)
-    for name, values in distances.items():
-        ax.hist(
-            values, edges, weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=f"{name} ({len(values)})"
-        )
-    ax.axvline(threshold, color="black", linestyle="--", label="threshold")
-    ax.set(xlabel=xlabel, ylabel="share")
-    fig.legend(loc="outside upper center", ncols=3, fontsize="small")
     return fig

@@ -7,7 +7,7 @@ import torch
 from pfiles.errors import InputError
 from pfiles.machine.runtime import seeded
 from pfiles.measuring import fidelity
-from pfiles.reporting import figures
+from pfiles.reporting.sections.condition import plot_agreement
 from pfiles.vqvae import VQVAE
 from tests.conftest import SIZES
 
@@ -24,7 +24,7 @@ def test_agreement_by_hand():
     assert table.high["cluster 2"] == pytest.approx(1)
     with pytest.raises(InputError, match="no tile"):
         fidelity.agreement(np.zeros((2, 2), int))
-    figure = figures.plot_agreement({"one": table, "other": table}, {"chance": 0.5})
+    figure = plot_agreement({"one": table, "other": table}, {"chance": 0.5})
     assert [bar.get_height() for bar in figure.axes[0].patches] == pytest.approx(2 * table.accuracy.tolist())
 
 

@@ -9,7 +9,7 @@ from skimage.color import rgb_from_hed
 
 from pfiles.errors import InputError
 from pfiles.measuring import morphometry
-from pfiles.reporting import figures
+from pfiles.reporting.sections.morphometry import plot_morphometry
 from pfiles.tiles.pixels import as_tensor
 
 
@@ -186,7 +186,7 @@ def test_one_image_is_too_few():
 
 def test_the_figure_has_a_box_for_each_side_and_cluster():
     real, generated = table(eosin_od=np.arange(6.0)), table(eosin_od=np.arange(4.0))
-    figure = figures.plot_morphometry(real, generated, np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 2, 2]))
+    figure = plot_morphometry(real, generated, np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 2, 2]))
     assert [len(ax.patches) for ax in figure.axes] == [2 * 4] * 6
     medians = [line.get_ydata()[0] for line in figure.axes[1].lines if line.get_color() == "black"]
     assert {2.5, 0.5, 4.5, 1.5} <= set(medians)

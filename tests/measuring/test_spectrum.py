@@ -7,7 +7,7 @@ import torch
 
 from pfiles.errors import InputError
 from pfiles.measuring import spectrum
-from pfiles.reporting import figures
+from pfiles.reporting.sections.spectrum import plot_spectrum
 
 
 def cosine(cycles, side=64, axis=1, amplitude=50):
@@ -93,7 +93,7 @@ def test_blur_lacks_fine_detail_and_no_band_of_real_tiles_does():
     assert bands["blurred"].iloc[-1] < 0.01
     assert spectrum.verdict(bands["again"], lines, "again").endswith("in every band. No grid line shows.")
     assert "lack power at 0.10 to 0.15" in spectrum.verdict(bands["blurred"], lines, "blurred")
-    figure = figures.plot_spectrum(bands, lines)
+    figure = plot_spectrum(bands, lines)
     assert len(figure.axes[0].lines) >= 2
 
 

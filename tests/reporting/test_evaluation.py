@@ -19,8 +19,14 @@ from pfiles.identity import without
 from pfiles.latents import encode_tiles, predict_clusters
 from pfiles.machine.runtime import seeded
 from pfiles.measuring import features, two_sample, usefulness
-from pfiles.paths import read_json, write_json
+from pfiles.measuring import morphometry as morphometry_measures
+from pfiles.paths import ROOT, read_json, write_json
 from pfiles.reporting import evaluation, page
+from pfiles.reporting.evaluation import SECTIONS
+from pfiles.reporting.sections import distribution, morphometry, paired
+from pfiles.reporting.sections import two_sample as two_sample_section
+from pfiles.reporting.sections import usefulness as usefulness_section
+from pfiles.reporting.sections.data import HELD_OUT, EvaluationData, Options, clusters_left_out
 from pfiles.settings import get_settings
 from pfiles.tiles import pixels
 from pfiles.tiles.dataset import Tiles
@@ -69,7 +75,7 @@ def folders(tmp_path, real, generated):
 
 def table_of(extractor, real, held_out, generated):
     rows = (extractor(images) for images in (real, held_out, generated))
-    return evaluation.distribution_table(extractor, real, *rows, seed=0)
+    return distribution.distribution_table(extractor, real, *rows, seed=0)
 
 
 def test_references_order_generators():
@@ -108,23 +114,23 @@ def test_sets_too_small_for_a_distance_have_an_empty_row(real):
     assert table.images.tolist() == [12, 4, 12, 12]
     assert table.loc["held-out real tiles"].drop("images").isna().all()
     assert table.drop("held-out real tiles").notna().all(axis=None)
-    assert "Rows of fewer than 6 images stay empty." in evaluation.caveat(extractor, table, 54)
-    assert "12 images do not fill" in evaluation.caveat(extractor, table, 54)
-    assert "stay empty" not in evaluation.caveat(extractor, table.drop("held-out real tiles"), 54)
+    assert "Rows of fewer than 6 images stay empty." in distribution.caveat(extractor, table, 54)
+    assert "12 images do not fill" in distribution.caveat(extractor, table, 54)
+    assert "stay empty" not in distribution.caveat(extractor, table.drop("held-out real tiles"), 54)
 
 
 def test_small_clusters_are_said_not_dropped(real):
     extractor = features.random_convolutions()
     labels = np.repeat([0, 1], [25, 15])
     rows = extractor(real)
-    sides = {"real": (rows, labels), "generated": (rows, labels), evaluation.HELD_OUT: (rows[:30], labels[:30])}
-    table, left_out = evaluation.distribution_by_cluster(extractor, sides, seed=0)
+    sides = {"real": (rows, labels), "generated": (rows, labels), HELD_OUT: (rows[:30], labels[:30])}
+    table, left_out = distribution.distribution_by_cluster(extractor, sides, seed=0)
     assert list(table.index) == ["cluster 1: generated", "cluster 1: held-out real tiles"]
     assert table.images.tolist() == [25, 25]
     assert left_out == "Left out, with fewer than 20 images on one side: clusters 2 (15 real, 15 generated)."
-    assert evaluation.clusters_left_out([]) == ""
-    measured = evaluation.morphometry.measure(real)
-    table, left_out = evaluation.morphometry_by_cluster(measured, measured, labels, labels, seed=0)
+    assert clusters_left_out([]) == ""
+    measured = morphometry_measures.measure(real)
+    table, left_out = morphometry.morphometry_by_cluster(measured, measured, labels, labels, seed=0)
     assert {name.split(":")[0] for name in table.index} == {"all", "cluster 1"}
     assert "2 (15 real, 15 generated)" in left_out
     assert table.distance.abs().max() < 1e-9
@@ -133,9 +139,9 @@ def test_small_clusters_are_said_not_dropped(real):
 def test_few_images_for_many_features_are_said(real):
     extractor = features.random_convolutions()
     table = table_of(extractor, real, real, real)
-    assert "40 images do not fill the 54 dimensions" in evaluation.caveat(extractor, table, 54)
-    assert "do not fill" not in evaluation.caveat(extractor, table, 39)
-    assert "FID" not in evaluation.caveat(extractor, table, 54)
+    assert "40 images do not fill the 54 dimensions" in distribution.caveat(extractor, table, 54)
+    assert "do not fill" not in distribution.caveat(extractor, table, 39)
+    assert "FID" not in distribution.caveat(extractor, table, 54)
 
 
 def test_evaluate_writes_the_whole_table(tmp_path, real, capsys):
@@ -290,7 +296,7 @@ def test_five_lines_of_what_is_known():
         "Worst tissue: not known without the clusters and the autoencoder.",
     ]
     scores = {
-        "told_from_real": {evaluation.DRAWN: 0.857, evaluation.FLOOR: 0.51},
+        "told_from_real": {two_sample_section.GENERATED_FROM_REAL: 0.857, two_sample_section.FLOOR: 0.51},
         "second_judge": {"share_assigned": 0.66, "agreement_on_real_tiles": 0.9},
         "by_chance": 0.1,
         "of_use_as_real": 0.844,
@@ -319,10 +325,10 @@ def test_all_sections_with_everything_known(real):
     rng = np.random.default_rng(0)
     sides = [noisy_images(n, 32, seed) for n, seed in ((60, 3), (44, 4), (30, 5))]
     labels = [rng.integers(0, 3, len(side)) for side in sides]
-    sets = evaluation.Sets(*sides, *labels, vqvae=vqvae, clusterer=clusterer, n_clusters=3)
+    sets = EvaluationData(*sides, *labels, vqvae=vqvae, clusterer=clusterer, n_clusters=3)
     assert sets.k == 3
     extractor = features.random_convolutions()
-    sections = evaluation.all_sections(sets, [extractor], 0, "cpu", (0.0,))
+    sections = evaluation.all_sections(sets, Options([extractor], 0, "cpu", (0.0,)))
     by_title = {section.title: section for section in sections}
     assert list(by_title) == [
         "In short", "Images", "Two-sample test", "Power spectrum", "Condition", "Use to a classifier",
@@ -331,9 +337,9 @@ def test_all_sections_with_everything_known(real):
     table = by_title["Distribution in random convolutions"].tables[0]
     assert list(table.index) == [
         "generated", "generated, 30 of them", "held-out real tiles", "blurred real tiles", "flat mean colour",
-        evaluation.OTHER_HALF,
+        distribution.OTHER_HALF,
     ]  # fmt: skip
-    assert table.images[evaluation.OTHER_HALF] == 30
+    assert table.images[distribution.OTHER_HALF] == 30
     assert list(by_title["Two-sample test"].tables[0].index) == [
         "generated from real", "generated from reconstructed: the UNet's part",
         "reconstructed from real: the autoencoder's part", "real from real: the floor",
@@ -349,20 +355,20 @@ def test_all_sections_with_everything_known(real):
 
 
 def test_sets_too_small_for_a_network_say_so(real):
-    sets = evaluation.Sets(real, real[:12], None, np.zeros(N, int), np.zeros(12, int))
-    assert evaluation.two_sample_section(sets, 0, "cpu").notes == [
+    sets = EvaluationData(real, real[:12], None, np.zeros(N, int), np.zeros(12, int))
+    assert two_sample_section.make_section(sets, 0, "cpu").notes == [
         "Left out: it needs at least 20 tiles of each set, but one has 12."
     ]
-    assert evaluation.usefulness_section(sets, 0, "cpu").notes[0].endswith("but one has 12.")
+    assert usefulness_section.make_section(sets, 0, "cpu").notes[0].endswith("but one has 12.")
 
 
 def test_a_score_without_its_weights(real):
-    only = evaluation.paired_sections(["lpips"], real, real, cluster_ids=None, seed=0, device="cpu")
+    only = paired.make_sections(["lpips"], real, real, cluster_ids=None, seed=0, device="cpu")
     assert [section.title for section in only] == ["Paired scores and their controls"]
     assert page.all_scores(*only) == {"lpips": "unavailable"}
     with pytest.raises(InputError, match="VGG16"):
-        evaluation.paired_sections(["lpips"], real, real, cluster_ids=None, seed=0, device="cpu", lpips_required=True)
-    (first, second) = evaluation.paired_sections(["ssim"], real, real, cluster_ids=None, seed=0, device="cpu")
+        paired.make_sections(["lpips"], real, real, cluster_ids=None, seed=0, device="cpu", lpips_required=True)
+    (first, second) = paired.make_sections(["ssim"], real, real, cluster_ids=None, seed=0, device="cpu")
     assert len(first.figures) == 1
     assert second.scores["ssim"]["generated"] == 1
     assert second.scores["details"]["ssim"]["generated"]["pairs"] == N
@@ -396,8 +402,8 @@ def test_labels_that_tiles_may_have(monkeypatch):
     label = np.where(clusters.numpy() == 1, "bright", "dark")
     label[::10] = ""  # unknown
     tested = np.where(label == "", "stroma", label)  # which no training tile is
-    sets = evaluation.Sets(tiles, tiles, tiles, *[clusters.numpy()] * 3, label, tested)
-    section = evaluation.labels_section(sets, 0, "cpu")
+    sets = EvaluationData(tiles, tiles, tiles, *[clusters.numpy()] * 3, label, tested)
+    section = usefulness_section.make_labels_section(sets, 0, "cpu")
     assert section.scores["label_accuracy"] == dict.fromkeys(
         [usefulness.REAL, usefulness.GENERATED, usefulness.BOTH], 1.0
     )
@@ -413,7 +419,9 @@ def test_labels_that_tiles_may_have(monkeypatch):
             "Left out: it needs at least 20 tiles of each set, but one has 7.",
         ),
     ):
-        found = evaluation.labels_section(replace(sets, real_labels=real, held_out_labels=held_out), 0, "cpu")
+        found = usefulness_section.make_labels_section(
+            replace(sets, real_labels=real, held_out_labels=held_out), 0, "cpu"
+        )
         assert found.notes == [why]
         assert found.scores == {}
 
@@ -494,3 +502,18 @@ def test_files_of_one_run_are_accepted_and_those_that_tell_nothing_are_named(tmp
     assert note.startswith("Taken as they are, since they do not say of which run they are: ")
     assert note.endswith(f": {tmp_path / 'gen'}, {tmp_path / 'c.csv'}.")
     assert capsys.readouterr().out == ""
+
+
+def test_the_tables_of_the_docs_are_those_of_the_records():
+    """A measure is explained below its row, in a section of its title."""
+    text = (ROOT / "docs" / "numbers.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    anchors = {record.title: re.sub("[^a-z -]", "", record.title.lower()).replace(" ", "-") for record in SECTIONS}
+    measures = {f"[{record.title}](#{anchors[record.title]})": record.question for record in SECTIONS}
+    start = rows.index(["measure", "what it asks"]) + 2
+    assert dict(rows[start : start + len(SECTIONS)]) == measures
+    assert all(f"\n## {record.title}\n" in text for record in SECTIONS)
+    lines = sorted(line for record in SECTIONS for line in record.lines)
+    start = rows.index(["line", "what it says", "best"]) + 2
+    assert rows[start : start + len(lines)] == [[line.name, line.says, line.best] for line in lines]
+    assert [line.place for line in lines] == [1, 2, 3, 4, 5]

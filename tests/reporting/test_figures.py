@@ -12,6 +12,7 @@ from torchvision.utils import make_grid
 from pfiles.measuring import stability
 from pfiles.measuring.morphometry import FEATURES
 from pfiles.reporting import figures
+from pfiles.reporting.sections import condition, copies, morphometry
 from pfiles.tiles.pixels import as_array
 
 
@@ -55,7 +56,7 @@ def test_names_stand_beside_the_numbers(tmp_path):
     bars = figures.plot_sizes([1, 2, 3], "title", "x", "y", {3: "a $ and a $"})
     assert [tick.get_text() for tick in bars.axes[0].get_xticklabels()] == ["1", "2", r"3 a \$ and a \$"]
     figures.save_figure(bars, tmp_path / "bars.png", dpi=50)
-    matrix = figures.plot_confusion(np.eye(3, dtype=int), "title", {2: "keratin"})
+    matrix = condition.plot_confusion(np.eye(3, dtype=int), "title", {2: "keratin"})
     assert [tick.get_text() for tick in matrix.axes[0].get_yticklabels()] == ["1", "2 keratin", "3"]
     plt.close("all")
 
@@ -84,13 +85,13 @@ def test_of_many_clusters_the_largest_have_boxes():
     """The figure says so; each row keeps its own cluster's number."""
     labels = np.repeat(np.arange(40), np.where(np.arange(40) % 5 == 0, 2, 3))  # 0, 5, 10 ... are smaller
     table = pd.DataFrame({name: np.arange(len(labels), dtype=float) for name in FEATURES})
-    figure = figures.plot_morphometry(table, table, labels, labels)
+    figure = morphometry.plot_morphometry(table, table, labels, labels)
     assert figure.get_supxlabel() == "the 32 of 40 clusters with most real images"
     shown = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert shown == ["all", *(str(c + 1) for c in range(40) if c % 5)]
     assert len(figure.axes[0].patches) == 2 * 33  # real and generated, of all and of 32 clusters
     plt.close(figure)
-    few = figures.plot_morphometry(table, table, labels % 3, labels % 3)
+    few = morphometry.plot_morphometry(table, table, labels % 3, labels % 3)
     assert few.get_supxlabel() == ""
     plt.close(few)
 
@@ -132,7 +133,7 @@ def test_pairs_are_shown_side_by_side(planted):
 
 
 def test_histograms_of_nearest_distances_are_shares():
-    figure = figures.plot_nearest({"held-out tiles": np.linspace(0, 1, 9), "generated images": np.ones(4)}, 0.1, "x")
+    figure = copies.plot_nearest({"held-out tiles": np.linspace(0, 1, 9), "generated images": np.ones(4)}, 0.1, "x")
     heights = [sum(bar.get_height() for bar in group) for group in figure.axes[0].containers]
     assert heights == pytest.approx([1, 1])
     assert figure.axes[0].lines[0].get_xdata()[0] == 0.1

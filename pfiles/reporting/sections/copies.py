@@ -1,0 +1,139 @@
+"""Whether generated images repeat real ones, or lie closer to them than unseen ones do."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pfiles import latents
+from pfiles.measuring import memorisation
+from pfiles.measuring.memorisation import COPY
+from pfiles.reporting import export
+from pfiles.reporting.page import Section
+from pfiles.reporting.sections.data import EvaluationData
+from pfiles.reporting.sections.record import SectionRecord, SummaryLine, Work
+from pfiles.tiles.pixels import evenly_spaced
+
+SEARCHED = 200  # images of each side at most that are searched for copies among other measures
+
+
+def make_sections(
+    data: EvaluationData,
+    names: Sequence[str] | None = None,
+    source: str = "these data",
+    at_most: int | None = None,
+) -> list[Section]:
+    """Copies, see `copies_section`, and likeness in features where there are an autoencoder and held-out tiles.
+
+    Held-out tiles that are copies themselves tell nothing of likeness.
+    """
+    copies = copies_section(data, names, source, at_most)
+    if data.vqvae is None or data.held_out is None or copies.scores["pixel space"]["chance"] is None:
+        return [copies]
+    return [copies, likeness_section(data)]
+
+
+def copies_section(
+    data: EvaluationData, names: Sequence[str] | None = None, source: str = "these data", at_most: int | None = None
+) -> Section:
+    """How many generated images repeat a real one, see `memorisation.nearest_tiles`, and, where there are held-out
+    tiles, whether generated ones lie closer to the real ones than these do, see `memorisation.judge`.
+
+    names: of the generated images; None: their numbers from 1. source: of the real tiles, in a few words. at_most: of
+    the generated and of the held-out images so many are searched, evenly spaced; None: all.
+    """
+    chosen = evenly_spaced(len(data.generated), at_most or len(data.generated))
+    some, names = data.generated[chosen], [str(i + 1) if names is None else names[i] for i in chosen]
+    if data.held_out is None:
+        nearest = memorisation.nearest_tiles(some, data.real)
+    else:
+        held_out = data.held_out[evenly_spaced(len(data.held_out), at_most or len(data.held_out))]
+        nearest, nearest_held_out, judged, leak = memorisation.held_against(some, data.real, held_out, source)
+    copies = int((nearest.distance < COPY).sum())
+    notes = [
+        f"{copies} of {len(some)} generated images are copies of a real one: their structure differs by less than "
+        f"{COPY} (0: the same, 1: nothing in common). The closest differs by {nearest.distance.min():.2f}."
+    ]
+    scores = {"copies": copies, "images_searched_for_copies": len(some)}
+    limit, shown, judgement = COPY, [], []
+    if data.held_out is not None:
+        limit, scores["pixel space"] = judged["threshold"], judged
+        notes += [leak] if leak else [_closer(judged, len(held_out))]
+        judgement = [pd.DataFrame({"pixel space": judged}).T]
+        shown = [_histograms(nearest, nearest_held_out, limit, "pixel space")]
+    shown.append(export.show_closest(names, some, data.real, nearest, limit))
+    return Section("Copies", notes, judgement, shown, scores)
+
+
+def likeness_section(data: EvaluationData) -> Section:
+    """Whether generated images lie closer to real ones than held-out ones do, in the published features of a tile."""
+    real, generated, held_out = (
+        latents.mean_channel_softmax(data.vqvae, codes).numpy()
+        for codes in (data.real_codes, data.generated_codes, data.encoded(data.held_out))
+    )
+    nearest, nearest_held_out = (memorisation.nearest_features(some, real) for some in (generated, held_out))
+    judged = memorisation.against_held_out(nearest.distance, nearest_held_out.distance)
+    shown = [_histograms(nearest, nearest_held_out, judged["threshold"], "feature space")]
+    notes = [_closer(judged, len(nearest_held_out))]
+    table = pd.DataFrame({"feature space": judged}).T
+    return Section("Likeness", notes, [table], shown, {"feature space": judged})
+
+
+def _closer(judged: Mapping[str, float], held_out: int) -> str:
+    """What `memorisation.against_held_out` found, in a sentence."""
+    return (
+        "{closer:.1%} of the generated images ({low:.1%} to {high:.1%}) are closer to a real one than the closest 1 % "
+        "of {held_out} held-out tiles are; {expected:.1%} is expected of images as far from real ones as these, and "
+        "the probability that such images show as many or more is {chance:.2g}."
+    ).format_map({**judged, "held_out": held_out})
+
+
+def _histograms(nearest: pd.DataFrame, nearest_held_out: pd.DataFrame, threshold: float, space: str) -> Figure:
+    both = {"held-out tiles": nearest_held_out.distance, "generated images": nearest.distance}
+    return plot_nearest(both, threshold, f"distance to the nearest training tile, {space}")
+
+
+def plot_nearest(distances: Mapping[str, np.ndarray], threshold: float, xlabel: str) -> Figure:
+    """Histograms of nearest distances, such as those of held-out tiles and of generated images, over each other.
+
+    threshold: a dashed line. Heights are shares, as the sets differ in size.
+    """
+    fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+    edges = np.histogram_bin_edges(np.concatenate([*distances.values(), [threshold]]), 40)
+    for name, values in distances.items():
+        ax.hist(
+            values, edges, weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=f"{name} ({len(values)})"
+        )
+    ax.axvline(threshold, color="black", linestyle="--", label="threshold")
+    ax.set(xlabel=xlabel, ylabel="share")
+    fig.legend(loc="outside upper center", ncols=3, fontsize="small")
+    return fig
+
+
+def _copies(scores: Mapping[str, Any]) -> str | None:
+    if "copies" not in scores:
+        return None
+    return "{copies} of {images_searched_for_copies} images that were looked at".format_map(scores)
+
+
+def seconds_of_search(work: Work, images: int) -> float:
+    """Of a search for copies of so many images, generated and held-out ones together."""
+    return 2 * work.search_setup + images * work.search_image
+
+
+RECORD = SectionRecord(
+    title="Memorisation",
+    question="are training tiles repeated?",
+    make=lambda data, options: make_sections(data, at_most=SEARCHED),
+    seconds=lambda work: seconds_of_search(work, 2 * min(SEARCHED, work.generated)),
+    lines=(
+        SummaryLine(
+            4, "Copies", _copies, "not looked for",
+            says=f"how many of at most {SEARCHED} generated tiles repeat a training tile",
+            best="0",
+        ),
+    ),
+)  # fmt: skip

@@ -1,0 +1,92 @@
+"""What the sections of a report compare, and how."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pfiles.latents import decode_codes, encode_tiles
+from pfiles.measuring.features import Extractor
+from pfiles.measuring.two_sample import BLURS_PX
+from pfiles.tiles.pixels import to_uint8
+from pfiles.vqvae import VQVAE
+
+MIN_IMAGES = 20  # of each side, fewer say nothing about a distribution
+HELD_OUT = "held-out real tiles"
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """What is compared: images as uint8 (N, 3, H, W) of one size, and what is known of them.
+
+    real: of the mix of slides that was trained on; held_out: real ones of other slides or regions, where there are
+    some. The ids are the clusters (N,), 0-based, those of `generated` the ones asked for; None where they are not
+    known. The labels (N,) are of tissue, "" where unknown, which no training saw; None where there are none. vqvae: the
+    trained autoencoder. codes: of `real`, where they were encoded before. clusterer: the network that the clusters come
+    from; None where only its verdicts are known. n_clusters: None for as many as are seen. names: of clusters, by their
+    numbers from 1. is_paired: whether image i of `generated` belongs to image i of `real`, so that pairs have scores.
+    """
+
+    real: Tensor
+    generated: Tensor
+    held_out: Tensor | None = None
+    real_ids: np.ndarray | None = None
+    generated_ids: np.ndarray | None = None
+    held_out_ids: np.ndarray | None = None
+    real_labels: np.ndarray | None = None
+    held_out_labels: np.ndarray | None = None
+    vqvae: VQVAE | None = None
+    codes: Tensor | None = None
+    clusterer: nn.Module | None = None
+    n_clusters: int | None = None
+    names: Mapping[int, str] | None = None
+    is_paired: bool = False
+
+    @property
+    def k(self) -> int:
+        return self.n_clusters or 1 + int(max(self.real_ids.max(), self.generated_ids.max()))
+
+    @cached_property
+    def real_codes(self) -> Tensor:
+        """The codes (N, h, w) of `real`, encoded where that has not been done, on the autoencoder's device."""
+        return self.encoded(self.real) if self.codes is None else self.codes
+
+    @cached_property
+    def generated_codes(self) -> Tensor:
+        """The codes of `generated`."""
+        return self.encoded(self.generated)
+
+    @cached_property
+    def reconstructed(self) -> Tensor | None:
+        """What the autoencoder makes of `real`, uint8 (N, 3, H, W) on the CPU; None without one."""
+        return None if self.vqvae is None else to_uint8(decode_codes(self.vqvae, self.real_codes)).cpu()
+
+    def encoded(self, images: Tensor) -> Tensor:
+        """The codes of some images, uint8 (N, 3, H, W)."""
+        return encode_tiles(self.vqvae, images.to(next(self.vqvae.parameters()).device))
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to measure: extractors of features, the seed of all that is random, where networks compute, and the scales in
+    pixels at which two sets are told apart."""
+
+    extractors: Sequence[Extractor] = ()
+    seed: int = 765
+    device: torch.device | str = "cpu"
+    blurs_px: Sequence[float] = BLURS_PX
+
+
+def clusters_left_out(clusters: Sequence[str]) -> str:
+    """The sentence on clusters that have too few images, empty where there are none."""
+    if not clusters:
+        return ""
+    return f"Left out, with fewer than {MIN_IMAGES} images on one side: clusters {', '.join(clusters)}."
+
+
+def too_few(needed: int, fewest: int) -> str:
+    """The sentence that stands in place of a measure that needs more tiles."""
+    return f"Left out: it needs at least {needed} tiles of each set, but one has {fewest}."
