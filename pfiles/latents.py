@@ -47,10 +47,10 @@ def reconstruct(vqvae: VQVAE, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """Where the UNet works: the autoencoder's latents, each channel brought to zero mean and unit variance, or as is.
+    """Where the UNet works: the autoencoder's latents, brought to zero mean and unit variance, or as they are.
 
-    mean, std: (z, 1, 1) over the training tiles; None leaves the latents as they are, as published. Trained codebooks
-    have channels whose deviations differ twentyfold: unscaled, the small ones are noise from the first step on.
+    mean, std: (z, 1, 1) over the training tiles; None leaves the latents as they are, as published. `of_training` says
+    what unit variance means.
     """
 
     vqvae: VQVAE
@@ -58,12 +58,17 @@ class LatentSpace:
     std: Tensor | None = None
 
     @classmethod
-    def of_training(cls, vqvae: VQVAE, codes: Tensor) -> "LatentSpace":
-        """Scaled by mean and deviation of the latents of `codes` (..., h, w), of any integer type."""
+    def of_training(cls, vqvae: VQVAE, codes: Tensor, shared_scale: bool = False) -> "LatentSpace":
+        """Scaled by mean and deviation of the latents of `codes` (..., h, w), of any integer type.
+
+        shared_scale: divide all channels by one deviation, the root of their mean variance. Their proportions stay as
+            the autoencoder made them, so that noise destroys what varies little first.
+        """
         entries = vqvae.embedding.weight.detach().double()
         share = codes.flatten().long().bincount(minlength=len(entries)).double() / codes.numel()
         mean = share @ entries
-        std = (share @ (entries - mean).square()).sqrt()
+        variance = share @ (entries - mean).square()
+        std = (variance.mean().expand_as(variance) if shared_scale else variance).sqrt()
         std = torch.where(std > 0, std, 1.0)  # a channel that never varies stays as it is
         return cls(vqvae, *(value.float()[:, None, None] for value in (mean, std)))
 

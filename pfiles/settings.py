@@ -95,7 +95,9 @@ class DiffusionSettings:
     beta_end: Share = 0.02  # variance of the last step
     # what the UNet predicts: the noise (published), or v = alpha * noise - sigma * z (Salimans & Ho 2022)
     prediction: Literal["noise", "v"] = "noise"
-    latent_scaling: bool = False  # latents of zero mean and unit variance in each channel, over the training tiles
+    latent_scaling: bool = False  # latents of zero mean and unit variance over the training tiles
+    # whether one deviation scales all channels, which keeps their proportions, or each channel its own
+    shared_scale: bool = False
     latent_views: bool = False  # a tile's latents in a random one of its eight views, all encoded once
     marginal_entropy_weight: Weight = 0.1  # l_me
     conditional_entropy_weight: Weight = 0.06  # l_ce
@@ -265,9 +267,22 @@ def get_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Set
         raise InputError(f"sampling.steps must not exceed diffusion.num_timesteps, {most}, but is {steps}.")
     if settings.sampling.guidance != 1 and not settings.diffusion.condition_dropout:
         raise InputError("sampling.guidance needs a UNet trained with diffusion.condition_dropout, such as 0.1.")
+    _require_side_that_halves(settings)
     if (first := settings.diffusion.beta_start) > (last := settings.diffusion.beta_end):
         raise InputError(f"diffusion.beta_start, {first}, must not exceed beta_end, {last}.")
     return settings
+
+
+def _require_side_that_halves(settings: Settings) -> None:
+    """InputError unless the UNet can fold and halve the latents of the tiles without a remainder."""
+    vqvae, unet = settings.autoencoder.vqvae, settings.diffusion.unet
+    halvings = len(unet.get("down_channels", (0,) * 4)) - 2 + len(vqvae.get("down_channels", (0,) * 3)) - 1
+    factor = unet.get("fold", 1) * 2 ** max(halvings, 0)
+    if settings.image_size_px % factor:
+        raise InputError(
+            f"image_size_px must be a multiple of {factor} px, as autoencoder and UNet halve and fold the tiles so "
+            f"often, but is {settings.image_size_px}."
+        )
 
 
 def _replace(group: Any, path: str, value: Any, at: str = "") -> Any:

@@ -20,8 +20,10 @@ class UNet(nn.Module):
     im_channels: channels of the latent.
     cls: number of clusters.
     down_channels: widths from fine to coarse; the resolution halves after each but the last two, so the latent's
-        height and width must be multiples of 2^(len(down_channels) - 2).
+        height and width must be multiples of fold * 2^(len(down_channels) - 2).
     norm_channels: groups of every GroupNorm; must divide every width.
+    fold: the network works on blocks of fold x fold latent vectors, whose channels it stacks (Shi et al. 2016): a
+        quarter of the places for fold=2, and nearly a quarter of the time. 1 is the published network.
     """
 
     def __init__(
@@ -34,9 +36,11 @@ class UNet(nn.Module):
         num_heads: int = 16,
         norm_channels: int = 32,
         conv_out_channels: int = 128,
+        fold: int = 1,
     ):
         super().__init__()
-        self.t_emb_dim = t_emb_dim
+        self.t_emb_dim, self.fold = t_emb_dim, fold
+        im_channels = im_channels * fold**2  # from here on those of the folded latent
         levels = range(len(down_channels) - 1)
         down_sample = [level != levels[-1] for level in levels]  # the coarsest level keeps its resolution
         args = {"t_emb_dim": t_emb_dim, "num_heads": num_heads, "num_layers": num_layers}
@@ -69,7 +73,7 @@ class UNet(nn.Module):
             conditioned = (cond_input >= 0)[:, None]
             t_emb = t_emb + torch.where(conditioned, self.class_emb(cond_input.clamp_min(0)), 0.0)
 
-        out = self.conv_in(x)
+        out = self.conv_in(F.pixel_unshuffle(x, self.fold))  # (B, C * fold^2, h / fold, w / fold)
         skips = []
         for down in self.downs:
             skips.append(out)
@@ -78,7 +82,7 @@ class UNet(nn.Module):
             out = mid(out, t_emb)
         for up in self.ups:
             out = up(out, skips.pop(), t_emb)
-        return self.conv_out(F.silu(self.norm_out(out)))
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(out))), self.fold)
 
     def of_clusters(self, first: int, number: int) -> "UNet":
         """A UNet of its own, a copy that knows `number` of these clusters, from `first` on, and draws them the same."""
