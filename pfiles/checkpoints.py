@@ -26,7 +26,8 @@ from pfiles.tiles.dataset import Tiles
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
 
-LEARNT_WITH = ("prediction", "latent_scaling", "num_timesteps", "beta_start", "beta_end")  # what a UNet is bound to
+# what a UNet is bound to
+LEARNT_WITH = ("prediction", "latent_scaling", "shared_scale", "num_timesteps", "beta_start", "beta_end")
 NOT_LEARNT = ("versions", "number", "replaces")  # what a checkpoint's JSON tells besides, see `save_weights`
 START = {"training": None, "finetuning1": "training", "finetuning2": "finetuning1"}  # the stage that each goes on from
 MADE_BY = {"training": "part_1_training", "finetuning1": "part_2_finetuning1", "finetuning2": "part_3_finetuning2"}

@@ -319,8 +319,10 @@ class OpenRun:
         if self.settings.start_from is not None:
             begin_from(unet, self._start_weights, "unet.", anew=["class_emb.weight"])
         clusterers = [self.new_clusterer(k, self.seed) for k in self.ks]
-        scaled = self.settings.diffusion.latent_scaling
-        space = LatentSpace.of_training(self.vqvae, self.views) if scaled else LatentSpace(self.vqvae)
+        diffusion = self.settings.diffusion
+        space = LatentSpace(self.vqvae)
+        if diffusion.latent_scaling:
+            space = LatentSpace.of_training(self.vqvae, self.views, diffusion.shared_scale)
         return Networks(unet, clusterers[0] if len(clusterers) == 1 else nn.ModuleList(clusterers), space)
 
     def new_clusterer(self, k: int, seed: int) -> nn.Module:

@@ -76,6 +76,9 @@ class AutoencoderSettings:
     perceptual_weight: Weight = 1.0
     codebook_weight: Weight = 1.0
     commitment_weight: Weight = 0.2
+    # two terms that make latents smooth, so that a UNet learns the arrangement of the tissue sooner; 0: as published
+    colour_weight: Weight = 0.0  # of what a linear map of the latents does not tell of the colour of their place
+    equivariance_weight: Weight = 0.0  # of the error of what is decoded from latents at half their resolution
     adversarial_weight: Weight = 0.5  # of the generator's and of the discriminator's loss
     discriminator_start_step: Steps = 1000  # adversarial terms begin after so many steps
     lpips_in_unit_range: bool = True  # published: LPIPS gets [0, 1] in training though it is made for [-1, 1]

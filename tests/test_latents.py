@@ -8,7 +8,7 @@ from pfiles import latents
 from pfiles.classifier import Classifier
 from pfiles.clusterers import KMeansClusters, fit_kmeans
 from pfiles.errors import InputError
-from pfiles.latents import centre_and_border
+from pfiles.latents import LatentSpace, centre_and_border, encode_tiles
 from tests.conftest import K, autoencoder_networks, make_tiles, stage_networks
 
 
@@ -27,6 +27,18 @@ def test_reconstructions_are_what_the_autoencoder_gives(tiny, images, capsys):
     expected = vqvae(images / 255)[0].clamp(0, 1)
     torch.testing.assert_close(latents.reconstruct(vqvae, images), expected.detach(), atol=1e-5, rtol=0)
     assert capsys.readouterr().err == ""  # no bar of its own below a training's, which asks for few at a time
+
+
+def test_latents_are_scaled_by_channel_or_all_alike(tiny, images):
+    """Against mean and deviation of the latents themselves."""
+    vqvae, _ = autoencoder_networks(tiny)
+    codes = encode_tiles(vqvae, images)
+    z = vqvae.embed(codes).detach().double()
+    mean = z.mean((0, 2, 3), keepdim=True)
+    std = z.std((0, 2, 3), keepdim=True, correction=0)
+    for shared, scale in ((False, std), (True, (z - mean).square().mean().sqrt())):
+        space = LatentSpace.of_training(vqvae, codes, shared)
+        torch.testing.assert_close(space.embed(codes).detach().double(), (z - mean) / scale, rtol=1e-4, atol=1e-4)
 
 
 def test_features_of_the_csv(tiny, images):

@@ -127,6 +127,20 @@ def test_independent_unet():
 
 
 @torch.no_grad()
+def test_a_folded_unet_is_the_published_one_on_stacked_blocks():
+    """2 x 2 blocks of 4 channels, stacked here by hand, are what a published UNet of 16 channels would see."""
+    folded, published = UNet(4, fold=2).eval(), UNet(16).eval()
+    published.load_state_dict(random_state(folded, seed=13))  # the layout is that of the published one
+    x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    blocks = torch.stack([x[:, c, i::2, j::2] for c in range(4) for i in (0, 1) for j in (0, 1)], dim=1)
+    t, cluster = torch.tensor([3, 871]), torch.tensor([0, 13])
+    expected = published(blocks, t, cluster)
+    answer = folded(x, t, cluster)
+    places = [(c, i, j) for c in range(4) for i in (0, 1) for j in (0, 1)]
+    assert all(torch.equal(answer[:, c, i::2, j::2], expected[:, n]) for n, (c, i, j) in enumerate(places))
+
+
+@torch.no_grad()
 def test_the_rows_of_one_k_are_a_published_unet():
     """As the authors' code would compute it: 10 of the 91 clusters of k = 10 ... 16, those of k = 10."""
     whole = UNet(cls=91).eval()

@@ -88,6 +88,8 @@ def test_overrides():
         ("demo", {"training.learning_rate": "abc"}, "learning_rate must be a number, such as 0.002"),
         ("demo", {"autoencoder.vqvae": 3}, "vqvae must be arguments by name"),
         ("demo", {"sampling.steps": 1001}, "must not exceed diffusion.num_timesteps, 1000"),
+        ("demo", {"diffusion.unet": {"down_channels": [16, 16, 16], "fold": 16}}, "multiple of 128 px"),
+        ("paper", {"image_size_px": 80, "diffusion.unet": {"fold": 4}}, "image_size_px must be a multiple of 64 px"),
         ("demo", {"autoencoder.perceptual": "vgg"}, "'lpips' or 'ms-ssim'"),
         ("demo", {"training.optimizer": "sgd"}, "'adadelta' or 'adam'"),
         ("demo", {"training.epochs": True}, "epochs must be a whole number, such as 12, but is True"),

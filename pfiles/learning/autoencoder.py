@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pfiles.discriminator import Discriminator, PolishDiscriminator
@@ -13,6 +14,8 @@ from pfiles.learning.losses import (
     Perceptual,
     adversarial_loss,
     autoencoder_terms,
+    colour_loss,
+    equivariance_loss,
     hinge_loss,
     ms_ssim_loss,
     passing_loss,
@@ -56,7 +59,8 @@ def train_autoencoder(
     perceptual: see `make_perceptual`. picture: what such an autoencoder makes, see `loop.train`.
     """
     # Networks and optimisers.
-    autoencode = job.speed.fast(processes.distribute(_Autoencoding(vqvae.train())))
+    autoencoding = _Autoencoding(vqvae.train(), settings.equivariance_weight > 0)
+    autoencode = job.speed.fast(processes.distribute(autoencoding))
     discriminate = job.speed.fast(processes.distribute(discriminator.train()))
     optimizer_g, optimizer_d = (_adam(network, settings, job) for network in (vqvae, discriminator))
     parts = {"vqvae": vqvae, "discriminator": discriminator, "optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
@@ -65,12 +69,16 @@ def train_autoencoder(
     def objectives(index: Tensor, random: dict[str, Tensor], step: int) -> Iterator[Objective]:
         # Reconstruct the tiles.
         x = to_unit(random["tiles"])  # (B, 3, S, S)
-        reconstruction, quantisation, codes = autoencode(x)  # codes (B, h, w)
+        reconstruction, z, coarse, quantisation, codes = autoencode(x)  # z (B, z, h, w), codes (B, h, w)
         reconstruction = reconstruction.float()
         code_counts.index_add_(0, codes.flatten(), torch.ones_like(codes.flatten(), dtype=code_counts.dtype))
 
-        # The autoencoder's loss, with the adversarial term once it has begun.
+        # The autoencoder's loss, with what makes its latents smooth, and the adversarial term once it has begun.
         terms = autoencoder_terms(x, reconstruction, quantisation, perceptual, settings)
+        if settings.colour_weight:
+            terms["colour"] = settings.colour_weight * colour_loss(z.float(), x)
+        if coarse is not None:
+            terms["equivariance"] = settings.equivariance_weight * equivariance_loss(coarse.float(), x)
         adversarial = step >= settings.discriminator_start_step
         if adversarial:
             passing = adversarial_loss(discriminate(reconstruction).float(), real=True)
@@ -195,15 +203,20 @@ class _Decoding(nn.Module):
 
 
 class _Autoencoding(nn.Module):
-    """One pass of the autoencoder in training: images -> reconstruction, losses of the codebook, codes."""
+    """One pass of the autoencoder in training.
 
-    def __init__(self, vqvae: VQVAE):
+    Images -> reconstruction, quantised latents, what the decoder makes of the latents at half their resolution (None
+    unless `coarse`), losses of the codebook, codes.
+    """
+
+    def __init__(self, vqvae: VQVAE, coarse: bool):
         super().__init__()
-        self.vqvae = vqvae
+        self.vqvae, self.coarse = vqvae, coarse
 
-    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor], Tensor]:
         z, losses, codes = self.vqvae.quantize(self.vqvae.encode_continuous(x))
-        return self.vqvae.decode(z), losses, codes
+        coarse = self.vqvae.decode(F.avg_pool2d(z, 2)) if self.coarse else None
+        return self.vqvae.decode(z), z, coarse, losses, codes
 
 
 @torch.no_grad()

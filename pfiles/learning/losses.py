@@ -19,6 +19,7 @@ from pfiles.settings import AutoencoderSettings, DiffusionSettings, PolishSettin
 from pfiles.ssim import multiscale_ssim
 
 EPS = 1e-8  # published; keeps log(0) finite
+RIDGE = 1e-4  # of each channel's variance, added in a regression on latents: channels may depend on each other
 RECONSTRUCTION = {"mse": F.mse_loss, "l1": F.l1_loss}
 Perceptual = Callable[[Tensor, Tensor], Tensor]  # two batches of images -> a scalar
 
@@ -111,8 +112,8 @@ def autoencoder_terms(
     """L = |x' - x| + w_p perceptual(x', x) + w_c |sg(z) - e|^2 + w_b |z - sg(e)|^2 (the paper, section 3.2).
 
     The first term is the mean squared error as published, or the mean absolute one. z is the encoder's output, e the
-    codebook's nearest entry, sg stops the gradient (van den Oord et al. 2017, equation 3). The adversarial term joins
-    later, see `learning.autoencoder`. A further term is a further entry here.
+    codebook's nearest entry, sg stops the gradient (van den Oord et al. 2017, equation 3). Where the settings say so,
+    `colour_loss`, `equivariance_loss` and the adversarial loss join in, see `learning.autoencoder`.
 
     x, reconstruction: x and x'. quantisation: the last two terms, as `VQVAE.quantize` gives them.
     """
@@ -122,6 +123,36 @@ def autoencoder_terms(
         "codebook": settings.codebook_weight * quantisation["codebook_loss"],
         "commitment": settings.commitment_weight * quantisation["commitment_loss"],
     }
+
+
+def colour_loss(z: Tensor, x: Tensor) -> Tensor:
+    """L = 1 - R^2 in [0, 1]: how much of the colour of its place no linear map of a latent vector tells.
+
+    R^2 is that of the linear regression of the tiles, averaged to the grid of the latents, on the latents of the whole
+    batch. Where it is 1, the latents hold a small picture of the tile, and are as smooth as tissue is: what noise
+    destroys last and a UNet learns first is then the arrangement of the tissue.
+
+    z: (B, z, h, w). x: the tiles (B, 3, S, S).
+    """
+    colours = F.adaptive_avg_pool2d(x, z.shape[-2:])  # (B, 3, h, w)
+    rows = torch.cat([z, colours], dim=1).flatten(2)  # (B, z + 3, h * w)
+    mean = processes.batch_mean(rows.mean(-1))  # (z + 3,)
+    second = processes.batch_mean(rows @ rows.transpose(1, 2) / rows.shape[-1])  # (z + 3, z + 3)
+    covariance = second - mean[:, None] * mean
+    n = z.shape[1]
+    of_z, of_both, of_colours = covariance[:n, :n], covariance[:n, n:], covariance[n:, n:]
+    ridge = RIDGE * of_z.diagonal() + EPS
+    explained = of_both * torch.linalg.solve(of_z + ridge.diag(), of_both)
+    return 1 - explained.sum() / (of_colours.trace() + EPS)
+
+
+def equivariance_loss(coarse: Tensor, x: Tensor) -> Tensor:
+    """L = |D(A z) - A x|_1, with A the average over 2 x 2 places: scale equivariance (Kouzelis et al. 2025, EQ-VAE;
+    Skorokhodov et al. 2025).
+
+    coarse: D(A z), what the decoder makes of averaged latents (B, 3, S / 2, S / 2). x: the tiles (B, 3, S, S).
+    """
+    return F.l1_loss(coarse, F.avg_pool2d(x, 2))
 
 
 def polish_terms(

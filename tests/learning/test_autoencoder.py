@@ -9,7 +9,7 @@ import torch
 from pfiles import latents
 from pfiles.discriminator import PolishDiscriminator
 from pfiles.learning import autoencoder, loop
-from pfiles.learning.losses import hinge_loss
+from pfiles.learning.losses import colour_loss, equivariance_loss, hinge_loss
 from tests.conftest import autoencoder_networks, train_autoencoder
 
 
@@ -32,6 +32,24 @@ def test_loss_is_the_weighted_sum_of_its_terms(tiny, images, job):
     history = train_autoencoder(autoencoder_networks(tiny), images, lambda a, b: (a - b).abs().mean(), settings, job)
     terms = ("reconstruction", "perceptual", "codebook", "commitment", "generator")
     assert history[1]["loss"] == pytest.approx(sum(history[1][name] for name in terms), rel=1e-5)
+
+
+def test_smooth_latents_are_asked_for_by_two_terms(tiny, images, job):
+    """Both are part of the loss; after as many steps the latents tell more of the colours of their places."""
+    losses = {}
+    for weight in (0.0, 0.5):
+        vqvae, discriminator = autoencoder_networks(tiny)
+        settings = replace(tiny.autoencoder, epochs=15, colour_weight=weight, equivariance_weight=weight)
+        perceptual = autoencoder.make_perceptual(settings, "cpu")
+        folder = job.folder / str(weight)
+        history = train_autoencoder((vqvae, discriminator), images, perceptual, settings, replace(job, folder=folder))
+        x = images.float() / 255
+        with torch.no_grad():
+            z, _ = vqvae.encode(x)
+            coarse = vqvae.decode(torch.nn.functional.avg_pool2d(z, 2))
+        losses[weight] = colour_loss(z, x).item(), equivariance_loss(coarse, x).item()
+        assert ("colour" in history[0], "equivariance" in history[0]) == (weight > 0, weight > 0)
+    assert all(smooth < plain for smooth, plain in zip(losses[0.5], losses[0.0], strict=True))
 
 
 @pytest.mark.parametrize("leaks", [True, False])

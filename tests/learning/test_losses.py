@@ -5,13 +5,16 @@ import math
 import pytest
 import torch
 from pytorch_msssim import ms_ssim
+from sklearn.linear_model import LinearRegression
 
 from pfiles.learning.losses import (
     adversarial_loss,
     affine_kl,
     autoencoder_terms,
+    colour_loss,
     conditional_entropy,
     denoising_terms,
+    equivariance_loss,
     hinge_loss,
     information_terms,
     information_weights,
@@ -115,6 +118,36 @@ def test_autoencoder_terms(kind, error):
     terms = autoencoder_terms(x, reconstruction, quantisation, lambda a, b: (a - b).sum() / 48, settings)
     expected = {"reconstruction": error, "perceptual": 0.5, "codebook": 6.0, "commitment": 1.0}
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected)
+
+
+def test_colour_loss_is_what_a_linear_regression_leaves():
+    """Against scikit-learn's R^2 over all places of the batch; 0 where latents are the colours, in any basis."""
+    rng = torch.Generator().manual_seed(0)
+    x, noise = torch.rand(4, 3, 16, 16, generator=rng), torch.randn(4, 5, 4, 4, generator=rng)
+    colours = torch.nn.functional.avg_pool2d(x, 4)
+    z = torch.cat([colours[:, :1] - colours[:, 1:2] + 0.05 * noise[:, :1], noise[:, 1:]], dim=1)
+    rows, targets = (part.movedim(1, -1).flatten(0, 2).numpy() for part in (z, colours))
+    residual = targets - LinearRegression().fit(rows, targets).predict(rows)
+    expected = (residual**2).sum() / ((targets - targets.mean(0)) ** 2).sum()
+    assert 0.2 < expected < 0.9
+    assert colour_loss(z, x).item() == pytest.approx(expected, rel=2e-3)
+    mixed = torch.einsum("ij,bjhw->bihw", torch.randn(5, 3, generator=rng), colours)
+    assert colour_loss(mixed, x).item() == pytest.approx(0, abs=1e-3)
+
+
+def test_colour_loss_of_latents_that_are_all_alike_is_1_and_finite():
+    z = torch.full((2, 4, 4, 4), 0.7, requires_grad=True)
+    loss = colour_loss(z, torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    loss.backward()
+    assert loss.item() == pytest.approx(1, abs=1e-3)
+    assert z.grad.isfinite().all()
+
+
+def test_equivariance_loss():
+    """Tiles of two columns, 0 and 1, are grey at half the resolution."""
+    x = torch.tensor([0.0, 1.0]).repeat(2).expand(1, 3, 4, 4)
+    assert equivariance_loss(torch.full((1, 3, 2, 2), 0.5), x).item() == 0
+    assert equivariance_loss(torch.full((1, 3, 2, 2), 0.75), x).item() == pytest.approx(0.25)
 
 
 def test_polish_terms():
