@@ -2,11 +2,9 @@
 
 import json
 import re
-from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -18,48 +16,20 @@ from pfiles.errors import InputError
 from pfiles.identity import without
 from pfiles.latents import encode_tiles, predict_clusters
 from pfiles.machine.runtime import seeded
-from pfiles.measuring import features, two_sample, usefulness
-from pfiles.measuring import morphometry as morphometry_measures
+from pfiles.measuring import features
 from pfiles.paths import ROOT, read_json, write_json
 from pfiles.reporting import evaluation, page
 from pfiles.reporting.evaluation import SECTIONS
-from pfiles.reporting.sections import distribution, morphometry, paired
+from pfiles.reporting.sections import distribution
 from pfiles.reporting.sections import two_sample as two_sample_section
-from pfiles.reporting.sections import usefulness as usefulness_section
-from pfiles.reporting.sections.data import HELD_OUT, EvaluationData, Options, clusters_left_out
+from pfiles.reporting.sections.data import EvaluationData, Options
 from pfiles.settings import get_settings
 from pfiles.tiles import pixels
 from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.files import write_tiles
 from pfiles.vqvae import VQVAE
 from tests.conftest import SIZES, assert_refused, make_tiles, write
-
-N = 40
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(two_sample, "STEPS", 20)
-    monkeypatch.setattr(usefulness, "EPOCHS", 4)
-
-
-@pytest.fixture(autouse=True)
-def offline(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-
-    def no_network(*args, **kwargs):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-
-
-def noisy(tiles, seed=0, level=12):
-    noise = np.random.default_rng(seed).normal(0, level, tiles.shape)
-    return np.clip(tiles + noise, 0, 255).astype(np.uint8)
-
-
-def noisy_images(*args):
-    return pixels.as_tensor(noisy(make_tiles(*args), args[2]))
+from tests.reporting.sections.conftest import N, noisy, noisy_images, offline, quick  # noqa: F401 - fixtures here as well
 
 
 @pytest.fixture
@@ -71,77 +41,6 @@ def folders(tmp_path, real, generated):
     for name, images in (("org", real), ("gen", generated)):
         write_tiles(tmp_path / name, range(1, len(images) + 1), images)
     return ["--real", str(tmp_path / "org"), "--generated", str(tmp_path / "gen"), "--out", str(tmp_path / "out")]
-
-
-def table_of(extractor, real, held_out, generated):
-    rows = (extractor(images) for images in (real, held_out, generated))
-    return distribution.distribution_table(extractor, real, *rows, seed=0)
-
-
-def test_references_order_generators():
-    """Held-out tiles are the floor; a copier is at 0; a flat colour is where the flat reference is; blur in between."""
-    extractor = features.random_convolutions()
-    real, held_out, generated = (noisy_images(120, 48, seed) for seed in (3, 4, 5))
-    table = table_of(extractor, real, held_out, generated)
-    assert list(table.index) == ["generated", "held-out real tiles", "blurred real tiles", "flat mean colour"]
-    assert table.images.tolist() == [120] * 4
-    distance = table[extractor.frechet]
-    assert distance["held-out real tiles"] < 0.5 * distance["blurred real tiles"] < 0.5 * distance["flat mean colour"]
-    assert distance["generated"] == pytest.approx(distance["held-out real tiles"], rel=0.5)
-
-    copied = table_of(extractor, real, held_out, real).loc["generated"]
-    assert copied[extractor.frechet] == pytest.approx(0, abs=1e-6)
-    assert copied[["precision", "recall", "density", "coverage"]].tolist() == [1, 1, 1, 1]
-    flat = real.double().mean((0, 2, 3), keepdim=True).round().byte().expand(real.shape)
-    table = table_of(extractor, real, held_out, flat)
-    pd.testing.assert_series_equal(table.loc["generated"], table.loc["flat mean colour"], check_names=False)
-    assert table.loc["generated", "recall"] == 0
-
-
-def test_references_are_of_one_size(real):
-    extractor = features.random_convolutions()
-    table = table_of(extractor, real, real[:12], real)
-    assert table.images.to_dict() == {
-        "generated": N, "generated, 12 of them": 12, "held-out real tiles": 12, "blurred real tiles": 12,
-        "flat mean colour": 12,
-    }  # fmt: skip
-    assert table_of(extractor, real, real, real[:12]).images.tolist() == [12] * 4
-
-
-def test_sets_too_small_for_a_distance_have_an_empty_row(real):
-    extractor = features.random_convolutions()
-    table = table_of(extractor, real, real[:4], real[:12])
-    assert table.images.tolist() == [12, 4, 12, 12]
-    assert table.loc["held-out real tiles"].drop("images").isna().all()
-    assert table.drop("held-out real tiles").notna().all(axis=None)
-    assert "Rows of fewer than 6 images stay empty." in distribution.caveat(extractor, table, 54)
-    assert "12 images do not fill" in distribution.caveat(extractor, table, 54)
-    assert "stay empty" not in distribution.caveat(extractor, table.drop("held-out real tiles"), 54)
-
-
-def test_small_clusters_are_said_not_dropped(real):
-    extractor = features.random_convolutions()
-    labels = np.repeat([0, 1], [25, 15])
-    rows = extractor(real)
-    sides = {"real": (rows, labels), "generated": (rows, labels), HELD_OUT: (rows[:30], labels[:30])}
-    table, left_out = distribution.distribution_by_cluster(extractor, sides, seed=0)
-    assert list(table.index) == ["cluster 1: generated", "cluster 1: held-out real tiles"]
-    assert table.images.tolist() == [25, 25]
-    assert left_out == "Left out, with fewer than 20 images on one side: clusters 2 (15 real, 15 generated)."
-    assert clusters_left_out([]) == ""
-    measured = morphometry_measures.measure(real)
-    table, left_out = morphometry.morphometry_by_cluster(measured, measured, labels, labels, seed=0)
-    assert {name.split(":")[0] for name in table.index} == {"all", "cluster 1"}
-    assert "2 (15 real, 15 generated)" in left_out
-    assert table.distance.abs().max() < 1e-9
-
-
-def test_few_images_for_many_features_are_said(real):
-    extractor = features.random_convolutions()
-    table = table_of(extractor, real, real, real)
-    assert "40 images do not fill the 54 dimensions" in distribution.caveat(extractor, table, 54)
-    assert "do not fill" not in distribution.caveat(extractor, table, 39)
-    assert "FID" not in distribution.caveat(extractor, table, 54)
 
 
 def test_evaluate_writes_the_whole_table(tmp_path, real, capsys):
@@ -354,26 +253,6 @@ def test_all_sections_with_everything_known(real):
     json.dumps(page.all_scores(*sections), allow_nan=False)  # goes into summary.json
 
 
-def test_sets_too_small_for_a_network_say_so(real):
-    sets = EvaluationData(real, real[:12], None, np.zeros(N, int), np.zeros(12, int))
-    assert two_sample_section.make_section(sets, 0, "cpu").notes == [
-        "Left out: it needs at least 20 tiles of each set, but one has 12."
-    ]
-    assert usefulness_section.make_section(sets, 0, "cpu").notes[0].endswith("but one has 12.")
-
-
-def test_a_score_without_its_weights(real):
-    only = paired.make_sections(["lpips"], real, real, cluster_ids=None, seed=0, device="cpu")
-    assert [section.title for section in only] == ["Paired scores and their controls"]
-    assert page.all_scores(*only) == {"lpips": "unavailable"}
-    with pytest.raises(InputError, match="VGG16"):
-        paired.make_sections(["lpips"], real, real, cluster_ids=None, seed=0, device="cpu", lpips_required=True)
-    (first, second) = paired.make_sections(["ssim"], real, real, cluster_ids=None, seed=0, device="cpu")
-    assert len(first.figures) == 1
-    assert second.scores["ssim"]["generated"] == 1
-    assert second.scores["details"]["ssim"]["generated"]["pairs"] == N
-
-
 STRANGE = {
     "settings that are a list": {"settings": [1]},
     "no group of settings": {"settings": {"autoencoder": 3}},
@@ -390,40 +269,6 @@ def test_a_strange_file_beside_the_autoencoder_is_one_sentence(about, tmp_path, 
     folders(tmp_path, real, real)
     with pytest.raises(InputError, match=r"^[^\n]*vqvae\.json does not describe an autoencoder [^\n]*\.$"):
         evaluation.evaluate(tmp_path / "org", tmp_path / "gen", autoencoder=tmp_path / "vqvae.pth")
-
-
-def test_labels_that_tiles_may_have(monkeypatch):
-    """Tiles without a label, and labels that no training tile has, are left out; no labels are one sentence."""
-    monkeypatch.setattr(usefulness, "EPOCHS", 12)
-    monkeypatch.setattr(usefulness, "TRIALS", 2)
-    tiles = torch.randint(0, 60, (120, 3, 16, 16), dtype=torch.uint8)
-    clusters = torch.arange(120) % 2
-    tiles[clusters == 1] += 150
-    label = np.where(clusters.numpy() == 1, "bright", "dark")
-    label[::10] = ""  # unknown
-    tested = np.where(label == "", "stroma", label)  # which no training tile is
-    sets = EvaluationData(tiles, tiles, tiles, *[clusters.numpy()] * 3, label, tested)
-    section = usefulness_section.make_labels_section(sets, 0, "cpu")
-    assert section.scores["label_accuracy"] == dict.fromkeys(
-        [usefulness.REAL, usefulness.GENERATED, usefulness.BOTH], 1.0
-    )
-    assert section.notes[0].startswith(
-        "Of 108 held-out real tiles, a small network that learnt the labels bright, dark"
-    )
-    for real, held_out, why in (
-        (None, None, "Left out: the tiles have no labels."),
-        (np.full(120, "dark"), label, "Left out: all labelled tiles are dark."),
-        (
-            np.where(np.arange(120) < 7, "dark", ""),
-            label,
-            "Left out: it needs at least 20 tiles of each set, but one has 7.",
-        ),
-    ):
-        found = usefulness_section.make_labels_section(
-            replace(sets, real_labels=real, held_out_labels=held_out), 0, "cpu"
-        )
-        assert found.notes == [why]
-        assert found.scores == {}
 
 
 # of which run

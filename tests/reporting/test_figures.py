@@ -2,7 +2,6 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from matplotlib.patches import Rectangle
@@ -10,9 +9,8 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 from pfiles.measuring import stability
-from pfiles.measuring.morphometry import FEATURES
 from pfiles.reporting import figures
-from pfiles.reporting.sections import condition, copies, morphometry
+from pfiles.reporting.sections import condition
 from pfiles.tiles.pixels import as_array
 
 
@@ -81,21 +79,6 @@ def test_a_figure_too_large_for_its_file_gets_fewer_dots(suffix, tmp_path):
     plt.close(figure)
 
 
-def test_of_many_clusters_the_largest_have_boxes():
-    """The figure says so; each row keeps its own cluster's number."""
-    labels = np.repeat(np.arange(40), np.where(np.arange(40) % 5 == 0, 2, 3))  # 0, 5, 10 ... are smaller
-    table = pd.DataFrame({name: np.arange(len(labels), dtype=float) for name in FEATURES})
-    figure = morphometry.plot_morphometry(table, table, labels, labels)
-    assert figure.get_supxlabel() == "the 32 of 40 clusters with most real images"
-    shown = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert shown == ["all", *(str(c + 1) for c in range(40) if c % 5)]
-    assert len(figure.axes[0].patches) == 2 * 33  # real and generated, of all and of 32 clusters
-    plt.close(figure)
-    few = morphometry.plot_morphometry(table, table, labels % 3, labels % 3)
-    assert few.get_supxlabel() == ""
-    plt.close(few)
-
-
 def test_figure_4_tiles():
     assert figures.figure_4_tiles(1000).tolist() == [691, 755, 467, 733, 979]
     assert figures.figure_4_tiles(9).tolist() == [0, 2, 4, 6, 8]
@@ -130,10 +113,3 @@ def test_pairs_are_shown_side_by_side(planted):
     both = as_array(planted[[0, 6]])
     np.testing.assert_array_equal(grid[2:66, 2:66], both[0])
     np.testing.assert_array_equal(grid[2:66, 68:132], both[1])
-
-
-def test_histograms_of_nearest_distances_are_shares():
-    figure = copies.plot_nearest({"held-out tiles": np.linspace(0, 1, 9), "generated images": np.ones(4)}, 0.1, "x")
-    heights = [sum(bar.get_height() for bar in group) for group in figure.axes[0].containers]
-    assert heights == pytest.approx([1, 1])
-    assert figure.axes[0].lines[0].get_xdata()[0] == 0.1
