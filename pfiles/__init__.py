@@ -19,7 +19,8 @@ drawing/      sampling, samplers, generator: images from noise; in_diffusers: a 
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
               small network of both); efficientnet; spectrum; structure; morphometry; memorisation; neighbours;
               stability
-reporting/    figures, tables, page, export, maps, card; atlas and naming (its form): what people look at
+reporting/    figures, tables, doubts (is a result of any use?), page, export, maps, card; atlas and naming (its form):
+              what people look at
 reporting/sections/  data (what is compared), record (what a section is); paired, two_sample, spectrum, condition,
               usefulness, distribution, morphometry, copies: a measure each, with its figure and its time
 reporting/    evaluation: all sections of a report
@@ -35,12 +36,25 @@ shall wait and that freed memory is kept (machine/cpu). Images are uint8 tensors
 [0, 1] where a network computes, unless a docstring says otherwise.
 """
 
+import sys
+from importlib.util import find_spec
 from typing import Any
+
+if _missing := [name for name in ("joblib", "numpy", "pandas", "torch") if find_spec(name) is None]:
+    raise ImportError(
+        f"The Python in {sys.prefix} lacks {', '.join(_missing)}. In a notebook choose the kernel kpc-ldm, at the "
+        "upper right; docs/jupyterhub.md says how to register it. Elsewhere pip install -r requirements.txt with this "
+        "Python."
+    )
 
 from pfiles.machine.cpu import keep_freed_memory, prepare_threads
 
 prepare_threads()
 keep_freed_memory()
+
+
+def __dir__() -> list[str]:
+    return ["Generator"]
 
 
 def __getattr__(name: str) -> Any:

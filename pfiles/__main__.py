@@ -33,16 +33,22 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status.
 
     0 done, 1 a notebook failed or the disk took no file, 2 an argument or an input is wrong, 130 or 143 stopped by
-    Ctrl-C or SIGTERM.
+    Ctrl-C or SIGTERM, 141 nobody reads the output any more.
     """
     args = None
     try:
         args = parse(arguments)
         from pfiles.cli.commands import COMMANDS, READ_RUN_TOML  # loads torch, which --help can do without
 
-        if args.command not in READ_RUN_TOML:
+        args.run_toml = os.environ.get("KPC_RUN_TOML")
+        if args.command not in READ_RUN_TOML:  # or read it themselves, if it is that of the run they are given
             os.environ["KPC_RUN_TOML"] = ""
-        return COMMANDS[args.command](args)
+        status = COMMANDS[args.command](args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # such as `| head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written at exit
+        return 128 + signal.SIGPIPE
     except (InputError, OSError) as error:
         if args is not None and args.debug:
             raise

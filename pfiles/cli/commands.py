@@ -9,7 +9,7 @@ import torch
 from pfiles.checkpoints import fingerprint_of_role
 from pfiles.cli import notebooks
 from pfiles.cli.check import check
-from pfiles.cli.options import parse_overrides, resolve_data, run_choices
+from pfiles.cli.options import generator_folder, parse_overrides, resolve_data, run_choices, run_folder
 from pfiles.cli.watch import watch
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.sampling import write_table
@@ -45,11 +45,11 @@ def _draw(args: argparse.Namespace) -> int:
         raise InputError(f"--number must be at least 1, but is {args.number}.")
     out, numbers = expand(args.out).absolute(), range(1, args.number + 1)
     refuse_other_images(out / "tiles", numbers)
-    folder = expand(args.folder).absolute()
-    if (folder / "summary.json").exists():
+    folder = run_folder(args.folder)
+    if folder is not None:
         generator = open_run("draw", **run_choices(args, folder), out=folder).generator()
     else:
-        generator = Generator.load(folder if folder.exists() else args.folder, pick_device())
+        generator = Generator.load(generator_folder(args.folder), pick_device())
     cluster_ids = generator.cluster_ids(args.number, args.seed, args.cluster)
     images = generator.draw(cluster_ids, seed=args.seed)
     write_tiles(out / "tiles", numbers, images)
@@ -69,16 +69,16 @@ def _tile(args: argparse.Namespace) -> int:
 
 
 def _map(args: argparse.Namespace) -> int:
-    folder, out = (expand(path).absolute() for path in (args.folder, args.out))
-    if (folder / "summary.json").exists():
+    folder, out = run_folder(args.folder), expand(args.out).absolute()
+    if folder is not None:
         run = open_run("map", **run_choices(args, folder), out=folder)
         trained = Generator(*run.networks(), run.settings, torch.empty(0), names=run.names)
         mpp = args.mpp or read_json(run.paths.summary).get("run", {}).get("mpp")
     else:
-        trained = Generator.load(folder if folder.exists() else args.folder, pick_device())
+        trained = Generator.load(generator_folder(args.folder), pick_device())
         mpp = args.mpp or trained.mpp
     if mpp is None:
-        raise InputError(f"{folder} does not tell the scale of its tiles: give it as --mpp.")
+        raise InputError(f"{args.folder} does not tell the scale of its tiles: give it as --mpp.")
     side = trained.settings.image_size_px
     tiling = Tiling(mpp, side, min_tissue=args.min_tissue, mpp_of_slide=args.mpp_of_slide)
     slides = find_slides([expand(path).absolute() for path in args.slide], out)

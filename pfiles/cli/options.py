@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pfiles.choices import FILE, read_choices
 from pfiles.errors import InputError
-from pfiles.paths import expand
+from pfiles.paths import ROOT, expand, read_json
 from pfiles.session import choices_of
 from pfiles.tiles.dataset import EMBEDDED, data_or_default
 
@@ -31,12 +32,46 @@ def resolve_data(option: str | None) -> str:
     return data if data in EMBEDDED else str(expand(data).resolve())
 
 
-def run_choices(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The choices of the run in `folder`, from its summary.json and from the options that say what it was started with.
+def run_folder(option: str) -> Path | None:
+    """The folder of a run; None if `option` names a generator instead: "starter", one of the hub, or a folder."""
+    folder = expand(option).absolute()
+    return folder if option != "starter" and (folder / "summary.json").exists() else None
 
-    These are the arguments of `open_run`.
+
+def generator_folder(option: str) -> Path | str:
+    """A generator's folder, if there is one of that name, or the name: "starter" always means the built-in one."""
+    folder = expand(option).absolute()
+    return folder if option != "starter" and folder.exists() else option
+
+
+def run_choices(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The arguments of `open_run` for the run in `folder`.
+
+    Options count most. A run that a command finished says the rest in its summary.json; for one that was made in
+    notebooks it is as in run.toml.
     """
     data = None if args.data is None else resolve_data(args.data)
     overrides = None if args.overrides is None else parse_overrides(args.overrides)
     options = {"clustering": args.clustering, "data": data, "preset": args.preset, "overrides": overrides}
-    return choices_of(folder, n_clusters=args.clusters, **options)
+    choices = choices_of(folder, n_clusters=args.clusters, **options)
+    if "run" in read_json(folder / "summary.json", {}):
+        return choices
+    file_choices = _run_toml_of(folder, args.run_toml)
+    return file_choices | choices | {"overrides": file_choices.get("overrides", {}) | choices.get("overrides", {})}
+
+
+def _run_toml_of(folder: Path, named: str | None) -> dict[str, Any]:
+    """What run.toml chooses for the run in `folder`: the file in that folder, or the one here if it names the folder.
+
+    named: $KPC_RUN_TOML, another file instead of both, or none if it is empty. Relative data start at this repository.
+    """
+    files = [ROOT / expand(named)] if named else [] if named == "" else [folder / FILE, ROOT / FILE]
+    for file in files:
+        choices = read_choices(file) if file.exists() else {}
+        base = folder if file.parent == folder else ROOT
+        if choices and folder.resolve() == (base / expand(choices.pop("out", ""))).resolve():
+            print(f"From {file}: {', '.join(f'{name} = {value!r}' for name, value in choices.items())}.")
+            if choices.get("data") not in (None, *EMBEDDED):
+                choices["data"] = str((ROOT / expand(choices["data"])).resolve())
+            return choices
+    return {}

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from MODULE import INDICES
@@ -110,6 +111,7 @@ def plot_history(history: Sequence[dict[str, float]], title: str, reference: dic
         if name in (reference or {}):
             ax.axhline(reference[name], color="grey", linestyle="--")
         ax.set(title=name.replace("_", " "), xlabel="epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in axes.flat[len(names) :]:
         ax.set_visible(False)
     fig.suptitle(title)

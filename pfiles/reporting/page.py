@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pfiles.paths import atomic_write, write_json
+from pfiles.reporting.doubts import doubts
 from pfiles.reporting.tables import plain
 
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -44,9 +45,18 @@ def show(*sections: Section) -> None:
         for figure in section.figures:
             display(figure)
             plt.close(figure)  # else the notebook shows it again at the end of the cell
-        for table in section.tables:
-            display(_formatted(table))
+        with pd.option_context("display.html.use_mathjax", False):  # a $ in a name begins no formula
+            for table in section.tables:
+                display(_formatted(table))
         print()
+
+
+def show_scores(scores: Mapping[str, Any], n_clusters: int | None = None) -> None:
+    """A notebook's numbers, a line each, and a sentence for each that says that the result is of no use."""
+    for name, value in scores.items():
+        print(f"{name.replace('_', ' ')}: {f'{value:.5g}' if isinstance(value, float) else value}")
+    for sentence in doubts(scores, n_clusters):
+        print(f"\nOf no use yet: {sentence}")
 
 
 def all_scores(*sections: Section) -> dict[str, Any]:

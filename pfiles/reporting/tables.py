@@ -25,10 +25,11 @@ def _plain(value: Any) -> Any:
 
 
 def mark_best(table: pd.DataFrame, directions: Mapping[str, str]) -> pd.DataFrame:
-    """The table as text with 5 decimals, a star at the best row of each column ("higher" or "lower" is better)."""
+    """The table as text with 5 decimals, a star at the best of several rows in each column ("higher" or "lower" is
+    better)."""
     marked = table.map("{:.5f}".format)
-    if table.empty:
-        return marked
+    if len(table) < 2:
+        return marked  # nothing to be better than
     for name, direction in directions.items():
         best = table[name].idxmax() if direction == "higher" else table[name].idxmin()
         marked.loc[best, name] += " *"

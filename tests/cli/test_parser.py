@@ -1,6 +1,7 @@
 """What can be given to a command: its help comes at once, under the name that was typed, and is true."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -36,6 +37,35 @@ finally:
 @pytest.mark.parametrize("arguments", [(), ("draw",)])
 def test_help_loads_nothing_heavy(arguments):
     assert help_of("kpc-ldm", *arguments).endswith("\n\n")
+
+
+def test_nobody_reads_on(tmp_path):
+    """`| head` has read enough: the command ends without a word, and with the status of a closed pipe."""
+    code = """
+import sys
+from pfiles import __main__ as door
+from pfiles.cli import commands
+def talk(args):
+    for _ in range(100_000): print("a line")
+    return 0
+commands.COMMANDS["watch"] = talk
+sys.exit(door.main(["watch"]))
+"""
+    talking = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert talking.stdout.readline() == "a line\n"
+    talking.stdout.close()
+    assert talking.stderr.read() == ""
+    assert talking.wait(60) == 128 + signal.SIGPIPE
+
+
+def test_a_python_without_the_packages_is_told_which_kernel_to_choose(tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pfiles import Generator"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: The Python in ")
+    assert "lacks joblib, numpy, pandas, torch. In a notebook choose the kernel kpc-ldm" in last
 
 
 def test_help_names_the_command_as_it_was_typed(monkeypatch):

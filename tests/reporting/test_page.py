@@ -35,6 +35,25 @@ def test_a_section_is_shown_in_a_notebook(monkeypatch, capsys):
     assert not figures.plt.fignum_exists(figure.number)  # nor shown again
 
 
+def test_names_in_a_notebooks_table_are_text(monkeypatch):
+    """Jupyter reads a table's text between two $ as a formula, unless the table says that it has none."""
+    import IPython.display
+
+    written = []
+    monkeypatch.setattr(IPython.display, "display", lambda table: written.append(table._repr_html_()))
+    page.show(page.Section("Title", [], [pd.DataFrame({"v": [1.5]}, index=["$x$ <b>"])]))
+    assert "$x$ &lt;b&gt;" in written[0]
+    assert "tex2jax_ignore" in written[0]
+
+
+def test_scores_are_shown_with_five_digits_and_what_is_of_no_use(capsys):
+    page.show_scores({"psnr_db": 16.123456789, "psnr_flat_colour_db": 18.3, "codes_used": 18})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == ["psnr db: 16.123", "psnr flat colour db: 18.3", "codes used: 18", ""]
+    assert lines[4].startswith("Of no use yet: Reconstructions (16.1 dB) are no better than one flat colour")
+    assert len(lines) == 5
+
+
 def test_scores_of_sections_are_one_entry():
     sections = [
         page.Section("a", [], scores={"x": 1, "details": {"one": 2}}),

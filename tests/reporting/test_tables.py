@@ -19,6 +19,7 @@ def test_the_best_of_each_column_is_marked():
     marked = tables.mark_best(table, {"a": "higher", "b": "lower"})
     assert marked.to_numpy().tolist() == [["1.00000", "0.50000"], ["2.00000 *", "0.25000 *"]]
     assert tables.mark_best(table[:0], {"a": "higher"}).empty
+    assert tables.mark_best(table[:1], {"a": "higher", "b": "lower"}).to_numpy().tolist() == [["1.00000", "0.50000"]]
 
 
 def test_summary_keeps_other_sections(tmp_path):

@@ -1,0 +1,46 @@
+"""Is a result of any use? Sentences for those that are not, from the numbers that the notebooks record."""
+
+from collections.abc import Mapping
+from typing import Any
+
+CLEARLY = 1.0  # dB by which an autoencoder must beat a flat colour
+CHANCE = 1.2  # times chance; a mean confidence below that says nothing
+
+
+def doubts(scores: Mapping[str, Any], n_clusters: int | None = None) -> list[str]:
+    """A sentence for each number that says that the result is of no use, and what to do; none if all is well.
+
+    scores: as a notebook records them; names that are not here are not looked at. n_clusters: k, for chance.
+    """
+    sentences = []
+    psnr, flat = scores.get("psnr_db"), scores.get("psnr_flat_colour_db")
+    if psnr is not None and flat is not None and psnr < flat + CLEARLY:
+        relation = "no better" if psnr <= flat else "hardly better"
+        sentences.append(
+            f"Reconstructions ({psnr:.1f} dB) are {relation} than one flat colour for each tile ({flat:.1f} dB): what "
+            "is built on this autoencoder will show no tissue. Train it longer (autoencoder.epochs), or on more tiles."
+        )
+    if 1 in (scores.get("codes_used"), scores.get("codes_used_on_test_tiles")):
+        sentences.append(
+            "Every place of every tile has one and the same code: this autoencoder keeps nothing of a tile. Train it "
+            "anew (restart) with another seed, or longer (autoencoder.epochs)."
+        )
+    if n_clusters is None or n_clusters < 2:
+        return sentences
+    if scores.get("clusters_used") == 1:
+        sentences.append(
+            f"All tiles are in one of {n_clusters} clusters: there is nothing to ask for. Train the clusters anew "
+            'with another seed, or take clustering = "kmeans".'
+        )
+    confidence = scores.get("mean_confidence", scores.get("mean_probability"))
+    if confidence is not None and confidence < CHANCE / n_clusters:
+        sentences.append(
+            f"The clusters are sure of no tile: the mean probability of a tile's cluster is {confidence:.3f}, and "
+            f'{1 / n_clusters:.3f} is chance. Train them longer, or take clustering = "kmeans".'
+        )
+    if "second_judge" in scores and scores["second_judge"]["share_assigned"] <= scores["by_chance"]:
+        sentences.append(
+            f"Generated tiles are sorted as asked no more often ({scores['second_judge']['share_assigned']:.0%}) than "
+            f"by chance ({scores['by_chance']:.0%}): the UNet ignores the cluster. Train it longer (training.epochs)."
+        )
+    return sentences
