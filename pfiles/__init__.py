@@ -49,6 +49,9 @@ if _missing := [name for name in ("joblib", "numpy", "pandas", "torch") if find_
 
 from pfiles.machine.cpu import keep_freed_memory, prepare_threads
 
+__version__ = "1.1.0"  # the one place: pyproject.toml reads it, and CITATION.cff is held to it by a test
+__all__ = ["Generator", "__version__"]
+
 prepare_threads()
 keep_freed_memory()
 
@@ -64,3 +67,7 @@ def __getattr__(name: str) -> Any:
 
         return Generator
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,5 +1,8 @@
 """The one exception for mistakes a user can mend."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """Something given from outside is wrong: one sentence says what was expected, what came and what to do.
@@ -20,3 +23,15 @@ class TerminatedError(SystemExit):
 
     def __str__(self) -> str:
         return self.message
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Stands around the imports of an optional part; InputError says which extra brings a package that is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"The package {error.name} is not installed here: run pip install 'kpc-ldm[{name}]', or, in a checkout, "
+            "pip install -r requirements.txt."
+        ) from error

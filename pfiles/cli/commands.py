@@ -7,7 +7,6 @@ from dataclasses import fields
 import torch
 
 from pfiles.checkpoints import fingerprint_of_role
-from pfiles.cli import notebooks
 from pfiles.cli.check import check
 from pfiles.cli.options import generator_folder, parse_overrides, resolve_data, run_choices, run_folder
 from pfiles.cli.watch import watch
@@ -33,6 +32,24 @@ def _check(args: argparse.Namespace) -> int:
     data = None if args.data is None else resolve_data(args.data)
     overrides = parse_overrides(args.overrides)
     return int(not check(args.clusters, args.clustering, data, args.preset, overrides, out, not args.fast))
+
+
+def _run(args: argparse.Namespace) -> int:
+    from pfiles.cli import notebooks  # here and below, as the other commands do without Jupyter
+
+    return notebooks.run(args)
+
+
+def _clusters(args: argparse.Namespace) -> int:
+    from pfiles.cli import notebooks
+
+    return notebooks.choose_k(args)
+
+
+def _cells(args: argparse.Namespace) -> int:
+    from pfiles.cli import notebooks
+
+    return notebooks.cells(args)
 
 
 def _watch(args: argparse.Namespace) -> int:
@@ -153,10 +170,10 @@ def _share(args: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {  # each returns the exit status
     "check": _check,
-    "demo": notebooks.run,
-    "run": notebooks.run,
-    "clusters": notebooks.choose_k,
-    "cells": notebooks.cells,
+    "demo": _run,
+    "run": _run,
+    "clusters": _clusters,
+    "cells": _cells,
     "watch": _watch,
     "draw": _draw,
     "tile": _tile,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from IPython.utils.capture import capture_output
 
 from pfiles.checkpoints import START
+from pfiles.errors import extra
 from pfiles.latents import encode_tiles
 from pfiles.machine.processes import progress
 from pfiles.measuring import tile_network
@@ -32,6 +32,9 @@ SEARCHED_AMONG = 1000  # training tiles at most in which copies are looked for
 
 def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
     """The name of each notebook, its seconds on this machine once it has begun, and what they were measured from."""
+    with extra("notebooks"):
+        from IPython.utils.capture import capture_output
+
     settings, n, k = run.settings, len(run.tiles.train), max(run.ks)  # a UNet of several k takes as long as of one
     ae, how, drawing = settings.autoencoder, settings.diffusion, settings.sampling
     batches = {

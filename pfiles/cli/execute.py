@@ -11,14 +11,15 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import nbformat
-from jupyter_client.manager import AsyncKernelManager
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
-
 from pfiles.choices import DEFAULTS
-from pfiles.errors import TerminatedError
+from pfiles.errors import TerminatedError, extra
 from pfiles.paths import ROOT, atomic_write
+
+with extra("notebooks"):
+    import nbformat
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 CHOICES = {*DEFAULTS, "restart"} - {"n_clusters"}  # of a notebook, beside the parameters of its own
 SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: TerminatedError}  # and what they end as

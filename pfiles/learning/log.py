@@ -3,6 +3,7 @@ and pictures of what it makes."""
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -29,11 +30,13 @@ class TrainingLog:
         self.csv = folder / "log.csv"
         self._table = None
         self._began, self._told, self._spent, self._cost = time.monotonic(), 0.0, 0.0, None
+        self._events = None  # without TensorBoard, which is optional
         if is_first():
-            from torch.utils.tensorboard import SummaryWriter  # seconds to import
-
             folder.mkdir(parents=True, exist_ok=True)
-            self._events = SummaryWriter(str(folder), purge_step=done + 1)
+            with suppress(ModuleNotFoundError):
+                from torch.utils.tensorboard import SummaryWriter  # seconds to import
+
+                self._events = SummaryWriter(str(folder), purge_step=done + 1)
 
     def write(self, history: Sequence[dict[str, float]]) -> None:
         """Add the last row of `history`, whose rows before it are written already."""
@@ -42,9 +45,10 @@ class TrainingLog:
         table = pd.DataFrame(history)
         with atomic_write(self.csv) as file:
             file.write(table.to_csv(index=False).encode())
-        for name, value in history[-1].items():
-            self._events.add_scalar(name, value, history[-1]["epoch"])
-        self._events.flush()
+        if self._events is not None:
+            for name, value in history[-1].items():
+                self._events.add_scalar(name, value, history[-1]["epoch"])
+            self._events.flush()
         self._show(table.tail(SHOWN).round(4))
 
     def tell(self, step: int, total_steps: int, steps_since: int) -> None:
@@ -72,8 +76,9 @@ class TrainingLog:
         grid = make().unflatten(0, (4, 4)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).cpu().numpy()
         with atomic_write(self.csv.with_name(PICTURES) / f"{step:08}.jpg") as file:
             Image.fromarray(grid).save(file, format="JPEG", quality=90)
-        self._events.add_image(PICTURES, grid, step, dataformats="HWC")
-        self._events.flush()
+        if self._events is not None:
+            self._events.add_image(PICTURES, grid, step, dataformats="HWC")
+            self._events.flush()
         self._cost = time.monotonic() - began
         self._spent += self._cost
 
@@ -89,5 +94,5 @@ class TrainingLog:
             self._table.update(recent)
 
     def close(self) -> None:
-        if is_first():
+        if self._events is not None:
             self._events.close()

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
 
@@ -105,5 +105,8 @@ def versions() -> dict[str, str]:
         revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         revision = "unknown"
-    packages = {name: version(name) for name in ("torch", "numpy", "scikit-learn", "scikit-image")}
+    packages = {}
+    for name in ("torch", "numpy", "scikit-learn", "scikit-image"):
+        with suppress(PackageNotFoundError):  # scikit-image is optional
+            packages[name] = version(name)
     return {"python": platform.python_version(), **packages, "git": revision}

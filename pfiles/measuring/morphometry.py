@@ -8,7 +8,7 @@ import scipy
 import torch
 from torch import Tensor
 
-from pfiles.errors import InputError
+from pfiles.errors import InputError, extra
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import derive_seed
 from pfiles.tiles.pixels import as_array, evenly_spaced
@@ -51,7 +51,8 @@ def stains(images: Tensor) -> np.ndarray:
     stain's unit colour vector, 0 where there is none. A black pixel counts as level 1 of 255, so that no density is
     infinite.
     """
-    from skimage.color import rgb2hed
+    with extra("metrics"):
+        from skimage.color import rgb2hed
 
     return 6 * rgb2hed(as_array(images).clip(1).astype(np.float32) / 255)  # scikit-image's unit is a density of 6
 
@@ -62,7 +63,8 @@ def nucleus_threshold(images: Tensor) -> float:
     images: uint8 (N, 3, H, W), the real ones. One threshold has to serve all sets that are compared: a threshold that
     follows each image, or each set, would hide the very differences looked for.
     """
-    from skimage.filters import threshold_otsu
+    with extra("metrics"):
+        from skimage.filters import threshold_otsu
 
     _check(images)
     images = images[evenly_spaced(len(images), 500)]
@@ -175,12 +177,12 @@ def compare(real: pd.DataFrame, generated: pd.DataFrame, seed: int) -> pd.DataFr
     pooled = np.concatenate([table[list(FEATURES)].to_numpy(float) for table in (real, generated)])
     sides = np.repeat([1 / n, -1 / m], [n, m])
     halves = np.where(np.arange(n) < n // 2, 1 / (n // 2), -1 / (n - n // 2))
-    drawn, floor = [], []
+    resampled, halved = [], []
     for _ in range(RESAMPLES // BLOCK):
         times = [rng.multinomial(count, np.full(count, 1 / count), BLOCK) for count in (n, m)]
-        drawn.append(_wasserstein(pooled, np.hstack(times) * sides))
-        floor.append(_wasserstein(pooled[:n], rng.permuted(np.tile(halves, (BLOCK, 1)), axis=1)))
-    drawn, floor, distance = np.concatenate(drawn), np.concatenate(floor), _wasserstein(pooled, sides[None])[0]
+        resampled.append(_wasserstein(pooled, np.hstack(times) * sides))
+        halved.append(_wasserstein(pooled[:n], rng.permuted(np.tile(halves, (BLOCK, 1)), axis=1)))
+    drawn, floor, distance = np.concatenate(resampled), np.concatenate(halved), _wasserstein(pooled, sides[None])[0]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice|Mean of empty slice")  # no nuclei anywhere
         low, high = (np.nanpercentile(drawn, [2.5, 97.5], axis=0) - np.nanmean(drawn, axis=0) + distance).clip(0)

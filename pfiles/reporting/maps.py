@@ -4,12 +4,11 @@ import json
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import shapely
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -18,7 +17,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 from torch import Tensor
 
-from pfiles.errors import InputError
+from pfiles.errors import InputError, extra
 from pfiles.machine.processes import progress
 from pfiles.measuring.neighbours import in_words, join_counts
 from pfiles.paths import atomic_write
@@ -28,6 +27,9 @@ from pfiles.reporting.tables import plain
 from pfiles.spreadsheet import write_csv
 from pfiles.tiles.pixels import as_array
 from pfiles.tiles.sources import picture_part
+
+if TYPE_CHECKING:
+    import shapely
 
 COLOURS = (  # any two differ by 12 or more (CIEDE2000), to colour-blind readers as well, and from bare glass
     "#e85d46", "#5d8bff", "#8be8a2", "#ffa22e", "#17008b", "#740000", "#ffb9ff", "#747474",
@@ -59,7 +61,7 @@ class Region(NamedTuple):
     """Tiles of one cluster side by side: their outline in level-0 pixels, how many, and their mean confidence."""
 
     cluster: int
-    outline: shapely.Polygon
+    outline: "shapely.Polygon"
     tiles: int
     confidence: float
 
@@ -123,6 +125,9 @@ def regions(tiles: Assigned) -> list[Region]:
 
     Of overlapping tiles each stands for its middle, see `boxes_of`.
     """
+    with extra("slides"):
+        import shapely
+
     boxes = shapely.box(*boxes_of(tiles.positions).T)
     connected = []
     for cluster in np.unique(tiles.cluster_ids):
@@ -155,7 +160,7 @@ def as_geojson(
             "geometry": {
                 "type": "Polygon",
                 "coordinates": [
-                    _points(shapely.get_coordinates(ring) - shift)
+                    _points(np.asarray(ring.coords) - shift)
                     for ring in (region.outline.exterior, *region.outline.interiors)
                 ],
             },

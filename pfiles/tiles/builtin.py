@@ -6,6 +6,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from pfiles.errors import extra
 from pfiles.tiles.pixels import as_tensor
 from pfiles.tiles.slides import open_slide, read_rgb, slide_mpp
 
@@ -46,7 +47,8 @@ def ihc_tiles() -> tuple[Tensor, np.ndarray, np.ndarray, None]:
 
     Test crops come from the 160 columns on the right, training crops from the rest. Returns what `he_tiles` does.
     """
-    from skimage.data import immunohistochemistry
+    with extra("slides"):
+        from skimage.data import immunohistochemistry
 
     image, stride, border = immunohistochemistry(), 16, 352
     height, width = image.shape[:2]

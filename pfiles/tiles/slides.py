@@ -16,7 +16,7 @@ import numpy as np
 import scipy
 from PIL import Image, ImageDraw
 
-from pfiles.errors import InputError
+from pfiles.errors import InputError, extra
 from pfiles.tiles.tissue import shares, tissue_mask
 
 if TYPE_CHECKING:
@@ -81,9 +81,10 @@ class Plan:
 @contextmanager
 def open_slide(path: Path) -> Iterator[AbstractSlide]:
     """A slide or plain image; InputError names it where it cannot be opened, or not be read inside the block."""
-    import openslide
+    with extra("slides"):
+        import openslide
 
-    from pfiles.tiles import jpeg_slide
+        from pfiles.tiles import jpeg_slide
 
     try:
         with warnings.catch_warnings():

@@ -3,6 +3,8 @@
 import numpy as np
 import scipy
 
+from pfiles.errors import extra
+
 
 def tissue_mask(image: np.ndarray, speck: float) -> np.ndarray:
     """Where an RGB thumbnail (H, W, 3) shows stained tissue, as (H, W) bool.
@@ -11,7 +13,8 @@ def tissue_mask(image: np.ndarray, speck: float) -> np.ndarray:
     levels as some slides are all tissue and others all glass; specks and holes of less than `speck` pixels are removed.
     Black borders and marks of green, blue, red and black pens, made wider by 2 pixels, are no tissue.
     """
-    from skimage.filters import threshold_otsu
+    with extra("slides"):
+        from skimage.filters import threshold_otsu
 
     red, green, blue = (scipy.ndimage.uniform_filter(image[..., i].astype(np.float32), 3) for i in range(3))
     brightest = np.maximum(np.maximum(red, green), blue)
