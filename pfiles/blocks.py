@@ -35,13 +35,14 @@ class SelfAttention(nn.MultiheadAttention):
     def __init__(self, channels: int, num_heads: int):
         super().__init__(channels, num_heads, batch_first=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # less than torch's
         b, c, h, w = x.shape
         qkv = _pointwise(x, self.in_proj_weight, self.in_proj_bias).movedim(1, -1)  # (B, H, W, 3 C)
         heads = [part.reshape(b, h * w, self.num_heads, self.head_dim).transpose(1, 2) for part in qkv.chunk(3, dim=-1)]
         if x.device.type == "cpu" and self.head_dim < CPU_HEAD_DIM:
             heads = [F.pad(part, (0, CPU_HEAD_DIM - self.head_dim)) for part in heads]
-        out = F.scaled_dot_product_attention(*heads, scale=self.head_dim**-0.5)  # (B, heads, H*W, C/heads or more)
+        q, k, v = heads
+        out = F.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5)  # (B, heads, H*W, C/heads or more)
         out = out[..., : self.head_dim].transpose(1, 2).reshape(b, h, w, c).movedim(-1, 1)
         return _pointwise(out, self.out_proj.weight, self.out_proj.bias)
 

@@ -78,15 +78,15 @@ class LatentSpace:
 
     def scale(self, z: Tensor) -> Tensor:
         """The autoencoder's latents (B, z, h, w) -> the UNet's."""
-        return z if self.mean is None else (z - self.mean) / self.std
+        return z if self.mean is None or self.std is None else (z - self.mean) / self.std
 
     def decode(self, z: Tensor) -> Tensor:
         """What the UNet draws (B, z, h, w) -> images (B, 3, H, W), not clamped."""
-        return self.vqvae.decode(z if self.mean is None else z * self.std + self.mean)
+        return self.vqvae.decode(z if self.mean is None or self.std is None else z * self.std + self.mean)
 
     def as_json(self) -> dict[str, list[float]] | None:
         """The scaling in plain values, as it is kept beside the UNet's checkpoint; `from_json` reads it."""
-        if self.mean is None:
+        if self.mean is None or self.std is None:
             return None
         return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
 

@@ -61,6 +61,9 @@ class LPIPS(nn.Module):
     Inputs are expected in [-1, 1]; `normalize=True` says that they are in [0, 1].
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self):
         super().__init__()
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
@@ -137,7 +140,7 @@ def heads_path() -> Path:
             f"LPIPS needs its linear heads: expected {own} or the installed package lpips, found neither; "
             "run pip install -r requirements.txt."
         )
-    return Path(package.submodule_search_locations[0]) / "weights" / "v0.1" / "vgg.pth"
+    return Path((package.submodule_search_locations or [""])[0]) / "weights" / "v0.1" / "vgg.pth"
 
 
 def vgg16_file() -> Path:

@@ -52,7 +52,8 @@ def parse_table(content: bytes, shown: str, needed: Sequence[str] = ()) -> pd.Da
         raise InputError(f"{shown} has two columns called {doubled}: keep one.")
     if missing := [name for name in needed if name not in columns]:
         raise InputError(f"{shown} lacks the column {' and '.join(missing)}: add it, or correct the first line.")
-    lines, texts = [], [[] for _ in columns]
+    lines: list[int] = []
+    texts: list[list[str]] = [[] for _ in columns]
     for line, cells in rows:
         lines.append(line)
         for text, cell in zip(texts, cells, strict=True):
@@ -70,7 +71,8 @@ def _rows(content: bytes, shown: str) -> Iterator[tuple[int, list[str]]]:
     """The number of the line and the cells of each row that holds text, as many cells as in the first row; that one
     holds the names of the columns."""
     text = _decoded(content, shown)
-    escaped, columns = "'" in text, []
+    escaped = "'" in text
+    columns: list[str] = []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True)
     try:
         for row in reader:

@@ -82,7 +82,7 @@ def multiscale_ssim(x: Tensor, y: Tensor, window: int = 11) -> Tensor:
     The mean over colours. The Gaussian window must fit into the smallest scale: sides must exceed 16 (window - 1).
     """
     x, y = centred_maps(x), centred_maps(y)
-    product = 1.0
+    product = torch.ones(1, device=x.device)
     for scale, weight in enumerate(MS_SSIM_WEIGHTS, start=1):
         found = moments(x, y, lambda maps: gaussian_means(maps, window))
         term = found.structure()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,4 +122,5 @@ class VQVAE(nn.Module):
 
 def make_vqvae(settings: AutoencoderSettings) -> VQVAE:
     """The autoencoder that the settings describe, untrained."""
-    return VQVAE(**settings.vqvae, upsampling=settings.upsampling)
+    sizes: dict[str, Any] = dict(settings.vqvae)
+    return VQVAE(**sizes, upsampling=settings.upsampling)

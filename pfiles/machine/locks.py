@@ -12,7 +12,7 @@ from pfiles.machine.processes import is_first
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def locked(folder: Path, busy: str | None = None) -> Iterator[None]:
         try:
             handle = _open(folder, busy is None)
         except BlockingIOError as error:
-            raise InputError(busy) from error
+            raise InputError(busy or "") from error
         except OSError as error:
             print(f"{folder} cannot be locked ({error.strerror}): start no second run in it while this one lasts.")
         yield

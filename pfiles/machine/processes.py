@@ -195,6 +195,10 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or world_size() == 1:
             return super().forward(x)
+        assert self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
         self.num_batches_tracked.add_(1)
         wide = x.float()
         count = total(torch.tensor(float(x.numel() / x.shape[1]), device=x.device))

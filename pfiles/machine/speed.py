@@ -33,7 +33,7 @@ class Speed:
 
     def fast(self, forward: nn.Module | Callable[..., Any]) -> Callable[..., Any]:
         """`forward`, a network or a method of one, ready to be called often. The network itself stays as it is."""
-        network = forward if isinstance(forward, nn.Module) else forward.__self__
+        network = forward if isinstance(forward, nn.Module) else getattr(forward, "__self__")  # noqa: B009 - a method
         if self.channels_last:
             network.to(memory_format=torch.channels_last)
         run = torch.compile(forward, mode="reduce-overhead", dynamic=False) if self.compiled else forward

@@ -43,7 +43,7 @@ def frechet_from_moments(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarr
 def _root(features: np.ndarray) -> np.ndarray:
     """R with R^T R the covariance of features (N, d), at most d rows."""
     centred = (features - features.mean(0)) / np.sqrt(len(features) - 1)
-    return np.linalg.qr(centred, mode="r") if len(centred) > centred.shape[1] else centred
+    return np.asarray(np.linalg.qr(centred, mode="r")) if len(centred) > centred.shape[1] else centred
 
 
 def _frechet(mean_a: np.ndarray, root_a: np.ndarray, mean_b: np.ndarray, root_b: np.ndarray) -> float:

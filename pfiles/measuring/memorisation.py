@@ -75,8 +75,8 @@ def _nearest_of(images: Tensor, train: Tensor) -> pd.DataFrame:
     """`nearest_tiles` of training tiles that are searched at once."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         structure = torch.cat([*pool.map(_structure, train.split(BATCH_SIZE))])
-        found = pool.map(_patches, structure.split(BATCH_SIZE))
-        patches = _Patches(*map(torch.cat, zip(*found, strict=True)))
+        batches = pool.map(_patches, structure.split(BATCH_SIZE))
+        patches = _Patches(*map(torch.cat, zip(*batches, strict=True)))
     by_spot = patches.patch.permute(1, 2, 0).contiguous()
     energy = torch.cat([_energy(part) for part in structure.split(BATCH_SIZE)])
     coarse = _coarse(structure)
@@ -88,11 +88,11 @@ def _nearest_of(images: Tensor, train: Tensor) -> pd.DataFrame:
         shared = _share_a_patch(_patches(views[:, 0]), patches, by_spot, int(FAR * train.shape[2]))  # (B, F) twice
         for image, pairs, far_tile, far_view in zip(views, best, *shared, strict=True):
             view, tile = pairs // len(train), pairs % len(train)
-            found = _peak(_correlate(image[view], structure[tile], energy[tile]))
+            peak = _peak(_correlate(image[view], structure[tile], energy[tile]))
             far = _peak(_correlate_far(image[far_view], structure[far_tile]))
-            if far[0] >= max(EVIDENT, found[0]):
-                found, view, tile = far, far_view, far_tile
-            correlation, place, shift_y, shift_x = found
+            if far[0] >= max(EVIDENT, peak[0]):
+                peak, view, tile = far, far_view, far_tile
+            correlation, place, shift_y, shift_x = peak
             rows.append(
                 {
                     "tile": int(tile[place]),
@@ -312,7 +312,7 @@ def judge(distances: np.ndarray, held_out: np.ndarray, source: str) -> tuple[dic
     """
     found = against_held_out(distances, held_out)
     if found["threshold"] >= COPY:
-        return found, ""
+        return {**found}, ""
     count, n = int((np.asarray(distances) < COPY).sum()), len(distances)
     low, high = wilson_interval(count, n)
     outright = {"threshold": COPY, "closer": count / n, "low": low, "high": high, "expected": None, "chance": None}

@@ -31,7 +31,7 @@ def grid_of(positions: np.recarray) -> Grid:
     gaps = [np.diff(distinct) for distinct, _ in places]
     side = int(positions.side[0])
     lengths = np.sort(np.concatenate(gaps))
-    step = int(lengths.min(initial=2 * side))
+    step = float(lengths.min(initial=2 * side))
     if step >= 2 * side:  # tiles far apart, of which a larger grid tells nothing
         step = side
     pixels = steps = 0
@@ -51,7 +51,7 @@ def neighbours(positions: np.recarray) -> tuple[np.ndarray, np.ndarray]:
     chosen, pairs, count = [], [], 0
     for slide in np.unique(positions.slide):
         members = np.flatnonzero(positions.slide == slide)
-        grid = grid_of(positions[members])
+        grid = grid_of(positions[members].view(np.recarray))
         apart = (grid.columns % grid.apart == 0) & (grid.rows % grid.apart == 0)
         columns, rows = (cells[apart] // grid.apart for cells in (grid.columns, grid.rows))
         width = columns.max(initial=0) + 2  # one more than there are columns: the last has no neighbour in the next row

@@ -43,7 +43,8 @@ def ssim_published(a: Tensor, b: Tensor, device: torch.device | str = "cpu") -> 
         colours = maps.unflatten(1, (3, -1)).mean(1)  # the window spans all three
         return F.avg_pool2d(colours, 3, stride=1)
 
-    found = moments(*_maps(a, b, device), window_means)
+    x, y = _maps(a, b, device)
+    found = moments(x, y, window_means)
     return (found.luminance() * found.structure(unbiased=27 / 26)).mean((0, 2, 3)).cpu().numpy()
 
 
@@ -53,7 +54,8 @@ def ssim(a: Tensor, b: Tensor, device: torch.device | str = "cpu") -> np.ndarray
     a, b: uint8 (N, 3, H, W), sides of at least 11 px. Returns (N,), at most 1 for equal images. Only windows inside
     the image count.
     """
-    found = moments(*_maps(a, b, device), gaussian_means)
+    x, y = _maps(a, b, device)
+    found = moments(x, y, gaussian_means)
     return image_means(found.luminance() * found.structure()).mean(0).cpu().numpy()
 
 
@@ -63,7 +65,8 @@ def ms_ssim(a: Tensor, b: Tensor, device: torch.device | str = "cpu") -> np.ndar
     a, b: uint8 (N, 3, H, W). Five scales need sides of more than 160 px: smaller images are enlarged to the published
     231 px first (bicubic), see `ms_ssim_rule`. Returns (N,).
     """
-    return multiscale_ssim(*(to_unit(_enlarge(images).to(device)) for images in (a, b))).cpu().numpy()
+    x, y = (to_unit(_enlarge(images).to(device)) for images in (a, b))
+    return multiscale_ssim(x, y).cpu().numpy()
 
 
 def ms_ssim_rule(side: int) -> str:

@@ -4,6 +4,7 @@ of clusters changes.
 Clusters are arrays (N,) of whole numbers from 0, one for each tile. Names of clusters never matter.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
@@ -68,9 +69,9 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
     Values that are not finite, such as indices of a single cluster, are left out.
     """
-    values = np.asarray(values, float)
-    values = values[np.isfinite(values)]
-    return student_interval(values) if len(values) else (float("nan"),) * 3
+    finite = np.asarray(values, float)
+    finite = finite[np.isfinite(finite)]
+    return student_interval(finite) if len(finite) else (math.nan, math.nan, math.nan)
 
 
 def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
@@ -85,7 +86,7 @@ def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
 
 def supported(table: pd.DataFrame) -> dict[str, list[int]]:
     """For each of the five indices of `over_seeds`: the k whose interval overlaps with that of the best k."""
-    found = {}
+    found: dict[str, list[int]] = {}
     for name in FIVE:
         own = table[name].dropna()
         if own.empty:
@@ -123,7 +124,7 @@ def verdict(table: pd.DataFrame, stability: Mapping[int, float]) -> str:
     if empty := [k for k in ks if table.loc[k, ("clusters used", "mean")] < k]:
         said += f"; {_name(empty)} left clusters empty"
     agree = {k: value for k, value in stability.items() if np.isfinite(value)}
-    least, most = min(agree, key=agree.get), max(agree, key=agree.get)
+    least, most = min(agree, key=agree.__getitem__), max(agree, key=agree.__getitem__)
     return (
         f"{said}; the agreement of two seeds is {agree[least]:.2f} (k = {least}) ... {agree[most]:.2f} (k = {most}), "
         "where 1 is the same and 0 is chance."

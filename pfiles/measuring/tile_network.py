@@ -32,6 +32,9 @@ class TileNetwork(nn.Module):
     the mean over all positions. `mean` and `scale` standardise the colours.
     """
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, classes: int, mean: Tensor, scale: Tensor):
         super().__init__()
         self.register_buffer("mean", mean)

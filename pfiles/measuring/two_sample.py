@@ -19,7 +19,7 @@ from torch import Tensor
 from pfiles.errors import InputError
 from pfiles.machine.runtime import make_generator
 from pfiles.measuring.fidelity import wilson_interval
-from pfiles.measuring.tile_network import check_large_enough, logits, train
+from pfiles.measuring.tile_network import Trained, check_large_enough, logits, train
 from pfiles.tiles.pixels import evenly_spaced
 
 TILES = 400  # of each set at most; more are thinned evenly
@@ -68,10 +68,10 @@ class TwoSampleTest:
     def __str__(self) -> str:
         if not self.learned:
             return f"did not learn (it told a blur of {GUARD_BLUR_PX:g} px in {self.guard:.0%}): nothing is known"
-        low, high = self.interval
+        low, high = wilson_interval(self.right, self.tiles)
         return f"{self.accuracy:.0%} ({low:.0%} to {high:.0%})"
 
-    def row(self) -> dict[str, float | int | bool]:
+    def row(self) -> dict[str, float | None]:
         """For a table: accuracy, low and high are absent where the network did not learn."""
         low, high = self.interval or (None, None)
         known = {"accuracy": self.accuracy, "low": low, "high": high}
@@ -103,7 +103,7 @@ def two_sample_test(
     if guard is None:
         guard = can_learn(b, seed, device, blur_px, trials)
     sides = [blur(x[index], blur_px, device) for x, index in zip((a, b), chosen, strict=True)]
-    found, test, validation = _tell_apart(*sides, seed, device, trials)
+    found, test, validation = _tell_apart(sides[0], sides[1], seed, device, trials)
     surest = found[: len(test)].argsort(descending=True, stable=True).cpu()
     is_right = torch.cat([found[: len(test)] > 0, found[len(test) :] <= 0])
     return TwoSampleTest(int(is_right.sum()), len(is_right), guard, validation, chosen[0][test[surest]].numpy())
@@ -115,7 +115,7 @@ def can_learn(
     """The guard: the accuracy with which the network tells tiles from the same tiles blurred by 1 px more."""
     tiles = tiles[torch.from_numpy(evenly_spaced(len(tiles), TILES))]
     sides = [blur(tiles, by, device) for by in (blur_px + GUARD_BLUR_PX, blur_px)]
-    found, test, _ = _tell_apart(*sides, seed, device, trials, enough=GUARD_ACCURACY)
+    found, test, _ = _tell_apart(sides[0], sides[1], seed, device, trials, enough=GUARD_ACCURACY)
     return float(torch.cat([found[: len(test)] > 0, found[len(test) :] <= 0]).float().mean())
 
 
@@ -138,13 +138,11 @@ def _tell_apart(
     learn, test = order[: (len(a) + 1) // 2], order[(len(a) + 1) // 2 :]
     is_validation = torch.arange(len(learn)) % VALIDATION == 0
     parts = [_labelled(a[index], b[index]) for index in (learn[~is_validation], learn[is_validation])]
-    best = None
-    for trial in range(trials):
-        trained = train(*parts, 2, STEPS, (seed, "two-sample", trial), device)
-        if best is None or (trained.accuracy, -trained.loss) > (best.accuracy, -best.loss):
-            best = trained
-        if best.accuracy >= enough:
-            break
+    trainings: list[Trained] = []
+    while len(trainings) < trials and not any(trained.accuracy >= enough for trained in trainings):
+        seeds = (seed, "two-sample", len(trainings))
+        trainings.append(train(parts[0], parts[1], 2, STEPS, seeds, device))
+    best = max(trainings, key=lambda trained: (trained.accuracy, -trained.loss))  # the first of equal ones
     found = logits(best.network, torch.cat([a[test], b[test]]))
     return _Evidence(found[:, 0] - found[:, 1], test, best.accuracy)
 

@@ -103,7 +103,8 @@ def with_labels(
     sets = {REAL: (real, labels), GENERATED: drawn}
     _check(sets, (held_out, test))
     some = {name: _thin(*pair, min(TILES, len(pair[0]))) for name, pair in sets.items()}
-    some[BOTH] = tuple(torch.cat(parts) for parts in zip(*some.values(), strict=True))
+    images, classes = (torch.cat(parts) for parts in zip(*some.values(), strict=True))
+    some[BOTH] = images, classes
     return _compare(some, (held_out, test), [str(name) for name in names], seed, device, trials)
 
 
@@ -164,7 +165,7 @@ def _sorted_rightly(
     order = torch.randperm(len(learn), generator=make_generator(*seed, "validation"))
     validate, rest = order[::VALIDATION], order[torch.arange(len(order)) % VALIDATION > 0]
     parts = [(learn[index], learn_labels[index]) for index in (rest, validate)]
-    trained = train(*parts, classes, steps, seed, device)
+    trained = train(parts[0], parts[1], classes, steps, seed, device)
     return logits(trained.network, images).argmax(1).cpu() == labels
 
 
