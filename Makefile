@@ -1,8 +1,9 @@
 # Needs Python 3.11 or newer; everything else is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup # one thread each: two processes share the cores
 
-.PHONY: demo lab test lint bench clean
+.PHONY: demo lab quick test lint site bench clean
 
 demo: .venv/installed  ## the whole pipeline on embedded tissue, results in runs/demo
 	$(BIN)/python -m pfiles demo --out runs/demo
@@ -10,20 +11,28 @@ demo: .venv/installed  ## the whole pipeline on embedded tissue, results in runs
 lab: .venv/installed  ## JupyterLab in the browser, on the notebook to begin with
 	$(BIN)/jupyter lab start_here.ipynb
 
-test: lint  ## all tests; one thread per process, as two processes share the cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+quick: lint  ## style, types and the tests that need no training and no kernel: a minute on two cores
+	$(PYTEST) -m "not slow"
 
-lint: .venv/installed  ## style of code and notebooks; notebooks hold no outputs
+test: lint  ## all tests
+	$(PYTEST)
+
+lint: .venv/installed  ## style and spelling of code, docs and notebooks, which hold no outputs; types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/typos
 	$(BIN)/nbstripout --verify *.ipynb clusters_14/*.ipynb
+	$(BIN)/mypy
+
+site: .venv/installed  ## docs, API and, after `make demo`, its executed notebooks as web pages in runs/site
+	$(BIN)/python docs/site/build.py --out runs/site
 
 bench: .venv/installed .peers/installed  ## speed and memory beside the published way and other libraries; JSON in benchmarks/results
 	$(BIN)/python -m benchmarks
 	PYTHONPATH=.peers $(BIN)/python -m benchmarks.peers
 
-clean:  ## remove the environment and what `make demo` made
-	rm -rf .venv .peers runs/demo .pytest_cache .ruff_cache
+clean:  ## remove the environment, caches and what `make demo` and `make site` made
+	rm -rf .venv .peers runs/demo runs/site .pytest_cache .ruff_cache .mypy_cache
 
 .venv/installed: requirements.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(None if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed: make PYTHON=python3.11')"

@@ -74,6 +74,19 @@ PLAIN_LEARNING = {  # for tests that work a training out by hand: nothing but th
                            "clip_norm": None, "ema_decay": 0.0, "affine_weight": 0.04}.items()},
 }  # fmt: skip
 
+SLOW = {  # files of tests that train, start a kernel, a browser or another process, or compute for seconds
+    "test_atlas_in_browser", "test_autoencoder", "test_benchmarks", "test_choosing", "test_command_line", "test_cpu",
+    "test_diffusion", "test_disk", "test_earlier_runs", "test_execute", "test_experiments", "test_fuzz", "test_kill",
+    "test_notebook_safety", "test_notebooks", "test_processes", "test_resume", "test_session", "test_share",
+    "test_watch",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+
 
 def shared(path: str) -> Path:
     """A reference file beside the checkout; the test that asks is skipped where it is absent."""

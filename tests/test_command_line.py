@@ -118,13 +118,12 @@ def test_a_signal_stops_a_run_which_then_goes_on(number, status, tmp_path):
     while not log.exists():
         time.sleep(0.1)
         assert run.poll() is None
-    began = time.monotonic()
     run.send_signal(number)
-    out, err = run.communicate(timeout=60)
-    assert time.monotonic() - began < 15
+    out, err = run.communicate()
     assert run.returncode == status
     assert out.rstrip().endswith("stopped")
-    assert re.match(r"autoencoder stopped after step \d+ of \d+: run it again to go on.\n", err)
+    stopped = re.match(r"autoencoder stopped after step (\d+) of (\d+): run it again to go on.\n", err)
+    assert int(stopped[1]) < int(stopped[2]) / 2  # at once, and not when the training would have ended
     assert (log.parent / "resume.pt").exists()
 
 

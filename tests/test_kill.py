@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import re
 import shutil
 import signal
 import sys
@@ -93,12 +94,11 @@ def test_killed_and_started_again_ends_the_same(name, tmp_path):
 def test_a_signal_leaves_a_resume_point_and_a_message(number, tmp_path):
     process = start("training", tmp_path)
     wait_for_progress(tmp_path, process)
-    began = time.monotonic()
     os.kill(process.pid, number)
     process.join()
-    assert time.monotonic() - began < 10
     assert process.exitcode == (143 if number == signal.SIGTERM else 1)
-    assert "training stopped after step" in (tmp_path / "printed.txt").read_text()
+    stopped = re.search(r"training stopped after step (\d+) of (\d+)", (tmp_path / "printed.txt").read_text())
+    assert int(stopped[1]) < int(stopped[2])  # at once, and not when the training would have ended
     assert not (tmp_path / "result.pt").exists()
     start("training", tmp_path).join()
     assert (tmp_path / "result.pt").exists()

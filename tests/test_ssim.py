@@ -14,7 +14,7 @@ def images():
     return torch.stack([x, 0.7 * x + 0.3 * x.flip(3)])
 
 
-def test_multiscale_ssim_and_its_gradient_equal_anothers(images):
+def test_multiscale_ssim_and_its_gradient_equal_pytorch_msssim(images):
     ours, others = (images[0].clone().requires_grad_() for _ in range(2))
     found = ssim.multiscale_ssim(ours, images[1], window=5)
     expected = ms_ssim(others, images[1], data_range=1.0, win_size=5, size_average=False)

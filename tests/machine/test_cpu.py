@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import psutil
@@ -128,28 +127,31 @@ def test_threads_are_as_many_as_other_programs_leave_cores_for(four_threads, mon
         assert torch.get_num_threads() == 4
 
 
-def seconds_taken(work_seconds):
-    """Of all cores, while this process works for so long: by others, by itself, and how many passed."""
-    began = time.monotonic()
-    others, own = cpu._seconds_of_others(cpu._cores()), time.process_time()
-    while time.monotonic() - began < work_seconds:
-        pass
-    others, own = cpu._seconds_of_others(cpu._cores()) - others, time.process_time() - own
-    return others, own, time.monotonic() - began
+@pytest.fixture
+def own_seconds(monkeypatch):
+    """A clock of this process's own work, which stands at 3 s."""
+    seconds = [3.0]
+    monkeypatch.setattr(cpu.time, "process_time", lambda: seconds[0])
+    return seconds
 
 
-def test_what_others_take_is_what_cores_are_busy_with_less_ones_own_work():
-    others, own, passed = seconds_taken(0.5)
-    cores = len(cpu._cores())
-    clock = 0.02 * cores  # how finely the system counts
-    assert -clock < others < cores * passed - own + clock
+def test_what_others_take_is_what_cores_are_busy_with_less_ones_own_work(own_seconds, monkeypatch):
+    """By hand: of three cores this process may use the first two, and worked for 5 s; idle seconds do not count."""
+    core = SimpleNamespace(user=1.0, nice=2.0, system=3.0, irq=4.0, softirq=5.0, steal=6.0, idle=100.0, iowait=50.0)
+    times = [core, SimpleNamespace(user=7.0, system=0.5, idle=9.0), SimpleNamespace(user=1000.0)]
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: times if percpu else None)
+    assert cpu._seconds_of_others({0, 1}) == 21 + 7.5 - 3
+    own_seconds[0] += 5
+    times[1] = SimpleNamespace(user=11.0, system=1.5, idle=9.0)
+    assert cpu._seconds_of_others({0, 1}) == 21 + 12.5 - 8
 
 
 @pytest.mark.parametrize("times", [[], [SimpleNamespace(user=7.0)]])
-def test_a_system_that_does_not_count_takes_nothing(times, monkeypatch):
+def test_a_system_that_does_not_count_takes_nothing(times, own_seconds, monkeypatch):
     monkeypatch.setattr(psutil, "cpu_times", lambda percpu: times)
-    others, own, _ = seconds_taken(0.1)
-    assert others == pytest.approx(-own, abs=0.01)
+    before = cpu._seconds_of_others({0, 1})
+    own_seconds[0] += 0.1
+    assert cpu._seconds_of_others({0, 1}) - before == pytest.approx(-0.1)
 
 
 def test_a_system_that_refuses_to_tell_takes_nothing(monkeypatch):
@@ -157,4 +159,4 @@ def test_a_system_that_refuses_to_tell_takes_nothing(monkeypatch):
         raise PermissionError("/proc/stat")
 
     monkeypatch.setattr(psutil, "cpu_times", refuse)
-    assert seconds_taken(0.0)[0] == 0
+    assert cpu._seconds_of_others({0, 1}) == 0

@@ -20,15 +20,15 @@ context = multiprocessing.get_context("fork")
 def hold(folder, inside, leave):
     with locked(folder, BUSY):
         inside.set()
-        leave.wait(60)
+        leave.wait()
 
 
 @pytest.mark.parametrize("end", ["returns", "killed"])
 def test_the_second_is_refused_while_the_first_lives(tmp_path, end):
     inside, leave = context.Event(), context.Event()
-    first = context.Process(target=hold, args=(tmp_path / "new", inside, leave))
+    first = context.Process(target=hold, args=(tmp_path / "new", inside, leave), daemon=True)
     first.start()
-    assert inside.wait(60)
+    assert inside.wait(600)
     with pytest.raises(InputError, match=r"^Another run works here: wait\.$"), locked(tmp_path / "new", BUSY):
         pass
     if end == "killed":
