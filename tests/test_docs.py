@@ -2,7 +2,11 @@
 
 import importlib
 import re
+import runpy
 import shlex
+import shutil
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass
 
 import nbformat
@@ -12,7 +16,8 @@ from pfiles.cli.parser import make_parser
 from pfiles.paths import ROOT
 from pfiles.settings import PRESETS, Settings, get_settings
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")), *DOCS]
 NOTEBOOKS = sorted([*ROOT.glob("*.ipynb"), *ROOT.glob("clusters_14/*.ipynb")])
 COMMAND = re.compile(r"-m ((?:pfiles|experiments\.\w+) --?\w.*|(?:pfiles|experiments\.\w+) \w+ .*)")
 
@@ -78,7 +83,30 @@ def test_links_lead_somewhere(page):
 
 def test_readme_names_every_page():
     readme = (ROOT / "README.md").read_text()
-    assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in readme] == []
+    assert [page.name for page in DOCS if f"(docs/{page.name})" not in readme] == []
+
+
+def test_readme_is_short():
+    """What a stranger reads first is read to its end."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 170
+
+
+def test_glossary_explains_each_term_once_and_is_linked():
+    """25 to 40 terms, each under a heading of its own, so that pages can link to it."""
+    headings = re.findall(r"^### (.+)$", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    terms = [term for heading in headings for term in re.sub(r" \(.*\)", "", heading).split(", ")]
+    assert 25 <= len(headings) <= 40
+    assert len({term.lower() for term in terms}) == len(terms)
+    linked = {page.name for page in PAGES if re.search(r"\((docs/)?glossary\.md#", page.read_text())}
+    assert linked >= {
+        "README.md",
+        "numbers.md",
+        "own_tiles.md",
+        "settings.md",
+        "slides.md",
+        "choosing_k.md",
+        "atlas.md",
+    }
 
 
 @pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=name)
@@ -140,3 +168,51 @@ def test_every_setting_is_explained_with_its_true_values():
     for row in shown_stages:
         stage, preset = row[0].replace("`", "").split(", ")
         assert row[1:] == [shown(values[preset][f"{stage}.{name}"]) for name in names], row[0]
+
+
+def test_diagram_is_that_of_its_script():
+    """Tiles in it are left out, as compressed pictures differ between versions of Pillow."""
+    diagram = runpy.run_path(str(ROOT / "docs" / "site" / "pipeline.py"))["diagram"]
+    kept = (ROOT / "docs" / "pipeline.svg").read_text()
+    assert re.sub(r"base64,[^\"]*", "", diagram()) == re.sub(r"base64,[^\"]*", "", kept)
+    assert len(kept) < 2**17
+
+
+def build_site(docs, out, run):
+    """docs/site/build.py of a copy of the repository's pages."""
+    command = [sys.executable, str(docs / "site" / "build.py"), "--out", str(out), "--run", str(run)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_site_holds_pages_api_and_an_executed_run(tmp_path):
+    """Warnings are errors, so that every link of every page leads somewhere."""
+    book = nbformat.v4.new_notebook()
+    output = nbformat.v4.new_output("stream", text="shown in the demo")
+    book.cells = [nbformat.v4.new_code_cell("print()", execution_count=1, outputs=[output])]
+    (tmp_path / "run" / "executed" / "clusters_6").mkdir(parents=True)
+    nbformat.write(book, tmp_path / "run" / "executed" / "clusters_6" / "part_1_training.ipynb")
+    site = tmp_path / "site"
+    done = build_site(ROOT / "docs", site, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "label-free" in (site / "index.html").read_text().lower()
+    assert "shown in the demo" in (site / "notebooks" / "clusters_6" / "part_1_training" / "index.html").read_text()
+    module = runpy.run_path(str(ROOT / "pfiles" / "errors.py"))
+    assert module["__doc__"] in (site / "api" / "pfiles.errors" / "index.html").read_text()
+    assert (site / "pipeline.svg").exists()
+    pages = "".join(page.read_text() for page in site.rglob("*.html"))
+    assert "fonts.googleapis.com" not in pages
+
+
+@pytest.mark.slow
+def test_site_refuses_a_link_that_leads_nowhere(tmp_path):
+    for name in ("docs", "pfiles", "MODULE", "weights/starter"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    for page in (*PAGES[:4], ROOT / "LICENSE", ROOT / "CITATION.cff"):
+        shutil.copy(page, tmp_path)
+    glossary = tmp_path / "docs" / "glossary.md"
+    glossary.write_text(glossary.read_text() + "\n[more](numbers.md#no-such-heading)\n")
+    done = build_site(tmp_path / "docs", tmp_path / "site", tmp_path / "run")
+    assert done.returncode == 1
+    assert "no-such-heading" in done.stderr
+    assert not (tmp_path / "site").exists()
