@@ -278,7 +278,8 @@ def get_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Set
 
 def _require_side_that_halves(settings: Settings) -> None:
     """InputError unless the UNet can fold and halve the latents of the tiles without a remainder."""
-    vqvae, unet = settings.autoencoder.vqvae, settings.diffusion.unet
+    vqvae: Mapping[str, Any] = settings.autoencoder.vqvae
+    unet: Mapping[str, Any] = settings.diffusion.unet
     halvings = len(unet.get("down_channels", (0,) * 4)) - 2 + len(vqvae.get("down_channels", (0,) * 3)) - 1
     factor = unet.get("fold", 1) * 2 ** max(halvings, 0)
     if settings.image_size_px % factor:

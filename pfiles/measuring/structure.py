@@ -23,6 +23,7 @@ blur and grain. Tiles that show glass, whose rim is a straight edge, are left ou
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -141,7 +142,8 @@ def reaches(ladder: Ladder, tiles: Tensor, seed: int, cluster_ids: np.ndarray | 
 
 def in_words(reach: float, ladder: Ladder, mpp: float | None = None) -> str:
     """A reach of pixels in a few words, such as "7 px (3.4 um)"; mpp: microns per pixel, None where not known."""
-    at_end = {ladder.blocks[0]: "at most ", ladder.blocks[-1]: "beyond "}.get(reach, "")
+    words: dict[float, str] = {ladder.blocks[0]: "at most ", ladder.blocks[-1]: "beyond "}
+    at_end = words.get(reach, "")
     return f"{at_end}{reach:.0f} px" + (f" ({reach * mpp:.2g} um)" if mpp else "")
 
 
@@ -168,7 +170,7 @@ def shuffled(tiles: Tensor, block: int, seed: int, cluster_ids: np.ndarray | Non
     weight[: 2 * SEAM] = torch.tensor([1 / 3, 2 / 3])
     weight[-2 * SEAM :] = torch.tensor([2 / 3, 1 / 3])
     weights = (weight[:, None] * weight).flatten()[None, :, None].expand(1, -1, number)
-    whole = {"output_size": (size, size), "kernel_size": patch, "stride": block, "padding": SEAM}
+    whole: dict[str, Any] = {"output_size": (size, size), "kernel_size": patch, "stride": block, "padding": SEAM}
     total = F.fold(weights, **whole)
     made = []
     for start in range(0, len(tiles), AT_ONCE):
@@ -283,8 +285,8 @@ def _position(value: np.ndarray, *levels: np.ndarray, smallest: int) -> np.ndarr
 
     A level that falls where it should rise, as it may by chance, counts as equal to the one below.
     """
-    levels = np.maximum.accumulate(np.stack(levels), axis=0)
-    gaps, over = np.diff(levels, axis=0), value - levels[:-1]
+    rising = np.maximum.accumulate(np.stack(levels), axis=0)
+    gaps, over = np.diff(rising, axis=0), value - rising[:-1]
     parts = np.where(gaps > 0, (over / np.where(gaps > 0, gaps, 1)).clip(0, 1), over > 0)
     return smallest * 2.0 ** parts.sum(0)
 
