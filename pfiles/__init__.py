@@ -56,10 +56,6 @@ prepare_threads()
 keep_freed_memory()
 
 
-def __dir__() -> list[str]:
-    return ["Generator"]
-
-
 def __getattr__(name: str) -> Any:
     """`from pfiles import Generator`, without torch where only pfiles is imported."""
     if name == "Generator":
