@@ -33,7 +33,8 @@ from pfiles.machine.cpu import usable_cores
 from pfiles.machine.runtime import versions
 from pfiles.paths import write_json
 from pfiles.tiles.builtin import SLIDE
-from pfiles.tiles.slides import Tiling, open_slide, plan_tiles, read_rgb
+from pfiles.tiles.readers import open_slide, read_rgb
+from pfiles.tiles.slides import Tiling, plan_tiles
 from pfiles.tiles.tiler import tile_slides
 
 MPP, SIDE = 0.25, 128  # of the slide's first level; px of a tile, each the mean of 2 x 2 px of that level

@@ -32,8 +32,8 @@ from pfiles.errors import InputError
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    0 done, 1 a notebook failed or the disk took no file, 2 an argument or an input is wrong, 130 or 143 stopped by
-    Ctrl-C or SIGTERM, 141 nobody reads the output any more.
+    0 done, 1 a notebook failed or the disk took no file, 2 an argument or an input is wrong, 3 slides were left
+    out, 130 or 143 stopped by Ctrl-C or SIGTERM, 141 nobody reads the output any more.
     """
     args = None
     try:

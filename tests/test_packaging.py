@@ -140,7 +140,9 @@ def test_without_extras_all_but_theirs_is_there(installed, tmp_path):
         "pfiles.cli.notebooks",
         "pfiles.drawing.in_diffusers",
         "pfiles.reporting.naming",
+        "pfiles.tiles.arrays",
         "pfiles.tiles.jpeg_slide",
+        "pfiles.tiles.ome",
     }
     done = run_in(
         tmp_path, installed, "from pfiles.__main__ import main; main(['draw', '--number', '2', '--out', 'drawn'])"
@@ -164,12 +166,12 @@ def test_requirements_are_those_of_the_package_and_its_extras():
         return {line for line in read(file).splitlines() if line and not line.startswith(("#", "-r "))}
 
     extras = project()["optional-dependencies"]
-    assert extras.keys() == {"notebooks", "slides", "metrics", "dev"}
+    assert extras.keys() == {"notebooks", "slides", "ome", "metrics", "dev"}
     needed = {line for name in ("notebooks", "slides", "metrics") for line in extras[name]} | {
         *project()["dependencies"]
     }
     assert named("requirements.txt") == needed
-    assert named("requirements-dev.txt") == {*extras["dev"]}
+    assert named("requirements-dev.txt") == {*extras["dev"]} >= {*extras["ome"]}
 
 
 def test_requirements_are_pinned():

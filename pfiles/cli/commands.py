@@ -1,7 +1,7 @@
 """What each command does, one function per command; those that run notebooks stand in `notebooks`."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 
 import torch
@@ -22,9 +22,12 @@ from pfiles.reporting.card import BLANKS, read_card
 from pfiles.session import MADE_FROM, open_run
 from pfiles.share import share
 from pfiles.tiles.files import list_images, read_images, refuse_other_images, write_tiles
+from pfiles.tiles.gather import gather
 from pfiles.tiles.slides import Tiling
 from pfiles.tiles.sources import PICTURES, read_source
-from pfiles.tiles.tiler import find_slides, tile_slides
+from pfiles.tiles.tiler import tile_slides
+
+LEFT_OUT = 3  # exit status
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -81,8 +84,13 @@ def _tile(args: argparse.Namespace) -> int:
     tiling = Tiling(**{field.name: getattr(args, field.name) for field in fields(Tiling)})
     table = None if args.slides_csv is None else expand(args.slides_csv).absolute()
     slides = [expand(path).absolute() for path in args.slides]
-    tile_slides(slides, expand(args.out).absolute(), tiling, table, args.pseudonyms)
-    return 0
+    left_out = tile_slides(slides, expand(args.out).absolute(), tiling, table, args.pseudonyms)
+    return _status(left_out, args)
+
+
+def _status(left_out: Mapping[str, str], args: argparse.Namespace) -> int:
+    """The exit status of a command that read slides: 3 where some were left out."""
+    return LEFT_OUT if left_out and not args.allow_missing else 0
 
 
 def _map(args: argparse.Namespace) -> int:
@@ -97,15 +105,17 @@ def _map(args: argparse.Namespace) -> int:
     if mpp is None:
         raise InputError(f"{args.folder} does not tell the scale of its tiles: give it as --mpp.")
     side = trained.settings.image_size_px
-    tiling = Tiling(mpp, side, min_tissue=args.min_tissue, mpp_of_slide=args.mpp_of_slide)
-    slides = find_slides([expand(path).absolute() for path in args.slide], out)
+    read = {"mpp_of_slide": args.mpp_of_slide, "page": args.page, "icc": args.icc}
+    tiling = Tiling(mpp, side, min_tissue=args.min_tissue, **read)
+    table = None if args.slides_csv is None else expand(args.slides_csv).absolute()
+    paths = [expand(path).absolute() for path in args.slide]
     networks = {"autoencoder": trained.space.vqvae, "clusters": trained.clusterer}
     of = {name: fingerprint_of_role(network) for name, network in networks.items()}
-    of["slides"] = sorted(slide.name for slide in slides)
+    of["slides"] = sorted({slide.path.name for slide in gather(paths, out, tiling.page).slides})
     if read_json(out / MADE_FROM, of) != of:
         raise InputError(f"{out} holds maps of other slides or of other networks: name another folder with --out.")
     write_json(out / MADE_FROM, of)
-    tile_slides(slides, out / "tiles", tiling, show_split=False)
+    left_out = tile_slides(paths, out / "tiles", tiling, table, show_split=False)
     tiles = read_source(out / "tiles")
     bar = progress(tiles.images.split(4096), desc="assign tiles", unit="batch", leave=False, delay=2)
     parts = [trained.assign(batch) for batch in bar]
@@ -115,7 +125,7 @@ def _map(args: argparse.Namespace) -> int:
         frame=args.frame, min_region=args.min_region,
     )  # fmt: skip
     print(page.as_text([section]))
-    return 0
+    return _status(left_out, args)
 
 
 def _evaluate(args: argparse.Namespace) -> int:

@@ -140,8 +140,7 @@ def _add_tile(commands: "Commands") -> None:
     )
     tile.add_argument("--per-slide", type=int, metavar="N", help="no more tiles of a slide, evenly over its tissue")
     tile.add_argument("--seed", type=int, default=default.seed, help="of that choice; default 765")
-    tile.add_argument("--mpp-of-slide", type=float, help="microns per pixel of slides that do not tell theirs")
-    tile.add_argument("--slides-csv", metavar="FILE", help="table with columns slide, and patient or label or both")
+    _add_reading(tile)
     tile.add_argument("--pseudonyms", action="store_true", help="call slides S001 ...; the key is written beside DIR")
 
 
@@ -152,7 +151,7 @@ def _add_map(commands: "Commands") -> None:
         "--run", required=True, metavar="DIR", dest="folder", help="of `run`, or a generator's, such as starter"
     )
     maps.add_argument("--mpp", type=float, help="microns per pixel of its tiles; needed where DIR does not tell them")
-    maps.add_argument("--mpp-of-slide", type=float, help="microns per pixel of slides that do not tell theirs")
+    _add_reading(maps)
     maps.add_argument("--min-tissue", type=float, default=0.5, help="least share of tissue in a tile; default 0.5")
     maps.add_argument(
         "--frame", choices=("qupath", "file"), default="qupath",
@@ -202,6 +201,25 @@ def _add_share(commands: "Commands") -> None:
     for name, meaning in BLANKS.items():
         share.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=meaning.replace("%", "%%"))
     _add_started_with(share)
+
+
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    """How the slides of a command are read."""
+    command.add_argument(
+        "--mpp-of-slide", type=float, help="microns per pixel of the slides; counts more than what their files say"
+    )
+    command.add_argument(
+        "--slides-csv", metavar="FILE", help="table with columns slide, and patient, label or mpp (of that slide)"
+    )
+    command.add_argument(
+        "--page", type=_page, default=1, metavar="N", help="which image of a file of several, or all; default 1"
+    )
+    command.add_argument("--icc", action="store_true", help="bring colours from the slide's ICC profile to sRGB")
+    command.add_argument("--allow-missing", action="store_true", help="exit status 0 also where slides were left out")
+
+
+def _page(text: str) -> int | None:
+    return None if text == "all" else int(text)
 
 
 def _add_tiles_and_preset(command: argparse.ArgumentParser) -> None:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pfiles.errors import extra
 from pfiles.tiles.pixels import as_tensor
-from pfiles.tiles.slides import open_slide, read_rgb, slide_mpp
+from pfiles.tiles.readers import open_slide, read_rgb
+from pfiles.tiles.scale import scale_of
 
 SLIDE = Path(__file__).parent / "embedded" / "CMU-1-Small-Region.svs"
 SIDE = 128  # px of level 0
@@ -25,8 +26,8 @@ def he_tiles(stride: int = 32) -> tuple[Tensor, np.ndarray, np.ndarray, np.recar
     Returns images (N, 3, 128, 128), training indices, test indices and positions, as `Tiles` holds them.
     """
     with open_slide(SLIDE) as slide:
-        image = np.asarray(read_rgb(slide, 0, 0, 0, *slide.dimensions))
-        mpp = slide_mpp(slide, SLIDE)
+        image = np.asarray(read_rgb(slide, 0, 0, 0, *slide.level_dimensions[0]))
+        mpp = scale_of(slide.properties, SLIDE).mpp
     pixels = as_tensor(image[None])
     coloured = pixels.amax(1) - pixels.amin(1) > 20
     y, x = stride * np.argwhere(F.avg_pool2d(coloured.float(), SIDE, stride)[0].numpy() >= 0.5).T

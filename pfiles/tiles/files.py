@@ -7,19 +7,28 @@ from contextlib import contextmanager
 from itertools import pairwise
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from pfiles.errors import InputError
+from pfiles.errors import InputError, extra
 from pfiles.machine.processes import progress
 from pfiles.paths import atomic_write
-from pfiles.tiles.pixels import as_array, as_tensor, match_size
+from pfiles.tiles.pixels import as_array, as_tensor, match_size, to_8_bits
+
+if TYPE_CHECKING:
+    import tifffile
 
 BITS_PER_SAMPLE = 258  # tag of a TIFF
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+UNREAD_SUFFIXES = (  # images of other types, which are named where they lie among those that are read
+    ".bmp", ".gif", ".webp", ".jp2", ".j2k", ".jpx", ".jxl", ".jfif", ".heic", ".heif", ".avif", ".tga", ".ppm", ".pgm",
+    ".pnm", ".psd", ".dds", ".exr", ".vsi", ".nd2", ".lif", ".isyntax", ".i2syntax", ".qptiff", ".lsm", ".oir", ".oib",
+    ".oif", ".sdpc", ".kfb", ".tmap", ".mds", ".zvi", ".ims", ".stk", ".btf", ".tf8",
+)  # fmt: skip
 
 
 @contextmanager
@@ -74,25 +83,79 @@ def stack_tiles(tiles: Iterator[tuple[str, Tensor]], count: int, where: Path) ->
     return images
 
 
+def bits_per_channel(image: Image.Image) -> int:
+    """What the file holds; Pillow reads no more than the upper 8 of them."""
+    bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))  # of a TIFF
+    return 16 if any(";16" in repr(part.args) for part in image.tile) else max(bits)
+
+
+def has_colours(image: Image.Image) -> bool:
+    """Whether it is in RGB, with or without an alpha channel or a palette."""
+    return image.mode in ("RGB", "RGBA", "P")
+
+
+def most_of_samples(page: "tifffile.TiffPage") -> int | None:
+    """What stands for full brightness in a TIFF's page of more than 8 bits per channel; None where it does not say."""
+    if 8 < page.bitspersample < 16:
+        return 2**page.bitspersample - 1
+    most = page.tags.valueof("MaxSampleValue") or page.tags.valueof("SMaxSampleValue")
+    most = max(most) if isinstance(most, tuple) else most
+    return int(most) if most and most > 255 else None
+
+
 def decode_image(name: str, content: bytes) -> Tensor:
-    """The bytes of an image file as uint8 RGB (3, H, W); an alpha channel is dropped. InputError names the file."""
+    """The bytes of an image file as uint8 RGB (3, H, W), transparent pixels white. InputError names the file.
+
+    16 bits per channel are scaled where a TIFF's tags say which range they use.
+    """
     try:
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF")) as image:
             image.verify()  # the checksums of a PNG, at which decoding does not look
         with Image.open(io.BytesIO(content)) as image:
-            if image.mode not in ("RGB", "RGBA", "P"):
-                raise InputError(f"{name} has the colour mode {image.mode}, but tiles must be 8-bit RGB.")
-            bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))  # of a TIFF
-            if max(bits) > 8 or any(";16" in repr(part.args) for part in image.tile):  # Pillow drops the lower bits
-                raise InputError(
-                    f"{name} has 16 bits per channel, but tiles must be 8-bit RGB: scale it from the range it uses, "
-                    "such as 0 ... 4095 for 12 bits, to 0 ... 255."
-                )
-            return as_tensor(np.asarray(image.convert("RGB"))[None])[0]
+            bits = bits_per_channel(image)
+            if bits == 8 and not has_colours(image):
+                raise InputError(f"{name} has the colour mode {image.mode}, but tiles must be RGB.")
+            if bits == 8:
+                return as_tensor(np.asarray(on_white(image))[None])[0]
     except InputError:
         raise
     except Exception as error:  # a broken image raises errors of many kinds in Pillow
-        raise InputError(f"{name} cannot be read as an image ({error}): replace or remove it.") from error
+        if not (isinstance(error, Image.UnidentifiedImageError) and content.startswith((b"II", b"MM"))):
+            raise InputError(f"{name} cannot be read as an image ({error}): replace or remove it.") from error
+    return as_tensor(_decode_many_bits(name, content)[None])[0]
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An image in RGB; transparent pixels show white, as glass is."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _decode_many_bits(name: str, content: bytes) -> np.ndarray:
+    """A TIFF of more than 8 bits per channel as uint8 (H, W, 3)."""
+    pixels = most = None
+    if content.startswith((b"II", b"MM")):
+        with extra("slides"):
+            import tifffile
+        try:
+            with tifffile.TiffFile(io.BytesIO(content)) as file:
+                page = file.pages.first
+                if page.bitspersample == 8:
+                    raise ValueError("Pillow does not know its kind")
+                most, samples = most_of_samples(page), page.asarray()
+                pixels = samples if page.axes.endswith("S") else np.moveaxis(samples, 0, -1)
+        except Exception as error:  # a broken image raises errors of many kinds in tifffile
+            raise InputError(f"{name} cannot be read as an image ({error}): replace or remove it.") from error
+    if most is None:
+        raise InputError(
+            f"{name} has 16 bits per channel and does not say which range they use: scale it from that range, such as "
+            "0 ... 4095 for 12 bits, to 0 ... 255, or write it as a TIFF with the tag MaxSampleValue."
+        )
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise InputError(f"{name} is of shape {pixels.shape}, but tiles must be RGB.")
+    return to_8_bits(pixels, most)
 
 
 def image_files(folder: Path) -> dict[str, Path]:

@@ -51,6 +51,11 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+def to_8_bits(samples: np.ndarray, most: int) -> np.ndarray:
+    """Samples of 0 ... `most` -> uint8 0 ... 255, rounded; what is above `most` becomes 255. Any shape."""
+    return np.rint(np.minimum(samples, most) * (255 / most)).astype(np.uint8)
+
+
 def mean_colour(images: Tensor) -> tuple[int, int, int]:
     """The rounded mean RGB of uint8 images (N, 3, H, W)."""
     means = torch.cat([batch.double().mean((2, 3)) for batch in images.split(64)])  # (N, 3); float64 takes 8 x memory

@@ -1,34 +1,26 @@
-"""Whole slides, read with OpenSlide: where their tissue is, and tiles of it at any number of microns per pixel."""
+"""Whole slides: where their tissue is, and tiles of it at any number of microns per pixel."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy
 from PIL import Image, ImageDraw
 
-from pfiles.errors import InputError, extra
+from pfiles.errors import InputError
+from pfiles.tiles.readers import BLOCK, SNAP, SlideReader, level_for, read_rgb, thumbnail
+from pfiles.tiles.scale import Scale, scale_of
 from pfiles.tiles.tissue import shares, tissue_mask
 
-if TYPE_CHECKING:
-    from openslide import AbstractSlide
-
-PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-SUFFIXES = (*PLAIN_SUFFIXES, ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".czi", ".dcm", ".vms", ".vmu", ".svslide")
-BLOCK = 2048  # px of a level that are read at once: as large as a block of all its tiles may be
 FILLED = 0.75  # of such a block is taken; one of which less is, is read in parts
 MAX_SIDE = 4 * BLOCK  # px of a level that a single tile may take
-MAX_MPP = 50  # a larger value is a printer's resolution, not a microscope's
-SNAP = 0.01  # a scale this near to a whole number is taken for one
+MAX_MPP = 50  # of tiles, and of slides as the user says
 
 
 @dataclass(frozen=True)
@@ -36,8 +28,10 @@ class Tiling:
     """What tiles to cut.
 
     mpp: microns per pixel of the tiles. size, stride: in pixels of the tiles; stride None is the size.
-    min_tissue: the least share of tissue. min_sharpness: the least `sharpness`. mpp_of_slide: of slides that tell none.
-    per_slide: at most so many tiles of a slide, evenly over its tissue; `seed` says where the choice begins.
+    min_tissue: the least share of tissue. min_sharpness: the least `sharpness`. mpp_of_slide: microns per pixel of the
+    slides, which counts more than what their files say. per_slide: at most so many tiles of a slide, evenly over its
+    tissue; `seed` says where the choice begins. page: which of a file's images, from 1; None for all of them.
+    icc: bring pixels from the slide's colour profile to sRGB.
     """
 
     mpp: float = 1.0
@@ -48,11 +42,14 @@ class Tiling:
     seed: int = 765
     mpp_of_slide: float | None = None
     min_sharpness: float = 0.0
+    page: int | None = 1
+    icc: bool = False
 
     def __post_init__(self):
         for name, low, high in (
             ("mpp", 0, MAX_MPP), ("size", 15, 4096), ("stride", 0, 2**20), ("min_tissue", 0, 1),
             ("per_slide", 0, 2**40), ("mpp_of_slide", 0, MAX_MPP), ("min_sharpness", -1, 2**20),
+            ("page", 0, 2**20),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not low < value <= high:
@@ -67,6 +64,7 @@ class Plan:
     downsample: the same in pixels of level 0. mpp: microns per pixel of the tiles.
     bounds: what was scanned of the slide, x, y, width and height in pixels of level 0.
     corners: (N, 2) int, x and y of each tile in pixels of tiles from the corner of `bounds`. tissue: (N,) shares.
+    scale: of level 0.
     """
 
     level: int
@@ -76,113 +74,21 @@ class Plan:
     bounds: tuple[int, int, int, int]
     corners: np.ndarray
     tissue: np.ndarray
+    scale: Scale
 
 
-@contextmanager
-def open_slide(path: Path) -> Iterator[AbstractSlide]:
-    """A slide or plain image; InputError names it where it cannot be opened, or not be read inside the block."""
-    with extra("slides"):
-        import openslide
-
-        from pfiles.tiles import jpeg_slide
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are refused
-            own = openslide.OpenSlide.detect_format(path) in jpeg_slide.VENDORS
-            with jpeg_slide.JpegSlide(path) if own else openslide.open_slide(path) as slide:
-                if isinstance(slide, openslide.ImageSlide):
-                    slide.read_region((0, 0), 0, (1, 1))  # a plain image is read whole; now it shows if it is damaged
-                _refuse_ome(slide, path)
-                yield slide
-    except InputError:
-        raise
-    except (openslide.OpenSlideError, Image.DecompressionBombError, Image.UnidentifiedImageError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read as a slide ({error}): replace it or leave it out.") from error
-    except OSError as error:
-        if error.errno is not None:  # the disk's own word, such as of a full one
-            raise
-        raise InputError(f"{path} cannot be read as a slide ({error}): replace it or leave it out.") from error
-
-
-def _refuse_ome(slide: AbstractSlide, path: Path) -> None:
-    if slide.level_count == 1 and "<OME" in slide.properties.get("tiff.ImageDescription", ""):
-        import tifffile
-
-        with tifffile.TiffFile(path) as file:
-            if file.pages[0].subifds:
-                raise InputError(
-                    f"{path} is a pyramidal OME-TIFF, of which OpenSlide sees the largest level alone: convert it to "
-                    "a tiled pyramid, such as with `vips tiffsave --tile --pyramid`."
-                )
-
-
-def read_rgb(slide: AbstractSlide, x: int, y: int, level: int, width: int, height: int, factor: int = 1) -> Image.Image:
-    """A region as an RGB image, averaged down by a whole `factor`; pixels that were never scanned are white.
-
-    x, y: the upper left corner in pixels of level 0; width, height: in pixels of `level`.
-    """
-    region = slide.read_region((x, y), level, (width, height))
-    small = region.reduce(factor) if factor > 1 else region
-    if small.mode == "RGB":
-        return small
-    if small.getchannel("A").getextrema()[0] == 255:
-        return small.convert("RGB")
-    white = Image.new("RGBA", region.size, "white")  # before the average, in which transparent pixels count as black
-    whole = Image.alpha_composite(white, region).convert("RGB")
-    return whole.reduce(factor) if factor > 1 else whole
-
-
-def slide_mpp(slide: AbstractSlide, path: Path, given: float | None = None) -> float:
-    """Microns per pixel of level 0, as the slide tells or else as given. InputError where neither does."""
-    found = []
-    for axis in "xy":
-        try:
-            found.append(float(slide.properties.get(f"openslide.mpp-{axis}", "nan")))
-        except ValueError:
-            found.append(math.nan)
-    if all(0 < value <= MAX_MPP for value in found):
-        if abs(found[0] / found[1] - 1) > SNAP:
-            raise InputError(f"{path} has pixels of {found[0]} x {found[1]} um, but they must be square: leave it out.")
-        return sum(found) / 2
-    if given is None:
-        raise InputError(f"{path} does not tell its microns per pixel: give them as --mpp-of-slide.")
-    return given
-
-
-def thumbnail(slide: AbstractSlide, downsample: float, bounds: tuple[int, int, int, int]) -> np.ndarray:
-    """Part of a slide, x, y, width and height in level-0 pixels, averaged down; (H, W, 3) uint8, read in blocks."""
-    level = _level(slide, downsample)
-    factor = max(1, round(downsample / slide.level_downsamples[level]))
-    scale = slide.level_downsamples[level] * factor
-    x, y, width, height = bounds
-    columns, rows = max(1, int(width / scale)), max(1, int(height / scale))
-    image = Image.new("RGB", (columns, rows), "white")
-    step = max(1, BLOCK // factor)
-    for top in range(0, rows, step):
-        for left in range(0, columns, step):
-            size = (min(step, columns - left) * factor, min(step, rows - top) * factor)
-            block = read_rgb(slide, x + round(left * scale), y + round(top * scale), level, *size, factor)
-            image.paste(block, (left, top))
-    return np.asarray(image)
-
-
-def _level(slide: AbstractSlide, downsample: float) -> int:
-    """The coarsest level that is no coarser than asked for."""
-    return max((i for i, d in enumerate(slide.level_downsamples) if d <= downsample * (1 + SNAP)), default=0)
-
-
-def plan_tiles(slide: AbstractSlide, path: Path, tiling: Tiling, offset: float) -> tuple[Plan, Image.Image]:
+def plan_tiles(slide: SlideReader, path: Path, tiling: Tiling, offset: float) -> tuple[Plan, Image.Image]:
     """The tiles of a slide that show enough tissue, and a picture of it: outlines of tissue, and the tiles taken.
 
     offset: in [0, 1), where among its tiles an even choice of `per_slide` begins. A scale within 1 % of a whole
     multiple of a level's is taken for that, so that pixels are averaged whole; `Plan.mpp` is what it comes to.
     """
-    own = slide_mpp(slide, path, tiling.mpp_of_slide)
-    wanted = tiling.mpp / own
+    scale_of_slide = scale_of(slide.properties, path, tiling.mpp_of_slide)
+    mpp = scale_of_slide.mpp
+    wanted = tiling.mpp / mpp
     if wanted < 1 - SNAP:
-        raise InputError(f"{path} was scanned at {own:g} um/px: tiles of {tiling.mpp:g} um/px would be invented.")
-    level = _level(slide, wanted)
+        raise InputError(f"{path} was scanned at {mpp:g} um/px: tiles of {tiling.mpp:g} um/px would be invented.")
+    level = level_for(slide, wanted)
     factor = wanted / slide.level_downsamples[level]
     if abs(factor / round(factor) - 1) <= SNAP:
         factor = round(factor)
@@ -194,10 +100,15 @@ def plan_tiles(slide: AbstractSlide, path: Path, tiling: Tiling, offset: float) 
     downsample = slide.level_downsamples[level] * factor
     x, y, width, height = (
         int(slide.properties.get(f"openslide.bounds-{name}", default))
-        for name, default in zip(("x", "y", "width", "height"), (0, 0, *slide.dimensions), strict=True)
+        for name, default in zip(("x", "y", "width", "height"), (0, 0, *slide.level_dimensions[0]), strict=True)
     )
-
     side = tiling.size * downsample  # of a tile, in level-0 pixels
+    if min(width, height) < math.floor(side):
+        raise InputError(
+            f"{path} is {width} x {height} px, which is smaller than one tile: {tiling.size} px at {tiling.mpp:g} "
+            f"um/px are {side:.0f} px of the slide at {mpp:g} um/px."
+        )
+
     image = thumbnail(slide, max(side / 16, max(width, height) / 2048), (x, y, width, height))
     scale = np.array([width / image.shape[1], height / image.shape[0]])
     in_thumbnail = side / scale
@@ -212,7 +123,8 @@ def plan_tiles(slide: AbstractSlide, path: Path, tiling: Tiling, offset: float) 
     if tiling.per_slide is not None and len(taken) > tiling.per_slide:
         nearby = taken[np.argsort(_morton(corners[taken] // stride), kind="stable")]  # neighbours follow each other
         taken = np.sort(nearby[((np.arange(tiling.per_slide) + offset) * len(taken) / tiling.per_slide).astype(int)])
-    plan = Plan(level, factor, downsample, own * downsample, (x, y, width, height), corners[taken], share[taken])
+    bounds = x, y, width, height
+    plan = Plan(level, factor, downsample, mpp * downsample, bounds, corners[taken], share[taken], scale_of_slide)
     return plan, _picture(image, mask, corners[taken] * downsample / scale, in_thumbnail)
 
 
@@ -233,7 +145,7 @@ def _picture(image: np.ndarray, mask: np.ndarray, corners: np.ndarray, side: np.
 
 
 def cut_tiles(
-    slide: AbstractSlide, plan: Plan, tiling: Tiling, threads: int
+    slide: SlideReader, plan: Plan, tiling: Tiling, threads: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The planned tiles, block by block: indices into the plan, images (n, S, S, 3) uint8, and their sharpness (n,).
 

@@ -158,7 +158,8 @@ def picture_part(picture: Image.Image) -> tuple[float, ...] | None:
 
 
 def walk(folder: Path) -> list[Path]:
-    """All files below a folder; links are followed, but what is there without them is not found a second time."""
+    """All files below a folder, OME-Zarrs among them; links are followed, but what is there without them is not found a
+    second time."""
     root = folder.resolve()
     plain, folder_links, file_links, files, seen = [folder], [], [], [], set()
     while plain or folder_links:
@@ -174,9 +175,9 @@ def walk(folder: Path) -> list[Path]:
             if not os.path.exists(path):
                 raise InputError(f"{path} is a link to a file that is not there: mend or remove it.")
             linked = entry.is_symlink()
-            if path.is_dir():
+            if path.is_dir() and path.suffix.lower() != ".zarr":  # the folder of an OME-Zarr is one slide
                 (folder_links if linked else plain).append(path)
-            elif path.is_file():
+            elif path.is_file() or path.is_dir():
                 (file_links if linked else files).append(path)
     reached, without_links = {path.resolve() for path in files}, len(files)
     for path in sorted(file_links):

@@ -5,9 +5,9 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -20,9 +20,11 @@ from pfiles.machine.processes import progress
 from pfiles.machine.runtime import make_generator
 from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.spreadsheet import composed, file_name, read_table, write_csv
-from pfiles.tiles.slides import SUFFIXES, Tiling, cut_tiles, open_slide, plan_tiles
-from pfiles.tiles.sources import PICTURES, TABLE, TILES, picture_part, positions_of, read_tile_table, walk
-from pfiles.tiles.split import split_by_patient
+from pfiles.tiles.gather import SlideFile, gather, name_of
+from pfiles.tiles.readers import open_slide, profile_name
+from pfiles.tiles.slide_table import match_rows, print_notes, print_slides, read_slide_table
+from pfiles.tiles.slides import Tiling, cut_tiles, plan_tiles
+from pfiles.tiles.sources import PICTURES, TABLE, TILES, picture_part, read_tile_table
 
 COLUMNS = ("slide", "x", "y", "side", "level", "mpp", "tissue", "sharpness")
 ABOUT, WORK = "tiling.json", ".work"  # what was asked for; slides that are done before all are
@@ -37,67 +39,109 @@ def tile_slides(
     pseudonyms: bool = False,
     threads: int | None = None,
     show_split: bool = True,
-) -> None:
+) -> dict[str, str]:
     """Cut the tiles of all slides into `out`: tiles.npy, tiles.csv and a picture of each slide in slides/.
 
-    paths: slides, or folders of them, searched at any depth. slides_csv: a table `slide`, and `patient` or `label` or
-    both. pseudonyms: slides are called S001, S002 ... and patients P001 ..., and the key is written beside `out`, to
-    OUT_pseudonyms.csv. threads: None for as many as the machine has cores. show_split: print how many tiles of each
-    slide are for training and for testing.
+    paths: slides, or folders of them, searched at any depth. slides_csv: a table `slide`, and `patient`, `label` or
+    `mpp`, the slide's microns per pixel, or several of them. pseudonyms: slides are called S001, S002 ... and patients
+    P001 ..., and the key is written beside `out`, to OUT_pseudonyms.csv. threads: None for as many as the machine has
+    cores. show_split: print how many tiles of each slide are for training and for testing.
 
-    What is done of a slide is kept until all are: run again, the command goes on. A slide that cannot be read or shows
-    no tissue is named and left out. Raises InputError where none is left, or for anything that is not as described.
+    What is done of a slide is kept until all are: run again, the command goes on. A slide that cannot be read, shows no
+    tissue or has another's file is left out. A table at the end names every slide. Returns why slides were left out, by
+    name. Raises InputError where none is left, or for anything that is not as described.
     """
-    files = find_slides(paths, out)
-    given = _slide_table(slides_csv, files) if slides_csv else {}
-    names, patients = _names(files, given, out) if pseudonyms else ({path: path.stem for path in files}, {})
-    for picture in (out / PICTURES / f"{name}.jpg" for name in names.values()):
+    table = read_slide_table(slides_csv) if slides_csv else {}
+    gathered = gather(paths, out, tiling.page, [*table])
+    rows_of_user = match_rows(table, gathered.slides, slides_csv) if slides_csv else {}
+    slides, patients = gathered.slides, {}
+    if pseudonyms:
+        slides, patients = _with_pseudonyms(slides, rows_of_user, out)
+    else:
+        _refuse_doubled_names(slides)
+    rows_of_user = {new.name: rows_of_user.get(old.name, {}) for old, new in zip(gathered.slides, slides, strict=True)}
+    patient = {name: patients.get(of := row.get("patient", ""), of) for name, row in rows_of_user.items()}
+    label = {name: row.get("label", "") for name, row in rows_of_user.items()}
+    for picture in (out / PICTURES / f"{slide.name}.jpg" for slide in slides):
         if picture.exists() and not _is_own(picture):
             raise InputError(f"{picture} lies where the slides' pictures are written: name another folder with --out.")
-    doubled = {path.stem: path for path in files}
-    if not pseudonyms and len(doubled) < len(files):
-        one = next(path for path in files if doubled[path.stem] != path)
-        raise InputError(f"{one} and {doubled[one.stem]} have one name: rename one, or give --pseudonyms.")
+    copies = _copies_of_files(slides, patient)
+    to_cut = {slide: _tiling_of(slide, tiling, rows_of_user) for slide in slides if slide.name not in copies}
 
-    asked = {"tiling": asdict(tiling), "slides": {names[path]: _state(path) for path in files}}
+    asked = {"tiling": asdict(tiling), "slides": {slide.name: _state(slide, of) for slide, of in to_cut.items()}}
     about = read_json(out / ABOUT) if (out / TABLE).exists() else None
     if about is not None and {key: about.get(key) for key in asked} == asked:
         print(f"The tiles of all slides are in {out} already.")
         rows = read_tile_table(out / TABLE)
     else:
-        rows, left_out = _cut_all(files, names, out, asked, tiling, threads or usable_cores())
-        about = {**asked, "left_out": left_out}
-    table = {names[path]: _row_of(path, given) for path in files}
-    patient = {name: patients.get(of := row.get("patient", ""), of) for name, row in table.items()}
-    label = {name: row.get("label", "") for name, row in table.items()}
+        rows, notes = _cut_all(to_cut, out, asked, tiling.size, threads or usable_cores())
+        about = {**asked, "notes": notes}
     rows = rows[[*COLUMNS]]
-    for column, known in (("patient", patient), ("label", label)):
-        if any(known.values()):
-            rows[column] = rows["slide"].map(known)
+    for column, values in (("patient", patient), ("label", label)):
+        if any(values.values()):
+            rows[column] = rows["slide"].map(values)
     write_csv(out / TABLE, rows)
     write_json(out / ABOUT, about)
     shutil.rmtree(out / WORK, ignore_errors=True)
-    if show_split:
-        _print_table(rows, patient)
-    for reason in about["left_out"].values():
-        print(f"left out: {reason}")
+    left_out = {name: note["left_out"] for name, note in about["notes"].items() if "left_out" in note}
+    left_out = {**left_out, **copies, **gathered.unread}
+    print_slides([slide.name for slide in slides], rows, patient if show_split else None, about["notes"], left_out)
+    print_notes(gathered.notes, about["notes"], tiling.icc)
+    return left_out
 
 
-def _state(path: Path) -> str:
-    """What tells a slide's file from another, but not its date."""
-    found = os.stat(path)
-    return hashlib.sha256(repr((found.st_size, found.st_mtime_ns)).encode()).hexdigest()[:16]
+def _tiling_of(slide: SlideFile, tiling: Tiling, rows: Mapping[str, Mapping[str, str]]) -> Tiling:
+    """What to cut of a slide: its own scale counts more than that of all slides."""
+    mpp = rows[slide.name].get("mpp")
+    return replace(tiling, mpp_of_slide=float(mpp)) if mpp else tiling
+
+
+def _refuse_doubled_names(slides: Sequence[SlideFile]) -> None:
+    by_name: dict[str, SlideFile] = {}
+    for slide in slides:
+        other = by_name.setdefault(slide.name, slide)
+        if other != slide:
+            raise InputError(f"{other.path} and {slide.path} have one name: rename one, or give --pseudonyms.")
+
+
+def _copies_of_files(slides: Sequence[SlideFile], patients: Mapping[str, str]) -> dict[str, str]:
+    """Why slides whose files have the same content as an earlier one's are left out, by name."""
+    by_size: dict[int, list[SlideFile]] = {}
+    for slide in slides:
+        if slide.path.is_file():
+            by_size.setdefault(slide.path.stat().st_size, []).append(slide)
+    firsts, copies = {}, {}
+    for slide in (slide for of_size in by_size.values() if len(of_size) > 1 for slide in of_size):
+        with open(slide.path, "rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        first = firsts.setdefault((content, slide.page), slide)
+        if first is not slide:
+            copies[slide.name] = f"it is the same file as {first.name}"
+            if patients[first.name] != patients[slide.name]:
+                raise InputError(
+                    f"{first.name} and {slide.name} are the same file, but of the patients {patients[first.name]!r} "
+                    f"and {patients[slide.name]!r}: remove one."
+                )
+    return copies
+
+
+def _state(slide: SlideFile, tiling: Tiling) -> str:
+    """What tells a slide's file, its page and its scale from others, but not the file's date."""
+    status = os.stat(slide.path)
+    of_user = () if tiling.mpp_of_slide is None else (tiling.mpp_of_slide,)
+    about = (status.st_size, status.st_mtime_ns, slide.page, *of_user)
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
 
 def _cut_all(
-    files: Sequence[Path], names: Mapping[Path, str], out: Path, asked: Mapping, tiling: Tiling, threads: int
-) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Cut all slides and write their tiles.npy; returns the table's rows, and why slides were left out by name.
+    slides: Mapping[SlideFile, Tiling], out: Path, asked: Mapping, size: int, threads: int
+) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
+    """Cut all slides and write their tiles.npy; returns the table's rows, and a note on each slide by name.
 
-    Tiles are appended to one file, which takes its place when it is whole. A note beside it says of each slide that its
-    tiles are there, or why there are none; a slide whose note is another's is cut anew, and so are those after it.
+    Tiles are appended to one file, which takes its place when it is whole. A note says of each slide its scale, or why
+    it was left out; a slide whose note is another's is cut anew, and so are those after it.
     """
-    work, parts, count, left_out, done = out / WORK, [], 0, {}, True
+    work, parts, count, notes, is_done = out / WORK, [], 0, {}, True
     stack = work / "all" / TILES  # where no slide's own file lies, whatever its name
     if not (out / TABLE).exists() and (out / TILES).exists():
         if not [*work.glob("*.json")]:
@@ -106,50 +150,51 @@ def _cut_all(
             os.replace(out / TILES, stack)
     stack.parent.mkdir(parents=True, exist_ok=True)
     with _told(stack), open(stack, "r+b" if stack.exists() else "w+b") as file:
-        _write_header(file, 0, tiling.size)
+        _write_header(file, 0, size)
         begin = file.tell()
-        for number, path in enumerate(files, start=1):
-            name = names[path]
-            note = work / f"{name}.json"
-            begun = {"tiling": asked["tiling"], "slide": asked["slides"][name], "first": count}
-            found = read_json(note, {})
-            done = done and {key: found.get(key) for key in begun} == begun
-            if not done:
-                for later in files[number - 1 :]:
-                    (work / f"{names[later]}.json").unlink(missing_ok=True)
-                file.truncate(file.seek(begin + count * tiling.size**2 * 3))
+        for number, (slide, tiling) in enumerate(slides.items(), start=1):
+            path_of_note = work / f"{slide.name}.json"
+            begun = {"tiling": asked["tiling"], "slide": asked["slides"][slide.name], "first": count}
+            note = read_json(path_of_note, {})
+            is_done = is_done and {key: note.get(key) for key in begun} == begun
+            if not is_done:
+                for later in [*slides][number - 1 :]:
+                    (work / f"{later.name}.json").unlink(missing_ok=True)
+                file.truncate(file.seek(begin + count * size**2 * 3))
                 try:
-                    own = _cut_slide(path, name, out, file, tiling, threads)
-                    write_csv(note.with_suffix(".csv"), own)
+                    of_slide, note = _cut_slide(slide, out, file, tiling, threads)
+                    write_csv(path_of_note.with_suffix(".csv"), of_slide)
                     file.flush()
                     os.fsync(file.fileno())
-                    found = begun
                 except InputError as error:
-                    reason = str(error) if name == path.stem else str(error).replace(str(path), name)
-                    found = {**begun, "left_out": reason}
-                write_json(note, found)
-            if "left_out" in found:
-                left_out[name] = found["left_out"]
-                print(f"[{number}/{len(files)}] {name}: left out", flush=True)
+                    is_hidden = slide.name not in (name_of(slide.path), f"{name_of(slide.path)}_page{slide.page}")
+                    note = {"left_out": str(error).replace(str(slide.path), slide.name) if is_hidden else str(error)}
+                write_json(path_of_note, begun | note)
+            notes[slide.name] = {key: value for key, value in note.items() if key not in begun}
+            if "left_out" in note:
+                print(f"[{number}/{len(slides)}] {slide.name}: left out", flush=True)
                 continue
-            own = read_tile_table(note.with_suffix(".csv"))
-            parts.append(own)
-            count += len(own)
-            blurred = int((own.sharpness < BLURRED * own.sharpness.median()).sum())
-            print(f"[{number}/{len(files)}] {name}: {len(own)} tiles, {blurred} of them blurred", flush=True)
+            of_slide = read_tile_table(path_of_note.with_suffix(".csv"))
+            parts.append(of_slide)
+            count += len(of_slide)
+            blurred = int((of_slide.sharpness < BLURRED * of_slide.sharpness.median()).sum())
+            print(
+                f"[{number}/{len(slides)}] {slide.name}: {len(of_slide)} tiles, {blurred} of them blurred", flush=True
+            )
         if not count:
-            raise InputError(next(iter(left_out.values())))
-        file.truncate(begin + count * tiling.size**2 * 3)
+            raise InputError(next(iter(notes.values()))["left_out"])
+        file.truncate(begin + count * size**2 * 3)
         file.seek(0)
-        _write_header(file, count, tiling.size)
+        _write_header(file, count, size)
         file.flush()
         os.fsync(file.fileno())
     (out / TABLE).unlink(missing_ok=True)  # tiles are never seen beside the table of others
     os.replace(stack, out / TILES)
+    there = {name for name, note in notes.items() if "left_out" not in note}
     for picture in (out / PICTURES).glob("*.jpg"):  # of an earlier cut, perhaps under the names that are now hidden
-        if picture.stem not in asked["slides"].keys() - left_out.keys() and _is_own(picture):
+        if picture.stem not in there and _is_own(picture):
             picture.unlink()
-    return pd.concat(parts, ignore_index=True), left_out
+    return pd.concat(parts, ignore_index=True), notes
 
 
 def _is_own(picture: Path) -> bool:
@@ -168,96 +213,40 @@ def _told(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
 
 
-def find_slides(paths: Sequence[Path], out: Path) -> list[Path]:
-    """Slides given by name, and those below folders in sorted order; of a folder's DICOM files the first.
-
-    What lies in `out` is not looked at. Raises InputError where there is none.
-    """
-    files: dict[Path, None] = {}
-    for path in paths:
-        if not os.path.exists(path):
-            raise InputError(f"There is no slide or folder of slides at {path}: correct the path.")
-        below = sorted(file for file in walk(path) if out not in file.parents) if path.is_dir() else [path]
-        found = [file for file in below if file.suffix.lower() in SUFFIXES or file == path]
-        if not found:
-            raise InputError(f"{path} holds no slide: expected files ending in {', '.join(SUFFIXES)}.")
-        series = set()
-        for file in found:
-            if file.suffix.lower() == ".dcm" and file != path:
-                if file.parent in series:
-                    continue
-                series.add(file.parent)
-            files[file] = None
-    return list(files)
-
-
-def _slide_table(path: Path, files: Sequence[Path]) -> dict[str, dict[str, str]]:
-    """Rows of --slides-csv by the slide's name, with or without its suffix, as `_row_of` finds them."""
-    read = read_table(path)
-    rows = read.to_dict("records")
-    if not rows or "slide" not in read or not {"patient", "label"} & set(read.columns):
-        raise InputError(f"{path} must have the columns slide and patient or label, and rows: write it anew.")
-    table: dict[str, dict[str, str]] = {}
-    for row in rows:
-        row["slide"] = _plain_name(row["slide"])
-        if table.setdefault(row["slide"], row) != row:
-            raise InputError(f"{path} holds two different rows for the slide {row['slide']}: keep one.")
-    known = {_plain_name(name) for file in files for name in (file.name, file.stem)}
-    if not table.keys() & known:
-        raise InputError(f"{path} names none of the slides, such as {files[0].name}: correct its column slide.")
-    without = [file.name for file in files if not _row_of(file, table)]
-    if without and any(row.get("patient") for row in rows):
-        others = ", ".join(sorted(table.keys() - known))
-        unknown = f", but others that are not there, {others}," if others else ""
-        raise InputError(f"{path} has no row for {', '.join(without)}{unknown}: add it, as patients are kept together.")
-    return table
-
-
-def _plain_name(text: str) -> str:
-    """A slide's name without its folder, with its letters composed and its suffix in lower case."""
-    name = Path(composed(text).replace("\\", "/")).name
-    suffix = Path(name).suffix
-    return name.removesuffix(suffix) + suffix.lower() if suffix.lower() in SUFFIXES else name
-
-
-def _row_of(file: Path, table: Mapping[str, dict[str, str]]) -> dict[str, str]:
-    """The row of a slide in `_slide_table`, empty where it has none."""
-    return table.get(_plain_name(file.name)) or table.get(_plain_name(file.stem)) or {}
-
-
-def _names(
-    files: Sequence[Path], given: Mapping[str, Mapping[str, str]], out: Path
-) -> tuple[dict[Path, str], dict[str, str]]:
-    """Pseudonyms of slides and patients; those that the key beside `out` has already stay."""
+def _with_pseudonyms(
+    slides: Sequence[SlideFile], rows: Mapping[str, Mapping[str, str]], out: Path
+) -> tuple[list[SlideFile], dict[str, str]]:
+    """The slides under their pseudonyms, and the patients'; those that the key beside `out` has already stay."""
     key = out.with_name(f"{out.name}_pseudonyms.csv")
-    known = {}
+    pseudonyms = {}
     if key.exists():
-        rows = read_table(key, ("pseudonym", "of"))
-        known = {
-            of: file_name(pseudonym, str(key)) for of, pseudonym in zip(rows["of"], rows["pseudonym"], strict=True)
-        }
-    patients = {row["patient"] for row in given.values() if row.get("patient")}
-    for letter, wanted in (("S", [_place(file) for file in files]), ("P", sorted(patients))):
-        for name in wanted:
-            place = f"{'slide' if letter == 'S' else 'patient'} {name}"
-            known.setdefault(place, f"{letter}{sum(found[0] == letter for found in known.values()) + 1:03}")
-    write_csv(key, pd.DataFrame({"pseudonym": known.values(), "of": known.keys()}))
-    return {file: known[f"slide {_place(file)}"] for file in files}, {p: known[f"patient {p}"] for p in patients}
+        lines = read_table(key, ("pseudonym", "of"))
+        pairs = zip(lines["of"], lines["pseudonym"], strict=True)
+        pseudonyms = {of: file_name(pseudonym, str(key)) for of, pseudonym in pairs}
+    patients = sorted({row["patient"] for row in rows.values() if row.get("patient")})
+    pages = ["" if slide.page == 1 else f" page {slide.page}" for slide in slides]
+    places = [f"slide {composed(str(slide.path.resolve()))}{page}" for slide, page in zip(slides, pages, strict=True)]
+    for letter, wanted in (("S", places), ("P", [f"patient {patient}" for patient in patients])):
+        for place in wanted:
+            pseudonyms.setdefault(place, f"{letter}{sum(new[0] == letter for new in pseudonyms.values()) + 1:03}")
+    write_csv(key, pd.DataFrame({"pseudonym": pseudonyms.values(), "of": pseudonyms.keys()}))
+    hidden = [replace(slide, name=pseudonyms[place]) for slide, place in zip(slides, places, strict=True)]
+    return hidden, {patient: pseudonyms[f"patient {patient}"] for patient in patients}
 
 
-def _place(file: Path) -> str:
-    return composed(str(file.resolve()))
-
-
-def _cut_slide(path: Path, name: str, out: Path, file: IO[bytes], tiling: Tiling, threads: int) -> pd.DataFrame:
-    """Append the tiles of a slide to `file`, write its picture, and return the tiles' rows of the table."""
-    offset = torch.rand(1, generator=make_generator(tiling.seed, "tiles of a slide", name), dtype=torch.float64).item()
+def _cut_slide(
+    slide: SlideFile, out: Path, file: IO[bytes], tiling: Tiling, threads: int
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Append the tiles of a slide to `file`, write its picture; returns the tiles' rows, and a note on the slide."""
+    name, seed = slide.name, make_generator(tiling.seed, "tiles of a slide", slide.name)
+    offset = torch.rand(1, generator=seed, dtype=torch.float64).item()
     kept, sharpness = [], []
-    with open_slide(path) as slide:
-        plan, picture = plan_tiles(slide, path, tiling, offset)
+    with open_slide(slide.path, slide.page, tiling.icc) as reader:
+        plan, picture = plan_tiles(reader, slide.path, tiling, offset)
+        profile = profile_name(reader)
         side = round(tiling.size * plan.downsample)
         with progress(total=len(plan.corners), desc=name, unit="tile", leave=False, delay=1) as bar:
-            for members, tiles, sharp in cut_tiles(slide, plan, tiling, threads):
+            for members, tiles, sharp in cut_tiles(reader, plan, tiling, threads):
                 bar.update(len(members))
                 keep = sharp >= tiling.min_sharpness
                 file.write(tiles if keep.all() else tiles[keep])
@@ -265,28 +254,18 @@ def _cut_slide(path: Path, name: str, out: Path, file: IO[bytes], tiling: Tiling
                 sharpness.append(sharp[keep])
     members = np.concatenate(kept)
     if not len(members):
-        raise InputError(f"{path} has no tile as sharp as {tiling.min_sharpness:g}: ask for less.")
+        raise InputError(f"{slide.path} has no tile as sharp as {tiling.min_sharpness:g}: ask for less.")
     with atomic_write(out / PICTURES / f"{name}.jpg") as picture_file:
         part = " ".join(map(str, plan.bounds))  # of level 0, as `picture_of` a map reads it
         picture.save(picture_file, format="JPEG", quality=85, comment=part)
     x, y = np.round(plan.bounds[:2] + plan.corners[members] * plan.downsample).astype(int).T
     sharp = np.concatenate(sharpness).astype(float).round(1)
     values = name, x, y, side, plan.level, round(plan.mpp, 6), plan.tissue[members].round(3), sharp
-    return pd.DataFrame(dict(zip(COLUMNS, values, strict=True)))
+    note = {"scale": plan.scale._asdict(), "profile": profile}
+    return pd.DataFrame(dict(zip(COLUMNS, values, strict=True))), note
 
 
 def _write_header(file: IO[bytes], count: int, side: int) -> None:
     """The head of a .npy of tiles, as long for every count."""
     shape = (count, side, side, 3)
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-
-
-def _print_table(rows: pd.DataFrame, patients: Mapping[str, str]) -> None:
-    """Tiles of each slide on each side of the split. patients: of each slide, "" where unknown."""
-    positions = positions_of(rows)
-    in_train, in_test, said = split_by_patient(positions, rows["slide"].map(patients).tolist())
-    print(f"\n{'slide':<40} {'patient':<16} {'training':>8} {'test':>8}")
-    for slide, patient in ((slide, patients[slide]) for slide in rows["slide"].unique()):
-        of_slide = positions.slide == slide
-        print(f"{slide:<40} {patient:<16} {(of_slide & in_train).sum():>8} {(of_slide & in_test).sum():>8}")
-    print(f"{'all':<40} {'':<16} {in_train.sum():>8} {in_test.sum():>8}\n{said}")

@@ -16,8 +16,9 @@ GLASS = 243
 
 
 def tissue(height, width, seed=0):
-    """Tissue without an end, from scikit-image's picture, turned by quarters, and stained where it was pale."""
+    """Tissue without an end, from scikit-image's picture, turned by quarters, stained where it was pale, and moved."""
     image = (np.rot90(immunohistochemistry(), seed)[64:448, 64:448] * 0.5 + (95, 50, 75)).astype(np.uint8)
+    image = np.roll(image, 37 * (seed // 4), axis=0)  # no two seeds show the same
     return np.tile(image, (height // 384 + 1, width // 384 + 1, 1))[:height, :width]
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pfiles.errors import InputError
 from pfiles.tiles.builtin import SLIDE
 from pfiles.tiles.jpeg_slide import JpegSlide
-from pfiles.tiles.slides import open_slide, read_rgb
+from pfiles.tiles.readers import open_slide, read_rgb
 from tests.tiles.conftest import tissue
 
 

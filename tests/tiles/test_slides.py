@@ -9,15 +9,9 @@ from PIL import Image
 from scipy import ndimage
 
 from pfiles.tiles.builtin import SLIDE
-from pfiles.tiles.slides import (
-    Tiling,
-    cut_tiles,
-    open_slide,
-    plan_tiles,
-    read_rgb,
-    sharpness,
-    slide_mpp,
-)
+from pfiles.tiles.readers import open_slide, read_rgb
+from pfiles.tiles.scale import scale_of
+from pfiles.tiles.slides import Tiling, cut_tiles, plan_tiles, sharpness
 from tests.tiles.conftest import DICOM, island, tissue, write_slide
 
 
@@ -54,7 +48,7 @@ def test_a_dicom_slide_is_read_at_its_scale_as_the_jpeg_in_it():
     content = DICOM.read_bytes()
     frame = np.asarray(Image.open(io.BytesIO(content[content.index(b"\xff\xd8\xff") :])))
     with open_slide(DICOM) as slide:
-        assert slide_mpp(slide, DICOM) == pytest.approx(0.499)
+        assert scale_of(slide.properties, DICOM).mpp == pytest.approx(0.499)
         np.testing.assert_array_equal(read_rgb(slide, 0, 0, 0, *slide.dimensions), frame[:16, :16])
 
 

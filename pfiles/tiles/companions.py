@@ -1,0 +1,32 @@
+"""What the names of images say: which are thumbnails, labels and the like, and no slides of their own."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from pfiles.spreadsheet import composed
+
+COMPANIONS = ("thumbnail", "thumb", "macro", "label", "overview", "preview", "mask")
+
+
+def is_companion(name: str) -> bool:
+    """Whether the name of an image inside a file holds a word for a companion, such as "macro image"."""
+    return any(word in name.lower() for word in COMPANIONS)
+
+
+def word_at_end(text: str) -> str | None:
+    """The word for a companion that a name ends in, such as of case1_thumbnail, labels and case1Macro."""
+    spaced = re.sub("([a-z0-9])([A-Z])", r"\1 \2", text).lower()
+    words = [re.sub("[0-9]+$", "", word) for word in re.findall("[a-z0-9]+", spaced)]
+    last = next((word for word in reversed(words) if word), "")
+    return next((word for word in COMPANIONS if last in (word, f"{word}s")), None)
+
+
+def word_beside_name(text: str, stems: Mapping[str, Path]) -> str | None:
+    """The word for a companion in a name that holds another slide's name besides, such as of thumbnail-case1."""
+    lower = composed(text).lower()
+    for word in COMPANIONS:
+        before, is_there, after = lower.partition(word)
+        if is_there and any(part.strip(" ._-()") in stems for part in (before, after)):
+            return word
+    return None

@@ -1,0 +1,194 @@
+"""Which slides are meant: files, folders of them, DICOM series and pages; and what lies beside them and is none."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pfiles.errors import InputError, extra
+from pfiles.spreadsheet import composed, file_name
+from pfiles.tiles.companions import word_at_end, word_beside_name
+from pfiles.tiles.files import UNREAD_SUFFIXES
+from pfiles.tiles.readers import open_slide, pages_of, thumbnail
+from pfiles.tiles.sources import walk
+
+PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+SUFFIXES = (*PLAIN_SUFFIXES, ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".czi", ".dcm", ".vms", ".vmu", ".svslide",
+            ".zarr")  # fmt: skip
+WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # DICOM's class of whole slide images
+LONGEST_NAME = 200  # bytes, so that names of files made from it stay within 255
+ALIKE = 0.98  # correlation from which a small image is a slide's thumbnail
+SIGHT = 64  # px of a side at which they are compared
+
+
+@dataclass(frozen=True)
+class SlideFile:
+    """A slide that is asked for: its file, of a DICOM series one of them; what it is called; its page, from 1."""
+
+    path: Path
+    name: str
+    page: int = 1
+
+
+@dataclass
+class Gathered:
+    """slides: in order. unread: why others are left out, by name. notes: what else there is to say."""
+
+    slides: list[SlideFile] = field(default_factory=list)
+    unread: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def name_of(path: Path) -> str:
+    """What a slide is called everywhere: its file's name without the suffix, in the composed form of Unicode."""
+    return file_name(composed(path.stem.removesuffix(".ome")), str(path))
+
+
+def gather(paths: Sequence[Path], out: Path, page: int | None = 1, asked: Sequence[str] = ()) -> Gathered:
+    """The slides given by name, and those below folders in sorted order.
+
+    What lies in `out` is not looked at. page: of each file, from 1; None for all of them. asked: names of slides, such
+    as a table of the user has them; they, and files given by name, are no companions of others.
+    Raises InputError where there is no slide.
+    """
+    gathered, files = Gathered(), {}
+    for path in paths:
+        if not os.path.exists(path):
+            raise InputError(f"There is no slide or folder of slides at {path}: correct the path.")
+        is_folder = path.is_dir() and path.suffix.lower() != ".zarr"
+        below = sorted(file for file in walk(path) if out not in file.parents) if is_folder else [path]
+        slides = [file for file in below if file.suffix.lower() in SUFFIXES or (file == path and not _is_unread(file))]
+        others = [file for file in below if _is_unread(file)]
+        if not slides:
+            raise InputError(f"{path} holds no slide: expected files ending in {', '.join(SUFFIXES)}.{_types(others)}")
+        gathered.unread |= {file.name: f"{file} is of a type that is not read" for file in others}
+        if others:
+            gathered.notes.append(_types(others).strip())
+        for file in slides:
+            files[file] = file != path and not {composed(file.name).lower(), name_of(file).lower()} & {
+                name.lower() for name in asked
+            }
+    series = _without_later_files_of_series([*files], gathered)
+    companions = _companions(series, [file for file in series if files[file]], paths)
+    for file, reason in companions.items():
+        gathered.notes.append(f"{file.name} is no slide: {reason}.")
+    for file in series:
+        if file not in companions:
+            _take_pages(file, page, gathered)
+    if not gathered.slides:
+        raise InputError(next(iter(gathered.unread.values()), f"{paths[0]} holds no slide.").removesuffix(".") + ".")
+    return gathered
+
+
+def _is_unread(file: Path) -> bool:
+    return file.suffix.lower() in UNREAD_SUFFIXES
+
+
+def _types(others: Sequence[Path]) -> str:
+    """How many files of which types are not read, as a sentence; nothing of none."""
+    if not others:
+        return ""
+    counts: dict[str, int] = {}
+    for file in others:
+        counts[file.suffix.lower()] = counts.get(file.suffix.lower(), 0) + 1
+    return f" {' and '.join(f'{n} of {suffix}' for suffix, n in counts.items())} are not read: convert them."
+
+
+def _take_pages(file: Path, page: int | None, gathered: Gathered) -> None:
+    name, count = name_of(file), pages_of(file)
+    if len(name.encode()) > LONGEST_NAME:
+        raise InputError(f"The name of {file} has more than {LONGEST_NAME} bytes: rename it, as files are named by it.")
+    if page is None and count > 1:
+        gathered.slides += [SlideFile(file, f"{name}_page{number}", number) for number in range(1, count + 1)]
+        return
+    gathered.slides.append(SlideFile(file, name, page or 1))
+    if count > 1 and page is not None:
+        gathered.notes.append(
+            f"{file.name} holds {count} pages, of which number {page} is read: --page takes another one, or all."
+        )
+
+
+def _without_later_files_of_series(files: Sequence[Path], gathered: Gathered) -> list[Path]:
+    """Of the files of each DICOM series the first; those of other kinds of DICOM are named in `gathered`."""
+    kept, seen = [], set()
+    for file in files:
+        if file.suffix.lower() == ".dcm":
+            series = _series_of(file)
+            if series is None:
+                gathered.notes.append(f"{file.name} is no slide: it is a DICOM file of another kind.")
+                continue
+            if (file.parent, series) in seen:
+                continue
+            seen.add((file.parent, series))
+        kept.append(file)
+    return kept
+
+
+def _series_of(file: Path) -> str | None:
+    """The series of a DICOM file of a slide; "" where it cannot be read, which `open_slide` will say."""
+    with extra("slides"):
+        import pydicom
+
+    try:
+        tags = pydicom.dcmread(file, specific_tags=["SOPClassUID", "SeriesInstanceUID"], stop_before_pixels=True)
+        return str(tags.SeriesInstanceUID) if tags.SOPClassUID == WHOLE_SLIDE else None
+    except Exception:  # a damaged file raises errors of many kinds
+        return f"unread {file.name}"
+
+
+def _companions(files: Sequence[Path], candidates: Sequence[Path], roots: Sequence[Path]) -> dict[Path, str]:
+    """Which of the candidates are thumbnails, labels and the like, and why, by their names or by what they show."""
+    stems = {name_of(file).lower(): file for file in files}
+    companions = {}
+    for file in candidates:
+        if file.suffix.lower() not in PLAIN_SUFFIXES:
+            continue
+        root = next((root for root in roots if root in file.parents), file.parent)
+        folders = file.relative_to(root).parts[:-1]
+        if word := next((word for folder in folders if (word := word_at_end(folder))), None):
+            companions[file] = f"its folder says that it is a {word}"
+        elif word := word_at_end(file.stem) or word_beside_name(file.stem, stems):
+            companions[file] = f"its name says that it is a {word}"
+    plain = [file for file in candidates if file.suffix.lower() in PLAIN_SUFFIXES and file not in companions]
+    sizes = {file: size for file in files if (size := _size_of(file)) is not None} if len(files) > 1 and plain else {}
+    for file in plain:
+        for slide in sizes:
+            if file in sizes and _is_thumbnail(file, slide, sizes):
+                companions[file] = f"it is a thumbnail of {slide.name}"
+    return companions
+
+
+def _size_of(file: Path) -> tuple[int, int] | None:
+    """Width and height in pixels; None where it cannot be opened."""
+    try:
+        if file.suffix.lower() in PLAIN_SUFFIXES:
+            with Image.open(file) as image:  # the header alone
+                return image.size
+        with open_slide(file) as slide:
+            return tuple(slide.level_dimensions[0])
+    except (InputError, OSError, ValueError, SyntaxError):
+        return None
+
+
+def _is_thumbnail(image: Path, slide: Path, sizes: Mapping[Path, tuple[int, int]]) -> bool:
+    """Whether an image has the shape of a slide, half its size or less, and shows the same."""
+    (width, height), (slide_width, slide_height) = sizes[image], sizes[slide]
+    shape = width * slide_height / (height * slide_width)
+    if image == slide or 2 * width > slide_width or abs(shape - 1) > 0.02:
+        return False
+    try:
+        first, second = (_seen(file).astype(float).ravel() for file in (image, slide))
+    except InputError:
+        return False
+    return min(first.std(), second.std()) > 0 and np.corrcoef(first, second)[0, 1] > ALIKE
+
+
+def _seen(file: Path) -> np.ndarray:
+    """A slide as (SIGHT, SIGHT, 3)."""
+    with open_slide(file) as slide:
+        width, height = slide.level_dimensions[0]
+        image = thumbnail(slide, max(width, height) / (4 * SIGHT), (0, 0, width, height))
+    return np.asarray(Image.fromarray(image).resize((SIGHT, SIGHT), Image.BOX))

@@ -1,0 +1,133 @@
+"""Which slides are meant, what lies beside them and is none, and what is said of it."""
+
+import unicodedata
+
+import pydicom
+import pytest
+import tifffile
+from PIL import Image
+
+from pfiles.errors import InputError
+from pfiles.tiles.gather import gather
+from tests.tiles.conftest import DICOM, island, tissue, write_slide
+
+
+def names(gathered):
+    return [slide.name for slide in gathered.slides]
+
+
+def save(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "case1_thumbnail.jpg", "case1-Thumb.png", "case1Macro.jpg", "case1 (label).png", "case1.svs.overview.jpg",
+        "macro_case1.jpg", "LABEL.png", "thumbnails/case1.jpg", "case1_label2.tif", "masks/other.png",
+    ],
+)  # fmt: skip
+def test_companions_are_told_by_their_names(tmp_path, name):
+    write_slide(tmp_path / "case1.tiff", island(512, 512, 64, 64, 300, 300), levels=(1,))
+    save(tmp_path / name, tissue(100, 90))
+    gathered = gather([tmp_path], tmp_path / "out")
+    assert names(gathered) == ["case1"]
+    [note] = gathered.notes
+    assert note.startswith(f"{name.split('/')[-1]} is no slide: ")
+    assert len(gather([tmp_path / name], tmp_path / "out").slides) == 1  # given by name, it is meant
+    assert len(gather([tmp_path], tmp_path / "out", asked=[name.split("/")[-1]]).slides) == 2
+
+
+def test_a_thumbnail_is_told_by_what_it_shows(tmp_path):
+    image = island(512, 768, 64, 64, 300, 300)
+    write_slide(tmp_path / "case1.tiff", image, levels=(1,))
+    Image.fromarray(image).reduce(4).save(tmp_path / "export_1.jpg", quality=85)
+    other = island(512, 768, 64, 400, 300, 300)
+    Image.fromarray(other).reduce(4).save(tmp_path / "export_2.png")
+    gathered = gather([tmp_path], tmp_path / "out")
+    assert names(gathered) == ["case1", "export_2"]
+    assert gathered.notes == ["export_1.jpg is no slide: it is a thumbnail of case1.tiff."]
+
+
+@pytest.mark.parametrize("name", ["macrophages_1.png", "relabelled.png", "case2.png", "unmasked.png"])
+def test_other_names_are_slides(tmp_path, name):
+    write_slide(tmp_path / "case1.tiff", island(512, 512, 64, 64, 300, 300), levels=(1,))
+    save(tmp_path / name, tissue(300, 200))
+    assert len(gather([tmp_path], tmp_path / "out").slides) == 2
+
+
+def test_types_that_are_not_read_are_counted_and_named(tmp_path):
+    write_slide(tmp_path / "a.tiff", island(), levels=(1,))
+    for name in ("b.vsi", "c.bmp", "d.BMP", "notes.txt", "coordinates.h5"):
+        (tmp_path / name).write_bytes(b"x")
+    gathered = gather([tmp_path], tmp_path / "out")
+    assert names(gathered) == ["a"]
+    assert gathered.unread.keys() == {"b.vsi", "c.bmp", "d.BMP"}
+    assert "1 of .vsi and 2 of .bmp are not read: convert them." in gathered.notes
+    with pytest.raises(InputError, match=r"b\.vsi holds no slide: .* 1 of \.vsi are not read"):
+        gather([tmp_path / "b.vsi"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+def test_pages_are_named_or_taken_as_asked(tmp_path, tiled):
+    options = {"tile": (128, 128)} if tiled else {}
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for seed in range(3):
+            file.write(tissue(300, 200, seed), photometric="rgb", metadata=None, **options)
+    first = gather([tmp_path], tmp_path / "out")
+    assert [(slide.name, slide.page) for slide in first.slides] == [("a", 1)]
+    assert first.notes == ["a.tif holds 3 pages, of which number 1 is read: --page takes another one, or all."]
+    every = gather([tmp_path], tmp_path / "out", page=None)
+    assert [(slide.name, slide.page) for slide in every.slides] == [("a_page1", 1), ("a_page2", 2), ("a_page3", 3)]
+    assert every.notes == []
+
+
+def test_frames_of_a_png_are_pages_and_levels_of_a_pyramid_are_not(tmp_path):
+    frames = [Image.fromarray(tissue(100, 90, seed)) for seed in range(2)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    write_slide(tmp_path / "b.tiff", island(512, 512, 64, 64, 300, 300), levels=(1, 4))
+    assert gather([tmp_path], tmp_path / "out").notes == [
+        "a.png holds 2 pages, of which number 1 is read: --page takes another one, or all."
+    ]
+
+
+def test_each_dicom_series_is_a_slide(tmp_path):
+    """Two series of two files each in one folder, an annotation beside them, and files given one by one."""
+    for series in "12":
+        for number in "12":
+            tags = pydicom.dcmread(DICOM)
+            tags.SeriesInstanceUID = f"1.2.3.{series}"
+            tags.SOPInstanceUID = tags.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{series}.{number}"
+            tags.save_as(tmp_path / f"{series}{number}.dcm")
+    tags.SOPClassUID = tags.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.91.1"
+    tags.save_as(tmp_path / "annotation.dcm")
+    for paths in ([tmp_path], sorted(tmp_path.glob("*.dcm"))):
+        gathered = gather(paths, tmp_path / "out")
+        assert names(gathered) == ["11", "21"]
+        assert gathered.notes == ["annotation.dcm is no slide: it is a DICOM file of another kind."]
+
+
+@pytest.mark.parametrize("name", ["a b%20&c", "x.y.z", "-o", "quo\"te's", "スライド", "é" * 90, "a" * 200])
+def test_names_stay_as_they_are(tmp_path, name):
+    save(tmp_path / f"{name}.png", tissue(100, 90))
+    assert names(gather([tmp_path], tmp_path / "out")) == [name]
+
+
+def test_both_forms_of_unicode_are_one_name(tmp_path):
+    composed, apart = (unicodedata.normalize(form, "Präparat") for form in ("NFC", "NFD"))
+    save(tmp_path / f"{apart}.png", tissue(100, 90))
+    assert names(gather([tmp_path], tmp_path / "out")) == [composed]
+
+
+def test_a_name_that_makes_no_file_is_refused(tmp_path):
+    save(tmp_path / f"{'b' * 201}.png", tissue(100, 90))
+    with pytest.raises(InputError, match="more than 200 bytes"):
+        gather([tmp_path], tmp_path / "out")
+
+
+def test_a_zarr_is_one_slide(tmp_path):
+    (tmp_path / "a.zarr" / "0").mkdir(parents=True)
+    (tmp_path / "a.zarr" / "0" / "0.png").write_bytes(b"a chunk")
+    write_slide(tmp_path / "b.tiff", island(512, 512, 64, 64, 300, 300), levels=(1,))
+    assert names(gather([tmp_path], tmp_path / "out")) == ["a", "b"]
