@@ -540,12 +540,12 @@ class OpenRun:
         """
         real, held_out = (self.tiles.tensor(part) for part in (self.tiles.train, self.tiles.test))
         if cluster_ids is None:
-            return EvaluationData(real, generated, held_out, vqvae=self.vqvae, codes=self.codes)
+            return EvaluationData(real, generated, held_out, vqvae=self.vqvae, codes=self.codes, mpp=self.tiles.mpp)
         ids = (self.assigned[0], cluster_ids, self.assign(self.test_images)[0])
         labels = map(self.tiles.labels_of, (self.tiles.train, self.tiles.test))
         return EvaluationData(
             real, generated, held_out, *map(np.asarray, ids), *labels, vqvae=self.vqvae, codes=self.codes,
-            clusterer=self.clusterer, n_clusters=self.n_clusters, names=self.names,
+            clusterer=self.clusterer, n_clusters=self.n_clusters, names=self.names, mpp=self.tiles.mpp,
         )  # fmt: skip
 
     def assign_all(self) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from pfiles.measuring.memorisation import nearest_tiles
 from pfiles.measuring.two_sample import BLURS_PX
 from pfiles.paths import Paths
 from pfiles.reporting import atlas, evaluation
-from pfiles.reporting.sections import copies, paired, usefulness
+from pfiles.reporting.sections import copies, paired, structure, usefulness
 from pfiles.reporting.sections.record import Work
 from pfiles.session import OpenRun
 from pfiles.tiles.pixels import evenly_spaced
@@ -77,7 +77,7 @@ def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
     generated, real = drawing.per_cluster * k, drawing.num_generated or n
     small_networks = f"from {STEPS} steps of the small networks that measure"
     blurs = 1 if run.preset == "demo" else len(BLURS_PX)
-    work = Work(real, blurs, sorting, prepared, searched)
+    work = Work(real, blurs, sorting, prepared, searched, structure.seconds_per_tile(run.train_images[:AT_ONCE]))
     seconds_9 = drawn * generated + usefulness.seconds(work._replace(generated=generated))
     yield "part 9", seconds_9, f"{said} and {small_networks}"
     seconds_13 = sum(record.seconds(work) for record in evaluation.SECTIONS)

@@ -90,8 +90,8 @@ def make_ladder(real: Tensor, seed: int, cluster_ids: np.ndarray | None = None) 
     spectrum = _isotropic(_mean_power(tiles))
     blocks = [block for block in BLOCKS if 2 * block <= tiles.shape[2]]
     sets = {NOISE: noise_like(tiles, seed)} | {block: shuffled(tiles, block, seed, ids) for block in blocks}
-    rungs = {block: _coherence(made, spectrum) for block, made in sets.items()}
-    untouched = _coherence(tiles, spectrum)
+    rungs = {block: coherence_of(made, spectrum) for block, made in sets.items()}
+    untouched = coherence_of(tiles, spectrum)
     over_noise = (untouched - rungs[NOISE]).mean(0)
     precision = np.square(1 / np.array(SIGMAS))
     weights = precision / precision.sum() / over_noise.clip(1e-6)
@@ -129,7 +129,7 @@ def reaches(ladder: Ladder, tiles: Tensor, seed: int, cluster_ids: np.ndarray | 
     has_glass = shows_glass(tiles[thinned])
     chosen = thinned[~has_glass & np.isin(ids[thinned], of_ladder)]
     _check(tiles, chosen, "compared")
-    coherence = _coherence(tiles[chosen], ladder.spectrum) @ ladder.weights
+    coherence = coherence_of(tiles[chosen], ladder.spectrum) @ ladder.weights
     glass_ids, ids = ids[thinned[has_glass]], ids[chosen]
     rows = {"all": _reach(ladder, coherence, _matched(of_ladder, ids), seed) | {"glass": len(glass_ids)}}
     for cluster in np.unique(ids) if cluster_ids is not None else []:
@@ -138,6 +138,14 @@ def reaches(ladder: Ladder, tiles: Tensor, seed: int, cluster_ids: np.ndarray | 
             row = _reach(ladder, of_set, steps, seed)
             rows[f"cluster {cluster + 1}"] = row | {"glass": int((glass_ids == cluster).sum())}
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def shares(ladder: Ladder) -> pd.Series:
+    """The share of real structure that each rung has, by its block in pixels; what `reaches` interpolates."""
+    noise = ladder.rungs[NOISE].mean()
+    return pd.Series(
+        {block: (ladder.rungs[block].mean() - noise) / (ladder.real.mean() - noise) for block in ladder.blocks}
+    )
 
 
 def in_words(reach: float, ladder: Ladder, mpp: float | None = None) -> str:
@@ -232,7 +240,7 @@ def _isotropic(power: np.ndarray) -> np.ndarray:
     return np.exp(np.bincount(ring, np.log(power).ravel()) / np.bincount(ring))[ring].reshape(side, side)
 
 
-def _coherence(tiles: Tensor, spectrum: np.ndarray) -> np.ndarray:
+def coherence_of(tiles: Tensor, spectrum: np.ndarray) -> np.ndarray:
     """The coherence of each tile at each of the three scales (N, 3), after the set was brought to `spectrum`.
 
     Flat tiles have none. With z = gx + i gy, z^2 is (Jxx - Jyy) + 2 i Jxy before the window, and |z|^2 their sum.

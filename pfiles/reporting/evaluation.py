@@ -23,6 +23,7 @@ from pfiles.reporting.sections import (
     morphometry,
     paired,
     spectrum,
+    structure,
     two_sample,
     usefulness,
 )
@@ -39,6 +40,7 @@ SECTIONS: tuple[SectionRecord, ...] = (
     paired.RECORD,
     two_sample.RECORD,
     spectrum.RECORD,
+    structure.RECORD,
     condition.RECORD,
     usefulness.RECORD,
     distribution.RECORD,

@@ -82,7 +82,7 @@ def with_rims(tiles: Tensor) -> Tensor:
 def test_coherence_agrees_with_scipy(monkeypatch, tissue):
     """Gradients and windows in space, of a set whose spectrum is left as it is."""
     monkeypatch.setattr(structure, "_mean_power", lambda tiles: np.ones((SIDE, SIDE)))
-    found = structure._coherence(tissue[:3], np.ones((SIDE, SIDE)))
+    found = structure.coherence_of(tissue[:3], np.ones((SIDE, SIDE)))
     edge = np.minimum(np.arange(SIDE) + 0.5, SIDE - 0.5 - np.arange(SIDE)) / 16
     taper = np.sin(np.pi / 2 * edge.clip(max=1)) ** 2
     window = np.outer(taper, taper)
@@ -107,7 +107,7 @@ def test_stripes_have_a_coherence_of_one_and_a_flat_tile_has_none(monkeypatch):
     monkeypatch.setattr(structure, "_mean_power", lambda tiles: np.ones((SIDE, SIDE)))
     stripes = 128 + 100 * torch.sin(2 * torch.pi * torch.arange(SIDE) / 8).expand(1, 3, SIDE, SIDE)
     both = torch.cat([stripes, torch.full_like(stripes, 200)]).round().to(torch.uint8)
-    coherence = structure._coherence(both, np.ones((SIDE, SIDE)))
+    coherence = structure.coherence_of(both, np.ones((SIDE, SIDE)))
     assert (coherence[0] > 0.97).all()
     assert (coherence[1] == 0).all()
 
@@ -202,6 +202,13 @@ def test_reaches_in_words(ladder):
     assert structure.in_words(4, ladder) == "at most 4 px"
     assert structure.in_words(7.25, ladder, mpp=0.5) == "7 px (3.6 um)"
     assert structure.in_words(32, ladder, mpp=1) == "beyond 32 px (32 um)"
+
+
+def test_shares_rise_with_the_blocks(ladder):
+    shares = structure.shares(ladder)
+    assert list(shares.index) == [4, 8, 16, 32]
+    assert shares.is_monotonic_increasing
+    assert shares.between(-0.05, 0.95).all()
 
 
 # what must not raise it, and does where its correction is broken

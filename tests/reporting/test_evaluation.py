@@ -56,7 +56,8 @@ def test_evaluate_writes_the_whole_table(tmp_path, real, capsys):
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     titles = [
         "In short", "Images", "Paired scores and their controls", "SSIM (published reading)", "SSIM (per channel)",
-        "MS-SSIM", "Two-sample test", "Power spectrum", "Condition", "Use to a classifier",
+        "MS-SSIM", "Two-sample test", "Power spectrum", "Reach of structure", "Condition",
+            "Use to a classifier",
         "Distribution in random convolutions", "Distribution in autoencoder features", "Morphometry", "Copies",
     ]  # fmt: skip
     assert list(found) == ["about", *titles]
@@ -76,9 +77,18 @@ def test_evaluate_writes_the_whole_table(tmp_path, real, capsys):
     assert not re.search(r'(src|href)="(?!data:image/png;base64,)', page)
     assert page.count("<img") == 9
     short = found["In short"]["notes"]
-    names = ["Told from real tiles", "Sorted as asked", "Of use to a classifier", "Copies", "Worst tissue"]
+    names = [
+        "Told from real tiles",
+        "Built like tissue",
+        "Sorted as asked",
+        "Of use to a classifier",
+        "Copies",
+        "Worst tissue",
+    ]
     assert [line.partition(":")[0] for line in short] == names
-    assert not any("not known" in line for line in short)
+    assert [name for name, line in zip(names, short, strict=True) if "not known" in line] == ["Built like tissue"]
+    (note,) = found["Reach of structure"]["notes"]
+    assert note.startswith("Left out: ")  # random tiles have no structure
     assert found["Two-sample test"]["tables"][0].keys() >= {
         "generated from real", "generated from real, both blurred by 2 px", "real from real: the floor",
         "generated from reconstructed: the UNet's part", "reconstructed from real: the autoencoder's part",
@@ -99,11 +109,12 @@ def test_evaluate_without_pairs(tmp_path, real, capsys):
     assert "SSIM" not in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert list(found) == [
-        "about", "In short", "Images", "Two-sample test", "Power spectrum", "Distribution in random convolutions",
+        "about", "In short", "Images", "Two-sample test", "Power spectrum", "Reach of structure",
+        "Distribution in random convolutions",
         "Morphometry", "Copies",
     ]  # fmt: skip
-    assert "Sorted as asked: not known" in found["In short"]["notes"][1]
-    assert found["In short"]["notes"][3] == "Copies: 30 of 30 images that were looked at."
+    assert "Sorted as asked: not known" in found["In short"]["notes"][2]
+    assert found["In short"]["notes"][4] == "Copies: 30 of 30 images that were looked at."
 
 
 def test_evaluate_beside_held_out_tiles_and_their_labels(tmp_path, real):
@@ -186,9 +197,10 @@ def test_images_too_small_for_the_measures(tmp_path, capsys):
     assert_refused(["evaluate", *folders(tmp_path, images, images)], capsys, tmp_path / "out")
 
 
-def test_five_lines_of_what_is_known():
+def test_summary_lines_of_what_is_known():
     assert evaluation.in_short().notes == [
         "Told from real tiles: not known, with so few tiles or as the network did not learn.",
+        "Built like tissue: not known, with so few tiles or as the real ones have no structure to measure.",
         "Sorted as asked: not known without the clusters and the autoencoder.",
         "Of use to a classifier: not known without clusters or with so few tiles.",
         "Copies: not looked for.",
@@ -201,6 +213,7 @@ def test_five_lines_of_what_is_known():
         "of_use_as_real": 0.844,
         "copies": 2,
         "images_searched_for_copies": 200,
+        "built_like_tissue": "up to 9 px; real tissue beyond 32 px",
         "worst_cluster": "cluster 3, of which 20% are sorted as asked",
         "told from real by random convolutions": 0.7,
         "told from real by autoencoder features": 0.91,
@@ -208,6 +221,7 @@ def test_five_lines_of_what_is_known():
     assert evaluation.in_short(page.Section("all", [], scores=scores)).notes == [
         "Told from real tiles: in 86%; real from real tiles in 51% (50% is chance); by a linear classifier of "
         "autoencoder features in 91%.",
+        "Built like tissue: up to 9 px; real tissue beyond 32 px.",
         "Sorted as asked: in 66%; real tiles in 90% (10% is chance).",
         "Of use to a classifier: as 84% of real tiles.",
         "Copies: 2 of 200 images that were looked at.",
@@ -230,7 +244,8 @@ def test_all_sections_with_everything_known(real):
     sections = evaluation.all_sections(sets, Options([extractor], 0, "cpu", (0.0,)))
     by_title = {section.title: section for section in sections}
     assert list(by_title) == [
-        "In short", "Images", "Two-sample test", "Power spectrum", "Condition", "Use to a classifier",
+        "In short", "Images", "Two-sample test", "Power spectrum", "Reach of structure", "Condition",
+            "Use to a classifier",
         "Distribution in random convolutions", "Morphometry", "Copies", "Likeness",
     ]  # fmt: skip
     table = by_title["Distribution in random convolutions"].tables[0]
@@ -361,4 +376,4 @@ def test_the_tables_of_the_docs_are_those_of_the_records():
     lines = sorted(line for record in SECTIONS for line in record.lines)
     start = rows.index(["line", "what it says", "best"]) + 2
     assert rows[start : start + len(lines)] == [[line.name, line.says, line.best] for line in lines]
-    assert [line.place for line in lines] == [1, 2, 3, 4, 5]
+    assert [line.place for line in lines] == [1, 2, 3, 4, 5, 6]

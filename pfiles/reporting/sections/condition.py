@@ -108,12 +108,12 @@ RECORD = SectionRecord(
     make=lambda data, options: [make_section(data, options.seed)],
     lines=(
         SummaryLine(
-            2, "Sorted as asked", _sorted_as_asked, "not known without the clusters and the autoencoder",
+            3, "Sorted as asked", _sorted_as_asked, "not known without the clusters and the autoencoder",
             says="how many generated tiles a second judge puts into the cluster they were asked for",
             best="near what it reaches on real tiles",
         ),
         SummaryLine(
-            5, "Worst tissue", lambda scores: scores.get("worst_cluster"),
+            6, "Worst tissue", lambda scores: scores.get("worst_cluster"),
             "not known without the clusters and the autoencoder",
             says="the cluster whose tiles are least often sorted as asked",
             best="look at its row in the cluster sheet",

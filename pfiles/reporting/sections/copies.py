@@ -131,7 +131,7 @@ RECORD = SectionRecord(
     seconds=lambda work: seconds_of_search(work, 2 * min(SEARCHED, work.generated)),
     lines=(
         SummaryLine(
-            4, "Copies", _copies, "not looked for",
+            5, "Copies", _copies, "not looked for",
             says=f"how many of at most {SEARCHED} generated tiles repeat a training tile",
             best="0",
         ),

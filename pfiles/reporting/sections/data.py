@@ -28,6 +28,7 @@ class EvaluationData:
     trained autoencoder. codes: of `real`, where they were encoded before. clusterer: the network that the clusters come
     from; None where only its verdicts are known. n_clusters: None for as many as are seen. names: of clusters, by their
     numbers from 1. is_paired: whether image i of `generated` belongs to image i of `real`, so that pairs have scores.
+    mpp: microns per pixel of all images; None where not known.
     """
 
     real: Tensor
@@ -44,6 +45,7 @@ class EvaluationData:
     n_clusters: int | None = None
     names: Mapping[int, str] | None = None
     is_paired: bool = False
+    mpp: float | None = None
 
     @property
     def k(self) -> int:

@@ -33,7 +33,7 @@ class Work(NamedTuple):
     """How many images a report compares, and the seconds of each unit of work on this machine.
 
     blurs: scales of the two-sample test. network_step: a step of a small network that measures. search_setup,
-    search_image: a search for copies, once and for each image.
+    search_image: a search for copies, once and for each image. structure_tile: a tile whose structure is measured.
     """
 
     generated: int
@@ -41,6 +41,7 @@ class Work(NamedTuple):
     network_step: float
     search_setup: float
     search_image: float
+    structure_tile: float
 
 
 @dataclass(frozen=True)

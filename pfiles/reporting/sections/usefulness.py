@@ -93,7 +93,7 @@ RECORD = SectionRecord(
     seconds=seconds,
     lines=(
         SummaryLine(
-            3, "Of use to a classifier", _of_use, "not known without clusters or with so few tiles",
+            4, "Of use to a classifier", _of_use, "not known without clusters or with so few tiles",
             says="what is learnt from generated tiles, as a share of what is learnt from as many real ones",
             best="near 100 %",
         ),

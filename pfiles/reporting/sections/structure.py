@@ -1,0 +1,141 @@
+"""How far generated tiles are built like tissue: the reach of structure, and how tiles of that reach look."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pfiles.errors import InputError
+from pfiles.measuring import structure
+from pfiles.reporting import figures
+from pfiles.reporting.page import Section
+from pfiles.reporting.sections.data import HELD_OUT, EvaluationData
+from pfiles.reporting.sections.record import SectionRecord, SummaryLine, Work
+from pfiles.reporting.tables import plain
+from pfiles.tiles.pixels import evenly_spaced
+
+TITLE = "Reach of structure"
+SHOWN = 10  # tiles of a row in the picture
+MOST_SETS = 10  # that are measured: noise, up to five sizes of blocks, and real, generated, rebuilt and held-out tiles
+
+
+def make_section(data: EvaluationData, seed: int) -> Section:
+    """The reach of generated tiles beside that of reconstructed and held-out ones, overall and for each cluster."""
+    try:
+        tables, ladder = _measure(data, seed)
+    except InputError as error:
+        return Section(TITLE, [f"Left out: {error}"])
+    overall = pd.DataFrame({name: table.loc["all"] for name, table in tables.items()}).T
+    words = {name: structure.in_words(reach, ladder, data.mpp) for name, reach in overall.reach.items()}
+    drawn, best = overall.loc["generated"], next(name for name in (HELD_OUT, "training tiles") if name in words)
+    notes = [
+        "Real tiles that are cut into blocks and shuffled are as built as generated tiles at blocks of "
+        f"{words['generated']}; 95 % interval {drawn.low:.1f} to {drawn.high:.1f} px. Reach of {best}: {words[best]}.",
+        "Share is 0 for noise of the same spectrum and 1 for training tiles. Tiles that show glass are left out.",
+    ]
+    by_cluster = tables["generated"].drop("all")
+    block = round(drawn.reach)
+    recorded = {
+        "built_like_tissue": f"up to {words['generated']}; real tissue {words[best]}",
+        "reach_of_structure_px": overall.reach.to_dict(),
+        "share_of_structure": overall.share.to_dict(),
+        "details": {"structure": {"overall": plain(overall), "generated, by cluster": plain(by_cluster)}},
+    }
+    shown = [
+        figures.show_tiles(
+            examples(data, block, seed),
+            SHOWN,
+            f"Above real tiles, in the middle real ones in shuffled blocks of {block} px, below generated ones",
+        ),
+        plot_ladder(structure.shares(ladder), overall),
+    ]
+    return Section(TITLE, notes, [overall, by_cluster][: 1 + (not by_cluster.empty)], shown, recorded)
+
+
+def _measure(data: EvaluationData, seed: int) -> tuple[dict[str, pd.DataFrame], structure.Ladder]:
+    """The table of `structure.reaches` of each set that can be measured, and the ladder of the training tiles.
+
+    Clusters count where those of real and of generated tiles are known. InputError where one of these two sets cannot
+    be measured; held-out tiles that cannot have no row.
+    """
+    has_ids = data.real_ids is not None and data.generated_ids is not None
+    real_ids, generated_ids = (data.real_ids, data.generated_ids) if has_ids else (None, None)
+    ladder = structure.make_ladder(data.real, seed, real_ids)
+    tables = {"generated": structure.reaches(ladder, data.generated, seed, generated_ids)}
+    if data.reconstructed is not None:
+        tables["reconstructed"] = structure.reaches(ladder, data.reconstructed, seed, real_ids)
+    tables["training tiles"] = structure.reaches(ladder, data.real, seed, real_ids)
+    if data.held_out is not None:
+        try:
+            ids = data.held_out_ids if has_ids else None
+            tables[HELD_OUT] = structure.reaches(ladder, data.held_out, seed, ids)
+        except InputError:
+            pass  # too few of them, or of another kind: the training tiles stand for real tissue
+    return tables, ladder
+
+
+def examples(data: EvaluationData, block: int, seed: int) -> Tensor:
+    """Three rows of tiles: real ones, shuffled ones, generated ones; of one cluster in each column, where known."""
+    places = evenly_spaced(len(data.generated), SHOWN)
+    few = evenly_spaced(len(data.real), structure.TILES)
+    tiles, ids = data.real[few], np.zeros(len(few), int)
+    columns = evenly_spaced(len(few), SHOWN)
+    if data.real_ids is not None and data.generated_ids is not None:
+        ids, asked = data.real_ids[few], data.generated_ids[places]
+        columns = [next(iter(np.flatnonzero(ids == cluster)[i:]), i) for i, cluster in enumerate(asked)]
+    rows = tiles, structure.shuffled(tiles, block, seed, ids)
+    return torch.cat([*(row[columns].cpu() for row in rows), data.generated[places].cpu()])
+
+
+def plot_ladder(shares: pd.Series, overall: pd.DataFrame) -> Figure:
+    """The share of each rung over its block, and where each set stands between them."""
+    fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    ax.plot(shares.index, shares, color="grey", marker="o", label="real tiles, shuffled")
+    for i, (name, row) in enumerate(overall.iterrows()):
+        ax.errorbar(
+            row.reach, row.share, xerr=[[row.reach - row.low], [row.high - row.reach]], marker="s", color=f"C{i}",
+            capsize=3, label=name,
+        )  # fmt: skip
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(shares.index, shares.index)
+    ax.set(title="how far tiles are built", xlabel="reach, pixels", ylabel="share of real structure")
+    ax.legend(fontsize="small", loc="upper left")
+    return fig
+
+
+def seconds_per_tile(tiles: Tensor) -> float:
+    """What measuring takes on this machine, from uint8 tiles (N, 3, S, S)."""
+    began = time.monotonic()
+    structure.coherence_of(tiles, np.ones(tiles.shape[2:]))
+    return (time.monotonic() - began) / len(tiles)
+
+
+def _built_like_tissue(scores: Mapping[str, Any]) -> str | None:
+    return scores.get("built_like_tissue")
+
+
+def _seconds(work: Work) -> float:
+    return MOST_SETS * min(work.generated, structure.TILES) * work.structure_tile
+
+
+RECORD = SectionRecord(
+    title=TITLE,
+    question="how far are tiles built like tissue?",
+    make=lambda data, options: [make_section(data, options.seed)],
+    seconds=_seconds,
+    lines=(
+        SummaryLine(
+            2, "Built like tissue", _built_like_tissue,
+            "not known, with so few tiles or as the real ones have no structure to measure",
+            says="up to which size of block generated tiles are like real ones; those cut into smaller blocks and "
+            "shuffled are less built than these",
+            best="as far as real tissue",
+        ),
+    ),
+)  # fmt: skip
