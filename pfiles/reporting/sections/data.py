@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pfiles.latents import decode_codes, encode_tiles
-from pfiles.measuring.features import Extractor
+from pfiles.measuring.features import Extractor, ReadFeatures
 from pfiles.measuring.two_sample import BLURS_PX
 from pfiles.tiles.pixels import to_uint8
 from pfiles.vqvae import VQVAE
@@ -76,7 +76,7 @@ class Options:
     """How to measure: extractors of features, the seed of all that is random, where networks compute, and the scales in
     pixels at which two sets are told apart."""
 
-    extractors: Sequence[Extractor] = ()
+    extractors: Sequence[Extractor | ReadFeatures] = ()
     seed: int = 765
     device: torch.device | str = "cpu"
     blurs_px: Sequence[float] = BLURS_PX

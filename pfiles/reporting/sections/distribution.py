@@ -10,7 +10,7 @@ from pfiles.machine.processes import progress
 from pfiles.machine.runtime import derive_seed
 from pfiles.measuring import two_sample
 from pfiles.measuring.distribution import NEIGHBOURS, PRDC, frechet_distance, kid, prdc
-from pfiles.measuring.features import Extractor
+from pfiles.measuring.features import Extractor, ReadFeatures
 from pfiles.reporting.page import Section
 from pfiles.reporting.sections.data import HELD_OUT, MIN_IMAGES, EvaluationData, clusters_left_out
 from pfiles.reporting.sections.record import BY_FEATURES, SectionRecord
@@ -22,7 +22,7 @@ LINEAR_PROBE = "told apart"  # the column of what a linear classifier of the fea
 OTHER_HALF = "one half of the real tiles against the other"
 
 
-def make_section(extractor: Extractor, data: EvaluationData, seed: int) -> Section:
+def make_section(extractor: Extractor | ReadFeatures, data: EvaluationData, seed: int) -> Section:
     """The distances of `distribution_table`, and within each cluster; shown are those that can rank, see `Extractor`.
 
     The floor compares like with like: one random half of the real images against the other. Where there are held-out
@@ -30,16 +30,15 @@ def make_section(extractor: Extractor, data: EvaluationData, seed: int) -> Secti
     """
     order = np.random.default_rng(derive_seed(seed, "halves")).permutation(len(data.real))
     first, second = np.array_split(order, 2)
-    real, drawn = extractor(data.real), extractor(data.generated)
+    real, drawn, held_out = _features(extractor, data)
     halves = "The floor is one random half of the real images against the other, of the same mix of slides"
-    if data.held_out is None:
+    if held_out is None:
         whole = pd.DataFrame([distances(extractor, real, drawn, seed)], index=["all generated against all real"])
         table = distribution_table(extractor, data.real[first], real[first], real[second], drawn, seed)
         tables = [pd.concat([whole, table])]
         notes = [f"{halves}. The first row compares all images, the rows below compare with the first half."]
         by = {"real": (real, data.real_ids), "generated": (drawn, data.generated_ids)}
     else:
-        held_out = extractor(data.held_out)
         table = distribution_table(extractor, data.real, real, held_out, drawn, seed)
         size = min(int(table.images.min()), len(second))
         half = distances(extractor, real[first], real[second][:size], seed)
@@ -66,7 +65,17 @@ def make_section(extractor: Extractor, data: EvaluationData, seed: int) -> Secti
     return Section(f"Distribution in {extractor.name}", notes, tables, scores=scores)
 
 
-def distances(extractor: Extractor, real: np.ndarray, other: np.ndarray, seed: int) -> dict[str, float]:
+def _features(
+    extractor: Extractor | ReadFeatures, data: EvaluationData
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Of real, generated and, where there are some, held-out images."""
+    if isinstance(extractor, ReadFeatures):
+        return extractor.real, extractor.generated, extractor.held_out
+    held_out = None if data.held_out is None else extractor(data.held_out)
+    return extractor(data.real), extractor(data.generated), held_out
+
+
+def distances(extractor: Extractor | ReadFeatures, real: np.ndarray, other: np.ndarray, seed: int) -> dict[str, float]:
     """All measures of `distribution` between two sets of features (N, d), (M, d), under the extractor's names, and the
     share of both that a linear classifier tells apart.
 
@@ -86,7 +95,12 @@ def distances(extractor: Extractor, real: np.ndarray, other: np.ndarray, seed: i
 
 
 def distribution_table(
-    extractor: Extractor, tiles: Tensor, real: np.ndarray, held_out: np.ndarray, generated: np.ndarray, seed: int
+    extractor: Extractor | ReadFeatures,
+    tiles: Tensor,
+    real: np.ndarray,
+    held_out: np.ndarray,
+    generated: np.ndarray,
+    seed: int,
 ) -> pd.DataFrame:
     """The `distances` of real tiles from generated ones, and from references that say what a number means.
 
@@ -94,9 +108,25 @@ def distribution_table(
     them, and of generated images. Held-out tiles are the floor, the best that can be expected. The real tiles behind a
     Gaussian blur of 1/32 of their side, and their one mean colour, are generators that must score worse. As the
     Frechet distance grows when sets shrink, all references are of one size; where there are more generated images
-    than that, so many of them have a row of their own. Sets of fewer than 6 images have an empty row.
+    than that, so many of them have a row of their own. Sets of fewer than 6 images have an empty row. Features that
+    were read have no blurred and flat rows.
     """
     size = min(n for n in map(len, (real, held_out, generated)) if n > NEIGHBOURS)
+    sets = {
+        "generated": generated,
+        f"generated, {size} of them": generated[evenly_spaced(len(generated), size)],
+        HELD_OUT: held_out[evenly_spaced(len(held_out), size)],
+    }
+    if isinstance(extractor, Extractor):
+        sets |= {name: extractor(made) for name, made in _spoilt(tiles, size).items()}
+    if len(generated) <= size:
+        del sets[f"generated, {size} of them"]
+    rows = {name: distances(extractor, real, other, seed) for name, other in sets.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _spoilt(tiles: Tensor, size: int) -> dict[str, Tensor]:
+    """So many of the tiles behind a blur, and as many of their mean colour."""
     some = tiles[evenly_spaced(len(tiles), size)]
     sigma = BLUR * tiles.shape[2]
     bar = progress(some, desc="blur", unit="tile", leave=False, delay=2)
@@ -104,21 +134,11 @@ def distribution_table(
         np.stack([scipy.ndimage.gaussian_filter(tile.cpu().numpy(), (0, sigma, sigma)) for tile in bar])
     )
     flat = torch.tensor(mean_colour(tiles), dtype=torch.uint8)[:, None, None].expand(some.shape)
-    sets = {
-        "generated": generated,
-        f"generated, {size} of them": generated[evenly_spaced(len(generated), size)],
-        HELD_OUT: held_out[evenly_spaced(len(held_out), size)],
-        "blurred real tiles": extractor(blurred),
-        "flat mean colour": extractor(flat),
-    }
-    if len(generated) <= size:
-        del sets[f"generated, {size} of them"]
-    rows = {name: distances(extractor, real, other, seed) for name, other in sets.items()}
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return {"blurred real tiles": blurred, "flat mean colour": flat}
 
 
 def distribution_by_cluster(
-    extractor: Extractor, sides: dict[str, tuple[np.ndarray, np.ndarray]], seed: int
+    extractor: Extractor | ReadFeatures, sides: dict[str, tuple[np.ndarray, np.ndarray]], seed: int
 ) -> tuple[pd.DataFrame, str]:
     """The `distances` within each cluster that has enough images, and a sentence on those that have not.
 
@@ -137,7 +157,7 @@ def distribution_by_cluster(
     return pd.DataFrame.from_dict(rows, orient="index"), clusters_left_out(left_out)
 
 
-def caveat(extractor: Extractor, table: pd.DataFrame, width: int) -> str:
+def caveat(extractor: Extractor | ReadFeatures, table: pd.DataFrame, width: int) -> str:
     """What to keep in mind with a table of `distances` in features of that width."""
     fewest = int(table.images[table.images > NEIGHBOURS].min())
     text = f"{extractor.frechet} and {extractor.kernel}: 0 is best. {LINEAR_PROBE.capitalize()}: the share that a "

@@ -1,12 +1,15 @@
 """Distances between sets: references order generators, and what is too small is said."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from pfiles.measuring import features
+from pfiles.measuring.distribution import frechet_distance
 from pfiles.reporting.sections import distribution
-from pfiles.reporting.sections.data import HELD_OUT, clusters_left_out
+from pfiles.reporting.sections.data import HELD_OUT, EvaluationData, clusters_left_out
 from tests.reporting.sections.conftest import N, noisy_images
 
 
@@ -74,3 +77,17 @@ def test_few_images_for_many_features_are_said(real):
     assert "40 images do not fill the 54 dimensions" in distribution.caveat(extractor, table, 54)
     assert "do not fill" not in distribution.caveat(extractor, table, 39)
     assert "FID" not in distribution.caveat(extractor, table, 54)
+
+
+def test_features_from_files_enter_distances_and_the_linear_probe(real):
+    rng = np.random.default_rng(0)
+    of_real, of_generated = rng.standard_normal((N, 5)), rng.standard_normal((N, 5)) + 3
+    given = features.ReadFeatures(of_real, of_generated)
+    section = distribution.make_section(given, EvaluationData(real, real, real[:30]), seed=0)
+    table = section.tables[0]
+    assert "blurred real tiles" not in table.index
+    expected = frechet_distance(of_real, of_generated)
+    assert table.loc["all generated against all real", given.frechet] == pytest.approx(expected)
+    assert section.scores["told from real by features from files"] > 0.95
+    with_held_out = distribution.make_section(replace(given, held_out=of_real[:30]), EvaluationData(real, real), seed=0)
+    assert with_held_out.tables[0].loc[HELD_OUT, "images"] == 30
