@@ -21,8 +21,8 @@ measuring/    pairs and controls; features and distribution; fidelity; two_sampl
               stability
 reporting/    figures, tables, doubts (is a result of any use?), page, export, maps, card; atlas and naming (its form):
               what people look at
-reporting/sections/  data (what is compared), record (what a section is); paired, two_sample, spectrum, condition,
-              usefulness, distribution, morphometry, copies: a measure each, with its figure and its time
+reporting/sections/  data (what is compared), record (what a section is); paired, two_sample, spectrum, structure,
+              condition, usefulness, distribution, morphometry, copies: a measure each, with its figure and its time
 reporting/    evaluation: all sections of a report
 session       a run, opened once: `open_run` gives notebooks and commands all of the above
 choosing      the clusters of every k, learnt together and compared
