@@ -17,8 +17,8 @@ checkpoints   networks on disk, and what each belongs to
 learning/     loop, losses, log, resume; autoencoder; clusters; diffusion: what each training draws and minimises
 drawing/      sampling, samplers, generator: images from noise; in_diffusers: a generator as diffusers loads it
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
-              small network of both); efficientnet; spectrum; structure; morphometry; memorisation; neighbours;
-              stability
+              small network of both); efficientnet; spectrum; smoothness; structure; morphometry; memorisation;
+              neighbours; stability
 reporting/    figures, tables, doubts (is a result of any use?), page, export, maps, card; atlas and naming (its form):
               what people look at
 reporting/sections/  data (what is compared), record (what a section is); paired, two_sample, spectrum, structure,
