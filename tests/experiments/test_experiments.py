@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import nn
 
 from benchmarks.inputs import make_size
-from experiments import ablation, autoencoder, copies, every_k, ladder, start_from, train_and_look
+from experiments import ablation, autoencoder, copies, every_k, ladder, race, start_from, train_and_look
 from pfiles import checkpoints
 from pfiles.clusterers import make_clusterer
 from pfiles.latents import LatentSpace
@@ -159,6 +159,58 @@ def test_ablation(tmp_path, capsys):
     assert full["mse"] == again["mse"] != plain["mse"]
     assert "random: floor, training tiles" in full["values"].keys() - plain["values"].keys()  # no UNet changes it
     assert plain["settings"]["diffusion.prediction"] == "noise"
+
+
+def test_race(tmp_path, capsys):
+    """Two recipes at one budget: table, figure, what each took; what is done is not done again."""
+    settings = {**TINY, "image_size_px": 64, "max_train_tiles": 96, "autoencoder.polish.epochs": 0}
+    arguments = ["--data", "embedded", "--out", str(tmp_path / "out"), "--clusters", "3", "--budget", "2"]
+    arguments += [
+        "--number",
+        "60",
+        "--features",
+        "autoencoder",
+        "--rows",
+        "today",
+        "colour",
+        "--set",
+        json.dumps(settings),
+    ]
+    for _ in range(2):
+        race.main(arguments)
+        written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("* 2.j*")}
+    assert written.keys() == {"today 2.json", "today 2.jpg", "colour 2.json", "colour 2.jpg"}
+    rows = [json.loads((tmp_path / "out" / f"{name} 2.json").read_text()) for name in ("today", "colour")]
+    assert [row["settings"].get("autoencoder.colour_weight", 0) for row in rows] == [0, 0.04]
+    for row in rows:
+        assert 4 <= row["values"]["reach, low"] <= row["values"]["reach"] <= row["values"]["reach, high"] <= 16
+        assert 0 < row["values"]["kept_2x2"] <= 1
+        assert row["values"]["cpu_seconds"] == pytest.approx(sum(row["seconds"].values()))
+    table = (tmp_path / "out" / "race.md").read_text()
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| today", "| colour"]
+    assert table in capsys.readouterr().out
+    assert (tmp_path / "out" / "race.jpg").stat().st_size > 10_000
+
+
+def test_epochs_of_a_race_are_those_that_fit(tmp_path, monkeypatch):
+    """With a clock that counts 96 tiles as 9.6 s: 0.1 s a tile, so that 300 s are 900, 300 and 1,800 tiles of 100."""
+    clock = iter([0.0, 9.6, 9.6, 28.8])
+    monkeypatch.setattr(race.time, "process_time", lambda: next(clock))
+
+    class Run:
+        tiles = type("Tiles", (), {"train": range(100)})
+
+        def __getattr__(self, name):
+            return lambda *args: ()
+
+    monkeypatch.setattr(race, "_open", lambda *args: Run())
+    args = race._parser().parse_args(["--data", "embedded", "--out", str(tmp_path)])
+    epochs = race.fitting_epochs(args, {}, 300.0)
+    assert epochs == {"autoencoder.epochs": 9, "autoencoder.polish.epochs": 3, "training.epochs": 18}
+    clock = iter([0.0, 9.6, 9.6, 28.8])
+    assert race.fitting_epochs(args, {}, 1.0) == {
+        "autoencoder.epochs": 1, "autoencoder.polish.epochs": 0, "training.epochs": 1,
+    }  # fmt: skip
 
 
 def test_every_k(tmp_path):

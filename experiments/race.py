@@ -1,0 +1,216 @@
+"""Which recipe draws the best tiles after so much time of one core, autoencoder included?
+
+    python -m experiments.race --data PATH --out DIR [--budget 300 600 1800] [--rows today smooth ...] [--clusters 10]
+
+A row is a recipe; a budget is the CPU seconds of one thread for its whole pipeline: autoencoder, polish of the decoder,
+UNet. The epochs that fit are computed from the time of a step, which is measured first; what a training then took is
+recorded beside them. Each row at each budget leaves DIR/ROW BUDGET.json and a sheet of tiles DIR/ROW BUDGET.jpg; what
+is there is not done again. DIR/race.md and DIR/race.jpg show all that are done.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from benchmarks.measure import device_name
+from experiments import ablation
+from pfiles.latents import reconstruct
+from pfiles.machine.runtime import versions
+from pfiles.measuring import structure
+from pfiles.measuring.smoothness import smoothness_of_codes
+from pfiles.paths import atomic_write, read_json, write_json
+from pfiles.reporting import figures
+from pfiles.session import OpenRun, open_run
+from pfiles.tiles.pixels import to_uint8
+
+SHARES = {"autoencoder": 0.3, "polish": 0.1, "training": 0.6}  # of the budget
+PROBE_TILES = 96  # on which the time of a step is measured
+TODAY = ablation.SIZE | {
+    "autoencoder.warmup_steps": 100,
+    "autoencoder.revive_dead_codes": True,
+    "training.ema_decay": 0.0,
+    "training.clip_norm": 1.0,
+    "diffusion.latent_views": False,
+}
+SMALL_CODES = {"autoencoder.vqvae": TODAY["autoencoder.vqvae"] | {"z_channels": 4, "codebook_size": 512}}
+COLOUR = {"autoencoder.colour_weight": 0.04}
+EQUIVARIANCE = {"autoencoder.equivariance_weight": 0.25}
+SHARED = {"diffusion.shared_scale": True}
+FOLDED = {
+    "diffusion.unet": {"down_channels": [96, 128, 160], "t_emb_dim": 128, "num_layers": 1, "num_heads": 4,
+                       "norm_channels": 8, "conv_out_channels": 96, "fold": 2},
+}  # fmt: skip
+SMOOTH = SMALL_CODES | COLOUR | EQUIVARIANCE | SHARED
+ROWS: dict[str, dict[str, Any]] = {
+    "today": {},
+    "four channels, 512 codes": SMALL_CODES,
+    "colour": COLOUR,
+    "equivariance": EQUIVARIANCE,
+    "shared scale": SHARED,
+    "folded": FOLDED,
+    "smooth": SMOOTH,
+    "smooth, folded": SMOOTH | FOLDED,
+    "smooth, folded, without guidance": SMOOTH | FOLDED | {"sampling.guidance": 1.0},
+    "smooth, folded, batches of 64": SMOOTH | FOLDED | {"diffusion.batch_size": 64},
+    "smooth, folded, min-SNR 5": SMOOTH | FOLDED | {"diffusion.min_snr_gamma": 5.0},
+}
+COLUMNS = {  # of the table: title, the score's name, form
+    "reach, px": ("reach", "{:.1f}"),
+    "of reconstructions": ("reach, reconstructed", "{:.1f}"),
+    "structure": ("structure", "{:.0%}"),
+    "Frechet, photographs": ("imagenet: Frechet", "{:.0f}"),
+    "of reconstructions ": ("imagenet: floor, reconstructions", "{:.0f}"),
+    "Frechet, autoencoder": ("autoencoder: Frechet", "{:.3f}"),
+    "told from reconstructed, photographs": ("imagenet: told apart from reconstructed", "{:.0%}"),
+    "told from real, photographs": ("imagenet: told apart", "{:.0%}"),
+    "as asked": ("as asked, second judge", "{:.0%}"),
+    "closer": ("closer", "{:.1%}"),
+    "2 x 2 kept": ("kept_2x2", "{:.2f}"),
+    "CPU s": ("cpu_seconds", "{:.0f}"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = _parser().parse_args(arguments)
+    torch.set_num_threads(1)
+    for budget in args.budget:
+        for name in args.rows:
+            for seed in args.seeds:
+                label = f"{name} {budget:g}" + (f" seed {seed}" if seed != args.seeds[0] else "")
+                if not (args.out / f"{label}.json").exists():
+                    compete(args, name, label, budget, seed)
+    rows = [read_json(path) for path in sorted(args.out.glob("*.json"))]
+    table = as_table(rows)
+    print(table)
+    with atomic_write(args.out / "race.md") as file:
+        file.write(table.encode())
+    figures.save_figure(plot(rows), args.out / "race.jpg")
+
+
+def compete(args: argparse.Namespace, name: str, label: str, budget: float, seed: int) -> None:
+    """Train, draw and measure a row at a budget; its JSON and its sheet go to `args.out`."""
+    settings = TODAY | ROWS[name] | args.settings
+    epochs = fitting_epochs(args, settings, budget)
+    run = _open(args, str((args.out / label).absolute()), settings | epochs, seed)
+    seconds, began = {}, time.process_time()
+    run.train_autoencoder(*run.new_autoencoder())
+    seconds["autoencoder"] = time.process_time() - began
+    networks, began = run.new_networks(), time.process_time()
+    history = run.train("training", networks)
+    seconds["training"] = time.process_time() - began
+    drawn: list[Tensor] = []
+
+    def draw(cluster_ids: Tensor) -> Tensor:
+        drawn.append(run.draw(cluster_ids, stage="training"))
+        return drawn[-1]
+
+    sheet, values = ablation.measure(run, args.features, draw, "training", number=args.number, blurs_px=(0.0,))
+    values |= structure_of(run, drawn[0], args.number) | smoothness_of_codes(run.vqvae, run.codes)
+    about = {"row": name, "budget_s": budget, "seed": seed, "date": date.today().isoformat(), **versions()}
+    about |= {"device": device_name(run.device.type), "epochs": epochs, "seconds": seconds}
+    about |= {"tiles_seen": len(history) * len(run.tiles.train), "mse": history[-1]["mse"]}
+    values["cpu_seconds"] = sum(seconds.values())
+    figures.save_figure(sheet, args.out / f"{label}.jpg")
+    write_json(args.out / f"{label}.json", {**about, "settings": settings, "values": values})
+
+
+def fitting_epochs(args: argparse.Namespace, settings: dict[str, Any], budget: float) -> dict[str, int]:
+    """The epochs of autoencoder, polish and UNet that take their shares of a budget of CPU seconds, as settings.
+
+    A step of the polish is taken to last as long as one of the autoencoder. No training has less than one epoch, but
+    the polish, which may have none.
+    """
+    number = len(_open(args, str(args.out.absolute() / "probe"), settings).tiles.train)
+    probe = {"max_train_tiles": PROBE_TILES, "autoencoder.epochs": 1, "autoencoder.polish.epochs": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        run = _open(args, folder, settings | probe | {"training.epochs": 2})
+        began = time.process_time()
+        run.train_autoencoder(*run.new_autoencoder())
+        autoencoder_s = (time.process_time() - began) / PROBE_TILES
+        networks, began = run.new_networks(), time.process_time()
+        run.train("training", networks)
+        training_s = (time.process_time() - began) / (2 * PROBE_TILES)
+    affordable = {
+        "autoencoder.epochs": SHARES["autoencoder"] * budget / (autoencoder_s * number),
+        "autoencoder.polish.epochs": SHARES["polish"] * budget / (autoencoder_s * number),
+        "training.epochs": SHARES["training"] * budget / (training_s * number),
+    }
+    return {name: max(round(epochs), int("polish" not in name)) for name, epochs in affordable.items()}
+
+
+def structure_of(run: OpenRun, drawn: Tensor, number: int) -> dict[str, float]:
+    """The reach of structure, in pixels, of the tiles drawn for test tiles and of these test tiles reconstructed."""
+    test = run.test_images[:number].cpu()
+    cluster_ids = run.assign(test, "training")[0].numpy()
+    rebuilt = to_uint8(reconstruct(run.vqvae, test.to(run.device))).cpu()
+    ladder = structure.make_ladder(test, run.seed, cluster_ids)
+    measured = partial(structure.reaches, ladder, seed=run.seed, cluster_ids=cluster_ids)
+    generated, reconstructed = measured(drawn).loc["all"], measured(rebuilt).loc["all"]
+    return {
+        "reach": generated.reach, "reach, low": generated.low, "reach, high": generated.high,
+        "structure": generated.share, "reach, reconstructed": reconstructed.reach,
+    }  # fmt: skip
+
+
+def as_table(rows: list[dict[str, Any]]) -> str:
+    """The rows that are done as Markdown, by budget; all that was measured stands in their JSON."""
+    lines = [f"| recipe | budget, s | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for row in sorted(rows, key=lambda row: (row["budget_s"], [*ROWS].index(row["row"]), row["seed"])):
+        values = row["values"]
+        cells = []
+        for name, form in COLUMNS.values():
+            value = values.get(name, next((v for key, v in values.items() if key.startswith(name)), None))
+            cells.append("" if value is None else form.format(value))
+        lines.append(f"| {row['row']} | {row['budget_s']:g} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict[str, Any]]) -> Figure:
+    """Reach of structure and distance in features of photographs over the CPU seconds that each recipe took."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    panels = {"reach": "Reach of structure, pixels", "imagenet: Frechet": "Frechet distance, photographs"}
+    for axes, (beginning, title) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for name in [name for name in ROWS if any(row["row"] == name for row in rows)]:
+            points = sorted(
+                (row["values"]["cpu_seconds"], value)
+                for row in rows
+                for key, value in row["values"].items()
+                if row["row"] == name and (key == beginning or key.startswith(f"{beginning} "))
+            )
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-", label=name)
+        axes.set(xscale="log", xlabel="CPU seconds of one thread, autoencoder included", title=title)
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    return figure
+
+
+def _open(args: argparse.Namespace, out: str, settings: dict[str, Any], seed: int = 765) -> OpenRun:
+    return open_run("race", args.clusters, "kmeans", ablation.absolute(args.data), "recommended", settings, seed, out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.race", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--budget", type=float, nargs="+", default=[300.0, 600.0, 1800.0], help="CPU seconds")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[765])
+    parser.add_argument("--clusters", type=int, default=10)
+    parser.add_argument("--number", type=int, default=500, help="test tiles to compare with")
+    parser.add_argument("--features", nargs="+", default=["autoencoder", "imagenet"])
+    parser.add_argument("--set", type=json.loads, default={}, dest="settings", help="settings of all rows, as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
