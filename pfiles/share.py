@@ -49,7 +49,9 @@ def share(
         generator.save(part)
         drawn = Generator.load(part, run.device)  # what others will get
         tiles = drawn.draw(np.repeat(np.arange(drawn.n_clusters), TILES_SHOWN))
-        figures.save_figure(figures.show_tiles(tiles, TILES_SHOWN), part / "sheet.jpg", dpi=110)
+        labels = [figures.cluster_label(number + 1, drawn.names) for number in range(drawn.n_clusters)]
+        sheet = figures.show_tiles(tiles, TILES_SHOWN, rows=labels, mpp=drawn.mpp)
+        figures.save_figure(sheet, part / "sheet.jpg", dpi=110)
         text = _card(run, drawn, source, card, gate, preset, overrides or {})
         with atomic_write(part / "README.md") as file:
             file.write(text.encode())

@@ -216,3 +216,11 @@ def test_site_refuses_a_link_that_leads_nowhere(tmp_path):
     assert done.returncode == 1
     assert "no-such-heading" in done.stderr
     assert not (tmp_path / "site").exists()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+def test_no_figure_is_shown_twice(notebook):
+    """A cell whose last value is a figure shows it once as its value, and once as an open figure."""
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        lines = cell.source.rstrip().splitlines() if cell.cell_type == "code" else []
+        assert not lines or not re.match(r"figures\.(show|plot)_.*[^;]$", lines[-1]), lines[-1]

@@ -75,9 +75,12 @@ def _draw(args: argparse.Namespace) -> int:
     images = generator.draw(cluster_ids, seed=args.seed)
     write_tiles(out / "tiles", numbers, images)
     write_table(out, numbers, cluster_ids, generator.names, args.seed)
-    order = cluster_ids.argsort(stable=True)[:100]
-    figures.save_figure(figures.show_tiles(images[order], title="Generated tiles, by cluster"), out / "sheet.jpg")
-    print(f"{args.number} tiles in {out / 'tiles'}, all of them in {out / 'sheet.jpg'}")
+    clusters = cluster_ids.unique().tolist()
+    labels = [figures.cluster_label(cluster + 1, generator.names) for cluster in clusters]
+    rows = [images[cluster_ids == cluster] for cluster in clusters]
+    sheet = figures.show_rows(rows, labels, "Generated tiles of each cluster", generator.mpp)
+    figures.save_figure(sheet, out / "sheet.jpg")
+    print(f"{args.number} tiles in {out / 'tiles'}, at most ten of each cluster in {out / 'sheet.jpg'}")
     return 0
 
 

@@ -53,7 +53,7 @@ def all_sections(data: EvaluationData, options: Options) -> list[Section]:
     """All that is known of the data: the summary lines and pictures first, then what each of SECTIONS has to say."""
     records = [record for record in SECTIONS if record.applies(data)]
     sections = [section for record in records for section in record.make(data, options)]
-    return [in_short(*sections), images_section(data.real, data.generated), *sections]
+    return [in_short(*sections), images_section(data), *sections]
 
 
 def in_short(*sections: Section) -> Section:
@@ -65,14 +65,15 @@ def in_short(*sections: Section) -> Section:
     return Section("In short", notes, scores={"in_short": sentences})
 
 
-def images_section(real: Tensor, generated: Tensor) -> Section:
+def images_section(data: EvaluationData) -> Section:
     """How many images there are, and twenty of each side."""
+    real, generated = data.real, data.generated
     note = f"{len(real)} real and {len(generated)} generated images of {real.shape[2]} px."
-    shown = [
-        figures.show_tiles(images[evenly_spaced(len(images), 20)], title=title)
+    pictures = [
+        figures.show_tiles(images[evenly_spaced(len(images), 20)], title=title, mpp=data.mpp)
         for images, title in ((real, "Real"), (generated, "Generated"))
     ]
-    return Section("Images", [note], [], shown)
+    return Section("Images", [note], [], pictures)
 
 
 def evaluate(

@@ -26,14 +26,22 @@ SHEET_PAIRS = 20  # closest pairs shown
 
 
 def show_closest(
-    names: Sequence[str], images: Tensor, train: Tensor, nearest: pd.DataFrame, threshold: float
+    names: Sequence[str],
+    images: Tensor,
+    train: Tensor,
+    nearest: pd.DataFrame,
+    threshold: float,
+    mpp: float | None = None,
 ) -> Figure:
-    """The 20 images that lie closest to a training tile, closest first, each beside that tile, laid over it."""
+    """The 20 images that lie closest to a training tile, closest first, each beside that tile, laid over it.
+
+    mpp: microns per pixel, for a scale bar; None: not known.
+    """
     rows = nearest.sort_values("distance", kind="stable")[:SHEET_PAIRS]
     tiles = [aligned(train[row.tile], row.view, row.shift_y, row.shift_x)[0] for row in rows.itertuples()]
     captions = [f"{names[row.Index]} | {row.tile + 1}: {row.distance:.2f}" for row in rows.itertuples()]
     title = f"generated image | training tile: distance (threshold {threshold:.2f})"
-    return figures.show_pairs(images[rows.index.to_numpy()], torch.stack(tiles), captions, title)
+    return figures.show_pairs(images[rows.index.to_numpy()], torch.stack(tiles), captions, title, mpp=mpp)
 
 
 def made_from(generated: Path) -> dict[str, Any] | None:
@@ -106,7 +114,8 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
         (part / "images").mkdir()
         for file in (file for file, passes in zip(files, passed, strict=True) if passes):
             shutil.copyfile(file, part / "images" / file.name)
-        figures.save_figure(show_closest([file.name for file in files], images, train, nearest, limit), part / SHEET)
+        closest = show_closest([file.name for file in files], images, train, nearest, limit, tiles.mpp)
+        figures.save_figure(closest, part / SHEET)
         write_json(part / REPORT, report)
     return report
 

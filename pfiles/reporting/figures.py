@@ -1,6 +1,7 @@
 """The pictures: grids of tiles, loss curves, confusion matrices, and the panels of the paper's Figures 1 to 4."""
 
 import io
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from MODULE import INDICES
 from pfiles.measuring import stability
-from pfiles.paths import atomic_write
+from pfiles.paths import Paths, atomic_write
 from pfiles.tiles.pixels import evenly_spaced
 
 DPI = 300  # of saved panels, as published
@@ -37,53 +39,143 @@ def tile_grid(images: Tensor, columns: int, border: int = 0) -> np.ndarray:
     return F.pad(grid, (0, 0, 0, 2, 0, 2), value=border).numpy()
 
 
-def show_tiles(images: Tensor, columns: int = 10, title: str = "", label: str = "") -> Figure:
-    """A grid of uint8 tiles (N, 3, H, W) with a title above, and a label along its left side."""
+def show_tiles(
+    images: Tensor,
+    columns: int = 10,
+    title: str = "",
+    *,
+    rows: Sequence[str] = (),
+    tops: Sequence[str] = (),
+    mpp: float | None = None,
+) -> Figure:
+    """A grid of uint8 tiles (N, 3, H, W) with a title above.
+
+    rows, tops: labels at the left of the rows and above the columns; all labels are plain text. mpp: microns per pixel
+    of the tiles, for a scale bar below the grid; None: not known, no bar.
+    """
     grid = tile_grid(images, columns)
     width = columns * 0.8
-    fig, ax = plt.subplots(
-        figsize=(width + 0.4 * bool(label), width * grid.shape[0] / grid.shape[1] + 0.35 * bool(title))
-    )
+    heads = 0.35 * (bool(title) + bool(tops))
+    fig, ax = plt.subplots(figsize=(width + 0.4 * bool(rows), width * grid.shape[0] / grid.shape[1] + heads))
     ax.imshow(grid)
-    ax.set(xticks=[], yticks=[])
+    pitch = images.shape[2] + 2  # pixels from tile to tile
+    ax.set_yticks([(i + 0.5) * pitch for i in range(len(rows))], [_literal(row) for row in rows])
+    ax.xaxis.tick_top()
+    narrow = ["\n".join(textwrap.wrap(_literal(top), 11)) for top in tops]
+    ax.set_xticks([(i + 0.5) * pitch for i in range(len(tops))], narrow, size="small")
+    ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set_title(title)
-    ax.set_ylabel(label)
+    ax.set_title(_literal(title))
+    _draw_scale_bar(ax, grid.shape, images.shape[3], mpp)
     fig.tight_layout(pad=0.2)
     return fig
 
 
+def show_rows(
+    rows: Sequence[Tensor], labels: Sequence[str], title: str = "", mpp: float | None = None, columns: int = 10
+) -> Figure:
+    """As `show_tiles`, with the first `columns` tiles of each of `rows` in a row of its own, beside its label.
+
+    rows: uint8 (n, 3, H, W), at least one of them with a tile; white tiles fill the shorter ones.
+    """
+    columns = min(columns, max(map(len, rows)))
+    white = torch.full_like(next(tiles for tiles in rows if len(tiles))[:1], 255)
+    filled = [torch.cat([tiles[:columns], *[white] * (columns - len(tiles))]) for tiles in rows]
+    return show_tiles(torch.cat(filled), columns, title, rows=labels, mpp=mpp)
+
+
+def scale_bar_length(side_um: float) -> float:
+    """The longest of 1, 2, 5, 10, 20, 50 ... microns that is no longer than a tile of `side_um`."""
+    power = 10.0 ** math.floor(math.log10(side_um))
+    return power * max(digit for digit in (1, 2, 5) if digit * power <= side_um * (1 + 1e-9))
+
+
+def _draw_scale_bar(ax: Axes, shape: tuple[int, ...], side: int, mpp: float | None) -> None:
+    """Draw a bar of a round length below the right end of a grid of that shape, of tiles of `side` pixels."""
+    if mpp is None:
+        return
+    microns = scale_bar_length(side * mpp)
+    right, below = shape[1] - 2, shape[0] + 0.12 * side
+    ax.plot([right - microns / mpp, right], [below, below], color="black", linewidth=2, clip_on=False)
+    ax.text(right, below + 0.08 * side, f"{microns:g} µm", ha="right", va="top", size="small", clip_on=False)
+    ax.set(xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))  # the bar lies outside and moves no limit
+
+
+def _literal(text: str) -> str:
+    """As matplotlib shows it unchanged: a $ would begin a formula."""
+    return text.replace("$", r"\$")
+
+
+def cluster_label(number: int, names: Mapping[int, str] | None = None) -> str:
+    """The number of a cluster, from 1, with its name if it has one, in a few short lines."""
+    return "\n".join(textwrap.wrap(f"{number} {(names or {}).get(number, '')}".strip(), 18))
+
+
 def cluster_labels(k: int, names: Mapping[int, str] | None = None) -> list[str]:
-    """The numbers of k clusters from 1, with their names where they have some, as labels of a few short lines."""
-    labels = [f"{number} {(names or {}).get(number, '')}".strip() for number in range(1, k + 1)]
-    return ["\n".join(textwrap.wrap(label, 18)).replace("$", r"\$") for label in labels]  # a $ would begin a formula
+    """The labels of k clusters, for an axis of a plot of our own."""
+    return [_literal(cluster_label(number, names)) for number in range(1, k + 1)]
 
 
 def cluster_sheet(
-    left: Sequence[Tensor], right: Sequence[Tensor], titles: tuple[str, str], names: Mapping[int, str] | None = None
+    left: Sequence[Tensor],
+    right: Sequence[Tensor],
+    titles: tuple[str, str],
+    names: Mapping[int, str] | None = None,
+    mpp: float | None = None,
 ) -> Figure:
     """Two columns of tile rows, one row per cluster: left[c] and right[c] are uint8 tiles (n, 3, H, W) of cluster c.
 
-    names: of clusters, by their numbers from 1. A cluster without tiles has white ones.
+    names: of clusters, by their numbers from 1. mpp: microns per pixel, for a scale bar; None: not known. A cluster
+    without tiles has white ones.
     """
     white = torch.full_like(next(tiles for tiles in (*left, *right) if len(tiles))[:1], 255)
     columns = [max(len(tiles) for tiles in side) for side in (left, right)]
-    tile, margin, head = 0.6, 0.4, 0.35  # inches; fixed margins, as a fitted layout takes minutes for many rows
-    width, height = tile * sum(columns) + margin + 0.2, tile * len(left) + head + 0.05
+    # inches; fixed margins, as a fitted layout takes minutes for many rows
+    tile, margin, head, foot = 0.6, 0.4, 0.35, 0.05 if mpp is None else 0.3
+    width, height = tile * sum(columns) + margin + 0.2, tile * len(left) + head + foot
     fig, axes = plt.subplots(
         len(left), 2, figsize=(width, height), width_ratios=columns, squeeze=False,
-        gridspec_kw={"left": margin / width, "right": 1 - 0.05 / width, "bottom": 0.05 / height,
+        gridspec_kw={"left": margin / width, "right": 1 - 0.05 / width, "bottom": foot / height,
                      "top": 1 - head / height, "wspace": 0.3 / width, "hspace": 0.05},
     )  # fmt: skip
     for row, pair in zip(axes, zip(left, right, strict=True), strict=True):
         for ax, tiles, n in zip(row, pair, columns, strict=True):
             ax.set_axis_off()
-            ax.imshow(tile_grid(tiles if len(tiles) else white, n))
+            grid = tile_grid(tiles if len(tiles) else white, n)
+            ax.imshow(grid)
+    _draw_scale_bar(axes[-1][1], grid.shape, white.shape[3], mpp)
     for label, (ax, _) in zip(cluster_labels(len(left), names), axes, strict=True):
         ax.text(-0.02, 0.5, label, transform=ax.transAxes, ha="right", va="center")
     for ax, title in zip(axes[0], titles, strict=True):
-        ax.set_title(title)
+        ax.set_title(_literal(title))
     return fig
+
+
+def save_sheet(panels: Sequence[Path], path: Path, columns: int = 1, letters: str = "") -> bool:
+    """Write saved panels, row by row, as one image; whether all were there, as otherwise none is written.
+
+    letters: one for each panel, at its upper left. All panels get the width of the widest.
+    """
+    if not all(panel.exists() for panel in panels):
+        return False
+    images = [Image.open(panel).convert("RGB") for panel in panels]
+    width, gap = max(image.width for image in images), DPI // 10
+    images = [image.resize((width, round(image.height * width / image.width))) for image in images]
+    head = DPI // 4 if letters else 0  # room for the letter above each panel
+    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
+    heights = [head + gap + max(image.height for image in row) for row in rows]
+    sheet = Image.new("RGB", (min(columns, len(images)) * (width + gap), sum(heights)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, image in enumerate(images):
+        x, y = number % columns * (width + gap), sum(heights[: number // columns])
+        sheet.paste(image, (x, y + head))
+        pen.text((x, y), letters[number : number + 1], "black", ImageFont.load_default(head or 1))
+    reduced = min(1.0, MOST_PIXELS / max(sheet.size))
+    content = io.BytesIO()
+    sheet.resize([round(reduced * side) for side in sheet.size]).save(content, path.suffix[1:].replace("jpg", "jpeg"))
+    with atomic_write(path) as file:
+        file.write(content.getbuffer())
+    return True
 
 
 def save_figure(fig: Figure, path: Path, dpi: int = DPI) -> None:
@@ -93,6 +185,12 @@ def save_figure(fig: Figure, path: Path, dpi: int = DPI) -> None:
     fig.savefig(content, dpi=dpi, format=path.suffix[1:], bbox_inches="tight", pad_inches=0.02)
     with atomic_write(path) as file:
         file.write(content.getbuffer())
+
+
+def save_figure_4(paths: Paths) -> bool:
+    """`save_sheet` of the panels of Figure 4 of a run, which parts 4, 7 and 8 save."""
+    panels = [paths.figure(4, f"{letter}_k{paths.n_clusters}") for letter in "abcd"]
+    return save_sheet(panels, paths.figure(4, f"sheet_k{paths.n_clusters}"), 2, "abcd")
 
 
 def plot_history(history: Sequence[dict[str, float]], title: str, reference: dict[str, float] | None = None) -> Figure:
@@ -114,7 +212,7 @@ def plot_history(history: Sequence[dict[str, float]], title: str, reference: dic
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in axes.flat[len(names) :]:
         ax.set_visible(False)
-    fig.suptitle(title)
+    fig.suptitle(_literal(title))
     return fig
 
 
@@ -129,7 +227,7 @@ def plot_sizes(
     numbers = np.arange(1, len(sizes) + 1)
     ax.bar(numbers, sizes)
     ax.axhline(np.mean(np.asarray(sizes)), color="grey", linestyle="--")
-    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    ax.set(title=_literal(title), xlabel=xlabel, ylabel=ylabel)
     if len(sizes) < 30:
         ax.set_xticks(numbers, cluster_labels(len(sizes), names), rotation=90 if names else 0)
     return fig
@@ -254,8 +352,13 @@ def figure_4_tiles(n_test: int) -> np.ndarray:
     return evenly_spaced(n_test, 5)
 
 
-def show_pairs(left: Tensor, right: Tensor, captions: Sequence[str], title: str, columns: int = 5) -> Figure:
-    """Pairs of uint8 tiles (N, 3, H, W) side by side, left | right, each below its caption."""
+def show_pairs(
+    left: Tensor, right: Tensor, captions: Sequence[str], title: str, columns: int = 5, mpp: float | None = None
+) -> Figure:
+    """Pairs of uint8 tiles (N, 3, H, W) side by side, left | right, each below its caption.
+
+    mpp: microns per pixel, for a scale bar below the last pair; None: not known.
+    """
     rows = -(-len(captions) // columns)
     fig, axes = plt.subplots(
         rows, columns, figsize=(2.4 * columns, 1.5 * rows + 0.4), squeeze=False, layout="constrained"
@@ -263,7 +366,9 @@ def show_pairs(left: Tensor, right: Tensor, captions: Sequence[str], title: str,
     for ax in axes.flat:
         ax.set_axis_off()
     for ax, a, b, caption in zip(axes.flat, left, right, captions, strict=False):
-        ax.imshow(tile_grid(torch.stack([a, b]), 2))
-        ax.set_title(caption, size="small")
-    fig.suptitle(title, size="medium")
+        grid = tile_grid(torch.stack([a, b]), 2)
+        ax.imshow(grid)
+        ax.set_title(_literal(caption), size="small")
+    _draw_scale_bar(axes.flat[len(captions) - 1], grid.shape, left.shape[3], mpp)
+    fig.suptitle(_literal(title), size="medium")
     return fig

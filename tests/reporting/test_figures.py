@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 from pfiles.measuring import stability
+from pfiles.paths import Paths
 from pfiles.reporting import figures
 from pfiles.reporting.sections import condition
 from pfiles.tiles.pixels import as_array
@@ -29,7 +30,7 @@ def test_tile_grid_is_row_by_row_with_black_borders():
 def test_saved_figures_are_readable_and_whole(tmp_path):
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     path = tmp_path / "Figures" / "Figure 1" / "a.jpg"
-    figures.save_figure(figures.show_tiles(images, columns=4, title="Original", label="Cluster 1"), path)
+    figures.save_figure(figures.show_tiles(images, columns=4, title="Original", rows=["Cluster 1"]), path)
     assert np.asarray(Image.open(path)).ndim == 3
     assert [p.name for p in path.parent.iterdir()] == ["a.jpg"]
 
@@ -113,3 +114,60 @@ def test_pairs_are_shown_side_by_side(planted):
     both = as_array(planted[[0, 6]])
     np.testing.assert_array_equal(grid[2:66, 2:66], both[0])
     np.testing.assert_array_equal(grid[2:66, 68:132], both[1])
+
+
+def test_labels_of_tiles_are_text_and_the_scale_bar_has_a_round_length():
+    """Of tiles of 32 px at 2 microns a pixel, 64 microns, the longest round length is 50: 25 px."""
+    images = torch.full((6, 3, 32, 32), 7, dtype=torch.uint8)
+    figure = figures.show_tiles(images, 3, "a $ and a $", rows=["1 $x$", "2"], tops=["3 squamous epithelium"], mpp=2)
+    (ax,) = figure.axes
+    assert ax.get_title() == r"a \$ and a \$"
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == [r"1 \$x\$", "2"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["3 squamous\nepithelium"]
+    (bar,), (length,) = ax.lines, ax.texts
+    assert length.get_text() == "50 µm"
+    assert np.ptp(bar.get_xdata()) == 25
+    assert bar.get_ydata()[0] > ax.images[0].get_array().shape[0]  # below the tiles, over none
+    assert not figures.show_tiles(images, 3).axes[0].lines
+    sheet = figures.cluster_sheet([images], [images], ("left", "right"), mpp=0.5)
+    assert {text.get_text() for ax in sheet.axes for text in ax.texts} == {"10 µm", "1"}
+    pairs = figures.show_pairs(images, images, ["$a", "b$"], "$", mpp=0.5)
+    assert [ax.get_title() for ax in pairs.axes[:2]] == [r"\$a", r"b\$"]
+    assert [text.get_text() for ax in pairs.axes for text in ax.texts] == ["10 µm"]
+    plt.close("all")
+
+
+# the side of a tile: the bar, both in microns
+SCALES = {64: 50, 50: 50, 49: 20, 128: 100, 10: 10, 0.3: 0.2, 1000: 1000}
+
+
+@pytest.mark.parametrize("side", SCALES)
+def test_the_scale_bar_is_the_longest_round_length_within_a_tile(side):
+    assert figures.scale_bar_length(side) == pytest.approx(SCALES[side])
+
+
+def test_rows_of_fewer_tiles_are_filled_with_white():
+    tiles = torch.zeros(12, 3, 8, 8, dtype=torch.uint8)
+    figure = figures.show_rows([tiles, tiles[:2], tiles[:0]], ["1", "2", "3"])
+    grid = figure.axes[0].images[0].get_array()
+    white = (grid[3::10, 3::10] == 255).all(axis=2)
+    assert white.tolist() == [[False] * 10, [False] * 2 + [True] * 8, [True] * 10]
+    plt.close(figure)
+
+
+def test_panels_become_one_sheet_once_all_are_there(tmp_path):
+    paths = Paths(3, tmp_path)
+    grey = {"a": 0, "b": 60, "c": 120, "d": 180}
+    for letter, level in grey.items():
+        assert not figures.save_figure_4(paths)
+        path = paths.figure(4, f"{letter}_k3")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (400 if letter == "d" else 200, 100), (level,) * 3).save(path)
+    assert figures.save_figure_4(paths)
+    sheet = np.asarray(Image.open(paths.figure(4, "sheet_k3")).convert("L")).astype(int)
+    middle = sheet[:, 200], sheet[:, 630]  # the columns of a, c and of b, d; all are as wide as the widest
+    for column, levels in zip(middle, ((0, 120), (60, 180)), strict=True):
+        assert all((abs(column - level) < 3).sum() >= 100 for level in levels)
+    assert sheet.shape[1] == 2 * (400 + 30)
+    assert (sheet[:75, :75] < 100).any()  # the letter
+    assert not [*tmp_path.rglob("*.tmp*")]

@@ -64,7 +64,7 @@ def copies_section(
         notes += [leak] if leak else [_closer(judged, len(held_out))]
         judgement = [pd.DataFrame({"pixel space": judged}).T]
         shown = [_histograms(nearest, nearest_held_out, limit, "pixel space")]
-    shown.append(export.show_closest(names, some, data.real, nearest, limit))
+    shown.append(export.show_closest(names, some, data.real, nearest, limit, data.mpp))
     return Section("Copies", notes, judgement, shown, scores)
 
 

@@ -37,9 +37,11 @@ def make_section(
           for px, test in tests.items()),
     ]  # fmt: skip
     at_full = next(iter(found[GENERATED_FROM_REAL].values()))
-    shown = [
-        figures.show_tiles(generated[order], title=f"Generated images that look {how} convincing to the network")
-        for how, order in (("most", at_full.order[::-1][:SHOWN].copy()), ("least", at_full.order[:SHOWN]))
+    pictures = [
+        figures.show_tiles(
+            generated[order], title=f"Generated images that look {degree} convincing to the network", mpp=data.mpp
+        )
+        for degree, order in (("most", at_full.order[::-1][:SHOWN].copy()), ("least", at_full.order[:SHOWN]))
         if at_full.learned
     ]
     told = {name: next(iter(tests.values())).accuracy for name, tests in found.items()}
@@ -47,7 +49,7 @@ def make_section(
         "told_from_real": {name: accuracy for name, accuracy in told.items() if accuracy is not None},
         "details": {"two-sample test": plain(table)},
     }
-    return Section("Two-sample test", notes, [table], shown, scores)
+    return Section("Two-sample test", notes, [table], pictures, scores)
 
 
 def _told_from_real(scores: Mapping[str, Any]) -> str | None:
