@@ -48,7 +48,8 @@ CONFIG = {
                     "python": {
                         "options": {
                             "docstring_style": None,  # plain sentences
-                            "show_root_heading": True,
+                            "show_root_toc_entry": False,
+                            "merge_init_into_class": True,
                             "show_source": False,
                             "members_order": "source",
                             "heading_level": 2,
