@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard, overload
 
 from pfiles.errors import InputError
 from pfiles.machine.processes import is_first
@@ -26,11 +26,12 @@ def numbers_of_clusters(given: int | str | Sequence[int]) -> tuple[int, ...]:
     """The numbers of clusters k that 14, "10-16", "10,12,14" or [10, 12, 14] name, rising; InputError for others."""
     text = given if isinstance(given, str) else ",".join(map(repr, given)) if _is_list(given) else repr(given)
     parts = [re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip()) for part in text.split(",")]
-    if not all(parts):
+    matches = [part for part in parts if part]
+    if len(matches) < len(parts):
         raise InputError(
             f'n_clusters must be a whole number of at least 2, or several such as "10-16", but is {given!r}.'
         )
-    ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts]
+    ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in matches]
     if not all(ranges):
         raise InputError(f"n_clusters must go from the smaller number to the larger, such as 10-16, but is {text}.")
     if min(ks[0] for ks in ranges) < 2:
@@ -40,7 +41,7 @@ def numbers_of_clusters(given: int | str | Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted({k for ks in ranges for k in ks}))
 
 
-def _is_list(given: object) -> bool:
+def _is_list(given: object) -> TypeGuard[Sequence[int]]:
     return isinstance(given, list | tuple | range) and len(given) > 0
 
 
@@ -224,6 +225,10 @@ def write_json(path: Path, value: Any) -> None:
         file.write(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
 
 
+@overload
+def read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]: ...
+@overload
+def read_json(path: Path, default: None = None) -> dict[str, Any] | None: ...
 def read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """The JSON object in `path`, or `default` where there is no such file."""
     if not path.exists():

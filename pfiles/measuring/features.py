@@ -103,7 +103,7 @@ def read_features(files: Sequence[Path], images: Mapping[str, int]) -> ReadFeatu
     if len({table.shape[1] for table in tables}) > 1 or tables[0].shape[1] == 0:
         widths = ", ".join(str(table.shape[1]) for table in tables)
         raise InputError(f"Features must come from one network, but the files have rows of {widths} numbers.")
-    return ReadFeatures(*tables)
+    return ReadFeatures(tables[0], tables[1], tables[2] if len(tables) > 2 else None)
 
 
 def make_extractor(kind: str, vqvae: VQVAE | None = None, device: torch.device | str = "cpu") -> Extractor:

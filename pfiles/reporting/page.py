@@ -61,7 +61,8 @@ def show_scores(scores: Mapping[str, Any], n_clusters: int | None = None) -> Non
 
 def all_scores(*sections: Section) -> dict[str, Any]:
     """The scores of several sections for one entry of a run's summary, their details together."""
-    scores, details = {}, {}
+    scores: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     for section in sections:
         scores |= {name: value for name, value in section.scores.items() if name != "details"}
         details |= section.scores.get("details", {})
