@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from pfiles.errors import InputError
 from pfiles.tiles.readers import BLOCK, SNAP, SlideReader, level_for, read_rgb, thumbnail
 from pfiles.tiles.scale import Scale, scale_of
-from pfiles.tiles.tissue import shares, tissue_mask
+from pfiles.tiles.tissue import ENCLOSED, shares, tissue_mask
 
 FILLED = 0.75  # of such a block is taken; one of which less is, is read in parts
 MAX_SIDE = 4 * BLOCK  # px of a level that a single tile may take
@@ -112,7 +112,9 @@ def plan_tiles(slide: SlideReader, path: Path, tiling: Tiling, offset: float) ->
     image = thumbnail(slide, max(side / 16, max(width, height) / 2048), (x, y, width, height))
     scale = np.array([width / image.shape[1], height / image.shape[0]])
     in_thumbnail = side / scale
-    mask = tissue_mask(image, in_thumbnail.prod() / 4)
+    mask = tissue_mask(
+        image, in_thumbnail.prod() / 4, in_thumbnail.prod() * (ENCLOSED / (tiling.size * tiling.mpp)) ** 2
+    )
     stride = tiling.stride or tiling.size
     columns, rows = (int((length / downsample - tiling.size) // stride) + 1 for length in (width, height))
     corners = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2) * stride

@@ -165,8 +165,8 @@ def test_the_notebook_cuts_the_embedded_slide(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     run_cells(ROOT / "tile_slides.ipynb", {"out": str(tmp_path / "out")})
     plt.close("all")
-    assert "CMU-1-Small-Region: 135 tiles" in capsys.readouterr().out
-    assert len(rows_of(tmp_path / "out")) == 135
+    assert "CMU-1-Small-Region: 157 tiles" in capsys.readouterr().out
+    assert len(rows_of(tmp_path / "out")) == 157
 
 
 def test_tiles_of_one_slide_are_split_by_rows_without_a_shared_pixel(tmp_path):

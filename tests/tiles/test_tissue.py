@@ -1,8 +1,10 @@
 """Tissue on thumbnails of known content."""
 
 import numpy as np
+import pytest
 
-from pfiles.tiles.tissue import tissue_mask
+from benchmarks.tissue import HOLE, KINDS, SPECK, overlap, thumbnail
+from pfiles.tiles.tissue import doubt, measure_glass, tissue_mask
 from tests.tiles.conftest import GLASS, tissue
 
 
@@ -25,3 +27,50 @@ def test_tissue_without_pen_marks_borders_specks_and_holes():
     assert not mask[:, :15].any()
     assert not tissue_mask(np.full((50, 50, 3), GLASS, np.uint8), 4).any()
     assert tissue_mask(tissue(200, 200)[::2, ::2], 4).mean() > 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tissue_of_every_kind(kind):
+    """Made slides with known masks; a mark of a pen is found but for its rim."""
+    image, true = thumbnail(kind)
+    assert overlap(tissue_mask(image, SPECK, HOLE), true) > (0.9 if kind.startswith(("pen", "fat")) else 0.95)
+
+
+def test_the_glass_is_measured_before_anything_else():
+    for kind, colour in {
+        "neutral glass": (243, 243, 243),
+        "glass cream": (243, 234, 210),
+        "pen red": (243,) * 3,
+    }.items():
+        np.testing.assert_allclose(measure_glass(thumbnail(kind)[0]).colour, colour, atol=1)
+    for kind in ("all tissue", "all tissue, pale"):
+        assert measure_glass(thumbnail(kind)[0]) is None
+    image, true = thumbnail("glass cream")
+    image[:, 120:] = 255  # what was never scanned is white, and no tissue
+    assert not tissue_mask(image, SPECK, HOLE)[:, 120:].any()
+    assert overlap(tissue_mask(image, SPECK, HOLE)[:, :118], true[:, :118]) > 0.95
+    np.testing.assert_allclose(measure_glass(np.full((40, 40, 3), 255, np.uint8)).colour, 255)
+
+
+def test_the_user_decides_where_a_mark_and_a_stain_are_alike():
+    image, true = thumbnail("pen purple")
+    ink = tissue_mask(image, SPECK, HOLE, pens=False) & ~true
+    assert ink.mean() > 0.05
+    assert not (tissue_mask(image, SPECK, HOLE) & ink).mean() > 0.01
+    pale, true = thumbnail("pale, 10 levels")
+    assert overlap(tissue_mask(pale, SPECK, HOLE, threshold=8), true) > 0.9
+    assert not tissue_mask(pale, SPECK, HOLE, threshold=20).any()
+
+
+def test_even_red_within_tissue_is_no_mark():
+    """A pool of blood is as even as ink, but lies in tissue."""
+    image, true = thumbnail("neutral glass")
+    image[70:100, 70:100] = (190, 40, 60)
+    assert overlap(tissue_mask(image, SPECK, HOLE), true) > 0.95
+
+
+def test_nearly_all_tissue_is_doubted():
+    assert "up to its border" in doubt(np.ones((20, 20), bool))
+    true = thumbnail("neutral glass")[1]
+    assert doubt(true) is None
+    assert doubt(np.pad(np.ones((100, 100), bool), 1)) is None
