@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pfiles.errors import InputError
 from pfiles.paths import ROOT, atomic_write, expand
-from pfiles.tiles import builtin
+from pfiles.tiles import builtin, copies
 from pfiles.tiles.pixels import as_array, evenly_spaced
-from pfiles.tiles.sources import PICTURES, is_cut, read_source
+from pfiles.tiles.sources import PICTURES, Source, is_cut, read_source
 from pfiles.tiles.split import TEST_PARTS, last_part, split_by_folder, split_by_patient
 
 MIN_TILES = 2 * TEST_PARTS
@@ -191,9 +191,32 @@ def load_tiles(
         )
     if said:
         print(said)
+    if data not in EMBEDDED:
+        _refuse_copies(images, train, test, found)
     if len(used) < len(train):
         print(f"Using {len(used)} of {len(train)} training tiles, evenly spaced (setting max_train_tiles).")
     return Tiles(images, used, test, source, positions, labels, state, patients, pictures)
+
+
+def _refuse_copies(images: Tensor, train: np.ndarray, test: np.ndarray, source: Source) -> None:
+    """InputError where a test tile is a training tile as well; near-copies and likely patients are warned about."""
+
+    def name(i: int) -> str:
+        if source.positions is not None:
+            return f"{source.positions.slide[i]} at {source.positions.x[i]}, {source.positions.y[i]}"
+        return str(source.names[i]) if source.names else f"number {i}"
+
+    pairs = copies.copies(images, test, train)
+    if len(pairs):
+        raise InputError(
+            f"{copies.in_words(pairs, len(test), name)}: keep one of each, or give slides of one patient as such, so "
+            "that they are on one side."
+        )
+    copies.warn_of_near_copies(images, test, train, name, _cache_folder().parent)
+    if not any(source.patients):
+        slides = source.positions.slide if source.positions is not None else list(map(str, source.names))
+        if len(slides):
+            copies.warn_of_patients(*({slides[i] for i in side} for side in (train, test)))
 
 
 def _n_distinct(images: Tensor, indices: np.ndarray, enough: int) -> int:

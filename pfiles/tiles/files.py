@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -47,9 +48,7 @@ def read_files(files: Sequence[Path], where: Path) -> Tensor:
     """
     with ThreadPool() as pool:
         parts = (files[i : i + 256] for i in range(0, len(files), 256))
-        tiles = (
-            tile for part in parts for tile in pool.map(lambda path: decode_image(str(path), path.read_bytes()), part)
-        )
+        tiles = (tile for part in parts for tile in pool.map(lambda path: decode(str(path), path.read_bytes()), part))
         return stack_tiles(zip(map(str, files), tiles, strict=True), len(files), where)
 
 
@@ -60,14 +59,15 @@ def is_image_name(name: PurePath) -> bool:
 
 
 @quietly()
-def stack_tiles(tiles: Iterator[tuple[str, Tensor]], count: int, where: Path) -> Tensor:
-    """`count` named images (3, S, S) as uint8 (N, 3, S, S).
+def stack_tiles(tiles: Iterator[tuple[str, tuple[Tensor, int]]], count: int, where: Path) -> Tensor:
+    """`count` named images (3, S, S), each with its number of pages, as uint8 (N, 3, S, S).
 
-    InputError where there is none, or they are not square and of one size.
+    It says how many files hold several pages. InputError where there is none, or they are not square and of one size.
     """
-    images = None
+    images, of_pages = None, []
     bar = progress(tiles, total=count, desc="read tiles", unit="tile", leave=False, delay=2)
-    for i, (name, tile) in enumerate(bar):
+    for i, (name, (tile, pages)) in enumerate(bar):
+        of_pages += [name] * (pages > 1)
         if images is None:
             if tile.shape[1] != tile.shape[2]:
                 raise InputError(f"{name} is {tile.shape[2]} x {tile.shape[1]} pixels, but tiles must be square.")
@@ -80,6 +80,11 @@ def stack_tiles(tiles: Iterator[tuple[str, Tensor]], count: int, where: Path) ->
         images[i] = tile
     if images is None:
         raise InputError(f"{where} holds no image: expected files ending in {', '.join(IMAGE_SUFFIXES)}.")
+    if of_pages:
+        print(
+            f"{len(of_pages)} of {count} files hold several pages, of which the first is read, such as {of_pages[0]}: "
+            "save each page as a file of its own."
+        )
     return images
 
 
@@ -103,10 +108,22 @@ def most_of_samples(page: "tifffile.TiffPage") -> int | None:
     return int(most) if most and most > 255 else None
 
 
-def decode_image(name: str, content: bytes) -> Tensor:
-    """The bytes of an image file as uint8 RGB (3, H, W), transparent pixels white. InputError names the file.
+def types_in_words(names: Iterable[PurePath]) -> str:
+    """How many files of which image types are not read, as a sentence; "" where there is none."""
+    counts = Counter(name.suffix.lower() for name in names if name.suffix.lower() in UNREAD_SUFFIXES)
+    kinds = " and ".join(f"{count} of {suffix}" for suffix, count in sorted(counts.items()))
+    return f"{kinds} are not read: convert them." if counts else ""
 
-    16 bits per channel are scaled where a TIFF's tags say which range they use.
+
+def decode_image(name: str, content: bytes) -> Tensor:
+    """The first page of `decode`."""
+    return decode(name, content)[0]
+
+
+def decode(name: str, content: bytes) -> tuple[Tensor, int]:
+    """The bytes of an image file as uint8 RGB (3, H, W), transparent pixels white, and how many pages it has.
+
+    InputError names the file. 16 bits per channel are scaled where a TIFF's tags say which range they use.
     """
     try:
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF")) as image:
@@ -116,13 +133,14 @@ def decode_image(name: str, content: bytes) -> Tensor:
             if bits == 8 and not has_colours(image):
                 raise InputError(f"{name} has the colour mode {image.mode}, but tiles must be RGB.")
             if bits == 8:
-                return as_tensor(np.asarray(on_white(image))[None])[0]
+                pages = getattr(image, "n_frames", 1)
+                return as_tensor(np.asarray(on_white(image))[None])[0], pages
     except InputError:
         raise
     except Exception as error:  # a broken image raises errors of many kinds in Pillow
         if not (isinstance(error, Image.UnidentifiedImageError) and content.startswith((b"II", b"MM"))):
             raise InputError(f"{name} cannot be read as an image ({error}): replace or remove it.") from error
-    return as_tensor(_decode_many_bits(name, content)[None])[0]
+    return as_tensor(_decode_many_bits(name, content)[None])[0], 1
 
 
 def on_white(image: Image.Image) -> Image.Image:

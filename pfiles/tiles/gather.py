@@ -11,7 +11,7 @@ from PIL import Image
 from pfiles.errors import InputError, extra
 from pfiles.spreadsheet import composed, file_name
 from pfiles.tiles.companions import word_at_end, word_beside_name
-from pfiles.tiles.files import UNREAD_SUFFIXES
+from pfiles.tiles.files import UNREAD_SUFFIXES, types_in_words
 from pfiles.tiles.readers import open_slide, pages_of, thumbnail
 from pfiles.tiles.sources import walk
 
@@ -62,11 +62,12 @@ def gather(paths: Sequence[Path], out: Path, page: int | None = 1, asked: Sequen
         below = sorted(file for file in walk(path) if out not in file.parents) if is_folder else [path]
         slides = [file for file in below if file.suffix.lower() in SUFFIXES or (file == path and not _is_unread(file))]
         others = [file for file in below if _is_unread(file)]
+        unread = types_in_words(others)
         if not slides:
-            raise InputError(f"{path} holds no slide: expected files ending in {', '.join(SUFFIXES)}.{_types(others)}")
+            raise InputError(f"{path} holds no slide: expected files ending in {', '.join(SUFFIXES)}. {unread}".strip())
         gathered.unread |= {file.name: f"{file} is of a type that is not read" for file in others}
         if others:
-            gathered.notes.append(_types(others).strip())
+            gathered.notes.append(unread)
         for file in slides:
             files[file] = file != path and not {composed(file.name).lower(), name_of(file).lower()} & {
                 name.lower() for name in asked
@@ -85,16 +86,6 @@ def gather(paths: Sequence[Path], out: Path, page: int | None = 1, asked: Sequen
 
 def _is_unread(file: Path) -> bool:
     return file.suffix.lower() in UNREAD_SUFFIXES
-
-
-def _types(others: Sequence[Path]) -> str:
-    """How many files of which types are not read, as a sentence; nothing of none."""
-    if not others:
-        return ""
-    counts: dict[str, int] = {}
-    for file in others:
-        counts[file.suffix.lower()] = counts.get(file.suffix.lower(), 0) + 1
-    return f" {' and '.join(f'{n} of {suffix}' for suffix, n in counts.items())} are not read: convert them."
 
 
 def _take_pages(file: Path, page: int | None, gathered: Gathered) -> None:

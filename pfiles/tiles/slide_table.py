@@ -9,6 +9,7 @@ import pandas as pd
 
 from pfiles.errors import InputError
 from pfiles.spreadsheet import composed, number_in, read_table
+from pfiles.tiles.copies import warn_of_patients
 from pfiles.tiles.gather import SUFFIXES, SlideFile
 from pfiles.tiles.slides import MAX_MPP
 from pfiles.tiles.sources import positions_of
@@ -88,6 +89,8 @@ def print_slides(
         print(f"{name:<40} {patient:<16} {tiles} {mpp:>9}  {source}")
     print(f"{'all':<40} {'':<16} " + " ".join(f"{sum(count.values()):>8}" for count in counts.values()))
     print(verdict, end="\n" * bool(verdict))
+    if patients is not None and not any(patients.values()):
+        warn_of_patients(*(rows["slide"][side].unique() for side in columns.values()))
 
 
 def print_notes(notes: Sequence[str], of_slides: Mapping[str, Mapping[str, Any]], to_srgb: bool) -> None:

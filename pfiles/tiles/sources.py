@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pfiles.errors import InputError
 from pfiles.spreadsheet import columns_of, composed, file_name, numbers, parse_table, read_table
-from pfiles.tiles.files import decode_image, is_image_name, quietly, read_files, stack_tiles
+from pfiles.tiles.files import decode, is_image_name, quietly, read_files, stack_tiles, types_in_words
 from pfiles.tiles.pixels import as_tensor
 
 TILES, TABLE, PICTURES = "tiles.npy", "tiles.csv", "slides"  # of a folder that `python -m pfiles tile` wrote
@@ -131,10 +131,17 @@ def positions_of(rows: pd.DataFrame) -> np.recarray:
 def _read_folder(folder: Path) -> Source:
     files = {PurePosixPath(path.relative_to(folder).as_posix()): path for path in walk(folder)}
     names = sorted((name for name in files if is_image_name(name)), key=lambda name: name.parts)
+    _tell_unread(files, folder)
     paths = [files[name] for name in names]
     state = _state(paths)
     images = read_files(paths, folder)
     return Source(images, names, _labels_among(files, folder, names), state)
+
+
+def _tell_unread(names: Iterable[PurePosixPath], where: Path) -> None:
+    """Print how many images of which types in a folder or archive are not read."""
+    if sentence := types_in_words(name for name in names if not name.name.startswith(".")):
+        print(f"In {where} {sentence}")
 
 
 def read_labels(folder: Path, tiles: Iterable[Path]) -> np.ndarray | None:
@@ -202,12 +209,11 @@ def _read_zip(path: Path) -> Source:
                 members[name] = info
             _refuse_members(members, path)
             names = sorted(filter(is_image_name, members), key=lambda name: name.parts)
+            _tell_unread(members, path)
             label_file = _label_file(members, path)
             labels = label_file and _labels(archive.read(members[label_file]), f"{path}:{label_file}", names)
             shown = [f"{path}:{name}" for name in names]
-            tiles = (
-                (text, decode_image(text, archive.read(members[name]))) for text, name in zip(shown, names, strict=True)
-            )
+            tiles = ((text, decode(text, archive.read(members[name]))) for text, name in zip(shown, names, strict=True))
             return Source(stack_tiles(tiles, len(names), path), names, labels, state)
     except InputError:
         raise

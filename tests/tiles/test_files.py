@@ -6,12 +6,14 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from pytorch_msssim import ms_ssim
 
 from pfiles.errors import InputError
 from pfiles.measuring import pairs
 from pfiles.tiles import files, pixels
+from pfiles.tiles.dataset import load_tiles
 from pfiles.tiles.files import decode_image
 from tests.conftest import make_tiles, write
 
@@ -85,7 +87,6 @@ def png_16_bit(image):
 
 
 def test_16_bit_images_are_refused():
-    tifffile = pytest.importorskip("tifffile")
     twelve_bit = make_tiles(1)[0].astype(np.uint16) * 16
     tiffs = {"a.tif": (twelve_bit, 1), "planes.tif": (np.moveaxis(twelve_bit, -1, 0), 2)}
     images = {"a.png": png_16_bit(twelve_bit)}
@@ -98,6 +99,50 @@ def test_16_bit_images_are_refused():
             decode_image(name, content)
     with pytest.raises(InputError, match="12 bits"):
         decode_image("a.png", png_16_bit(twelve_bit))
+
+
+def test_16_bits_are_scaled_where_a_tiff_says_their_range():
+    tile = make_tiles(1)[0]
+    twelve_bit = tile.astype(np.uint16) * 16
+    for planes, image in ((1, twelve_bit), (2, np.moveaxis(twelve_bit, -1, 0))):
+        buffer = io.BytesIO()
+        tag = [(281, "H", 3, (4095, 4095, 4095), True)]
+        tifffile.imwrite(buffer, image, photometric="rgb", planarconfig=planes, extratags=tag)
+        found = decode_image("a.tif", buffer.getvalue()).permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(found, np.rint(twelve_bit * (255 / 4095)).astype(np.uint8))
+
+
+def test_transparent_pixels_are_glass():
+    """An alpha channel, a transparent colour, and a palette with one; half transparent is half white."""
+    tile = make_tiles(1)[0]
+    alpha = np.zeros((48, 48), np.uint8)
+    alpha[:16], alpha[16:24] = 255, 128
+    expected = np.rint(tile * (alpha[..., None] / 255) + 255 - alpha[..., None]).astype(int)
+    buffer = io.BytesIO()
+    Image.fromarray(np.dstack([tile, alpha])).save(buffer, "PNG")
+    found = decode_image("a.png", buffer.getvalue()).permute(1, 2, 0).numpy()
+    assert np.abs(found - expected).max() <= 1
+    keyed = tile.copy()
+    keyed[:9] = 1, 2, 3
+    colours = Image.fromarray(keyed)
+    palette = colours.quantize(256)
+    for image, key in ((colours, (1, 2, 3)), (palette, palette.getpixel((0, 0)))):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", transparency=key)
+        found = decode_image("a.png", buffer.getvalue()).permute(1, 2, 0).numpy()
+        assert (found[:9] == 255).all()
+        assert (found[9:] != 255).any()
+
+
+def test_pages_and_types_that_are_not_read_are_counted_and_named(tmp_path, capsys):
+    for i, tile in enumerate(make_tiles(30)):
+        tifffile.imwrite(tmp_path / f"{i:02}.tif", np.stack([tile, 255 - tile]), photometric="rgb")
+    for name in ("a.bmp", "b.webp", "c.WEBP", "notes.txt", ".d.bmp"):
+        (tmp_path / name).write_bytes(b"x")
+    np.testing.assert_array_equal(pixels.as_array(load_tiles(tmp_path, 48).images), make_tiles(30))
+    printed = capsys.readouterr().out
+    assert "1 of .bmp and 2 of .webp are not read: convert them." in printed
+    assert f"30 of 30 files hold several pages, of which the first is read, such as {tmp_path / '00.tif'}" in printed
 
 
 def test_alpha_and_palette_stay_allowed():

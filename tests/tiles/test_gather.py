@@ -64,7 +64,7 @@ def test_types_that_are_not_read_are_counted_and_named(tmp_path):
     gathered = gather([tmp_path], tmp_path / "out")
     assert names(gathered) == ["a"]
     assert gathered.unread.keys() == {"b.vsi", "c.bmp", "d.BMP"}
-    assert "1 of .vsi and 2 of .bmp are not read: convert them." in gathered.notes
+    assert "2 of .bmp and 1 of .vsi are not read: convert them." in gathered.notes
     with pytest.raises(InputError, match=r"b\.vsi holds no slide: .* 1 of \.vsi are not read"):
         gather([tmp_path / "b.vsi"], tmp_path / "out")
 

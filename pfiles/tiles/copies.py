@@ -1,0 +1,116 @@
+"""Tiles that are on both sides of the split: the same pixels under two names, nearly the same, one patient's."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from pfiles.paths import atomic_write
+from pfiles.tiles.pixels import as_array, evenly_spaced
+
+MOST = 4096, 65536  # test and training tiles among which near-copies are looked for, evenly spaced
+CELLS = 8  # along a side, whose mean colours are compared
+ALIKE = 0.97  # correlation of these from which two tiles are near-copies
+PLAIN = 3.0  # levels by which the cells of a tile must differ, else it shows nothing that could be told again
+SHOWN, SIDE = 6, 128  # pairs in a picture, and px of a tile in it
+PATIENTS = re.compile(r"(TCGA-\w{2}-\w{4}|C3[LN]-\d{5}|GTEX-\w+?)(?=-|_|\.|$)", re.IGNORECASE)  # of public archives
+
+
+def copies(images: Tensor, test: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Pairs (M, 2) of a test tile and a training tile with the same pixels, one pair for each such test tile.
+
+    images: (N, 3, S, S) uint8; test, train: indices into them. Tiles of a single colour do not count.
+    """
+    by_rows = {rows: i for i, rows in zip(train, _two_rows(images, train), strict=True)}
+    pairs = []
+    for i, rows in zip(test, _two_rows(images, test), strict=True):
+        other = by_rows.get(rows)
+        if other is not None and torch.equal(images[i], images[other]) and (images[i] != images[i][:, :1, :1]).any():
+            pairs.append((i, other))
+    return np.array(pairs, int).reshape(-1, 2)
+
+
+def _two_rows(images: Tensor, indices: np.ndarray) -> Iterable[bytes]:
+    """The pixels of two rows of each tile: of most files no more than that is read."""
+    side = images.shape[2]
+    for i in indices:
+        yield as_array(images[i : i + 1, :, [side // 3, 2 * side // 3]]).tobytes()
+
+
+def near_copies(images: Tensor, test: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Pairs (M, 2) of a test tile and the training tile that shows nearly the same, such as saved again as JPEG.
+
+    The mean colours of 8 x 8 cells correlate by more than 0.97. Of very many tiles some are searched, see `MOST`.
+    """
+    test, train = (part[evenly_spaced(len(part), most)] for part, most in zip((test, train), MOST, strict=True))
+    ours, theirs = _cells(images, test), _cells(images, train)
+    pairs = []
+    for first in range(0, len(test), 512):
+        best, place = (ours[first : first + 512] @ theirs.T).max(1)
+        pairs += [(test[first + int(i)], train[int(place[i])]) for i in torch.nonzero(best > ALIKE)]
+    return np.array(pairs, int).reshape(-1, 2)
+
+
+def _cells(images: Tensor, indices: np.ndarray) -> Tensor:
+    """What a tile shows, as (N, 192) of length 1, and 0 of tiles that show nothing."""
+    parts = []
+    for part in torch.as_tensor(indices).split(1024):
+        cells = F.adaptive_avg_pool2d(images[part].float(), CELLS)
+        cells = (cells - cells.mean((2, 3), keepdim=True)).flatten(1)
+        length = cells.norm(dim=1, keepdim=True)
+        parts.append(torch.where(length > PLAIN * cells.shape[1] ** 0.5, cells / length.clamp(min=1e-9), 0))
+    return torch.cat(parts) if parts else torch.empty(0, 3 * CELLS**2)
+
+
+def picture_of_pairs(images: Tensor, pairs: np.ndarray) -> Image.Image:
+    """The first pairs, each test tile above its training tile."""
+    tiles = [Image.fromarray(as_array(images[i : i + 1])[0]).resize((SIDE, SIDE)) for i in pairs[:SHOWN].T.ravel()]
+    columns = len(tiles) // 2
+    sheet = Image.new("RGB", (columns * (SIDE + 4), 2 * (SIDE + 4)), "white")
+    for place, tile in enumerate(tiles):
+        sheet.paste(tile, (place % columns * (SIDE + 4), place // columns * (SIDE + 4)))
+    return sheet
+
+
+def in_words(pairs: np.ndarray, of: int, name: Callable[[int], str], nearly: bool = False) -> str:
+    """What copies there are, by the names of a pair; of: how many test tiles there are."""
+    first, second = (name(int(i)) for i in pairs[0])
+    alike = "look nearly like" if nearly else "have the same pixels as"
+    return f"{len(pairs)} of {of} test tiles {alike} training tiles, such as {first} and {second}"
+
+
+def warn_of_near_copies(
+    images: Tensor, test: np.ndarray, train: np.ndarray, name: Callable[[int], str], folder: Path
+) -> None:
+    """Print which test tiles are near-copies of training tiles, and write a picture of such pairs into `folder`."""
+    pairs = near_copies(images, test, train)
+    if len(pairs):
+        sheet = picture_of_pairs(images, pairs)
+        path = folder / f"near_copies_{hashlib.sha256(sheet.tobytes()).hexdigest()[:8]}.png"
+        with atomic_write(path) as file:
+            sheet.save(file, format="PNG")
+        print(f"Warning: {in_words(pairs, len(test), name, nearly=True)}: see {path}.")
+
+
+def patients_on_both_sides(train: Iterable[str], test: Iterable[str]) -> list[str]:
+    """Patients of public archives, such as TCGA-D8-A73X, of whom the names of slides on both sides speak."""
+    first, second = (
+        {match[1].upper() for name in names if (match := PATIENTS.search(name))} for names in (train, test)
+    )
+    return sorted(first & second)
+
+
+def warn_of_patients(train: Sequence[str], test: Sequence[str]) -> None:
+    """Print which patients seem to be on both sides."""
+    if patients := patients_on_both_sides(train, test):
+        more = f" and {len(patients) - 1} more" if len(patients) > 1 else ""
+        print(
+            f"Warning: names that look like one patient, {patients[0]}{more}, are among training and test tiles: "
+            "give the patients in --slides-csv."
+        )
