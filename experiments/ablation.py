@@ -24,10 +24,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.measure import device_name
+from pfiles.errors import InputError
 from pfiles.latents import encode_tiles, predict_clusters, reconstruct
 from pfiles.learning.log import History
 from pfiles.machine.runtime import make_generator, versions
-from pfiles.measuring import fidelity, memorisation, spectrum, two_sample, usefulness
+from pfiles.measuring import fidelity, memorisation, spectrum, structure, two_sample, usefulness
 from pfiles.measuring.features import make_extractor
 from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.reporting import figures
@@ -192,6 +193,7 @@ def measure(
     for name, pair in {"from real": (drawn, train), "from reconstructed": (drawn, rebuilt)}.items():
         for px in blurs_px:
             values[f"told {name}, blur {px:g}"] = two_sample.two_sample_test(*pair, seed, device, px).accuracy
+    values |= reach_of_structure(test, drawn, rebuilt, clusters, seed)
     bands, lines = spectrum.compare(test, {"drawn": drawn, "rebuilt": rebuilt})
     values |= {f"power {band}": ratio for band, ratio in bands["drawn"].items()}
     values |= {f"grid {place}": value for place, value in lines.loc["drawn"].items()}
@@ -201,6 +203,23 @@ def measure(
     real = [test[clusters == cluster][:8] for cluster in range(run.n_clusters)]
     sheet = figures.cluster_sheet(real, columns, ("Real test tiles", "Generated tiles"))
     return sheet, {name: None if value is None else float(value) for name, value in values.items()}
+
+
+def reach_of_structure(
+    test: Tensor, drawn: Tensor, rebuilt: Tensor, clusters: Tensor, seed: int
+) -> dict[str, float | None]:
+    """How far drawn and reconstructed tiles are built, held against shuffled test tiles; None where that is unknown."""
+    names = ["reach", "reach, low", "reach, high", "structure", "reach, reconstructed"]
+    cluster_ids = clusters.cpu().numpy()
+    try:
+        ladder = structure.make_ladder(test, seed, cluster_ids)
+        of_drawn, of_rebuilt = (
+            structure.reaches(ladder, tiles, seed, cluster_ids).loc["all"] for tiles in (drawn, rebuilt)
+        )
+    except InputError:
+        return dict.fromkeys(names)
+    found = (of_drawn.reach, of_drawn.low, of_drawn.high, of_drawn.share, of_rebuilt.reach)
+    return dict(zip(names, map(float, found), strict=True))
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:
@@ -214,6 +233,7 @@ def as_table(rows: list[dict[str, Any]]) -> str:
         "as asked": ("as asked", "{:.0%}"),
         "second judge": ("as asked, second judge", "{:.0%}"),
         "CAS": ("CAS, of real", "{:.0%}"),
+        "reach, px": ("reach", "{:.1f}"),
         "told from real": ("told from real, blur 0", "{:.0%}"),
         "told from reconstructed": ("told from reconstructed, blur 0", "{:.0%}"),
         "closer": ("closer", "{:.1%}"),

@@ -2,22 +2,29 @@
 
     python -m experiments.ladder --run DIR --data PATH --clusters 10 [--preset demo] [--images 500] [--out DIR]
         [--settings JSON] [--early FILE] [--late FILE] [--features random autoencoder imagenet]
+    python -m experiments.ladder --generator FOLDER --data PATH [--images 500] [--out DIR] [--features ...]
 
 DIR is the folder of a run. The rungs are made of its held-out tiles: as they are, reconstructed by the autoencoder,
-blurred by 1 and 2 px, and as one flat colour; and tiles drawn for their clusters by an early UNet (default: after the
-first training) and a late one (default: after the last). As all rungs show the same held-out slides, they are compared
-like with like. A measure orders the ladder rightly where no rung of a chain scores worse than the next one down:
+blurred by 1 and 2 px, and as one flat colour; shuffled in blocks of 32, 16, 8 and 4 px, and as noise of their spectrum;
+and tiles drawn for their clusters by an early UNet (default: after the first training) and a late one (default: after
+the last). A generator is its own late UNet, and has no early one. As all rungs show the same held-out slides, they are
+compared like with like. A measure orders a chain rightly where no rung scores worse than the next one down:
 
     held-out real, reconstructed, late checkpoint, early checkpoint, flat colour
     held-out real, blurred by 1 px, blurred by 2 px, flat colour
+    held-out real, shuffled in blocks of 32 px, 16 px, 8 px, 4 px
+    held-out real, shuffled in blocks of 8 px, noise of their spectrum
 
-Writes ladder.json, ladder.md (the table) and ladder.jpg (the rungs).
+The first two are quality, the last two structure. Writes ladder.json, ladder.md (the table) and ladder.jpg (the rungs).
 """
 
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -26,31 +33,33 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.measure import device_name
 from experiments.ablation import absolute
 from pfiles import checkpoints
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
-from pfiles.latents import LatentSpace, encode_tiles, predict_clusters, reconstruct
-from pfiles.machine.runtime import versions
-from pfiles.measuring import fidelity, morphometry, spectrum, two_sample, usefulness
+from pfiles.latents import encode_tiles, predict_clusters, reconstruct
+from pfiles.machine.runtime import pick_device, versions
+from pfiles.measuring import fidelity, morphometry, spectrum, structure, two_sample, usefulness
 from pfiles.measuring.features import Extractor, make_extractor
 from pfiles.paths import atomic_write, write_json
 from pfiles.reporting import figures
 from pfiles.reporting.sections import distribution
-from pfiles.session import OpenRun, open_run
+from pfiles.session import open_run
 from pfiles.settings import Settings
-from pfiles.tiles.dataset import Tiles
+from pfiles.tiles.dataset import Tiles, load_tiles
 from pfiles.tiles.pixels import evenly_spaced, mean_colour, to_uint8
 from pfiles.unet_cond_base import UNet
-from pfiles.vqvae import VQVAE
 
 HELD_OUT, REBUILT, LATE, EARLY = "held-out real", "reconstructed", "late checkpoint", "early checkpoint"
 BLUR_1, BLUR_2, FLAT = "blurred by 1 px", "blurred by 2 px", "flat colour"
-CHAINS = ((HELD_OUT, REBUILT, LATE, EARLY, FLAT), (HELD_OUT, BLUR_1, BLUR_2, FLAT))  # best first
-RUNGS = (HELD_OUT, REBUILT, BLUR_1, BLUR_2, LATE, EARLY, FLAT)
+SHUFFLED = {block: f"shuffled in blocks of {block} px" for block in (32, 16, 8, 4)}
+NOISE = "noise of their spectrum"
+QUALITY = ((HELD_OUT, REBUILT, LATE, EARLY, FLAT), (HELD_OUT, BLUR_1, BLUR_2, FLAT))  # best first
+STRUCTURE = ((HELD_OUT, *SHUFFLED.values()), (HELD_OUT, SHUFFLED[8], NOISE))
+RUNGS = (HELD_OUT, REBUILT, BLUR_1, BLUR_2, LATE, EARLY, *SHUFFLED.values(), NOISE, FLAT)
 HIGHEST_BAND = 8  # bands of the spectrum that count: up to 0.4 cycles per pixel
 SHOWN = 12  # tiles of a rung in the picture
 
@@ -68,33 +77,50 @@ def main(arguments: list[str] | None = None) -> int:
     write_json(args.out / "ladder.json", report)
     with atomic_write(args.out / "ladder.md") as file:
         file.write(table.encode())
-    figures.save_figure(figures.show_tiles(shown, SHOWN, title=", ".join(RUNGS)), args.out / "ladder.jpg")
+    rungs = [rung for rung in RUNGS if rung in next(iter(report["measures"].values()))["values"]]
+    title = "\n".join(textwrap.wrap(", ".join(rungs), 110))
+    figures.save_figure(figures.show_tiles(shown, SHOWN, title=title), args.out / "ladder.jpg")
     return 0
 
 
 def climb(args: argparse.Namespace) -> tuple[dict[str, Any], Tensor]:
     """The report, and the first tiles of each rung."""
-    data, folder = absolute(args.data), str(args.run.absolute())
-    run = open_run("ladder", args.clusters, args.clustering, data, args.preset, args.settings, args.seed, folder)
-    late, clusterer, space = run.networks()
-    early = args.early or checkpoints.find_checkpoint(run.paths, "unet", "training", args.clustering)
-    unets = {
-        EARLY: _unet(early, late, run.settings),
-        LATE: late if args.late is None else _unet(args.late, late, run.settings),
-    }
-    extractors = [make_extractor(kind, run.vqvae, run.device) for kind in args.features]
-    rungs, clusters = make_rungs(run, args.images, clusterer, space, unets)
-    values = measure(
-        rungs, clusters, run.tiles, run.vqvae, clusterer, extractors, args.clusters, run.device, args.seed
-    )  # fmt: skip
+    generator, early, tiles = _of_generator(args) if args.run is None else _of_run(args)
+    device = next(generator.unet.parameters()).device
+    unets = {LATE: generator.unet if args.late is None else _unet(args.late, generator.unet, generator.settings)}
+    if args.real_only:
+        unets = {}
+    elif early is not None:
+        unets[EARLY] = _unet(early, generator.unet, generator.settings)
+    extractors = [make_extractor(kind, generator.space.vqvae, device) for kind in args.features]
+    rungs, clusters = make_rungs(generator, tiles, args.images, unets, args.seed)
+    values = measure(rungs, clusters, tiles, generator, extractors, device, args.seed, args.blurs)
     about = {
-        "device": device_name(run.device.type), "date": date.today().isoformat(), "versions": versions(),
-        "data": run.tiles.source, "images": len(clusters), "seed": args.seed,
+        "device": device_name(device.type), "date": date.today().isoformat(), "versions": versions(),
+        "data": tiles.source, "images": len(clusters), "seed": args.seed,
     }  # fmt: skip
-    measures = {name: {**of, **judge(of["values"], of["best"])} for name, of in values.items()}
-    return {**about, "chains": [list(chain) for chain in CHAINS], "measures": measures}, torch.cat(
-        [rungs[name][evenly_spaced(len(clusters), SHOWN)] for name in RUNGS]
-    )
+    measures = {
+        name: {**of, **judge(of["values"], of["best"]), "structure": judge(of["values"], of["best"], STRUCTURE)}
+        for name, of in values.items()
+    }
+    chains = [list(chain) for chain in QUALITY + STRUCTURE]
+    shown = [rung[evenly_spaced(len(clusters), SHOWN)] for rung in rungs.values()]
+    return {**about, "chains": chains, "measures": measures}, torch.cat(shown)
+
+
+def _of_run(args: argparse.Namespace) -> tuple[Generator, Path, Tiles]:
+    """The last networks of a run, the checkpoint of its early UNet, and its tiles."""
+    data, folder = absolute(args.data), str(args.run.absolute())
+    changed = args.settings | ({} if args.train is None else {"max_train_tiles": args.train})
+    run = open_run("ladder", args.clusters, args.clustering, data, args.preset, changed, args.seed, folder)
+    early = args.early or checkpoints.find_checkpoint(run.paths, "unet", "training", args.clustering)
+    return run.generator(), early, run.tiles
+
+
+def _of_generator(args: argparse.Namespace) -> tuple[Generator, Path | None, Tiles]:
+    """Likewise of a generator's folder."""
+    generator = Generator.load(args.generator, pick_device())
+    return generator, args.early, load_tiles(absolute(args.data), generator.settings.image_size_px, args.train)
 
 
 def _unet(path: Path, like: UNet, settings: Settings) -> UNet:
@@ -105,54 +131,56 @@ def _unet(path: Path, like: UNet, settings: Settings) -> UNet:
 
 
 def make_rungs(
-    run: OpenRun, number: int, clusterer: nn.Module, space: LatentSpace, unets: Mapping[str, UNet]
+    generator: Generator, tiles: Tiles, number: int, unets: Mapping[str, UNet], seed: int
 ) -> tuple[dict[str, Tensor], Tensor]:
     """uint8 tiles (N, 3, S, S) of each rung on the CPU, and the clusters (N,) of the held-out tiles, of all rungs."""
-    tiles, vqvae, settings, device = run.tiles, run.vqvae, run.settings, run.device
+    vqvae, device = generator.space.vqvae, next(generator.unet.parameters()).device
     real = tiles.tensor(tiles.test[evenly_spaced(len(tiles.test), number)], device)
-    clusters, _ = predict_clusters(vqvae, clusterer, encode_tiles(vqvae, real))
+    clusters, _ = predict_clusters(vqvae, generator.clusterer, encode_tiles(vqvae, real))
+    cluster_ids = clusters.cpu().numpy()
     colour = torch.tensor(mean_colour(real.cpu()), dtype=torch.uint8)
     rungs = {
         HELD_OUT: real,
         REBUILT: to_uint8(reconstruct(vqvae, real)),
         BLUR_1: two_sample.blur(real, 1.0, device),
         BLUR_2: two_sample.blur(real, 2.0, device),
+        **{name: structure.shuffled(real, block, seed, cluster_ids) for block, name in SHUFFLED.items()},
+        NOISE: structure.noise_like(real, seed),
         FLAT: colour[None, :, None, None].expand(real.shape).contiguous(),
     }
     for name, unet in unets.items():
-        rungs[name] = Generator(unet, clusterer, space, settings, torch.empty(0), speed=run.speed).draw(
-            clusters, seed=0
-        )
-    return {name: rung.cpu() for name, rung in rungs.items()}, clusters
+        rungs[name] = replace(generator, unet=unet).draw(clusters, seed=0)
+    return {name: rungs[name].cpu() for name in RUNGS if name in rungs}, clusters
 
 
 def measure(
     rungs: Mapping[str, Tensor],
     clusters: Tensor,
     tiles: Tiles,
-    vqvae: VQVAE,
-    clusterer: nn.Module,
+    generator: Generator,
     extractors: Sequence[Extractor],
-    n_clusters: int,
     device: torch.device,
     seed: int,
+    blurs_px: Sequence[float] = two_sample.BLURS_PX,
 ) -> dict[str, dict[str, Any]]:
     """Every measure of every rung against the training tiles: "values" by rung, and which are "best"."""
-    train = tiles.tensor(tiles.train)
+    train, vqvae, n_clusters = tiles.tensor(tiles.train), generator.space.vqvae, generator.n_clusters
     codes = encode_tiles(vqvae, train.to(device))
-    train_clusters, _ = predict_clusters(vqvae, clusterer, codes)
+    train_clusters, _ = predict_clusters(vqvae, generator.clusterer, codes)
     found: dict[str, dict[str, Any]] = {}
 
     def note(name: str, rung: str, value: float | None, best: str) -> None:
         found.setdefault(name, {"best": best, "values": {}})["values"][rung] = None if value is None else float(value)
 
-    guards = {px: two_sample.can_learn(train, seed, device, px) for px in two_sample.BLURS_PX}
+    guards = {px: two_sample.can_learn(train, seed, device, px) for px in blurs_px}
     judge_network, _ = fidelity.train_judge(vqvae, codes, train_clusters, n_clusters, seed)
     threshold = morphometry.nucleus_threshold(train)
     measured = morphometry.measure(train, threshold)
     features = {extractor.name: extractor(train) for extractor in extractors}
-    for name in RUNGS:
-        rung = rungs[name]
+    blocks = _ladder_of_blocks(train, train_clusters, seed)
+    for name, rung in rungs.items():
+        for column, value in _structure(blocks, rung, clusters, seed).items():
+            note(column, name, value, "high")
         for px, guard in guards.items():
             at = f", both blurred by {px:g} px" if px else ""
             test = two_sample.two_sample_test(rung, train, seed, device, px, guard=guard)
@@ -190,37 +218,71 @@ def measure(
     return found
 
 
-def judge(values: Mapping[str, float | None], best: str) -> dict[str, Any]:
+def _ladder_of_blocks(train: Tensor, clusters: Tensor, seed: int) -> structure.Ladder | None:
+    """None where the tiles have no structure to measure."""
+    try:
+        return structure.make_ladder(train, seed, clusters.cpu().numpy())
+    except InputError:
+        return None
+
+
+def _structure(ladder: structure.Ladder | None, rung: Tensor, clusters: Tensor, seed: int) -> dict[str, float | None]:
+    """The reach of structure of a rung, and its share; 0 for tiles that cannot be measured, as flat ones."""
+    values = dict.fromkeys(("reach of structure, px", "share of structure"), None if ladder is None else 0.0)
+    if ladder is not None:
+        with suppress(InputError):
+            row = structure.reaches(ladder, rung, seed, clusters.cpu().numpy()).loc["all"]
+            values = dict(zip(values, (row.reach, row.share), strict=True))
+    return values
+
+
+def judge(values: Mapping[str, float | None], best: str, chains: Sequence[Sequence[str]] = QUALITY) -> dict[str, Any]:
     """Whether `values` order the chains: which neighbours stand the wrong way round, and which are equal.
 
-    "rightly": none is wrong, none is missing, and the ends of each chain differ.
+    "rightly": none is wrong, none is missing, and the ends of each chain differ. A rung that was not made has no value
+    and counts for nothing; one that was made and has the value None is missing.
     """
     sign = 1 if best == "low" else -1
-    wrong, equal, missing = [], [], [name for name in RUNGS if values.get(name) is None]
-    for chain in CHAINS:
-        for better, worse in pairwise([name for name in chain if name not in missing]):
+    of_chains = {name for chain in chains for name in chain}
+    wrong, equal = [], []
+    missing = [name for name in RUNGS if name in of_chains and name in values and values[name] is None]
+    for chain in chains:
+        for better, worse in pairwise([name for name in chain if values.get(name) is not None]):
             difference = sign * (values[worse] - values[better])
             if difference <= 0:
                 (wrong if difference < 0 else equal).append(f"{better} / {worse}")
-    ends = [chain for chain in CHAINS if not {chain[0], chain[-1]} & set(missing)]
+    ends = [chain for chain in chains if None not in (values.get(chain[0]), values.get(chain[-1]))]
     differ = all(values[chain[0]] != values[chain[-1]] for chain in ends)
-    return {"rightly": not wrong and not missing and differ, "wrong": wrong, "equal": equal, "missing": missing}
+    return {
+        "rightly": bool(ends) and differ and not wrong and not missing,
+        "wrong": wrong,
+        "equal": equal,
+        "missing": missing,
+    }
 
 
 def as_markdown(measures: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table of all measures: their values by rung, and whether they order the ladder rightly."""
-    lines = [f"| measure | best | {' | '.join(RUNGS)} | orders it rightly |", "|---" * (len(RUNGS) + 3) + "|"]
+    """A table of all measures: their values by rung, and whether they order quality and structure rightly."""
+    rungs = [rung for rung in RUNGS if any(rung in of["values"] for of in measures.values())]
+    lines = [f"| measure | best | {' | '.join(rungs)} | orders quality | orders structure |"]
+    lines.append("|---" * (len(rungs) + 4) + "|")
     for name, of in measures.items():
-        values = ["" if of["values"].get(rung) is None else f"{of['values'][rung]:.3g}" for rung in RUNGS]
-        wrong = "; ".join([*of["wrong"], *(f"no value: {rung}" for rung in of["missing"])])
-        said = "yes" if of["rightly"] else f"no ({wrong or 'all equal'})"
-        lines.append(f"| {name} | {of['best']} | {' | '.join(values)} | {said} |")
+        values = ["" if of["values"].get(rung) is None else f"{of['values'][rung]:.3g}" for rung in rungs]
+        verdicts = [_in_words(verdict) for verdict in (of, of["structure"])]
+        lines.append(f"| {name} | {of['best']} | {' | '.join([*values, *verdicts])} |")
     return "\n".join(lines) + "\n"
+
+
+def _in_words(verdict: Mapping[str, Any]) -> str:
+    wrong = "; ".join([*verdict["wrong"], *(f"no value: {rung}" for rung in verdict["missing"])])
+    return "yes" if verdict["rightly"] else f"no ({wrong or 'all equal'})"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.ladder", description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, help="folder of a run with autoencoder, UNets and clusters")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="folder of a run with autoencoder, UNets and clusters")
+    source.add_argument("--generator", type=Path, help="or a generator's folder, without an early UNet")
     parser.add_argument("--data", required=True, help="the tiles of that run")
     parser.add_argument("--preset", default="demo", help="of that run; default demo")
     parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON", help="changed ones of that run")
@@ -230,6 +292,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--late", type=Path, help="checkpoint of a late UNet; default after the last training")
     parser.add_argument("--features", nargs="+", default=["random", "autoencoder"], help="to measure distances in")
     parser.add_argument("--images", type=int, default=500, help="of each rung; default 500")
+    parser.add_argument("--train", type=int, help="training tiles at most to compare with; default all, or the run's")
+    parser.add_argument(
+        "--blurs", type=float, nargs="+", default=two_sample.BLURS_PX, help="of the two-sample test, px"
+    )
+    parser.add_argument("--real-only", action="store_true", help="no rungs of drawn tiles")
     parser.add_argument("--seed", type=int, default=765, help="of all measures; default 765")
     parser.add_argument("--out", type=Path, default=Path("ladder"), help="folder for the results; default ladder")
     return parser

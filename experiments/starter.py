@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks.measure import device_name
 from experiments import ablation
 from pfiles.drawing.generator import STARTER, Generator
+from pfiles.measuring import structure
 from pfiles.measuring.usefulness import BOTH, GENERATED, REAL
 from pfiles.paths import atomic_write, write_json
 from pfiles.reporting import figures
@@ -56,6 +57,7 @@ Draws H&E tiles of lung, 64 px (about 1 um per pixel), from any of {k} clusters 
 | Frechet distance to test tiles, autoencoder features | {frechet:.3f} | training tiles {frechet_train:.3f}, reconstructed test tiles {frechet_rebuilt:.3f} |
 | Frechet distance, random convolutions | {random:.4f} | training tiles {random_train:.4f}, reconstructed {random_rebuilt:.4f} |
 | Frechet distance, features of an EfficientNet trained on photographs | {photos:.0f} | training tiles {photos_train:.0f}, reconstructed {photos_rebuilt:.0f} |
+| built like tissue: as real tiles shuffled in blocks of | {reach} | test tiles beyond {half} px, reconstructed {reach_rebuilt} |
 | sorted into the cluster asked for, by the clusters / by a second judge | {asked:.0%} / {second:.0%} | chance {chance:.0%} |
 | use to a classifier (CAS), share of what real tiles are worth | {cas:.0%} | 100 % |
 | told from real tiles by a small network / behind a blur of 1 px | {told} / {told_1} | 50 % |
@@ -115,6 +117,11 @@ def _card(run: OpenRun, shipped: Generator, values: dict[str, float | None], fol
 
     labels = [label for label in np.unique(run.tiles.labels) if label]
     by_label = [f"{values[name]:.0%}" for name in (f"{BY_LABEL}{of}" for of in (GENERATED, REAL, BOTH))]
+    side = run.settings.image_size_px
+    reach, low, high, rebuilt = (
+        values[name] for name in ("reach", "reach, low", "reach, high", "reach, reconstructed")
+    )
+    known = reach is not None
     how, stages = run.settings.sampling, ("training", "finetuning1", "finetuning2")
     epochs = ", ".join(f"{getattr(run.settings, stage).epochs} epochs ({stage})" for stage in stages)
     bands = [ratio for name, ratio in values.items() if name.startswith("power")]
@@ -138,6 +145,8 @@ def _card(run: OpenRun, shipped: Generator, values: dict[str, float | None], fol
         linear=linear(LINEAR_PROBE), linear_floor=linear(f"floor, {LINEAR_PROBE}"),
         linear_r=linear(f"{LINEAR_PROBE} from reconstructed"), labels=", ".join(labels), by_label=" / ".join(by_label),
         label_chance=1 / len(labels), history=HISTORY,
+        reach=f"{structure.in_words(reach, side, shipped.mpp)}, {low:.1f} to {high:.1f} px" if known else "not known",
+        reach_rebuilt=structure.in_words(rebuilt, side, shipped.mpp) if known else "not known", half=side // 2,
         told_1=share("told from real, blur 1"), told_r=share("told from reconstructed, blur 0"),
         told_r1=share("told from reconstructed, blur 1"), power=" ".join(f"{ratio:.2f}" for ratio in bands),
     )  # fmt: skip

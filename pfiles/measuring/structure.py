@@ -88,7 +88,7 @@ def make_ladder(real: Tensor, seed: int, cluster_ids: np.ndarray | None = None) 
     _check(real, chosen, "real")
     tiles, ids = real[chosen], ids[chosen]
     spectrum = _isotropic(_mean_power(tiles))
-    blocks = [block for block in BLOCKS if 2 * block <= tiles.shape[2]]
+    blocks = blocks_of(tiles.shape[2])
     sets = {NOISE: noise_like(tiles, seed)} | {block: shuffled(tiles, block, seed, ids) for block in blocks}
     rungs = {block: coherence_of(made, spectrum) for block, made in sets.items()}
     untouched = coherence_of(tiles, spectrum)
@@ -103,6 +103,11 @@ def make_ladder(real: Tensor, seed: int, cluster_ids: np.ndarray | None = None) 
             f"{blocks[0]} px: they have no structure whose reach could be measured."
         )
     return ladder
+
+
+def blocks_of(side: int) -> list[int]:
+    """The blocks that tiles of that side, at least 32 px, are shuffled in."""
+    return [block for block in BLOCKS if 2 * block <= side]
 
 
 def reaches(ladder: Ladder, tiles: Tensor, seed: int, cluster_ids: np.ndarray | None = None) -> pd.DataFrame:
@@ -148,9 +153,13 @@ def shares(ladder: Ladder) -> pd.Series:
     )
 
 
-def in_words(reach: float, ladder: Ladder, mpp: float | None = None) -> str:
-    """A reach of pixels in a few words, such as "7 px (3.4 um)"; mpp: microns per pixel, None where not known."""
-    words: dict[float, str] = {ladder.blocks[0]: "at most ", ladder.blocks[-1]: "beyond "}
+def in_words(reach: float, side: int, mpp: float | None = None) -> str:
+    """A reach of pixels, of tiles of that side, in a few words: "7 px (3.4 um)", "beyond 32 px".
+
+    mpp: microns per pixel; None where not known.
+    """
+    blocks = blocks_of(side)
+    words: dict[float, str] = {blocks[0]: "at most ", blocks[-1]: "beyond "}
     at_end = words.get(reach, "")
     return f"{at_end}{reach:.0f} px" + (f" ({reach * mpp:.2g} um)" if mpp else "")
 

@@ -14,11 +14,12 @@ from benchmarks.inputs import make_size
 from experiments import ablation, autoencoder, copies, every_k, ladder, race, start_from, train_and_look
 from pfiles import checkpoints
 from pfiles.clusterers import make_clusterer
+from pfiles.drawing.generator import STARTER
 from pfiles.latents import LatentSpace
 from pfiles.learning import loop
 from pfiles.machine.runtime import seeded
 from pfiles.machine.speed import PLAIN
-from pfiles.measuring import two_sample, usefulness
+from pfiles.measuring import fidelity, two_sample, usefulness
 from pfiles.paths import Paths
 from pfiles.settings import get_settings
 from pfiles.tiles.pixels import as_array
@@ -138,6 +139,34 @@ def test_verdict_on_a_measure_by_hand():
     unknown = ladder.judge(right | {ladder.LATE: None}, "low")
     assert unknown["missing"] == [ladder.LATE]
     assert not unknown["rightly"]
+
+
+def test_verdict_on_structure_by_hand():
+    names = (ladder.HELD_OUT, *ladder.SHUFFLED.values(), ladder.NOISE)
+    right = dict(zip(names, (1.0, 0.8, 0.4, 0.2, 0.1, 0.15), strict=True))
+    assert ladder.judge(right, "high", ladder.STRUCTURE)["rightly"]
+    assert ladder.judge(right, "high") == {"rightly": False, "wrong": [], "equal": [], "missing": []}  # no quality rung
+    blind = ladder.judge(right | {ladder.SHUFFLED[32]: 1.1, ladder.NOISE: 0.3}, "high", ladder.STRUCTURE)
+    assert blind["wrong"] == [
+        "held-out real / shuffled in blocks of 32 px", "shuffled in blocks of 8 px / noise of their spectrum",
+    ]  # fmt: skip
+    assert not blind["rightly"]
+
+
+def test_a_generator_climbs_without_a_run(tmp_path, monkeypatch):
+    """The starter on the embedded slide: rungs of real tiles alone, whose structure is measured."""
+    monkeypatch.setattr(two_sample, "STEPS", 2)
+    monkeypatch.setattr(two_sample, "TRIALS", 1)
+    monkeypatch.setattr(fidelity, "JUDGE_EPOCHS", 1)
+    monkeypatch.setattr(usefulness, "MIN_TILES", 1000)
+    arguments = ["--generator", str(STARTER), "--data", "embedded", "--images", "60", "--train", "80", "--real-only"]
+    assert ladder.main([*arguments, "--blurs", "0", "--features", "random", "--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "ladder.json").read_text())
+    values = report["measures"]["share of structure"]["values"]
+    assert list(values) == [rung for rung in ladder.RUNGS if rung not in (ladder.LATE, ladder.EARLY)]
+    assert values[ladder.HELD_OUT] > values[ladder.SHUFFLED[4]]
+    assert values[ladder.FLAT] == 0
+    assert "orders structure" in (tmp_path / "ladder.md").read_text()
 
 
 def test_ablation(tmp_path, capsys):

@@ -158,7 +158,7 @@ def test_the_reach_of_shuffled_tiles_is_their_block(ladder, tissue, block, low, 
 
 def test_held_out_tiles_reach_beyond_the_largest_block_and_noise_is_at_the_bottom(ladder, skin, tissue):
     table = structure.reaches(ladder, skin[1], seed=3)
-    assert structure.in_words(table.reach["all"], ladder) == "beyond 32 px"
+    assert structure.in_words(table.reach["all"], SIDE) == "beyond 32 px"
     assert table.share["all"] == pytest.approx(1, abs=0.25)
     assert table.glass["all"] == structure.shows_glass(skin[1]).sum() > 0
     noise = structure.reaches(ladder, structure.noise_like(tissue, seed=8), seed=3).loc["all"]
@@ -198,10 +198,11 @@ def test_a_set_is_held_against_the_clusters_that_it_holds(tissue):
     assert structure.reaches(ladder, made, 3).reach["all"] > 1.3 * table.reach["all"]  # noise lowers the ladder
 
 
-def test_reaches_in_words(ladder):
-    assert structure.in_words(4, ladder) == "at most 4 px"
-    assert structure.in_words(7.25, ladder, mpp=0.5) == "7 px (3.6 um)"
-    assert structure.in_words(32, ladder, mpp=1) == "beyond 32 px (32 um)"
+def test_reaches_in_words():
+    assert structure.in_words(4, SIDE) == "at most 4 px"
+    assert structure.in_words(7.25, SIDE, mpp=0.5) == "7 px (3.6 um)"
+    assert structure.in_words(32, 2 * SIDE) == "32 px"
+    assert structure.in_words(32, SIDE, mpp=1) == "beyond 32 px (32 um)"
 
 
 def test_shares_rise_with_the_blocks(ladder):

@@ -32,7 +32,7 @@ def make_section(data: EvaluationData, seed: int) -> Section:
     except InputError as error:
         return Section(TITLE, [f"Left out: {error}"])
     overall = pd.DataFrame({name: table.loc["all"] for name, table in tables.items()}).T
-    words = {name: structure.in_words(reach, ladder, data.mpp) for name, reach in overall.reach.items()}
+    words = {name: structure.in_words(reach, ladder.side, data.mpp) for name, reach in overall.reach.items()}
     drawn, best = overall.loc["generated"], next(name for name in (HELD_OUT, "training tiles") if name in words)
     notes = [
         "Real tiles that are cut into blocks and shuffled are as built as generated tiles at blocks of "
