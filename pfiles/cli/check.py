@@ -36,16 +36,16 @@ START_UP = 3.0  # seconds until a notebook has loaded its packages
 
 
 class Line(NamedTuple):
-    """One thing that was looked at. found: what there is; advice: what to do where that is not enough."""
+    """One thing that was looked at. finding: what there is; advice: what to do where that is not enough."""
 
     is_good: bool
-    what: str
-    found: str
+    subject: str
+    finding: str
     advice: str = ""
 
     def __str__(self) -> str:
         mark = f"{GREEN}ok   {PLAIN}" if self.is_good else f"{RED}mend {PLAIN}"
-        return f"{mark}{self.what}: {self.found}{f'. {self.advice}' if self.advice else ''}"
+        return f"{mark}{self.subject}: {self.finding}{f'. {self.advice}' if self.advice else ''}"
 
 
 def check(
@@ -84,8 +84,8 @@ def _lines(run: OpenRun, measure: bool) -> Iterator[Line]:
     advice = "" if has_widgets else "pip install -c constraints.txt ipywidgets: bars need none, but an atlas does"
     yield Line(has_widgets, "widgets", "in this kernel" if has_widgets else "missing", advice)
     if measure and tiles is not None:
-        for name, seconds, how in estimate(run):
-            yield Line(True, f"time of {name}", f"about {timedelta(seconds=round(START_UP + seconds))}, {how}")
+        for name, seconds, basis in estimate(run):
+            yield Line(True, f"time of {name}", f"about {timedelta(seconds=round(START_UP + seconds))}, {basis}")
 
 
 def _packages() -> Line:
@@ -110,8 +110,8 @@ def _gpu(run: OpenRun, measure: bool) -> Line:
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         busy = free < total / 2
-        found = f"{torch.cuda.get_device_name()} with {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, {memory}"
-        return Line(not busy, "GPU", found, "Others use it: see nvidia-smi, or take another card" if busy else "")
+        finding = f"{torch.cuda.get_device_name()} with {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, {memory}"
+        return Line(not busy, "GPU", finding, "Others use it: see nvidia-smi, or take another card" if busy else "")
     small = run.preset == "demo"
     times = "see the times below" if measure else "a check without --fast says how long it takes"
     advice = "" if small else f"preset {run.preset!r} is made for one: {times}, or take preset 'demo'"
@@ -127,14 +127,14 @@ def _disk(run: OpenRun, tiles: int) -> Line:
         unet = UNet(vqvae.z_channels, sum(run.ks), **settings.diffusion.unet)
     first, later = (sum(p.numel() for network in some for p in network.parameters()) for some in (networks, [unet]))
     resumed = 2 * (2 * 3 * 4 * first + 3 * 4 * 4 * later)  # bytes: autoencoder and polish; three trainings of the UNet
-    drawn = settings.sampling.num_generated or tiles
-    need = resumed + 2 * drawn * 3 * side**2 + 8 * tiles * (side // vqvae.downscale) ** 2
+    generated = settings.sampling.num_generated or tiles
+    need = resumed + 2 * generated * 3 * side**2 + 8 * tiles * (side // vqvae.downscale) ** 2
     place = next(folder for folder in (run.paths.root, *run.paths.root.parents) if folder.exists())
     free = shutil.disk_usage(place).free
-    found = f"{free / 2**30:.1f} GiB free in {place}, at most {need / 2**30:.2f} needed"
+    finding = f"{free / 2**30:.1f} GiB free in {place}, at most {need / 2**30:.2f} needed"
     if not os.access(place, os.W_OK):
-        return Line(False, "disk", found, "The folder takes no file: name another one as out")
-    return Line(free > need, "disk", found, "" if free > need else "Free some, or name a folder elsewhere as out")
+        return Line(False, "disk", finding, "The folder takes no file: name another one as out")
+    return Line(free > need, "disk", finding, "" if free > need else "Free some, or name a folder elsewhere as out")
 
 
 def _weights(run: OpenRun) -> Iterator[Line]:
@@ -151,6 +151,6 @@ def _weights(run: OpenRun) -> Iterator[Line]:
     )
     if run.settings.autoencoder.perceptual == "lpips" or run.settings.lpips_required:
         has = has_vgg16()
-        found = "there" if has else f"not in {torch.hub.get_dir()}/checkpoints"
+        finding = "there" if has else f"not in {torch.hub.get_dir()}/checkpoints"
         advice = "It is downloaded on first use (528 MB); without a network see docs/settings.md"
-        yield Line(has, "VGG16's ImageNet weights", found, "" if has else advice)
+        yield Line(has, "VGG16's ImageNet weights", finding, "" if has else advice)

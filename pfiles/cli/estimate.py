@@ -36,22 +36,22 @@ def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
         from IPython.utils.capture import capture_output
 
     settings, n, k = run.settings, len(run.tiles.train), max(run.ks)  # a UNet of several k takes as long as of one
-    ae, how, drawing = settings.autoencoder, settings.diffusion, settings.sampling
+    ae, diffusion, drawing = settings.autoencoder, settings.diffusion, settings.sampling
     batches = {
-        "autoencoder": ae.batch_size, "polish": ae.polish.batch_size, "clusters": how.batch_size,
-        **dict.fromkeys(START, how.batch_size),
+        "autoencoder": ae.batch_size, "polish": ae.polish.batch_size, "clusters": diffusion.batch_size,
+        **dict.fromkeys(START, diffusion.batch_size),
     }  # fmt: skip
-    few = min(n, max(*batches.values(), k))
-    per_epoch = {name: max(1, few // size) for name, size in batches.items()}
+    n_tiles = min(n, max(*batches.values(), k))
+    per_epoch = {name: max(1, n_tiles // size) for name, size in batches.items()}
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, progress(total=6, desc="measure", leave=False) as bar:
-        steps, small = FEW, _small(run, few, FEW, Path(folder, "few"))
+        steps, small = FEW, _small(run, n_tiles, FEW, Path(folder, "few"))
         with capture_output():
             first = _seconds(small, "autoencoder") / per_epoch["autoencoder"]
         bar.update()
         # on a GPU the first steps are slow, as they compile, and the others are fast
         if run.device.type == "cuda" or first * STEPS < PATIENCE:
-            steps, small = STEPS, _small(run, few, STEPS, Path(folder, "all"))
+            steps, small = STEPS, _small(run, n_tiles, STEPS, Path(folder, "all"))
         for name in ["autoencoder", *["clusters"] * settings.clusters_first, *START]:
             with capture_output():
                 seconds[name] = _seconds(small, name) / per_epoch[name]
@@ -59,7 +59,7 @@ def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
                     seconds["polish"] = _last_seconds(small.paths.training_folder("polish")) / per_epoch["polish"]
             bar.update()
         with capture_output():
-            drawn = _seconds_per_tile(small) * drawing.steps / small.settings.sampling.steps
+            tile_seconds = _seconds_per_tile(small) * drawing.steps / small.settings.sampling.steps
             sorting, scoring = _seconds_of_sorting(small), _seconds_of_scores(small)
             (prepared, searched), read = _seconds_of_search(run), n * _seconds_of_encoding(small)
     epochs = {"autoencoder": ae.epochs, "polish": ae.polish.epochs}
@@ -67,18 +67,18 @@ def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
     total = {name: each * epochs[name] * max(1, n // batches[name]) for name, each in seconds.items()}
     trained = f"from {steps} steps of each training"
     yield "train_autoencoder", total["autoencoder"] + total.get("polish", 0), trained
-    encoding = read * (8 if how.latent_views else 1)
+    encoding = read * (8 if diffusion.latent_views else 1)
     yield "part 1", encoding + total["training"] + total.get("clusters", 0), trained
     yield "part 2", total["finetuning1"], trained
     yield "part 3", total["finetuning2"], trained
     said = f"from {small.settings.sampling.steps} of {drawing.steps} steps of drawing"
-    yield "parts 4, 7 and 8, each", drawn * DRAWN_FOR_FIGURES, said
-    yield "part 6", drawn * (drawing.num_generated or n), said
+    yield "parts 4, 7 and 8, each", tile_seconds * DRAWN_FOR_FIGURES, said
+    yield "part 6", tile_seconds * (drawing.num_generated or n), said
     generated, real = drawing.per_cluster * k, drawing.num_generated or n
     small_networks = f"from {STEPS} steps of the small networks that measure"
     blurs = 1 if run.preset == "demo" else len(BLURS_PX)
     work = Work(real, blurs, sorting, prepared, searched, structure.seconds_per_tile(run.train_images[:AT_ONCE]))
-    seconds_9 = drawn * generated + usefulness.seconds(work._replace(generated=generated))
+    seconds_9 = tile_seconds * generated + usefulness.seconds(work._replace(generated=generated))
     yield "part 9", seconds_9, f"{said} and {small_networks}"
     seconds_13 = sum(record.seconds(work) for record in evaluation.SECTIONS)
     yield "part 13", seconds_13, f"{small_networks}, and from a search for copies"
@@ -86,9 +86,9 @@ def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
         yield part, real * score, f"from {AT_ONCE} pairs" if score else "as VGG16's weights are not there"
     search = f"from a search for copies of {AT_ONCE} images"
     yield "part 14", read + copies.seconds_of_search(work, real + len(run.tiles.test)), search
-    shown = atlas.SHOWN * k
-    yield "part 16", read + shown * drawn + prepared + shown * searched, f"{said} and {search}"
-    yield "the others, each", read, f"from encoding {few} tiles"
+    atlas_tiles = atlas.SHOWN * k
+    yield "part 16", read + atlas_tiles * tile_seconds + prepared + atlas_tiles * searched, f"{said} and {search}"
+    yield "the others, each", read, f"from encoding {n_tiles} tiles"
 
 
 def _seconds_of_sorting(small: OpenRun) -> float:
@@ -110,12 +110,12 @@ def _seconds_of_scores(small: OpenRun) -> dict[str, float]:
 
 def _seconds_of_search(run: OpenRun) -> tuple[float, float]:
     """Of the search for copies of images: once for all of them, and for each."""
-    chosen = run.tiles.train[evenly_spaced(len(run.tiles.train), SEARCHED_AMONG)]
-    train, took = run.tiles.tensor(chosen), []
+    places = run.tiles.train[evenly_spaced(len(run.tiles.train), SEARCHED_AMONG)]
+    train, took = run.tiles.tensor(places), []
     for number in (1, 1 + AT_ONCE):
         began = time.monotonic()
         nearest_tiles(train[:number], train)
-        took.append((time.monotonic() - began) * len(run.tiles.train) / len(chosen))
+        took.append((time.monotonic() - began) * len(run.tiles.train) / len(places))
     each = max(0.0, took[1] - took[0]) / AT_ONCE
     return took[0] - each, each
 
@@ -129,18 +129,18 @@ def _seconds_of_encoding(small: OpenRun) -> float:
 
 def _small(run: OpenRun, tiles: int, steps: int, folder: Path) -> OpenRun:
     """The same run on so few tiles that an epoch is a step or few, for that many steps, in a folder of its own."""
-    settings, how = run.settings, run.settings.sampling
+    settings, drawing = run.settings, run.settings.sampling
     ae = settings.autoencoder
     polish = replace(ae.polish, epochs=steps if ae.polish.epochs else 0)
     perceptual = ae.perceptual if has_vgg16() else "ms-ssim"  # nothing is downloaded for a check
     ae = replace(ae, epochs=steps, polish=polish, perceptual=perceptual, discriminator_start_step=0)
     stages = {name: replace(getattr(settings, name), epochs=steps) for name in ("clusters", *START)}
-    sampling = replace(how, steps=min(how.steps, steps), batch_size=min(how.batch_size, AT_ONCE))
+    sampling = replace(drawing, steps=min(drawing.steps, steps), batch_size=min(drawing.batch_size, AT_ONCE))
     settings, k = replace(settings, autoencoder=ae, sampling=sampling, **stages), max(run.ks)
     paths = Paths(k, folder, run.clustering)
     small = replace(run, settings=settings, n_clusters=k, paths=paths, restart=False)
-    chosen = run.tiles.train[evenly_spaced(len(run.tiles.train), tiles)]
-    vars(small)["tiles"] = replace(run.tiles, train=chosen, state=None)  # not read a second time
+    places = run.tiles.train[evenly_spaced(len(run.tiles.train), tiles)]
+    vars(small)["tiles"] = replace(run.tiles, train=places, state=None)  # not read a second time
     return small
 
 

@@ -35,29 +35,30 @@ class Progress(NamedTuple):
 
     def line(self) -> str:
         """How far it is, how fast, and how long it will take."""
-        said = f"{self.folder.name}: step {self.step:,} of {self.total_steps:,} ({self.step / self.total_steps:.0%})"
+        share = self.step / self.total_steps
+        sentence = f"{self.folder.name}: step {self.step:,} of {self.total_steps:,} ({share:.0%})"
         if self.is_done:
-            return f"{said}, done"
+            return f"{sentence}, done"
         left = timedelta(seconds=round((self.total_steps - self.step) / self.steps_per_second))
         silent = time.time() - self.at
-        said += f", {self.steps_per_second:.3g} steps per second, {left} left"
-        told = timedelta(seconds=round(silent))
-        return f"{said}; no word for {told}: it may have been stopped" if silent > SILENT else said
+        sentence += f", {self.steps_per_second:.3g} steps per second, {left} left"
+        silence = timedelta(seconds=round(silent))
+        return f"{sentence}; no word for {silence}: it may have been stopped" if silent > SILENT else sentence
 
 
 def look(out: str | Path | None = None) -> Progress:
     """The training below the folder `out` (None: this repository) that was heard of last; InputError where none was."""
     root = (ROOT / expand(choose({"out": out})["out"] or "")).resolve()
     folders = [path for where in TRAININGS for path in root.glob(where)]
-    found = [(read_json(folder / PROGRESS)["at"], folder) for folder in folders if (folder / PROGRESS).exists()]
-    if not found:
+    heard = [(read_json(folder / PROGRESS)["at"], folder) for folder in folders if (folder / PROGRESS).exists()]
+    if not heard:
         raise InputError(f"No training has begun in {root}: name the folder that was given to it as out.")
-    folder = max(found)[1]
-    told: dict[str, Any] = read_json(folder / PROGRESS)
+    folder = max(heard)[1]
+    progress: dict[str, Any] = read_json(folder / PROGRESS)
     log = folder / "log.csv"
     pictures = sorted((folder / PICTURES).glob("*.jpg"))
     history = pd.read_csv(log) if log.exists() else pd.DataFrame()
-    return Progress(folder, **told, history=history, picture=pictures[-1] if pictures else None)
+    return Progress(folder, **progress, history=history, picture=pictures[-1] if pictures else None)
 
 
 def follow(out: str | Path | None, every: float) -> Iterator[Progress]:
@@ -117,10 +118,10 @@ class _Cell:
         if progress.picture is not None:
             self._renew("picture", Image(filename=progress.picture))
 
-    def _renew(self, name: str, shown: Any, **options: Any) -> None:
+    def _renew(self, name: str, content: Any, **options: Any) -> None:
         from IPython.display import display
 
         if name in self._handles:
-            self._handles[name].update(shown, **options)
+            self._handles[name].update(content, **options)
         else:
-            self._handles[name] = display(shown, display_id=True, **options)
+            self._handles[name] = display(content, display_id=True, **options)

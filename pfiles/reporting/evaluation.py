@@ -103,12 +103,12 @@ def evaluate(
     different runs. Files that do not say which run they are of are taken as they are, and a note says so.
     """
     vqvae = None if autoencoder is None else _load_autoencoder(autoencoder, device)
-    told = {folder: of_images(folder) for folder in (generated_folder, real_folder)}
+    provenance = {folder: of_images(folder) for folder in (generated_folder, real_folder)}
     if clusters_csv is not None:
-        told[clusters_csv] = of_csv(clusters_csv)
+        provenance[clusters_csv] = of_csv(clusters_csv)
     if vqvae is not None:
-        told[autoencoder] = about_weights(autoencoder, vqvae)
-    _refuse_mixed_runs(told, {} if vqvae is None else {"autoencoder": fingerprint_of_role(vqvae)})
+        provenance[autoencoder] = about_weights(autoencoder, vqvae)
+    _refuse_mixed_runs(provenance, {} if vqvae is None else {"autoencoder": fingerprint_of_role(vqvae)})
     real_names, real, generated_names, generated = _read(real_folder, generated_folder, paired)
     ids = [None if clusters_csv is None else latents.pair_cluster_ids(clusters_csv, names)
            for names in (real_names, generated_names)]  # fmt: skip
@@ -130,22 +130,24 @@ def evaluate(
         numbers |= {} if data.held_out is None else {"held-out": len(data.held_out)}
         extractors.append(read_features(feature_files, numbers))
     sections = all_sections(data, Options(extractors, seed, device))
-    sections[1] = sections[1]._replace(notes=[*sections[1].notes, _of_which_run(told)])
+    sections[1] = sections[1]._replace(notes=[*sections[1].notes, _of_which_run(provenance)])
     return sections
 
 
-def _refuse_mixed_runs(told: Mapping[Path, Identity | None], networks: Mapping[str, str]) -> None:
+def _refuse_mixed_runs(provenance: Mapping[Path, Identity | None], networks: Mapping[str, str]) -> None:
     """InputError where two of the files tell of different runs, or one that it was made with other `networks`."""
-    known = [(path, without(about, *NOT_COMPARED, "versions")) for path, about in told.items() if about is not None]
-    for (path, about), (other, than) in combinations(known, 2):
+    noted = [
+        (path, without(about, *NOT_COMPARED, "versions")) for path, about in provenance.items() if about is not None
+    ]
+    for (path, about), (other, than) in combinations(noted, 2):
         same_identity(than, about, f"{other} beside {path}")
-    for path, about in known:
+    for path, about in noted:
         same_identity(about, {"starts_from": dict(networks)}, f"{path} beside the autoencoder")
 
 
-def _of_which_run(told: Mapping[Path, Identity | None]) -> str:
+def _of_which_run(provenance: Mapping[Path, Identity | None]) -> str:
     """Which of the files say of which run they are, in a sentence."""
-    silent = [str(path) for path, about in told.items() if about is None]
+    silent = [str(path) for path, about in provenance.items() if about is None]
     if not silent:
         return "All files say of which run they are, and it is one run."
     return f"Taken as they are, since they do not say of which run they are: {', '.join(silent)}."

@@ -253,16 +253,16 @@ def plot_choice(rows: pd.DataFrame, same: pd.DataFrame) -> Figure:
     columns = [*stability.FIVE, "clusters used", "KL to uniform", "same in 8 views"]
     fig, axes = plt.subplots(2, 5, figsize=(17, 6.4), layout="constrained")
     for ax, name in zip(axes.flat, columns, strict=False):
-        own = table[name]
-        reach = np.nan_to_num(np.stack([own["mean"] - own["low"], own["high"] - own["mean"]]))
-        ax.errorbar(own.index, own["mean"], reach, marker="o", capsize=3)
+        column = table[name]
+        reach = np.nan_to_num(np.stack([column["mean"] - column["low"], column["high"] - column["mean"]]))
+        ax.errorbar(column.index, column["mean"], reach, marker="o", capsize=3)
         ax.plot(rows.index.get_level_values("k"), rows[name], ".", color="grey", alpha=0.6)
         title = name
         if name in stability.PUBLISHED:
             index, published = INDICES[name], stability.PUBLISHED[name]
             title = f"{index.name} ({index.direction} is better)\npublished, k = {stability.PUBLISHED_K}: {published:g}"
-            if stability.PUBLISHED_K in own.index:
-                title += f", here {own.loc[stability.PUBLISHED_K, 'mean']:.5g}"
+            if stability.PUBLISHED_K in column.index:
+                title += f", here {column.loc[stability.PUBLISHED_K, 'mean']:.5g}"
             limits = ax.get_xlim(), ax.get_ylim()
             ax.plot(stability.PUBLISHED_K, published, "x", color="tab:red", markersize=9)
             ax.set(xlim=limits[0], ylim=limits[1])
@@ -302,23 +302,23 @@ def plot_flow(by_k: Mapping[int, np.ndarray]) -> Figure:
     colour: np.ndarray | None = None
     bottoms: dict[int, np.ndarray] = {}
     for column, k in enumerate(ks):
-        own, used = by_k[k], np.unique(by_k[k])
+        ids, used = by_k[k], np.unique(by_k[k])
         if column:
             before = by_k[ks[column - 1]]
-            centre = [height[own == c].mean() for c in used]
-            table = stability.contingency(before, own)
+            centre = [height[ids == c].mean() for c in used]
+            table = stability.contingency(before, ids)
             colours = {c: colour[table[:, c].argmax()] for c in used}
         else:
-            centre = [-(own == c).sum() for c in used]
+            centre = [-(ids == c).sum() for c in used]
             colours = {c: palette[i % 20] for i, c in enumerate(used)}
         order = used[np.argsort(centre, kind="stable")]
-        place, bottom = 0.0, np.zeros(own.max() + 1)
+        place, bottom = 0.0, np.zeros(ids.max() + 1)
         for c in order:
-            size = (own == c).sum()
+            size = (ids == c).sum()
             bottom[c] = place
             ax.bar(column, size, 0.16, place, color=colours[c], edgecolor="black", linewidth=0.5)
             ax.text(column, place + size / 2, c + 1, ha="center", va="center", size="x-small")
-            height[own == c] = place + size / 2
+            height[ids == c] = place + size / 2
             place += size + gap
         if column:
             left, right = bottoms[column - 1].copy(), bottom.copy()
@@ -330,7 +330,7 @@ def plot_flow(by_k: Mapping[int, np.ndarray]) -> Figure:
                     left[a] += width
                     right[b] += width
         bottoms[column] = bottom
-        colour = np.array([colours.get(c, (0, 0, 0, 0)) for c in range(own.max() + 1)])
+        colour = np.array([colours.get(c, (0, 0, 0, 0)) for c in range(ids.max() + 1)])
     ax.set_xticks(range(len(ks)), [f"k = {k}" for k in ks])
     ax.set_yticks([])
     ax.spines[:].set_visible(False)

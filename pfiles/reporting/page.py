@@ -96,8 +96,8 @@ def write_report(sections: Sequence[Section], folder: Path, about: dict[str, Any
 
 
 def _page(sections: Sequence[Section], about: dict[str, Any]) -> str:
-    given = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in about.items())
-    body = [f"<h1>Evaluation of generated images</h1><table><tbody>{given}</tbody></table>"]
+    facts = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in about.items())
+    body = [f"<h1>Evaluation of generated images</h1><table><tbody>{facts}</tbody></table>"]
     for section in sections:
         body.append(f"<h2>{html.escape(section.title)}</h2>")
         body += [f"<p>{html.escape(note)}</p>" for note in section.notes]
@@ -113,7 +113,7 @@ def _page(sections: Sequence[Section], about: dict[str, Any]) -> str:
 def _formatted(table: pd.DataFrame) -> pd.DataFrame:
     """Numbers as text of four digits; empty where there is none."""
 
-    def shown(value: Any) -> str:
+    def text_of(value: Any) -> str:
         if isinstance(value, str):
             return value
         if pd.isna(value):
@@ -122,7 +122,7 @@ def _formatted(table: pd.DataFrame) -> pd.DataFrame:
             return "yes" if value else "no"
         return f"{value:d}" if isinstance(value, int | np.integer) else f"{value:.4g}"
 
-    return table.astype(object).map(shown)
+    return table.astype(object).map(text_of)
 
 
 def _as_data(figure: Figure) -> str:

@@ -50,9 +50,9 @@ def record(summary: Path, section: str, values: Mapping[str, Any], of: Identity 
 
 def identities(summary: Path) -> dict[str, Identity]:
     """The identity of each section's numbers, where it is known; not of numbers that were replaced since."""
-    recorded, told = read_json(summary, {}), read_json(_beside(summary), {})
+    recorded, notes = read_json(summary, {}), read_json(_beside(summary), {})
     hashes = {name: _hash(values) for name, values in recorded.items()}
-    return {name: of for name, of in told.items() if isinstance(of, dict) and of.get("sha256") == hashes.get(name, 0)}
+    return {name: of for name, of in notes.items() if isinstance(of, dict) and of.get("sha256") == hashes.get(name, 0)}
 
 
 def _beside(summary: Path) -> Path:

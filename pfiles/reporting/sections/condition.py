@@ -49,13 +49,13 @@ def make_section(data: EvaluationData, seed: int) -> Section:
         "worst_cluster": f"{worst}, of which {by_judge.accuracy[worst]:.0%} are sorted as asked",
         "details": {name: plain(table) for name, table in tables.items()},
     }
-    shown = [plot_agreement(tables, references)]
+    pictures = [plot_agreement(tables, references)]
     if (matrix := matrices.get("the clusters")) is not None:
         scores["share_assigned_to_requested_cluster"] = matrix.trace() / matrix.sum()
         scores["by_cluster"] = (matrix.diagonal() / matrix.sum(axis=1).clip(1)).tolist()
-        shown.insert(0, plot_confusion(matrix, "requested and re-predicted clusters", data.names))
+        pictures.insert(0, plot_confusion(matrix, "requested and re-predicted clusters", data.names))
     beside = pd.concat([table.add_suffix(f", {name}") for name, table in tables.items()], axis=1)
-    return Section("Condition", notes, [beside], shown, scores)
+    return Section("Condition", notes, [beside], pictures, scores)
 
 
 def plot_confusion(matrix: np.ndarray, title: str, names: Mapping[int, str] | None = None) -> Figure:

@@ -45,27 +45,27 @@ def copies_section(
     names: of the generated images; None: their numbers from 1. source: of the real tiles, in a few words. at_most: of
     the generated and of the held-out images so many are searched, evenly spaced; None: all.
     """
-    chosen = evenly_spaced(len(data.generated), at_most or len(data.generated))
-    some, names = data.generated[chosen], [str(i + 1) if names is None else names[i] for i in chosen]
+    places = evenly_spaced(len(data.generated), at_most or len(data.generated))
+    images, names = data.generated[places], [str(i + 1) if names is None else names[i] for i in places]
     if data.held_out is None:
-        nearest = memorisation.nearest_tiles(some, data.real)
+        nearest = memorisation.nearest_tiles(images, data.real)
     else:
         held_out = data.held_out[evenly_spaced(len(data.held_out), at_most or len(data.held_out))]
-        nearest, nearest_held_out, judged, leak = memorisation.held_against(some, data.real, held_out, source)
+        nearest, nearest_held_out, judged, leak = memorisation.held_against(images, data.real, held_out, source)
     copies = int((nearest.distance < COPY).sum())
     notes = [
-        f"{copies} of {len(some)} generated images are copies of a real one: their structure differs by less than "
+        f"{copies} of {len(images)} generated images are copies of a real one: their structure differs by less than "
         f"{COPY} (0: the same, 1: nothing in common). The closest differs by {nearest.distance.min():.2f}."
     ]
-    scores = {"copies": copies, "images_searched_for_copies": len(some)}
-    limit, shown, judgement = COPY, [], []
+    scores = {"copies": copies, "images_searched_for_copies": len(images)}
+    limit, pictures, judgement = COPY, [], []
     if data.held_out is not None:
         limit, scores["pixel space"] = judged["threshold"], judged
         notes += [leak] if leak else [_closer(judged, len(held_out))]
         judgement = [pd.DataFrame({"pixel space": judged}).T]
-        shown = [_histograms(nearest, nearest_held_out, limit, "pixel space")]
-    shown.append(export.show_closest(names, some, data.real, nearest, limit, data.mpp))
-    return Section("Copies", notes, judgement, shown, scores)
+        pictures = [_histograms(nearest, nearest_held_out, limit, "pixel space")]
+    pictures.append(export.show_closest(names, images, data.real, nearest, limit, data.mpp))
+    return Section("Copies", notes, judgement, pictures, scores)
 
 
 def likeness_section(data: EvaluationData) -> Section:
@@ -74,12 +74,12 @@ def likeness_section(data: EvaluationData) -> Section:
         latents.mean_channel_softmax(data.vqvae, codes).numpy()
         for codes in (data.real_codes, data.generated_codes, data.encoded(data.held_out))
     )
-    nearest, nearest_held_out = (memorisation.nearest_features(some, real) for some in (generated, held_out))
+    nearest, nearest_held_out = (memorisation.nearest_features(features, real) for features in (generated, held_out))
     judged = memorisation.against_held_out(nearest.distance, nearest_held_out.distance)
-    shown = [_histograms(nearest, nearest_held_out, judged["threshold"], "feature space")]
+    pictures = [_histograms(nearest, nearest_held_out, judged["threshold"], "feature space")]
     notes = [_closer(judged, len(nearest_held_out))]
     table = pd.DataFrame({"feature space": judged}).T
-    return Section("Likeness", notes, [table], shown, {"feature space": judged})
+    return Section("Likeness", notes, [table], pictures, {"feature space": judged})
 
 
 def _closer(judged: Mapping[str, float], held_out: int) -> str:

@@ -30,28 +30,28 @@ def make_section(extractor: Extractor | ReadFeatures, data: EvaluationData, seed
     """
     order = np.random.default_rng(derive_seed(seed, "halves")).permutation(len(data.real))
     first, second = np.array_split(order, 2)
-    real, drawn, held_out = _features(extractor, data)
+    real, generated, held_out = _features(extractor, data)
     halves = "The floor is one random half of the real images against the other, of the same mix of slides"
     if held_out is None:
-        whole = pd.DataFrame([distances(extractor, real, drawn, seed)], index=["all generated against all real"])
-        table = distribution_table(extractor, data.real[first], real[first], real[second], drawn, seed)
+        whole = pd.DataFrame([distances(extractor, real, generated, seed)], index=["all generated against all real"])
+        table = distribution_table(extractor, data.real[first], real[first], real[second], generated, seed)
         tables = [pd.concat([whole, table])]
         notes = [f"{halves}. The first row compares all images, the rows below compare with the first half."]
-        by = {"real": (real, data.real_ids), "generated": (drawn, data.generated_ids)}
+        sides = {"real": (real, data.real_ids), "generated": (generated, data.generated_ids)}
     else:
-        table = distribution_table(extractor, data.real, real, held_out, drawn, seed)
+        table = distribution_table(extractor, data.real, real, held_out, generated, seed)
         size = min(int(table.images.min()), len(second))
         half = distances(extractor, real[first], real[second][:size], seed)
         table = pd.concat([table, pd.DataFrame([half], index=[OTHER_HALF])])
         tables = [table]
         notes = [f"{halves}. Held-out tiles come from other slides or regions: they differ by that too."]
-        by = {"real": (real, data.real_ids), "generated": (drawn, data.generated_ids)}
+        sides = {"real": (real, data.real_ids), "generated": (generated, data.generated_ids)}
         if data.held_out_ids is not None:
-            by[HELD_OUT] = held_out, data.held_out_ids
+            sides[HELD_OUT] = held_out, data.held_out_ids
     notes.append(caveat(extractor, table, real.shape[1]))
     details = {"overall": plain(tables[0])}
     if data.real_ids is not None:
-        by_cluster, left_out = distribution_by_cluster(extractor, by, seed)
+        by_cluster, left_out = distribution_by_cluster(extractor, sides, seed)
         tables += [by_cluster] * (not by_cluster.empty)
         notes += [left_out] * bool(left_out)
         details["by_cluster"] = plain(by_cluster)

@@ -29,9 +29,9 @@ def make_section(data: EvaluationData, seed: int) -> Section:
         "Wasserstein distance": table.distance[: len(morphometry.FEATURES)].dropna().to_dict(),
         "details": {"morphometry": plain(table)},
     }
-    shown = [plot_morphometry(*measured, *clusters)]
+    pictures = [plot_morphometry(*measured, *clusters)]
     ranking = table[[name.rpartition(": ")[2] in morphometry.RANKS for name in table.index]]
-    return Section("Morphometry", notes + [left_out] * bool(left_out), [ranking], shown, scores)
+    return Section("Morphometry", notes + [left_out] * bool(left_out), [ranking], pictures, scores)
 
 
 def morphometry_by_cluster(
@@ -72,25 +72,25 @@ def plot_morphometry(
     """
     k = 0 if real_ids is None else 1 + int(max(np.max(real_ids), np.max(generated_ids)))
     sizes = np.bincount(real_ids, minlength=k) if k else np.zeros(0)
-    shown = np.sort(np.argsort(-sizes, kind="stable")[:MOST_CLUSTERS])
+    largest = np.sort(np.argsort(-sizes, kind="stable")[:MOST_CLUSTERS])
     sides = (
         ("real", real, real_ids, -0.19, "C0"),
         ("generated", generated, generated_ids, 0.19, "C1"),
     )
-    fig, axes = plt.subplots(2, 3, figsize=(max(9, 3 + 0.9 * len(shown)), 6), layout="constrained")
-    places = np.arange(len(shown) + 1)
+    fig, axes = plt.subplots(2, 3, figsize=(max(9, 3 + 0.9 * len(largest)), 6), layout="constrained")
+    places = np.arange(len(largest) + 1)
     for ax, (name, title) in zip(axes.flat, morphometry.FEATURES.items(), strict=True):
         for _, table, ids, shift, colour in sides:
-            groups = [table[name], *(table[name][ids == cluster] for cluster in shown)]
+            groups = [table[name], *(table[name][ids == cluster] for cluster in largest)]
             ax.boxplot(
                 [group.dropna() for group in groups], positions=places + shift, widths=0.34, whis=(5, 95),
                 showfliers=False, patch_artist=True, boxprops={"facecolor": colour}, medianprops={"color": "black"},
             )  # fmt: skip
-        ax.set(title=title, xticks=places, xticklabels=["all", *shown + 1], xlabel="cluster" if k else "")
+        ax.set(title=title, xticks=places, xticklabels=["all", *largest + 1], xlabel="cluster" if k else "")
         if k:
             ax.axvline(0.5, color="grey", linewidth=0.5)
-    if len(shown) < k:
-        fig.supxlabel(f"the {len(shown)} of {k} clusters with most real images")
+    if len(largest) < k:
+        fig.supxlabel(f"the {len(largest)} of {k} clusters with most real images")
     handles = [plt.Rectangle((0, 0), 1, 1, facecolor=colour) for *_, colour in sides]
     fig.legend(handles, [side[0] for side in sides], loc="outside upper right", ncols=2)
     return fig

@@ -59,8 +59,8 @@ def make_sections(
         table = tables[title] = controls.paired_controls(score, real, generated, cluster_ids, seed)
         recorded = {name: table["mean"].to_dict(), "details": {name: plain(table)}}
         sections.append(Section(title, [controls.verdict(title, table)], [table], scores=recorded))
-    shown = [plot_controls(tables)] if tables else []
-    return [Section("Paired scores and their controls", notes, [], shown, unavailable), *sections]
+    pictures = [plot_controls(tables)] if tables else []
+    return [Section("Paired scores and their controls", notes, [], pictures, unavailable), *sections]
 
 
 def plot_controls(tables: Mapping[str, pd.DataFrame]) -> Figure:

@@ -27,16 +27,18 @@ def make_section(
     held_out = None if data.held_out is None or len(data.held_out) < MIN_IMAGES else data.held_out
     floor = len(real) >= 2 * two_sample.MIN_TILES
     steps = two_sample.steps_to_blame(generated, real, data.reconstructed, held_out)
-    found = two_sample.compare({name: p for name, p in steps.items() if floor or name != FLOOR}, seed, device, blurs_px)
-    table = two_sample.table(found)
+    tests_by_pair = two_sample.compare(
+        {name: p for name, p in steps.items() if floor or name != FLOOR}, seed, device, blurs_px
+    )
+    table = two_sample.table(tests_by_pair)
     notes = [
         f"Share of {table['test tiles'].iloc[0]} or fewer test images that the network sorts rightly: 50 % is chance. "
         "Its floor is one half of the real images told from the other, of the same mix of slides. A row that says the "
         "network did not learn has no share, as the network could not see a blur of 1 px either.",
-        *(f"{name}{f', both blurred by {px:g} px' if px else ''}: {test}." for name, tests in found.items()
+        *(f"{name}{f', both blurred by {px:g} px' if px else ''}: {test}." for name, tests in tests_by_pair.items()
           for px, test in tests.items()),
     ]  # fmt: skip
-    at_full = next(iter(found[GENERATED_FROM_REAL].values()))
+    at_full = next(iter(tests_by_pair[GENERATED_FROM_REAL].values()))
     pictures = [
         figures.show_tiles(
             generated[order], title=f"Generated images that look {degree} convincing to the network", mpp=data.mpp
@@ -44,9 +46,9 @@ def make_section(
         for degree, order in (("most", at_full.order[::-1][:SHOWN].copy()), ("least", at_full.order[:SHOWN]))
         if at_full.learned
     ]
-    told = {name: next(iter(tests.values())).accuracy for name, tests in found.items()}
+    shares = {name: next(iter(tests.values())).accuracy for name, tests in tests_by_pair.items()}
     scores = {
-        "told_from_real": {name: accuracy for name, accuracy in told.items() if accuracy is not None},
+        "told_from_real": {name: accuracy for name, accuracy in shares.items() if accuracy is not None},
         "details": {"two-sample test": plain(table)},
     }
     return Section("Two-sample test", notes, [table], pictures, scores)

@@ -19,7 +19,7 @@ def make_section(data: EvaluationData, seed: int, device: torch.device | str) ->
     Without held-out tiles of known clusters every other real one is held out.
     """
     if data.held_out_ids is None:
-        real, held_out = ((data.real[some], data.real_ids[some]) for some in (slice(0, None, 2), slice(1, None, 2)))
+        real, held_out = ((data.real[half], data.real_ids[half]) for half in (slice(0, None, 2), slice(1, None, 2)))
     else:
         real, held_out = (data.real, data.real_ids), (data.held_out, data.held_out_ids)
     learn, *tested = (
@@ -27,21 +27,21 @@ def make_section(data: EvaluationData, seed: int, device: torch.device | str) ->
     )
     if (fewest := min(len(images) for images, _ in (learn, *tested))) < usefulness.MIN_TILES:
         return Section("Use to a classifier", [too_few(usefulness.MIN_TILES, fewest)])
-    found = usefulness.cas(*learn, *tested[0], *tested[1], data.k, seed, device)
-    scores = found.table.accuracy
+    result = usefulness.cas(*learn, *tested[0], *tested[1], data.k, seed, device)
+    scores = result.table.accuracy
     notes = [
         f"A small network that learnt the clusters from generated tiles sorts {scores[usefulness.GENERATED]:.1%} of "
-        f"{found.test_tiles} held-out real tiles rightly; from as many real tiles {scores[usefulness.REAL]:.1%}: "
-        f"generated tiles are worth {found.of_real:.0%} of real ones (CAS, Ravuri and Vinyals 2019). Intervals are "
+        f"{result.test_tiles} held-out real tiles rightly; from as many real tiles {scores[usefulness.REAL]:.1%}: "
+        f"generated tiles are worth {result.of_real:.0%} of real ones (CAS, Ravuri and Vinyals 2019). Intervals are "
         f"over {usefulness.TRIALS} trainings."
     ]
     recorded = {
         "cas": scores[usefulness.GENERATED],
         "cas_of_real_tiles": scores[usefulness.REAL],
-        "of_use_as_real": found.of_real,
-        "details": {"usefulness": plain(found.table), "usefulness by cluster": plain(found.by_class)},
+        "of_use_as_real": result.of_real,
+        "details": {"usefulness": plain(result.table), "usefulness by cluster": plain(result.by_class)},
     }
-    return Section("Use to a classifier", notes, [found.table, found.by_class], scores=recorded)
+    return Section("Use to a classifier", notes, [result.table, result.by_class], scores=recorded)
 
 
 def make_labels_section(data: EvaluationData, seed: int, device: torch.device | str) -> Section:
@@ -49,29 +49,30 @@ def make_labels_section(data: EvaluationData, seed: int, device: torch.device | 
     title = "Use to a classifier of the labels"
     if data.real_labels is None or data.held_out_labels is None:
         return Section(title, ["Left out: the tiles have no labels."])
-    known = data.real_labels != ""
-    names = np.unique(data.real_labels[known])
+    labelled = data.real_labels != ""
+    names = np.unique(data.real_labels[labelled])
     tested = np.isin(data.held_out_labels, names)
-    if (fewest := min(len(data.generated), known.sum(), tested.sum())) < usefulness.MIN_TILES:
+    if (fewest := min(len(data.generated), labelled.sum(), tested.sum())) < usefulness.MIN_TILES:
         return Section(title, [too_few(usefulness.MIN_TILES, fewest)])
     if len(names) < 2:
         return Section(title, [f"Left out: all labelled tiles are {names[0]}."])
-    found = usefulness.with_labels(
-        data.generated, torch.as_tensor(data.generated_ids), data.real[known], torch.as_tensor(data.real_ids[known]),
-        data.real_labels[known], data.held_out[tested], data.held_out_labels[tested], seed, device,
+    result = usefulness.with_labels(
+        data.generated, torch.as_tensor(data.generated_ids), data.real[labelled],
+        torch.as_tensor(data.real_ids[labelled]), data.real_labels[labelled], data.held_out[tested],
+        data.held_out_labels[tested], seed, device,
     )  # fmt: skip
-    scores = found.table.accuracy
+    scores = result.table.accuracy
     notes = [
-        f"Of {found.test_tiles} held-out real tiles, a small network that learnt the labels {', '.join(names)} sorts "
+        f"Of {result.test_tiles} held-out real tiles, a small network that learnt the labels {', '.join(names)} sorts "
         f"{scores[usefulness.REAL]:.1%} rightly from real tiles, {scores[usefulness.GENERATED]:.1%} from generated "
         f"ones, each with the label that most real tiles of its cluster have, and {scores[usefulness.BOTH]:.1%} from "
         f"both. Intervals are over {usefulness.TRIALS} trainings."
     ]
     recorded = {
         "label_accuracy": scores.to_dict(),
-        "details": {"labels": plain(found.table), "labels by class": plain(found.by_class)},
+        "details": {"labels": plain(result.table), "labels by class": plain(result.by_class)},
     }
-    return Section(title, notes, [found.table, found.by_class], scores=recorded)
+    return Section(title, notes, [result.table, result.by_class], scores=recorded)
 
 
 def _of_use(scores: Mapping[str, Any]) -> str | None:
