@@ -9,7 +9,7 @@ import torch
 
 from pfiles.checkpoints import fingerprint_of_role
 from pfiles.cli.check import check
-from pfiles.cli.options import generator_folder, parse_overrides, resolve_data, run_choices, run_folder
+from pfiles.cli.options import generator_folder, output_folder, parse_overrides, resolve_data, run_choices, run_folder
 from pfiles.cli.watch import watch
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.sampling import write_table
@@ -29,6 +29,8 @@ from pfiles.tiles.sources import PICTURES, read_source
 from pfiles.tiles.tiler import tile_slides
 
 LEFT_OUT = 3  # exit status
+
+MOST_TILES = 1_000_000  # of one `draw`, which holds them all in memory
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -62,9 +64,9 @@ def _watch(args: argparse.Namespace) -> int:
 
 
 def _draw(args: argparse.Namespace) -> int:
-    if args.number < 1:
-        raise InputError(f"--number must be at least 1, but is {args.number}.")
-    out, numbers = expand(args.out).absolute(), range(1, args.number + 1)
+    if not 1 <= args.number <= MOST_TILES:
+        raise InputError(f"--number must be from 1 to {MOST_TILES:,}, but is {args.number}.")
+    out, numbers = output_folder(args.out), range(1, args.number + 1)
     refuse_other_images(out / "tiles", numbers)
     folder = run_folder(args.folder)
     if folder is not None:
@@ -98,7 +100,7 @@ def _status(left_out: Mapping[str, str], args: argparse.Namespace) -> int:
 
 
 def _map(args: argparse.Namespace) -> int:
-    folder, out = run_folder(args.folder), expand(args.out).absolute()
+    folder, out = run_folder(args.folder), output_folder(args.out)
     if folder is not None:
         run = open_run("map", **run_choices(args, folder), out=folder)
         trained = Generator(*run.networks(), run.settings, torch.empty(0), names=run.names)
@@ -135,9 +137,8 @@ def _map(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     options = {"clusters_csv": args.clusters_csv, "autoencoder": args.autoencoder, "held_out": args.held_out}
     files = {name: None if value is None else expand(value).absolute() for name, value in options.items()}
-    real, generated, out = (expand(folder).absolute() for folder in (args.real, args.generated, args.out))
-    if out.exists() and not out.is_dir():
-        raise InputError(f"The output folder {out} is a file: name a folder, existing or new.")
+    real, generated = (expand(folder).absolute() for folder in (args.real, args.generated))
+    out = output_folder(args.out)
     sections = evaluation.evaluate(
         real, generated, **files, **_features(args.features or []), paired=not args.unpaired, seed=args.seed,
         device=pick_device(),

@@ -32,6 +32,15 @@ def resolve_data(option: str | None) -> str:
     return data if data in EMBEDDED else str(expand(data).resolve())
 
 
+def output_folder(option: str) -> Path:
+    """The folder that a command writes to; InputError before any work where a file is in its way."""
+    folder = expand(option).absolute()
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"The output folder {folder} cannot be: {path} is a file. Name a folder, existing or new.")
+    return folder
+
+
 def run_folder(option: str) -> Path | None:
     """The folder of a run; None if `option` names a generator instead: "starter", one of the hub, or a folder."""
     folder = expand(option).absolute()
@@ -53,8 +62,11 @@ def run_choices(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     data = None if args.data is None else resolve_data(args.data)
     overrides = None if args.overrides is None else parse_overrides(args.overrides)
     options = {"clustering": args.clustering, "data": data, "preset": args.preset, "overrides": overrides}
+    summary = folder / "summary.json"
+    if not isinstance(read_json(summary, {}).get("run", {}), dict):
+        raise InputError(f'{summary} holds something else than a run under "run": put the right file there.')
     choices = choices_of(folder, n_clusters=args.clusters, **options)
-    if "run" in read_json(folder / "summary.json", {}):
+    if "run" in read_json(summary, {}):
         return choices
     file_choices = _run_toml_of(folder, args.run_toml)
     return file_choices | choices | {"overrides": file_choices.get("overrides", {}) | choices.get("overrides", {})}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pfiles.cli import estimate
+from pfiles.reporting.sections import structure
 from pfiles.session import open_run
 from tests.conftest import TINY, make_tiles
 
@@ -19,6 +20,7 @@ def test_times_are_steps_times_seconds(clusters_first, tmp_path, monkeypatch):
     monkeypatch.setattr(estimate, "_seconds_of_scores", lambda small: {"part 10": 0.1, "part 11": 0.2})
     monkeypatch.setattr(estimate, "_seconds_of_search", lambda run: (7.0, 0.5))
     monkeypatch.setattr(estimate, "_seconds_of_encoding", lambda small: 0.25)
+    monkeypatch.setattr(structure, "seconds_per_tile", lambda tiles: 0.125)
     np.save(tmp_path / "tiles.npy", make_tiles(44))
     epochs = {"autoencoder.epochs": 2, "autoencoder.polish.epochs": 5, "clusters.epochs": 7, "training.epochs": 10}
     epochs["diffusion.latent_views"] = True
@@ -32,7 +34,7 @@ def test_times_are_steps_times_seconds(clusters_first, tmp_path, monkeypatch):
         # six trainings of 20 epochs, of 48 generated tiles in batches of 32, or of 12
         "part 9": 16 * 3 * 4 + 0.01 * 6 * 20 * 2,
         # 12 generated, 24 training and 4 held-out tiles; 16 generated ones of each cluster in the atlas
-        "part 13": 0.01 * (6 * 20 * 1 + 9 * 3 * 200) + 2 * 7 + 2 * 12 * 0.5,
+        "part 13": 0.01 * (6 * 20 * 1 + 9 * 3 * 200) + 2 * 7 + 2 * 12 * 0.5 + structure.MOST_SETS * 12 * 0.125,
         "part 10": 12 * 0.1, "part 11": 12 * 0.2, "part 14": 24 * 0.25 + 2 * 7 + (12 + 4) * 0.5,
         "part 16": 24 * 0.25 + 256 * 4 + 7 + 256 * 0.5, "the others, each": 24 * 0.25,
     })  # fmt: skip

@@ -5,6 +5,7 @@ from argparse import Namespace
 
 import pytest
 
+from pfiles.__main__ import main
 from pfiles.cli import options
 from pfiles.errors import InputError
 
@@ -51,6 +52,26 @@ def test_a_run_of_a_command_is_as_its_summary_says(repository, capsys):
     (repository / "summary.json").write_text(json.dumps({"run": {"n_clusters": 6, "preset": "recommended"}}))
     assert options.run_choices(Namespace(**NOTHING), repository) == {"n_clusters": 6, "preset": "recommended"}
     assert capsys.readouterr().out == ""
+
+
+def test_a_summary_that_is_none_is_refused(repository):
+    (repository / "summary.json").write_text('{"run": 3}')
+    with pytest.raises(InputError, match='holds something else than a run under "run"'):
+        options.run_choices(Namespace(**NOTHING), repository)
+
+
+REFUSED = [["--number", "1000001"], ["--number", "0"], ["--out", "file"], ["--out", "file/x"]]
+
+
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_draw_refuses_before_it_draws(arguments, tmp_path, monkeypatch, capsys):
+    """A file in the place of its folder would lose all tiles once they are drawn."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pfiles.drawing.generator.Generator.draw", lambda *args, **kwargs: pytest.fail("it draws"))
+    (tmp_path / "file").write_text("keep me")
+    assert main(["draw", "--number", "2", "--out", "out", *arguments]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_starter_is_the_built_in_one_whatever_lies_here(tmp_path, monkeypatch):
