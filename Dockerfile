@@ -2,18 +2,22 @@
 #
 #     docker build --tag kpc-ldm .                              # on CPUs
 #     docker build --tag kpc-ldm --build-arg DEVICE=cuda .      # on GPUs; the host needs the NVIDIA container toolkit
-#     docker run --rm -p 8888:8888 -v "$PWD/runs:/home/user/kpc-ldm/runs" kpc-ldm         # with --gpus all on GPUs
+#     docker run --rm -p 8888:8888 --user "$(id -u):$(id -g)" -e HOME=/tmp -v "$PWD:/work" kpc-ldm
+#
+# The last line mounts this checkout, so that results and edited notebooks stay on the host and belong to you. Add
+# -v /path/to/tiles:/data:ro for tiles that lie elsewhere (data = "/data"), and --gpus all on GPUs.
 ARG DEVICE=cpu
 
 FROM python:3.11-slim AS base
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends git make \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home user
+    && useradd --create-home user \
+    && install --directory --owner user /opt/venv /work
 USER user
-ENV PATH=/home/user/venv/bin:$PATH
-RUN python -m venv /home/user/venv && mkdir /home/user/kpc-ldm
-WORKDIR /home/user/kpc-ldm
+ENV PATH=/opt/venv/bin:$PATH USER=user
+RUN python -m venv /opt/venv
+WORKDIR /work
 COPY --chown=user requirements.txt constraints.txt ./
 
 # PyTorch without CUDA, 4 GB less; its pinned version from PyTorch's own index

@@ -67,6 +67,7 @@ def test_the_indices_stand_alone():
         assert {name.split(".")[0] for name in imports(path)} <= allowed
 
 
+@pytest.mark.slow
 def test_importing_starts_nothing(tmp_path):
     """No file, no seed, no device, no download: a connection would raise here."""
     code = f"""

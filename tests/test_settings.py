@@ -101,7 +101,7 @@ def test_overrides():
         ("demo", {"saving.every_minutes": -1}, r"saving\.every_minutes must be at least 0"),
         ("demo", {"saving.every_epochs": 0}, r"saving\.every_epochs must be a whole number of at least 1"),
         ("paper", {"sampling.guidance": 2.0}, "needs a UNet trained with diffusion.condition_dropout"),
-        ("demo", {"sampling.sampler": "euler"}, "'ddpm' or 'ddim' or"),
+        ("demo", {"sampling.sampler": "unknown"}, "'ddpm' or 'ddim' or"),
         ("demo", {"speed": "max"}, "speed must be 'auto' or 'off'"),
         ("demo", {"precision": "fp16"}, "precision must be 'auto' or 'fp32' or 'bf16'"),
         ("demo", {"autoencoder.upsampling": "bilinear"}, "autoencoder.upsampling must be 'transposed' or 'resize'"),

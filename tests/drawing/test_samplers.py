@@ -11,7 +11,7 @@ from pfiles.errors import InputError
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 
 
-@pytest.mark.parametrize(("name", "steps"), [("euler", 10), ("dpm-solver++", 20), ("unipc", 25)])
+@pytest.mark.parametrize(("name", "steps"), [("unknown", 10), ("dpm-solver++", 20), ("unipc", 25)])
 def test_impossible_samplers(name, steps):
     with pytest.raises(InputError, match=r"Unknown sampler|needs fewer than 20 steps"):
         make_solver(name, LinearNoiseScheduler(20), steps)
