@@ -15,7 +15,8 @@ clusterers    both kinds of clusters
 latents       codes of tiles, their clusters, and the latents a UNet works on
 checkpoints   networks on disk, and what each belongs to
 learning/     loop, losses, log, resume; autoencoder; clusters; diffusion: what each training draws and minimises
-drawing/      sampling, samplers, generator: images from noise; in_diffusers: a generator as diffusers loads it
+drawing/      sampling, samplers, soundness, generator: images from noise; in_diffusers: a generator as diffusers
+              loads it
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
               small network of both); efficientnet; spectrum; smoothness; structure; morphometry; memorisation;
               neighbours; stability

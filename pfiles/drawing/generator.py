@@ -27,6 +27,7 @@ from pfiles.checkpoints import (
     save_weights,
 )
 from pfiles.clusterers import CLUSTERINGS, KMeansClusters, make_clusterer
+from pfiles.drawing import soundness
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace, encode_tiles, predict_clusters, read_latent_csv
@@ -123,11 +124,9 @@ class Generator(
         else:
             cluster_ids = torch.as_tensor(cluster)
             cluster_ids = cluster_ids if cluster_ids.dim() else cluster_ids.expand(number)
-        if not ((cluster_ids >= 0) & (cluster_ids < self.n_clusters)).all():
-            raise InputError(
-                f"Clusters are numbered from 1 to {self.n_clusters}, as text or by name, and their ids from 0 to "
-                f"{self.n_clusters - 1}: choose among these."
-            )
+        soundness.check_cluster_ids(cluster_ids, self.n_clusters)
+        if seeds is not None:
+            soundness.check_seeds(seeds, len(cluster_ids))
         diffusion, how = self.settings.diffusion, self.settings.sampling
         return sample(
             self.unet,
@@ -158,6 +157,7 @@ class Generator(
 
     def assign(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The cluster (N,), 0-based, of uint8 images (N, 3, S, S) and its probability (N,), both on the CPU."""
+        soundness.check_images(images, self.settings.image_size_px)
         device = next(self.unet.parameters()).device
         return predict_clusters(self.space.vqvae, self.clusterer, encode_tiles(self.space.vqvae, images.to(device)))
 
@@ -192,7 +192,9 @@ class Generator(
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> "Generator":
         """The generator in a folder that `save` wrote, or "starter", the small one that comes with the project."""
         folder = find_generator(folder)
+        soundness.check_folder(folder)
         config, state = read_json(folder / "config.json"), read_weights(folder)
+        soundness.check_weights(state, folder)
         try:
             settings = get_settings("paper", config["settings"])
             k, kind = config["n_clusters"], CLUSTERINGS[CLUSTERINGS.index(config["clustering"])]
@@ -326,6 +328,7 @@ def find_generator(folder: str | Path) -> Path:
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors in a generator's folder, named vqvae.*, unet.* and clusterer.*."""
     path = folder / "model.safetensors"
+    soundness.read_shapes(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
