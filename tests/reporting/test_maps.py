@@ -2,6 +2,7 @@
 
 import csv
 import json
+import unicodedata
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,6 +19,7 @@ from pfiles.__main__ import main
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
 from pfiles.reporting import maps
+from pfiles.spreadsheet import read_table
 from pfiles.tiles.slides import Tiling
 from pfiles.tiles.sources import read_source
 from pfiles.tiles.tiler import tile_slides
@@ -300,6 +302,28 @@ def test_a_slide_with_bounds_opens_in_place(tmp_path, monkeypatch, capsys, frame
     printed = capsys.readouterr().out
     assert f"The GeoJSON of a {'counts from what was scanned' if frame == 'qupath' else 'keeps'}" in printed
     plt.close("all")
+
+
+def test_a_slide_has_one_name_everywhere(tmp_path):
+    """Spaces, %, quotes, a dash before and other scripts; a letter in two parts on the disk is one character here."""
+    names = ["a b%20&c", "x.y.z", "-o", "quo\"te's", "スライド", unicodedata.normalize("NFC", "Präparat")]
+    for seed, name in enumerate(names):
+        apart = unicodedata.normalize("NFD", name) if name.startswith("Pr") else name
+        write_slide(tmp_path / "slides" / f"{apart}.tiff", island(256, 256, 16, 16, 224, 224, seed), levels=(1,))
+    tile_slides([tmp_path / "slides"], tmp_path / "tiles", Tiling(0.5, 64))
+    source = read_source(tmp_path / "tiles")
+    tiles = maps.Assigned(source.positions, np.arange(len(source.images)) % 2, np.ones(len(source.images)))
+    maps.write_maps(tmp_path / "maps", tiles, source.images, 2, pictures=tmp_path / "tiles" / "slides")
+    plt.close("all")
+    assert set(source.positions.slide) == set(names)
+    assert {path.stem for path in (tmp_path / "tiles" / "slides").iterdir()} == set(names)
+    assert set(read_table(tmp_path / "maps" / "tile_clusters.csv")["slide"]) == set(names)
+    for name in names:
+        geojson = json.loads((tmp_path / "maps" / f"{name}.geojson").read_text())
+        assert geojson["slide"] == name
+        outlines = [shapely.from_geojson(json.dumps(feature["geometry"])) for feature in geojson["features"]]
+        assert outlines
+        assert shapely.is_valid(outlines).all()
 
 
 def test_every_k_side_by_side(tmp_path):

@@ -88,6 +88,24 @@ def test_the_embedded_slide_is_openslides():
         np.testing.assert_array_equal(read_rgb(ours, 0, 0, 0, *size, 3), read_rgb(theirs, 0, 0, 0, *size, 3))
 
 
+@pytest.mark.parametrize("tile", [(752, 624), (256, 256), (16, 1024)])
+def test_tiles_of_any_shape_and_what_lies_beyond_the_edge(tmp_path, tile):
+    """Tiles of 624 x 752 px, and tissue of another slide in the part of them that lies beyond the edge."""
+    image = tissue(900, 1000)
+    padded = np.pad(image, ((0, -900 % tile[0]), (0, -1000 % tile[1]), (0, 0)))
+    padded[900:], padded[:, 1000:] = (150, 60, 160), (150, 60, 160)
+    parts = (padded[y : y + tile[0], x : x + tile[1]] for y in range(0, 900, tile[0]) for x in range(0, 1000, tile[1]))
+    options = {"shape": (900, 1000, 3), "dtype": np.uint8, "tile": tile, "photometric": "rgb", "metadata": None}
+    tifffile.imwrite(tmp_path / "a.tif", parts, compression="jpeg", resolution=(2e4, 2e4), resolutionunit=3, **options)
+    with open_slide(tmp_path / "a.tif") as ours, openslide.OpenSlide(tmp_path / "a.tif") as theirs:
+        assert ours.level_dimensions == ((1000, 900),)
+        for x, y, width, height in ((0, 0, 1000, 900), (600, 700, 400, 200)):
+            region = np.asarray(read_rgb(ours, x, y, 0, width, height))
+            np.testing.assert_array_equal(region, read_rgb(theirs, x, y, 0, width, height))
+            assert np.abs(region - image[y : y + height, x : x + width].astype(int)).mean() < 8
+        assert (np.asarray(read_rgb(ours, 990, 880, 0, 100, 100))[30:, 20:] == 255).all()
+
+
 @pytest.mark.parametrize("counts", [lambda counts: [0, *counts[1:]], lambda counts: counts[:-1]], ids=["empty", "few"])
 def test_a_level_that_lacks_a_tile_goes_through_openslide(tmp_path, counts):
     path = write_jpeg_slide(tmp_path / "a.tiff", tissue(500, 700))

@@ -1,0 +1,146 @@
+"""Slides of every kind behind one interface: colour profiles, 16 bits, transparency, damage and pages."""
+
+import io
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms
+
+from pfiles.__main__ import main
+from pfiles.errors import InputError
+from pfiles.tiles.readers import open_slide, profile_name, read_rgb
+from tests.tiles.conftest import island, tissue, write_slide
+
+
+def wide_profile():
+    """A profile in which the same numbers are other colours than in sRGB: LCMS' own, with swapped primaries."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    tags = {bytes(profile[132 + 12 * i :][:4]): 132 + 12 * i for i in range(int.from_bytes(profile[128:132]))}
+    red, green = (slice(tags[name] + 4, tags[name] + 12) for name in (b"rXYZ", b"gXYZ"))
+    profile[red], profile[green] = profile[green], profile[red]
+    return bytes(profile)
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "tiled"])
+def test_a_colour_profile_is_recorded_and_applied_when_asked(tmp_path, kind):
+    image, profile = tissue(200, 300), wide_profile()
+    path = tmp_path / f"a.{'png' if kind == 'png' else 'tif'}"
+    if kind == "png":
+        Image.fromarray(image).save(path, icc_profile=profile)
+    else:
+        options = {"tile": (128, 128)} if kind == "tiled" else {}
+        tifffile.imwrite(path, image, photometric="rgb", iccprofile=profile, metadata=None, **options)
+    expected = ImageCms.profileToProfile(
+        Image.fromarray(image), ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+    )
+    with open_slide(path) as slide:
+        assert profile_name(slide).startswith("sRGB")
+        np.testing.assert_array_equal(read_rgb(slide, 0, 0, 0, 300, 200), image)
+    with open_slide(path, to_srgb=True) as slide:
+        assert profile_name(slide) is None
+        found = np.asarray(read_rgb(slide, 0, 0, 0, 300, 200)).astype(int)
+    assert np.abs(found - np.asarray(expected)).max() <= 1
+    assert np.abs(found - image).max() > 20
+
+
+def test_mixed_colour_profiles_are_told(tmp_path, capsys):
+    for seed, name in enumerate("ab"):
+        image = Image.fromarray(island(300, 300, 20, 20, 250, 250, seed))
+        (tmp_path / "slides").mkdir(exist_ok=True)
+        image.save(tmp_path / "slides" / f"{name}.png", **({"icc_profile": wide_profile()} if seed else {}))
+    command = [
+        "tile",
+        str(tmp_path / "slides"),
+        "--out",
+        str(tmp_path / "out"),
+        "--mpp-of-slide",
+        "0.5",
+        "--mpp",
+        "0.5",
+    ]
+    assert main([*command, "--size", "64"]) == 0
+    printed = capsys.readouterr().out
+    assert "The slides differ in their colour profiles" in printed
+    assert "none (1)" in printed
+    assert main([*command, "--size", "64", "--icc"]) == 0
+    assert "colour profiles" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+def test_sixteen_bits_are_scaled_by_the_tag_or_refused(tmp_path, tiled):
+    image = tissue(200, 300)
+    options = {"photometric": "rgb", "metadata": None, **({"tile": (128, 128)} if tiled else {})}
+    tag = [(281, "H", 3, (4095, 4095, 4095), True)]
+    tifffile.imwrite(tmp_path / "a.tif", image.astype(np.uint16) * 16, extratags=tag, **options)
+    with open_slide(tmp_path / "a.tif") as slide:
+        found = np.asarray(read_rgb(slide, 0, 0, 0, 300, 200)).astype(int)
+    assert np.abs(found - image.astype(int) * 16 * 255 / 4095).max() <= 0.5
+    tifffile.imwrite(tmp_path / "b.tif", image.astype(np.uint16) * 16, **options)
+    with pytest.raises(InputError, match=r"b\.tif has 16 bits per channel and does not say"):
+        open_slide(tmp_path / "b.tif").__enter__()
+
+
+def test_transparent_pixels_of_a_slide_are_white_before_they_are_averaged(tmp_path):
+    image = tissue(64, 64)
+    alpha = np.zeros((64, 64, 1), np.uint8)
+    alpha[:33] = 255
+    Image.fromarray(np.dstack([image, alpha])).save(tmp_path / "a.png")
+    whole = Image.fromarray(np.where(alpha == 255, image, 255).astype(np.uint8))
+    with open_slide(tmp_path / "a.png") as slide:
+        np.testing.assert_array_equal(read_rgb(slide, 0, 0, 0, 64, 64, 2), whole.reduce(2))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "CMYK", "F"])
+def test_other_colours_are_refused(tmp_path, mode):
+    Image.fromarray(tissue(64, 64)).convert(mode).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=rf"a\.tif has the colour mode {mode}, but slides must be RGB|16 bits"):
+        open_slide(tmp_path / "a.tif").__enter__()
+
+
+def test_a_page_is_the_image_of_its_number(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for seed in range(3):
+            file.write(tissue(200, 300, seed), tile=(128, 128), photometric="rgb", metadata=None)
+    for page in (1, 2, 3):
+        with open_slide(tmp_path / "a.tif", page) as slide:
+            np.testing.assert_array_equal(read_rgb(slide, 0, 0, 0, 300, 200), tissue(200, 300, page - 1))
+    with pytest.raises(InputError, match="has 3 pages, but page 4 is asked for"):
+        open_slide(tmp_path / "a.tif", 4).__enter__()
+
+
+def test_a_tile_that_is_missing_is_glass_or_one_sentence(tmp_path, capsys):
+    path = write_slide(tmp_path / "slides" / "a.tiff", island(512, 512, 64, 64, 300, 300), levels=(1,))
+    write_slide(tmp_path / "slides" / "b.tiff", island(512, 512, 64, 64, 300, 300, 1), levels=(1,))
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        counts = list(file.pages[0].databytecounts)
+        file.pages[0].tags["TileByteCounts"].overwrite([*counts[:5], 0, *counts[6:]])
+    command = ["tile", str(tmp_path / "slides"), "--out", str(tmp_path / "out"), "--size", "64", "--mpp", "0.5"]
+    status = main(command)
+    printed = capsys.readouterr().out
+    with open_slide(path) as slide:
+        if status == 0:
+            assert (np.asarray(read_rgb(slide, 128, 128, 0, 128, 128)) == 255).all()
+        else:
+            assert status == 3
+            assert "a.tiff cannot be read as a slide" in printed
+    tiles = np.load(tmp_path / "out" / "tiles.npy")
+    assert (tmp_path / "out" / "tiles.csv").read_text().count("\n") == len(tiles) + 1
+
+
+def test_the_users_scales_come_from_a_table(tmp_path, capsys):
+    """Three images of one piece of tissue at 0.25, 0.5 and 1 um/px, with a decimal comma."""
+    image = Image.fromarray(island(1024, 1024, 64, 64, 900, 900))
+    (tmp_path / "slides").mkdir()
+    for name, factor in (("a", 1), ("b", 2), ("c", 4)):
+        image.reduce(factor).save(tmp_path / "slides" / f"{name}.png")
+    (tmp_path / "t.csv").write_text("slide;mpp\na;0,25\nb.png;0,5\nc;1\n")
+    command = ["tile", str(tmp_path / "slides"), "--out", str(tmp_path / "out"), "--size", "64", "--mpp", "1"]
+    assert main([*command, "--slides-csv", str(tmp_path / "t.csv"), "--mpp-of-slide", "3"]) == 0
+    rows = [line.split(",") for line in (tmp_path / "out" / "tiles.csv").read_text().splitlines()[1:]]
+    assert {(row[0], row[3]) for row in rows} == {("a", "256"), ("b", "128"), ("c", "64")}
+    places = {name: [[int(row[i]) // int(row[3]) for i in (1, 2)] for row in rows if row[0] == name] for name in "abc"}
+    assert places["a"] == places["b"] == places["c"]
+    (tmp_path / "t.csv").write_text("slide,mpp\na,fine\n")
+    assert main([*command, "--slides-csv", str(tmp_path / "t.csv")]) == 2
+    assert "gives a the mpp 'fine'" in capsys.readouterr().err
