@@ -51,10 +51,10 @@ def gather(paths: Sequence[Path], out: Path, page: int | None = 1, asked: Sequen
     """The slides given by name, and those below folders in sorted order.
 
     What lies in `out` is not looked at. page: of each file, from 1; None for all of them. asked: names of slides, such
-    as a table of the user has them; they, and files given by name, are no companions of others.
+    as a table of the user has them; they, and a file that is given alone, are no companions of others.
     Raises InputError where there is no slide.
     """
-    gathered, files = Gathered(), {}
+    gathered, files, meant = Gathered(), {}, {name.lower() for name in asked}
     for path in paths:
         if not os.path.exists(path):
             raise InputError(f"There is no slide or folder of slides at {path}: correct the path.")
@@ -69,9 +69,11 @@ def gather(paths: Sequence[Path], out: Path, page: int | None = 1, asked: Sequen
         if others:
             gathered.notes.append(unread)
         for file in slides:
-            files[file] = file != path and not {composed(file.name).lower(), name_of(file).lower()} & {
-                name.lower() for name in asked
-            }
+            is_meant = (file == path and len(paths) == 1) or {
+                composed(file.name).lower(),
+                name_of(file).lower(),
+            } & meant
+            files[file] = not is_meant
     series = _without_later_files_of_series([*files], gathered)
     companions = _companions(series, [file for file in series if files[file]], paths)
     for file, reason in companions.items():

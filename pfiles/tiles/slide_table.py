@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from pfiles.errors import InputError
 from pfiles.spreadsheet import composed, number_in, read_table
-from pfiles.tiles.copies import warn_of_patients
+from pfiles.tiles.copies import copies, in_words, warn_of_near_copies, warn_of_patients
 from pfiles.tiles.gather import SUFFIXES, SlideFile
 from pfiles.tiles.slides import MAX_MPP
 from pfiles.tiles.sources import positions_of
@@ -66,10 +68,11 @@ def print_slides(
     patients: Mapping[str, str] | None,
     notes: Mapping[str, Mapping[str, Any]],
     left_out: Mapping[str, str],
-) -> None:
+) -> tuple[np.ndarray, np.ndarray]:
     """A line for each slide: its tiles, its scale and where that comes from, or why it was left out.
 
     rows: of the tiles. patients: of each slide, "" where unknown; None where tiles are not split. notes: scales.
+    Returns the indices of training and test tiles.
     """
     positions = positions_of(rows)
     columns, verdict = {"tiles": [True] * len(rows)}, ""
@@ -91,6 +94,20 @@ def print_slides(
     print(verdict, end="\n" * bool(verdict))
     if patients is not None and not any(patients.values()):
         warn_of_patients(*(rows["slide"][side].unique() for side in columns.values()))
+    return tuple(np.flatnonzero(columns.get(side, [])) for side in ("training", "test"))
+
+
+def warn_of_copies(images: Tensor, rows: pd.DataFrame, train: np.ndarray, test: np.ndarray, folder: Path) -> None:
+    """Print which test tiles are training tiles as well or nearly so, with a picture of the latter in `folder`."""
+
+    def name(i: int) -> str:
+        return f"{rows['slide'][i]} at {rows['x'][i]}, {rows['y'][i]}"
+
+    pairs = copies(images, test, train)
+    if len(pairs):
+        print(f"Warning: {in_words(pairs, len(test), name)}: no training takes them so, leave one of the slides out.")
+    else:
+        warn_of_near_copies(images, test, train, name, folder)
 
 
 def print_notes(notes: Sequence[str], of_slides: Mapping[str, Mapping[str, Any]], to_srgb: bool) -> None:

@@ -22,9 +22,9 @@ from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.spreadsheet import composed, file_name, read_table, write_csv
 from pfiles.tiles.gather import SlideFile, gather, name_of
 from pfiles.tiles.readers import open_slide, profile_name
-from pfiles.tiles.slide_table import match_rows, print_notes, print_slides, read_slide_table
+from pfiles.tiles.slide_table import match_rows, print_notes, print_slides, read_slide_table, warn_of_copies
 from pfiles.tiles.slides import Tiling, cut_tiles, plan_tiles
-from pfiles.tiles.sources import PICTURES, TABLE, TILES, picture_part, read_tile_table
+from pfiles.tiles.sources import PICTURES, TABLE, TILES, picture_part, read_source, read_tile_table
 
 COLUMNS = ("slide", "x", "y", "side", "level", "mpp", "tissue", "sharpness")
 ABOUT, WORK = "tiling.json", ".work"  # what was asked for; slides that are done before all are
@@ -85,7 +85,10 @@ def tile_slides(
     shutil.rmtree(out / WORK, ignore_errors=True)
     left_out = {name: note["left_out"] for name, note in about["notes"].items() if "left_out" in note}
     left_out = {**left_out, **copies, **gathered.unread}
-    print_slides([slide.name for slide in slides], rows, patient if show_split else None, about["notes"], left_out)
+    names = [slide.name for slide in slides]
+    train, test = print_slides(names, rows, patient if show_split else None, about["notes"], left_out)
+    if rows["slide"].nunique() > 1:
+        warn_of_copies(read_source(out / TILES).images, rows, train, test, out)
     print_notes(gathered.notes, about["notes"], tiling.icc)
     return left_out
 

@@ -85,12 +85,13 @@ def test_the_same_file_under_two_names_is_cut_once(tmp_path, capsys):
     assert "b and c are the same file, but of the patients 'p2' and 'p3'" in capsys.readouterr().err
 
 
-def test_the_same_pixels_in_two_kinds_of_files_are_refused(tmp_path):
+def test_the_same_pixels_in_two_kinds_of_files_are_refused(tmp_path, capsys):
     image = island(512, 512, 64, 64, 300, 300)
     write_slide(tmp_path / "slides" / "a.tiff", image, levels=(1,))
     resolution = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(tmp_path / "slides" / "b.tif", image, photometric="rgb", metadata=None, **resolution)
     tile_slides([tmp_path / "slides"], tmp_path / "out", Tiling(0.5, 64))
+    assert "have the same pixels as training tiles, such as " in capsys.readouterr().out
     with pytest.raises(InputError, match=r"test tiles have the same pixels as training tiles, such as [ab] at"):
         load_tiles(tmp_path / "out", 64)
 

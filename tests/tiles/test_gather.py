@@ -35,7 +35,9 @@ def test_companions_are_told_by_their_names(tmp_path, name):
     assert names(gathered) == ["case1"]
     [note] = gathered.notes
     assert note.startswith(f"{name.split('/')[-1]} is no slide: ")
-    assert len(gather([tmp_path / name], tmp_path / "out").slides) == 1  # given by name, it is meant
+    if "/" not in name:  # as by slides/*
+        assert names(gather([tmp_path / "case1.tiff", tmp_path / name], tmp_path / "out")) == ["case1"]
+    assert len(gather([tmp_path / name], tmp_path / "out").slides) == 1  # given alone, it is meant
     assert len(gather([tmp_path], tmp_path / "out", asked=[name.split("/")[-1]]).slides) == 2
 
 
