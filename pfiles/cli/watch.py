@@ -39,9 +39,10 @@ class Progress(NamedTuple):
         sentence = f"{self.folder.name}: step {self.step:,} of {self.total_steps:,} ({share:.0%})"
         if self.is_done:
             return f"{sentence}, done"
-        left = timedelta(seconds=round((self.total_steps - self.step) / self.steps_per_second))
         silent = time.time() - self.at
-        sentence += f", {self.steps_per_second:.3g} steps per second, {left} left"
+        if self.steps_per_second > 0:
+            left = timedelta(seconds=round((self.total_steps - self.step) / self.steps_per_second))
+            sentence += f", {self.steps_per_second:.3g} steps per second, {left} left"
         silence = timedelta(seconds=round(silent))
         return f"{sentence}; no word for {silence}: it may have been stopped" if silent > SILENT else sentence
 
@@ -50,15 +51,27 @@ def look(out: str | Path | None = None) -> Progress:
     """The training below the folder `out` (None: this repository) that was heard of last; InputError where none was."""
     root = (ROOT / expand(choose({"out": out})["out"] or "")).resolve()
     folders = [path for where in TRAININGS for path in root.glob(where)]
-    heard = [(read_json(folder / PROGRESS)["at"], folder) for folder in folders if (folder / PROGRESS).exists()]
+    heard = [(_read_progress(folder)["at"], folder) for folder in folders if (folder / PROGRESS).exists()]
     if not heard:
         raise InputError(f"No training has begun in {root}: name the folder that was given to it as out.")
     folder = max(heard)[1]
-    progress: dict[str, Any] = read_json(folder / PROGRESS)
+    progress = _read_progress(folder)
     log = folder / "log.csv"
     pictures = sorted((folder / PICTURES).glob("*.jpg"))
     history = pd.read_csv(log) if log.exists() else pd.DataFrame()
     return Progress(folder, **progress, history=history, picture=pictures[-1] if pictures else None)
+
+
+def _read_progress(folder: Path) -> dict[str, float]:
+    """What a training wrote about itself; InputError for a file that says something else."""
+    file = folder / PROGRESS
+    progress = read_json(file)
+    numbers = {"step": 0, "total_steps": 1, "steps_per_second": 0, "at": 0}  # and the least of each
+    for name, least in numbers.items():
+        value = progress.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
+            raise InputError(f"{file} does not say how far a training is ({name} is {value!r}): delete it.")
+    return {name: progress[name] for name in numbers}
 
 
 def follow(out: str | Path | None, every: float) -> Iterator[Progress]:

@@ -134,3 +134,17 @@ def test_the_clusters_of_every_k_are_seen_as_well(tmp_path):
     told = {"step": 3, "total_steps": 6, "steps_per_second": 1.0, "at": time.time()}
     (folder / log.PROGRESS).write_text(json.dumps(told))
     assert watch.look(tmp_path).line().startswith("clusters_all: step 3 of 6 (50%)")
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", '{"step": 1, "total_steps": 0, "steps_per_second": 1, "at": 1}', '{"at": "now"}']
+)
+def test_a_progress_that_is_none_is_one_sentence(text, tmp_path, capsys):
+    folder = tmp_path / "kpc_ldm" / "autoencoder_training"
+    folder.mkdir(parents=True)
+    (folder / "progress.json").write_text(text)
+    assert main(["watch", "--out", str(tmp_path), "--once"]) == 2
+    assert "progress.json does not say how far a training is (" in capsys.readouterr().err
+    (folder / "progress.json").write_text('{"step": 1, "total_steps": 9, "steps_per_second": 0, "at": 1}')
+    assert main(["watch", "--out", str(tmp_path), "--once"]) == 0
+    assert "step 1 of 9 (11%); no word for" in capsys.readouterr().out
