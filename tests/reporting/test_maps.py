@@ -230,8 +230,8 @@ def two_colours(path, seed=0):
 
 def test_maps_of_a_made_slide_find_its_regions(tmp_path):
     """Clusters by mean colour, as a stand-in for trained ones, on two slides of two known regions each."""
-    for name in "ab":
-        two_colours(tmp_path / "slides" / f"{name}.tiff")
+    for seed, name in enumerate("ab", start=1):
+        two_colours(tmp_path / "slides" / f"{name}.tiff", seed)
     (tmp_path / "t.csv").write_text("slide,patient\na,p1\nb,p2\n")
     tile_slides([tmp_path / "slides"], tmp_path / "tiles", Tiling(0.5, 64), tmp_path / "t.csv")
     found = read_source(tmp_path / "tiles")
