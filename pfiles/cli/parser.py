@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 CLUSTERING_NAMES = "classifier or kmeans"
-FEATURE_NAMES = "random, autoencoder, inception, imagenet"
+FEATURE_NAMES = "random, autoencoder, inception, imagenet, imagenet-deeper"
 DESCRIPTION = "Generate histopathology tiles by cluster, without labels. COMMAND --help explains a command."
 SEVERAL_K = "number of clusters, or several such as 10-16"
 

@@ -1,24 +1,25 @@
-"""EfficientNet-Lite0 as an extractor of features, with the names that its published PyTorch weights have.
+"""EfficientNet-Lite as an extractor of features, with the names that its published PyTorch weights have.
 
 Tan and Le 2019; the Lite variant has no squeeze-and-excitation, ReLU6 for swish, and a stem and head of fixed width.
 """
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SIDE = 224  # pixels it was trained with
 FEATURES = 1280
 MEAN, SCALE = 127 / 255, 128 / 255  # of the colours in [0, 1], which it takes in about [-1, 1]
-# kernel, stride of the first block, expansion, channels, blocks
-STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3), (5, 2, 6, 192, 4),
-          (3, 1, 6, 320, 1))  # fmt: skip
+# kernel, stride of the first block, expansion, channels
+STAGES = ((3, 1, 1, 16), (3, 2, 6, 24), (5, 2, 6, 40), (3, 2, 6, 80), (5, 1, 6, 112), (5, 2, 6, 192), (3, 1, 6, 320))
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution padded as TensorFlow pads even sides: with stride 2 one pixel more to the right and below."""
+    """A convolution padded as TensorFlow pads squares: of an odd number of pixels one more to the right and below."""
 
     def forward(self, x: Tensor) -> Tensor:
-        excess = self.kernel_size[0] - self.stride[0]
+        side, kernel, stride = x.shape[3], self.kernel_size[0], self.stride[0]
+        excess = max(0, (-(-side // stride) - 1) * stride + kernel - side)
         return super().forward(F.pad(x, (excess // 2, excess - excess // 2) * 2))
 
 
@@ -44,15 +45,19 @@ class Block(nn.Module):
         return x + h if self.has_skip else h
 
 
-class EfficientNetLite0(nn.Module):
-    """Images (B, 3, H, W) in [0, 1] -> features (B, 1280); `classify` goes on to the logits of ImageNet's classes."""
+class EfficientNetLite(nn.Module):
+    """Images (B, 3, H, W) in [0, 1] -> features (B, 1280); `classify` goes on to the logits of ImageNet's classes.
 
-    def __init__(self):
+    repeats: the blocks of each stage. side: pixels that it was trained with, to which images are brought.
+    """
+
+    def __init__(self, repeats: Sequence[int] = (1, 2, 2, 3, 3, 4, 1), side: int = 224):
         super().__init__()
+        self.side = side
         self._conv_stem, self._bn0 = SameConv2d(3, 32, 3, 2, bias=False), _norm(32)
         blocks, before = [], 32
-        for kernel, first_stride, expansion, after, repeats in STAGES:
-            for i in range(repeats):
+        for (kernel, first_stride, expansion, after), number in zip(STAGES, repeats, strict=True):
+            for i in range(number):
                 blocks.append(Block(before, after, kernel, first_stride if i == 0 else 1, expansion))
                 before = after
         self._blocks = nn.ModuleList(blocks)
@@ -60,8 +65,8 @@ class EfficientNetLite0(nn.Module):
         self._fc = nn.Linear(FEATURES, 1000)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2:] != (SIDE, SIDE):
-            x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)
+        if x.shape[2:] != (self.side, self.side):
+            x = F.interpolate(x, (self.side, self.side), mode="bicubic", antialias=True).clamp(0, 1)
         x = F.relu6(self._bn0(self._conv_stem((x - MEAN) / SCALE)))
         for block in self._blocks:
             x = block(x)

