@@ -191,7 +191,7 @@ def measure(
                 if column not in ("images", "standard error"):
                     is_distance = column in (extractor.frechet, extractor.kernel)
                     label = column if is_distance else f"{column} ({extractor.name})"
-                    note(label, name, value, "low" if is_distance else "high")
+                    note(label, name, value, "low" if is_distance or column == distribution.LINEAR_PROBE else "high")
         bands, lines = spectrum.compare(train, {name: rung})
         ratio = bands[name].iloc[:HIGHEST_BAND].clip(1e-6)
         note("power spectrum (mean |log ratio| up to 0.4 cycles per pixel)", name, np.abs(np.log(ratio)).mean(), "low")
