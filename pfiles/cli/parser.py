@@ -120,6 +120,12 @@ def _add_draw(commands: "Commands") -> None:
     _add_started_with(draw)
 
 
+def _is_on(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise argparse.ArgumentTypeError(f"must be on or off, but is {text!r}")
+    return text == "on"
+
+
 def _add_tile(commands: "Commands") -> None:
     tile = commands.add_parser("tile", help="cut whole slides into tiles of one size and scale")
     default = Tiling()
@@ -138,6 +144,11 @@ def _add_tile(commands: "Commands") -> None:
     tile.add_argument(
         "--min-sharpness", type=float, default=default.min_sharpness, help="see tiles.csv; default 0, all"
     )
+    tile.add_argument("--pens", type=_is_on, default=True, metavar="on|off", help="leave out marks of pens; default on")
+    tile.add_argument(
+        "--tissue-threshold", type=float, metavar="LEVELS",
+        help="levels of colour from which on glass is tissue; default 5 to 12, by the slide",
+    )  # fmt: skip
     tile.add_argument("--per-slide", type=int, metavar="N", help="no more tiles of a slide, evenly over its tissue")
     tile.add_argument("--seed", type=int, default=default.seed, help="of that choice; default 765")
     _add_reading(tile)

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from pfiles.errors import InputError
 from pfiles.tiles.readers import BLOCK, SNAP, SlideReader, level_for, read_rgb, thumbnail
 from pfiles.tiles.scale import Scale, scale_of
-from pfiles.tiles.tissue import ENCLOSED, shares, tissue_mask
+from pfiles.tiles.tissue import ENCLOSED, doubt, shares, tissue_mask
 
 FILLED = 0.75  # of such a block is taken; one of which less is, is read in parts
 MAX_SIDE = 4 * BLOCK  # px of a level that a single tile may take
@@ -31,7 +31,8 @@ class Tiling:
     min_tissue: the least share of tissue. min_sharpness: the least `sharpness`. mpp_of_slide: microns per pixel of the
     slides, which counts more than what their files say. per_slide: at most so many tiles of a slide, evenly over its
     tissue; `seed` says where the choice begins. page: which of a file's images, from 1; None for all of them.
-    icc: bring pixels from the slide's colour profile to sRGB.
+    icc: bring pixels from the slide's colour profile to sRGB. pens, tissue_threshold: whether marks of pens are looked
+    for, and levels of colour from which on glass is tissue, see `tissue_mask`.
     """
 
     mpp: float = 1.0
@@ -44,12 +45,14 @@ class Tiling:
     min_sharpness: float = 0.0
     page: int | None = 1
     icc: bool = False
+    pens: bool = True
+    tissue_threshold: float | None = None
 
     def __post_init__(self):
         for name, low, high in (
             ("mpp", 0, MAX_MPP), ("size", 15, 4096), ("stride", 0, 2**20), ("min_tissue", 0, 1),
             ("per_slide", 0, 2**40), ("mpp_of_slide", 0, MAX_MPP), ("min_sharpness", -1, 2**20),
-            ("page", 0, 2**20),
+            ("page", 0, 2**20), ("tissue_threshold", 0, 255),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not low < value <= high:
@@ -64,7 +67,7 @@ class Plan:
     downsample: the same in pixels of level 0. mpp: microns per pixel of the tiles.
     bounds: what was scanned of the slide, x, y, width and height in pixels of level 0.
     corners: (N, 2) int, x and y of each tile in pixels of tiles from the corner of `bounds`. tissue: (N,) shares.
-    scale: of level 0.
+    scale: of level 0. doubt: why its tissue may be wrong, in words; None where nothing speaks for that.
     """
 
     level: int
@@ -75,6 +78,7 @@ class Plan:
     corners: np.ndarray
     tissue: np.ndarray
     scale: Scale
+    doubt: str | None = None
 
 
 def plan_tiles(slide: SlideReader, path: Path, tiling: Tiling, offset: float) -> tuple[Plan, Image.Image]:
@@ -112,21 +116,25 @@ def plan_tiles(slide: SlideReader, path: Path, tiling: Tiling, offset: float) ->
     image = thumbnail(slide, max(side / 16, max(width, height) / 2048), (x, y, width, height))
     scale = np.array([width / image.shape[1], height / image.shape[0]])
     in_thumbnail = side / scale
-    mask = tissue_mask(
-        image, in_thumbnail.prod() / 4, in_thumbnail.prod() * (ENCLOSED / (tiling.size * tiling.mpp)) ** 2
-    )
+    enclosed = in_thumbnail.prod() * (ENCLOSED / (tiling.size * tiling.mpp)) ** 2
+    mask = tissue_mask(image, in_thumbnail.prod() / 4, enclosed, pens=tiling.pens, threshold=tiling.tissue_threshold)
     stride = tiling.stride or tiling.size
     columns, rows = (int((length / downsample - tiling.size) // stride) + 1 for length in (width, height))
     corners = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2) * stride
     share = shares(mask, corners * downsample / scale, in_thumbnail)
     taken = np.flatnonzero(share >= tiling.min_tissue)
     if not len(taken):
-        raise InputError(f"{path} shows no tissue: no tile of {tiling.size} px has {tiling.min_tissue:.0%} of it.")
+        raise InputError(
+            f"{path} shows no tissue: no tile of {tiling.size} px has {tiling.min_tissue:.0%} of it. Where that is "
+            "wrong, lower --min-tissue or --tissue-threshold, or give --pens off."
+        )
     if tiling.per_slide is not None and len(taken) > tiling.per_slide:
         nearby = taken[np.argsort(_morton(corners[taken] // stride), kind="stable")]  # neighbours follow each other
         taken = np.sort(nearby[((np.arange(tiling.per_slide) + offset) * len(taken) / tiling.per_slide).astype(int)])
     bounds = x, y, width, height
-    plan = Plan(level, factor, downsample, mpp * downsample, bounds, corners[taken], share[taken], scale_of_slide)
+    plan = Plan(
+        level, factor, downsample, mpp * downsample, bounds, corners[taken], share[taken], scale_of_slide, doubt(mask)
+    )
     return plan, _picture(image, mask, corners[taken] * downsample / scale, in_thumbnail)
 
 

@@ -184,6 +184,8 @@ def _cut_all(
             print(
                 f"[{number}/{len(slides)}] {slide.name}: {len(of_slide)} tiles, {blurred} of them blurred", flush=True
             )
+            if "doubt" in note:
+                print(f"{slide.name}: {note['doubt']}.", flush=True)
         if not count:
             raise InputError(next(iter(notes.values()))["left_out"])
         file.truncate(begin + count * size**2 * 3)
@@ -264,7 +266,7 @@ def _cut_slide(
     x, y = np.round(plan.bounds[:2] + plan.corners[members] * plan.downsample).astype(int).T
     sharp = np.concatenate(sharpness).astype(float).round(1)
     values = name, x, y, side, plan.level, round(plan.mpp, 6), plan.tissue[members].round(3), sharp
-    note = {"scale": plan.scale._asdict(), "profile": profile}
+    note = {"scale": plan.scale._asdict(), "profile": profile, **({"doubt": plan.doubt} if plan.doubt else {})}
     return pd.DataFrame(dict(zip(COLUMNS, values, strict=True))), note
 
 

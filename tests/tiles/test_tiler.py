@@ -170,7 +170,9 @@ def test_the_notebook_cuts_the_embedded_slide(tmp_path, monkeypatch, capsys):
 
 
 def test_tiles_of_one_slide_are_split_by_rows_without_a_shared_pixel(tmp_path):
-    tile_slides([write_slide(tmp_path / "a.tiff", island())], tmp_path / "out", Tiling(0.5, 64, 32))
+    image = island()
+    image -= np.random.default_rng(0).integers(0, 3, image.shape, dtype=np.uint8)  # the tissue repeats every 384 px
+    tile_slides([write_slide(tmp_path / "a.tiff", image)], tmp_path / "out", Tiling(0.5, 64, 32))
     tiles = load_tiles(tmp_path / "out", 64)
     y = tiles.positions.y
     assert y[tiles.train].max() + 64 <= y[tiles.test].min()
@@ -488,3 +490,21 @@ def test_a_slide_whose_name_reads_like_a_formula(tmp_path):
     tile_slides([write_slide(tmp_path / '=1+1;@x, "b".tiff', image)], tmp_path / "out", Tiling(0.5, 32))
     assert {row["slide"] for row in rows_of(tmp_path / "out")} == {"'=1+1;'@x, \"b\""}
     assert set(load_tiles(tmp_path / "out", 32).positions.slide) == {'=1+1;@x, "b"'}
+
+
+def test_options_decide_what_is_tissue_and_all_tissue_is_doubted(tmp_path, capsys):
+    image = np.full((512, 512, 3), GLASS, np.uint8)
+    image[64:320, 64:384] = tissue(256, 320)
+    image[384:512] = (110, 40, 150)  # a broad stroke of a purple pen
+    slide = str(write_slide(tmp_path / "a.tiff", image))
+    command = ["tile", slide, "--size", "64", "--mpp", "0.5", "--out"]
+    counts = {}
+    for name, more in {"on": [], "off": ["--pens", "off"], "few": ["--tissue-threshold", "60"]}.items():
+        assert main([*command, str(tmp_path / name), *more]) == 0
+        counts[name] = len(rows_of(tmp_path / name))
+    assert counts["off"] == counts["on"] + 16
+    assert counts["few"] < counts["on"]
+    assert "up to its border" not in capsys.readouterr().out
+    whole = str(write_slide(tmp_path / "b.tiff", tissue(512, 512)))
+    assert main(["tile", whole, "--size", "64", "--mpp", "0.5", "--out", str(tmp_path / "b")]) == 0
+    assert "b: nearly all of it is taken for tissue, up to its border" in capsys.readouterr().out
