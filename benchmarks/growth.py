@@ -30,6 +30,7 @@ from benchmarks.indices import load
 from benchmarks.inputs import open_untrained, smooth_tiles
 from benchmarks.measure import MeasurementError, Run, device_name, interleaved, seconds
 from MODULE import all_indices, sampled_indices
+from pfiles import learn
 from pfiles.clusterers import KMeansClusters, fit_kmeans_to
 from pfiles.latents import encode_tiles
 from pfiles.machine.cpu import usable_cores
@@ -101,7 +102,7 @@ def nearest(tiles: int, device: str) -> Run:
 
 def unet_step(device: str, side: int = 64, k: int = 14) -> Run:
     """Forward and backward of the demo's UNet, batch of 8."""
-    unet = open_untrained("demo", {}, device, k).new_networks().unet
+    unet = learn.new_networks(open_untrained("demo", {}, device, k)).unet
     generator = make_generator("benchmark growth")
     x = torch.randn(8, Z, side // 4, side // 4, generator=generator).to(device)
     t, cluster_ids = torch.arange(8, device=device), (torch.arange(8) % k).to(device)

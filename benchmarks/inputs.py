@@ -1,8 +1,7 @@
 """What the measured work starts from: sizes, networks before any training, tiles, and the operations they need."""
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import reference
+from pfiles import learn
 from pfiles.classifier import Classifier
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import make_generator
-from pfiles.session import OpenRun, open_run
+from pfiles.run import Run, open_run
 from pfiles.settings import Settings, get_settings
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
@@ -126,23 +126,21 @@ class Networks:
 
 def open_untrained(
     preset: str, overrides: Mapping[str, Any], device: str, n_clusters: int | Sequence[int] = N_CLUSTERS
-) -> OpenRun:
+) -> Run:
     """A run on no tiles, from which nothing is written; its autoencoder is as before any training, and frozen."""
-    os.environ["KPC_RUN_TOML"] = ""  # what a user chose is not measured
     run = open_run(
         "benchmarks", n_clusters, preset=preset, overrides={**overrides, "diffusion.latent_scaling": False}, seed=0,
-        out=Path("benchmarks", "nowhere"),
+        out=Path("benchmarks", "nowhere"), run_toml=False, assets={"device": torch.device(device)},
     )  # fmt: skip
-    vars(run)["device"] = torch.device(device)
-    vars(run)["vqvae"] = run.new_autoencoder()[0].eval().requires_grad_(False)
-    return run
+    vqvae = learn.new_autoencoder(run)[0].eval().requires_grad_(False)
+    return replace(run, assets={**run.assets, "vqvae": vqvae})
 
 
 def make_networks(size: Size, device: str) -> Networks:
     """Networks of the size as before any training, the autoencoder frozen, all in eval mode."""
     run = open_untrained("paper", size.overrides, device)
-    unet, classifier, _ = run.new_networks()
-    return Networks(run.vqvae, unet.eval(), classifier.eval())
+    networks = learn.new_networks(run)
+    return Networks(run.vqvae, networks.unet.eval(), networks.bank[0].eval())
 
 
 def published_networks(size: Size, device: str) -> Networks:

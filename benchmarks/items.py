@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import reference
 from benchmarks.inputs import (
@@ -31,6 +31,9 @@ from benchmarks.inputs import (
     smooth_tiles,
 )
 from benchmarks.measure import Job, Run, peak_mb, seconds, synchronize
+from pfiles import learn
+from pfiles.cluster_bank import ClusterBank
+from pfiles.drawing.generator import Generator
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.latents import encode_tiles
 from pfiles.learning import clusters, diffusion, loop
@@ -117,8 +120,13 @@ def stage_reference(size: Size, device: str) -> Run:
 
 
 def stage_product(size: Size, device: str) -> Run:
-    networks = open_untrained("paper", size.overrides, device).new_networks()
-    return training_run(size, device, networks.space.vqvae, diffusion.train_stage, **networks._asdict())
+    networks = learn.new_networks(open_untrained("paper", size.overrides, device))
+    return training_run(size, device, networks.space.vqvae, diffusion.train_stage, **learning(networks))
+
+
+def learning(networks: Generator) -> dict[str, Any]:
+    """What `learning.diffusion.train_stage` trains."""
+    return {"unet": networks.unet, "bank": networks.bank, "space": networks.space}
 
 
 def training_run(size: Size, device: str, vqvae: VQVAE, learn: Callable[..., History], **networks: Any) -> Run:
@@ -149,15 +157,15 @@ def seven_reference(size: Size, device: str) -> Run:
 def clusters_product(size: Size, device: str, seeds: int = 1) -> Run:
     """The classifiers of every k and of so many seeds, without a UNet."""
     run = open_untrained("paper", size.overrides, device, KS)
-    classifiers = nn.ModuleList(run.new_clusterer(k, seed) for k in KS for seed in range(seeds))
-    learn = partial(clusters.train_clusters, vqvae=run.vqvae)
-    return training_run(size, device, run.vqvae, learn, classifier=classifiers)
+    classifiers = ClusterBank(learn.new_clusterer(run, k, seed) for k in KS for seed in range(seeds))
+    training = partial(clusters.train_clusters, vqvae=run.vqvae)
+    return training_run(size, device, run.vqvae, training, bank=classifiers)
 
 
 def one_unet_product(size: Size, device: str) -> Run:
     """The classifiers of every k, and one UNet for all of them."""
-    networks = open_untrained("paper", size.overrides, device, KS).new_networks()
-    return training_run(size, device, networks.space.vqvae, diffusion.train_stage, **networks._asdict())
+    networks = learn.new_networks(open_untrained("paper", size.overrides, device, KS))
+    return training_run(size, device, networks.space.vqvae, diffusion.train_stage, **learning(networks))
 
 
 # An epoch's data path: load, augment, encode

@@ -83,10 +83,11 @@ def measure(steps: int, sharing: bool) -> None:
     import torch
 
     from benchmarks.inputs import open_untrained
+    from pfiles import learn
     from pfiles.machine import cpu
     from pfiles.machine.runtime import make_generator
 
-    unet = open_untrained("demo", {}, "cpu", 6).new_networks().unet.to(memory_format=torch.channels_last)
+    unet = learn.new_networks(open_untrained("demo", {}, "cpu", 6)).unet.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
     generator = make_generator("benchmark load")
     x = torch.randn(16, 16, 16, 16, generator=generator).to(memory_format=torch.channels_last)

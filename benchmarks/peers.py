@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.inputs import N_CLUSTERS, SOLVER_STEPS, Size, make_networks, make_size, scheduler_of, smooth_tiles
 from benchmarks.measure import MeasurementError, Run, device_name, interleaved, seconds
-from pfiles.clusterers import KMeansClusters
+from pfiles.cluster_bank import ClusterBank
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.latents import LatentSpace
 from pfiles.learning import diffusion, loop
@@ -206,7 +206,7 @@ def own_step(unet: UNet, size: Size, device: str) -> Run:
     with seeded(0, "benchmark codes"):
         side = vqvae.latent_shape(size.settings.image_size_px)[1]
         codes = torch.randint(vqvae.embedding.num_embeddings, (STEPS * BATCH, side, side))
-    clusterer = KMeansClusters(vqvae.z_channels, N_CLUSTERS)
+    bank = ClusterBank.make("kmeans", vqvae.z_channels, [N_CLUSTERS])
     stage = StageSettings(epochs=2, optimizer="adamw", learning_rate=1e-4, trains_clusters=False)
     speed = pick_speed(size.settings, torch.device(device))
 
@@ -214,7 +214,7 @@ def own_step(unet: UNet, size: Size, device: str) -> Run:
         with tempfile.TemporaryDirectory() as folder:
             job = loop.Job("benchmark", 0, BATCH, Path(folder), {}, size.settings.saving, speed, restart=True)
             history = diffusion.train_stage(
-                unet=unet, clusterer=clusterer, space=LatentSpace(vqvae), images=codes, codes=codes.to(device),
+                unet=unet, bank=bank, space=LatentSpace(vqvae), images=codes, codes=codes.to(device),
                 settings=size.settings.diffusion, stage=stage, job=job,
             )  # fmt: skip
         return {"seconds": history[-1]["seconds"] / STEPS}  # its first epoch is the warm-up

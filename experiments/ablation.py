@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.measure import device_name
+from pfiles import draw, learn
 from pfiles.errors import InputError
 from pfiles.latents import encode_tiles, predict_clusters, reconstruct
 from pfiles.learning.log import History
@@ -33,7 +34,7 @@ from pfiles.measuring.features import make_extractor
 from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.reporting import figures
 from pfiles.reporting.sections import distribution
-from pfiles.session import OpenRun, open_run
+from pfiles.run import Run, open_run
 from pfiles.tiles.dataset import EMBEDDED
 from pfiles.tiles.pixels import to_uint8
 
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     base = SIZE | {"training.epochs": args.epochs} | args.settings
     first = _open(args, "autoencoder", base)
     if not first.paths.autoencoder.exists():
-        first.train_autoencoder(*first.new_autoencoder())
+        learn.autoencoder(first, *learn.new_autoencoder(first))
     first.views  # noqa: B018 - encoded once for all rows
     for name in args.rows:
         if not (args.out / f"{name}.json").exists():
@@ -106,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
         file.write(table.encode())
 
 
-def _open(args: argparse.Namespace, folder: str, settings: dict[str, Any], seed: int = 765) -> OpenRun:
+def _open(args: argparse.Namespace, folder: str, settings: dict[str, Any], seed: int = 765) -> Run:
     data = absolute(args.data)
     out = str((args.out / folder).absolute())
     return open_run("ablation", args.clusters, "kmeans", data, "recommended", settings, seed, out)
@@ -122,14 +123,14 @@ def _do(args: argparse.Namespace, name: str, base: dict[str, Any]) -> None:
     run = _open(args, DRAWN_ONLY.get(name, name), base | ROWS[name], 766 if name.endswith("seed 2") else 765)
     shutil.copytree(args.out / "autoencoder" / "kpc_ldm", run.paths.autoencoder.parent, dirs_exist_ok=True)
     begun = run.paths.training_folder("training", "kmeans").exists()
-    networks, began = run.new_networks(), time.process_time()
-    history = run.train("training", networks)
+    networks, began = learn.new_networks(run), time.process_time()
+    history = learn.unet(run, "training", networks)
     seconds = None if begun else round(time.process_time() - began)  # of the whole training, if this process did it
     write_row(run, args, name, history, seconds, base | ROWS[name], floors=name == "full")
 
 
 def write_row(
-    run: OpenRun,
+    run: Run,
     args: argparse.Namespace,
     name: str,
     history: History,
@@ -138,8 +139,8 @@ def write_row(
     floors: bool,
 ) -> None:
     """Measure what a run drew after its first training, in `args.features`; its JSON and its sheet go to `args.out`."""
-    draw = partial(run.draw, stage="training")
-    shown, values = measure(run, args.features, draw, "training", blurs_px=(0.0,), floors=floors)
+    draw_tiles = partial(draw.tiles, run, stage="training")
+    shown, values = measure(run, args.features, draw_tiles, "training", blurs_px=(0.0,), floors=floors)
     about = {"row": name, "date": date.today().isoformat(), "device": device_name(run.device.type), **versions()}
     trained = {"epochs": len(history), "training_cpu_seconds": seconds, "mse": history[-1]["mse"]}
     figures.save_figure(shown, args.out / f"{name}.jpg")
@@ -147,7 +148,7 @@ def write_row(
 
 
 def measure(
-    run: OpenRun,
+    run: Run,
     features: list[str],
     draw: Callable[..., Tensor],
     stage: str = "finetuning2",

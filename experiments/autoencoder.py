@@ -18,13 +18,14 @@ from torch import Tensor
 
 from benchmarks.measure import device_name
 from experiments.ablation import absolute
+from pfiles import learn
 from pfiles.latents import encode_tiles, reconstruct
 from pfiles.machine.runtime import versions
 from pfiles.measuring import spectrum, two_sample
 from pfiles.measuring.features import make_extractor
 from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.reporting import figures
-from pfiles.session import open_run
+from pfiles.run import open_run
 from pfiles.tiles.pixels import evenly_spaced, to_uint8
 
 ROWS = {
@@ -74,7 +75,7 @@ def _do(args: argparse.Namespace, name: str) -> None:
     out = str((args.out / name).absolute())
     run = open_run("autoencoder", data=absolute(args.data), preset="demo", overrides=settings, out=out)
     begun, began = run.paths.training_folder("autoencoder").exists(), time.process_time()
-    run.train_autoencoder(*run.new_autoencoder())
+    learn.autoencoder(run, *learn.new_autoencoder(run))
     values = {"CPU s": None if begun else time.process_time() - began}  # of the whole, if this process did it
     test = run.tiles.tensor(run.tiles.test)[evenly_spaced(len(run.tiles.test), TEST)]
     rebuilt = to_uint8(reconstruct(run.vqvae, test.to(run.device))).cpu()

@@ -22,13 +22,14 @@ import numpy as np
 
 from benchmarks.measure import device_name
 from experiments.ablation import SIZE
+from pfiles import draw, learn
 from pfiles.latents import encode_tiles, predict_clusters
 from pfiles.machine.runtime import versions
 from pfiles.measuring import fidelity
 from pfiles.measuring.distribution import frechet_distance
 from pfiles.measuring.features import make_extractor
 from pfiles.paths import atomic_write, read_json, write_json
-from pfiles.session import OpenRun, open_run
+from pfiles.run import Run, open_run
 
 HALVES = 200  # random halves of the drawn tiles, whose spread is the standard error
 
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows |= {"every k, twice": (together, 2), "every k, four times": (together, 4)}
     first = _open(args, "autoencoder", args.against[0], 1)
     if not first.paths.autoencoder.exists():
-        first.train_autoencoder(*first.new_autoencoder())
+        learn.autoencoder(first, *learn.new_autoencoder(first))
     first.views  # noqa: B018 - encoded once for all rows
     for name, (clusters, times) in rows.items():
         if not (args.out / f"{name}.json").exists():
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(table)
 
 
-def _open(args: argparse.Namespace, folder: str, clusters: int | str, times: int) -> OpenRun:
+def _open(args: argparse.Namespace, folder: str, clusters: int | str, times: int) -> Run:
     settings = SIZE | args.settings | {"training.epochs": times * args.epochs}
     data, out = str(args.data.absolute()), str((args.out / folder).absolute())
     return open_run("every_k", clusters, "kmeans", data, "recommended", settings, out=out)
@@ -61,22 +62,22 @@ def _do(args: argparse.Namespace, name: str, clusters: int | str, times: int) ->
     """Train and measure a row."""
     run = _open(args, name, clusters, times)
     shutil.copytree(args.out / "autoencoder" / "kpc_ldm", run.paths.autoencoder.parent, dirs_exist_ok=True)
-    networks, began = run.new_networks(), time.process_time()
-    history = run.train("training", networks)
+    networks, began = learn.new_networks(run), time.process_time()
+    history = learn.unet(run, "training", networks)
     seconds = time.process_time() - began
-    values = {one.n_clusters: measure(one) for one in run.of_each_k if one.n_clusters in args.against}
+    values = {one.n_clusters: measure(one) for one in run.per_k if one.n_clusters in args.against}
     about = {"row": name, "date": date.today().isoformat(), "device": device_name(run.device.type), **versions()}
     trained = {"epochs": len(history), "training_cpu_seconds": round(seconds), "mse": history[-1]["mse"]}
     write_json(args.out / f"{name}.json", {**about, **trained, "clusters": clusters, "values": values})
 
 
-def measure(run: OpenRun, number: int = 500) -> dict[str, Any]:
+def measure(run: Run, number: int = 500) -> dict[str, Any]:
     """What tiles drawn for the clusters of the test tiles are worth: their Frechet distance from these in the
     autoencoder's features, that of random halves of them, and how many the second judge sorts as asked."""
     test = run.test_images[:number]
     clusters, _ = run.assign(test, "training")
     began = time.process_time()
-    drawn = run.draw(clusters, stage="training")
+    drawn = draw.tiles(run, clusters, stage="training")
     seconds = time.process_time() - began
     extractor = make_extractor("autoencoder", run.vqvae)
     train = run.tiles.tensor(run.tiles.some_of_training(len(test)))

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from benchmarks.measure import device_name
 from experiments.ablation import absolute
-from pfiles import checkpoints
+from pfiles import checkpoints, draw
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
 from pfiles.latents import encode_tiles, predict_clusters, reconstruct
@@ -47,7 +47,7 @@ from pfiles.measuring.features import Extractor, make_extractor
 from pfiles.paths import atomic_write, write_json
 from pfiles.reporting import figures
 from pfiles.reporting.sections import distribution
-from pfiles.session import open_run
+from pfiles.run import open_run
 from pfiles.settings import Settings
 from pfiles.tiles.dataset import Tiles, load_tiles
 from pfiles.tiles.pixels import evenly_spaced, mean_colour, to_uint8
@@ -114,7 +114,7 @@ def _of_run(args: argparse.Namespace) -> tuple[Generator, Path, Tiles]:
     changed = args.settings | ({} if args.train is None else {"max_train_tiles": args.train})
     run = open_run("ladder", args.clusters, args.clustering, data, args.preset, changed, args.seed, folder)
     early = args.early or checkpoints.find_checkpoint(run.paths, "unet", "training", args.clustering)
-    return run.generator(), early, run.tiles
+    return draw.generator(run), early, run.tiles
 
 
 def _of_generator(args: argparse.Namespace) -> tuple[Generator, Path | None, Tiles]:
@@ -136,7 +136,7 @@ def make_rungs(
     """uint8 tiles (N, 3, S, S) of each rung on the CPU, and the clusters (N,) of the held-out tiles, of all rungs."""
     vqvae, device = generator.space.vqvae, next(generator.unet.parameters()).device
     real = tiles.tensor(tiles.test[evenly_spaced(len(tiles.test), number)], device)
-    clusters, _ = predict_clusters(vqvae, generator.clusterer, encode_tiles(vqvae, real))
+    clusters, _ = predict_clusters(vqvae, generator.bank, encode_tiles(vqvae, real))
     cluster_ids = clusters.cpu().numpy()
     colour = torch.tensor(mean_colour(real.cpu()), dtype=torch.uint8)
     rungs = {
@@ -166,7 +166,7 @@ def measure(
     """Every measure of every rung against the training tiles: "values" by rung, and which are "best"."""
     train, vqvae, n_clusters = tiles.tensor(tiles.train), generator.space.vqvae, generator.n_clusters
     codes = encode_tiles(vqvae, train.to(device))
-    train_clusters, _ = predict_clusters(vqvae, generator.clusterer, codes)
+    train_clusters, _ = predict_clusters(vqvae, generator.bank, codes)
     found: dict[str, dict[str, Any]] = {}
 
     def note(name: str, rung: str, value: float | None, best: str) -> None:

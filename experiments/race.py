@@ -23,13 +23,14 @@ from torch import Tensor
 
 from benchmarks.measure import device_name
 from experiments import ablation
+from pfiles import draw, learn
 from pfiles.latents import reconstruct
 from pfiles.machine.runtime import versions
 from pfiles.measuring import structure
 from pfiles.measuring.smoothness import smoothness_of_codes
 from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.reporting import figures
-from pfiles.session import OpenRun, open_run
+from pfiles.run import Run, open_run
 from pfiles.tiles.pixels import to_uint8
 
 SHARES = {"autoencoder": 0.3, "polish": 0.1, "training": 0.6}  # of the budget
@@ -102,18 +103,18 @@ def compete(args: argparse.Namespace, name: str, label: str, budget: float, seed
     epochs = fitting_epochs(args, settings, budget)
     run = _open(args, str((args.out / label).absolute()), settings | epochs, seed)
     seconds, began = {}, time.process_time()
-    run.train_autoencoder(*run.new_autoencoder())
+    learn.autoencoder(run, *learn.new_autoencoder(run))
     seconds["autoencoder"] = time.process_time() - began
-    networks, began = run.new_networks(), time.process_time()
-    history = run.train("training", networks)
+    networks, began = learn.new_networks(run), time.process_time()
+    history = learn.unet(run, "training", networks)
     seconds["training"] = time.process_time() - began
     drawn: list[Tensor] = []
 
-    def draw(cluster_ids: Tensor) -> Tensor:
-        drawn.append(run.draw(cluster_ids, stage="training"))
+    def draw_and_keep(cluster_ids: Tensor) -> Tensor:
+        drawn.append(draw.tiles(run, cluster_ids, stage="training"))
         return drawn[-1]
 
-    sheet, values = ablation.measure(run, args.features, draw, "training", number=args.number, blurs_px=(0.0,))
+    sheet, values = ablation.measure(run, args.features, draw_and_keep, "training", number=args.number, blurs_px=(0.0,))
     values |= structure_of(run, drawn[0], args.number) | smoothness_of_codes(run.vqvae, run.codes)
     about = {"row": name, "budget_s": budget, "seed": seed, "date": date.today().isoformat(), **versions()}
     about |= {"device": device_name(run.device.type), "epochs": epochs, "seconds": seconds}
@@ -134,10 +135,10 @@ def fitting_epochs(args: argparse.Namespace, settings: dict[str, Any], budget: f
     with tempfile.TemporaryDirectory() as folder:
         run = _open(args, folder, settings | probe | {"training.epochs": 2})
         began = time.process_time()
-        run.train_autoencoder(*run.new_autoencoder())
+        learn.autoencoder(run, *learn.new_autoencoder(run))
         autoencoder_s = (time.process_time() - began) / PROBE_TILES
-        networks, began = run.new_networks(), time.process_time()
-        run.train("training", networks)
+        networks, began = learn.new_networks(run), time.process_time()
+        learn.unet(run, "training", networks)
         training_s = (time.process_time() - began) / (2 * PROBE_TILES)
     affordable = {
         "autoencoder.epochs": SHARES["autoencoder"] * budget / (autoencoder_s * number),
@@ -147,7 +148,7 @@ def fitting_epochs(args: argparse.Namespace, settings: dict[str, Any], budget: f
     return {name: max(round(epochs), int("polish" not in name)) for name, epochs in affordable.items()}
 
 
-def structure_of(run: OpenRun, drawn: Tensor, number: int) -> dict[str, float]:
+def structure_of(run: Run, drawn: Tensor, number: int) -> dict[str, float]:
     """The reach of structure, in pixels, of the tiles drawn for test tiles and of these test tiles reconstructed."""
     test = run.test_images[:number].cpu()
     cluster_ids = run.assign(test, "training")[0].numpy()
@@ -194,7 +195,7 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _open(args: argparse.Namespace, out: str, settings: dict[str, Any], seed: int = 765) -> OpenRun:
+def _open(args: argparse.Namespace, out: str, settings: dict[str, Any], seed: int = 765) -> Run:
     return open_run("race", args.clusters, "kmeans", ablation.absolute(args.data), "recommended", settings, seed, out)
 
 

@@ -21,7 +21,6 @@ import torch
 
 from benchmarks.measure import device_name
 from experiments.ablation import absolute
-from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
 from pfiles.latents import encode_tiles, predict_clusters, reconstruct
 from pfiles.machine.runtime import versions
@@ -29,7 +28,7 @@ from pfiles.measuring.distribution import frechet_distance
 from pfiles.measuring.features import make_extractor
 from pfiles.paths import write_json
 from pfiles.reporting import figures
-from pfiles.session import open_run
+from pfiles.run import open_run
 from pfiles.tiles.pixels import evenly_spaced, to_uint8
 
 WAYS = (("unipc", 10), ("dpm-solver++", 20), ("ddim", 50), ("ddpm", 50), ("ddpm", 1000))
@@ -48,12 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
 def compare(args: argparse.Namespace) -> int:
     data, folder = absolute(args.data), str(args.run.absolute())
     run = open_run("samplers", args.clusters, args.clustering, data, args.preset, args.settings, 0, folder)
-    unet, clusterer, space = run.networks()
+    networks = run.networks()
     tiles, device = run.tiles, run.device
     extract = make_extractor("autoencoder", run.vqvae, device)
     test = tiles.tensor(tiles.test[evenly_spaced(len(tiles.test), args.images)], device)
     real = extract(test)
-    cluster_ids, _ = predict_clusters(run.vqvae, clusterer, encode_tiles(run.vqvae, test))
+    cluster_ids, _ = predict_clusters(run.vqvae, networks.bank, encode_tiles(run.vqvae, test))
     rows, shown = [], {}
 
     def add(name: str, images: torch.Tensor, seconds: float | None) -> None:
@@ -70,8 +69,7 @@ def compare(args: argparse.Namespace) -> int:
     for sampler, steps in WAYS:
         began = time.perf_counter()
         how = replace(run.settings, sampling=replace(run.settings.sampling, sampler=sampler, steps=steps, guidance=1.0))
-        drawing = Generator(unet, run.clusterer, space, how, torch.empty(0), speed=run.speed)
-        images = drawing.draw(cluster_ids, seed=0)
+        images = replace(networks, settings=how).draw(cluster_ids, seed=0)
         add(f"{sampler}, {steps} steps", images, (time.perf_counter() - began) / len(test))
 
     if args.out is not None:

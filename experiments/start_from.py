@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments import ablation
+from pfiles import learn
 from pfiles.drawing.generator import STARTER
 from pfiles.paths import atomic_write, read_json
-from pfiles.session import open_run
+from pfiles.run import open_run
 
 ROWS = {"from scratch": (3, None), "from scratch, a third": (1, None), "from the starter, a third": (1, "starter")}
 
@@ -47,8 +48,8 @@ def _do(args: argparse.Namespace, name: str) -> None:
         "start_from", args.clusters, "kmeans", args.data, "recommended", settings, out=str((args.out / name).absolute())
     )
     began = time.process_time()
-    run.train_autoencoder(*run.new_autoencoder())
-    history = run.train("training", run.new_networks())
+    learn.autoencoder(run, *learn.new_autoencoder(run))
+    history = learn.unet(run, "training", learn.new_networks(run))
     seconds = round(time.process_time() - began)
     ablation.write_row(run, args, name, history, seconds, settings, floors=start is None)
 

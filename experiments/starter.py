@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.measure import device_name
 from experiments import ablation
+from pfiles import draw, report
 from pfiles.drawing.generator import STARTER, Generator
 from pfiles.measuring import structure
 from pfiles.measuring.usefulness import BOTH, GENERATED, REAL
@@ -24,7 +25,7 @@ from pfiles.paths import atomic_write, write_json
 from pfiles.reporting import figures
 from pfiles.reporting.sections import usefulness
 from pfiles.reporting.sections.distribution import LINEAR_PROBE
-from pfiles.session import OpenRun, open_run
+from pfiles.run import Run, open_run
 
 CARD = """# The starter generator
 
@@ -89,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
         "starter", args.clusters, args.clustering, str(args.data.absolute()), "recommended", settings,
         out=str(args.run.absolute()),
     )  # fmt: skip
-    run.generator().save(args.out, half=True)
+    draw.generator(run).save(args.out, half=True)
     shipped = Generator.load(args.out, run.device)
     sheet, values = ablation.measure(run, list(KINDS), shipped.draw)
     write_json(args.out / "settings.json", settings)
@@ -100,15 +101,15 @@ def main(arguments: list[str] | None = None) -> None:
         file.write(_card(run, shipped, values, args.out).encode())
 
 
-def _by_label(run: OpenRun, shipped: Generator) -> dict[str, float]:
+def _by_label(run: Run, shipped: Generator) -> dict[str, float]:
     """The share of test tiles whose tissue a network sorts rightly, by what it learnt from; nothing without labels."""
     cluster_ids = shipped.cluster_ids(LABELLED, run.seed)
-    sets = run.sets(shipped.draw(cluster_ids, seed=run.seed), cluster_ids)
+    sets = report.evaluation_data(run, shipped.draw(cluster_ids, seed=run.seed), cluster_ids)
     found = usefulness.make_labels_section(sets, run.seed, run.device).scores.get("label_accuracy", {})
     return {f"{BY_LABEL}{name}": share for name, share in found.items()}
 
 
-def _card(run: OpenRun, shipped: Generator, values: dict[str, float | None], folder: Path) -> str:
+def _card(run: Run, shipped: Generator, values: dict[str, float | None], folder: Path) -> str:
     def share(name: str) -> str:
         return "not known" if values[name] is None else f"{values[name]:.0%}"
 

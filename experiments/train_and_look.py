@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from benchmarks.inputs import TINY
 from benchmarks.measure import device_name
 from pfiles.classifier import Classifier
+from pfiles.cluster_bank import ClusterBank
 from pfiles.discriminator import Discriminator
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.errors import InputError
@@ -117,7 +118,7 @@ def train_and_look(data: str, settings: Settings, device: torch.device, seconds:
 
     def train_unet(networks: list[nn.Module], some: Tensor, epochs: int, job: loop.Job) -> loop.History:
         return diffusion.train_stage(
-            unet=networks[0], clusterer=networks[1], space=LatentSpace(vqvae), images=some,
+            unet=networks[0], bank=ClusterBank([networks[1]]), space=LatentSpace(vqvae), images=some,
             codes=encode_tiles(vqvae, some), job=job, stage=replace(settings.training, epochs=epochs),
             settings=replace(settings.diffusion, affine_fill=None),  # the mean colour, whatever the stain
         )  # fmt: skip

@@ -3,7 +3,7 @@
 errors        the one exception for mistakes a user can mend
 settings      every hyper-parameter, by preset
 machine/      cpu, processes, locks, runtime, speed, pretrained: the machine a run happens on
-paths         where files lie, and how they are written; identity: which run a file belongs to
+paths         where files lie, and how they are written
 spreadsheet   tables as people keep them, read and written
 choices       what run.toml says of a run, in one place for all notebooks
 names         what people call the clusters, and how far readers agree
@@ -11,9 +11,9 @@ tiles/        pixels, files, scale, companions, jpeg_slide, arrays, ome, readers
               builtin, sources, gather, split, copies, slide_table, tiler, dataset (tiles and their split), views
 networks      blocks, vqvae, discriminator, unet_cond_base, classifier, linear_noise_scheduler, lpips, lpips_metric
 ssim          the parts of SSIM and MS-SSIM, for scores and a loss
-clusterers    both kinds of clusters
+clusterers, cluster_bank: both kinds of clusters, and those of several k as one
 latents       codes of tiles, their clusters, and the latents a UNet works on
-checkpoints   networks on disk, and what each belongs to
+checkpoints, provenance: networks on disk, and what each file was made from
 learning/     loop, losses, log, resume; autoencoder; clusters; diffusion: what each training draws and minimises
 drawing/      sampling, samplers, soundness, generator: images from noise; in_diffusers: a generator as diffusers
               loads it
@@ -24,8 +24,12 @@ reporting/    figures, tables, doubts (is a result of any use?), page, export, m
               what people look at
 reporting/sections/  data (what is compared), record (what a section is); paired, two_sample, spectrum, structure,
               condition, usefulness, distribution, morphometry, copies: a measure each, with its figure and its time
-reporting/    evaluation: all sections of a report
-session       a run, opened once: `open_run` gives notebooks and commands all of the above
+reporting/    evaluation: all sections, from folders of images
+run           a run, opened once: it holds settings, paths and what is made of them, and does nothing
+artifacts     the table of all files that a run makes; each is written, read and refused here
+learn         the trainings of a run
+draw          tiles that its networks draw, and their files
+report        what its measures, maps and pictures are made of
 choosing      the clusters of every k, learnt together and compared
 share         a run's generator in a folder for others
 cli/          parser, options, summary, execute; check, estimate (is this machine ready for a run), watch; notebooks,
@@ -51,18 +55,22 @@ if _missing := [name for name in ("joblib", "numpy", "pandas", "torch") if find_
 from pfiles.machine.cpu import keep_freed_memory, prepare_threads
 
 __version__ = "1.1.0"  # the one place: pyproject.toml reads it, and CITATION.cff is held to it by a test
-__all__ = ["Generator", "__version__"]
+__all__ = ["Generator", "__version__", "open_run"]
 
 prepare_threads()
 keep_freed_memory()
 
 
 def __getattr__(name: str) -> Any:
-    """`from pfiles import Generator`, without torch where only pfiles is imported."""
+    """`from pfiles import Generator, open_run`, without torch where only pfiles is imported."""
     if name == "Generator":
         from pfiles.drawing.generator import Generator
 
         return Generator
+    if name == "open_run":
+        from pfiles.run import open_run
+
+        return open_run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

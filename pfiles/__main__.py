@@ -6,6 +6,7 @@
     python -m pfiles clusters --clusters 10-16 --seeds 3 --data PATH --preset NAME --out DIR
     torchrun --nproc-per-node 4 -m pfiles cells part_1_training --data PATH --out DIR
     python -m pfiles watch --out DIR
+    python -m pfiles status --run DIR
     python -m pfiles draw --from starter --cluster 3 --number 64 --out DIR
     python -m pfiles draw --from RUN --cluster keratin --number 64 --out DIR
     python -m pfiles tile SLIDE_OR_FOLDER ... --out DIR
@@ -15,7 +16,8 @@
     python -m pfiles share --run DIR --out FOLDER --card card.toml
 
 `check` says whether this machine is ready for a run and how long the run will take. `demo` and `run` run the notebooks
-in order, `clusters` those that help to choose k, `cells` one of them in this process; `watch` shows a running training.
+in order, `clusters` those that help to choose k, `cells` one of them in this process; `watch` shows a running training,
+`status` the files of a run and whether they are stale.
 `draw` draws tiles with trained networks, such as the small ones that come with the project. `tile` cuts slides into
 tiles, `map` shows trained clusters on slides that were not trained on. `evaluate` compares two folders of images,
 `export` copies the generated images that repeat no training tile, `share` writes a run's generator for others.
@@ -38,11 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = None
     try:
         args = parse(arguments)
-        from pfiles.cli.commands import COMMANDS, READ_RUN_TOML  # loads torch, which --help can do without
+        from pfiles.cli.commands import COMMANDS  # loads torch, which --help can do without
 
         args.run_toml = os.environ.get("KPC_RUN_TOML")
-        if args.command not in READ_RUN_TOML:  # or read it themselves, if it is that of the run they are given
-            os.environ["KPC_RUN_TOML"] = ""
         status = COMMANDS[args.command](args)
         sys.stdout.flush()
         return status

@@ -4,9 +4,8 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass
 from datetime import date
 from itertools import count
 from pathlib import Path
@@ -15,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfiles.clusterers import make_clusterers
+from pfiles.cluster_bank import ClusterBank
 from pfiles.errors import InputError
-from pfiles.identity import Identity, differences, same_identity, without
 from pfiles.latents import LatentSpace
 from pfiles.machine.runtime import versions
 from pfiles.paths import Paths, atomic_write, numbers_of_clusters, read_json, write_json
+from pfiles.provenance import Provenance, require_same_run, without
 from pfiles.settings import DiffusionSettings, Settings
-from pfiles.tiles.dataset import Tiles
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
 
@@ -31,39 +29,6 @@ LEARNT_WITH = ("prediction", "latent_scaling", "shared_scale", "num_timesteps", 
 NOT_LEARNT = ("versions", "number", "replaces")  # what a checkpoint's JSON tells besides, see `save_weights`
 START = {"training": None, "finetuning1": "training", "finetuning2": "finetuning1"}  # the stage that each goes on from
 MADE_BY = {"training": "part_1_training", "finetuning1": "part_2_finetuning1", "finetuning2": "part_3_finetuning2"}
-
-
-def identity(
-    settings: Settings,
-    groups: Iterable[str],
-    tiles: Tiles,
-    seed: int,
-    starts_from: Mapping[str, nn.Module] | None = None,
-    **inputs: Any,
-) -> dict[str, Any]:
-    """All that the result of a training depends on, as plain values.
-
-    groups: the fields of `settings` that the training uses.
-    starts_from: the trained networks it starts from, by name.
-    inputs: whatever else it depends on, in plain values.
-
-    The number of epochs is not part of it, so that a longer training can go on from where a shorter one ended, unless
-    the learning rate falls towards the last of them.
-    """
-    used = {}
-    for group in ("image_size_px", "precision", *groups):
-        value = getattr(settings, group)
-        used[group] = asdict(value) if is_dataclass(value) else value
-        if group == "autoencoder":
-            used[group].pop("polish")  # a training of its own, which may come later
-        if is_dataclass(value) and getattr(value, "decay", "constant") == "constant":
-            used[group].pop("epochs", None)
-    if settings.start_from is not None:
-        used["start_from"] = settings.start_from
-    data = {"source": tiles.source, "fingerprint": tiles.fingerprint(), "training tiles": len(tiles.train)}
-    networks = {name: fingerprint_of_role(network) for name, network in (starts_from or {}).items()}
-    plain = {"settings": used, "data": data, "seed": seed, "starts_from": networks, **inputs}
-    return json.loads(json.dumps(plain))  # as a file gives it back: lists, not tuples
 
 
 def checkpoint_name(
@@ -92,31 +57,42 @@ def save_weights(module: nn.Module, path: Path, about: Mapping[str, Any]) -> Non
 
 def is_saved(module: nn.Module, path: Path, about: Mapping[str, Any]) -> bool:
     """Whether `path` holds these weights already, and its JSON tells the same of them."""
-    told = read_json(path.with_suffix(".json")) if path.exists() else None
-    same = {**about, "weights": fingerprint(module)}
-    if told is None or differences(without(told, *NOT_LEARNT), same):
+    note = read_json(path.with_suffix(".json")) if path.exists() else None
+    expected = {**about, "weights": fingerprint(module)}
+    if note is None or not same_note(without(note, *NOT_LEARNT), expected):
         return False
-    return _weights_in(path) == same["weights"]
+    return _weights_in(path) == expected["weights"]
 
 
-def about_weights(path: Path, module: nn.Module) -> dict[str, Any] | None:
-    """The JSON of the weights that `module` got from `path`; None where there is none, or it tells of other weights."""
-    about = read_json(path.with_suffix(".json"))
-    told = None if about is None else about.get("weights")
-    return about if told in (None, fingerprint(module)) else None
+def same_note(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    """Whether two notes name the same provenance."""
+    return not Provenance.from_note(recorded).differences(Provenance.from_note(expected))
+
+
+def note_of(path: Path, module: nn.Module) -> dict[str, Any] | None:
+    """The JSON beside the weights that `module` got from `path`; None if there is none, or it is of other weights."""
+    note = read_json(path.with_suffix(".json"))
+    weights = None if note is None else note.get("weights")
+    return note if weights in (None, fingerprint(module)) else None
+
+
+def provenance_of(path: Path, module: nn.Module) -> Provenance | None:
+    """The provenance in `note_of`."""
+    note = note_of(path, module)
+    return None if note is None else Provenance.from_note(note)
 
 
 def refuse_to_replace_foreign(path: Path) -> None:
     """InputError where `path` holds weights that were not made here, such as published ones: they have no JSON, or one
     of other weights, over which they were put."""
-    if path.exists() and not _is_ours(path):
+    if path.exists() and not is_made_here(path):
         raise InputError(
             f"{path} was not made here and would be replaced: go on with the next notebook to use it, "
             "name another folder as out, or set restart = True to replace it."
         )
 
 
-def _is_ours(path: Path) -> bool:
+def is_made_here(path: Path) -> bool:
     """Whether the JSON beside the weights in `path` tells of them, or of those that they were about to replace."""
     about = read_json(path.with_suffix(".json"))
     if about is None or about.get("weights") is None:
@@ -131,17 +107,16 @@ def _weights_in(path: Path) -> str | None:
     return None
 
 
-def cached_tensor(path: Path, made_from: Mapping[str, Any], make: Callable[[], Tensor]) -> Tensor:
-    """What `make` gives, kept in the file `path` with what it was `made_from`, and read from there the next time."""
-    wanted = json.dumps(made_from, sort_keys=True)
+def cached_tensor(path: Path, key: Mapping[str, Any], make: Callable[[], Tensor]) -> Tensor:
+    """Compute a tensor once; cache it in `path` under the `key`, which says what it is made from."""
     if path.exists():
-        with suppress(InputError, KeyError, TypeError):
-            kept = read_state(path)
-            if kept["made_from"] == wanted:
-                return kept["tensor"]
+        with suppress(InputError, KeyError, TypeError, ValueError, AttributeError):
+            cached = read_state(path)
+            if same_note(json.loads(cached["made_from"]), key):
+                return cached["tensor"]
     tensor = make()
     with atomic_write(path) as file:
-        torch.save({"made_from": wanted, "tensor": tensor.cpu()}, file)
+        torch.save({"made_from": json.dumps(key, sort_keys=True), "tensor": tensor.cpu()}, file)
     return tensor
 
 
@@ -149,7 +124,7 @@ def save_stage(
     paths: Paths,
     stage: str,
     unet: UNet,
-    clusterer: nn.Module,
+    bank: ClusterBank,
     space: LatentSpace,
     epochs: int,
     about: Mapping[str, Any],
@@ -159,13 +134,13 @@ def save_stage(
 
     Clusters change in "training", where k-means is fitted, and a classifier in "finetuning2" as well. The UNet's JSON
     keeps the fingerprint of the clusters that were its condition, for `load_stage` to compare.
-    space: its scaling is kept with the UNet. about: the stage's `identity`, with the kind of `clustering`.
+    space: its scaling is kept with the UNet. about: the note of the stage's provenance, with the kind of `clustering`.
     clusters_first: whether a classifier was learnt before the first stage and changed no more.
     """
     networks = {"unet": unet}
     if stage_of_clusters(stage, about["clustering"], clusters_first) == stage:
-        networks[about["clustering"]] = clusterer
-    trained_with = {"autoencoder": about["starts_from"]["autoencoder"], "clusters": fingerprint(clusterer)}
+        networks[about["clustering"]] = bank
+    trained_with = {"autoencoder": about["starts_from"]["autoencoder"], "clusters": fingerprint(bank)}
     about = {**about, "stage": stage, "epochs": epochs, "trained_with": trained_with}
     about["latent_scaling"] = space.as_json()
     for network, module in networks.items():
@@ -177,13 +152,13 @@ def _save_once(
 ) -> None:
     """Write a checkpoint, numbered one higher than its forerunners, unless the newest is the same already."""
     clustering = about["clustering"]
-    found = _checkpoints(paths, network, stage, clustering)
-    if found and is_saved(module, found[-1], about):
-        print(f"Saved before, in {found[-1]}")
+    earlier = _checkpoints(paths, network, stage, clustering)
+    if earlier and is_saved(module, earlier[-1], about):
+        print(f"Saved before, in {earlier[-1]}")
         return
     day = date.today().strftime("%Y%m%d")
     path = paths.models / checkpoint_name(network, stage, epochs, paths.n_clusters, day, clustering)
-    number = 1 + max((_number(path) for path in found), default=0)
+    number = 1 + max((_number(path) for path in earlier), default=0)
     if path.exists():
         _keep_aside(path, about)
     save_weights(module, path, {**about, "number": number})
@@ -192,9 +167,9 @@ def _save_once(
 
 def _keep_aside(path: Path, about: Mapping[str, Any]) -> None:
     """Rename the weights in `path` where they were not made here, or by another training than that of `about`."""
-    ours = _is_ours(path)
-    told = read_json(path.with_suffix(".json"), {})
-    if ours and not differences(without(told, "weights", *NOT_LEARNT), about):
+    ours = is_made_here(path)
+    note = read_json(path.with_suffix(".json"), {})
+    if ours and same_note(without(note, "weights", *NOT_LEARNT), about):
         return
     numbered = (path.with_name(f"{path.stem}.kept_{n}{path.suffix}") for n in count(1))
     free = next(name for name in numbered if not name.exists())
@@ -266,6 +241,11 @@ def fingerprint_of_role(network: nn.Module) -> str:
     return fingerprint(network, "decoder", "post_quant") if isinstance(network, VQVAE) else fingerprint(network)
 
 
+def fingerprints(networks: Mapping[str, nn.Module]) -> dict[str, str]:
+    """`fingerprint_of_role` of each network, by name: the parents of what is made with them."""
+    return {name: fingerprint_of_role(network) for name, network in networks.items()}
+
+
 def fingerprint_of_clusters(vqvae: VQVAE, clusterer: nn.Module) -> str:
     """Of what sorts a tile into its cluster: by it names belong to these clusters and to no others."""
     return f"{fingerprint_of_role(vqvae)}-{fingerprint(clusterer)}"
@@ -278,36 +258,36 @@ def find_checkpoint(paths: Paths, network: str, stage: str, clustering: str) -> 
     and its time of writing. Files without a JSON, such as the published ones, belong to the classifier. Raises
     InputError where there is none.
     """
-    found = _checkpoints(paths, network, stage, clustering)
-    if not found:
+    path = newest(paths, network, stage, clustering)
+    if path is None:
         expected = checkpoint_name(network, stage, "EPOCHS", paths.n_clusters, "YYYYMMDD", clustering)
         raise InputError(
             f"There is no {expected} for clustering={clustering!r} in {paths.models}: run {MADE_BY[stage]} first, "
             "or put the published file there."
         )
-    return found[-1]
+    return path
 
 
 def _checkpoints(paths: Paths, network: str, stage: str, clustering: str) -> list[Path]:
     """As `find_checkpoint`, all of them, the newest last."""
     pattern = re.compile(rf"{network}(_kmeans)?_{stage}_ckpt_(\d{{8}})_\d+_{paths.n_clusters}\.pth")
-    found = []
+    by_age = []
     for path in paths.models.glob(f"{network}_*.pth"):
         match = pattern.fullmatch(path.name)
         about = read_json(path.with_suffix(".json"), {"clustering": "classifier"})
         if match and about.get("clustering") == clustering:
-            found.append(_in_time(path, match[2]))
-    return [path for *_, path in sorted(found)]
+            by_age.append(_in_time(path, match[2]))
+    return [path for *_, path in sorted(by_age)]
 
 
 def newest_unet(root: Path) -> Path | None:
     """The UNet of a run's folder after finetuning-2: of each number of clusters and clustering the newest as
     `find_checkpoint` has it, and of these the one that was written last; None where there is none."""
-    found: dict[tuple[Path, str | None], list[tuple[int, str, int, Path]]] = {}
+    by_kind: dict[tuple[Path, str | None], list[tuple[int, str, int, Path]]] = {}
     for path in root.glob("clusters_*/models_*/unet_*.pth"):
         if match := re.fullmatch(r"unet(_kmeans)?_finetuning2_ckpt_(\d{8})_\d+_[\d,-]+\.pth", path.name):
-            found.setdefault((path.parent, match[1]), []).append(_in_time(path, match[2]))
-    return max((max(of)[2:] for of in found.values()), default=(0, None))[1]
+            by_kind.setdefault((path.parent, match[1]), []).append(_in_time(path, match[2]))
+    return max((max(of)[2:] for of in by_kind.values()), default=(0, None))[1]
 
 
 def _in_time(path: Path, day: str) -> tuple[int, str, int, Path]:
@@ -321,10 +301,9 @@ def _number(path: Path) -> int:
     return number if isinstance(number, int) else 0
 
 
-def weights_of(paths: Paths, network: str, stage: str, clustering: str) -> str | None:
-    """The fingerprint that the newest checkpoint's JSON tells; None where there is no such file or it tells none."""
-    found = _checkpoints(paths, network, stage, clustering)
-    return read_json(found[-1].with_suffix(".json"), {}).get("weights") if found else None
+def newest(paths: Paths, network: str, stage: str, clustering: str) -> Path | None:
+    """As `find_checkpoint`; None where there is none."""
+    return next(reversed(_checkpoints(paths, network, stage, clustering)), None)
 
 
 def load_autoencoder(paths: Paths, settings: Settings, device: torch.device | str) -> VQVAE:
@@ -346,19 +325,19 @@ def load_clusterer(
     vqvae: VQVAE,
     device: torch.device | str,
     clusters_first: bool = False,
-    of_run: Identity | None = None,
-) -> nn.Module:
-    """The classifier or the k-means in use after `stage`, fitted to the latents of `vqvae`.
+    expected: Provenance | None = None,
+) -> ClusterBank:
+    """The classifiers or the k-means in use after `stage`, fitted to the latents of `vqvae`.
 
-    of_run: the identity of the run that it must be of, see `same_identity`; None asks nothing.
+    expected: provenance to require, see `require_same_run`; None skips the check.
     """
-    clusterer = make_clusterers(clustering, vqvae.z_channels, numbers_of_clusters(paths.n_clusters))
+    bank = ClusterBank.make(clustering, vqvae.z_channels, numbers_of_clusters(paths.n_clusters))
     path = find_checkpoint(paths, clustering, stage_of_clusters(stage, clustering, clusters_first), clustering)
-    load_weights(clusterer, path)
-    if of_run is not None:
-        same_identity(about_weights(path, clusterer), of_run, path)
-    _check_trained_with(path, clusterer, "autoencoder", vqvae)
-    return clusterer.to(device)
+    load_weights(bank, path)
+    if expected is not None:
+        require_same_run(provenance_of(path, bank), expected, path)
+    _check_trained_with(path, bank, "autoencoder", vqvae)
+    return bank.to(device)
 
 
 def load_stage(
@@ -368,23 +347,24 @@ def load_stage(
     clustering: str,
     vqvae: VQVAE,
     device: torch.device | str,
-    of_run: Identity | None = None,
-) -> tuple[UNet, nn.Module, LatentSpace]:
+    expected: Provenance | None = None,
+) -> tuple[UNet, ClusterBank, LatentSpace]:
     """The UNet after `stage`, the clusters that are its condition, and the latents of `vqvae` as it learnt them.
 
-    of_run: the identity of the run that they must be of, see `same_identity`; None asks nothing.
+    expected: provenance to require, see `require_same_run`; None skips the check.
     InputError where it was trained to predict something else than the settings say.
     """
-    clusterer = load_clusterer(paths, stage, clustering, vqvae, device, settings.clusters_first, of_run)
-    unet = UNet(vqvae.z_channels, sum(numbers_of_clusters(paths.n_clusters)), **settings.diffusion.unet)
+    bank = load_clusterer(paths, stage, clustering, vqvae, device, settings.clusters_first, expected)
+    unet = UNet(vqvae.z_channels, bank.n_clusters, **settings.diffusion.unet)
     path = find_checkpoint(paths, "unet", stage, clustering)
     load_weights(unet, path)
-    if of_run is not None:
-        same_identity(about_weights(path, unet), of_run, path)
+    if expected is not None:
+        require_same_run(provenance_of(path, unet), expected, path)
     _check_trained_with(path, unet, "autoencoder", vqvae)
-    _check_trained_with(path, unet, "clusters", clusterer)
-    about = about_weights(path, unet) or {}
-    before = START[stage] and weights_of(paths, "unet", START[stage], clustering)
+    _check_trained_with(path, unet, "clusters", bank)
+    about = note_of(path, unet) or {}
+    earlier = START[stage] and newest(paths, "unet", START[stage], clustering)
+    before = earlier and read_json(earlier.with_suffix(".json"), {}).get("weights")
     starts_from = about.get("starts_from")
     if before and isinstance(starts_from, dict) and starts_from.get("unet", before) != before:
         raise InputError(
@@ -399,13 +379,13 @@ def load_stage(
                 f"{path} was trained with diffusion.{name} = {then!r}, but the settings say {now!r}: set it so, or "
                 "name the preset it was trained with."
             )
-    return unet.to(device), clusterer, LatentSpace.from_json(vqvae, about.get("latent_scaling"))
+    return unet.to(device), bank, LatentSpace.from_json(vqvae, about.get("latent_scaling"))
 
 
 def _check_trained_with(path: Path, trained: nn.Module, name: str, module: nn.Module) -> None:
     """InputError where the JSON of `trained`, which came from `path`, names another autoencoder or other clusterer;
     published files have none."""
-    trained_with = (about_weights(path, trained) or {}).get("trained_with")
+    trained_with = (note_of(path, trained) or {}).get("trained_with")
     if isinstance(trained_with, dict) and trained_with.get(name) not in (None, fingerprint_of_role(module)):
         raise InputError(
             f"{path} was trained with another {name} than the one in use: "

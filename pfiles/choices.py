@@ -30,23 +30,23 @@ DEFAULTS = {  # of what such a file may say
 }  # fmt: skip
 
 
-def choose(given: Mapping[str, Any]) -> dict[str, Any]:
+def choose(arguments: Mapping[str, Any], run_toml: bool = True) -> dict[str, Any]:
     """The value of each of DEFAULTS for a run; prints what a file says, and where that does not count.
 
-    given: what a notebook or a command says itself, which counts more; None leaves the choice to the file. Overrides
-    are added up, those given last.
+    arguments: what a notebook or a command says itself, which counts more; None leaves the choice to the file.
+    Overrides are added up, the arguments' last. run_toml: whether to read such files.
     """
-    given = {name: value for name, value in given.items() if value is not None}
-    chosen = DEFAULTS
-    for file in _files():
-        told = read_choices(file)
-        if told:
-            print(f"From {file}: {', '.join(f'{name} = {value!r}' for name, value in told.items())}.")
-        chosen = _over(chosen, told)
-    for name in given.keys() & DEFAULTS.keys():
-        if name != "overrides" and chosen[name] not in (given[name], DEFAULTS[name]):
-            print(f"Here {name} = {given[name]!r} counts instead.")
-    return _over(chosen, given)
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    choices = DEFAULTS
+    for file in _files() if run_toml else ():
+        file_choices = read_choices(file)
+        if file_choices:
+            print(f"From {file}: {', '.join(f'{name} = {value!r}' for name, value in file_choices.items())}.")
+        choices = _over(choices, file_choices)
+    for name in arguments.keys() & DEFAULTS.keys():
+        if name != "overrides" and choices[name] not in (arguments[name], DEFAULTS[name]):
+            print(f"Here {name} = {arguments[name]!r} counts instead.")
+    return _over(choices, arguments)
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,16 +65,16 @@ def _files() -> list[Path]:
 def read_choices(file: Path) -> dict[str, Any]:
     """What a file says, its overrides by dotted name; InputError for what is no such file."""
     try:
-        told = tomllib.loads(file.read_text())
+        choices = tomllib.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f'{file} cannot be read as TOML ({error}): write lines such as preset = "demo".') from error
-    if unknown := sorted(told.keys() - DEFAULTS.keys()):
+    if unknown := sorted(choices.keys() - DEFAULTS.keys()):
         raise InputError(f"{file} says {', '.join(unknown)}: it may say {', '.join(DEFAULTS)}.")
-    if "overrides" in told:
-        if not isinstance(told["overrides"], dict):
+    if "overrides" in choices:
+        if not isinstance(choices["overrides"], dict):
             raise InputError(f"{file} must say [overrides] and then a line for each setting, not overrides = ...")
-        told["overrides"] = _dotted(told["overrides"], Settings())
-    return told
+        choices["overrides"] = _dotted(choices["overrides"], Settings())
+    return choices
 
 
 def _dotted(values: Mapping[str, Any], group: Any, prefix: str = "") -> dict[str, Any]:

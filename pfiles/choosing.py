@@ -9,17 +9,18 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from pfiles import checkpoints
+from pfiles import artifacts, checkpoints, learn
+from pfiles.cluster_bank import ClusterBank
 from pfiles.clusterers import KMeansClusters, fit_kmeans_to, make_clusterer
 from pfiles.errors import InputError
 from pfiles.latents import latent_batches, latent_table, mean_channel_softmax, predict_clusters
 from pfiles.learning import clusters
 from pfiles.learning.log import History
-from pfiles.learning.loop import Job
 from pfiles.machine.processes import progress
 from pfiles.measuring import stability
+from pfiles.provenance import Provenance
 from pfiles.reporting import tables
-from pfiles.session import OpenRun
+from pfiles.run import Run
 from pfiles.spreadsheet import write_csv
 from pfiles.tiles.dataset import Tiles
 
@@ -39,7 +40,7 @@ class Learnt:
     histories: dict[str, History]
 
 
-def learn(run: OpenRun, seeds: int) -> Learnt:
+def learn_every_k(run: Run, seeds: int) -> Learnt:
     """Learn the clusters of every k of a run: from so many seeds on all training tiles, from one on each half of them.
 
     A classifier learns as long and with the same losses as beside a UNet (in the stages that train clusters, or, with
@@ -47,14 +48,14 @@ def learn(run: OpenRun, seeds: int) -> Learnt:
     with other weights, but see the same tiles and views in the same order: those are encoded once for all.
     """
     check(run.tiles, run.ks, seeds)
-    own = [(k, run.seed) for k in run.ks]
-    every = [(k, run.seed + i) for i in range(seeds) for k in run.ks]
-    clusterers, histories = _learn_part(run, "all", every)
-    halves = [_learn_part(run, part, own)[0] for part in ("half_1", "half_2")]
+    of_own_seed = [(k, run.seed) for k in run.ks]
+    of_every_seed = [(k, run.seed + i) for i in range(seeds) for k in run.ks]
+    clusterers, histories = _learn_part(run, "all", of_every_seed)
+    halves = [_learn_part(run, part, of_own_seed)[0] for part in ("half_1", "half_2")]
     if run.clustering == "classifier" and run.settings.clusters_first:
-        for one in run.of_each_k:
-            one.keep_clusters(clusterers[one.n_clusters, one.seed])
-    run.end_restart()
+        for run_of_k in run.per_k:
+            learn.cache_classifier(run_of_k, clusterers[run_of_k.n_clusters, run_of_k.seed])
+    learn.end_restart(run)
     return Learnt(clusterers, {k: tuple(half[k, run.seed] for half in halves) for k in run.ks}, histories)
 
 
@@ -67,59 +68,64 @@ def check(tiles: Tiles, ks: Sequence[int], seeds: int) -> None:
 
 
 def _learn_part(
-    run: OpenRun, part: str, which: Sequence[tuple[int, int]]
+    run: Run, part: str, ks_and_seeds: Sequence[tuple[int, int]]
 ) -> tuple[dict[tuple[int, int], nn.Module], dict[str, History]]:
     """The clusterings of those k and seeds on a part of the training tiles, and how their trainings went."""
     codes = run.views[:, PARTS[part]]
     if run.clustering == "kmeans":
-        found = {(k, seed): make_clusterer("kmeans", run.vqvae.z_channels, k).to(run.device) for k, seed in which}
+        clusterers = {
+            (k, seed): make_clusterer("kmeans", run.vqvae.z_channels, k).to(run.device) for k, seed in ks_and_seeds
+        }
         with torch.no_grad():
             statistics = torch.cat([KMeansClusters.statistics(z) for z in latent_batches(run.vqvae, codes[0])])
-        for (_, seed), one in found.items():
-            fit_kmeans_to(one, statistics, seed)
-        return found, {}
-    found = {(k, seed): run.new_clusterer(k, seed) for k, seed in which}
-    together, histories = nn.ModuleList(found.values()), {}
+        for (_, seed), clusterer in clusterers.items():
+            fit_kmeans_to(clusterer, statistics, seed)
+        return clusterers, {}
+    clusterers = {(k, seed): learn.new_clusterer(run, k, seed) for k, seed in ks_and_seeds}
+    bank, histories = ClusterBank(clusterers.values()), {}
     images = run.train_images[PARTS[part]]
-    settings, seeds, batch_size = run.settings, [seed for _, seed in which], run.settings.diffusion.batch_size
+    settings, seeds = run.settings, [seed for _, seed in ks_and_seeds]
     stages = ["clusters"] if settings.clusters_first else ["training", "finetuning2"]
     for stage in stages:
-        how = getattr(settings, stage)
-        if not how.trains_clusters:
+        stage_settings = getattr(settings, stage)
+        if not stage_settings.trains_clusters:
             continue
-        starts_from = {"autoencoder": run.vqvae} | ({"clusters": together} if histories else {})
-        belongs_to = checkpoints.identity(
-            settings, ["diffusion", stage], run.tiles, run.seed, starts_from,
+        parents = {"autoencoder": run.vqvae} | ({"clusters": bank} if histories else {})
+        provenance = Provenance.of(
+            settings, ("diffusion", stage), run.tiles, run.seed, checkpoints.fingerprints(parents),
             n_clusters=run.n_clusters, clustering=run.clustering, seeds=seeds, part=part,
         )  # fmt: skip
         folder = run.paths.choosing / f"{stage}_{part}"
         histories[stage] = clusters.train_clusters(
-            classifier=together, vqvae=run.vqvae, images=images, codes=codes, settings=settings.diffusion, stage=how,
-            job=Job(stage, run.seed, batch_size, folder, belongs_to, settings.saving, run.speed, run.restart_name,
-                    outdates=run.foreign_csvs),
+            bank=bank, vqvae=run.vqvae, images=images, codes=codes, settings=settings.diffusion, stage=stage_settings,
+            job=learn.make_job(
+                run, stage, folder, provenance.as_note(), settings.diffusion.batch_size, artifacts.unknown_csvs(run)
+            ),
         )  # fmt: skip
     if not histories:
         raise InputError("No training of these settings learns clusters: set clusters_first to true.")
-    for one in found.values():
-        one.to(memory_format=torch.contiguous_format)  # as a checkpoint gives it back, so that rounding is the same
-    return found, histories
+    for clusterer in clusterers.values():
+        # as a checkpoint gives it back, so that rounding is the same
+        clusterer.to(memory_format=torch.contiguous_format)
+    return clusterers, histories
 
 
-def assign(run: OpenRun, learnt: Learnt) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+def assign(run: Run, learnt: Learnt) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
     """The cluster (N,), 0-based, of each training tile and its probability (N,), by k and seed."""
-    return {which: predict_clusters(run.vqvae, one, run.codes) for which, one in learnt.clusterers.items()}
+    return {key: predict_clusters(run.vqvae, clusterer, run.codes) for key, clusterer in learnt.clusterers.items()}
 
 
-def write_csvs(run: OpenRun, learnt: Learnt, assigned: dict[tuple[int, int], tuple[Tensor, Tensor]]) -> None:
+def write_csvs(run: Run, learnt: Learnt, assigned: dict[tuple[int, int], tuple[Tensor, Tensor]]) -> None:
     """Write the CSV of every k, from the run's own seed, as part 5 does."""
     features = mean_channel_softmax(run.vqvae, run.codes)
-    for one in run.of_each_k:
-        which = one.n_clusters, one.seed
-        one.write_latent_csv(latent_table(features, *assigned[which]), learnt.clusterers[which])
+    for run_of_k in run.per_k:
+        key = run_of_k.n_clusters, run_of_k.seed
+        table = latent_table(features, *assigned[key])
+        artifacts.write_latent_csv(run_of_k, table, ClusterBank([learnt.clusterers[key]]))
 
 
 def compare(
-    run: OpenRun, learnt: Learnt, assigned: dict[tuple[int, int], tuple[Tensor, Tensor]]
+    run: Run, learnt: Learnt, assigned: dict[tuple[int, int], tuple[Tensor, Tensor]]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The five indices, occupancy and invariance by k and seed; and what stays the same, by k.
 
@@ -128,17 +134,17 @@ def compare(
     takes most of its tiles from their cluster here.
     """
     features = mean_channel_softmax(run.vqvae, run.codes).numpy()
-    cluster_ids = {which: ids.numpy() for which, (ids, _) in assigned.items()}
-    rows = {}
-    for which, one in progress(learnt.clusterers.items(), desc="compare clusters", unit="clustering"):
-        views = np.stack([predict_clusters(run.vqvae, one, view)[0].numpy() for view in run.eight_views])
-        rows[which] = stability.describe(features, cluster_ids[which], which[0]) | {
+    cluster_ids = {key: ids.numpy() for key, (ids, _) in assigned.items()}
+    rows, orientations = {}, all_orientations(run)
+    for key, clusterer in progress(learnt.clusterers.items(), desc="compare clusters", unit="clustering"):
+        views = np.stack([predict_clusters(run.vqvae, clusterer, view)[0].numpy() for view in orientations])
+        rows[key] = stability.describe(features, cluster_ids[key], key[0]) | {
             "same in 8 views": stability.unmoved(views)
         }
     seeds = sorted({seed for _, seed in cluster_ids})
     same: dict[int, dict[str, float]] = {}
     for k, halves in learnt.halves.items():
-        on_halves = [predict_clusters(run.vqvae, one, run.codes)[0].numpy() for one in halves]
+        on_halves = [predict_clusters(run.vqvae, clusterer, run.codes)[0].numpy() for clusterer in halves]
         same[k] = {
             "seeds": stability.between_seeds(np.stack([cluster_ids[k, seed] for seed in seeds])),
             "halves": stability.adjusted_rand(*on_halves),
@@ -152,7 +158,12 @@ def compare(
     return rows, pd.DataFrame.from_dict(same, orient="index").rename_axis("k")
 
 
-def conclude(run: OpenRun, table: pd.DataFrame, same: pd.DataFrame) -> str:
+def all_orientations(run: Run) -> Tensor:
+    """The codes of the eight views of the training tiles (8, N, h, w), whatever the UNet learns from."""
+    return run.views if len(run.views) == 8 else run.encoded(True, run.paths.choosing / "eight_views.pt")
+
+
+def conclude(run: Run, table: pd.DataFrame, same: pd.DataFrame) -> str:
     """What the numbers support, in one sentence, which is recorded with them; they also become a CSV, a row for each k.
 
     table: `stability.over_seeds` of the first table of `compare`; same: the second.
@@ -160,5 +171,5 @@ def conclude(run: OpenRun, table: pd.DataFrame, same: pd.DataFrame) -> str:
     flat = table.set_axis([" ".join(names) for names in table.columns], axis=1).join(same)
     write_csv(run.paths.choosing / "choose_k.csv", flat, index=True)
     sentence = stability.verdict(table, same["seeds"])
-    run.record({"supported": sentence, "details": tables.plain(flat)})
+    artifacts.record(run, {"supported": sentence, "details": tables.plain(flat)})
     return sentence

@@ -4,7 +4,7 @@ A clusterer is a network from latents (B, z, h, w) to logits (B, k, 1, 1). The s
 cluster probabilities, the largest is the cluster.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ class KMeansClusters(nn.Module):
     Their softmax is the posterior of a mixture of equal spherical Gaussians around the centroids, and its largest
     entry is the nearest centroid.
     """
+
+    kind = "kmeans"
 
     def __init__(self, z_channels: int = 16, n_clusters: int = 14):
         super().__init__()
@@ -58,17 +60,6 @@ def make_clusterer(kind: str, z_channels: int, n_clusters: int) -> nn.Module:
     """A clusterer without trained weights: "classifier" or "kmeans"."""
     check_clustering(kind)
     return {"classifier": Classifier, "kmeans": KMeansClusters}[kind](z_channels, n_clusters)
-
-
-def make_clusterers(kind: str, z_channels: int, ks: Sequence[int]) -> nn.Module:
-    """As `make_clusterer`; for several numbers of clusters an nn.ModuleList, one for each."""
-    made = [make_clusterer(kind, z_channels, k) for k in ks]
-    return made[0] if len(made) == 1 else nn.ModuleList(made)
-
-
-def each_of(clusterer: nn.Module) -> list[nn.Module]:
-    """The clusterers in an nn.ModuleList of several, or the one that is given."""
-    return [*clusterer] if isinstance(clusterer, nn.ModuleList) else [clusterer]
 
 
 def fit_kmeans(clusterer: KMeansClusters, latents: Iterable[Tensor], seed: int) -> KMeansClusters:

@@ -22,14 +22,20 @@ ROOT = CHECKOUT if (CHECKOUT / "train_autoencoder.ipynb").exists() else Path.cwd
 MOST_NUMBERS = 100  # of clusters that are learnt together
 
 
-def numbers_of_clusters(given: int | str | Sequence[int]) -> tuple[int, ...]:
+def numbers_of_clusters(n_clusters: int | str | Sequence[int]) -> tuple[int, ...]:
     """The numbers of clusters k that 14, "10-16", "10,12,14" or [10, 12, 14] name, rising; InputError for others."""
-    text = given if isinstance(given, str) else ",".join(map(repr, given)) if _is_list(given) else repr(given)
+    text = (
+        n_clusters
+        if isinstance(n_clusters, str)
+        else ",".join(map(repr, n_clusters))
+        if _is_list(n_clusters)
+        else repr(n_clusters)
+    )
     parts = [re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip()) for part in text.split(",")]
     matches = [part for part in parts if part]
     if len(matches) < len(parts):
         raise InputError(
-            f'n_clusters must be a whole number of at least 2, or several such as "10-16", but is {given!r}.'
+            f'n_clusters must be a whole number of at least 2, or several such as "10-16", but is {n_clusters!r}.'
         )
     ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in matches]
     if not all(ranges):
@@ -41,8 +47,8 @@ def numbers_of_clusters(given: int | str | Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted({k for ks in ranges for k in ks}))
 
 
-def _is_list(given: object) -> TypeGuard[Sequence[int]]:
-    return isinstance(given, list | tuple | range) and len(given) > 0
+def _is_list(n_clusters: object) -> TypeGuard[Sequence[int]]:
+    return isinstance(n_clusters, list | tuple | range) and len(n_clusters) > 0
 
 
 def name_of_numbers(ks: Sequence[int]) -> int | str:
@@ -120,8 +126,8 @@ class Paths:
 
     def latent_csvs(self) -> dict[int, Path]:
         """The files of this clustering that there are of any k, as `latent_csv`, by k."""
-        found = self.root.glob(f"clusters_*/HHH*_C*_D*{self.suffix}.csv")
-        named = ((re.fullmatch(rf"HHH(\d+)_C\d+_D\d+{self.suffix}\.csv", path.name), path) for path in found)
+        csvs = self.root.glob(f"clusters_*/HHH*_C*_D*{self.suffix}.csv")
+        named = ((re.fullmatch(rf"HHH(\d+)_C\d+_D\d+{self.suffix}\.csv", path.name), path) for path in csvs)
         return dict(sorted((int(match[1]), path) for match, path in named if match))
 
     @property

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 from huggingface_hub import ModelCardData
 
+from pfiles import artifacts, draw
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
-from pfiles.identity import flatten, same_identity
 from pfiles.measuring.memorisation import COPY, held_against
 from pfiles.paths import ROOT, atomic_folder, atomic_write, expand, read_json
+from pfiles.provenance import flatten, require_same_run
 from pfiles.reporting import figures
 from pfiles.reporting.card import CARD
-from pfiles.reporting.tables import identities
-from pfiles.session import OpenRun
+from pfiles.reporting.tables import provenances
+from pfiles.run import Run
 from pfiles.tiles.dataset import EMBEDDED, data_or_default
 from pfiles.tiles.sources import Source, read_source
 from pfiles.tiles.split import level_of_slides
@@ -32,7 +33,7 @@ TILES_SHOWN = 8  # of each cluster
 
 
 def share(
-    run: OpenRun, folder: Path, card: Mapping[str, str], preset: str = "",
+    run: Run, folder: Path, card: Mapping[str, str], preset: str = "",
     overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Write the new `folder`, all at once: config.json, model.safetensors, README.md and sheet.jpg.
@@ -44,53 +45,53 @@ def share(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already: name a new folder.")
     gate = _gate(run)
-    generator, source = run.generator(), _source(run)
+    generator, source = draw.generator(run), _source(run)
     with atomic_folder(folder) as part:
         generator.save(part)
-        drawn = Generator.load(part, run.device)  # what others will get
-        tiles = drawn.draw(np.repeat(np.arange(drawn.n_clusters), TILES_SHOWN))
-        labels = [figures.cluster_label(number + 1, drawn.names) for number in range(drawn.n_clusters)]
-        sheet = figures.show_tiles(tiles, TILES_SHOWN, rows=labels, mpp=drawn.mpp)
+        loaded = Generator.load(part, run.device)  # what others will get
+        tiles = loaded.draw(np.repeat(np.arange(loaded.n_clusters), TILES_SHOWN))
+        labels = [figures.cluster_label(number + 1, loaded.names) for number in range(loaded.n_clusters)]
+        sheet = figures.show_tiles(tiles, TILES_SHOWN, rows=labels, mpp=loaded.mpp)
         figures.save_figure(sheet, part / "sheet.jpg", dpi=110)
-        text = _card(run, drawn, source, card, gate, preset, overrides or {})
+        text = _card(run, loaded, source, card, gate, preset, overrides or {})
         with atomic_write(part / "README.md") as file:
             file.write(text.encode())
         _refuse_traces(part, _telling(run, source))
     return gate
 
 
-def _gate(run: OpenRun) -> dict[str, float]:
+def _gate(run: Run) -> dict[str, float]:
     """How near the run's generated tiles are to its training tiles; InputError where they repeat them."""
     tiles = run.tiles
-    _, images = run.generated_images()
+    _, images = artifacts.generated_images(run)
     train, held_out = (tiles.tensor(part) for part in (tiles.train, tiles.test))
-    nearest, _, found, leak = held_against(images, train, held_out, tiles.source)
+    nearest, _, closeness, leak = held_against(images, train, held_out, tiles.source)
     if leak:
         raise InputError(f"The gate cannot judge this generator. {leak}")
     copies = int((nearest.distance < COPY).sum())
-    if copies or found["chance"] < UNLIKELY:
+    if copies or closeness["chance"] < UNLIKELY:
         raise InputError(
             f"The memorisation gate fails: {copies} of {len(images)} generated tiles are outright copies of training "
-            f"tiles, and {found['closer']:.1%} are nearer to one than the closest 1 % of held-out tiles (chance "
-            f"{found['chance']:.2g}). Whoever gets this generator can draw training tiles: train on more tiles, or for "
-            "fewer epochs, and see part 14."
+            f"tiles, and {closeness['closer']:.1%} are nearer to one than the closest 1 % of held-out tiles (chance "
+            f"{closeness['chance']:.2g}). Whoever gets this generator can draw training tiles: train on more tiles, or "
+            "for fewer epochs, and see part 14."
         )
-    return {**found, "images": len(images), "smallest": float(nearest.distance.min())}
+    return {**closeness, "images": len(images), "smallest": float(nearest.distance.min())}
 
 
-def _data(run: OpenRun) -> Path | None:
+def _data(run: Run) -> Path | None:
     """Where the data lie; None for embedded tiles."""
     data = data_or_default(run.data)
     return None if data in EMBEDDED else (ROOT / expand(data)).resolve()
 
 
-def _source(run: OpenRun) -> Source | None:
+def _source(run: Run) -> Source | None:
     """The data as given; None for embedded tiles."""
     return None if (data := _data(run)) is None else read_source(data)
 
 
 def _card(
-    run: OpenRun, generator: Generator, source: Source | None, card: Mapping[str, str], gate: Mapping[str, float],
+    run: Run, generator: Generator, source: Source | None, card: Mapping[str, str], gate: Mapping[str, float],
     preset: str, overrides: Mapping[str, Any],
 ) -> str:  # fmt: skip
     cells = {name: _as_text(value) for name, value in card.items()}
@@ -102,7 +103,7 @@ def _card(
         license="other", license_name=card["licence"], library_name="pfiles",
         tags=["histopathology", "latent-diffusion", card["organ"], card["stain"]],
     )  # fmt: skip
-    how, scale = generator.settings.sampling, "" if generator.mpp is None else f", {generator.mpp:g} um per pixel"
+    sampling, scale = generator.settings.sampling, "" if generator.mpp is None else f", {generator.mpp:g} um per pixel"
     changed = ", ".join(f"{name} = {value}" for name, value in overrides.items() if name != "start_from")
     return CARD.format(
         metadata=data.to_yaml(), title=f"A generator of {card['organ']} tissue", **cells, **gate, copy=COPY,
@@ -111,8 +112,8 @@ def _card(
         slides=f"{len(slides)} slide{'s' * (len(slides) > 1)}" if slides else "number of slides not known",
         patients=f"{len(patients)} patients" if patients else "number of patients not known",
         codes=generator.space.vqvae.embedding.num_embeddings, clustering=generator.clustering,
-        parameters=sum(p.numel() for p in generator.unet.parameters()) / 1e6, sampler=how.sampler, steps=how.steps,
-        guidance=how.guidance, preset=preset, changed=f", with {changed}" if changed else "",
+        parameters=sum(p.numel() for p in generator.unet.parameters()) / 1e6, sampler=sampling.sampler,
+        steps=sampling.steps, guidance=sampling.guidance, preset=preset, changed=f", with {changed}" if changed else "",
         day=date.today().isoformat(), clusters="\n".join(rows), measured=_measured(run),
     )  # fmt: skip
 
@@ -131,14 +132,14 @@ def _split(source: Source | None) -> str:
     return "the last eleventh of the tiles is held out; a slide may be on both sides"
 
 
-def _measured(run: OpenRun) -> str:
+def _measured(run: Run) -> str:
     """What part 13 recorded, with its floors, as Markdown; InputError where it is of other data or settings."""
     section = f"{run.paths.cluster_folder.name}{run.paths.suffix}/part_13_distribution_metrics"
     scores = read_json(run.paths.summary, {}).get(section)
     if scores is None:
         return "\nNothing: part 13 was not run."
-    if (of := identities(run.paths.summary).get(section)) is not None:
-        same_identity(of, run.identity, f"{section} in {run.paths.summary}")
+    if (provenance := provenances(run.paths.summary).get(section)) is not None:
+        require_same_run(provenance, run.provenance, f"{section} in {run.paths.summary}")
     lines = [f"- {name}: {line}" for name, line in scores.get("in_short", {}).items()]
     for features, tables in scores.get("details", {}).items():
         rows = tables.get("overall", {}) if isinstance(tables, dict) else {}
@@ -156,7 +157,7 @@ def _as_text(words: str) -> str:
     return escape(words, quote=False).replace("|", "\\|")
 
 
-def _telling(run: OpenRun, source: Source | None) -> set[str]:
+def _telling(run: Run, source: Source | None) -> set[str]:
     """What must not be said: the run's paths, and files, folders, slides and patients of its data."""
     words, people = {str(run.paths.root), str(Path.home())}, set()
     if source is not None:

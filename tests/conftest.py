@@ -1,6 +1,7 @@
 """Shared by all tests: where reference files lie, tiny settings, tiny tiles, tiny runs."""
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -9,18 +10,18 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
-from pfiles import checkpoints, latents
+from pfiles import artifacts, checkpoints, draw, latents, learn
 from pfiles.__main__ import main
 from pfiles.classifier import Classifier
+from pfiles.cluster_bank import ClusterBank
 from pfiles.clusterers import KMeansClusters, fit_kmeans, make_clusterer
 from pfiles.discriminator import Discriminator
 from pfiles.latents import mean_channel_softmax
 from pfiles.learning import autoencoder, diffusion, loop
 from pfiles.machine.runtime import seeded
 from pfiles.machine.speed import PLAIN
-from pfiles.session import open_run
+from pfiles.run import open_run
 from pfiles.settings import SavingSettings, get_settings
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
@@ -79,7 +80,7 @@ SLOW = {  # files of tests that train, start a kernel, a browser or another proc
     "test_choosing", "test_command_line", "test_cpu", "test_diffusion", "test_disk", "test_earlier_runs",
     "test_evaluation", "test_execute", "test_experiments", "test_export", "test_fuzz", "test_in_diffusers",
     "test_kill", "test_memorisation", "test_notebook_safety", "test_notebooks", "test_processes", "test_resume",
-    "test_run", "test_session", "test_share", "test_speed", "test_structure", "test_tiler", "test_two_sample",
+    "test_run", "test_share", "test_speed", "test_structure", "test_tiler", "test_two_sample",
     "test_usefulness", "test_watch",
 }  # fmt: skip
 
@@ -202,7 +203,7 @@ def train_stage(tiny, stage, networks, images, job):
     if isinstance(clusters, KMeansClusters):
         fit_kmeans(clusters, latents.latent_batches(vqvae, codes), seed=0)
     return diffusion.train_stage(
-        unet=unet, clusterer=clusters, space=latents.LatentSpace(vqvae), images=images, codes=codes,
+        unet=unet, bank=ClusterBank([clusters]), space=latents.LatentSpace(vqvae), images=images, codes=codes,
         settings=tiny.diffusion, stage=stage, job=job,
     )  # fmt: skip
 
@@ -224,7 +225,7 @@ def classifiers(ks=KS, channels=128):
         made = [Classifier(16, k, channels) for k in ks]
         for one in made:  # batch norm in another state than the first
             one.train()(torch.randn(6, 16, 12, 12))
-        return nn.ModuleList(made)
+        return ClusterBank(made)
 
 
 def weights(network):
@@ -255,18 +256,23 @@ def parameters(folder, **changed):
 
 
 def train(run):
-    run.train_autoencoder(*run.new_autoencoder())
+    learn.autoencoder(run, *learn.new_autoencoder(run))
     for stage in STAGES:
-        networks = run.new_networks() if stage == "training" else run.networks(checkpoints.START[stage])
+        networks = learn.new_networks(run) if stage == "training" else run.networks(checkpoints.START[stage])
         if stage == "training" and run.clustering == "classifier":
-            run.train_clusters(networks.clusterer)
-        run.train(stage, networks)
+            learn.clusters(run, networks.bank)
+        learn.unet(run, stage, networks)
 
 
 def finish(run):
     train(run)
-    run.write_training_images()
-    run.draw_to_folder(run.assigned[0][run.chosen])
+    artifacts.write_training_images(run)
+    draw.to_folder(run, run.assigned[0][run.selected])
     table = pd.DataFrame(mean_channel_softmax(run.vqvae, run.codes).numpy())
     table["cluster"], table["probability"] = (column.numpy() for column in run.assigned)
-    run.write_latent_csv(table)
+    artifacts.write_latent_csv(run, table)
+
+
+def tiny_options():
+    """OVERRIDES as options of a command."""
+    return [part for name, value in OVERRIDES.items() for part in ("--set", f"{name}={json.dumps(value)}")]

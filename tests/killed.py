@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from pfiles import latents
-from pfiles.clusterers import make_clusterer, make_clusterers
+from pfiles.cluster_bank import ClusterBank
+from pfiles.clusterers import make_clusterer
 from pfiles.discriminator import Discriminator
 from pfiles.drawing.sampling import generate_to_folder, sample
 from pfiles.learning import autoencoder, diffusion, loop
@@ -73,7 +74,7 @@ def stage(name: str, folder: Path) -> None:
     settings = replace(SETTINGS.diffusion, condition_dropout=0.1, min_snr_gamma=5.0, dihedral_views=True)
     how = replace(getattr(SETTINGS, name), epochs=5, ema_decay=0.99, warmup_steps=10)
     diffusion.train_stage(
-        unet=unet, clusterer=clusters, space=latents.LatentSpace(vqvae), images=images, codes=codes,
+        unet=unet, bank=ClusterBank([clusters]), space=latents.LatentSpace(vqvae), images=images, codes=codes,
         settings=settings, stage=how, job=_job(folder, name),
     )  # fmt: skip
     _finish(folder, unet, clusters)
@@ -104,9 +105,9 @@ def clusters(folder: Path) -> None:
     """Classifiers of several numbers of clusters together."""
     vqvae = tiny_networks()[0].eval().requires_grad_(False)
     with seeded(0, "killed clusters"):
-        several = make_clusterers("classifier", 16, (2, 4))
+        several = ClusterBank.make("classifier", 16, (2, 4))
     train_clusters(
-        classifier=several, vqvae=vqvae, images=_images(), codes=latents.encode_tiles(vqvae, _images()),
+        bank=several, vqvae=vqvae, images=_images(), codes=latents.encode_tiles(vqvae, _images()),
         settings=SETTINGS.diffusion, stage=replace(SETTINGS.training, epochs=5), job=_job(folder, "clusters"),
     )  # fmt: skip
     _finish(folder, several)

@@ -12,10 +12,12 @@ import torch
 from pfiles import checkpoints
 from pfiles.checkpoints import find_checkpoint, load_weights, save_stage, save_weights
 from pfiles.classifier import Classifier
+from pfiles.cluster_bank import ClusterBank
 from pfiles.clusterers import KMeansClusters
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace
 from pfiles.paths import Paths, read_json, write_json
+from pfiles.provenance import Provenance
 from pfiles.settings import PRESETS, get_settings
 from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.pixels import as_tensor
@@ -72,7 +74,7 @@ def test_each_training_gets_the_next_number(paths, stage):
     _, _, unet, _, about = stage
     other = KMeansClusters(16, 3)
     other.centroids += 1
-    save_stage(paths, "training", unet, other, SPACE, 5, about)
+    save_stage(paths, "training", unet, ClusterBank([other]), SPACE, 5, about)
     newest = find_checkpoint(paths, "kmeans", "training", "kmeans")
     assert read_json(newest.with_suffix(".json"))["number"] == 2
     assert read_json(newest.with_suffix(".json"))["weights"] == checkpoints.fingerprint(other)
@@ -86,18 +88,19 @@ def test_missing_checkpoints_name_what_makes_them(paths):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_an_identity_is_what_a_file_gives_back(preset, tmp_path):
+def test_a_provenance_is_what_a_file_gives_back(preset, tmp_path):
     tiles = Tiles(as_tensor(make_tiles(30)), np.arange(28), np.arange(28, 30), "made up")
-    groups = ["autoencoder", "diffusion", "training"]
-    identity = checkpoints.identity(get_settings(preset), groups, tiles, 5, {"unet": Classifier()}, n_clusters=3)
-    write_json(tmp_path / "identity.json", identity)
-    assert read_json(tmp_path / "identity.json") == identity
-    assert identity["starts_from"]["unet"]
-    longer = checkpoints.identity(
-        get_settings(preset, {"training.epochs": 999}), groups, tiles, 5, {"unet": Classifier()}, n_clusters=3
-    )
+    groups = ("autoencoder", "diffusion", "training")
+    parents = checkpoints.fingerprints({"unet": Classifier()})
+    note = Provenance.of(get_settings(preset), groups, tiles, 5, parents, n_clusters=3).as_note()
+    write_json(tmp_path / "note.json", note)
+    assert read_json(tmp_path / "note.json") == note
+    assert note["starts_from"]["unet"]
+    longer = Provenance.of(
+        get_settings(preset, {"training.epochs": 999}), groups, tiles, 5, parents, n_clusters=3
+    ).as_note()
     # the number of epochs is no part of it, unless the learning rate falls towards the last of them
-    assert (longer["settings"] == identity["settings"]) == (preset == "paper")
+    assert (longer["settings"] == note["settings"]) == (preset == "paper")
 
 
 SPACE = LatentSpace(None)  # unscaled
@@ -108,7 +111,7 @@ def stage(paths):
     """A saved first training with k-means, and what it was trained with."""
     settings = get_settings("demo", TINY | PLAIN_LEARNING)
     vqvae, unet = make_vqvae(settings.autoencoder), UNet(16, 3, **settings.diffusion.unet)
-    clusters = KMeansClusters(16, 3)
+    clusters = ClusterBank.make("kmeans", 16, [3])
     about = {
         "clustering": "kmeans",
         "starts_from": {"autoencoder": checkpoints.fingerprint_of_role(vqvae)},
@@ -140,7 +143,7 @@ def test_networks_that_were_not_trained_together_are_refused(paths, stage):
     checkpoints.load_stage(paths, settings, "finetuning1", "kmeans", vqvae, "cpu")
     other = KMeansClusters(16, 3)
     other.centroids += 1
-    save_stage(paths, "training", unet, other, SPACE, 9, about)
+    save_stage(paths, "training", unet, ClusterBank([other]), SPACE, 9, about)
     with pytest.raises(InputError, match=r"unet_kmeans_finetuning1.* was trained with another clusters"):
         checkpoints.load_stage(paths, settings, "finetuning1", "kmeans", vqvae, "cpu")
 
@@ -178,7 +181,7 @@ def test_each_stage_saves_what_it_changed(paths, stage):
     _, _, unet, _, about = stage
     about = {**about, "clustering": "classifier"}
     for name in ("training", "finetuning1", "finetuning2"):
-        save_stage(paths, name, unet, Classifier(16, 3), SPACE, 1, about)
+        save_stage(paths, name, unet, ClusterBank.make("classifier", 16, [3]), SPACE, 1, about)
     found = {path.name.split("_ckpt_")[0] for path in paths.models.glob("classifier_*.pth")}
     assert found == {"classifier_training", "classifier_finetuning2"}
 

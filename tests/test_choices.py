@@ -9,7 +9,7 @@ from pfiles.choices import DEFAULTS, choose
 from pfiles.cli.execute import run_cells
 from pfiles.errors import InputError
 from pfiles.paths import ROOT
-from pfiles.session import open_run
+from pfiles.run import open_run
 from tests.conftest import assert_refused, make_tiles
 
 

@@ -10,14 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
-from pfiles import choosing, latents
+from pfiles import artifacts, choosing, draw, latents, learn
 from pfiles.__main__ import main
-from pfiles.clusterers import each_of
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
 from pfiles.measuring import stability
 from pfiles.reporting import figures
-from pfiles.session import open_run
+from pfiles.run import open_run
 from pfiles.unet_cond_base import UNet
 from tests.conftest import PLAIN_LEARNING, TINY, make_tiles, weights
 
@@ -35,7 +34,7 @@ def begun(tmp_path_factory):
     folder = tmp_path_factory.mktemp("every k")
     np.save(folder / "tiles.npy", make_tiles(44))
     run = open_run("train_autoencoder", 3, "kmeans", folder / "tiles.npy", "demo", TINY, out=folder / "first")
-    run.train_autoencoder(*run.new_autoencoder())
+    learn.autoencoder(run, *learn.new_autoencoder(run))
     return folder
 
 
@@ -52,17 +51,19 @@ def opened(begun, tmp_path):
 
 
 def train_all(run):
-    networks = run.new_networks()
+    networks = learn.new_networks(run)
     if run.settings.clusters_first and run.clustering == "classifier":
-        run.train_clusters(networks.clusterer)
+        learn.clusters(run, networks.bank)
     for stage, following in (("training", "finetuning1"), ("finetuning1", "finetuning2"), ("finetuning2", None)):
-        run.train(stage, networks)
+        learn.unet(run, stage, networks)
         networks = run.networks(stage) if following else networks
     return networks
 
 
 def write_csv(run):
-    run.write_latent_csv(latents.latent_table(latents.mean_channel_softmax(run.vqvae, run.codes), *run.assigned))
+    artifacts.write_latent_csv(
+        run, latents.latent_table(latents.mean_channel_softmax(run.vqvae, run.codes), *run.assigned)
+    )
 
 
 def test_clusters_learnt_without_a_unet_are_those_of_parts_1_and_3(opened):
@@ -71,21 +72,21 @@ def test_clusters_learnt_without_a_unet_are_those_of_parts_1_and_3(opened):
     train_all(beside)
     write_csv(beside)
     alone = opened("choose_k", 3, overrides=PUBLISHED_ORDER, out="alone")
-    learnt = choosing.learn(alone, 1)
+    learnt = choosing.learn_every_k(alone, 1)
     choosing.write_csvs(alone, learnt, choosing.assign(alone, learnt))
-    assert torch.equal(weights(learnt.clusterers[3, 765]), weights(beside.clusterer))
+    assert torch.equal(weights(learnt.clusterers[3, 765]), weights(beside.bank))
     assert not torch.equal(weights(learnt.clusterers[3, 765]), weights(learnt.halves[3][0]))
     for suffix in (".csv", ".json"):
         paths = (run.paths.latent_csv.with_suffix(suffix) for run in (alone, beside))
         assert len({path.read_bytes() for path in paths}) == 1
 
     several = opened("choose_k", "3-4", overrides=PUBLISHED_ORDER, out="several")
-    again = choosing.learn(several, 2)
+    again = choosing.learn_every_k(several, 2)
     assert again.clusterers.keys() == {(3, 765), (4, 765), (3, 766), (4, 766)}
-    begun = weights(several.new_clusterer(3, 765))
-    change = (weights(beside.clusterer) - begun).norm()
-    assert (weights(again.clusterers[3, 765]) - weights(beside.clusterer)).norm() < 1e-3 * change
-    assert (weights(again.clusterers[3, 766]) - weights(beside.clusterer)).norm() > change
+    begun = weights(learn.new_clusterer(several, 3, 765))
+    change = (weights(beside.bank) - begun).norm()
+    assert (weights(again.clusterers[3, 765]) - weights(beside.bank)).norm() < 1e-3 * change
+    assert (weights(again.clusterers[3, 766]) - weights(beside.bank)).norm() > change
 
 
 @pytest.mark.parametrize("clustering", ["classifier", "kmeans"])
@@ -97,7 +98,7 @@ def test_one_training_gives_the_networks_of_every_k(opened, clustering, capsys):
     whole = UNet(16, 7, **run.settings.diffusion.unet)
     whole.load_state_dict(torch.load(file, weights_only=True), strict=True)
     drawn = []
-    for each, first, one in zip(run.of_each_k, (0, 3), each_of(networks.clusterer), strict=True):
+    for each, first, one in zip(run.per_k, (0, 3), networks.bank, strict=True):
         k = each.n_clusters
         later = opened("part_6_conditional_generation", k, clustering)
         [file] = later.paths.models.glob(f"unet*finetuning2_ckpt_*_{k}.pth")
@@ -106,21 +107,21 @@ def test_one_training_gives_the_networks_of_every_k(opened, clustering, capsys):
         x, t = torch.randn(k, 16, 12, 12), torch.arange(k)
         with torch.no_grad():
             assert torch.equal(plain(x, t, t), whole(x, t, t + first))
-        drawn.append(later.draw(torch.arange(k)))
+        drawn.append(draw.tiles(later, torch.arange(k)))
         assert torch.equal(latents.predict_clusters(run.vqvae, one, run.codes)[0], later.assigned[0])
         write_csv(later)
-        assert later.cluster_ids_of(["1"]).shape == (1,)
+        assert artifacts.cluster_ids_of(later, ["1"]).shape == (1,)
     space = replace(networks.space, vqvae=later.vqvae)
-    one_unet = Generator(whole, networks.clusterer, space, run.settings, torch.empty(0), speed=run.speed)
+    one_unet = Generator(whole, networks.bank, space, run.settings, speed=run.speed)
     for images, first in zip(drawn, (0, 3), strict=True):
         assert torch.equal(images, one_unet.draw(first + torch.arange(len(images))))
     capsys.readouterr()
     again = opened("part_3_finetuning2", "3-4", clustering)  # what is done is not done again
-    networks = again.new_networks()
+    networks = learn.new_networks(again)
     if clustering == "classifier":
-        again.train_clusters(networks.clusterer)
-    again.train("training", networks)
-    again.train("finetuning2", again.networks("finetuning1"))
+        learn.clusters(again, networks.bank)
+    learn.unet(again, "training", networks)
+    learn.unet(again, "finetuning2", again.networks("finetuning1"))
     assert capsys.readouterr().out.count("is done already") == (3 if clustering == "classifier" else 2)
 
 
@@ -132,32 +133,32 @@ def test_several_k_are_refused_where_one_is_meant(opened):
 def test_clusters_of_which_only_some_were_kept_are_learnt_from_the_start(opened):
     """Those that were kept must not begin from what they have learnt already."""
     chosen = opened("choose_k", "3-4")
-    learnt = choosing.learn(chosen, 1)
+    learnt = choosing.learn_every_k(chosen, 1)
     (chosen.paths.choosing / "classifier_4.pth").unlink()
     run = opened("part_1_training", "3-4")
-    networks = run.new_networks()
-    run.train_clusters(networks.clusterer)
-    for k, one in zip(run.ks, each_of(networks.clusterer), strict=True):
+    networks = learn.new_networks(run)
+    learn.clusters(run, networks.bank)
+    for k, one in zip(run.ks, networks.bank, strict=True):
         assert torch.allclose(weights(one), weights(learnt.clusterers[k, 765]), atol=1e-6)
 
 
 def test_parts_1_to_3_start_from_clusters_that_choose_k_learnt(opened, capsys):
     chosen = opened("choose_k", "3-4")
-    learnt = choosing.learn(chosen, 1)
+    learnt = choosing.learn_every_k(chosen, 1)
     assigned = choosing.assign(chosen, learnt)
     choosing.write_csvs(chosen, learnt, assigned)
-    assert chosen.latent_csvs().keys() == {3, 4}
+    assert artifacts.latent_csvs(chosen).paths.keys() == {3, 4}
     for ks in (3, "3-4"):
         run = opened("part_1_training", ks)
-        networks, capsys_before = run.new_networks(), capsys.readouterr()
+        networks, capsys_before = learn.new_networks(run), capsys.readouterr()
         assert capsys_before is not None
-        history = run.train_clusters(networks.clusterer)
+        history = learn.clusters(run, networks.bank)
         assert "The clusters were learnt before" in capsys.readouterr().out
         assert history[-1] == pytest.approx(learnt.histories["clusters"][-1])
-        for k, one in zip(run.ks, each_of(networks.clusterer), strict=True):
+        for k, one in zip(run.ks, networks.bank, strict=True):
             assert torch.equal(weights(one), weights(learnt.clusterers[k, 765]))
     other = opened("part_1_training", 3, overrides=TINY | {"clusters.learning_rate": 2e-3})
-    other.train_clusters(other.new_networks().clusterer)
+    learn.clusters(other, learn.new_networks(other).bank)
     assert "were learnt before" not in capsys.readouterr().out
 
     trained = opened("part_1_training", 3, overrides=TINY | {"clusters.learning_rate": 2e-3})
@@ -172,7 +173,7 @@ def test_parts_1_to_3_start_from_clusters_that_choose_k_learnt(opened, capsys):
 @pytest.mark.parametrize("clustering", ["classifier", "kmeans"])
 def test_the_tables_of_every_k(opened, clustering):
     run = opened("choose_k", "3-5", clustering)
-    learnt = choosing.learn(run, 3)
+    learnt = choosing.learn_every_k(run, 3)
     assigned = choosing.assign(run, learnt)
     rows, same = choosing.compare(run, learnt, assigned)
     labels = assigned[4, 766][0].numpy()
@@ -180,7 +181,10 @@ def test_the_tables_of_every_k(opened, clustering):
     assert rows.loc[(4, 766), "calinski_harabasz"] == pytest.approx(
         stability.all_indices(features, labels)["calinski_harabasz"]
     )
-    views = [latents.predict_clusters(run.vqvae, learnt.clusterers[4, 766], view)[0] for view in run.eight_views]
+    views = [
+        latents.predict_clusters(run.vqvae, learnt.clusterers[4, 766], view)[0]
+        for view in choosing.all_orientations(run)
+    ]
     assert rows.loc[(4, 766), "same in 8 views"] == np.mean(
         [len(set(tile)) == 1 for tile in torch.stack(views).T.tolist()]
     )
@@ -193,9 +197,9 @@ def test_the_tables_of_every_k(opened, clustering):
     assert written.loc[4, "dunn mean"] == pytest.approx(rows.loc[4, "dunn"].mean())
     figures.plot_choice(rows, same)
     with pytest.raises(InputError, match="at most 12"):
-        choosing.learn(opened("choose_k", "12-13", clustering), 1)
+        choosing.learn_every_k(opened("choose_k", "12-13", clustering), 1)
     with pytest.raises(InputError, match="seeds must be"):
-        choosing.learn(run, 0)
+        choosing.learn_every_k(run, 0)
 
 
 def arguments(begun, *more):

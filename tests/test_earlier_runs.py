@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pfiles import checkpoints
+from pfiles import artifacts, checkpoints, draw, learn
 from pfiles.classifier import Classifier
 from pfiles.errors import InputError
 from pfiles.latents import read_latent_csv
 from pfiles.reporting import tables
-from pfiles.session import open_run
+from pfiles.run import Run, open_run
 from pfiles.tiles.files import read_images
 from tests.conftest import make_tiles
 from tests.fixtures.earlier_runs import CHANNELS, SETTINGS, unpack
@@ -37,19 +37,19 @@ def earlier(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_finished_run_is_opened_and_judged(earlier, kind, capsys):
     run = earlier("one", kind)
-    assert len(run.generated()) == len(run.pairs()[0]) == 12
-    assert list(run.latent_csvs()) == [6]
+    assert len(artifacts.generated_files(run)) == len(artifacts.pairs(run)[0]) == 12
+    assert list(artifacts.latent_csvs(run).paths) == [6]
     _, cluster_ids = read_latent_csv(run.paths.latent_csv, 6)
     assert run.assigned[0].tolist() == cluster_ids.tolist()
-    assert run.cluster_ids_of(["1", "24"]).tolist() == cluster_ids[[0, 23]].tolist()
+    assert artifacts.cluster_ids_of(run, ["1", "24"]).tolist() == cluster_ids[[0, 23]].tolist()
     assert [run.networks(stage).unet.class_emb.num_embeddings for stage in checkpoints.START] == [6] * 3
     assert run.names == {1: "tumour"}
-    assert tables.identities(run.paths.summary)[f"clusters_6{run.paths.suffix}/part_test"]["clustering"] == kind
+    assert tables.provenances(run.paths.summary)[f"clusters_6{run.paths.suffix}/part_test"].inputs["clustering"] == kind
     kept = run.paths.models / f"atlas_tiles{run.paths.suffix}.pt"
     before = kept.read_bytes()
-    images, _ = run.samples(1)
+    images, _ = draw.samples(run, 1)
     assert kept.read_bytes() == before
-    drawn = run.draw(torch.arange(6))
+    drawn = draw.tiles(run, torch.arange(6))
     assert (drawn.int() - images.int()).abs().max() <= 2  # rounding differs among processors
     assert "does not say which run it is of" not in capsys.readouterr().out
 
@@ -57,19 +57,19 @@ def test_a_finished_run_is_opened_and_judged(earlier, kind, capsys):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_finished_run_is_extended(earlier, kind, capsys):
     run = earlier("one", kind)
-    before = read_images(run.generated().values())
+    before = read_images(artifacts.generated_files(run).values())
     for number in (1, 24):
         (run.paths.generated / f"{number}.png").unlink()
-    run.write_training_images()
-    run.draw_to_folder(run.assigned[0][run.chosen])
+    artifacts.write_training_images(run)
+    draw.to_folder(run, run.assigned[0][run.selected])
     assert "10 of 12 images are there already" in capsys.readouterr().out
-    assert (read_images(run.generated().values()).int() - before.int()).abs().max() <= 2
-    run.write_generated_table()
+    assert (read_images(artifacts.generated_files(run).values()).int() - before.int()).abs().max() <= 2
+    draw.write_generated_table(run)
     longer = earlier("one", kind, **{"finetuning2.epochs": 2})
     with pytest.raises(InputError, match=r"gen_6.* is not of the networks that finetuning2 will leave"):
-        longer.train("finetuning2", longer.networks("finetuning1"))
+        learn.unet(longer, "finetuning2", longer.networks("finetuning1"))
     shutil.rmtree(run.paths.generated)
-    assert len(longer.train("finetuning2", longer.networks("finetuning1"))) == 2
+    assert len(learn.unet(longer, "finetuning2", longer.networks("finetuning1"))) == 2
     printed = capsys.readouterr().out
     assert ("finetuning2 goes on after step 3 of 6" in printed) == (kind == "kmeans")  # whose resume point was kept
     newest = checkpoints.find_checkpoint(run.paths, "unet", "finetuning2", kind)
@@ -82,26 +82,26 @@ def test_several_k_are_opened_together_and_each_alone(earlier, kind, capsys):
     run = earlier("several", kind, "6-7")
     networks = run.networks()
     assert networks.unet.class_emb.num_embeddings == 13
-    for k, part in zip((6, 7), networks.of_each_k(), strict=True):
+    for k, part in zip((6, 7), networks.split_by_k(), strict=True):
         alone = earlier("several", kind, k)
         assert checkpoints.fingerprint(alone.networks().unet) == checkpoints.fingerprint(part.unet)
-        assert len(alone.draw([0, k - 1])) == 2
+        assert len(draw.tiles(alone, [0, k - 1])) == 2
     if kind == "classifier":
-        run.train_clusters(run.new_networks().clusterer)
+        learn.clusters(run, learn.new_networks(run).bank)
         assert "The clusters were learnt before" in capsys.readouterr().out
     else:
-        assert list(run.latent_csvs()) == [6, 7]
-    history = run.train("finetuning2", run.networks("finetuning1"))
+        assert list(artifacts.latent_csvs(run).paths) == [6, 7]
+    history = learn.unet(run, "finetuning2", run.networks("finetuning1"))
     assert len(history) == 1
     assert ("finetuning2 is done already" in capsys.readouterr().out) == (kind == "kmeans")
 
 
 def test_a_stopped_training_goes_on(earlier, capsys):
     run = earlier("stopped", "classifier", **{"training.epochs": 3, "saving.every_epochs": 1})
-    networks = run.new_networks()
-    run.train_clusters(networks.clusterer)
+    networks = learn.new_networks(run)
+    learn.clusters(run, networks.bank)
     assert "clusters is done already" in capsys.readouterr().out
-    history = run.train("training", networks)
+    history = learn.unet(run, "training", networks)
     assert "training goes on after step 6 of 9" in capsys.readouterr().out
     assert len(history) == 3
 
@@ -110,8 +110,8 @@ def test_a_stopped_training_goes_on(earlier, capsys):
     ("other", {}, r"data\.fingerprint was '\w+' and is '\w+'"),
     ("tiles", {"diffusion.beta_end": 0.03}, r"settings\.diffusion\.beta_end was 0\.02 and is 0\.03"),
 ])  # fmt: skip
-@pytest.mark.parametrize("read", ["networks", "generated", "pairs", "latent_csvs"])
+@pytest.mark.parametrize("read", [Run.networks, artifacts.generated_files, artifacts.pairs, artifacts.latent_csvs])
 def test_other_data_and_settings_are_refused(earlier, data, changed, says, read):
     run = earlier("one", "kmeans", data=data, **changed)
     with pytest.raises(InputError, match=says):
-        getattr(run, read)()
+        read(run)

@@ -28,6 +28,7 @@ from pfiles import checkpoints, latents
 from pfiles.__main__ import main
 from pfiles.checkpoints import load_autoencoder, load_weights, save_weights
 from pfiles.classifier import Classifier
+from pfiles.cluster_bank import ClusterBank
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace, read_latent_csv
 from pfiles.learning.diffusion import train_stage
@@ -692,6 +693,6 @@ def test_resume_points_of_something_else(name, tmp_path, tiny):
     vqvae = make_vqvae(tiny.autoencoder)
     with refused(tmp_path, "resume.pt", "set restart = True"):
         train_stage(
-            unet=unet, clusterer=clusters, space=LatentSpace(vqvae), images=codes, codes=codes,
+            unet=unet, bank=ClusterBank([clusters]), space=LatentSpace(vqvae), images=codes, codes=codes,
             settings=tiny.diffusion, stage=tiny.finetuning1, job=job,
         )  # fmt: skip

@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from pfiles import report
 from pfiles.__main__ import main
 from pfiles.cli.execute import execute
 from pfiles.cli.notebooks import NOTEBOOKS
 from pfiles.paths import ROOT
-from pfiles.session import choices_of, open_run
+from pfiles.run import choices_of, open_run
 from tests.conftest import TINY, make_tiles, png
 from tests.tiles.conftest import island, write_slide
 
@@ -172,7 +173,7 @@ def test_all_notebooks_run(finished):
 def test_tiles_are_drawn_by_name_from_a_finished_run(finished, tmp_path, capsys):
     run = open_run("test", **choices_of(Path(finished["out"])), out=finished["out"])
     assert run.paths.atlas.exists()
-    run.reading("anna").save({2: {"name": "keratin"}})
+    report.reading(run, "anna").save({2: {"name": "keratin"}})
     arguments = ["draw", "--from", finished["out"], "--number", "2", "--out", str(tmp_path / "drawn"), "--cluster"]
     assert main([*arguments, "keratin"]) == 0
     assert (tmp_path / "drawn/tiles.csv").read_text().splitlines()[1:] == ["1.png,2,keratin,765", "2.png,2,keratin,765"]

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 import pfiles
+from pfiles import draw
 from pfiles.__main__ import main
 from pfiles.errors import InputError
 from pfiles.paths import read_json, write_json
 from pfiles.reporting.tables import record
-from pfiles.session import open_run
+from pfiles.run import open_run
 from pfiles.share import share
 from tests.conftest import CARD, TINY, K, finish, make_tiles
 
@@ -49,7 +50,7 @@ def opened(folder, **changed):
 
 def named(run, names):
     """The run, whose clusters are called so."""
-    generator = replace(run.generator(), names=names)
+    generator = replace(draw.generator(run), names=names)
     object.__setattr__(run, "generator", lambda: generator)
     return run
 
@@ -61,7 +62,7 @@ def test_the_folder_draws_and_says_all_that_is_known(made, tmp_path):
         "config.json", "model.safetensors", "README.md", "sheet.jpg"
     }  # fmt: skip
     loaded = pfiles.Generator.from_pretrained(tmp_path / "shared")
-    assert torch.equal(loaded.draw([0, 1, 2], seeds=[5, 6, 7]), run.draw([0, 1, 2], [5, 6, 7]))
+    assert torch.equal(loaded.draw([0, 1, 2], seeds=[5, 6, 7]), draw.tiles(run, [0, 1, 2], [5, 6, 7]))
     assert loaded.names == {1: "keratin", 2: "dermis"}
     assert loaded.mpp == 0.5
     assert loaded.shares.tolist() == pytest.approx((run.assigned[0].bincount(minlength=K) / 24).tolist(), abs=1e-6)
@@ -126,7 +127,7 @@ def test_a_memoriser_is_refused(made, tmp_path):
 def test_numbers_of_other_data_are_refused(made, tmp_path):
     shutil.copytree(made, tmp_path / "made")
     run = opened(tmp_path / "made")
-    other = {"data": {**run.identity["data"], "fingerprint": "0" * 16}}
+    other = {"data": {**run.provenance["data"], "fingerprint": "0" * 16}}
     record(run.paths.summary, "clusters_3/part_13_distribution_metrics", PART_13, other)
     with pytest.raises(InputError, match=r"part_13_distribution_metrics in .* is of another run"):
         share(run, tmp_path / "shared", CARD)
@@ -136,7 +137,7 @@ def test_numbers_of_other_data_are_refused(made, tmp_path):
 def test_leaking_splits_are_refused(made, tmp_path):
     shutil.copytree(made, tmp_path / "made")
     run = opened(tmp_path / "made")
-    assert run.identity
+    assert run.provenance
     leaking = run.tiles.images.clone()
     leaking[run.tiles.test] = leaking[run.tiles.train[:4]]
     run.__dict__["tiles"] = replace(run.tiles, images=leaking)

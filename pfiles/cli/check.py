@@ -27,7 +27,7 @@ from pfiles.errors import InputError
 from pfiles.machine.cpu import usable_cores
 from pfiles.machine.processes import in_notebook
 from pfiles.paths import ROOT
-from pfiles.session import OpenRun, open_run
+from pfiles.run import Run, open_run
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
 
@@ -66,7 +66,7 @@ def check(
     return is_good
 
 
-def _lines(run: OpenRun, measure: bool) -> Iterator[Line]:
+def _lines(run: Run, measure: bool) -> Iterator[Line]:
     yield _packages()
     yield _gpu(run, measure)
     try:
@@ -105,7 +105,7 @@ def _packages() -> Line:
     return Line(False, "kernel", f"{kernel}, without {', '.join(missing)}", advice)
 
 
-def _gpu(run: OpenRun, measure: bool) -> Line:
+def _gpu(run: Run, measure: bool) -> Line:
     memory = f"{psutil.virtual_memory().available / 2**30:.0f} GiB of memory free"
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
@@ -118,7 +118,7 @@ def _gpu(run: OpenRun, measure: bool) -> Line:
     return Line(small, "GPU", f"none, {usable_cores()} CPU cores, {memory}", advice)
 
 
-def _disk(run: OpenRun, tiles: int) -> Line:
+def _disk(run: Run, tiles: int) -> Line:
     """Room for two resume points of each training (weights, two moments of each, averages), images and codes."""
     settings, side = run.settings, run.settings.image_size_px
     with torch.device("meta"):
@@ -137,7 +137,7 @@ def _disk(run: OpenRun, tiles: int) -> Line:
     return Line(free > need, "disk", finding, "" if free > need else "Free some, or name a folder elsewhere as out")
 
 
-def _weights(run: OpenRun) -> Iterator[Line]:
+def _weights(run: Run) -> Iterator[Line]:
     """Which networks there are: of this run, of the starter, and VGG16's, where the settings ask for it."""
     done = ["autoencoder"] * run.paths.autoencoder.exists()
     for stage in START:

@@ -2,11 +2,12 @@
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 
+from pfiles import artifacts, draw
 from pfiles.checkpoints import fingerprint_of_role
 from pfiles.cli.check import check
 from pfiles.cli.options import generator_folder, output_folder, parse_overrides, resolve_data, run_choices, run_folder
@@ -18,9 +19,10 @@ from pfiles.machine.processes import progress
 from pfiles.machine.runtime import pick_device, versions
 from pfiles.measuring.pairs import PUBLISHED_SIDE
 from pfiles.paths import expand, read_json, write_json
+from pfiles.provenance import MADE_FROM
 from pfiles.reporting import evaluation, export, figures, maps, page
 from pfiles.reporting.card import BLANKS, read_card
-from pfiles.session import MADE_FROM, open_run
+from pfiles.run import open_run
 from pfiles.share import share
 from pfiles.tiles.files import list_images, read_images, refuse_other_images, write_tiles
 from pfiles.tiles.gather import gather
@@ -63,6 +65,13 @@ def _watch(args: argparse.Namespace) -> int:
     return 0
 
 
+def _show_status(args: argparse.Namespace) -> int:
+    folder = expand(args.folder).absolute()
+    run = open_run("status", **run_choices(args, folder), out=folder, run_toml=False)
+    print(artifacts.status_text(run))
+    return 0
+
+
 def _draw(args: argparse.Namespace) -> int:
     if not 1 <= args.number <= MOST_TILES:
         raise InputError(f"--number must be from 1 to {MOST_TILES:,}, but is {args.number}.")
@@ -70,7 +79,7 @@ def _draw(args: argparse.Namespace) -> int:
     refuse_other_images(out / "tiles", numbers)
     folder = run_folder(args.folder)
     if folder is not None:
-        generator = open_run("draw", **run_choices(args, folder), out=folder).generator()
+        generator = draw.generator(open_run("draw", **run_choices(args, folder), out=folder, run_toml=False))
     else:
         generator = Generator.load(generator_folder(args.folder), pick_device())
     cluster_ids = generator.cluster_ids(args.number, args.seed, args.cluster)
@@ -102,8 +111,8 @@ def _status(left_out: Mapping[str, str], args: argparse.Namespace) -> int:
 def _map(args: argparse.Namespace) -> int:
     folder, out = run_folder(args.folder), output_folder(args.out)
     if folder is not None:
-        run = open_run("map", **run_choices(args, folder), out=folder)
-        trained = Generator(*run.networks(), run.settings, torch.empty(0), names=run.names)
+        run = open_run("map", **run_choices(args, folder), out=folder, run_toml=False)
+        trained = replace(run.networks(), names=run.names)
         mpp = args.mpp or read_json(run.paths.summary).get("run", {}).get("mpp")
     else:
         trained = Generator.load(generator_folder(args.folder), pick_device())
@@ -115,7 +124,7 @@ def _map(args: argparse.Namespace) -> int:
     tiling = Tiling(mpp, side, min_tissue=args.min_tissue, **read)
     table = None if args.slides_csv is None else expand(args.slides_csv).absolute()
     paths = [expand(path).absolute() for path in args.slide]
-    networks = {"autoencoder": trained.space.vqvae, "clusters": trained.clusterer}
+    networks = {"autoencoder": trained.space.vqvae, "clusters": trained.bank}
     of = {name: fingerprint_of_role(network) for name, network in networks.items()}
     of["slides"] = sorted({slide.path.name for slide in gather(paths, out, tiling.page).slides})
     if read_json(out / MADE_FROM, of) != of:
@@ -166,7 +175,8 @@ def _export(args: argparse.Namespace) -> int:
         overrides["image_size_px"] = side
     if args.data is None and export.made_from(generated) is None:
         raise InputError(f"Nothing in {generated} says which tiles its images were made from: name them with --data.")
-    run = open_run("export", 2, data=resolve_data(args.data), preset=args.preset, overrides=overrides)
+    data = resolve_data(args.data)
+    run = open_run("export", 2, data=data, preset=args.preset, overrides=overrides, run_toml=False)
     gate = export.export(generated, run.tiles, out)
     share_closer, low, high, expected = (f"{gate[name]:.1%}" for name in ("closer", "low", "high", "expected"))
     print(
@@ -183,7 +193,7 @@ def _share(args: argparse.Namespace) -> int:
     folder, out = expand(args.folder).absolute(), expand(args.out).absolute()
     card = read_card(args.card and expand(args.card), {name: getattr(args, name) for name in BLANKS})
     choices = run_choices(args, folder)
-    run = open_run("share", **choices, out=folder)
+    run = open_run("share", **choices, out=folder, run_toml=False)
     gate = share(run, out, card, preset=run.preset, overrides=choices.get("overrides", {}))
     print(
         f"The gate passed: {gate['closer']:.1%} of {gate['images']} generated tiles are as near to a training tile as "
@@ -200,6 +210,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {  # each returns the
     "clusters": _clusters,
     "cells": _cells,
     "watch": _watch,
+    "status": _show_status,
     "draw": _draw,
     "tile": _tile,
     "map": _map,
@@ -207,4 +218,3 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {  # each returns the
     "export": _export,
     "share": _share,
 }
-READ_RUN_TOML = ("run", "clusters", "cells", "check", "watch")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from pfiles import draw, learn
 from pfiles.checkpoints import START
 from pfiles.errors import extra
 from pfiles.latents import encode_tiles
@@ -20,7 +21,7 @@ from pfiles.paths import Paths
 from pfiles.reporting import atlas, evaluation
 from pfiles.reporting.sections import copies, paired, structure, usefulness
 from pfiles.reporting.sections.record import Work
-from pfiles.session import OpenRun
+from pfiles.run import Run
 from pfiles.tiles.pixels import evenly_spaced
 
 STEPS = 20  # measured of each training
@@ -30,7 +31,7 @@ AT_ONCE = 16  # tiles drawn to measure with
 SEARCHED_AMONG = 1000  # training tiles at most in which copies are looked for
 
 
-def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
+def estimate(run: Run) -> Iterator[tuple[str, float, str]]:
     """The name of each notebook, its seconds on this machine once it has begun, and what they were measured from."""
     with extra("notebooks"):
         from IPython.utils.capture import capture_output
@@ -91,7 +92,7 @@ def estimate(run: OpenRun) -> Iterator[tuple[str, float, str]]:
     yield "the others, each", read, f"from encoding {n_tiles} tiles"
 
 
-def _seconds_of_sorting(small: OpenRun) -> float:
+def _seconds_of_sorting(small: Run) -> float:
     """Of a step of a network that measures tiles."""
     tiles = small.train_images, torch.arange(len(small.train_images)) % 2
     began = time.monotonic()
@@ -99,7 +100,7 @@ def _seconds_of_sorting(small: OpenRun) -> float:
     return (time.monotonic() - began) / STEPS
 
 
-def _seconds_of_scores(small: OpenRun) -> dict[str, float]:
+def _seconds_of_scores(small: Run) -> dict[str, float]:
     """Of a pair in parts 10 to 12; 0 for those whose weights are not there, as nothing is downloaded for a check."""
     tiles = small.train_images[:AT_ONCE].cpu()
     return {
@@ -108,7 +109,7 @@ def _seconds_of_scores(small: OpenRun) -> dict[str, float]:
     }
 
 
-def _seconds_of_search(run: OpenRun) -> tuple[float, float]:
+def _seconds_of_search(run: Run) -> tuple[float, float]:
     """Of the search for copies of images: once for all of them, and for each."""
     places = run.tiles.train[evenly_spaced(len(run.tiles.train), SEARCHED_AMONG)]
     train, took = run.tiles.tensor(places), []
@@ -120,14 +121,14 @@ def _seconds_of_search(run: OpenRun) -> tuple[float, float]:
     return took[0] - each, each
 
 
-def _seconds_of_encoding(small: OpenRun) -> float:
+def _seconds_of_encoding(small: Run) -> float:
     """Of a tile."""
     began = time.monotonic()
     encode_tiles(small.vqvae, small.train_images)
     return (time.monotonic() - began) / len(small.train_images)
 
 
-def _small(run: OpenRun, tiles: int, steps: int, folder: Path) -> OpenRun:
+def _small(run: Run, tiles: int, steps: int, folder: Path) -> Run:
     """The same run on so few tiles that an epoch is a step or few, for that many steps, in a folder of its own."""
     settings, drawing = run.settings, run.settings.sampling
     ae = settings.autoencoder
@@ -138,22 +139,21 @@ def _small(run: OpenRun, tiles: int, steps: int, folder: Path) -> OpenRun:
     sampling = replace(drawing, steps=min(drawing.steps, steps), batch_size=min(drawing.batch_size, AT_ONCE))
     settings, k = replace(settings, autoencoder=ae, sampling=sampling, **stages), max(run.ks)
     paths = Paths(k, folder, run.clustering)
-    small = replace(run, settings=settings, n_clusters=k, paths=paths, restart=False)
     places = run.tiles.train[evenly_spaced(len(run.tiles.train), tiles)]
-    vars(small)["tiles"] = replace(run.tiles, train=places, state=None)  # not read a second time
-    return small
+    assets = {"tiles": replace(run.tiles, train=places, state=None)}  # not read a second time
+    return replace(run, settings=settings, n_clusters=k, paths=paths, restart=False, assets=assets)
 
 
-def _seconds(small: OpenRun, name: str) -> float:
+def _seconds(small: Run, name: str) -> float:
     """Of an epoch of the training of that name, which is done here."""
     if name == "autoencoder":
-        small.train_autoencoder(*small.new_autoencoder())
+        learn.autoencoder(small, *learn.new_autoencoder(small))
         return _last_seconds(small.paths.training_folder(name))
-    networks = small.new_networks() if START.get(name) is None else small.networks(START[name])
+    networks = learn.new_networks(small) if START.get(name) is None else small.networks(START[name])
     if name != "clusters":
-        small.train(name, networks)
+        learn.unet(small, name, networks)
     elif small.clustering == "classifier":
-        small.train_clusters(networks.clusterer)
+        learn.clusters(small, networks.bank)
     else:
         return 0.0
     return _last_seconds(small.paths.training_folder(name, small.clustering))
@@ -165,12 +165,12 @@ def _last_seconds(folder: Path) -> float:
     return float(seconds[len(seconds) // 2 :].median())
 
 
-def _seconds_per_tile(small: OpenRun) -> float:
+def _seconds_per_tile(small: Run) -> float:
     ids = torch.arange(small.settings.sampling.batch_size) % small.n_clusters
     if small.device.type == "cuda":
-        small.draw(ids, stage="training", progress=False)  # compiles
+        draw.tiles(small, ids, stage="training", progress=False)  # compiles
     began = time.monotonic()
-    small.draw(ids, stage="training", progress=False)
+    draw.tiles(small, ids, stage="training", progress=False)
     return (time.monotonic() - began) / len(ids)
 
 

@@ -21,7 +21,7 @@ with extra("notebooks"):
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-CHOICES = {*DEFAULTS, "restart"} - {"n_clusters"}  # of a notebook, beside the parameters of its own
+CHOICES = {*DEFAULTS, "restart", "run_toml"} - {"n_clusters"}  # of a notebook, beside the parameters of its own
 SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: TerminatedError}  # and what they end as
 STOPPED = {error.__name__: 128 + number for number, error in SIGNALS.items()}  # exit status by error
 STOPPED_MESSAGE = "Stopped: run the same command again to go on."
@@ -42,7 +42,7 @@ def prestarted_kernels(notebooks: Sequence[Path]) -> Iterator[AsyncKernelManager
 def start_kernel(notebook: Path) -> AsyncKernelManager:
     """A kernel in the notebook's folder: this Python's own, whatever "python3" a user has registered."""
     os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
-    load = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pfiles.session; del sys.path[0], sys, pfiles"
+    load = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pfiles.run; del sys.path[0], sys, pfiles"
     manager = AsyncKernelManager(kernel_name="python3")
     quiet = "--log-level=ERROR"  # a kernel warns about its local ports each time it starts
     options = [quiet, f"--IPKernelApp.exec_lines={load}"]

@@ -4,7 +4,6 @@ The notebooks are the only place where the order of work within a step is writte
 """
 
 import argparse
-import os
 import resource
 import sys
 import time
@@ -32,7 +31,7 @@ from pfiles.lpips import vgg16_file
 from pfiles.machine.locks import locked
 from pfiles.machine.runtime import versions
 from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, write_json
-from pfiles.session import OpenRun, open_run
+from pfiles.run import Run, open_run
 from pfiles.settings import Settings
 from pfiles.tiles.dataset import EMBEDDED
 from pfiles.unet_cond_base import UNet
@@ -62,6 +61,7 @@ NOTEBOOKS = (
 )
 FOR_ALL_K = NOTEBOOKS[:6]  # run once for several k, as the last does; those between them run for each
 CHOOSE_K = ("choose_k", "internal_cluster_validation_metrics")
+READ = {"run_toml": False}  # for notebooks: run.toml has been read, they get its choices as parameters
 Step = tuple[str, dict[str, Any]]  # a notebook and its parameters
 
 
@@ -95,11 +95,11 @@ def cells(args: argparse.Namespace) -> int:
     if name is None:
         raise InputError(f"There is no notebook {args.notebook!r}: choose one of {', '.join(notebooks)}.")
     _, parameters = _open_and_check(args)
-    run_cells(ROOT / f"{name}.ipynb", {**parameters, "seeds": args.seeds})
+    run_cells(ROOT / f"{name}.ipynb", {**parameters, "seeds": args.seeds} | READ)
     return 0
 
 
-def _open_and_check(args: argparse.Namespace) -> tuple[OpenRun, dict[str, Any]]:
+def _open_and_check(args: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
     """The run that a command describes, and the values for the notebooks' parameter cells; refuses wrong ones before
     any work."""
     if not (ROOT / "clusters_14").is_dir():
@@ -110,10 +110,9 @@ def _open_and_check(args: argparse.Namespace) -> tuple[OpenRun, dict[str, Any]]:
         "out": None if args.out is None else str(expand(args.out).absolute()),
     }  # fmt: skip
     choices = choose(options)
-    os.environ["KPC_RUN_TOML"] = ""  # it has been read: the notebooks get its choices as parameters
     by_file = args.data is None and choices["data"] not in (None, *EMBEDDED)
     data = str((ROOT / expand(choices["data"])).resolve()) if by_file else resolve_data(choices["data"])
-    opened = open_run("run", **choices | {"data": data})
+    opened = open_run("run", **choices | {"data": data}, run_toml=False)
     settings = opened.settings
     _try_networks(settings, opened.ks, opened.clustering)
     diffusion, sampling = settings.diffusion, settings.sampling
@@ -151,7 +150,7 @@ def _try_networks(settings: Settings, ks: Sequence[int], clustering: str) -> Non
 
 
 def _execute_steps(
-    args: argparse.Namespace, opened: OpenRun, parameters: dict[str, Any], steps: Sequence[Step], section: str = "run"
+    args: argparse.Namespace, opened: Run, parameters: dict[str, Any], steps: Sequence[Step], section: str = "run"
 ) -> int:
     """Run notebooks, each with its parameters, and print what they recorded; the exit status.
 
@@ -174,7 +173,7 @@ def _execute_steps(
             print(f"[{number:2}/{len(steps)}] {title} ", end="", flush=True)
             started = time.monotonic()
             target = _executed_path(paths, name, folder)
-            failure = execute(notebook, target, step_parameters | restart_parameters, next(kernels))
+            failure = execute(notebook, target, step_parameters | restart_parameters | READ, next(kernels))
             if failure is not None:
                 return _tell_failure(*failure, target)
             print(f"{time.monotonic() - started:.0f} s", flush=True)

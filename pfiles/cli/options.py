@@ -8,7 +8,7 @@ from typing import Any
 from pfiles.choices import FILE, read_choices
 from pfiles.errors import InputError
 from pfiles.paths import ROOT, expand, read_json
-from pfiles.session import choices_of
+from pfiles.run import choices_of
 from pfiles.tiles.dataset import EMBEDDED, data_or_default
 
 

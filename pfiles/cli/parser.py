@@ -38,8 +38,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=program, description=DESCRIPTION)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for add in (
-        _add_check, _add_demo, _add_run, _add_clusters, _add_cells, _add_watch, _add_draw, _add_tile, _add_map,
-        _add_evaluate, _add_export, _add_share,
+        _add_check, _add_demo, _add_run, _add_clusters, _add_cells, _add_watch, _add_status, _add_draw, _add_tile,
+        _add_map, _add_evaluate, _add_export, _add_share,
     ):  # fmt: skip
         add(commands)
     for command in commands.choices.values():
@@ -104,6 +104,12 @@ def _add_watch(commands: "Commands") -> None:
     watch = commands.add_parser("watch", help="a running training: rate, time left, last epochs, newest picture")
     watch.add_argument("--out", metavar="DIR", help="the run's folder; default: this repository's own folders")
     watch.add_argument("--once", action="store_true", help="look once instead of until it is done")
+
+
+def _add_status(commands: "Commands") -> None:
+    status = commands.add_parser("status", help="the files of a run: made, stale and why, missing, or foreign")
+    status.add_argument("--run", default=".", metavar="DIR", dest="folder", help="its folder; default here")
+    _add_started_with(status)
 
 
 def _add_draw(commands: "Commands") -> None:

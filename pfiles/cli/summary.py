@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pfiles.identity import FINGERPRINT, flatten
 from pfiles.paths import Paths, numbers_of_clusters
-from pfiles.reporting.tables import identities
+from pfiles.reporting.tables import provenances
 
 COMMAND_SECTIONS = {"run", "clusters"}  # of summary.json, each written by the command of that name
 
@@ -16,7 +15,8 @@ def print_summary(summary: Mapping[str, Any], paths: Paths, command: str = "run"
     """Print the numbers that the notebooks recorded in the run of `command`, and where its pictures are."""
     paths_per_k = [replace(paths, n_clusters=k) for k in numbers_of_clusters(paths.n_clusters)]
     prefixes = tuple(f"{each.cluster_folder.name}{paths.suffix}/" for each in (paths, *paths_per_k))
-    fingerprints = {name: flatten(of).get(FINGERPRINT) for name, of in identities(paths.summary).items()}
+    data = {name: provenance.data for name, provenance in provenances(paths.summary).items()}
+    fingerprints = {name: of.get("fingerprint") if isinstance(of, Mapping) else None for name, of in data.items()}
     of_this_run = None, summary[command]["data_fingerprint"]
     of_other_data = [name for name, fingerprint in fingerprints.items() if fingerprint not in of_this_run]
     print("\nnotebook                                             metric                             value")

@@ -26,7 +26,8 @@ from pfiles.checkpoints import (
     read_state,
     save_weights,
 )
-from pfiles.clusterers import CLUSTERINGS, KMeansClusters, make_clusterer
+from pfiles.cluster_bank import ClusterBank
+from pfiles.clusterers import CLUSTERINGS
 from pfiles.drawing import soundness
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.errors import InputError
@@ -79,21 +80,26 @@ class Generator(
 
     `save_pretrained` writes it to a folder, `from_pretrained` reads it from there or from the Hugging Face hub.
 
-    clusterer: a network from latents to cluster logits, see `clustering`. space: the latents that the UNet learnt.
-    shares: of the training tiles in each cluster (k,), by which clusters are drawn when none are asked for.
+    bank: the clusters that are the UNet's condition, of one k or of several. space: the latents that the UNet learnt.
+    shares: of the training tiles in each cluster (k,), by which clusters are drawn when none are asked for; None: all
+        alike.
     about: whatever else is known, in plain values; it stays with the folder.
     names: of clusters, by their numbers from 1. mpp: microns per pixel of the tiles; None: not known.
     """
 
     unet: UNet
-    clusterer: nn.Module
+    bank: ClusterBank
     space: LatentSpace
     settings: Settings
-    shares: Tensor
+    shares: Tensor | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
     speed: Speed = PLAIN
     mpp: float | None = None
+
+    def __post_init__(self):
+        if self.shares is None:
+            self.shares = torch.full((self.n_clusters,), 1 / self.n_clusters)
 
     @property
     def n_clusters(self) -> int:
@@ -101,7 +107,13 @@ class Generator(
 
     @property
     def clustering(self) -> str:
-        return "kmeans" if isinstance(self.clusterer, KMeansClusters) else "classifier"
+        """ "classifier" or "kmeans"."""
+        return self.bank.kind
+
+    def split_by_k(self) -> list["Generator"]:
+        """A generator for each k alone, whose UNet is a copy."""
+        parts = self.bank.split(self.unet)
+        return [Generator(unet, bank, self.space, self.settings, speed=self.speed) for unet, bank in parts]
 
     def draw(
         self,
@@ -127,7 +139,7 @@ class Generator(
         soundness.check_cluster_ids(cluster_ids, self.n_clusters)
         if seeds is not None:
             soundness.check_seeds(seeds, len(cluster_ids))
-        diffusion, how = self.settings.diffusion, self.settings.sampling
+        diffusion, sampling = self.settings.diffusion, self.settings.sampling
         return sample(
             self.unet,
             LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end),
@@ -135,10 +147,10 @@ class Generator(
             cluster_ids,
             image_seeds(seed, range(len(cluster_ids))) if seeds is None else seeds,
             latent_shape=self.space.vqvae.latent_shape(self.settings.image_size_px),
-            num_steps=how.steps,
-            batch_size=how.batch_size,
-            sampler=how.sampler,
-            guidance=how.guidance,
+            num_steps=sampling.steps,
+            batch_size=sampling.batch_size,
+            sampler=sampling.sampler,
+            guidance=sampling.guidance,
             prediction=diffusion.prediction,
             speed=self.speed,
             progress=progress,
@@ -159,7 +171,7 @@ class Generator(
         """The cluster (N,), 0-based, of uint8 images (N, 3, S, S) and its probability (N,), both on the CPU."""
         soundness.check_images(images, self.settings.image_size_px)
         device = next(self.unet.parameters()).device
-        return predict_clusters(self.space.vqvae, self.clusterer, encode_tiles(self.space.vqvae, images.to(device)))
+        return predict_clusters(self.space.vqvae, self.bank, encode_tiles(self.space.vqvae, images.to(device)))
 
     def save(self, folder: Path, *, half: bool = False) -> None:
         """Write `config.json` and `model.safetensors`; half: in half precision, half the size."""
@@ -186,7 +198,7 @@ class Generator(
             file.write(save(state))
 
     def _networks(self) -> dict[str, nn.Module]:
-        return {"vqvae": self.space.vqvae, "unet": self.unet, "clusterer": self.clusterer}
+        return {"vqvae": self.space.vqvae, "unet": self.unet, "clusterer": self.bank}
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> "Generator":
@@ -200,7 +212,7 @@ class Generator(
             k, kind = config["n_clusters"], CLUSTERINGS[CLUSTERINGS.index(config["clustering"])]
             vqvae = make_vqvae(settings.autoencoder)
             unet = UNet(vqvae.z_channels, k, **settings.diffusion.unet)
-            networks = {"vqvae": vqvae, "unet": unet, "clusterer": make_clusterer(kind, vqvae.z_channels, k)}
+            networks = {"vqvae": vqvae, "unet": unet, "clusterer": ClusterBank.make(kind, vqvae.z_channels, [k])}
             for name, network in networks.items():
                 network.load_state_dict({key: state[f"{name}.{key}"].float() for key in network.state_dict()})
                 network.to(device).eval().requires_grad_(False)
@@ -267,14 +279,14 @@ class Generator(
         """
         paths, settings = Paths(n_clusters, folder, clustering), get_settings(preset, overrides)
         vqvae = load_autoencoder(paths, settings, device)
-        unet, clusterer, space = load_stage(paths, settings, "finetuning2", clustering, vqvae, device)
-        shares = torch.full((n_clusters,), 1 / n_clusters)
+        unet, bank, space = load_stage(paths, settings, "finetuning2", clustering, vqvae, device)
+        shares = None
         if paths.latent_csv.exists():
             sizes = torch.from_numpy(read_latent_csv(paths.latent_csv, n_clusters)[1]).bincount(minlength=n_clusters)
             shares = sizes / sizes.sum()
-        readings = readings_in(paths.cluster_folder, fingerprint_of_clusters(vqvae, clusterer), n_clusters)
+        readings = readings_in(paths.cluster_folder, fingerprint_of_clusters(vqvae, bank), n_clusters)
         mpp = read_json(paths.summary, {}).get("run", {}).get("mpp")
-        return cls(unet.eval(), clusterer.eval(), space, settings, shares, names=agreed(readings), mpp=mpp)
+        return cls(unet.eval(), bank.eval(), space, settings, shares, names=agreed(readings), mpp=mpp)
 
     def save_checkpoints(self, folder: str | Path) -> None:
         """Write the networks under their published names, as `from_checkpoints` and the notebooks read them, each with
@@ -292,13 +304,13 @@ class Generator(
             "settings": {"diffusion": {name: getattr(diffusion, name) for name in ("prediction", "latent_scaling")}},
             "latent_scaling": self.space.as_json(),
             "trained_with": {
-                "autoencoder": fingerprint_of_role(self.space.vqvae), "clusters": fingerprint(self.clusterer)
+                "autoencoder": fingerprint_of_role(self.space.vqvae), "clusters": fingerprint(self.bank)
             },
         }  # fmt: skip
         save_weights(self.space.vqvae, paths.autoencoder, {})
-        stages = [("unet", self.unet, "finetuning2"), (kind, self.clusterer, "training")]
+        stages = [("unet", self.unet, "finetuning2"), (kind, self.bank, "training")]
         if kind == "classifier":
-            stages.append((kind, self.clusterer, "finetuning2"))
+            stages.append((kind, self.bank, "finetuning2"))
         for network, module, stage in stages:
             path = paths.models / checkpoint_name(network, stage, 0, k, day, kind)
             save_weights(module, path, {**about, "network": network, "stage": stage})
@@ -359,15 +371,16 @@ def begin_from(network: nn.Module, weights: Mapping[str, Tensor], prefix: str, a
     anew: names whose first axis may differ, such as the embedding of another number of clusters: they stay as they are.
     """
     state = network.state_dict()
-    for name, own in state.items():
-        given = weights.get(prefix + name)
-        if given is not None and given.shape == own.shape:
-            state[name] = given.to(own.dtype)
-        elif name not in anew or given is None or given.shape[1:] != own.shape[1:]:
-            found = "is not among them" if given is None else f"has the shape {tuple(given.shape)} there"
+    for name, tensor in state.items():
+        source = weights.get(prefix + name)
+        if source is not None and source.shape == tensor.shape:
+            state[name] = source.to(tensor.dtype)
+        elif name not in anew or source is None or source.shape[1:] != tensor.shape[1:]:
+            difference = "is not among them" if source is None else f"has the shape {tuple(source.shape)} there"
             raise InputError(
                 f"The weights that start_from names do not fit {type(network).__name__} with these settings: {name} "
-                f"{found}, but needs {tuple(own.shape)}; take the widths that they were trained with, or other weights."
+                f"{difference}, but needs {tuple(tensor.shape)}; take the widths that they were trained with, or other "
+                "weights."
             )
     network.load_state_dict(state)
 

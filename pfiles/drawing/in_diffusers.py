@@ -86,12 +86,12 @@ class TilePipeline(DiffusionPipeline):
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
         """generator: one for all tiles, or one for each. output_type: "pil" or "np", floats (N, H, W, 3) in [0, 1]."""
-        labels, how = torch.as_tensor(class_labels, device=self.device), self.unet.config.drawing
-        guidance, timesteps, side = how["guidance"], how["timesteps"], self.unet.config.sample_size
+        labels, drawing = torch.as_tensor(class_labels, device=self.device), self.unet.config.drawing
+        guidance, timesteps, side = drawing["guidance"], drawing["timesteps"], self.unet.config.sample_size
         shape = (len(labels), self.unet.config.in_channels, side, side)
         x = randn_tensor(shape, generator=generator, device=self.device) * self.scheduler.init_noise_sigma
         if timesteps is None:
-            self.scheduler.set_timesteps(how["num_steps"], device=self.device)
+            self.scheduler.set_timesteps(drawing["num_steps"], device=self.device)
         else:
             self.scheduler.set_timesteps(timesteps=timesteps, device=self.device)
         extra = {"generator": generator} if isinstance(self.scheduler, DDPMScheduler) else {}
@@ -108,17 +108,17 @@ class TilePipeline(DiffusionPipeline):
 
 def make_pipeline(unet: UNet, space: LatentSpace, settings: Settings) -> TilePipeline:
     """The pipeline that draws what these networks of a `Generator` draw, with copies of their weights."""
-    diffusion, how = settings.diffusion, settings.sampling
+    diffusion, sampling = settings.diffusion, settings.sampling
     channels, side, _ = space.vqvae.latent_shape(settings.image_size_px)
     ours = LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
-    timesteps = None if how.sampler == "unipc" else make_solver(how.sampler, ours, how.steps).timesteps
-    drawing = {"timesteps": timesteps, "num_steps": how.steps, "guidance": how.guidance}
+    timesteps = None if sampling.sampler == "unipc" else make_solver(sampling.sampler, ours, sampling.steps).timesteps
+    drawing = {"timesteps": timesteps, "num_steps": sampling.steps, "guidance": sampling.guidance}
     predictor = TileUNet(channels, unet.class_emb.num_embeddings, side, dict(diffusion.unet), drawing)
     predictor.unet.load_state_dict(unet.state_dict())
     scaling = space.as_json() or {"mean": [0.0] * channels, "std": [1.0] * channels}
     decoder = TileVQVAE(dict(settings.autoencoder.vqvae) | {"upsampling": settings.autoencoder.upsampling}, **scaling)
     decoder.vqvae.load_state_dict(space.vqvae.state_dict())
-    scheduler = _scheduler(how.sampler, ours, {"noise": "epsilon", "v": "v_prediction"}[diffusion.prediction])
+    scheduler = _scheduler(sampling.sampler, ours, {"noise": "epsilon", "v": "v_prediction"}[diffusion.prediction])
     return TilePipeline(predictor.eval(), decoder.eval(), scheduler)
 
 

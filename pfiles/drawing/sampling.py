@@ -13,13 +13,13 @@ from torch import Tensor
 
 from pfiles.drawing.samplers import make_solver
 from pfiles.errors import InputError
-from pfiles.identity import GENERATED_WITH, differences, in_words
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine import processes
 from pfiles.machine.processes import is_first
 from pfiles.machine.runtime import derive_seed, eval_mode, stop
 from pfiles.machine.speed import PLAIN, Speed
 from pfiles.paths import read_json, write_json
+from pfiles.provenance import GENERATED_WITH, Provenance, in_words
 from pfiles.spreadsheet import write_csv
 from pfiles.tiles.files import image_files, refuse_other_images, write_tiles
 from pfiles.tiles.pixels import to_uint8
@@ -132,10 +132,10 @@ def generate_to_folder(
     refuse_other_images(folder, numbers)
     note = folder / GENERATED_WITH
     begun_with = read_json(note, {} if image_files(folder) else identity)
-    if different := differences(begun_with, identity):
-        told = in_words(different) if begun_with else "it does not say of which"
+    if different := Provenance.from_note(begun_with).differences(Provenance.from_note(identity)):
+        difference = in_words(different) if begun_with else "it does not say of which"
         raise InputError(
-            f"{folder} holds images of other networks or settings ({told}): move or delete that folder first."
+            f"{folder} holds images of other networks or settings ({difference}): move or delete that folder first."
         )
     processes.wait_for_all()  # before any of them writes what another would find there
     write_json(note, identity)
@@ -147,13 +147,14 @@ def generate_to_folder(
         print(f"{len(wanted) - len(missing)} of {len(wanted)} images are there already.")
     with _interrupt_told(), ThreadPoolExecutor(WRITERS) as pool:
         writing: list[Future] = []
-        for some in processes.progress(_chunks(missing, batch_size), desc="images", unit="batch"):
-            chosen = [int(numbers[i]) for i in some]
-            images = draw(cluster_ids=cluster_ids[some], seeds=image_seeds(seed, chosen))
+        for batch in processes.progress(_chunks(missing, batch_size), desc="images", unit="batch"):
+            batch_numbers = [int(numbers[i]) for i in batch]
+            images = draw(cluster_ids=cluster_ids[batch], seeds=image_seeds(seed, batch_numbers))
             for future in writing:
                 future.result()
             writing = [
-                pool.submit(write_tiles, folder, [n], image[None]) for n, image in zip(chosen, images, strict=True)
+                pool.submit(write_tiles, folder, [n], image[None])
+                for n, image in zip(batch_numbers, images, strict=True)
             ]
         for future in writing:
             future.result()
@@ -177,9 +178,9 @@ def _is_within(number: int, only: Any) -> bool:
 
 def _remove_parts(folder: Path, names: Sequence[str]) -> None:
     """Remove what writing these files left in `folder` when it was killed; other jobs' files are theirs."""
-    own = {f".{name}" for name in names}
+    part_names = {f".{name}" for name in names}
     for part in folder.glob(".*.part"):
-        if part.name.rsplit(".", 2)[0] in own:  # as `atomic_write` names it
+        if part.name.rsplit(".", 2)[0] in part_names:  # as `atomic_write` names it
             part.unlink(missing_ok=True)
 
 

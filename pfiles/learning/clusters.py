@@ -1,12 +1,11 @@
 """The training of the clusters by information maximisation, alone or beside a UNet (the paper, section 3.5)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from pfiles.classifier import Classifier, stack, stacked_probabilities, unstack
-from pfiles.clusterers import each_of
+from pfiles.cluster_bank import ClusterBank
 from pfiles.learning.log import History
 from pfiles.learning.loop import Job, Objective, make_optimizer, pace_of, train
 from pfiles.learning.losses import information_terms, information_weights
@@ -19,7 +18,7 @@ from pfiles.vqvae import VQVAE
 
 def train_clusters(
     *,
-    classifier: nn.Module,
+    bank: ClusterBank,
     vqvae: VQVAE,
     images: Tensor,
     codes: Tensor,
@@ -32,11 +31,11 @@ def train_clusters(
     No gradient ever passes between classifier and UNet, so that the UNet may as well learn afterwards, from clusters
     that no longer change. One classifier becomes, bit for bit, what it would have become beside a UNet.
 
-    classifier: one, or an nn.ModuleList of several. They learn from the same views, which are encoded once for all, and
-        are computed together, each as if it learnt alone but for rounding.
+    bank: of classifiers. They learn from the same views, which are encoded once for all, and are computed together,
+        each as if it learnt alone but for rounding.
     images: uint8 (N, 3, S, S), for the affine views. codes: of the tiles (N, h, w), or of their views (V, N, h, w).
     """
-    trainer = ClusterTrainer(each_of(classifier), vqvae, images, codes, settings, stage, job)
+    trainer = ClusterTrainer(bank, vqvae, images, codes, settings, stage, job)
 
     def objectives(index: Tensor, random: dict[str, Tensor], step: int) -> Iterator[Objective]:
         # Latents of the tiles, each in the view that was drawn for it.
@@ -68,7 +67,7 @@ class ClusterTrainer:
 
     def __init__(
         self,
-        classifiers: Sequence[Classifier],
+        bank: ClusterBank,
         vqvae: VQVAE,
         images: Tensor,
         codes: Tensor,
@@ -76,14 +75,14 @@ class ClusterTrainer:
         stage: StageSettings,
         job: Job,
     ):
-        self.classifiers, self.vqvae, self.images = classifiers, vqvae, images
+        self.bank, self.vqvae, self.images = bank, vqvae, images
         self.codes = codes.view(-1, *codes.shape[-3:])
         self.fill = settings.affine_fill or mean_colour(images)
         self.dihedral = settings.dihedral_views
         self.weights = information_weights(settings, stage)
-        self.network = stack(classifiers).train()
+        self.network = bank.stacked().train()
         self.optimizer = make_optimizer(stage, self.network, job)
-        self.optimizer.param_groups[0]["together"] = len(classifiers)
+        self.optimizer.param_groups[0]["together"] = len(bank)
         self.parts = {"classifier": self.network, "cluster_optimizer": self.optimizer}
         self.classify = job.speed.fast(processes.distribute(self.network))
         self.encode = job.speed.fast(vqvae.encode_codes)
@@ -104,18 +103,15 @@ class ClusterTrainer:
 
         affine: the affine views of the same tiles, uint8 (B, 3, S, S).
         """
-        sizes = [classifier.n_clusters for classifier in self.classifiers]
         z_affine = encode_affine_view(self.vqvae, self.encode, affine)
-        p, p_affine = (stacked_probabilities(self.classify(latents), sizes) for latents in (z, z_affine))
-        weights = {name: len(sizes) * weight for name, weight in self.weights.items()}
+        p, p_affine = (self.bank.probabilities(self.classify(latents)) for latents in (z, z_affine))
+        weights = {name: len(self.bank) * weight for name, weight in self.weights.items()}
         return p, information_terms(p, p_affine), weights
 
     def give_back(self) -> None:
         """Copy what the network learnt into the classifiers."""
-        if len(self.classifiers) > 1:
-            unstack(self.network, self.classifiers)
-        for classifier in self.classifiers:
-            classifier.train()
+        self.bank.take_back(self.network)
+        self.bank.train()
 
 
 def draw_view(codes: Tensor, index: Tensor, rng: torch.Generator) -> Tensor:

@@ -1,15 +1,14 @@
 """The training of the conditional UNet, with a classifier beside it where a stage says so (the paper, section 3.4)."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pfiles.classifier import Classifier
-from pfiles.clusterers import each_of
+from pfiles.cluster_bank import ClusterBank
 from pfiles.latents import LatentSpace, predict_clusters
 from pfiles.learning.clusters import ClusterTrainer, draw_view
 from pfiles.learning.log import History
@@ -25,7 +24,7 @@ from pfiles.vqvae import VQVAE
 def train_stage(
     *,
     unet: UNet,
-    clusterer: nn.Module,
+    bank: ClusterBank,
     space: LatentSpace,
     images: Tensor,
     codes: Tensor,
@@ -40,8 +39,8 @@ def train_stage(
     tile is the condition. A classifier in training adds `losses.information_terms`. Its argmax, the condition, passes
     no gradient: the two networks share a loss and nothing else. Clusters that do not learn are predicted once.
 
-    clusterer: a clustering, or an nn.ModuleList of several, whose clusters have the UNet's rows one after the other:
-        in each step the condition of a tile is its cluster in one of them, drawn at random.
+    bank: the clusters of one or several k, which are the UNet's rows: in each step the condition of a tile is its
+        cluster in one k, drawn at random.
     images: uint8 (N, 3, S, S), needed for the affine views only.
     codes: of the tiles (N, h, w), see `latents.encode_tiles`, or of their views (8, N, h, w), see `encode_views`: then
         each tile of a step is learnt in a view drawn at random.
@@ -55,14 +54,13 @@ def train_stage(
     predict = job.speed.fast(processes.distribute(unet))
 
     # Clusters of n numbers k: learnt beside the UNet, or predicted once.
-    clusterers = each_of(clusterer)
-    first_rows = torch.tensor([0, *(each.n_clusters for each in clusterers)], device=device).cumsum(0)[:-1]  # (n,)
+    first_rows = torch.tensor(bank.first_rows, device=device)  # (n,)
     trainer = None
-    if stage.trains_clusters and isinstance(clusterers[0], Classifier):
-        trainer = ClusterTrainer(clusterers, vqvae, images, codes, settings, stage, job)
+    if stage.trains_clusters and bank.kind == "classifier":
+        trainer = ClusterTrainer(bank, vqvae, images, codes, settings, stage, job)
         parts |= trainer.parts
     else:
-        cluster_ids_of_views = predict_rows(vqvae, clusterers, codes, first_rows)  # (n, V, N)
+        cluster_ids_of_views = predict_rows(vqvae, bank, codes)  # (n, V, N)
     if stage.ema_decay:
         parts["averaged"] = averaged = copy.deepcopy(unet).requires_grad_(False)
 
@@ -71,8 +69,8 @@ def train_stage(
         random |= draw_noise((len(index), vqvae.z_channels, *codes.shape[2:]), scheduler, settings, rng)
         if len(codes) > 1 and not trainer:
             random["view"] = draw_view(codes, index, rng)
-        if len(clusterers) > 1:
-            random["k_index"] = torch.randint(len(clusterers), (len(index),), generator=rng, device=device)
+        if len(bank) > 1:
+            random["k_index"] = torch.randint(len(bank), (len(index),), generator=rng, device=device)
         return random
 
     def objectives(index: Tensor, random: dict[str, Tensor], step: int) -> Iterator[Objective]:
@@ -109,14 +107,14 @@ def train_stage(
     return history
 
 
-def predict_rows(vqvae: VQVAE, clusterers: Sequence[nn.Module], codes: Tensor, first_rows: Tensor) -> Tensor:
+def predict_rows(vqvae: VQVAE, bank: ClusterBank, codes: Tensor) -> Tensor:
     """The UNet's row (n, V, N) of the cluster that each of n clusterers gives each tile in each view.
 
-    codes: (V, N, h, w). first_rows: the row of each clusterer's first cluster (n,), on the device of the result.
+    codes: (V, N, h, w); the result is on their device.
     """
     rows = [
-        torch.stack([predict_clusters(vqvae, clusterer, view)[0] for view in codes]).to(first_rows.device) + first_row
-        for clusterer, first_row in zip(clusterers, first_rows, strict=True)
+        torch.stack([predict_clusters(vqvae, clusterer, view)[0] for view in codes]).to(codes.device) + first_row
+        for clusterer, first_row in zip(bank, bank.first_rows, strict=True)
     ]
     return torch.stack(rows)
 

@@ -37,6 +37,7 @@ from pfiles.machine.speed import Speed
 from pfiles.settings import SavingSettings, StageSettings
 from pfiles.tiles.files import image_files
 
+IN_BAR = ("loss", "mse", "reconstruction", "images_per_second")
 CHECK_EVERY = 50  # steps between looks at what the device has computed, for which the host must wait
 
 
@@ -120,10 +121,10 @@ def _alone(train: Callable[..., History]) -> Callable[..., History]:
     """`train`, such that a second one in the same folder is refused while it lasts."""
 
     @wraps(train)
-    def alone(job: Job, **given: Any) -> History:
+    def alone(job: Job, **arguments: Any) -> History:
         busy = f"Another run trains in {job.folder}: wait until it ends or stop it, or name another folder as out."
         with locked(job.folder, busy):
-            return train(job, **given)
+            return train(job, **arguments)
 
     return alone
 
@@ -158,36 +159,18 @@ def train(
             f"A batch of {job.batch_size} tiles cannot be shared by {processes.world_size()} processes: "
             "start fewer, or set a larger batch_size."
         )
+    # Where the training begins: at the start, or at its resume point.
     device = next(next(iter(parts.values())).parameters()).device
     optimizers = [part for part in parts.values() if isinstance(part, torch.optim.Optimizer)]
-    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    full_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     steps = len(epoch_batches(num_tiles, job.batch_size, torch.Generator()))  # per epoch
     total_steps = num_epochs * steps
-    state = {"step": 0, "history": [], "sums": {}, "counts": {}, "seconds": 0.0}
-    anew = processes.agree(int(restarts(job.folder, job.identity, job.restart)), device)
-    if anew:
-        _refuse_outdated(job)
-        begin_restart(job.folder, job.identity, job.restart)
-    point = None if anew else load_resume_point(job.folder, job.identity)
-    if not (point is not None and _steps_done(point, job) >= total_steps):
-        _refuse_outdated(job)  # before any network is changed
-    if point is not None:
-        try:
-            for name, part in parts.items():
-                part.load_state_dict(point["parts"][name])
-            for name, counter in (counters or {}).items():
-                counter.copy_(point["counters"][name])
-            state = {name: point[name] for name in state}
-            state["sums"] = {name: value.to(device) for name, value in state["sums"].items()}
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise not_a_resume_point(last_resume_point(job.folder)) from error
-    history = state["history"]
-    if state["step"] >= total_steps:
+    state = _begin(job, parts, counters or {}, total_steps, device)
+    history, first_step = state["history"], state["step"]
+    if first_step >= total_steps:
         end_restart(job.folder)
         print(f"{job.name} is done already: {len(history)} epochs ({job.folder}). To train anew, set restart = True.")
         return history
-    if point is not None:
-        print(f"{job.name} goes on after step {state['step']} of {total_steps} ({job.folder}).")
 
     def save() -> None:
         weights = {name: part.state_dict() for name, part in parts.items()}
@@ -195,12 +178,9 @@ def train(
         if picture is not None:
             log.picture(state["step"], state["step"] - first_step, picture)
 
-    for part in job.folder.glob(".*.part"):
-        part.unlink(missing_ok=True)  # of a write that was killed
     log = TrainingLog(job.folder, len(history))
     rng = torch.Generator(device)
     first_bad = torch.full((), -1, device=device)
-    first_step = state["step"]
     began = saved = time.monotonic()
     began -= state["seconds"]
     batches: list[Tensor] = []
@@ -211,16 +191,21 @@ def train(
         threads_as_left(job.speed.sharing) as follow_load,
     ):
         for number in range(state["step"], total_steps):
+            # Tiles, random numbers and learning rate of this step.
             epoch, place = divmod(number, steps)
             if not batches:
                 batches = [batch.to(device) for batch in _batches(job, num_tiles, epoch)]
             rng.manual_seed(derive_seed(job.seed, job.name, number))
-            for optimizer, full in zip(optimizers, rates, strict=True):
+            for optimizer, full in zip(optimizers, full_rates, strict=True):
                 for group, rate in zip(optimizer.param_groups, full, strict=True):
                     group["lr"] = rate * pace.factor(number, total_steps)
+
+            # Losses, gradients, updates.
             job.speed.begin_step()
             follow_load()
             terms, good = _step(batches[place], number, rng, draw_random, objectives, pace)
+
+            # Sums for the log; nothing is read from the device yet.
             for name, value in terms.items():
                 state["sums"][name] = state["sums"].get(name, 0) + value
                 state["counts"][name] = state["counts"].get(name, 0) + 1
@@ -228,6 +213,7 @@ def train(
             bar.update()
             state["step"] = number + 1
 
+            # Look for bad numbers, signals and the time, now and then.
             last_of_epoch = place + 1 == steps
             look = last_of_epoch or (number + 1) % CHECK_EVERY == 0
             received = processes.agree(signal_received(), device) if look or processes.world_size() == 1 else 0
@@ -235,22 +221,19 @@ def train(
             if look or due or received:
                 _refuse_bad(int(first_bad), steps, num_tiles, job)
                 log.tell(number + 1, total_steps, number + 1 - first_step)
+
+            # A row of the history for each epoch.
             if last_of_epoch:
                 row = _epoch_means(state["sums"], state["counts"]) | after_epoch(epoch)
-                row |= {
-                    "learning_rate": optimizers[0].param_groups[0]["lr"],
-                    "images_per_second": num_tiles / (time.monotonic() - began),
-                    "memory_gb": peak_memory_gb(device),
-                    "threads": torch.get_num_threads(),
-                    "seconds": time.monotonic() - began,
-                }
+                row |= _machine_row(optimizers[0], num_tiles, time.monotonic() - began, device)
                 history.append({"epoch": epoch + 1, **row})
                 log.write(history)
-                shown = ("loss", "mse", "reconstruction", "images_per_second")
-                bar.set_postfix({name: f"{row[name]:.4g}" for name in shown if name in row})
+                bar.set_postfix({name: f"{row[name]:.4g}" for name in IN_BAR if name in row})
                 state["sums"], state["counts"], batches, began = {}, {}, [], time.monotonic()
                 every = job.saving.every_epochs
                 due = due or number + 1 == total_steps or (every is not None and (epoch + 1) % every == 0)
+
+            # A resume point, and the end if a signal asked for it.
             state["seconds"] = time.monotonic() - began
             if due or received:
                 save()
@@ -260,6 +243,44 @@ def train(
     log.close()
     end_restart(job.folder)
     return history
+
+
+def _begin(
+    job: Job,
+    parts: Mapping[str, nn.Module | torch.optim.Optimizer],
+    counters: Mapping[str, Tensor],
+    total_steps: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Where a training begins: "step", "history", "sums", "counts" and "seconds", of its resume point if it has one.
+
+    InputError, before any network is changed, if steps are left to do and `job.outdates` are there.
+    """
+    state: dict[str, Any] = {"step": 0, "history": [], "sums": {}, "counts": {}, "seconds": 0.0}
+    anew = processes.agree(int(restarts(job.folder, job.identity, job.restart)), device)
+    if anew:
+        _refuse_outdated(job)
+        begin_restart(job.folder, job.identity, job.restart)
+    point = None if anew else load_resume_point(job.folder, job.identity)
+    if point is None:
+        _refuse_outdated(job)
+    else:
+        if _steps_done(point, job) < total_steps:
+            _refuse_outdated(job)
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(point["parts"][name])
+            for name, counter in counters.items():
+                counter.copy_(point["counters"][name])
+            state = {name: point[name] for name in state}
+            state["sums"] = {name: value.to(device) for name, value in state["sums"].items()}
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise not_a_resume_point(last_resume_point(job.folder)) from error
+        if state["step"] < total_steps:
+            print(f"{job.name} goes on after step {state['step']} of {total_steps} ({job.folder}).")
+    for part in job.folder.glob(".*.part"):
+        part.unlink(missing_ok=True)  # of a write that was killed
+    return state
 
 
 def _step(
@@ -300,9 +321,9 @@ def update(optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> 
         networks = [(norm, gradients)]
         if (together := optimizer.param_groups[0].get("together", 1)) > 1:
             parts = zip(*(gradient.chunk(together) for gradient in gradients), strict=True)
-            networks = [(nn.utils.get_total_norm(own), own) for own in parts]
-        for own_norm, own in networks:
-            torch._foreach_mul_(own, (clip_norm / (own_norm + 1e-6)).clamp(max=1.0))
+            networks = [(nn.utils.get_total_norm(of_network), of_network) for of_network in parts]
+        for network_norm, of_network in networks:
+            torch._foreach_mul_(of_network, (clip_norm / (network_norm + 1e-6)).clamp(max=1.0))
     optimizer.step()
     optimizer.zero_grad()
     return norm
@@ -344,6 +365,19 @@ def _refuse_bad(number: int, steps: int, num_tiles: int, job: Job) -> None:
         f"Loss or gradient of {job.name} became NaN or infinite in step {number + 1} (epoch {epoch + 1}, training "
         f"tiles {tiles.tolist()}); the last good state is {last_resume_point(job.folder) or 'the start'}{advice}."
     )
+
+
+def _machine_row(
+    optimizer: torch.optim.Optimizer, num_tiles: int, seconds: float, device: torch.device
+) -> dict[str, float]:
+    """What a row of the history says besides the losses."""
+    return {
+        "learning_rate": optimizer.param_groups[0]["lr"],
+        "images_per_second": num_tiles / seconds,
+        "memory_gb": peak_memory_gb(device),
+        "threads": torch.get_num_threads(),
+        "seconds": seconds,
+    }
 
 
 def _epoch_means(sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, float]:

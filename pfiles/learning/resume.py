@@ -11,9 +11,9 @@ import torch
 
 from pfiles.checkpoints import read_state
 from pfiles.errors import InputError
-from pfiles.identity import differences, in_words
 from pfiles.machine.processes import is_first
 from pfiles.paths import atomic_write, read_json, write_json
+from pfiles.provenance import Provenance, in_words
 
 PRECISION = "settings.precision"  # as `identity` names it
 RESTARTED = "restarted.json"
@@ -54,7 +54,8 @@ def load_resume_point(folder: Path, identity: Mapping[str, Any]) -> dict[str, An
         return None
     point = read_state(path)
     try:
-        changed = differences(json.loads(point["identity"]), identity)
+        recorded = Provenance.from_note(json.loads(point["identity"]))
+        changed = recorded.differences(Provenance.from_note(identity))
         state = {**point["state"]}
     except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
         raise not_a_resume_point(path) from error

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from pfiles import latents
-from pfiles.checkpoints import about_weights, fingerprint_of_role, load_weights
+from pfiles.checkpoints import fingerprint_of_role, load_weights, provenance_of
 from pfiles.errors import InputError
-from pfiles.identity import NOT_COMPARED, Identity, of_csv, of_images, same_identity, without
 from pfiles.measuring.features import make_extractor, read_features
 from pfiles.paths import read_json
+from pfiles.provenance import IGNORED, Provenance, of_csv, of_images, require_same_run
 from pfiles.reporting import figures
 from pfiles.reporting.page import Section, all_scores
 from pfiles.reporting.sections import (
@@ -103,12 +103,12 @@ def evaluate(
     different runs. Files that do not say which run they are of are taken as they are, and a note says so.
     """
     vqvae = None if autoencoder is None else _load_autoencoder(autoencoder, device)
-    provenance = {folder: of_images(folder) for folder in (generated_folder, real_folder)}
+    recorded = {folder: of_images(folder) for folder in (generated_folder, real_folder)}
     if clusters_csv is not None:
-        provenance[clusters_csv] = of_csv(clusters_csv)
+        recorded[clusters_csv] = of_csv(clusters_csv)
     if vqvae is not None:
-        provenance[autoencoder] = about_weights(autoencoder, vqvae)
-    _refuse_mixed_runs(provenance, {} if vqvae is None else {"autoencoder": fingerprint_of_role(vqvae)})
+        recorded[autoencoder] = provenance_of(autoencoder, vqvae)
+    _refuse_mixed_runs(recorded, {} if vqvae is None else {"autoencoder": fingerprint_of_role(vqvae)})
     real_names, real, generated_names, generated = _read(real_folder, generated_folder, paired)
     ids = [None if clusters_csv is None else latents.pair_cluster_ids(clusters_csv, names)
            for names in (real_names, generated_names)]  # fmt: skip
@@ -130,24 +130,26 @@ def evaluate(
         numbers |= {} if data.held_out is None else {"held-out": len(data.held_out)}
         extractors.append(read_features(feature_files, numbers))
     sections = all_sections(data, Options(extractors, seed, device))
-    sections[1] = sections[1]._replace(notes=[*sections[1].notes, _of_which_run(provenance)])
+    sections[1] = sections[1]._replace(notes=[*sections[1].notes, _of_which_run(recorded)])
     return sections
 
 
-def _refuse_mixed_runs(provenance: Mapping[Path, Identity | None], networks: Mapping[str, str]) -> None:
+def _refuse_mixed_runs(recorded: Mapping[Path, Provenance | None], networks: Mapping[str, str]) -> None:
     """InputError where two of the files tell of different runs, or one that it was made with other `networks`."""
     noted = [
-        (path, without(about, *NOT_COMPARED, "versions")) for path, about in provenance.items() if about is not None
+        (path, provenance.without(*IGNORED, "versions"))
+        for path, provenance in recorded.items()
+        if provenance is not None
     ]
-    for (path, about), (other, than) in combinations(noted, 2):
-        same_identity(than, about, f"{other} beside {path}")
-    for path, about in noted:
-        same_identity(about, {"starts_from": dict(networks)}, f"{path} beside the autoencoder")
+    for (path, provenance), (other_path, other) in combinations(noted, 2):
+        require_same_run(other, provenance, f"{other_path} beside {path}")
+    for path, provenance in noted:
+        require_same_run(provenance, Provenance(parents=networks), f"{path} beside the autoencoder")
 
 
-def _of_which_run(provenance: Mapping[Path, Identity | None]) -> str:
+def _of_which_run(recorded: Mapping[Path, Provenance | None]) -> str:
     """Which of the files say of which run they are, in a sentence."""
-    silent = [str(path) for path, about in provenance.items() if about is None]
+    silent = [str(path) for path, provenance in recorded.items() if provenance is None]
     if not silent:
         return "All files say of which run they are, and it is one run."
     return f"Taken as they are, since they do not say of which run they are: {', '.join(silent)}."

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pfiles.errors import InputError
-from pfiles.identity import of_images
 from pfiles.measuring.memorisation import aligned, held_against
 from pfiles.paths import atomic_folder, read_json, write_json
+from pfiles.provenance import of_images
 from pfiles.reporting import figures
 from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.files import list_images, read_images
@@ -49,7 +49,8 @@ def made_from(generated: Path) -> dict[str, Any] | None:
 
     None for a folder without such a note, such as the published images.
     """
-    data = (of_images(generated) or {}).get("data")
+    provenance = of_images(generated)
+    data = None if provenance is None else provenance.data
     kinds = {"source": str, "fingerprint": str, "training tiles": int}
     complete = isinstance(data, dict) and all(type(data.get(name)) is kind for name, kind in kinds.items())
     return data if complete and data["training tiles"] > 0 else None

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pfiles.identity import Identity
 from pfiles.machine.locks import locked
 from pfiles.paths import read_json, write_json
+from pfiles.provenance import Provenance
 
 
 def plain(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -36,23 +36,27 @@ def mark_best(table: pd.DataFrame, directions: Mapping[str, str]) -> pd.DataFram
     return marked
 
 
-def record(summary: Path, section: str, values: Mapping[str, Any], of: Identity | None = None) -> None:
+def record(summary: Path, section: str, values: Mapping[str, Any], provenance: Provenance | None = None) -> None:
     """Put `values` (plain numbers, text, lists) under `section` of the run's summary file.
 
-    of: the identity of what they are of, kept in a file beside it, for `identities` to give back.
+    provenance: of what they were measured on, kept in a file beside it, for `provenances` to give back.
     """
     with locked(summary.parent):
         write_json(summary, read_json(summary, {}) | {section: dict(values)})
-        if of:
-            note = {**of, "sha256": _hash(values)}
+        if provenance is not None and (note := provenance.as_note()):
+            note |= {"sha256": _hash(values)}
             write_json(_beside(summary), read_json(_beside(summary), {}) | {section: note})
 
 
-def identities(summary: Path) -> dict[str, Identity]:
-    """The identity of each section's numbers, where it is known; not of numbers that were replaced since."""
+def provenances(summary: Path) -> dict[str, Provenance]:
+    """The provenance of each section's numbers, where it is known; not of numbers that were replaced since."""
     recorded, notes = read_json(summary, {}), read_json(_beside(summary), {})
     hashes = {name: _hash(values) for name, values in recorded.items()}
-    return {name: of for name, of in notes.items() if isinstance(of, dict) and of.get("sha256") == hashes.get(name, 0)}
+    return {
+        name: Provenance.from_note(note)
+        for name, note in notes.items()
+        if isinstance(note, dict) and note.get("sha256") == hashes.get(name, 0)
+    }
 
 
 def _beside(summary: Path) -> Path:

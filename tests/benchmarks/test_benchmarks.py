@@ -16,9 +16,10 @@ import benchmarks.__main__ as command
 from benchmarks import growth, indices, items, load, measure, peers, reference, step, tiling
 from benchmarks.inputs import Flops, count_flops, make_networks, make_size, published_networks, smooth_tiles
 from MODULE import all_indices
+from pfiles.cluster_bank import ClusterBank
 from pfiles.drawing import sampling
 from pfiles.latents import LatentSpace, encode_tiles
-from pfiles.learning import diffusion, loop
+from pfiles.learning import clusters, diffusion, loop
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import make_generator, seeded
 from pfiles.machine.speed import PLAIN
@@ -105,14 +106,14 @@ def test_a_published_step_has_the_products_losses_and_update(tmp_path, monkeypat
         drawn["t"], drawn["noise"] = t, noise
         return add_noise(self, z, noise, t)
 
-    monkeypatch.setattr(diffusion, "random_affine", watched_views)
+    monkeypatch.setattr(clusters, "random_affine", watched_views)
     monkeypatch.setattr(LinearNoiseScheduler, "add_noise", watched_noise)
     # so high a learning rate that the update is well above rounding
     stage = get_settings("paper", {"training.epochs": 1, "training.learning_rate": 1.0}).training
     job = loop.Job("test", 0, 16, tmp_path, {}, settings.saving, PLAIN)
     codes = encode_tiles(ours.vqvae, images)
     (row,) = diffusion.train_stage(
-        unet=ours.unet, clusterer=ours.classifier, space=LatentSpace(ours.vqvae), images=images, codes=codes,
+        unet=ours.unet, bank=ClusterBank([ours.classifier]), space=LatentSpace(ours.vqvae), images=images, codes=codes,
         settings=settings.diffusion, stage=stage, job=job,
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ import pytest
 
 from pfiles.cli import estimate
 from pfiles.reporting.sections import structure
-from pfiles.session import open_run
+from pfiles.run import open_run
 from tests.conftest import TINY, make_tiles
 
 

@@ -47,7 +47,7 @@ def test_a_kernel_has_loaded_pfiles_and_shows_nothing_of_it(tmp_path):
     book.cells = [
         nbformat.v4.new_code_cell("seed = 1", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(
-            "assert not {'sys', 'pfiles'} & globals().keys()\nimport sys\nassert 'pfiles.session' in sys.modules\n"
+            "assert not {'sys', 'pfiles'} & globals().keys()\nimport sys\nassert 'pfiles.run' in sys.modules\n"
             f"assert {str(ROOT)!r} not in sys.path"
         ),
     ]

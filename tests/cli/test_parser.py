@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from pfiles.__main__ import main
-from pfiles.cli.commands import COMMANDS, READ_RUN_TOML
+from pfiles.cli.commands import COMMANDS
 from pfiles.cli.parser import CLUSTERING_NAMES, FEATURE_NAMES, make_parser
 from pfiles.clusterers import CLUSTERINGS
 from pfiles.measuring.features import EXTRACTORS
@@ -86,7 +86,6 @@ def test_the_names_in_the_help_are_the_codes():
 def test_every_command_has_its_function():
     parsers = make_parser()._subparsers._group_actions[0].choices
     assert parsers.keys() == COMMANDS.keys()
-    assert set(READ_RUN_TOML) < COMMANDS.keys()
 
 
 @pytest.mark.parametrize("arguments", [[], ["paint"], ["run", "--paint"], ["watch", "paint"], ["run", "--seed", "red"]])

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from pfiles import learn
 from pfiles.__main__ import main
 from pfiles.cli import watch
 from pfiles.errors import InputError
 from pfiles.learning import log
-from pfiles.session import open_run
+from pfiles.run import open_run
 from tests.conftest import TINY, make_tiles
 
 OVERRIDES = TINY | {"saving.every_epochs": 1, "training.epochs": 2, "speed": "off"}
@@ -24,9 +25,9 @@ def train(folder, share, monkeypatch, **changed):
     monkeypatch.setattr(log, "SHARE", share)
     np.save(folder.parent / "tiles.npy", make_tiles(44))
     run = open_run("test", 3, "kmeans", folder.parent / "tiles.npy", "demo", OVERRIDES | changed, 1, folder)
-    run.train_autoencoder(*run.new_autoencoder())
-    networks = run.new_networks()
-    return networks, run.train("training", networks)
+    learn.autoencoder(run, *learn.new_autoencoder(run))
+    networks = learn.new_networks(run)
+    return networks, learn.unet(run, "training", networks)
 
 
 def test_pictures_change_no_number_and_show_what_is_learnt(tmp_path, monkeypatch):

@@ -13,13 +13,15 @@ import torch
 from PIL import Image
 
 import pfiles
+from pfiles import draw, learn, report
 from pfiles.__main__ import main
+from pfiles.cluster_bank import ClusterBank
 from pfiles.drawing.generator import Generator, begin_from, starting_weights
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace
 from pfiles.machine.runtime import seeded
 from pfiles.paths import write_json
-from pfiles.session import open_run
+from pfiles.run import open_run
 from pfiles.settings import get_settings
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
@@ -99,7 +101,7 @@ def test_a_training_begins_from_a_generator(generator, tmp_path):
     """All weights but the embedding of another number of clusters, which begins anew."""
     generator.save(tmp_path)
     overrides = {**TINY, "start_from": str(tmp_path)}
-    vqvae, _ = open_run("test", 5, "kmeans", None, "demo", overrides, 1, tmp_path / "out").new_autoencoder()
+    vqvae, _ = learn.new_autoencoder(open_run("test", 5, "kmeans", None, "demo", overrides, 1, tmp_path / "out"))
     for a, b in zip(vqvae.state_dict().values(), generator.space.vqvae.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     unet = type(generator.unet)(16, 5, **get_settings("demo", TINY).diffusion.unet)
@@ -114,10 +116,10 @@ def test_weights_of_other_widths_are_refused_by_name(generator, tmp_path):
     wider = {**TINY, "autoencoder.vqvae": {**TINY["autoencoder.vqvae"], "down_channels": [8, 8, 32]}}
     run = open_run("test", 3, "kmeans", None, "demo", {**wider, "start_from": str(tmp_path)}, 1, tmp_path / "out")
     with pytest.raises(InputError, match=r"start_from .* VQVAE .*: encoder_layers.* has the shape .* but needs"):
-        run.new_autoencoder()
+        learn.new_autoencoder(run)
     run = open_run("test", 3, "kmeans", None, "demo", {**TINY, "start_from": str(tmp_path / "no")}, 1, tmp_path / "out")
     with pytest.raises(InputError, match="holds neither a generator"):
-        run.new_autoencoder()
+        learn.new_autoencoder(run)
 
 
 def test_shares_are_kept(generator, tmp_path):
@@ -206,7 +208,7 @@ def test_one_cluster_by_number_or_name(generator):
 @pytest.mark.parametrize("kind", ["classifier", "kmeans"])
 def test_published_files_come_out_of_it_and_go_in_again(kind, tiny, tmp_path):
     vqvae, unet, clusterer = stage_networks(tiny, kind)
-    generator = Generator(unet, clusterer, LatentSpace(vqvae), tiny, torch.full((K,), 1 / K))
+    generator = Generator(unet, ClusterBank([clusterer]), LatentSpace(vqvae), tiny)
     generator.save_checkpoints(tmp_path)
     overrides = TINY | PLAIN_LEARNING | {"speed": "off"}
     loaded = Generator.from_checkpoints(tmp_path, K, kind, "demo", overrides)
@@ -214,9 +216,9 @@ def test_published_files_come_out_of_it_and_go_in_again(kind, tiny, tmp_path):
     assert loaded.shares.tolist() == pytest.approx([1 / K] * K)
     np.save(tmp_path / "tiles.npy", make_tiles(44))
     run = open_run("test", K, kind, tmp_path / "tiles.npy", "demo", {**overrides, "clusters_first": True}, 1, tmp_path)
-    assert torch.equal(run.draw([0, 1, 2], [5, 6, 7]), generator.draw([0, 1, 2], seeds=[5, 6, 7]))
+    assert torch.equal(draw.tiles(run, [0, 1, 2], [5, 6, 7]), generator.draw([0, 1, 2], seeds=[5, 6, 7]))
     assert (loaded.names, loaded.mpp) == ({}, None)
-    run.reading("anna").save({2: {"name": "keratin"}})
+    report.reading(run, "anna").save({2: {"name": "keratin"}})
     write_json(tmp_path / "summary.json", {"run": {"mpp": 0.5}})
     loaded = Generator.from_checkpoints(tmp_path, K, kind, "demo", overrides)
     assert (loaded.names, loaded.mpp) == ({2: "keratin"}, 0.5)
@@ -246,7 +248,7 @@ def test_the_published_classifier_and_table_go_in(tmp_path):
     shutil.copy(shared("published/HHH14_C14_D14.csv"), tmp_path / "clusters_14")
     generator = Generator.from_checkpoints(tmp_path)
     for name, tensor in torch.load(published, map_location="cpu", weights_only=True).items():
-        assert torch.equal(generator.clusterer.state_dict()[name], tensor)
+        assert torch.equal(generator.bank.state_dict()[name], tensor)
     table = np.loadtxt(tmp_path / "clusters_14" / "HHH14_C14_D14.csv", delimiter=",")
     assert generator.shares.tolist() == pytest.approx([(table[:, 16] == c).mean() for c in range(14)])
     generator.save_checkpoints(tmp_path / "out")

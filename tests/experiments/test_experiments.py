@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks.inputs import make_size
 from experiments import ablation, autoencoder, copies, every_k, ladder, race, start_from, train_and_look
 from pfiles import checkpoints
-from pfiles.clusterers import make_clusterer
+from pfiles.cluster_bank import ClusterBank
 from pfiles.drawing.generator import STARTER
 from pfiles.latents import LatentSpace
 from pfiles.learning import loop
@@ -81,8 +81,8 @@ def a_run(tmp_path, monkeypatch):
     settings, paths = get_settings("demo", changed), Paths(K, tmp_path)
     with seeded("ladder"):
         vqvae, unet = make_vqvae(settings.autoencoder), UNet(16, K, **settings.diffusion.unet)
-        clusters = make_clusterer("kmeans", 16, K)
-        torch.nn.init.normal_(clusters.centroids)
+        clusters = ClusterBank.make("kmeans", 16, [K])
+        torch.nn.init.normal_(clusters[0].centroids)
     checkpoints.save_weights(vqvae, paths.autoencoder, {})
     about = {
         "clustering": "kmeans",

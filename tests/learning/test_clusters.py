@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pfiles import latents
+from pfiles.cluster_bank import ClusterBank
 from pfiles.learning.clusters import train_clusters
 from tests.conftest import classifiers, stage_networks, train_stage, weights
 
@@ -18,7 +19,7 @@ def test_clusters_learnt_alone_equal_those_learnt_beside_the_unet(tiny, images, 
     train_stage(tiny, stage, beside, images, job)
     codes = latents.encode_tiles(alone[0], images)
     train_clusters(
-        classifier=alone[2], vqvae=alone[0], images=images, codes=codes, settings=tiny.diffusion, stage=stage,
+        bank=ClusterBank([alone[2]]), vqvae=alone[0], images=images, codes=codes, settings=tiny.diffusion, stage=stage,
         job=replace(job, folder=job.folder / "alone"),
     )  # fmt: skip
     for a, b in zip(beside[2].state_dict().values(), alone[2].state_dict().values(), strict=True):
@@ -33,16 +34,16 @@ def test_many_classifiers_learn_as_each_alone(tiny, images, job, epochs, clip_no
     codes = latents.encode_views(vqvae, images)
     stage = replace(tiny.training, epochs=epochs, clip_norm=clip_norm)
 
-    def learn(made, folder):
+    def learn(bank, folder):
         return train_clusters(
-            classifier=made, vqvae=vqvae, images=images, codes=codes, settings=tiny.diffusion, stage=stage,
+            bank=bank, vqvae=vqvae, images=images, codes=codes, settings=tiny.diffusion, stage=stage,
             job=replace(job, folder=job.folder / folder),
         )  # fmt: skip
 
     together, begun = classifiers(channels=16), classifiers(channels=16)
     losses = [row["loss"] for row in learn(together, "together")]
     for i, one in enumerate(classifiers(channels=16)):
-        losses = np.subtract(losses, [row["loss"] for row in learn(one, f"alone {i}")])
+        losses = np.subtract(losses, [row["loss"] for row in learn(ClusterBank([one]), f"alone {i}")])
         change = (weights(one) - weights(begun[i])).norm()
         assert change > 0.1
         assert (weights(together[i]) - weights(one)).norm() < 1e-2 * change

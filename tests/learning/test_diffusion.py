@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pfiles import latents
-from pfiles.clusterers import make_clusterers
+from pfiles.cluster_bank import ClusterBank
 from pfiles.learning import diffusion
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.unet_cond_base import UNet
@@ -125,8 +125,8 @@ def test_velocity_of_scaled_latents_is_what_the_unet_learns(tiny, images, job):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diffusion, "LinearNoiseScheduler", Watched)
         history = diffusion.train_stage(
-            unet=unet, clusterer=clusters, space=space, images=images, codes=codes, settings=settings, stage=stage,
-            job=job,
+            unet=unet, bank=ClusterBank([clusters]), space=space, images=images, codes=codes, settings=settings,
+            stage=stage, job=job,
         )  # fmt: skip
     errors = []
     for (x, t, _), (x0, noise, _) in zip(unet.seen, drawn, strict=True):
@@ -147,7 +147,7 @@ def test_views_of_latents_are_learnt_from(tiny, images, job):
     unet = recording_unet(tiny)
     settings = replace(tiny.diffusion, beta_start=1e-12, beta_end=1e-12)
     diffusion.train_stage(
-        unet=unet, clusterer=clusters, space=latents.LatentSpace(vqvae), images=images, codes=views,
+        unet=unet, bank=ClusterBank([clusters]), space=latents.LatentSpace(vqvae), images=images, codes=views,
         settings=settings, stage=replace(tiny.finetuning1, epochs=3), job=job,
     )  # fmt: skip
     known = vqvae.embed(views.flatten(0, 1)).flatten(1)
@@ -164,9 +164,9 @@ def test_the_condition_is_a_row_of_one_k(tiny, images, job, kind):
     """Each tile is learnt with its cluster in each k about equally often, in the rows of that k."""
     vqvae, *_ = stage_networks(tiny)
     codes = latents.encode_tiles(vqvae, images)
-    clusterer = make_clusterers(kind, 16, KS)
+    bank = ClusterBank.make(kind, 16, KS)
     if kind == "kmeans":
-        for one in clusterer:
+        for one in bank:
             nn.init.normal_(one.centroids)
     given = []
 
@@ -178,7 +178,7 @@ def test_the_condition_is_a_row_of_one_k(tiny, images, job, kind):
     unet = Recorder(16, sum(KS), **tiny.diffusion.unet)
     stage = replace(tiny.training, epochs=12, learning_rate=1e-9)
     diffusion.train_stage(
-        unet=unet, clusterer=clusterer, space=latents.LatentSpace(vqvae), images=images, codes=codes,
+        unet=unet, bank=bank, space=latents.LatentSpace(vqvae), images=images, codes=codes,
         settings=tiny.diffusion, stage=stage, job=job,
     )  # fmt: skip
     rows = torch.cat(given)
@@ -186,7 +186,7 @@ def test_the_condition_is_a_row_of_one_k(tiny, images, job, kind):
     which = torch.bucketize(rows, firsts[1:], right=True)
     assert (which.bincount() / len(rows) - 1 / 3).abs().max() < 0.1
     if kind == "kmeans":  # its clusters stay, so that every condition must be one that predict_clusters gives
-        for i, one in enumerate(clusterer):
+        for i, one in enumerate(bank):
             own, _ = latents.predict_clusters(vqvae, one, codes)
             counts = rows[which == i].bincount(minlength=12)[firsts[i] : firsts[i] + KS[i]]
             assert ((counts > 0) <= (own.bincount(minlength=KS[i]) > 0)).all()

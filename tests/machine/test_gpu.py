@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pfiles import latents
+from pfiles.cluster_bank import ClusterBank
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.learning import diffusion, loop
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
@@ -53,7 +54,7 @@ def train(tiny, networks, tiles, how, epochs=3):
     stage = replace(tiny.training, epochs=epochs)
     codes = latents.encode_tiles(vqvae, tiles)
     return diffusion.train_stage(
-        unet=unet, clusterer=clusters, space=latents.LatentSpace(vqvae), images=tiles, codes=codes,
+        unet=unet, bank=ClusterBank([clusters]), space=latents.LatentSpace(vqvae), images=tiles, codes=codes,
         settings=tiny.diffusion, stage=stage, job=how,
     )  # fmt: skip
 

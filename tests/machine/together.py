@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from pfiles import latents
 from pfiles.classifier import Classifier
+from pfiles.cluster_bank import ClusterBank
 from pfiles.drawing.sampling import generate_to_folder
 from pfiles.learning import autoencoder, diffusion, loop
 from pfiles.learning.clusters import train_clusters
@@ -40,7 +40,7 @@ def train(folder: Path, epochs: int = 4) -> None:
     stage = replace(SETTINGS.training, epochs=epochs, learning_rate=1e-4)
     job = loop.Job("training", 7, 16, folder / "training", {}, saving, PLAIN)
     diffusion.train_stage(
-        unet=unet, clusterer=clusters, space=latents.LatentSpace(vqvae), images=images, codes=codes,
+        unet=unet, bank=ClusterBank([clusters]), space=latents.LatentSpace(vqvae), images=images, codes=codes,
         settings=SETTINGS.diffusion, stage=stage, job=job,
     )  # fmt: skip
     with atomic_write(folder / "result.pt") as file:
@@ -53,10 +53,10 @@ def clusters(folder: Path) -> None:
     images = torch.tensor(make_tiles(82)).permute(0, 3, 1, 2).contiguous()
     vqvae = tiny_networks()[0].eval().requires_grad_(False)
     with seeded(7, "classifiers"):
-        classifiers = nn.ModuleList(Classifier(vqvae.z_channels, k) for k in (3, 4, 6))
+        classifiers = ClusterBank(Classifier(vqvae.z_channels, k) for k in (3, 4, 6))
     stage = replace(SETTINGS.clusters, epochs=4, learning_rate=1e-4)
     train_clusters(
-        classifier=classifiers, vqvae=vqvae, images=images, codes=latents.encode_tiles(vqvae, images),
+        bank=classifiers, vqvae=vqvae, images=images, codes=latents.encode_tiles(vqvae, images),
         settings=SETTINGS.diffusion, stage=stage,
         job=loop.Job("clusters", 7, 16, folder / "clusters", {}, SavingSettings(every_minutes=60), PLAIN),
     )  # fmt: skip

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 from pfiles.__main__ import main
-from pfiles.checkpoints import identity, save_weights
+from pfiles.checkpoints import fingerprints, save_weights
 from pfiles.clusterers import make_clusterer
 from pfiles.errors import InputError
-from pfiles.identity import without
 from pfiles.latents import encode_tiles, predict_clusters
 from pfiles.machine.runtime import seeded
 from pfiles.measuring import features
 from pfiles.paths import ROOT, read_json, write_json
+from pfiles.provenance import Provenance, without
 from pfiles.reporting import evaluation, page
 from pfiles.reporting.evaluation import SECTIONS
 from pfiles.reporting.sections import distribution
@@ -294,7 +294,8 @@ def tiles_of(seed):
 
 
 def told(seed, networks=None, **more):
-    return identity(get_settings("demo"), ["diffusion"], tiles_of(seed), 765 + seed, networks, **more)
+    parents = fingerprints(networks or {})
+    return Provenance.of(get_settings("demo"), ("diffusion",), tiles_of(seed), 765 + seed, parents, **more).as_note()
 
 
 def write_run(tmp_path, real):

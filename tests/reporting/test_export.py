@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from pfiles.__main__ import main
-from pfiles.checkpoints import identity
 from pfiles.paths import write_json
+from pfiles.provenance import Provenance
 from pfiles.reporting import export, figures
 from pfiles.settings import get_settings
 from pfiles.tiles.dataset import load_tiles
@@ -49,7 +49,7 @@ def arguments(real, planted, tmp_path):
 def generated_with(folder, data, max_train_tiles=None, note="gen/generated_with.json"):
     """Leaves beside the images what part 6 leaves there."""
     tiles = load_tiles(data, 64, max_train_tiles)
-    about = identity(get_settings("demo"), ["diffusion"], tiles, 765, {}, steps=50)
+    about = Provenance.of(get_settings("demo"), ("diffusion",), tiles, 765, {}, steps=50).as_note()
     write_json(folder / note, about)
 
 

@@ -13,20 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
-from pfiles import checkpoints
+from pfiles import artifacts, checkpoints, draw, learn, report
 from pfiles.__main__ import main
 from pfiles.cli.execute import run_cells
 from pfiles.cli.notebooks import NOTEBOOKS
 from pfiles.cli.summary import print_summary
 from pfiles.errors import InputError
-from pfiles.identity import same_identity, without
 from pfiles.learning import autoencoder
 from pfiles.machine.locks import locked
 from pfiles.paths import ROOT, read_json, write_json
+from pfiles.provenance import require_same_run, without
 from pfiles.reporting import evaluation, figures, page, tables
-from pfiles.session import choices_of, open_run
+from pfiles.run import choices_of, open_run
 from pfiles.tiles.sources import read_source
-from tests.conftest import OVERRIDES, STAGES, K, finish, make_tiles, opened, parameters, png, train, write
+from tests.conftest import OVERRIDES, STAGES, K, finish, make_tiles, opened, parameters, png, tiny_options, train, write
 
 GENERATED, TABLE = "clusters_3/gen_3", "clusters_3/HHH3_C3_D3.json"
 
@@ -83,21 +83,21 @@ def test_other_settings_are_refused(part, made, in_notebooks):
     "artefact", ["org/made_from.json", "clusters_3/gen_3/generated_with.json", "clusters_3/HHH3_C3_D3.json"]
 )
 def test_files_of_two_runs_are_not_compared(artefact, done):
-    assert len(opened(done).pairs()[0]) == 12
+    assert len(artifacts.pairs(opened(done))[0]) == 12
     path = done / "out" / artefact
     told = read_json(path)
     told["data"]["fingerprint"] = "another"
     write_json(path, told)
     with pytest.raises(InputError, match=r"data\.fingerprint was"):
-        opened(done).pairs()
+        artifacts.pairs(opened(done))
 
 
 def test_images_and_labels_of_networks_trained_since_are_refused(done):
     run = opened(done)
-    assert len(run.generated()) == len(run.cluster_ids_of(["1", "2"])) + 10
+    assert len(artifacts.generated_files(run)) == len(artifacts.cluster_ids_of(run, ["1", "2"])) + 10
     for path, read in (
-        (done / "out/clusters_3/gen_3/generated_with.json", lambda: opened(done).generated()),
-        (done / "out/clusters_3/HHH3_C3_D3.json", lambda: opened(done).cluster_ids_of(["1"])),
+        (done / "out/clusters_3/gen_3/generated_with.json", lambda: artifacts.generated_files(opened(done))),
+        (done / "out/clusters_3/HHH3_C3_D3.json", lambda: artifacts.cluster_ids_of(opened(done), ["1"])),
     ):
         told = read_json(path)
         told["starts_from"]["autoencoder"] = "another"
@@ -112,9 +112,9 @@ def test_published_files_are_accepted_and_said_to_be_so(done, capsys):
     run = opened(done, data=str(done / "other.npy"), overrides={**OVERRIDES, "diffusion.prediction": "noise"})
     with pytest.raises(InputError, match="latent_scaling"):  # what published UNets never had
         run.networks()
-    assert len(run.generated()) == 12
-    assert len(run.cluster_ids_of(["1"])) == 1
-    assert len(run.pairs()[0]) == 12
+    assert len(artifacts.generated_files(run)) == 12
+    assert len(artifacts.cluster_ids_of(run, ["1"])) == 1
+    assert len(artifacts.pairs(run)[0]) == 12
     told = [line for line in capsys.readouterr().out.splitlines() if "does not say which run it is of" in line]
     for name in ("vqvae_autoencoder_ckpt.pth", "unet_finetuning2", "gen_3", "HHH3_C3_D3.csv", "org"):
         assert any(name in line for line in told), name
@@ -123,29 +123,29 @@ def test_published_files_are_accepted_and_said_to_be_so(done, capsys):
 def test_a_csv_that_was_replaced_is_told_from_ours(done, capsys):
     path = opened(done).paths.latent_csv
     path.write_text(path.read_text().replace("0.", "0.0", 1))
-    opened(done).cluster_ids_of(["1"])
+    artifacts.cluster_ids_of(opened(done), ["1"])
     assert f"{path} does not say" in capsys.readouterr().out
 
 
 def test_csvs_of_different_data_are_not_ranked(done):
     run = opened(done)
-    assert list(run.latent_csvs()) == [K]
+    assert list(artifacts.latent_csvs(run).paths) == [K]
     shutil.copytree(run.paths.cluster_folder, done / "out/clusters_4")
     for suffix in ("csv", "json"):
         (done / f"out/clusters_4/HHH3_C3_D3.{suffix}").rename(done / f"out/clusters_4/HHH4_C4_D4.{suffix}")
-    assert list(run.latent_csvs()) == [3, 4]
+    assert list(artifacts.latent_csvs(run).paths) == [3, 4]
     told = read_json(done / "out/clusters_4/HHH4_C4_D4.json")
     told["data"]["fingerprint"] = "another"
     write_json(done / "out/clusters_4/HHH4_C4_D4.json", told)
     with pytest.raises(InputError, match=r"HHH4_C4_D4\.csv beside .*data\.fingerprint was 'another'"):
-        run.latent_csvs()
+        artifacts.latent_csvs(run)
 
 
 def test_results_among_the_tiles_are_refused_before_any_work(tmp_path):
     write(tmp_path, range(44), make_tiles(44))
     run = opened(tmp_path, data=str(tmp_path))
     with pytest.raises(InputError, match=r"results in .*out would lie among the tiles in .*: name another folder"):
-        run.train_autoencoder(*run.new_autoencoder())
+        learn.autoencoder(run, *learn.new_autoencoder(run))
 
 
 def test_one_generated_image_is_refused_before_any_work(tmp_path):
@@ -154,26 +154,26 @@ def test_one_generated_image_is_refused_before_any_work(tmp_path):
 
 
 def test_files_are_compared_with_other_samplers_and_with_tiles_of_another_size(done):
-    assert len(opened(done).pairs()[0]) == 12
+    assert len(artifacts.pairs(opened(done))[0]) == 12
     with pytest.raises(InputError, match=r"gen_3 is of another run \(steps was 4 and is 3\)"):
-        opened(done, overrides={**OVERRIDES, "sampling.steps": 3}).pairs()
+        artifacts.pairs(opened(done, overrides={**OVERRIDES, "sampling.steps": 3}))
     np.save(done / "larger.npy", make_tiles(44, 52))
     with pytest.raises(InputError, match="52 px, but image_size_px is 48"):
-        opened(done, data=str(done / "larger.npy")).pairs()
-    assert len(opened(done, data=str(done / "moved.npy")).pairs()[0]) == 12  # tiles that are not there
+        artifacts.pairs(opened(done, data=str(done / "larger.npy")))
+    assert len(artifacts.pairs(opened(done, data=str(done / "moved.npy")))[0]) == 12  # tiles that are not there
 
 
 def test_training_images_of_other_tiles_stay(done):
     (done / "out/org/made_from.json").unlink()
     with pytest.raises(InputError, match="does not say of which tiles its images are"):
-        opened(done).write_training_images()
+        artifacts.write_training_images(opened(done))
 
 
 def test_a_restart_that_would_stop_at_org_says_so_before_it_trains(done):
     before = files(done)
     again = opened(done, data=str(done / "other.npy"), restart="a name")
     with pytest.raises(InputError, match=r"org.* is of another run \(data\.fingerprint was"):
-        again.train_autoencoder(*again.new_autoencoder())
+        learn.autoencoder(again, *learn.new_autoencoder(again))
     assert files(done) == before
 
 
@@ -186,12 +186,12 @@ def test_a_published_csv_is_not_replaced(done):
     path.write_bytes(published)  # over ours, whose JSON tells of another file
     for _ in range(2):
         with pytest.raises(InputError, match=f"{path} does not say which run it is of: move it away for one of this"):
-            run.write_latent_csv(table)
+            artifacts.write_latent_csv(run, table)
         assert path.read_bytes() == published
         note.unlink(missing_ok=True)
     assert not note.exists()
     path.unlink()
-    run.write_latent_csv(table)
+    artifacts.write_latent_csv(run, table)
     assert (path.read_bytes(), note.read_bytes()) == (ours, told)
 
 
@@ -201,7 +201,7 @@ def test_a_run_that_was_made_in_notebooks_draws_once_it_is_said_with_what(done, 
     assert main(command) == 2
     assert capsys.readouterr().err.startswith("error: ")
     said = ["--data", str(done / "tiles.npy"), "--preset", "demo", "--clusters", str(K)]
-    assert main([*command, *said, *tiny()]) == 0
+    assert main([*command, *said, *tiny_options()]) == 0
     assert len([*(tmp_path / "drawn" / "tiles").glob("*.png")]) == 2
 
 
@@ -234,17 +234,17 @@ def test_kmeans_and_classifier_share_no_file(done, in_notebooks):
 def test_names_are_words_of_the_run(done):
     run = opened(done)
     assert run.names == {}
-    run.reading("anna").save({1: {"name": "keratin"}, 2: {"name": "=dermis"}, 3: {"same_as": 1}})
+    report.reading(run, "anna").save({1: {"name": "keratin"}, 2: {"name": "=dermis"}, 3: {"same_as": 1}})
     assert run.names == {1: "keratin", 2: "=dermis", 3: "keratin"}
-    assert torch.equal(run.draw("=Dermis", 3), run.draw([1, 1, 1]))
-    several = run.generator().cluster_ids(5, run.seed, "keratin")
-    assert torch.equal(run.draw("keratin", 5), run.draw(several))
+    assert torch.equal(draw.tiles(run, "=Dermis", 3), draw.tiles(run, [1, 1, 1]))
+    several = draw.generator(run).cluster_ids(5, run.seed, "keratin")
+    assert torch.equal(draw.tiles(run, "keratin", 5), draw.tiles(run, several))
     assert set(several.tolist()) <= {0, 2}
     with pytest.raises(InputError, match="'keratine': the nearest names are keratin"):
-        run.draw("keratine", 2)
+        draw.tiles(run, "keratine", 2)
     with pytest.raises(InputError, match="number of tiles to draw"):
-        run.draw("keratin", 0)
-    run.write_generated_table()
+        draw.tiles(run, "keratin", 0)
+    draw.write_generated_table(run)
     table = (run.paths.generated / "tiles.csv").read_text().splitlines()
     first = run.assigned[0][0].item() + 1
     name = {1: "keratin", 2: "'=dermis", 3: "keratin"}[first]
@@ -253,13 +253,13 @@ def test_names_are_words_of_the_run(done):
 
 
 def test_a_finished_run_draws_by_name_on_the_command_line(done, tmp_path, capsys):
-    opened(done).reading("anna").save({2: {"name": "keratin"}})
+    report.reading(opened(done), "anna").save({2: {"name": "keratin"}})
     write_json(done / "out/summary.json", {"run": parameters(done)})
     arguments = ["draw", "--from", str(done / "out"), "--number", "2", "--out", str(tmp_path / "drawn"), "--cluster"]
     assert main([*arguments, "keratin"]) == 0
     assert (tmp_path / "drawn/tiles.csv").read_text().splitlines()[1:] == ["1.png,2,keratin,765", "2.png,2,keratin,765"]
     first = torch.from_numpy(np.array(Image.open(tmp_path / "drawn/tiles/1.png"))).permute(2, 0, 1)
-    assert torch.equal(first, opened(done).draw("keratin", 2)[0])
+    assert torch.equal(first, draw.tiles(opened(done), "keratin", 2)[0])
     capsys.readouterr()
     assert main([*arguments, "keratim"]) == 2
     assert "nearest names are keratin" in capsys.readouterr().err
@@ -267,23 +267,23 @@ def test_a_finished_run_draws_by_name_on_the_command_line(done, tmp_path, capsys
 
 def test_names_do_not_stick_to_other_clusters(done):
     run = opened(done)
-    run.reading("anna").save({1: {"name": "keratin"}})
+    report.reading(run, "anna").save({1: {"name": "keratin"}})
     assert opened(done).names == {1: "keratin"}
     for name in ("clusterer", "vqvae"):
         other = opened(done)
-        networks = {"vqvae": other.vqvae, "clusterer": other.clusterer}
+        networks = {"vqvae": other.vqvae, "clusterer": other.bank}
         with torch.no_grad():
             next(networks[name].parameters()).add_(1)
         assert other.names == {}, name
 
 
 def test_the_tiles_of_the_atlas_are_drawn_once(done, monkeypatch):
-    images, clusters = opened(done).samples(2)
+    images, clusters = draw.samples(opened(done), 2)
     assert clusters.tolist() == [0, 0, 1, 1, 2, 2]
-    assert torch.equal(images, opened(done).draw(clusters))
+    assert torch.equal(images, draw.tiles(opened(done), clusters))
     run = opened(done)
-    monkeypatch.setattr(type(run), "draw", None)
-    assert torch.equal(run.samples(2)[0], images)
+    monkeypatch.setattr(draw, "tiles", None)
+    assert torch.equal(draw.samples(run, 2)[0], images)
 
 
 # restarts, second runs, stale networks
@@ -312,7 +312,8 @@ def test_a_unet_trained_since_makes_the_next_stage_stale(done):
     with torch.no_grad():
         networks.unet.conv_out.weight += 1
     kept = without(about, "versions", "weights", "number", "replaces", "stage", "epochs", "network", "trained_with")
-    checkpoints.save_stage(run.paths, "training", *networks, 9, kept, clusters_first=True)
+    parts = networks.unet, networks.bank, networks.space
+    checkpoints.save_stage(run.paths, "training", *parts, 9, kept, clusters_first=True)
     with pytest.raises(InputError, match=r"another UNet than that of the last training: run part_2_finetuning1 again"):
         opened(done).networks("finetuning1")
 
@@ -321,7 +322,7 @@ def test_a_restart_that_old_images_would_stop_says_so_first(done):
     before = files(done)
     run = opened(done, seed=1, restart=True)
     with pytest.raises(InputError, match=r"gen_3 is not of the networks that autoencoder will leave: move or delete"):
-        run.train_autoencoder(*run.new_autoencoder())
+        learn.autoencoder(run, *learn.new_autoencoder(run))
     assert {name: kept for name, kept in files(done).items() if "restart_" not in name} == before
 
 
@@ -333,7 +334,7 @@ def test_the_autoencoders_restart_sees_the_images_of_every_clustering(done):
     before = files(done)
     run = opened(done, notebook="train_autoencoder", n_clusters=None, clustering="kmeans", restart=True)
     with pytest.raises(InputError, match=r"gen_6_kmeans is not of the networks that autoencoder will leave"):
-        run.train_autoencoder(*run.new_autoencoder())
+        learn.autoencoder(run, *learn.new_autoencoder(run))
     assert {name: kept for name, kept in files(done).items() if "restart_" not in name} == before
 
 
@@ -350,7 +351,7 @@ def test_what_would_stop_a_run_after_its_trainings_stops_it_before(made, tmp_pat
     (tmp_path / "out" / folder / "99.png").write_bytes(png(make_tiles(1)[0]))
     run = opened(tmp_path)
     with pytest.raises(InputError, match=says):
-        run.train_autoencoder(*run.new_autoencoder())
+        learn.autoencoder(run, *learn.new_autoencoder(run))
     assert not run.paths.autoencoder.exists()
 
 
@@ -361,12 +362,12 @@ def test_a_longer_training_is_refused_before_it_makes_images_old(done):
     run = opened(done)
     shutil.rmtree(run.paths.training_folder("training", "classifier"))  # now it has steps to do
     with pytest.raises(InputError, match=r"gen_3 is not of the networks that training will leave: move or delete it"):
-        run.train("training", run.new_networks())
+        learn.unet(run, "training", learn.new_networks(run))
     assert files(done).items() <= before.items()
     shutil.rmtree(done / "out/clusters_3/gen_3")
     (done / "out/clusters_3/HHH3_C3_D3.json").unlink()  # as a published one
     with pytest.raises(InputError, match=r"HHH3_C3_D3\.csv is not of the networks that training will leave"):
-        run.train("training", run.new_networks())
+        learn.unet(run, "training", learn.new_networks(run))
 
 
 def test_networks_that_another_training_finished_are_kept(done, capsys):
@@ -375,9 +376,9 @@ def test_networks_that_another_training_finished_are_kept(done, capsys):
     run = opened(done)
     [path] = run.paths.models.glob("unet_training_*_3.pth")
     before, told = path.read_bytes(), path.with_suffix(".json").read_bytes()
-    foreign, _ = opened(done, seed=5, restart=True).new_autoencoder()
+    foreign, _ = learn.new_autoencoder(opened(done, seed=5, restart=True))
     torch.save(foreign.state_dict(), run.paths.autoencoder)
-    run.train("training", run.new_networks())
+    learn.unet(run, "training", learn.new_networks(run))
     printed = capsys.readouterr().out
     assert "Begins anew" in printed
     assert f"are kept as {path.stem}.kept_1.pth" in printed
@@ -391,19 +392,19 @@ def test_weights_put_over_ours_are_replaced_when_that_is_asked_for(done):
     shutil.rmtree(done / "out/clusters_3/gen_3")
     run = opened(done)
     ours = checkpoints.fingerprint(run.vqvae)
-    foreign, _ = opened(done, seed=5, restart=True).new_autoencoder()
+    foreign, _ = learn.new_autoencoder(opened(done, seed=5, restart=True))
     torch.save(foreign.state_dict(), run.paths.autoencoder)
     again = opened(done, notebook="train_autoencoder", restart=True)
-    again.train_autoencoder(*again.new_autoencoder())  # becomes the same, bit for bit, as its JSON tells already
+    learn.autoencoder(again, *learn.new_autoencoder(again))  # becomes the same, bit for bit, as its JSON tells already
     assert checkpoints.fingerprint(opened(done).vqvae) == ours
 
 
 def test_weights_put_over_a_unet_are_kept_when_it_is_trained_again(done, capsys):
     run = opened(done)
     [path] = run.paths.models.glob("unet_training_*.pth")
-    torch.save(opened(done, seed=5).new_networks().unet.state_dict(), path)
+    torch.save(learn.new_networks(opened(done, seed=5)).unet.state_dict(), path)
     foreign = path.read_bytes()
-    run.train("training", run.new_networks())
+    learn.unet(run, "training", learn.new_networks(run))
     assert path.with_name(f"{path.stem}.kept_1.pth").read_bytes() == foreign
     assert "held weights of another training: they are kept as" in capsys.readouterr().out
     assert run.networks("training")
@@ -442,7 +443,7 @@ def test_a_restart_of_a_notebook_with_two_trainings_is_done_once(done, monkeypat
         monkeypatch.setattr(autoencoder, "polish_decoder", stop if stopped else polish)
         run = opened(done, notebook="train_autoencoder", overrides=overrides, restart=True)
         with suppress(KeyboardInterrupt):
-            run.train_autoencoder(*run.new_autoencoder())
+            learn.autoencoder(run, *learn.new_autoencoder(run))
         return capsys.readouterr().out
 
     assert ["autoencoder is done already" in again(stopped) for stopped in (True, True, False, True)] == [
@@ -462,7 +463,7 @@ def test_the_command_names_its_restart_until_it_ends(tmp_path, monkeypatch):
     monkeypatch.setattr("pfiles.cli.notebooks.NOTEBOOKS", ("one",))
     np.save(tmp_path / "tiles.npy", make_tiles(44))
     data = str(tmp_path / "tiles.npy")
-    command = ["run", "--preset", "demo", "--data", data, "--out", str(tmp_path), "--restart", *tiny()]
+    command = ["run", "--preset", "demo", "--data", data, "--out", str(tmp_path), "--restart", *tiny_options()]
     assert main([*command, "--seed", "1"]) == 130
     assert [main(command) for _ in range(3)] == [130, 0, 0]
     other, first, again, anew = given
@@ -482,7 +483,7 @@ def test_several_k_are_run_one_after_the_other_but_trained_together(tmp_path, mo
     monkeypatch.setattr("pfiles.cli.notebooks.prestarted_kernels", lambda notebooks: (None for _ in notebooks))
     np.save(tmp_path / "tiles.npy", make_tiles(44))
     where = ["--preset", "demo", "--data", str(tmp_path / "tiles.npy"), "--out", str(tmp_path)]
-    assert main(["run", *where, "--clusters", "3-4", *tiny()]) == 0
+    assert main(["run", *where, "--clusters", "3-4", *tiny_options()]) == 0
     together, last = NOTEBOOKS[:6], NOTEBOOKS[-1]
     expected = [(name, "3-4") for name in together]
     expected += [(name, k) for k in (3, 4) for name in NOTEBOOKS[6:-1]] + [(last, "3-4")]
@@ -494,27 +495,22 @@ def test_several_k_are_run_one_after_the_other_but_trained_together(tmp_path, mo
     with pytest.raises(InputError, match="has 3, 4 clusters"):
         choices_of(tmp_path, n_clusters=5)
     assert main(["share", "--run", str(tmp_path), "--out", str(tmp_path / "shared")]) == 2
-    assert main(["clusters", *where, "--clusters", "5-6", *tiny()]) == 0  # leaves the run's own entry alone
+    assert main(["clusters", *where, "--clusters", "5-6", *tiny_options()]) == 0  # leaves the run's own entry alone
     assert choices_of(tmp_path, n_clusters=3)["n_clusters"] == 3
-
-
-def tiny():
-    """OVERRIDES as options of a command."""
-    return [part for name, value in OVERRIDES.items() for part in ("--set", f"{name}={json.dumps(value)}")]
 
 
 def test_two_runs_in_one_folder(tmp_path, capsys):
     np.save(tmp_path / "tiles.npy", make_tiles(44))
     where = ["--preset", "demo", "--data", str(tmp_path / "tiles.npy"), "--out", str(tmp_path / "out")]
     with locked(tmp_path / "out" / "executed" / "clusters_3"):
-        assert main(["run", *where, "--clusters", "3", *tiny()]) == 2
+        assert main(["run", *where, "--clusters", "3", *tiny_options()]) == 2
     assert "Another run with these clusters is at work in" in capsys.readouterr().err
 
 
 def test_two_trainings_in_one_folder(done):
     run = opened(done)
     with locked(run.paths.training_folder("training", "classifier")), pytest.raises(InputError, match="Another run"):
-        run.train("training", run.new_networks())
+        learn.unet(run, "training", learn.new_networks(run))
 
 
 # foreign files
@@ -522,11 +518,11 @@ def test_two_trainings_in_one_folder(done):
 
 def test_a_published_autoencoder_put_over_ours_is_recognised(done, capsys):
     run = opened(done)
-    foreign, _ = opened(done, seed=5, restart=True).new_autoencoder()
+    foreign, _ = learn.new_autoencoder(opened(done, seed=5, restart=True))
     torch.save(foreign.state_dict(), run.paths.autoencoder)
     before = run.paths.autoencoder.read_bytes()
     with pytest.raises(InputError, match="was not made here and would be replaced"):
-        run.new_autoencoder()
+        learn.new_autoencoder(run)
     assert run.paths.autoencoder.read_bytes() == before
     assert checkpoints.fingerprint(run.vqvae) == checkpoints.fingerprint(foreign)
     assert "does not say which run it is of" in capsys.readouterr().out
@@ -534,11 +530,11 @@ def test_a_published_autoencoder_put_over_ours_is_recognised(done, capsys):
 
 def test_a_kill_between_a_json_and_its_weights_leaves_ours(done):
     run = opened(done)
-    foreign, _ = opened(done, seed=5, restart=True).new_autoencoder()
+    foreign, _ = learn.new_autoencoder(opened(done, seed=5, restart=True))
     before = run.paths.autoencoder.read_bytes()
     checkpoints.save_weights(foreign, run.paths.autoencoder, {})
     run.paths.autoencoder.write_bytes(before)  # the JSON tells of the new, and of what it replaces
-    run.new_autoencoder()
+    learn.new_autoencoder(run)
 
 
 # numbers and figures
@@ -552,13 +548,13 @@ def test_numbers_know_which_run_they_are_of(tmp_path, capsys):
     runs = [opened(tmp_path), opened(tmp_path, notebook="part_b", data=other, seed=1)]
     for run in runs:
         assert len(run.tiles.train)
-        run.record({"y": 0.5})
+        artifacts.record(run, {"y": 0.5})
     first = runs[0]
-    found = tables.identities(first.paths.summary)
-    same_identity(found["clusters_3/part_test"], first.identity, "the numbers")
-    assert found["clusters_3/part_test"]["seed"] == first.seed
+    found = tables.provenances(first.paths.summary)
+    require_same_run(found["clusters_3/part_test"], first.provenance, "the numbers")
+    assert found["clusters_3/part_test"].seed == first.seed
     with pytest.raises(InputError, match=r"data\.fingerprint was .* and is "):
-        same_identity(found["clusters_3/part_b"], first.identity, "the numbers")
+        require_same_run(found["clusters_3/part_b"], first.provenance, "the numbers")
     assert read_json(first.paths.summary)["clusters_3/part_b"] == {"y": 0.5}  # nothing between the numbers themselves
     summary = read_json(first.paths.summary)
     summary["run"] = {"data_fingerprint": first.tiles.fingerprint(), "seconds": 1, "peak_memory_gb": 1.0}
@@ -568,19 +564,17 @@ def test_numbers_know_which_run_they_are_of(tmp_path, capsys):
     assert printed.count("part_test ") == 1
     assert "left out, as these numbers are of other data: clusters_3/part_b\n" in printed
     write_json(first.paths.summary, {**summary, "clusters_3/part_b": {"y": 0.6}})  # by hand, or by an older version
-    assert tables.identities(first.paths.summary).keys() == {"clusters_3/part_test"}
+    assert tables.provenances(first.paths.summary).keys() == {"clusters_3/part_test"}
 
 
 def test_numbers_of_pairs_are_of_the_run_that_made_the_files(done):
     """Parts 10 to 12 and the indices are not told the data: they read it from the files."""
     run, fingerprint = opened(done, data=str(done / "nowhere.npy")), opened(done).tiles.fingerprint()
-    run.pairs()
-    run.record({"ssim": 0.5})
+    artifacts.record(run, {"ssim": 0.5}, artifacts.pairs(run).provenance)
     indices = opened(done, notebook="indices", data=None)
-    indices.latent_csvs()
-    indices.record({"3": {}})
-    found = tables.identities(run.paths.summary)
-    assert {name: of["data"]["fingerprint"] for name, of in found.items()} == {
+    artifacts.record(indices, {"3": {}}, artifacts.latent_csvs(indices).provenance)
+    found = tables.provenances(run.paths.summary)
+    assert {name: of.data["fingerprint"] for name, of in found.items()} == {
         "clusters_3/part_test": fingerprint, "indices": fingerprint,
     }  # fmt: skip
 
@@ -592,7 +586,7 @@ def test_evaluate_knows_a_finished_run_from_two(done, monkeypatch):
     given = [paths.training_images, paths.generated, paths.latent_csv, paths.autoencoder]
     assert evaluation.evaluate(*given, paired=False)[1].notes[0].startswith("All files say of which run they are")
     other = opened(done, data=str(done / "other.npy"), out=str(done / "other"))
-    other.write_training_images()
+    artifacts.write_training_images(other)
     with pytest.raises(InputError, match=r"other/org beside .*gen_3 is of another run \(data\.fingerprint was"):
         evaluation.evaluate(other.paths.training_images, *given[1:])
 
@@ -602,7 +596,7 @@ def test_panels_of_another_k_stay(tmp_path):
     np.save(tmp_path / "tiles.npy", make_tiles(44))
     for k in (3, 4):
         run = opened(tmp_path, n_clusters=k)
-        run.save_panel(figures.plot_sizes([k], f"{k} clusters", "", ""), 3, "G1")
+        report.save_panel(run, figures.plot_sizes([k], f"{k} clusters", "", ""), 3, "G1")
     folder = tmp_path / "out" / "Figures" / "Figure 3"
     assert {path.name for path in folder.iterdir()} == {"G1.jpg", "G1_k3.jpg", "G1_k4.jpg"}
     assert (
@@ -612,7 +606,7 @@ def test_panels_of_another_k_stay(tmp_path):
 
 def test_a_run_keeps_the_precision_it_began_with(tmp_path, monkeypatch, capsys):
     def precision(found):
-        monkeypatch.setattr("pfiles.session.pick_precision", lambda device: found)
+        monkeypatch.setattr("pfiles.run.pick_precision", lambda device: found)
         return open_run("x", 3, preset="recommended", out=tmp_path).settings.precision
 
     assert precision("bf16") == "bf16"

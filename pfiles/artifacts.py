@@ -1,0 +1,401 @@
+"""What a run makes: one table of its files, and how each is written, read, and refused where it is of another run.
+
+from pfiles import artifacts
+
+artifacts.status(run)
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from pfiles import checkpoints
+from pfiles.checkpoints import START
+from pfiles.cluster_bank import ClusterBank
+from pfiles.errors import InputError
+from pfiles.latents import pair_cluster_ids, read_latent_csv
+from pfiles.machine import processes
+from pfiles.paths import Paths, atomic_write, read_json, write_json
+from pfiles.provenance import (
+    GENERATED_WITH,
+    IGNORED,
+    MADE_FROM,
+    Provenance,
+    in_words,
+    of_csv,
+    of_images,
+    of_json,
+    require_same_run,
+)
+from pfiles.reporting import tables
+from pfiles.run import Run
+from pfiles.tiles.dataset import are_there
+from pfiles.tiles.files import image_files, list_images, load_pairs, read_images, refuse_other_images, write_tiles
+from pfiles.tiles.pixels import match_size
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file, or a folder of images, that a run makes.
+
+    path: where it lies in a run; None where there is none yet. made_by: the notebook that makes it.
+    made_from: "tiles", and the artefacts whose newest weights it must have been made with.
+    settings: the groups of settings that count, but for those of the artefacts that it is made from.
+    """
+
+    name: str
+    path: Callable[[Run], Path | None]
+    made_by: str
+    made_from: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+
+
+def _checkpoint(network: str, stage: str) -> Callable[[Run], Path | None]:
+    def path(run: Run) -> Path | None:
+        name = run.clustering if network == "clusters" else network
+        return checkpoints.newest(run.paths, name, stage, run.clustering)
+
+    return path
+
+
+def _clusters(run: Run) -> Path | None:
+    """Of the stage that made the clusters in use."""
+    stage = checkpoints.stage_of_clusters("finetuning2", run.clustering, run.settings.clusters_first)
+    return _checkpoint("clusters", stage)(run)
+
+
+ARTIFACTS = (
+    Artifact("autoencoder", lambda run: run.paths.autoencoder, "train_autoencoder", ("tiles",), ("autoencoder",)),
+    Artifact("training images", lambda run: run.paths.training_images, "save_training_images", ("tiles",)),
+    Artifact("clusters", _clusters, "part_1_training", ("tiles", "autoencoder"), ("diffusion", "clusters")),
+    *(
+        Artifact(
+            f"UNet after {stage}", _checkpoint("unet", stage), checkpoints.MADE_BY[stage],
+            ("tiles", "autoencoder", "clusters", *([] if before is None else [f"UNet after {before}"])),
+            ("diffusion", stage),
+        )
+        for stage, before in START.items()
+    ),
+    Artifact(
+        "latent CSV", lambda run: run.paths.latent_csv, "part_5_latent_space_extraction",
+        ("tiles", "autoencoder", "clusters"), ("diffusion",),
+    ),
+    Artifact(
+        "generated images", lambda run: run.paths.generated, "part_6_conditional_generation",
+        ("tiles", "autoencoder", "clusters", "UNet after finetuning2"), ("diffusion", "sampling"),
+    ),
+    Artifact(
+        "maps", lambda run: run.paths.maps, "part_15_cluster_maps", ("tiles", "autoencoder", "clusters"), ("diffusion",)
+    ),
+)  # fmt: skip
+BY_NAME = {artifact.name: artifact for artifact in ARTIFACTS}
+
+
+# What is recorded, what must be, and whether they agree
+
+
+def recorded(run: Run, name: str) -> Provenance | None:
+    """The provenance beside an artefact; None where it has none, as published files."""
+    path = BY_NAME[name].path(run)
+    if path is None or not path.exists():
+        raise InputError(f"There is no {path or name}: run {BY_NAME[name].made_by} first.")
+    if path.is_dir():
+        return of_images(path)
+    if path.suffix == ".csv":
+        return of_csv(path)
+    note = read_json(path.with_suffix(".json"))
+    if note is None or not checkpoints.is_made_here(path):
+        return None
+    return Provenance.from_note(note)
+
+
+def expected(run: Run, name: str) -> Provenance:
+    """What the provenance of an artefact must agree with in this run, by the table: its data and settings, and the
+    newest weights of what it is made from, as far as these are known."""
+    artifact = BY_NAME[name]
+    if artifact.made_from == ("tiles",) and not artifact.settings:
+        return Provenance.of(run.settings, (), run.tiles, run.seed).without(*IGNORED)
+    if name.startswith(("UNet", "clusters")):
+        return replace(run.provenance, parents=_parents(run, artifact))
+    inputs = dict(run.provenance.inputs)
+    if "sampling" in artifact.settings:
+        inputs |= _sampling(run) | {"decoder": checkpoints.fingerprint(run.vqvae)}
+    return replace(run.provenance, inputs=inputs, parents=_parents(run, artifact))
+
+
+def _parents(run: Run, artifact: Artifact) -> dict[str, str]:
+    """The newest weights of what an artefact is made from, by the names in its note, where they are known."""
+    parents: dict[str, str | None] = {}
+    for name in artifact.made_from:
+        if name == "autoencoder":
+            parents["autoencoder"] = checkpoints.fingerprint_of_role(run.vqvae)
+        elif name.startswith("UNet"):
+            parents["unet"] = _weights(BY_NAME[name].path(run))
+        elif name == "clusters":
+            parents["clusters"] = _weights(_clusters(run))
+    if artifact.name.startswith(("UNet", "clusters")):  # their clusters may have learnt since, beside them
+        parents.pop("clusters", None)
+    return {name: weights for name, weights in parents.items() if weights is not None}
+
+
+def _weights(path: Path | None) -> str | None:
+    """The fingerprint of a checkpoint, from its note if it has one."""
+    if path is None:
+        return None
+    weights = read_json(path.with_suffix(".json"), {}).get("weights")
+    return weights or checkpoints.fingerprint_of_state(checkpoints.read_state(path))
+
+
+def require(run: Run, name: str) -> Path:
+    """The path of an artefact; InputError where there is none, or where its provenance is not what this run expects."""
+    path, provenance = BY_NAME[name].path(run), recorded(run, name)
+    require_same_run(provenance, expected(run, name), path)
+    return path
+
+
+def _sampling(run: Run) -> dict[str, Any]:
+    sampling = run.settings.sampling
+    return {"steps": sampling.steps, "sampler": sampling.sampler, "guidance": sampling.guidance}
+
+
+class Status(NamedTuple):
+    """An artefact of a run: "made", "stale" and why, "missing", or "foreign", without provenance as published ones."""
+
+    artifact: Artifact
+    path: Path | None
+    state: str
+    reason: str = ""
+
+
+def status(run: Run) -> list[Status]:
+    """The state of each artefact of a run of one k, in the order in which they are made."""
+    return [_status(run, artifact) for artifact in ARTIFACTS]
+
+
+def _status(run: Run, artifact: Artifact) -> Status:
+    path = artifact.path(run)
+    if path is None or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return Status(artifact, path, "missing", f"run {artifact.made_by}")
+    provenance = recorded(run, artifact.name)
+    if provenance is None:
+        return Status(artifact, path, "foreign", "it has no provenance, as published files")
+    try:
+        different = provenance.differences(expected(run, artifact.name), shared=True)
+    except InputError as error:  # of what it is made from
+        return Status(artifact, path, "stale", str(error))
+    if different:
+        return Status(artifact, path, "stale", in_words(different))
+    return Status(artifact, path, "made")
+
+
+def status_text(run: Run) -> str:
+    """`status` as a table of plain text, with a folder's or file's path below the run's folder."""
+    lines = [f"{'artefact':<24} {'state':<8} {'where':<52} why"]
+    for artifact, path, state, reason in status(run):
+        where = "" if path is None else str(path.relative_to(run.paths.root))
+        lines.append(f"{artifact.name:<24} {state:<8} {where:<52} {reason}".rstrip())
+    return "\n".join(lines)
+
+
+def as_markdown() -> str:
+    """The table of all artefacts, as docs show it."""
+    rows = [
+        f"| {artifact.name} | `{artifact.made_by}` | {', '.join(artifact.made_from)} | "
+        f"{', '.join(f'`{group}`' for group in artifact.settings) or '-'} |"
+        for artifact in ARTIFACTS
+    ]
+    return "\n".join(["| Artefact | Made by | Out of | Settings that count |", "|---|---|---|---|", *rows])
+
+
+# Before a training
+
+
+def blocked_by(run: Run, folder: Path) -> list[Path]:
+    """What a training in `folder` would make stale, or could not be followed by: images that the present networks drew,
+    and CSVs without provenance. InputError where the training images are of other tiles."""
+    if run.paths.training_images.exists():
+        require_own_training_images(run)
+    of_every_k = folder.parent == run.paths.autoencoder.parent
+    paths_per_k = _paths_per_k(run)
+    generated = run.paths.root.glob("clusters_*/gen_*") if of_every_k else [paths.generated for paths in paths_per_k]
+    return [*sorted(generated), *unknown_csvs(run)]
+
+
+def unknown_csvs(run: Run) -> list[Path]:
+    """The CSVs, of each k, without provenance: this run never replaces them."""
+    present = [paths.latent_csv for paths in _paths_per_k(run) if paths.latent_csv.exists()]
+    return [path for path in present if of_csv(path) is None]
+
+
+def _paths_per_k(run: Run) -> list[Paths]:
+    return [replace(run.paths, n_clusters=k) for k in run.ks]
+
+
+# Training images
+
+
+def write_training_images(run: Run) -> None:
+    """Write the `selected` training tiles into `org`."""
+    folder, note = run.paths.training_images, run.paths.training_images / MADE_FROM
+    provenance = require_own_training_images(run)
+    processes.wait_for_all()  # before any of them writes what another would find there
+    write_json(note, provenance.as_note())
+    write_tiles(folder, run.selected + 1, run.tiles.tensor(run.tiles.train[run.selected]))
+
+
+def require_own_training_images(run: Run) -> Provenance:
+    """The provenance that the images in `org` must have; InputError where those that are there are of other tiles."""
+    folder, provenance = run.paths.training_images, expected(run, "training images")
+    refuse_other_images(folder, run.selected + 1)
+    if image_files(folder):
+        if not (note := folder / MADE_FROM).exists():
+            raise InputError(f"{folder} does not say of which tiles its images are: move or delete it first.")
+        require_same_run(of_json(note), provenance, folder)
+    return provenance
+
+
+# The latent CSV
+
+
+def write_latent_csv(run: Run, table: pd.DataFrame, clusters: ClusterBank | None = None) -> None:
+    """Write the rows of all training tiles as published, and their provenance beside them.
+
+    clusters: that the rows are of; None: those after the last stage. Others do not replace these. InputError where
+    there is a file without provenance, such as the published one.
+    """
+    path = run.paths.latent_csv
+    others = clusters is not None and path.exists() and _weights(_clusters(run))
+    if others and others != checkpoints.fingerprint(clusters):
+        print(f"{path} is left as it is: it is of clusters that were trained with a UNet.")
+        return
+    content = table.to_csv(header=False, index=False).encode()
+    if path in unknown_csvs(run) and path.read_bytes() != content:
+        raise InputError(f"{path} does not say which run it is of: move it away for one of this run.")
+    with atomic_write(path) as file:
+        file.write(content)
+    parents = checkpoints.fingerprints({"autoencoder": run.vqvae, "clusters": clusters or run.bank})
+    note = run.provenance_of("diffusion", parents=parents).as_note()
+    write_json(path.with_suffix(".json"), {**note, "sha256": sha256(content).hexdigest()})
+
+
+def cluster_ids_of(run: Run, names: Sequence[str]) -> np.ndarray:
+    """The clusters (N,) that the CSV gives the training tiles of these numbers, from 1. InputError where it is of
+    other networks, data or settings."""
+    cluster_ids = pair_cluster_ids(run.paths.latent_csv, names)
+    require(run, "latent CSV")
+    return cluster_ids
+
+
+class LatentCSVs(NamedTuple):
+    """The CSVs of every k, by k, and what is known of their provenance."""
+
+    paths: dict[int, Path]
+    provenance: Provenance
+
+
+def latent_csvs(run: Run) -> LatentCSVs:
+    """The CSVs of every k. InputError where they are of different data."""
+    paths = run.paths.latent_csvs()
+    if not paths:
+        raise InputError(f"There is no clusters_*/HHH*_C*_D*.csv in {run.paths.root}: run part_5 first.")
+    first, *others = [(path, of_csv(path)) for path in paths.values()]
+    require_same_run(first[1], known_provenance(run).without("n_clusters", "clustering"), first[0])
+    of_one_k = ("n_clusters", "clustering", "starts_from.clusters", "sha256")
+    shared = (first[1] or Provenance()).without(*IGNORED, *of_one_k)
+    for path, provenance in others:
+        require_same_run(provenance, shared, f"{path} beside {first[0]}")
+    if first[1] is None:
+        return LatentCSVs(paths, Provenance())
+    return LatentCSVs(paths, Provenance(data=first[1].data, inputs={"clustering": first[1].inputs["clustering"]}))
+
+
+def assigned_of_every_k(run: Run) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """The clusters (N,), 0-based, of the training tiles and their probabilities (N,), by k, as the CSVs have them."""
+    assigned = {}
+    for k, path in latent_csvs(run).paths.items():
+        _, cluster_ids = read_latent_csv(path, k)
+        if len(cluster_ids) == len(run.tiles.train):
+            assigned[k] = cluster_ids, pd.read_csv(path, header=None).iloc[:, -1].to_numpy()
+    return assigned
+
+
+# Generated images
+
+
+def generated_provenance(run: Run) -> Provenance:
+    """All that the images of `gen_k` depend on."""
+    networks = run.networks()
+    parents = checkpoints.fingerprints({"autoencoder": run.vqvae, "unet": networks.unet, "clusters": networks.bank})
+    provenance = Provenance.of(run.settings, ("diffusion",), run.tiles, run.seed, parents)
+    inputs = _sampling(run) | {"decoder": checkpoints.fingerprint(run.vqvae)}
+    return replace(provenance, inputs=inputs)
+
+
+def generated_files(run: Run) -> dict[str, Path]:
+    """The files of `gen_k` by name. InputError where they are of other networks, data or settings."""
+    files = list_images(run.paths.generated)
+    require(run, "generated images")
+    return files
+
+
+def generated_images(run: Run) -> tuple[list[str], Tensor]:
+    """The names of `generated_files`, and the images, uint8 (N, 3, S, S) at the size of the tiles."""
+    files = generated_files(run)
+    return [*files], match_size(read_images(files.values()), run.settings.image_size_px)
+
+
+class Pairs(NamedTuple):
+    """Training tiles and the generated ones of the same numbers, both uint8 (N, 3, H, W), their clusters (N,), and what
+    is known of their provenance."""
+
+    real: Tensor
+    generated: Tensor
+    cluster_ids: np.ndarray
+    provenance: Provenance
+
+
+def pairs(run: Run) -> Pairs:
+    """The images of `org` and `gen_k`. InputError where they and the CSV are not of one run."""
+    original, generated, csv = run.paths.training_images, run.paths.generated, run.paths.latent_csv
+    for folder in (original, generated):
+        list_images(folder)
+    drawn, table = of_json(generated / GENERATED_WITH), of_csv(csv)
+    known = known_provenance(run)
+    if known.data is not None:
+        known = replace(known, inputs={**known.inputs, **_sampling(run)})
+    require_same_run(drawn, known, generated)
+    together = drawn or table or Provenance()
+    for path, provenance in ((original, of_json(original / MADE_FROM)), (csv, table)):
+        require_same_run(provenance, together.without(*IGNORED), f"{path} beside {generated}")
+    names, real, fake = load_pairs(original, generated)
+    print(f"{len(names)} pairs of {real.shape[2]} px")
+    return Pairs(real, fake, pair_cluster_ids(csv, names), together)
+
+
+def known_provenance(run: Run) -> Provenance:
+    """The run's provenance, for those who need no tiles: empty if no data are named, for which the embedded tiles would
+    stand, or if they do not exist."""
+    is_named = run.data is not None or "KPC_DATA" in os.environ
+    return run.provenance if is_named and are_there(run.data) else Provenance()
+
+
+# Numbers
+
+
+def record(run: Run, scores: Mapping[str, Any], provenance: Provenance | None = None) -> None:
+    """Put the notebook's numbers into the run's summary, and their provenance beside it.
+
+    provenance: of what they were measured on; None: of the run.
+    """
+    part, suffix = run.notebook.startswith("part_"), run.paths.suffix
+    section = f"clusters_{run.n_clusters}{suffix}/{run.notebook}" if part else f"{run.notebook}{suffix}"
+    if provenance is None:
+        provenance = run.provenance_of("autoencoder", "diffusion", "clusters", *START)
+    tables.record(run.paths.summary, section, scores, provenance)

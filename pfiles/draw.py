@@ -1,0 +1,104 @@
+"""Tiles that a run's networks draw, and the files of them.
+
+from pfiles import draw
+
+images = draw.tiles(run, [0, 0, 1])
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfiles import artifacts, checkpoints
+from pfiles.drawing.generator import Generator
+from pfiles.drawing.sampling import generate_to_folder, write_table
+from pfiles.errors import InputError
+from pfiles.paths import read_json
+from pfiles.provenance import GENERATED_WITH
+from pfiles.reporting import figures
+from pfiles.run import Run
+
+
+def tiles(
+    run: Run,
+    cluster_ids: Tensor | Sequence[int] | str,
+    number: int | Sequence[int] = 1,
+    stage: str = "finetuning2",
+    progress: bool = True,
+    *,
+    seeds: Sequence[int] | None = None,
+) -> Tensor:
+    """A generated tile for each cluster id, uint8 (N, 3, S, S) on the CPU, as the settings' `sampling` says.
+
+    cluster_ids: or the name of a cluster, of which `number` are drawn. seeds: one for each tile, which may also be
+    given as the second argument; None: those of its place in `cluster_ids`.
+    """
+    if not isinstance(number, int | np.integer):
+        number, seeds = 1, number
+    drawing = generator(run, stage) if isinstance(cluster_ids, str) else run.networks(stage)
+    return drawing.draw(cluster_ids, number=number, seed=run.seed, seeds=seeds, progress=progress)
+
+
+def generator(run: Run, stage: str = "finetuning2") -> Generator:
+    """The networks after a stage with shares and names of their clusters, ready to be saved and handed on."""
+    sizes = run.assigned[0].bincount(minlength=run.n_clusters)
+    return replace(run.networks(stage), shares=sizes / sizes.sum(), names=run.names, mpp=run.tiles.mpp)
+
+
+def sampling_text(run: Run) -> str:
+    """How images are drawn, in words and numbers."""
+    sampling = run.settings.sampling
+    return f"{sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance}; each image has a seed of its own"
+
+
+def test_samples(run: Run, stage: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The test tiles that Figure 4 shows, their clusters, and a tile drawn from each cluster after that stage.
+
+    The noise is the same for every stage, so that what is drawn differs by the training alone.
+    """
+    images = run.tiles.tensor(run.tiles.test[figures.figure_4_tiles(len(run.tiles.test))])
+    cluster_ids, _ = run.assign(images, stage)
+    print("clusters:", [cluster + 1 for cluster in cluster_ids.tolist()])
+    return images, cluster_ids, tiles(run, cluster_ids, stage=stage)
+
+
+def samples(run: Run, number: int) -> tuple[Tensor, Tensor]:
+    """`number` generated tiles of each cluster, uint8 (k * number, 3, S, S), and the clusters (k * number,) asked for.
+
+    They are cached beside the networks, so that an atlas opens at once.
+    """
+    cluster_ids = torch.arange(run.n_clusters).repeat_interleave(number)
+    path = run.paths.models / f"atlas_tiles{run.paths.suffix}.pt"
+    key = {**artifacts.generated_provenance(run).as_note(), "number": number}
+    return checkpoints.cached_tensor(path, key, lambda: tiles(run, cluster_ids)), cluster_ids
+
+
+def to_folder(run: Run, cluster_ids: Tensor, only: tuple[int, int] | None = None) -> None:
+    """Draw a tile for each of the `selected` training tiles into `gen_k`, those that are not there yet."""
+
+    def draw(cluster_ids: Tensor, seeds: Sequence[int]) -> Tensor:
+        return tiles(run, cluster_ids, seeds=seeds, progress=False)
+
+    generate_to_folder(
+        draw,
+        run.paths.generated,
+        run.selected + 1,
+        cluster_ids,
+        seed=run.seed,
+        batch_size=run.settings.sampling.batch_size,
+        identity=artifacts.generated_provenance(run).as_note(),
+        only=only,
+    )
+    write_table(run.paths.generated, run.selected + 1, cluster_ids, run.names, run.seed)
+
+
+def write_generated_table(run: Run) -> None:
+    """Write `tiles.csv` of `gen_k` anew, with the clusters' present names, where it is of these networks."""
+    with suppress(InputError):
+        artifacts.generated_files(run)
+        seed = read_json(run.paths.generated / GENERATED_WITH, {}).get("seed", run.seed)
+        write_table(run.paths.generated, run.selected + 1, run.assigned[0][run.selected], run.names, seed)

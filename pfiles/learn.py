@@ -1,0 +1,286 @@
+"""The trainings of a run: each trains networks in place and saves them.
+
+from pfiles import learn
+
+networks = learn.new_networks(run)
+history = learn.unet(run, "training", networks)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from pfiles import artifacts, checkpoints
+from pfiles.cluster_bank import ClusterBank
+from pfiles.clusterers import fit_kmeans, make_clusterer
+from pfiles.discriminator import Discriminator, PolishDiscriminator
+from pfiles.drawing.generator import Generator, begin_from
+from pfiles.latents import LatentSpace, latent_batches, reconstruct
+from pfiles.learning import autoencoder as vq_gan
+from pfiles.learning import clusters as information
+from pfiles.learning import diffusion
+from pfiles.learning.log import PICTURED, History
+from pfiles.learning.loop import Job
+from pfiles.learning.losses import information_weights
+from pfiles.learning.resume import name_of_restart
+from pfiles.machine.runtime import seeded
+from pfiles.paths import read_json
+from pfiles.run import Run
+from pfiles.settings import StageSettings
+from pfiles.tiles.pixels import to_uint8
+from pfiles.unet_cond_base import UNet
+from pfiles.vqvae import VQVAE, make_vqvae
+
+PICTURE_STEPS = 10  # denoising steps of the tiles that show how far a training is
+
+
+# The autoencoder
+
+
+def new_autoencoder(run: Run) -> tuple[VQVAE, Discriminator]:
+    """Autoencoder and discriminator before any training. InputError where a foreign autoencoder would be replaced."""
+    if not run.restart:
+        checkpoints.refuse_to_replace_foreign(run.paths.autoencoder)
+    with seeded(run.seed, "autoencoder"):
+        vqvae = make_vqvae(run.settings.autoencoder)
+        discriminator = Discriminator(**run.settings.autoencoder.discriminator)
+    if run.settings.start_from is not None:
+        begin_from(vqvae, run.start_weights, "vqvae.")
+    return vqvae.to(run.device), discriminator.to(run.device)
+
+
+def autoencoder(run: Run, vqvae: VQVAE, discriminator: Discriminator) -> History:
+    """Train the VQ-GAN in place on the training tiles, polish its decoder if the settings say so, and save it."""
+    settings = run.settings.autoencoder
+    note = run.provenance_of("autoencoder", of_clusters=False).as_note()
+    perceptual = vq_gan.make_perceptual(settings, run.device)
+    history = vq_gan.train_autoencoder(
+        vqvae=vqvae,
+        discriminator=discriminator,
+        images=run.train_images,
+        perceptual=perceptual,
+        settings=settings,
+        job=make_job(run, "autoencoder", run.paths.training_folder("autoencoder"), note, settings.batch_size),
+        picture=partial(_reconstructed, run),
+    )
+    if settings.polish.epochs:
+        _polish(run, vqvae)
+    note = {**note, "epochs": len(history)}
+    if not checkpoints.is_saved(vqvae, run.paths.autoencoder, note):
+        checkpoints.save_weights(vqvae, run.paths.autoencoder, note)
+    print(f"Saved {run.paths.autoencoder}")
+    end_restart(run)
+    return history
+
+
+def _polish(run: Run, vqvae: VQVAE) -> None:
+    settings = run.settings.autoencoder
+    with seeded(run.seed, "polish"):
+        discriminator = PolishDiscriminator(**settings.polish.discriminator).to(run.device)
+    provenance = run.provenance_of(
+        "autoencoder",
+        parents={"autoencoder": checkpoints.fingerprint(vqvae)},  # its decoder counts as well
+        of_clusters=False,
+        polish=asdict(settings.polish),
+    )
+    folder = run.paths.training_folder("polish")
+    vq_gan.polish_decoder(
+        vqvae=vqvae,
+        discriminator=discriminator,
+        images=run.train_images,
+        perceptual=vq_gan.make_perceptual(settings, run.device),
+        settings=settings.polish,
+        clip_norm=settings.clip_norm,
+        job=make_job(run, "polish", folder, provenance.as_note(), settings.polish.batch_size),
+        picture=partial(_reconstructed, run),
+    )
+
+
+def _reconstructed(run: Run, vqvae: VQVAE) -> Tensor:
+    """Two rows of four training tiles, each above the row of what the autoencoder makes of them."""
+    tiles = run.train_images[torch.arange(8) * len(run.train_images) // 8]
+    made = to_uint8(reconstruct(vqvae, tiles))
+    return torch.cat([rows for pair in zip(tiles.split(4), made.split(4), strict=True) for rows in pair])
+
+
+# Clusters and UNet
+
+
+def new_networks(run: Run) -> Generator:
+    """UNet and clusters before any training; k-means is fitted to the latents."""
+    diffusion_settings = run.settings.diffusion
+    with seeded(run.seed, "training"):
+        unet = UNet(run.vqvae.z_channels, sum(run.ks), **diffusion_settings.unet).to(run.device)
+    if run.settings.start_from is not None:
+        begin_from(unet, run.start_weights, "unet.", anew=["class_emb.weight"])
+    bank = ClusterBank(new_clusterer(run, k, run.seed) for k in run.ks)
+    space = LatentSpace(run.vqvae)
+    if diffusion_settings.latent_scaling:
+        space = LatentSpace.of_training(run.vqvae, run.views, diffusion_settings.shared_scale)
+    return Generator(unet, bank, space, run.settings, speed=run.speed)
+
+
+def new_clusterer(run: Run, k: int, seed: int) -> nn.Module:
+    """An untrained classifier of k clusters, or a fitted k-means; independent of the UNet."""
+    with seeded(seed, "clusters", k):
+        clusterer = make_clusterer(run.clustering, run.vqvae.z_channels, k).to(run.device)
+    if run.clustering == "kmeans":
+        fit_kmeans(clusterer, latent_batches(run.vqvae, run.codes), seed)
+    return clusterer
+
+
+def clusters(run: Run, bank: ClusterBank) -> History:
+    """Train the classifiers of a run in place, without a UNet (setting clusters_first).
+
+    Where `choose_k` has learnt the same ones, they are taken from there.
+    """
+    if not run.restart and all(has_cached_classifier(part) for part in run.per_k):
+        for part, clusterer in zip(run.per_k, bank, strict=True):
+            checkpoints.load_weights(clusterer, cached_classifier(part))
+        print(f"The clusters were learnt before, in {run.paths.choosing}.")
+        return pd.read_csv(run.paths.choosing / "clusters_all" / "log.csv").to_dict("records")
+    return information.train_clusters(
+        bank=bank,
+        vqvae=run.vqvae,
+        images=run.train_images,
+        codes=run.views,
+        settings=run.settings.diffusion,
+        stage=run.settings.clusters,
+        job=_stage_job(run, "clusters", _classifier_note(run)),
+    )
+
+
+def cache_classifier(run: Run, clusterer: nn.Module) -> None:
+    """Keep a classifier that `choose_k` learnt, for `clusters` of a run of this k to take."""
+    if not checkpoints.is_saved(clusterer, cached_classifier(run), _classifier_note(run)):
+        checkpoints.save_weights(clusterer, cached_classifier(run), _classifier_note(run))
+
+
+def has_cached_classifier(run: Run) -> bool:
+    """Whether there is one of this k, with these settings, data and seed."""
+    path = cached_classifier(run)
+    note = read_json(path.with_suffix(".json")) if path.exists() else None
+    kept = ("weights", "versions", "replaces")
+    return note is not None and checkpoints.same_note(checkpoints.without(note, *kept), _classifier_note(run))
+
+
+def cached_classifier(run: Run) -> Path:
+    return run.paths.choosing / f"classifier_{run.n_clusters}.pth"
+
+
+def _classifier_note(run: Run) -> dict[str, Any]:
+    parents = checkpoints.fingerprints({"autoencoder": run.vqvae})
+    return run.provenance_of("diffusion", "clusters", parents=parents).as_note()
+
+
+def unet(run: Run, stage: str, networks: Generator) -> History:
+    """Train the networks in place through "training", "finetuning1" or "finetuning2", and save what changed.
+
+    Of several numbers of clusters the networks of each k are saved as well, as if they had been trained alone.
+    """
+    notes = {part: _stage_note(part, stage, own) for part, own in _with_each_k(run, networks).items()}
+    history = diffusion.train_stage(
+        unet=networks.unet,
+        bank=networks.bank,
+        space=networks.space,
+        images=run.train_images,
+        codes=run.views,
+        settings=run.settings.diffusion,
+        stage=stage_settings(run, stage),
+        job=_stage_job(run, stage, notes[run]),
+        picture=partial(_drawn, run, networks),
+    )
+    for part, own in _with_each_k(run, networks).items():
+        checkpoints.save_stage(
+            part.paths, stage, own.unet, own.bank, own.space, len(history), notes[part], run.settings.clusters_first
+        )
+    end_restart(run)
+    return history
+
+
+def _with_each_k(run: Run, networks: Generator) -> dict[Run, Generator]:
+    """The networks of a run and of the run of each k alone."""
+    return {run: networks} | dict(zip(run.per_k, networks.split_by_k(), strict=True))
+
+
+def _stage_note(run: Run, stage: str, networks: Generator) -> dict[str, Any]:
+    """The provenance of the networks after a stage, `networks` being those before it."""
+    parents: dict[str, nn.Module] = {"autoencoder": run.vqvae}
+    if checkpoints.START[stage] is not None:
+        parents |= {"unet": networks.unet, "clusters": networks.bank}
+    return run.provenance_of("diffusion", stage, parents=checkpoints.fingerprints(parents)).as_note()
+
+
+def _drawn(run: Run, networks: Generator, unet: UNet) -> Tensor:
+    """16 tiles of the clusters in turn, in few steps; of the same noise whatever the UNet has learnt."""
+    sampling, settings = run.settings.sampling, run.settings
+    if settings.diffusion.num_timesteps > PICTURE_STEPS:
+        sampling = replace(sampling, sampler="dpm-solver++", steps=PICTURE_STEPS)
+    generator = Generator(unet, networks.bank, networks.space, replace(settings, sampling=sampling))
+    return generator.draw(torch.arange(PICTURED) % sum(run.ks), progress=False)
+
+
+def stage_settings(run: Run, stage: str) -> StageSettings:
+    """Of "training", "finetuning1" or "finetuning2"; clusters that were learnt first learn no more."""
+    settings = getattr(run.settings, stage)
+    return replace(settings, trains_clusters=False) if run.settings.clusters_first else settings
+
+
+def objective_text(run: Run, stage: str) -> str:
+    """The loss of a stage in words and numbers."""
+    settings, diffusion_settings = stage_settings(run, stage), run.settings.diffusion
+    target = {"noise": "the noise", "v": "the velocity v = alpha noise - sigma latent"}[diffusion_settings.prediction]
+    text = f"{settings.epochs} epochs of {settings.optimizer}: mean squared error of {target}, the cluster being given"
+    if settings.trains_clusters and run.clustering == "classifier":
+        weights = information_weights(diffusion_settings, settings)
+        text += "".join(f" {'-' if w < 0 else '+'} {abs(w)} {name}" for name, w in weights.items())
+    return text
+
+
+# What all trainings share
+
+
+def _stage_job(run: Run, stage: str, note: Mapping[str, Any]) -> Job:
+    folder = run.paths.training_folder(stage, run.clustering)
+    return make_job(run, stage, folder, note, run.settings.diffusion.batch_size)
+
+
+def make_job(
+    run: Run,
+    name: str,
+    folder: Path,
+    note: Mapping[str, Any],
+    batch_size: int,
+    outdates: Sequence[Path] | None = None,
+) -> Job:
+    """Describe a training; it refuses to start if existing files would make a later step of this run fail.
+
+    note: its provenance. outdates: those files; None: see `artifacts.blocked_by`.
+    """
+    if outdates is None:
+        outdates = artifacts.blocked_by(run, folder)
+    return Job(name, run.seed, batch_size, folder, note, run.settings.saving, run.speed, restart_name(run), outdates)
+
+
+def restart_name(run: Run) -> str | bool:
+    """The run's `restart`; True becomes a name shared by all trainings of this notebook, until `end_restart`."""
+    if run.restart is not True:
+        return run.restart
+    provenance = run.provenance_of("autoencoder", "diffusion", "clusters", *checkpoints.START)
+    return name_of_restart(_restart_note(run), provenance.as_note())
+
+
+def end_restart(run: Run) -> None:
+    """To be called when the last training of a notebook is done."""
+    _restart_note(run).unlink(missing_ok=True)
+
+
+def _restart_note(run: Run) -> Path:
+    name = f"restart_{run.notebook}_{run.n_clusters}{run.paths.suffix}.json"
+    return run.paths.autoencoder.parent / name

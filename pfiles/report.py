@@ -1,0 +1,96 @@
+"""What a run's measures, maps and pictures are made of.
+
+from pfiles import report
+
+data = report.evaluation_data(run, generated)
+"""
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pfiles import checkpoints
+from pfiles.machine import processes
+from pfiles.names import Reading, check_reader, readings_in
+from pfiles.paths import write_json
+from pfiles.provenance import MADE_FROM
+from pfiles.reporting import figures, maps
+from pfiles.reporting.page import Section
+from pfiles.reporting.sections.data import EvaluationData
+from pfiles.run import Run
+from pfiles.tiles.pixels import evenly_spaced
+
+AT_ONCE = 4096  # tiles that are brought into memory to be assigned
+
+
+def evaluation_data(run: Run, generated: Tensor, cluster_ids: Tensor | np.ndarray | None = None) -> EvaluationData:
+    """Generated tiles, uint8 (N, 3, S, S), beside the training and the test tiles, all on the CPU, to be measured.
+
+    cluster_ids: the clusters (N,), 0-based, that they were asked for; None: no measure will ask for clusters.
+    """
+    real, held_out = (run.tiles.tensor(part) for part in (run.tiles.train, run.tiles.test))
+    if cluster_ids is None:
+        return EvaluationData(real, generated, held_out, vqvae=run.vqvae, codes=run.codes, mpp=run.tiles.mpp)
+    ids = (run.assigned[0], cluster_ids, run.assign(run.test_images)[0])
+    labels = map(run.tiles.labels_of, (run.tiles.train, run.tiles.test))
+    return EvaluationData(
+        real, generated, held_out, *map(np.asarray, ids), *labels, vqvae=run.vqvae, codes=run.codes,
+        clusterer=run.bank, n_clusters=run.n_clusters, names=run.names, mpp=run.tiles.mpp,
+    )  # fmt: skip
+
+
+def examples(run: Run, cluster: int, number: int) -> Tensor:
+    """At most `number` training tiles of a cluster, evenly spaced over its tiles: uint8 (n, 3, S, S) on the CPU."""
+    members = run.tiles.train[(run.assigned[0] == cluster).numpy()]
+    return run.tiles.tensor(members[evenly_spaced(len(members), number)])
+
+
+def assign_every_tile(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """The cluster (N,), 0-based, of each tile, on whatever side of the split, and its probability (N,)."""
+    tiles = run.tiles
+    cluster_ids, confidence = np.empty(len(tiles.images), np.int64), np.empty(len(tiles.images))
+    rest = np.setdiff1d(np.arange(len(tiles.images)), tiles.train)
+    bar = processes.progress(
+        np.split(rest, range(AT_ONCE, len(rest), AT_ONCE)), desc="assign tiles", unit="batch", leave=False, delay=2
+    )
+    parts = [(tiles.train, run.assigned), *((places, run.assign(tiles.tensor(places))) for places in bar)]
+    for places, (ids, probabilities) in parts:
+        cluster_ids[places], confidence[places] = ids, probabilities
+    return cluster_ids, confidence
+
+
+def map_clusters(run: Run) -> Section:
+    """Write the maps of all tiles' clusters on their slides, see `maps.write_maps`; and tell what they show.
+
+    Tiles without positions have no map, and the section says so.
+    """
+    tiles, folder = run.tiles, run.paths.maps
+    parents = checkpoints.fingerprints({"autoencoder": run.vqvae, "clusters": run.bank})
+    if tiles.positions is None:
+        why = "These tiles do not tell where they were cut, so there is no map"
+        return Section("Cluster maps", [f"{why}: python -m pfiles tile cuts tiles that do."])
+    section = maps.write_maps(
+        folder, maps.Assigned(tiles.positions, *assign_every_tile(run)), tiles.images, run.n_clusters,
+        names=run.names, patients=tiles.patients, pictures=tiles.pictures, seed=run.seed,
+    )  # fmt: skip
+    write_json(folder / MADE_FROM, run.provenance_of("diffusion", parents=parents).as_note())
+    return section
+
+
+def save_panel(run: Run, figure: Figure, number: int, name: str) -> None:
+    """Write a panel of Figure 3 or 4 twice: as published, where the last run replaces it whatever its k, and with k in
+    its name."""
+    for path in (run.paths.figure(number, name), run.paths.figure(number, f"{name}_k{run.n_clusters}")):
+        figures.save_figure(figure, path)
+
+
+def reading(run: Run, reader: str) -> Reading:
+    """What a reader calls the clusters; what is named in it is kept in `names_READER.json` at once."""
+    path = run.paths.names_of(check_reader(reader))
+    return Reading.load(path, checkpoints.fingerprint_of_clusters(run.vqvae, run.bank), run.n_clusters)
+
+
+def readings(run: Run) -> list[Reading]:
+    """Of all readers who named these clusters."""
+    fingerprint = checkpoints.fingerprint_of_clusters(run.vqvae, run.bank)
+    return readings_in(run.paths.cluster_folder, fingerprint, run.n_clusters)

@@ -1,0 +1,271 @@
+"""A run, opened once: its settings, its paths, and what is made of them when it is first asked for.
+
+`learn`, `draw`, `artifacts` and `report` are what is done with it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfiles import checkpoints
+from pfiles.choices import DEFAULTS, OF_NO_CLUSTERS, choose
+from pfiles.cluster_bank import ClusterBank
+from pfiles.clusterers import check_clustering
+from pfiles.drawing.generator import Generator, starting_weights
+from pfiles.errors import InputError
+from pfiles.latents import encode_tiles, encode_views, predict_clusters
+from pfiles.machine import processes
+from pfiles.machine.runtime import pick_device
+from pfiles.machine.speed import Speed, pick_precision, pick_speed
+from pfiles.names import agreed, readings_in
+from pfiles.paths import Paths, name_of_numbers, numbers_of_clusters, read_json, write_json
+from pfiles.provenance import IGNORED, Provenance, require_same_run
+from pfiles.settings import Settings, get_settings
+from pfiles.tiles.dataset import Tiles, load_tiles, refuse_results_among_tiles
+from pfiles.tiles.pixels import evenly_spaced
+from pfiles.vqvae import VQVAE
+
+INDEPENDENT_OF_K = ("device", "speed", "tiles", "vqvae", "views")  # assets that runs of several k share
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """See `open_run`. What takes time is made when it is first asked for, and kept.
+
+    restart: whether trainings begin anew, or the name under which they do so once.
+    assets: what is there already, by the name of the property that would make it.
+    """
+
+    notebook: str
+    n_clusters: int | str
+    clustering: str
+    data: str | Path | None
+    preset: str
+    settings: Settings
+    seed: int
+    paths: Paths
+    restart: bool | str = False
+    assets: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    _networks: dict[str, Generator] = field(default_factory=dict, init=False, repr=False)  # by stage, once loaded
+
+    def __post_init__(self):
+        vars(self).update(self.assets)
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """The numbers of clusters; usually one."""
+        return numbers_of_clusters(self.n_clusters)
+
+    @cached_property
+    def per_k(self) -> tuple["Run", ...]:
+        """A run of each number of clusters alone; this one where it has only one."""
+        if len(self.ks) == 1:
+            return (self,)
+        assets = {name: getattr(self, name) for name in INDEPENDENT_OF_K}
+        return tuple(
+            replace(self, n_clusters=k, paths=replace(self.paths, n_clusters=k), assets=assets) for k in self.ks
+        )
+
+    @cached_property
+    def device(self) -> torch.device:
+        return pick_device()
+
+    @cached_property
+    def speed(self) -> Speed:
+        return pick_speed(self.settings, self.device)
+
+    @cached_property
+    def tiles(self) -> Tiles:
+        settings = self.settings
+        refuse_results_among_tiles(self.data, self.paths.root)
+        tiles = load_tiles(self.data, settings.image_size_px, settings.max_train_tiles, max(self.ks))
+        print(f"{len(tiles.train)} training and {len(tiles.test)} test tiles from {tiles.source}")
+        return tiles
+
+    @cached_property
+    def train_images(self) -> Tensor:
+        """The training tiles as uint8 (N, 3, S, S) on the device."""
+        return self.tiles.tensor(self.tiles.train, self.device)
+
+    @cached_property
+    def test_images(self) -> Tensor:
+        """The test tiles, likewise."""
+        return self.tiles.tensor(self.tiles.test, self.device)
+
+    @cached_property
+    def selected(self) -> np.ndarray:
+        """The training tiles (places among them, from 0) that `org` and part 6 use: evenly spaced."""
+        return evenly_spaced(len(self.tiles.train), self.settings.sampling.num_generated or len(self.tiles.train))
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """What every file of this run agrees with, if it says so: data, settings, clusters. Seeds may differ."""
+        return self.provenance_of("autoencoder", "diffusion", "clusters", *checkpoints.START).without(*IGNORED)
+
+    def provenance_of(
+        self, *groups: str, parents: Mapping[str, str] | None = None, of_clusters: bool = True, **inputs: Any
+    ) -> Provenance:
+        """Of what is made with these groups of settings and networks, see `Provenance.of`.
+
+        of_clusters: whether number and kind of clusters count.
+        """
+        clusters = {"n_clusters": self.n_clusters, "clustering": self.clustering} if of_clusters else {}
+        if self.settings.start_from is not None:
+            inputs["start_weights"] = checkpoints.fingerprint_of_state(self.start_weights)
+        return Provenance.of(self.settings, groups, self.tiles, self.seed, parents, **clusters, **inputs)
+
+    @cached_property
+    def start_weights(self) -> dict[str, Tensor]:
+        """The tensors that autoencoder and UNet begin from, where the setting start_from names some."""
+        return {} if self.settings.start_from is None else starting_weights(self.settings.start_from)
+
+    @cached_property
+    def vqvae(self) -> VQVAE:
+        """The trained autoencoder, frozen."""
+        vqvae = checkpoints.load_autoencoder(self.paths, self.settings, self.device)
+        recorded = checkpoints.provenance_of(self.paths.autoencoder, vqvae)
+        require_same_run(recorded, self.provenance, self.paths.autoencoder)
+        return vqvae
+
+    @cached_property
+    def views(self) -> Tensor:
+        """The codes that the UNet learns from, (V, N, h, w): of the training tiles, or of their eight views."""
+        return self.encoded(self.settings.diffusion.latent_views, self.paths.codes)
+
+    @property
+    def codes(self) -> Tensor:
+        """The codebook indices (N, h, w) of the training tiles."""
+        return self.views[0]
+
+    def encoded(self, views: bool, path: Path) -> Tensor:
+        """The codes of the training tiles (1, N, h, w), or of their eight views (8, N, h, w), cached in `path`."""
+        made_from = {
+            "autoencoder": checkpoints.fingerprint_of_role(self.vqvae),
+            "data": self.tiles.fingerprint(),
+            "views": views,
+        }
+
+        def encode() -> Tensor:
+            images = self.train_images
+            return encode_views(self.vqvae, images) if views else encode_tiles(self.vqvae, images)[None]
+
+        return checkpoints.cached_tensor(path, made_from, encode).to(self.device)
+
+    @cached_property
+    def bank(self) -> ClusterBank:
+        """The clusters after the last stage."""
+        return checkpoints.load_clusterer(
+            self.paths, "finetuning2", self.clustering, self.vqvae, self.device, self.settings.clusters_first,
+            self.provenance,
+        )  # fmt: skip
+
+    @cached_property
+    def assigned(self) -> tuple[Tensor, Tensor]:
+        """The cluster (N,), 0-based, of each training tile and its probability (N,), both on the CPU."""
+        return self.assign()
+
+    def assign(self, images: Tensor | None = None, stage: str | None = None) -> tuple[Tensor, Tensor]:
+        """The same of uint8 images (N, 3, S, S), or of the training tiles, by the clusters after a stage; None: the
+        last."""
+        bank = self.bank if stage is None else self.networks(stage).bank
+        codes = self.codes if images is None else encode_tiles(self.vqvae, images.to(self.device))
+        return predict_clusters(self.vqvae, bank, codes)
+
+    def networks(self, stage: str = "finetuning2") -> Generator:
+        """The trained networks after a stage."""
+        if stage not in self._networks:
+            parts = checkpoints.load_stage(
+                self.paths, self.settings, stage, self.clustering, self.vqvae, self.device, self.provenance
+            )
+            self._networks[stage] = Generator(*parts, self.settings, speed=self.speed)
+        return self._networks[stage]
+
+    @property
+    def names(self) -> dict[int, str]:
+        """The names of the clusters, by their numbers from 1, on which those who named them agree."""
+        fingerprint = checkpoints.fingerprint_of_clusters(self.vqvae, self.bank)
+        return agreed(readings_in(self.paths.cluster_folder, fingerprint, self.n_clusters))
+
+
+def open_run(
+    notebook: str,
+    n_clusters: int | str | Sequence[int] | None = None,
+    clustering: str | None = None,
+    data: str | Path | None = None,
+    preset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    restart: bool | str = False,
+    run_toml: bool = True,
+    assets: Mapping[str, Any] | None = None,
+) -> Run:
+    """Open the run that these parameters describe; nothing is read but its settings until it is asked for.
+
+    With precision="auto" the run's folder keeps which precision was chosen when it was first opened.
+
+    None takes the value from run.toml, see `choices`, or the published one.
+    notebook: who opens it, such as "part_1_training"; its numbers are recorded under that name.
+    n_clusters: k; or several, such as "10-16" or [10, 12, 14], whose clusters and UNet are then trained together.
+    clustering: "classifier" or "kmeans". data: see `load_tiles`. preset, overrides: see `get_settings`.
+    out: folder for all results; None: this repository. restart: train anew instead of going on.
+    run_toml: whether to read run.toml. assets: see `Run`.
+    """
+    arguments = {
+        "n_clusters": n_clusters, "clustering": clustering, "data": data, "preset": preset, "overrides": overrides,
+        "seed": seed, "out": out,
+    }  # fmt: skip
+    choices = choose(arguments, run_toml)
+    check_clustering(choices["clustering"])
+    if notebook in OF_NO_CLUSTERS:
+        choices["clustering"] = DEFAULTS["clustering"]
+    n_clusters = name_of_numbers(numbers_of_clusters(choices["n_clusters"]))
+    if isinstance(n_clusters, str) and notebook.startswith("part_") and notebook not in checkpoints.MADE_BY.values():
+        raise InputError(f"{notebook} works with one number of clusters: set n_clusters to one of {n_clusters}.")
+    settings = get_settings(choices["preset"], choices["overrides"])
+    if settings.sampling.num_generated == 1:
+        raise InputError("sampling.num_generated must be at least 2, as part 13 compares distributions, but is 1.")
+    paths = Paths(n_clusters, choices["out"], choices["clustering"])
+    if settings.precision == "auto":
+        settings = replace(settings, precision=_precision(paths))
+    return Run(
+        notebook, n_clusters, choices["clustering"], choices["data"], choices["preset"], settings, choices["seed"],
+        paths, restart, assets or {},
+    )  # fmt: skip
+
+
+def _precision(paths: Paths) -> str:
+    """What "auto" is for this run: chosen when it is first opened and kept, so that a resumed run computes alike."""
+    kept = read_json(paths.precision, {}).get("precision")
+    if kept in ("fp32", "bf16"):
+        return kept
+    device = pick_device()
+    pays = processes.is_first() and pick_precision(device) == "bf16"
+    precision = "bf16" if processes.agree(int(pays), device) else "fp32"
+    write_json(paths.precision, {"precision": precision, "device": str(device)})
+    print(f"This run computes in {precision} (setting precision='auto'; {paths.precision} keeps it)")
+    return precision
+
+
+def choices_of(folder: Path, **arguments: Any) -> dict[str, Any]:
+    """How the run in `folder` was started, for `open_run`: as summary.json says of a run that a command finished there.
+
+    arguments: those of `open_run`, which count more, None for what is not given. n_clusters has to be among them where
+    the run has several. What neither says is as run.toml says.
+    """
+    recorded = read_json(folder / "summary.json", {}).get("run", {})
+    names = ("n_clusters", "clustering", "data", "preset", "overrides", "seed")
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    choices = {name: recorded[name] for name in names if name in recorded} | arguments
+    ks = numbers_of_clusters(recorded["n_clusters"]) if recorded else ()
+    if len(ks) > 1 and arguments.get("n_clusters") not in ks:
+        raise InputError(
+            f"The run in {folder} has {', '.join(map(str, ks))} clusters: name one of these numbers with --clusters."
+        )
+    return choices

@@ -1,0 +1,109 @@
+"""Every file that a run makes is known as its own, and as another's: other data, other settings, trained since."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pfiles import artifacts
+from pfiles.__main__ import main
+from pfiles.artifacts import ARTIFACTS, BY_NAME
+from pfiles.errors import InputError
+from pfiles.paths import ROOT, read_json, write_json
+from pfiles.provenance import GENERATED_WITH, MADE_FROM
+from tests.conftest import OVERRIDES, finish, make_tiles, opened, tiny_options
+
+MADE = [artifact.name for artifact in ARTIFACTS if artifact.name != "maps"]  # tiles of an array have no maps
+ANOTHER = {"autoencoder": ("autoencoder.commitment_weight", 0.3), "diffusion": ("diffusion.beta_end", 0.03)}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished tiny run with the classifier, and other tiles of the same shape and number."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    np.save(folder / "tiles.npy", make_tiles(44))
+    np.save(folder / "other.npy", make_tiles(44, seed=1))
+    finish(opened(folder))
+    return folder
+
+
+@pytest.fixture
+def done(made, tmp_path):
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+def note_of(path):
+    """The JSON that holds the provenance of an artefact."""
+    if path.is_dir():
+        return next(file for file in (path / GENERATED_WITH, path / MADE_FROM) if file.exists())
+    return path.with_suffix(".json")
+
+
+def states(run):
+    return {artifact.name: state for artifact, _, state, _ in artifacts.status(run)}
+
+
+def test_a_finished_run_has_made_everything(made):
+    assert states(opened(made)) == {**dict.fromkeys(MADE, "made"), "maps": "missing"}
+    for name in MADE:
+        assert artifacts.require(opened(made), name).exists()
+    with pytest.raises(InputError, match="run part_15_cluster_maps first"):
+        artifacts.require(opened(made), "maps")
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_an_artefact_of_other_data_is_refused(name, made):
+    with pytest.raises(InputError, match=r"data\.fingerprint was '\w+' and is '\w+'"):
+        artifacts.require(opened(made, data=str(made / "other.npy")), name)
+
+
+@pytest.mark.parametrize("name", [name for name in MADE if BY_NAME[name].settings])
+def test_an_artefact_of_other_settings_is_refused(name, made):
+    setting, value = ANOTHER[BY_NAME[name].settings[0]]
+    run = opened(made, overrides=OVERRIDES | {setting: value})
+    with pytest.raises(InputError, match=rf"settings\.{setting} was .* and is {value}"):
+        artifacts.require(run, name)
+
+
+@pytest.mark.parametrize("name", [name for name in MADE if "autoencoder" in BY_NAME[name].made_from])
+def test_an_artefact_of_networks_trained_since_is_refused(name, done):
+    note = note_of(BY_NAME[name].path(opened(done)))
+    content = read_json(note)
+    content["starts_from"]["autoencoder"] = "another"
+    write_json(note, content)
+    assert states(opened(done))[name] == "stale"
+    with pytest.raises(InputError, match=r"starts_from\.autoencoder was 'another' and is '\w+'"):
+        artifacts.require(opened(done), name)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_published_artefact_is_accepted_and_said_to_be_so(name, done, capsys):
+    path = BY_NAME[name].path(opened(done))
+    note_of(path).unlink()
+    assert states(opened(done))[name] == "foreign"
+    assert artifacts.require(opened(done), name) == path
+    assert f"{path} does not say which run it is of" in capsys.readouterr().out
+
+
+def test_a_unet_is_stale_once_the_one_before_it_was_trained_again(done):
+    path = BY_NAME["UNet after training"].path(opened(done))
+    write_json(path.with_suffix(".json"), read_json(path.with_suffix(".json")) | {"weights": "newer"})
+    [reason] = [row.reason for row in artifacts.status(opened(done)) if row.artifact.name == "UNet after finetuning1"]
+    assert "starts_from.unet was" in reason
+    assert "is 'newer'" in reason
+
+
+def test_the_status_command(done, capsys):
+    (done / "out/clusters_3/HHH3_C3_D3.json").unlink()
+    data = ["--data", str(done / "tiles.npy"), "--preset", "demo", "--clusters", "3", "--clustering", "classifier"]
+    assert main(["status", "--run", str(done / "out"), *data, *tiny_options()]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    [csv] = [line for line in lines if line.startswith("latent CSV")]
+    assert csv.split()[2:4] == ["foreign", "clusters_3/HHH3_C3_D3.csv"]
+    assert sum(" made " in line for line in lines) == len(MADE) - 1
+
+
+def test_docs_show_the_table():
+    assert artifacts.as_markdown() in (ROOT / "docs" / "stopping_and_processes.md").read_text()
