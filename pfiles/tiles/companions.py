@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pfiles.spreadsheet import composed
 
-COMPANIONS = ("thumbnail", "thumb", "macro", "label", "overview", "preview", "mask")
+COMPANIONS = ("thumbnail", "thumb", "macro", "label", "overview", "preview", "mask", "overlay", "lowres", "heatmap")
 
 
 def is_companion(name: str) -> bool:

@@ -142,9 +142,9 @@ def _companions(files: Sequence[Path], candidates: Sequence[Path], roots: Sequen
         root = next((root for root in roots if root in file.parents), file.parent)
         folders = file.relative_to(root).parts[:-1]
         if word := next((word for folder in folders if (word := word_at_end(folder))), None):
-            companions[file] = f"its folder says that it is a {word}"
+            companions[file] = f"its folder says {word}"
         elif word := word_at_end(file.stem) or word_beside_name(file.stem, stems):
-            companions[file] = f"its name says that it is a {word}"
+            companions[file] = f"its name says {word}"
     plain = [file for file in candidates if file.suffix.lower() in PLAIN_SUFFIXES and file not in companions]
     sizes = {file: size for file in files if (size := _size_of(file)) is not None} if len(files) > 1 and plain else {}
     for file in plain:

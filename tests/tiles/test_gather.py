@@ -26,6 +26,7 @@ def save(path, image):
     [
         "case1_thumbnail.jpg", "case1-Thumb.png", "case1Macro.jpg", "case1 (label).png", "case1.svs.overview.jpg",
         "macro_case1.jpg", "LABEL.png", "thumbnails/case1.jpg", "case1_label2.tif", "masks/other.png",
+        "case1_lowres.jpg",
     ],
 )  # fmt: skip
 def test_companions_are_told_by_their_names(tmp_path, name):
