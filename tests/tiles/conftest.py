@@ -19,7 +19,10 @@ def tissue(height, width, seed=0):
     """Tissue without an end, from scikit-image's picture, turned by quarters, stained where it was pale, and moved."""
     image = (np.rot90(immunohistochemistry(), seed)[64:448, 64:448] * 0.5 + (95, 50, 75)).astype(np.uint8)
     image = np.roll(image, 37 * (seed // 4), axis=0)  # no two seeds show the same
-    return np.tile(image, (height // 384 + 1, width // 384 + 1, 1))[:height, :width]
+    image = np.tile(image, (height // 384 + 1, width // 384 + 1, 1))[:height, :width]
+    rows, columns = (np.arange(length, dtype=np.uint8) for length in (height // 384 + 1, width // 384 + 1))
+    lighter = 2 * rows.repeat(384)[:height, None] + 7 * columns.repeat(384)[None, :width]
+    return image + lighter[..., None]  # no two repetitions are the same
 
 
 def write_slide(path, image, mpp=0.5, levels=(1, 4)):
