@@ -150,6 +150,11 @@ def _add_tile(commands: "Commands") -> None:
     tile.add_argument(
         "--min-sharpness", type=float, default=default.min_sharpness, help="see tiles.csv; default 0, all"
     )
+    tile.add_argument(
+        "--regions", metavar="GEOJSON", dest="regions_path",
+        help="annotations from QuPath to which tiling is limited; or a folder with SLIDE.geojson for each slide",
+    )  # fmt: skip
+    tile.set_defaults(regions=None)
     tile.add_argument("--pens", type=_is_on, default=True, metavar="on|off", help="leave out marks of pens; default on")
     tile.add_argument(
         "--tissue-threshold", type=float, metavar="LEVELS",

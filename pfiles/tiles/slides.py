@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from pfiles.errors import InputError
 from pfiles.tiles.readers import BLOCK, SNAP, SlideReader, level_for, read_rgb, thumbnail
+from pfiles.tiles.regions import Polygon, region_mask
 from pfiles.tiles.scale import Scale, scale_of
 from pfiles.tiles.tissue import ENCLOSED, doubt, shares, tissue_mask
 
@@ -32,7 +33,8 @@ class Tiling:
     slides, which counts more than what their files say. per_slide: at most so many tiles of a slide, evenly over its
     tissue; `seed` says where the choice begins. page: which of a file's images, from 1; None for all of them.
     icc: bring pixels from the slide's colour profile to sRGB. pens, tissue_threshold: whether marks of pens are looked
-    for, and levels of colour from which on glass is tissue, see `tissue_mask`.
+    for, and levels of colour from which on glass is tissue, see `tissue_mask`. regions: polygons to which the tissue is
+    limited, see `pfiles.tiles.regions`.
     """
 
     mpp: float = 1.0
@@ -47,6 +49,7 @@ class Tiling:
     icc: bool = False
     pens: bool = True
     tissue_threshold: float | None = None
+    regions: tuple[Polygon, ...] | None = None
 
     def __post_init__(self):
         for name, low, high in (
@@ -118,6 +121,8 @@ def plan_tiles(slide: SlideReader, path: Path, tiling: Tiling, offset: float) ->
     in_thumbnail = side / scale
     enclosed = in_thumbnail.prod() * (ENCLOSED / (tiling.size * tiling.mpp)) ** 2
     mask = tissue_mask(image, in_thumbnail.prod() / 4, enclosed, pens=tiling.pens, threshold=tiling.tissue_threshold)
+    if tiling.regions is not None:
+        mask &= region_mask(tiling.regions, mask.shape, scale, path)
     stride = tiling.stride or tiling.size
     columns, rows = (int((length / downsample - tiling.size) // stride) + 1 for length in (width, height))
     corners = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2) * stride

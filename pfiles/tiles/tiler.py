@@ -22,6 +22,7 @@ from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.spreadsheet import composed, file_name, read_table, write_csv
 from pfiles.tiles.gather import SlideFile, gather, name_of
 from pfiles.tiles.readers import open_slide, profile_name
+from pfiles.tiles.regions import read_regions
 from pfiles.tiles.slide_table import match_rows, print_notes, print_slides, read_slide_table, warn_of_copies
 from pfiles.tiles.slides import Tiling, cut_tiles, plan_tiles
 from pfiles.tiles.sources import PICTURES, TABLE, TILES, picture_part, read_source, read_tile_table
@@ -39,13 +40,14 @@ def tile_slides(
     pseudonyms: bool = False,
     threads: int | None = None,
     show_split: bool = True,
+    regions: Path | None = None,
 ) -> dict[str, str]:
     """Cut the tiles of all slides into `out`: tiles.npy, tiles.csv and a picture of each slide in slides/.
 
     paths: slides, or folders of them, searched at any depth. slides_csv: a table `slide`, and `patient`, `label` or
     `mpp`, the slide's microns per pixel, or several of them. pseudonyms: slides are called S001, S002 ... and patients
     P001 ..., and the key is written beside `out`, to OUT_pseudonyms.csv. threads: None for as many as the machine has
-    cores. show_split: print how many tiles of each slide are for training and for testing.
+    cores. show_split: print how many tiles of each slide are for training and for testing. regions: see `read_regions`.
 
     What is done of a slide is kept until all are: run again, the command goes on. A slide that cannot be read, shows no
     tissue or has another's file is left out. A table at the end names every slide. Returns why slides were left out, by
@@ -68,6 +70,10 @@ def tile_slides(
     copies = _copies_of_files(slides, patient)
     to_cut = {slide: _tiling_of(slide, tiling, rows_of_user) for slide in slides if slide.name not in copies}
 
+    if regions is not None:
+        named = read_regions(regions, [slide.name for slide in gathered.slides])
+        by_slide = {new.name: named.get(old.name, ()) for old, new in zip(gathered.slides, slides, strict=True)}
+        to_cut = {slide: replace(of, regions=by_slide[slide.name]) for slide, of in to_cut.items()}
     asked = {"tiling": asdict(tiling), "slides": {slide.name: _state(slide, of) for slide, of in to_cut.items()}}
     about = read_json(out / ABOUT) if (out / TABLE).exists() else None
     if about is not None and {key: about.get(key) for key in asked} == asked:
@@ -132,6 +138,7 @@ def _state(slide: SlideFile, tiling: Tiling) -> str:
     """What tells a slide's file, its page and its scale from others, but not the file's date."""
     status = os.stat(slide.path)
     of_user = () if tiling.mpp_of_slide is None else (tiling.mpp_of_slide,)
+    of_user += () if tiling.regions is None else (tiling.regions,)
     about = (status.st_size, status.st_mtime_ns, slide.page, *of_user)
     return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
