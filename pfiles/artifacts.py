@@ -22,7 +22,7 @@ from pfiles.cluster_bank import ClusterBank
 from pfiles.errors import InputError
 from pfiles.latents import pair_cluster_ids, read_latent_csv
 from pfiles.machine import processes
-from pfiles.paths import Paths, atomic_write, read_json, write_json
+from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.provenance import (
     GENERATED_WITH,
     IGNORED,
@@ -223,19 +223,15 @@ def blocked_by(run: Run, folder: Path) -> list[Path]:
     if run.paths.training_images.exists():
         require_own_training_images(run)
     of_every_k = folder.parent == run.paths.autoencoder.parent
-    paths_per_k = _paths_per_k(run)
+    paths_per_k = [replace(run.paths, n_clusters=k) for k in run.ks]
     generated = run.paths.root.glob("clusters_*/gen_*") if of_every_k else [paths.generated for paths in paths_per_k]
     return [*sorted(generated), *unknown_csvs(run)]
 
 
 def unknown_csvs(run: Run) -> list[Path]:
     """The CSVs, of each k, without provenance: this run never replaces them."""
-    present = [paths.latent_csv for paths in _paths_per_k(run) if paths.latent_csv.exists()]
-    return [path for path in present if of_csv(path) is None]
-
-
-def _paths_per_k(run: Run) -> list[Paths]:
-    return [replace(run.paths, n_clusters=k) for k in run.ks]
+    csvs = [replace(run.paths, n_clusters=k).latent_csv for k in run.ks]
+    return [path for path in csvs if path.exists() and of_csv(path) is None]
 
 
 # Training images
