@@ -100,7 +100,9 @@ def _tile(args: argparse.Namespace) -> int:
     table = None if args.slides_csv is None else expand(args.slides_csv).absolute()
     slides = [expand(path).absolute() for path in args.slides]
     regions = None if args.regions_path is None else expand(args.regions_path).absolute()
-    left_out = tile_slides(slides, expand(args.out).absolute(), tiling, table, args.pseudonyms, regions=regions)
+    left_out = tile_slides(
+        slides, expand(args.out).absolute(), tiling, table, args.pseudonyms, regions=regions, dry_run=args.dry_run
+    )
     return _status(left_out, args)
 
 

@@ -24,7 +24,7 @@ from pfiles.tiles.gather import SlideFile, gather, name_of
 from pfiles.tiles.readers import open_slide, profile_name
 from pfiles.tiles.regions import read_regions
 from pfiles.tiles.slide_table import match_rows, print_notes, print_slides, read_slide_table, warn_of_copies
-from pfiles.tiles.slides import Tiling, cut_tiles, plan_tiles
+from pfiles.tiles.slides import Plan, Tiling, cut_tiles, plan_tiles
 from pfiles.tiles.sources import PICTURES, TABLE, TILES, picture_part, read_source, read_tile_table
 
 COLUMNS = ("slide", "x", "y", "side", "level", "mpp", "tissue", "sharpness")
@@ -41,6 +41,7 @@ def tile_slides(
     threads: int | None = None,
     show_split: bool = True,
     regions: Path | None = None,
+    dry_run: bool = False,
 ) -> dict[str, str]:
     """Cut the tiles of all slides into `out`: tiles.npy, tiles.csv and a picture of each slide in slides/.
 
@@ -48,6 +49,7 @@ def tile_slides(
     `mpp`, the slide's microns per pixel, or several of them. pseudonyms: slides are called S001, S002 ... and patients
     P001 ..., and the key is written beside `out`, to OUT_pseudonyms.csv. threads: None for as many as the machine has
     cores. show_split: print how many tiles of each slide are for training and for testing. regions: see `read_regions`.
+    dry_run: write pictures alone, and tell how many tiles there would be.
 
     What is done of a slide is kept until all are: run again, the command goes on. A slide that cannot be read, shows no
     tissue or has another's file is left out. A table at the end names every slide. Returns why slides were left out, by
@@ -74,6 +76,8 @@ def tile_slides(
         named = read_regions(regions, [slide.name for slide in gathered.slides])
         by_slide = {new.name: named.get(old.name, ()) for old, new in zip(gathered.slides, slides, strict=True)}
         to_cut = {slide: replace(of, regions=by_slide[slide.name]) for slide, of in to_cut.items()}
+    if dry_run:
+        return {**_plan_all(to_cut, out), **copies, **gathered.unread}
     asked = {"tiling": asdict(tiling), "slides": {slide.name: _state(slide, of) for slide, of in to_cut.items()}}
     about = read_json(out / ABOUT) if (out / TABLE).exists() else None
     if about is not None and {key: about.get(key) for key in asked} == asked:
@@ -246,15 +250,47 @@ def _with_pseudonyms(
     return hidden, {patient: pseudonyms[f"patient {patient}"] for patient in patients}
 
 
+def _offset(slide: SlideFile, tiling: Tiling) -> float:
+    """Where among a slide's tiles an even choice begins."""
+    seed = make_generator(tiling.seed, "tiles of a slide", slide.name)
+    return torch.rand(1, generator=seed, dtype=torch.float64).item()
+
+
+def _write_picture(path: Path, picture: Image.Image, plan: Plan) -> None:
+    with atomic_write(path) as file:
+        part = " ".join(map(str, plan.bounds))  # of level 0, as `picture_of` a map reads it
+        picture.save(file, format="JPEG", quality=85, comment=part)
+
+
+def _plan_all(slides: Mapping[SlideFile, Tiling], out: Path) -> dict[str, str]:
+    """Write the picture of each slide, and print what would be cut; returns why slides would be left out, by name."""
+    if (out / TABLE).exists():
+        raise InputError(f"{out} holds tiles, whose pictures a dry run would replace: name another folder.")
+    left_out, count, size = {}, 0, 0
+    for slide, tiling in slides.items():
+        try:
+            with open_slide(slide.path, slide.page, tiling.icc) as reader:
+                plan, picture = plan_tiles(reader, slide.path, tiling, _offset(slide, tiling))
+        except InputError as error:
+            left_out[slide.name] = str(error)
+            print(f"{slide.name}: would be left out: {error}", flush=True)
+            continue
+        _write_picture(out / PICTURES / f"{slide.name}.jpg", picture, plan)
+        count, size = count + len(plan.corners), size + len(plan.corners) * tiling.size**2 * 3
+        doubt = f"; {plan.doubt}" if plan.doubt else ""
+        print(f"{slide.name}: {len(plan.corners)} tiles of {plan.mpp:.3f} um/px{doubt}", flush=True)
+    print(f"{count} tiles would take {size / 1e6:,.1f} MB; nothing was cut. Pictures are in {out / PICTURES}.")
+    return left_out
+
+
 def _cut_slide(
     slide: SlideFile, out: Path, file: IO[bytes], tiling: Tiling, threads: int
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Append the tiles of a slide to `file`, write its picture; returns the tiles' rows, and a note on the slide."""
-    name, seed = slide.name, make_generator(tiling.seed, "tiles of a slide", slide.name)
-    offset = torch.rand(1, generator=seed, dtype=torch.float64).item()
+    name = slide.name
     kept, sharpness = [], []
     with open_slide(slide.path, slide.page, tiling.icc) as reader:
-        plan, picture = plan_tiles(reader, slide.path, tiling, offset)
+        plan, picture = plan_tiles(reader, slide.path, tiling, _offset(slide, tiling))
         profile = profile_name(reader)
         side = round(tiling.size * plan.downsample)
         with progress(total=len(plan.corners), desc=name, unit="tile", leave=False, delay=1) as bar:
@@ -267,9 +303,7 @@ def _cut_slide(
     members = np.concatenate(kept)
     if not len(members):
         raise InputError(f"{slide.path} has no tile as sharp as {tiling.min_sharpness:g}: ask for less.")
-    with atomic_write(out / PICTURES / f"{name}.jpg") as picture_file:
-        part = " ".join(map(str, plan.bounds))  # of level 0, as `picture_of` a map reads it
-        picture.save(picture_file, format="JPEG", quality=85, comment=part)
+    _write_picture(out / PICTURES / f"{name}.jpg", picture, plan)
     x, y = np.round(plan.bounds[:2] + plan.corners[members] * plan.downsample).astype(int).T
     sharp = np.concatenate(sharpness).astype(float).round(1)
     values = name, x, y, side, plan.level, round(plan.mpp, 6), plan.tissue[members].round(3), sharp

@@ -508,3 +508,20 @@ def test_options_decide_what_is_tissue_and_all_tissue_is_doubted(tmp_path, capsy
     whole = str(write_slide(tmp_path / "b.tiff", tissue(512, 512)))
     assert main(["tile", whole, "--size", "64", "--mpp", "0.5", "--out", str(tmp_path / "b")]) == 0
     assert "b: nearly all of it is taken for tissue, up to its border" in capsys.readouterr().out
+
+
+def test_a_dry_run_draws_pictures_and_cuts_nothing(tmp_path, capsys):
+    slide = str(write_slide(tmp_path / "a.tiff", island()))
+    glass = str(write_slide(tmp_path / "b.tiff", np.full((512, 512, 3), GLASS, np.uint8)))
+    out = tmp_path / "out"
+    command = ["tile", slide, glass, "--size", "64", "--mpp", "0.5", "--out", str(out)]
+    assert main([*command, "--dry-run"]) == 3
+    printed = capsys.readouterr().out
+    assert [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()] == ["slides/a.jpg"]
+    before = (out / "slides" / "a.jpg").read_bytes()
+    assert main([*command, "--allow-missing"]) == 0
+    count = len(rows_of(out))
+    assert f"a: {count} tiles of 0.500 um/px" in printed
+    assert f"{count} tiles would take {count * 64 * 64 * 3 / 1e6:,.1f} MB" in printed
+    assert (out / "slides" / "a.jpg").read_bytes() == before
+    assert main([*command, "--dry-run"]) == 2
