@@ -166,7 +166,7 @@ def measure(
     began = time.process_time()
     drawn = draw(clusters)
     values = {"seconds per tile": (time.process_time() - began) / len(drawn)}
-    rebuilt = to_uint8(reconstruct(run.vqvae, test.to(run.device))).cpu()
+    rebuilt = _rebuilt(run, test)
     train, seed, device = run.train_images.cpu(), run.seed, run.device
     for kind in features:
         extractor = make_extractor(kind, run.vqvae, device)
@@ -194,7 +194,7 @@ def measure(
     for name, pair in {"from real": (drawn, train), "from reconstructed": (drawn, rebuilt)}.items():
         for px in blurs_px:
             values[f"told {name}, blur {px:g}"] = two_sample.two_sample_test(*pair, seed, device, px).accuracy
-    values |= reach_of_structure(test, drawn, rebuilt, clusters, seed)
+    values |= reach_of_structure(test, drawn, rebuilt, clusters, seed, lambda tiles: _rebuilt(run, tiles))
     bands, lines = spectrum.compare(test, {"drawn": drawn, "rebuilt": rebuilt})
     values |= {f"power {band}": ratio for band, ratio in bands["drawn"].items()}
     values |= {f"grid {place}": value for place, value in lines.loc["drawn"].items()}
@@ -206,21 +206,36 @@ def measure(
     return sheet, {name: None if value is None else float(value) for name, value in values.items()}
 
 
+def _rebuilt(run: Run, tiles: Tensor) -> Tensor:
+    """uint8 tiles (N, 3, S, S) as the run's autoencoder reconstructs them, on the CPU."""
+    return to_uint8(reconstruct(run.vqvae, tiles.to(run.device))).cpu()
+
+
 def reach_of_structure(
-    test: Tensor, drawn: Tensor, rebuilt: Tensor, clusters: Tensor, seed: int
+    test: Tensor,
+    drawn: Tensor,
+    rebuilt: Tensor,
+    clusters: Tensor,
+    seed: int,
+    through: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, float | None]:
-    """How far drawn and reconstructed tiles are built, held against shuffled test tiles; None where that is unknown."""
+    """How far drawn and reconstructed tiles are built, held against shuffled test tiles; None where that is unknown.
+
+    through: the autoencoder that decoded the drawn tiles, see `structure.make_ladder`; reconstructed ones are held
+        against shuffled tiles as they are.
+    """
     names = ["reach", "reach, low", "reach, high", "structure", "reach, reconstructed"]
     cluster_ids = clusters.cpu().numpy()
     try:
-        ladder = structure.make_ladder(test, seed, cluster_ids)
+        raw, decoded = (structure.make_ladder(test, seed, cluster_ids, decode) for decode in (None, through))
         of_drawn, of_rebuilt = (
-            structure.reaches(ladder, tiles, seed, cluster_ids).loc["all"] for tiles in (drawn, rebuilt)
+            structure.reaches(ladder, tiles, seed, cluster_ids).loc["all"]
+            for ladder, tiles in ((decoded, drawn), (raw, rebuilt))
         )
     except InputError:
         return dict.fromkeys(names)
-    found = (of_drawn.reach, of_drawn.low, of_drawn.high, of_drawn.share, of_rebuilt.reach)
-    return dict(zip(names, map(float, found), strict=True))
+    values = (of_drawn.reach, of_drawn.low, of_drawn.high, of_drawn.share, of_rebuilt.reach)
+    return dict(zip(names, map(float, values), strict=True))
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:

@@ -19,19 +19,15 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from benchmarks.measure import device_name
 from experiments import ablation
 from pfiles import draw, learn
-from pfiles.latents import reconstruct
 from pfiles.machine.runtime import versions
-from pfiles.measuring import structure
 from pfiles.measuring.smoothness import smoothness_of_codes
 from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.reporting import figures
 from pfiles.run import Run, open_run
-from pfiles.tiles.pixels import to_uint8
 
 SHARES = {"autoencoder": 0.3, "polish": 0.1, "training": 0.6}  # of the budget
 PROBE_TILES = 96  # on which the time of a step is measured
@@ -108,14 +104,9 @@ def compete(args: argparse.Namespace, name: str, label: str, budget: float, seed
     networks, began = learn.new_networks(run), time.process_time()
     history = learn.unet(run, "training", networks)
     seconds["training"] = time.process_time() - began
-    drawn: list[Tensor] = []
-
-    def draw_and_keep(cluster_ids: Tensor) -> Tensor:
-        drawn.append(draw.tiles(run, cluster_ids, stage="training"))
-        return drawn[-1]
-
-    sheet, values = ablation.measure(run, args.features, draw_and_keep, "training", number=args.number, blurs_px=(0.0,))
-    values |= structure_of(run, drawn[0], args.number) | smoothness_of_codes(run.vqvae, run.codes)
+    draw_tiles = partial(draw.tiles, run, stage="training")
+    sheet, values = ablation.measure(run, args.features, draw_tiles, "training", number=args.number, blurs_px=(0.0,))
+    values |= smoothness_of_codes(run.vqvae, run.codes)
     about = {"row": name, "budget_s": budget, "seed": seed, "date": date.today().isoformat(), **versions()}
     about |= {"device": device_name(run.device.type), "epochs": epochs, "seconds": seconds}
     about |= {"tiles_seen": len(history) * len(run.tiles.train), "mse": history[-1]["mse"]}
@@ -146,20 +137,6 @@ def fitting_epochs(args: argparse.Namespace, settings: dict[str, Any], budget: f
         "training.epochs": SHARES["training"] * budget / (training_s * number),
     }
     return {name: max(round(epochs), int("polish" not in name)) for name, epochs in affordable.items()}
-
-
-def structure_of(run: Run, drawn: Tensor, number: int) -> dict[str, float]:
-    """The reach of structure, in pixels, of the tiles drawn for test tiles and of these test tiles reconstructed."""
-    test = run.test_images[:number].cpu()
-    cluster_ids = run.assign(test, "training")[0].numpy()
-    rebuilt = to_uint8(reconstruct(run.vqvae, test.to(run.device))).cpu()
-    ladder = structure.make_ladder(test, run.seed, cluster_ids)
-    measured = partial(structure.reaches, ladder, seed=run.seed, cluster_ids=cluster_ids)
-    generated, reconstructed = measured(drawn).loc["all"], measured(rebuilt).loc["all"]
-    return {
-        "reach": generated.reach, "reach, low": generated.low, "reach, high": generated.high,
-        "structure": generated.share, "reach, reconstructed": reconstructed.reach,
-    }  # fmt: skip
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:

@@ -19,9 +19,12 @@ is the *share* of real structure. It rises with the blocks, and its place betwee
 What would fool coherence is taken off before. Every set is brought to one spectrum, the same in all directions, by the
 set's own mean power at each frequency: that takes off a grid that all tiles show, a direction that the whole set has,
 blur and grain. Tiles that show glass, whose rim is a straight edge, are left out. A taper hides the tile's border.
+
+A decoder paints edges of its own: the coarser it is, the more built even shuffled tiles look behind it. So tiles that
+an autoencoder decoded are held against real tiles, shuffled and decoded by the same one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,21 +78,31 @@ class Ladder:
         return [block for block in self.rungs if block != NOISE]
 
 
-def make_ladder(real: Tensor, seed: int, cluster_ids: np.ndarray | None = None) -> Ladder:
+def make_ladder(
+    real: Tensor,
+    seed: int,
+    cluster_ids: np.ndarray | None = None,
+    through: Callable[[Tensor], Tensor] | None = None,
+) -> Ladder:
     """The ladder of real tiles, uint8 (N, 3, S, S), of at most 500 of them without glass.
 
     cluster_ids: (N,), 0-based; blocks are exchanged between tiles of one cluster. None: between all tiles.
+    through: what the tiles to be measured went through, such as the autoencoder that decoded them, from uint8 tiles to
+        uint8 tiles. All tiles of the ladder go through it as well: a coarse decoder paints edges of its own, by which
+        even noise seems built. None: the tiles were not decoded.
     InputError for tiles that are too few or too small, show glass, are all alike, or have no structure to measure.
     """
     check_tiles(real)
     ids = np.zeros(len(real), int) if cluster_ids is None else np.asarray(cluster_ids)
-    chosen = np.flatnonzero(~shows_glass(real))
-    chosen = chosen[evenly_spaced(len(chosen), TILES)]
-    _check(real, chosen, "real")
-    tiles, ids = real[chosen], ids[chosen]
-    spectrum = _isotropic(_mean_power(tiles))
+    places = np.flatnonzero(~shows_glass(real))
+    places = places[evenly_spaced(len(places), TILES)]
+    _check(real, places, "real")
+    tiles, ids = real[places], ids[places]
     blocks = blocks_of(tiles.shape[2])
     sets = {NOISE: noise_like(tiles, seed)} | {block: shuffled(tiles, block, seed, ids) for block in blocks}
+    if through is not None:
+        tiles, sets = through(tiles).cpu(), {block: through(made).cpu() for block, made in sets.items()}
+    spectrum = _isotropic(_mean_power(tiles))
     rungs = {block: coherence_of(made, spectrum) for block, made in sets.items()}
     untouched = coherence_of(tiles, spectrum)
     over_noise = (untouched - rungs[NOISE]).mean(0)
@@ -98,9 +111,10 @@ def make_ladder(real: Tensor, seed: int, cluster_ids: np.ndarray | None = None) 
     weighted = {block: coherence @ weights for block, coherence in rungs.items()}
     ladder = Ladder(tiles.shape[2], spectrum, weights, weighted, untouched @ weights, ids)
     if not (over_noise > 0).all() or not _ascends(ladder, np.arange(len(ids))):
+        decoded = " behind their decoder" if through else ""
         raise InputError(
-            f"The {len(ids)} real tiles keep their direction no better than when they are shuffled in blocks of "
-            f"{blocks[0]} px: they have no structure whose reach could be measured."
+            f"The {len(ids)} real tiles{decoded} keep their direction no better than when they are shuffled in blocks "
+            f"of {blocks[0]} px: they have no structure whose reach could be measured."
         )
     return ladder
 

@@ -254,6 +254,33 @@ def test_blur_and_speckle_leave_the_reach(ladder, tissue, unbuilt):
 # bad input
 
 
+def coarse(factor: int):
+    """A decoder that knows the mean of each square of `factor` px alone, and paints smooth edges between them."""
+
+    def decode(tiles: Tensor) -> Tensor:
+        squares = F.avg_pool2d(tiles.float(), factor)
+        return F.interpolate(squares, scale_factor=factor, mode="bicubic").round().clamp(0, 255).to(torch.uint8)
+
+    return decode
+
+
+def test_decoded_tiles_are_held_against_decoded_ones(ladder, skin, tissue):
+    """What a coarse decoder paints counts for any tile: on the plain ladder noise seems built and tissue less so."""
+    decode = coarse(4)
+    decoded = structure.make_ladder(skin[0], 1, through=decode)
+    for block, low, high in ((8, 7, 11), (16, 13, 20)):
+        tiles = decode(structure.shuffled(tissue, block, seed=9))
+        assert low < reach(decoded, tiles) < high
+        assert not low < reach(ladder, tiles) < high
+
+
+def test_a_decoder_that_keeps_no_structure_is_told(ladder, skin, tissue):
+    """Behind squares of 8 px nothing tells tissue from blocks of 4 px, which the plain ladder takes for 11 px."""
+    assert reach(ladder, coarse(8)(structure.shuffled(tissue, 4, seed=9))) > 8
+    with pytest.raises(InputError, match="behind their decoder keep their direction no better"):
+        structure.make_ladder(skin[0], 1, through=coarse(8))
+
+
 def test_sets_that_cannot_be_measured_are_refused(ladder, tissue):
     for tiles, message in (
         (tissue[:19], "at least 20 real tiles without glass, but only 19 of 19 are"),

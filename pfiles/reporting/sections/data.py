@@ -66,6 +66,10 @@ class EvaluationData:
         """What the autoencoder makes of `real`, uint8 (N, 3, H, W) on the CPU; None without one."""
         return None if self.vqvae is None else to_uint8(decode_codes(self.vqvae, self.real_codes)).cpu()
 
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """What the autoencoder makes of some images, both uint8 (N, 3, H, W), on the CPU."""
+        return to_uint8(decode_codes(self.vqvae, self.encoded(images))).cpu()
+
     def encoded(self, images: Tensor) -> Tensor:
         """The codes of some images, uint8 (N, 3, H, W)."""
         return encode_tiles(self.vqvae, images.to(next(self.vqvae.parameters()).device))

@@ -22,7 +22,7 @@ from pfiles.tiles.pixels import evenly_spaced
 
 TITLE = "Reach of structure"
 SHOWN = 10  # tiles of a row in the picture
-MOST_SETS = 10  # that are measured: noise, up to five sizes of blocks, and real, generated, rebuilt and held-out tiles
+MOST_SETS = 14  # that are measured: noise and up to five sizes of blocks twice, once decoded; and the sets compared
 
 
 def make_section(data: EvaluationData, seed: int) -> Section:
@@ -37,7 +37,8 @@ def make_section(data: EvaluationData, seed: int) -> Section:
     notes = [
         "Real tiles that are cut into blocks and shuffled are as built as generated tiles at blocks of "
         f"{words['generated']}; 95 % interval {drawn.low:.1f} to {drawn.high:.1f} px. Reach of {best}: {words[best]}.",
-        "Share is 0 for noise of the same spectrum and 1 for training tiles. Tiles that show glass are left out.",
+        "Share is 0 for noise of the same spectrum and 1 for training tiles. Tiles that show glass are left out. "
+        "Generated tiles are held against shuffled tiles that the same autoencoder decoded, where it is known.",
     ]
     by_cluster = tables["generated"].drop("all")
     block = round(drawn.reach)
@@ -59,22 +60,26 @@ def make_section(data: EvaluationData, seed: int) -> Section:
 
 
 def _measure(data: EvaluationData, seed: int) -> tuple[dict[str, pd.DataFrame], structure.Ladder]:
-    """The table of `structure.reaches` of each set that can be measured, and the ladder of the training tiles.
+    """The table of `structure.reaches` of each set that can be measured, and the ladder of the generated tiles.
 
+    Generated tiles are held against shuffled training tiles that the autoencoder decoded as it did them, where it is
+    known; all other tiles against shuffled training tiles as they are.
     Clusters count where those of real and of generated tiles are known. InputError where one of these two sets cannot
     be measured; held-out tiles that cannot have no row.
     """
     has_ids = data.real_ids is not None and data.generated_ids is not None
     real_ids, generated_ids = (data.real_ids, data.generated_ids) if has_ids else (None, None)
-    ladder = structure.make_ladder(data.real, seed, real_ids)
+    raw = ladder = structure.make_ladder(data.real, seed, real_ids)
+    if data.vqvae is not None:
+        ladder = structure.make_ladder(data.real, seed, real_ids, data.reconstruct)
     tables = {"generated": structure.reaches(ladder, data.generated, seed, generated_ids)}
     if data.reconstructed is not None:
-        tables["reconstructed"] = structure.reaches(ladder, data.reconstructed, seed, real_ids)
-    tables["training tiles"] = structure.reaches(ladder, data.real, seed, real_ids)
+        tables["reconstructed"] = structure.reaches(raw, data.reconstructed, seed, real_ids)
+    tables["training tiles"] = structure.reaches(raw, data.real, seed, real_ids)
     if data.held_out is not None:
         try:
             ids = data.held_out_ids if has_ids else None
-            tables[HELD_OUT] = structure.reaches(ladder, data.held_out, seed, ids)
+            tables[HELD_OUT] = structure.reaches(raw, data.held_out, seed, ids)
         except InputError:
             pass  # too few of them, or of another kind: the training tiles stand for real tissue
     return tables, ladder
