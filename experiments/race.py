@@ -162,13 +162,14 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
                 (row["values"]["cpu_seconds"], value)
                 for row in rows
                 for key, value in row["values"].items()
-                if row["row"] == name and (key == beginning or key.startswith(f"{beginning} "))
+                if row["row"] == name and value is not None and (key == beginning or key.startswith(f"{beginning} "))
             )
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", label=name)
         axes.set(xscale="log", xlabel="CPU seconds of one thread, autoencoder included", title=title)
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+        if axes.lines:
+            axes.legend(fontsize=7)
     return figure
 
 
