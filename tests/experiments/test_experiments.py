@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import asdict
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -226,13 +228,9 @@ def test_epochs_of_a_race_are_those_that_fit(tmp_path, monkeypatch):
     clock = iter([0.0, 9.6, 9.6, 28.8])
     monkeypatch.setattr(race.time, "process_time", lambda: next(clock))
 
-    class Run:
-        tiles = type("Tiles", (), {"train": range(100)})
-
-        def __getattr__(self, name):
-            return lambda *args: ()
-
-    monkeypatch.setattr(race, "_open", lambda *args: Run())
+    opened = SimpleNamespace(tiles=SimpleNamespace(train=range(100)))
+    monkeypatch.setattr(race, "_open", lambda *args: opened)
+    monkeypatch.setattr(race, "learn", MagicMock(new_autoencoder=lambda run: ()))
     args = race._parser().parse_args(["--data", "embedded", "--out", str(tmp_path)])
     epochs = race.fitting_epochs(args, {}, 300.0)
     assert epochs == {"autoencoder.epochs": 9, "autoencoder.polish.epochs": 3, "training.epochs": 18}
