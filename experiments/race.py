@@ -47,6 +47,10 @@ FOLDED = {
                        "norm_channels": 8, "conv_out_channels": 96, "fold": 2},
 }  # fmt: skip
 SMOOTH = SMALL_CODES | COLOUR | EQUIVARIANCE | SHARED
+EIGHTH = {
+    "autoencoder.vqvae": TODAY["autoencoder.vqvae"]
+    | {"down_channels": [24, 48, 72, 96], "z_channels": 8, "codebook_size": 1024},
+}
 ROWS: dict[str, dict[str, Any]] = {
     "today": {},
     "four channels, 512 codes": SMALL_CODES,
@@ -56,6 +60,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "folded": FOLDED,
     "smooth": SMOOTH,
     "smooth, folded": SMOOTH | FOLDED,
+    "smooth, halved three times": SMOOTH | EIGHTH | {"diffusion.unet": FOLDED["diffusion.unet"] | {"fold": 1}},
     "smooth, folded, without guidance": SMOOTH | FOLDED | {"sampling.guidance": 1.0},
     "smooth, folded, batches of 64": SMOOTH | FOLDED | {"diffusion.batch_size": 64},
     "smooth, folded, min-SNR 5": SMOOTH | FOLDED | {"diffusion.min_snr_gamma": 5.0},
