@@ -39,7 +39,14 @@ CONFIG = {
             {"media": "(prefers-color-scheme: dark)", "scheme": "slate", "primary": "deep purple"},
         ],
     },
-    "markdown_extensions": ["admonition", "attr_list", "tables", "pymdownx.highlight", "pymdownx.superfences"],
+    "markdown_extensions": [
+        "admonition",
+        "attr_list",
+        "md_in_html",
+        "tables",
+        "pymdownx.highlight",
+        "pymdownx.superfences",
+    ],
     "plugins": [
         "search",
         {
