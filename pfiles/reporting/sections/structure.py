@@ -22,7 +22,8 @@ from pfiles.tiles.pixels import evenly_spaced
 
 TITLE = "Reach of structure"
 SHOWN = 10  # tiles of a row in the picture
-MOST_SETS = 14  # that are measured: noise and up to five sizes of blocks twice, once decoded; and the sets compared
+# That are measured at most: noise, every size of blocks and the real tiles, as they are and decoded; four sets compared
+MOST_SETS = 2 * (1 + len(structure.BLOCKS) + 1) + 4
 
 
 def make_section(data: EvaluationData, seed: int) -> Section:
@@ -92,8 +93,9 @@ def examples(data: EvaluationData, block: int, seed: int) -> Tensor:
     tiles, ids = data.real[few], np.zeros(len(few), int)
     columns = evenly_spaced(len(few), SHOWN)
     if data.real_ids is not None and data.generated_ids is not None:
-        ids, asked = data.real_ids[few], data.generated_ids[places]
-        columns = [next(iter(np.flatnonzero(ids == cluster)[i:]), i) for i, cluster in enumerate(asked)]
+        ids = data.real_ids[few]
+        members = [np.flatnonzero(ids == cluster) for cluster in data.generated_ids[places]]
+        columns = [of_cluster[i % len(of_cluster)] if len(of_cluster) else i for i, of_cluster in enumerate(members)]
     rows = tiles, structure.shuffled(tiles, block, seed, ids)
     return torch.cat([*(row[columns].cpu() for row in rows), data.generated[places].cpu()])
 

@@ -1,5 +1,7 @@
 """The section on structure: the reach of shuffled tiles beside real ones, and what cannot be measured."""
 
+from functools import cached_property
+
 import numpy as np
 import torch
 
@@ -44,3 +46,40 @@ def test_structure_that_cannot_be_measured_is_left_out_in_a_sentence():
     assert note.startswith("Left out: ")
     assert note.count("\n") == 0
     assert section.scores == {}
+
+
+def test_a_column_shows_real_tiles_of_the_cluster_of_the_generated_one():
+    """Also where the column is further to the right than the cluster has tiles; of a cluster without any, another."""
+    real = as_tensor(make_tiles(40, 32))
+    real_ids = np.array([0] * 37 + [1, 1, 2])
+    generated_ids = np.array([1, 0, 1, 2, 1, 1, 0, 3, 1, 2])
+    data = EvaluationData(real, real[:10], real_ids=real_ids, generated_ids=generated_ids)
+    above, _, below = structure_section.examples(data, 8, seed=0).split(structure_section.SHOWN)
+    shown = [real_ids[(real == tile).all((1, 2, 3))].item() for tile in above]
+    assert shown == [1, 0, 1, 2, 1, 1, 0, 0, 1, 2]
+    assert torch.equal(below, real[:10])
+    first, second = np.flatnonzero(real_ids == 1)
+    assert torch.equal(above[[0, 2, 4, 5, 8]], real[[first, first, first, second, first]])
+
+
+class Redrawn(EvaluationData):
+    """An autoencoder that gives each tile back as it is."""
+
+    def reconstruct(self, images):
+        return images
+
+    @cached_property
+    def reconstructed(self):
+        return self.real
+
+
+def test_the_time_counts_all_sets_that_are_measured(monkeypatch):
+    """Of the published side, with an autoencoder and held-out tiles: no report measures more."""
+    images, train, test, _ = he_tiles(stride=96)
+    measured = []
+    coherence_of = structure.coherence_of
+    monkeypatch.setattr(structure, "coherence_of", lambda *sets: measured.append(len(sets[0])) or coherence_of(*sets))
+    data = Redrawn(images[train], images[train], images[test], vqvae=torch.nn.Identity())
+    tables, _ = structure_section._measure(data, 0)
+    assert len(tables) == 4
+    assert len(measured) == structure_section.MOST_SETS
