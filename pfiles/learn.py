@@ -158,20 +158,29 @@ def clusters(run: Run, bank: ClusterBank) -> History:
 
 def cache_classifier(run: Run, clusterer: nn.Module) -> None:
     """Keep a classifier that `choose_k` learnt, for `clusters` of a run of this k to take."""
-    if not checkpoints.is_saved(clusterer, cached_classifier(run), _classifier_note(run)):
-        checkpoints.save_weights(clusterer, cached_classifier(run), _classifier_note(run))
+    path, note = cached_classifier(run), _note_of_cached(run)
+    if not checkpoints.is_saved(clusterer, path, note):
+        checkpoints.save_weights(clusterer, path, note)
 
 
 def has_cached_classifier(run: Run) -> bool:
-    """Whether there is one of this k, with these settings, data and seed."""
+    """Whether there is one of this k, with these settings, epochs, data and seed."""
     path = cached_classifier(run)
     note = read_json(path.with_suffix(".json")) if path.exists() else None
-    kept = ("weights", "versions", "replaces")
-    return note is not None and checkpoints.same_note(checkpoints.without(note, *kept), _classifier_note(run))
+    if note is None:
+        return False
+    epochs = note["settings"]["clusters"].get("epochs")  # where an earlier version kept them, if at all
+    note = {"epochs": epochs} | checkpoints.without(note, "weights", "versions", "replaces")
+    return checkpoints.same_note(note, _note_of_cached(run))
 
 
 def cached_classifier(run: Run) -> Path:
     return run.paths.choosing / f"classifier_{run.n_clusters}.pth"
+
+
+def _note_of_cached(run: Run) -> dict[str, Any]:
+    """With the number of epochs: a training can go on from where a shorter one ended, a cached classifier cannot."""
+    return {**_classifier_note(run), "epochs": run.settings.clusters.epochs}
 
 
 def _classifier_note(run: Run) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pfiles.__main__ import main
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
 from pfiles.measuring import stability
+from pfiles.paths import read_json, write_json
 from pfiles.reporting import figures
 from pfiles.run import open_run
 from pfiles.unet_cond_base import UNet
@@ -140,6 +141,28 @@ def test_clusters_of_which_only_some_were_kept_are_learnt_from_the_start(opened)
     learn.clusters(run, networks.bank)
     for k, one in zip(run.ks, networks.bank, strict=True):
         assert torch.allclose(weights(one), weights(learnt.clusterers[k, 765]), atol=1e-6)
+
+
+@pytest.mark.parametrize("decay", ["constant", "cosine"])
+def test_clusters_that_learnt_for_another_number_of_epochs_are_not_taken(opened, decay, capsys):
+    """Nor such as an earlier version kept without that number, where their learning rate does not tell it."""
+    overrides = TINY | {"clusters.decay": decay}
+
+    def learn_clusters(epochs):
+        run = opened("part_1_training", 3, overrides=overrides | {"clusters.epochs": epochs})
+        capsys.readouterr()
+        history = learn.clusters(run, learn.new_networks(run).bank)
+        return len(history), "were learnt before" in capsys.readouterr().out
+
+    chosen = opened("choose_k", 3, overrides=overrides)
+    choosing.learn_every_k(chosen, 1)
+    assert learn_clusters(1) == (1, True)
+    assert learn_clusters(2) == (2, False)
+    kept = learn.cached_classifier(chosen).with_suffix(".json")
+    note = read_json(kept)
+    assert note.pop("epochs") == 1
+    write_json(kept, note)
+    assert learn.has_cached_classifier(chosen) == (decay == "cosine")
 
 
 def test_parts_1_to_3_start_from_clusters_that_choose_k_learnt(opened, capsys):
