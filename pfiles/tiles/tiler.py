@@ -90,8 +90,8 @@ def tile_slides(
     for column, values in (("patient", patient), ("label", label)):
         if any(values.values()):
             rows[column] = rows["slide"].map(values)
-    write_csv(out / TABLE, rows)
     write_json(out / ABOUT, about)
+    write_csv(out / TABLE, rows)  # last: where it stands, all is done
     shutil.rmtree(out / WORK, ignore_errors=True)
     left_out = {name: note["left_out"] for name, note in about["notes"].items() if "left_out" in note}
     left_out = {**left_out, **copies, **gathered.unread}
@@ -153,7 +153,8 @@ def _cut_all(
     """Cut all slides and write their tiles.npy; returns the table's rows, and a note on each slide by name.
 
     Tiles are appended to one file, which takes its place when it is whole. A note says of each slide its scale, or why
-    it was left out; a slide whose note is another's is cut anew, and so are those after it.
+    it was left out. A slide whose note is another's, or whose tiles the file lacks, is cut anew, and so are those after
+    it.
     """
     work, parts, count, notes, is_done = out / WORK, [], 0, {}, True
     stack = work / "all" / TILES  # where no slide's own file lies, whatever its name
@@ -164,20 +165,24 @@ def _cut_all(
             os.replace(out / TILES, stack)
     stack.parent.mkdir(parents=True, exist_ok=True)
     with _told(stack), open(stack, "r+b" if stack.exists() else "w+b") as file:
+        length = file.seek(0, os.SEEK_END)
+        file.seek(0)
         _write_header(file, 0, size)
-        begin = file.tell()
+        begin, bytes_of_tile = file.tell(), size**2 * 3
         for number, (slide, tiling) in enumerate(slides.items(), start=1):
-            path_of_note = work / f"{slide.name}.json"
+            path_of_note, path_of_rows = work / f"{slide.name}.json", work / f"{slide.name}.csv"
             begun = {"tiling": asked["tiling"], "slide": asked["slides"][slide.name], "first": count}
             note = read_json(path_of_note, {})
             is_done = is_done and {key: note.get(key) for key in begun} == begun
+            if is_done and "left_out" not in note:
+                is_done = length >= begin + (count + len(read_tile_table(path_of_rows))) * bytes_of_tile
             if not is_done:
-                for later in [*slides][number - 1 :]:
-                    (work / f"{later.name}.json").unlink(missing_ok=True)
-                file.truncate(file.seek(begin + count * size**2 * 3))
+                for later in (path for path in work.glob("*.json") if path.stem not in notes):
+                    later.unlink()
+                file.truncate(file.seek(begin + count * bytes_of_tile))
                 try:
                     of_slide, note = _cut_slide(slide, out, file, tiling, threads)
-                    write_csv(path_of_note.with_suffix(".csv"), of_slide)
+                    write_csv(path_of_rows, of_slide)
                     file.flush()
                     os.fsync(file.fileno())
                 except InputError as error:
@@ -188,7 +193,7 @@ def _cut_all(
             if "left_out" in note:
                 print(f"[{number}/{len(slides)}] {slide.name}: left out", flush=True)
                 continue
-            of_slide = read_tile_table(path_of_note.with_suffix(".csv"))
+            of_slide = read_tile_table(path_of_rows)
             parts.append(of_slide)
             count += len(of_slide)
             blurred = int((of_slide.sharpness < BLURRED * of_slide.sharpness.median()).sum())
@@ -199,7 +204,7 @@ def _cut_all(
                 print(f"{slide.name}: {note['doubt']}.", flush=True)
         if not count:
             raise InputError(next(iter(notes.values()))["left_out"])
-        file.truncate(begin + count * size**2 * 3)
+        file.truncate(begin + count * bytes_of_tile)
         file.seek(0)
         _write_header(file, count, size)
         file.flush()

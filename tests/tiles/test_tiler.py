@@ -277,6 +277,61 @@ def test_killed_half_way_no_slide_before_is_read_again(tmp_path, monkeypatch, at
     assert not [path for path in out.rglob("*") if path.name.startswith(".")]
 
 
+def test_stopped_before_it_is_told_what_was_asked_the_tiles_are_kept(tmp_path, monkeypatch):
+    slides = twelve_slides(tmp_path / "slides", 2)
+    tile_slides(slides, tmp_path / "whole", Tiling(0.5, 64))
+    out, opened, write_json = tmp_path / "out", [], tiler.write_json
+
+    def write_or_fill(path, value):
+        if path.name == tiler.ABOUT:
+            raise OSError(28, "No space left on device")
+        write_json(path, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiler, "write_json", write_or_fill)
+        with pytest.raises(OSError, match="No space left"):
+            tile_slides(slides, out, Tiling(0.5, 64))
+    with monkeypatch.context() as patch:
+        patch.setattr(tiler, "open_slide", lambda path, *args: opened.append(path.stem) or open_slide(path, *args))
+        tile_slides(slides, out, Tiling(0.5, 64))
+    assert opened == []
+    for name in ("tiles.npy", "tiles.csv", "tiling.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_notes_that_could_not_be_removed_stand_for_no_tiles(tmp_path, monkeypatch):
+    slides = twelve_slides(tmp_path / "slides", 3)
+    tile_slides(slides, tmp_path / "whole", Tiling(0.5, 64))
+    with monkeypatch.context() as patch:
+        patch.setattr(tiler.shutil, "rmtree", lambda *args, **kwargs: None)
+        tile_slides(slides[:2], tmp_path / "out", Tiling(0.5, 64))
+    assert (tmp_path / "out" / ".work" / "s01.json").exists()
+    tile_slides(slides, tmp_path / "out", Tiling(0.5, 64))
+    for name in ("tiles.npy", "tiles.csv", "tiling.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_stopped_twice_with_other_slides_no_slide_has_the_tiles_of_another(tmp_path, monkeypatch):
+    slides = twelve_slides(tmp_path / "slides", 4)
+
+    def stop(slides):
+        def cut(slide, *args):
+            if "s03" in str(slide._filename):
+                raise OSError(28, "No space left on device")
+            yield from cut_tiles(slide, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tiler, "cut_tiles", cut)
+            with pytest.raises(OSError, match="No space left"):
+                tile_slides(slides, tmp_path / "out", Tiling(0.5, 64))
+
+    stop([slides[0], slides[3]])
+    stop([slides[2], slides[3]])  # as many tiles as the first slide has, and in their place
+    for out in ("whole", "out"):
+        tile_slides([slides[0], slides[1]], tmp_path / out, Tiling(0.5, 64))
+    assert (tmp_path / "out" / "tiles.npy").read_bytes() == (tmp_path / "whole" / "tiles.npy").read_bytes()
+
+
 def test_stopped_half_way_with_other_slides_or_settings_nothing_old_is_kept(tmp_path, monkeypatch):
     """After the stop a slide in the middle is exchanged for one of as many tiles; another is left out, and stays so."""
     slides = twelve_slides(tmp_path / "slides", 4)
