@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -27,11 +28,13 @@ def copies(images: Tensor, test: np.ndarray, train: np.ndarray) -> np.ndarray:
 
     images: (N, 3, S, S) uint8; test, train: indices into them. Tiles of a single colour do not count.
     """
-    by_rows = {rows: i for i, rows in zip(train, _two_rows(images, train), strict=True)}
+    by_rows = defaultdict(list)
+    for i, rows in zip(train, _two_rows(images, train), strict=True):
+        by_rows[rows].append(i)
     pairs = []
     for i, rows in zip(test, _two_rows(images, test), strict=True):
-        other = by_rows.get(rows)
-        if other is not None and torch.equal(images[i], images[other]) and (images[i] != images[i][:, :1, :1]).any():
+        other = next((other for other in by_rows.get(rows, ()) if torch.equal(images[i], images[other])), None)
+        if other is not None and (images[i] != images[i][:, :1, :1]).any():
             pairs.append((i, other))
     return np.array(pairs, int).reshape(-1, 2)
 

@@ -45,6 +45,14 @@ def test_copies_and_near_copies_are_told_from_other_tiles():
     np.testing.assert_array_equal(sheet[:128, 132:260], Image.fromarray(as_array(images[31:32])[0]).resize((128, 128)))
 
 
+def test_training_tiles_that_share_the_two_rows_are_all_compared():
+    tiles = photographs(6)
+    tiles[:3, [21, 42]] = 240  # the rows that are looked at first show glass
+    tiles[4], tiles[5] = tiles[0], tiles[1]
+    pairs = copies.copies(as_tensor(tiles), np.arange(3, 6), np.arange(3))
+    assert pairs.tolist() == [[4, 0], [5, 1]]
+
+
 def test_a_tile_on_both_sides_is_refused_by_name(tmp_path):
     tiles = make_tiles(44)
     tiles[41] = tiles[2]
