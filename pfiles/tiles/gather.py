@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -158,8 +159,8 @@ def _size_of(file: Path) -> tuple[int, int] | None:
     """Width and height in pixels; None where it cannot be opened."""
     try:
         if file.suffix.lower() in PLAIN_SUFFIXES:
-            with Image.open(file) as image:  # the header alone
-                return image.size
+            with suppress(Image.DecompressionBombError), Image.open(file) as image:  # the header alone
+                return image.size  # one with more pixels than Pillow opens may still be a pyramid
         with open_slide(file) as slide:
             return tuple(slide.level_dimensions[0])
     except (InputError, OSError, ValueError, SyntaxError):

@@ -220,7 +220,7 @@ def _cut_all(
 
 def _is_own(picture: Path) -> bool:
     """Whether `tile_slides` wrote it."""
-    with suppress(OSError), Image.open(picture) as image:
+    with suppress(OSError, Image.DecompressionBombError), Image.open(picture) as image:
         return picture_part(image) is not None
     return False
 

@@ -53,6 +53,17 @@ def test_a_thumbnail_is_told_by_what_it_shows(tmp_path):
     assert gathered.notes == ["export_1.jpg is no slide: it is a thumbnail of case1.tiff."]
 
 
+def test_a_thumbnail_of_a_slide_with_more_pixels_than_pillow_opens(tmp_path, monkeypatch):
+    image = island(512, 768, 64, 64, 300, 300)
+    write_slide(tmp_path / "case1.tiff", image)
+    write_slide(tmp_path / "case2.tif", island(512, 768, 64, 400, 300, 300))
+    Image.fromarray(image).reduce(4).save(tmp_path / "export_1.jpg", quality=85)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 512 * 768 // 2 - 1)
+    gathered = gather([tmp_path], tmp_path / "out")
+    assert names(gathered) == ["case1", "case2"]
+    assert gathered.notes == ["export_1.jpg is no slide: it is a thumbnail of case1.tiff."]
+
+
 @pytest.mark.parametrize("name", ["macrophages_1.png", "relabelled.png", "case2.png", "unmasked.png"])
 def test_other_names_are_slides(tmp_path, name):
     write_slide(tmp_path / "case1.tiff", island(512, 512, 64, 64, 300, 300), levels=(1,))
