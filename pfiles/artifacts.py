@@ -154,10 +154,24 @@ def _weights(path: Path | None) -> str | None:
 
 
 def require(run: Run, name: str) -> Path:
-    """The path of an artefact; InputError where there is none, or where its provenance is not what this run expects."""
+    """The path of an artefact; InputError where there is none, where its provenance is not what this run expects, or
+    where images are missing."""
     path, provenance = BY_NAME[name].path(run), recorded(run, name)
     require_same_run(provenance, expected(run, name), path)
+    if provenance is not None and (lack := _lack(run, name)):
+        raise InputError(f"{path} lacks {lack}.")
     return path
+
+
+def _lack(run: Run, name: str) -> str:
+    """How many images a folder of the `selected` tiles lacks, as it was left unfinished, and what to do; "" for none.
+
+    A folder gets its provenance before its first image.
+    """
+    if name not in ("training images", "generated images"):
+        return ""
+    missing = {str(number) for number in run.selected + 1} - image_files(BY_NAME[name].path(run)).keys()
+    return f"{len(missing)} of {len(run.selected)} images: run {BY_NAME[name].made_by} again" if missing else ""
 
 
 def _sampling(run: Run) -> dict[str, Any]:
@@ -166,7 +180,8 @@ def _sampling(run: Run) -> dict[str, Any]:
 
 
 class Status(NamedTuple):
-    """An artefact of a run: "made", "stale" and why, "missing", or "foreign", without provenance as published ones."""
+    """An artefact of a run: "made", "stale" and why, "missing" in whole or in part, or "foreign", without provenance as
+    published ones."""
 
     artifact: Artifact
     path: Path | None
@@ -188,30 +203,12 @@ def _status(run: Run, artifact: Artifact) -> Status:
         return Status(artifact, path, "foreign", "it has no provenance, as published files")
     try:
         different = provenance.differences(expected(run, artifact.name), shared=True)
-    except InputError as error:  # of what it is made from
+        lack = _lack(run, artifact.name)
+    except InputError as error:  # of what it is made from, or of the images in it
         return Status(artifact, path, "stale", str(error))
     if different:
         return Status(artifact, path, "stale", in_words(different))
-    return Status(artifact, path, "made")
-
-
-def status_text(run: Run) -> str:
-    """`status` as a table of plain text, with a folder's or file's path below the run's folder."""
-    lines = [f"{'artefact':<24} {'state':<8} {'where':<52} why"]
-    for artifact, path, state, reason in status(run):
-        where = "" if path is None else str(path.relative_to(run.paths.root))
-        lines.append(f"{artifact.name:<24} {state:<8} {where:<52} {reason}".rstrip())
-    return "\n".join(lines)
-
-
-def as_markdown() -> str:
-    """The table of all artefacts, as docs show it."""
-    rows = [
-        f"| {artifact.name} | `{artifact.made_by}` | {', '.join(artifact.made_from)} | "
-        f"{', '.join(f'`{group}`' for group in artifact.settings) or '-'} |"
-        for artifact in ARTIFACTS
-    ]
-    return "\n".join(["| Artefact | Made by | Out of | Settings that count |", "|---|---|---|---|", *rows])
+    return Status(artifact, path, "missing" if lack else "made", lack)
 
 
 # Before a training
@@ -297,19 +294,20 @@ class LatentCSVs(NamedTuple):
 
 
 def latent_csvs(run: Run) -> LatentCSVs:
-    """The CSVs of every k. InputError where they are of different data."""
+    """The CSVs of every k. InputError where they are of different data, or of other data than this run."""
     paths = run.paths.latent_csvs()
     if not paths:
         raise InputError(f"There is no clusters_*/HHH*_C*_D*.csv in {run.paths.root}: run part_5 first.")
-    first, *others = [(path, of_csv(path)) for path in paths.values()]
-    require_same_run(first[1], known_provenance(run).without("n_clusters", "clustering"), first[0])
-    of_one_k = ("n_clusters", "clustering", "starts_from.clusters", "sha256")
-    shared = (first[1] or Provenance()).without(*IGNORED, *of_one_k)
-    for path, provenance in others:
-        require_same_run(provenance, shared, f"{path} beside {first[0]}")
-    if first[1] is None:
-        return LatentCSVs(paths, Provenance())
-    return LatentCSVs(paths, Provenance(data=first[1].data, inputs={"clustering": first[1].inputs["clustering"]}))
+    recorded_in = {path: of_csv(path) for path in paths.values()}
+    ours = {path: provenance for path, provenance in recorded_in.items() if provenance is not None}
+    first, of_first = next(iter(ours.items()), (None, Provenance()))
+    shared = of_first.without(*IGNORED, "n_clusters", "clustering", "starts_from.clusters", "sha256")
+    for path, provenance in ours.items():
+        require_same_run(provenance, shared, f"{path} beside {first}")
+    for path, provenance in recorded_in.items():
+        require_same_run(provenance, known_provenance(run).without("n_clusters", "clustering"), path)
+    inputs = {name: value for name, value in of_first.inputs.items() if name == "clustering"}
+    return LatentCSVs(paths, Provenance(data=of_first.data, inputs=inputs))
 
 
 def assigned_of_every_k(run: Run) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -335,7 +333,7 @@ def generated_provenance(run: Run) -> Provenance:
 
 
 def generated_files(run: Run) -> dict[str, Path]:
-    """The files of `gen_k` by name. InputError where they are of other networks, data or settings."""
+    """The files of `gen_k` by name. InputError where they are of other networks, data or settings, or not all there."""
     files = list_images(run.paths.generated)
     require(run, "generated images")
     return files

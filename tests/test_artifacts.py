@@ -95,6 +95,32 @@ def test_a_unet_is_stale_once_the_one_before_it_was_trained_again(done):
     assert "is 'newer'" in reason
 
 
+@pytest.mark.parametrize("name", ["training images", "generated images"])
+def test_a_folder_that_was_left_unfinished_misses_images(name, done):
+    """Its provenance was written before its first image."""
+    artifact, folder = BY_NAME[name], BY_NAME[name].path(opened(done))
+    for path in [*folder.glob("*.png")][2:]:
+        path.unlink()
+    [row] = [row for row in artifacts.status(opened(done)) if row.artifact is artifact]
+    assert (row.state, row.reason) == ("missing", f"10 of 12 images: run {artifact.made_by} again")
+    with pytest.raises(InputError, match=f"{folder} lacks 10 of 12 images: run {artifact.made_by} again"):
+        artifacts.require(opened(done), name)
+    if name == "generated images":
+        with pytest.raises(InputError, match="lacks 10 of 12 images"):
+            artifacts.generated_images(opened(done))
+    note_of(folder).unlink()  # a published one has as many as it has
+    assert states(opened(done))[name] == "foreign"
+    assert artifacts.require(opened(done), name) == folder
+
+
+def test_a_folder_of_more_images_misses_none(done):
+    """Part 6 drew more of them before."""
+    run = opened(done, overrides=OVERRIDES | {"sampling.num_generated": 2})
+    numbers = {str(number) for number in run.selected + 1}
+    assert numbers < artifacts.generated_files(run).keys()
+    assert states(run)["generated images"] == "made"
+
+
 def test_the_status_command(done, capsys):
     (done / "out/clusters_3/HHH3_C3_D3.json").unlink()
     data = ["--data", str(done / "tiles.npy"), "--preset", "demo", "--clusters", "3", "--clustering", "classifier"]
@@ -106,4 +132,10 @@ def test_the_status_command(done, capsys):
 
 
 def test_docs_show_the_table():
-    assert artifacts.as_markdown() in (ROOT / "docs" / "stopping_and_processes.md").read_text()
+    rows = [
+        f"| {artifact.name} | `{artifact.made_by}` | {', '.join(artifact.made_from)} | "
+        f"{', '.join(f'`{group}`' for group in artifact.settings) or '-'} |"
+        for artifact in ARTIFACTS
+    ]
+    table = "\n".join(["| Artefact | Made by | Out of | Settings that count |", "|---|---|---|---|", *rows])
+    assert table in (ROOT / "docs" / "stopping_and_processes.md").read_text()

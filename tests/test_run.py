@@ -141,6 +141,27 @@ def test_csvs_of_different_data_are_not_ranked(done):
         artifacts.latent_csvs(run)
 
 
+def test_every_csv_is_held_against_the_run_and_the_others_where_the_first_is_a_published_one(done):
+    """Also where no tiles are named, and the others can only be held against each other."""
+    cluster_folders = [done / f"out/clusters_{k}" for k in (3, 4, 5)]
+    for k, folder in zip((4, 5), cluster_folders[1:], strict=True):
+        folder.mkdir()
+        for suffix in ("csv", "json"):
+            shutil.copy(cluster_folders[0] / f"HHH3_C3_D3.{suffix}", folder / f"HHH{k}_C{k}_D{k}.{suffix}")
+    (done / "out" / TABLE).unlink()
+    csvs = artifacts.latent_csvs(opened(done))
+    assert list(csvs.paths) == [3, 4, 5]
+    assert csvs.provenance.data["fingerprint"] == opened(done).tiles.fingerprint()
+    with pytest.raises(InputError, match=r"HHH4_C4_D4\.csv is of another run \(data\.fingerprint was"):
+        artifacts.latent_csvs(opened(done, data=str(done / "other.npy")))
+    last = cluster_folders[2] / "HHH5_C5_D5.json"
+    note = read_json(last)
+    note["data"]["fingerprint"] = "another"
+    write_json(last, note)
+    with pytest.raises(InputError, match=r"HHH5_C5_D5\.csv beside .*HHH4_C4_D4\.csv is of another run \(data\.finger"):
+        artifacts.latent_csvs(opened(done, data=None))
+
+
 def test_results_among_the_tiles_are_refused_before_any_work(tmp_path):
     write(tmp_path, range(44), make_tiles(44))
     run = opened(tmp_path, data=str(tmp_path))

@@ -68,7 +68,10 @@ def _watch(args: argparse.Namespace) -> int:
 def _show_status(args: argparse.Namespace) -> int:
     folder = expand(args.folder).absolute()
     run = open_run("status", **run_choices(args, folder), out=folder, run_toml=False)
-    print(artifacts.status_text(run))
+    print(f"{'artefact':<24} {'state':<8} {'where':<52} why")
+    for artifact, path, state, reason in artifacts.status(run):
+        where = "" if path is None else path.relative_to(run.paths.root)
+        print(f"{artifact.name:<24} {state:<8} {where!s:<52} {reason}".rstrip())
     return 0
 
 
