@@ -32,6 +32,7 @@ from pfiles.tiles.pixels import evenly_spaced
 from pfiles.vqvae import VQVAE
 
 INDEPENDENT_OF_K = ("device", "speed", "tiles", "vqvae", "views")  # assets that runs of several k share
+LOOKS = ("check", "status")  # commands that look at a run, there or not yet, and leave nothing in its folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +209,7 @@ def open_run(
 ) -> Run:
     """Open the run that these parameters describe; nothing is read but its settings until it is asked for.
 
-    With precision="auto" the run's folder keeps which precision was chosen when it was first opened.
+    With precision="auto" the run's folder keeps which precision was chosen when it was first opened for work.
 
     None takes the value from run.toml, see `choices`, or the published one.
     notebook: who opens it, such as "part_1_training"; its numbers are recorded under that name.
@@ -233,21 +234,25 @@ def open_run(
         raise InputError("sampling.num_generated must be at least 2, as part 13 compares distributions, but is 1.")
     paths = Paths(n_clusters, choices["out"], choices["clustering"])
     if settings.precision == "auto":
-        settings = replace(settings, precision=_precision(paths))
+        settings = replace(settings, precision=_precision(paths, keep=notebook not in LOOKS))
     return Run(
         notebook, n_clusters, choices["clustering"], choices["data"], choices["preset"], settings, choices["seed"],
         paths, restart, assets or {},
     )  # fmt: skip
 
 
-def _precision(paths: Paths) -> str:
-    """What "auto" is for this run: chosen when it is first opened and kept, so that a resumed run computes alike."""
+def _precision(paths: Paths, keep: bool) -> str:
+    """What "auto" is for this run: chosen when it is first opened for work and kept, so that a resumed run computes
+    alike."""
     kept = read_json(paths.precision, {}).get("precision")
     if kept in ("fp32", "bf16"):
         return kept
     device = pick_device()
     pays = processes.is_first() and pick_precision(device) == "bf16"
     precision = "bf16" if processes.agree(int(pays), device) else "fp32"
+    if not keep:
+        print(f"This run would compute in {precision} (setting precision='auto')")
+        return precision
     write_json(paths.precision, {"precision": precision, "device": str(device)})
     print(f"This run computes in {precision} (setting precision='auto'; {paths.precision} keeps it)")
     return precision

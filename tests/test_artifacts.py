@@ -131,6 +131,13 @@ def test_the_status_command(done, capsys):
     assert sum(" made " in line for line in lines) == len(MADE) - 1
 
 
+def test_the_status_of_a_folder_that_is_not_there(tmp_path, capsys):
+    assert main(["status", "--run", str(tmp_path / "rnu"), "--preset", "recommended"]) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: There is no folder {tmp_path / 'rnu'}: name that of a run with --run.\n"
+    assert not [*tmp_path.iterdir()]
+
+
 def test_docs_show_the_table():
     rows = [
         f"| {artifact.name} | `{artifact.made_by}` | {', '.join(artifact.made_from)} | "

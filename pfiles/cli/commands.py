@@ -67,6 +67,8 @@ def _watch(args: argparse.Namespace) -> int:
 
 def _show_status(args: argparse.Namespace) -> int:
     folder = expand(args.folder).absolute()
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}: name that of a run with --run.")
     run = open_run("status", **run_choices(args, folder), out=folder, run_toml=False)
     print(f"{'artefact':<24} {'state':<8} {'where':<52} why")
     for artifact, path, state, reason in artifacts.status(run):

@@ -31,6 +31,12 @@ def test_all_is_well_and_nothing_is_left_behind(tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["tiles.npy"]
 
 
+def test_the_precision_is_said_but_not_kept(tmp_path, capsys):
+    assert main([*arguments(tmp_path, precision="auto"), "--fast"]) == 0
+    assert "This run would compute in " in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["tiles.npy"]
+
+
 def test_several_numbers_of_clusters(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(estimate, "STEPS", 3)
     np.save(tmp_path / "tiles.npy", make_tiles(44))
