@@ -29,13 +29,13 @@ def read_slide_table(path: Path) -> dict[str, dict[str, str]]:
     table: dict[str, dict[str, str]] = {}
     for row in rows:
         row["slide"] = name = plain_name(row["slide"])
-        if table.setdefault(name, row) != row:
-            raise InputError(f"{path} holds two different rows for the slide {name}: keep one.")
         if text := row.get("mpp"):
             mpp = number_in(text)
             if mpp is None or not 0 < mpp <= MAX_MPP:
                 raise InputError(f"{path} gives {name} the mpp {text!r}: write microns per pixel, such as 0.25.")
             row["mpp"] = str(mpp)
+        if table.setdefault(name, row) != row:
+            raise InputError(f"{path} holds two different rows for the slide {name}: keep one.")
     return table
 
 
