@@ -58,12 +58,12 @@ def _geometries(content: Any) -> list[dict[str, Any]]:
 
 
 def _polygons(geometry: dict[str, Any]) -> list[Polygon]:
-    """Those of one geometry; points and lines have none."""
+    """Those of one geometry; points, lines and empty polygons have none."""
     kind = geometry["type"]
     if kind not in ("Polygon", "MultiPolygon"):
         return []
     parts = [geometry["coordinates"]] if kind == "Polygon" else geometry["coordinates"]
-    polygons = [tuple(tuple((float(x), float(y)) for x, y, *_ in ring) for ring in part) for part in parts]
+    polygons = [tuple(tuple((float(x), float(y)) for x, y, *_ in ring) for ring in part) for part in parts if part]
     for ring in (ring for polygon in polygons for ring in polygon):
         if len(ring) < 3 or not np.isfinite(ring).all():
             raise ValueError("a ring has fewer than three corners, or an infinite one")

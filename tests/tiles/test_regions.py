@@ -21,6 +21,7 @@ FORMS = {
     "collection": {"type": "FeatureCollection", "features": [FEATURE]},
     "multi": {"type": "Feature", "geometry": {"type": "MultiPolygon", "coordinates": [SQUARE]}},
     "with a point": [FEATURE, {"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 1]}}],
+    "with an empty polygon": {"type": "MultiPolygon", "coordinates": [[], SQUARE]},
 }
 
 
@@ -70,8 +71,9 @@ def test_regions_of_another_slide_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", "{", "5", '{"type": "Point", "coordinates": [1, 2]}', '{"type": "Polygon", "coordinates": [[[1]]]}'],
-)
+    ["[]", "{", "5", '{"type": "Point", "coordinates": [1, 2]}', '{"type": "Polygon", "coordinates": [[[1]]]}',
+     '{"type": "Polygon", "coordinates": []}', '{"type": "Polygon", "coordinates": [[]]}'],
+)  # fmt: skip
 def test_what_holds_no_region_is_refused(tmp_path, content):
     (tmp_path / "a.geojson").write_text(content)
     with pytest.raises(InputError, match=r"cannot be read as GeoJSON|holds no area"):
