@@ -11,15 +11,24 @@ COMPANIONS = ("thumbnail", "thumb", "macro", "label", "overview", "preview", "ma
 
 def is_companion(name: str) -> bool:
     """Whether the name of an image inside a file holds a word for a companion, such as "macro image"."""
-    return any(word in name.lower() for word in COMPANIONS)
+    return any(_companion_of(word) for word in _words(name))
 
 
 def word_at_end(text: str) -> str | None:
     """The word for a companion that a name ends in, such as of case1_thumbnail, labels and case1Macro."""
+    words = _words(text)
+    return _companion_of(words[-1]) if words else None
+
+
+def _words(text: str) -> list[str]:
+    """The words of a name in lower case, without numbers; a capital after a small letter begins a word."""
     spaced = re.sub("([a-z0-9])([A-Z])", r"\1 \2", text).lower()
-    words = [re.sub("[0-9]+$", "", word) for word in re.findall("[a-z0-9]+", spaced)]
-    last = next((word for word in reversed(words) if word), "")
-    return next((word for word in COMPANIONS if last in (word, f"{word}s")), None)
+    return [word for part in re.findall("[a-z0-9]+", spaced) if (word := re.sub("[0-9]+$", "", part))]
+
+
+def _companion_of(word: str) -> str | None:
+    """The word for a companion that this is, or whose plural it is."""
+    return next((companion for companion in COMPANIONS if word in (companion, f"{companion}s")), None)
 
 
 def word_beside_name(text: str, stems: Mapping[str, Path]) -> str | None:

@@ -87,7 +87,7 @@ def zarr_images(path: Path) -> list[_Image]:
             axes = "".join(axis["name"].upper() for axis in multiscale["axes"])
             units = {axis["name"].upper(): axis.get("unit") for axis in multiscale["axes"]}
             datasets = multiscale["datasets"]
-            scale = next(t["scale"] for t in datasets[0]["coordinateTransformations"] if t["type"] == "scale")
+            scale = _scale(datasets[0]) * _scale(multiscale)
             sizes = [microns(scale[axes.index(axis)], units[axis]) for axis in "XY"]
             arrays = [group[dataset["path"]] for dataset in datasets]
             channels = _ome(group).get("omero", {}).get("channels", [])
@@ -97,6 +97,12 @@ def zarr_images(path: Path) -> list[_Image]:
                 mpp = None if None in sizes else (sizes[0], sizes[1])
                 images.append(_Image(lambda most, arrays=arrays: arrays, axes, index, most, mpp))
     return images
+
+
+def _scale(described: Mapping[str, Any]) -> np.ndarray | float:
+    """What a dataset, or a multiscale for all of its datasets, says of its pixels along each axis; 1 where nothing."""
+    transformations = described.get("coordinateTransformations", [])
+    return next((np.array(t["scale"]) for t in transformations if t["type"] == "scale"), 1.0)
 
 
 def _ome(group: Any) -> Mapping[str, Any]:

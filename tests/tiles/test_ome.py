@@ -120,6 +120,24 @@ def test_every_level_of_an_ome_zarr(tmp_path, axes, version):
         np.testing.assert_array_equal(slide.read_region((50, 20), 1, (60, 70)), image[::2, ::2][10:80, 25:85])
 
 
+def test_the_scale_of_a_multiscale_is_that_of_all_its_datasets(tmp_path):
+    path = write_zarr(tmp_path / "a.zarr", {"": tissue(300, 400)})
+    root = zarr.open_group(path, mode="r+")
+    [multiscale] = root.attrs["multiscales"]
+    multiscale["coordinateTransformations"] = [{"type": "scale", "scale": [1.0, 0.5, 0.5]}]
+    root.attrs["multiscales"] = [multiscale]
+    with open_slide(path) as slide:
+        assert scale_of(slide.properties, path).mpp == 0.25
+
+
+@pytest.mark.parametrize("name", ["macrophage_CD68.svs", "Unlabelled H&E"])
+def test_a_word_within_another_makes_no_companion(tmp_path, name):
+    path = write_ome(tmp_path / "a.ome.tif", {"Labels 2": tissue(99, 99), name: tissue(300, 400)})
+    assert pages_of(path) == 1
+    with open_slide(path) as slide:
+        assert slide.level_dimensions[0] == (400, 300)
+
+
 def test_series_of_a_zarr_are_pages_and_damage_is_one_sentence(tmp_path):
     path = write_zarr(tmp_path / "a.zarr", {"0": tissue(300, 400), "1": tissue(200, 100)})
     assert pages_of(path) == 2
