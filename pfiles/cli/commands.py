@@ -138,7 +138,7 @@ def _map(args: argparse.Namespace) -> int:
     if read_json(out / MADE_FROM, of) != of:
         raise InputError(f"{out} holds maps of other slides or of other networks: name another folder with --out.")
     write_json(out / MADE_FROM, of)
-    left_out = tile_slides(paths, out / "tiles", tiling, table, show_split=False)
+    left_out = tile_slides(paths, out / "tiles", tiling, table, show_split=False, skipped=out)
     tiles = read_source(out / "tiles")
     bar = progress(tiles.images.split(4096), desc="assign tiles", unit="batch", leave=False, delay=2)
     parts = [trained.assign(batch) for batch in bar]

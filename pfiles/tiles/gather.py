@@ -55,12 +55,12 @@ def gather(paths: Sequence[Path], out: Path, page: int | None = 1, asked: Sequen
     as a table of the user has them; they, and a file that is given alone, are no companions of others.
     Raises InputError where there is no slide.
     """
-    gathered, files, meant = Gathered(), {}, {name.lower() for name in asked}
+    gathered, files, meant, out = Gathered(), {}, {name.lower() for name in asked}, out.resolve()
     for path in paths:
         if not os.path.exists(path):
             raise InputError(f"There is no slide or folder of slides at {path}: correct the path.")
         is_folder = path.is_dir() and path.suffix.lower() != ".zarr"
-        below = sorted(file for file in walk(path) if out not in file.parents) if is_folder else [path]
+        below = sorted(file for file in walk(path) if out not in file.resolve().parents) if is_folder else [path]
         slides = [file for file in below if file.suffix.lower() in SUFFIXES or (file == path and not _is_unread(file))]
         others = [file for file in below if _is_unread(file)]
         unread = types_in_words(others)

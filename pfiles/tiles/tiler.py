@@ -1,6 +1,7 @@
 """From slides to one folder of tiles: slide by slide, resumable, written whole or not at all."""
 
 import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ def tile_slides(
     show_split: bool = True,
     regions: Path | None = None,
     dry_run: bool = False,
+    skipped: Path | None = None,
 ) -> dict[str, str]:
     """Cut the tiles of all slides into `out`: tiles.npy, tiles.csv and a picture of each slide in slides/.
 
@@ -49,20 +51,21 @@ def tile_slides(
     `mpp`, the slide's microns per pixel, or several of them. pseudonyms: slides are called S001, S002 ... and patients
     P001 ..., and the key is written beside `out`, to OUT_pseudonyms.csv. threads: None for as many as the machine has
     cores. show_split: print how many tiles of each slide are for training and for testing. regions: see `read_regions`.
-    dry_run: write pictures alone, and tell how many tiles there would be.
+    dry_run: write pictures alone, and tell how many tiles there would be. skipped: the folder in which no slides are
+    looked for; None for `out`.
 
     What is done of a slide is kept until all are: run again, the command goes on. A slide that cannot be read, shows no
     tissue or has another's file is left out. A table at the end names every slide. Returns why slides were left out, by
     name. Raises InputError where none is left, or for anything that is not as described.
     """
     table = read_slide_table(slides_csv) if slides_csv else {}
-    gathered = gather(paths, out, tiling.page, [*table])
+    gathered = gather(paths, skipped or out, tiling.page, [*table])
     rows_of_user = match_rows(table, gathered.slides, slides_csv) if slides_csv else {}
     slides, patients = gathered.slides, {}
     if pseudonyms:
         slides, patients = _with_pseudonyms(slides, rows_of_user, out)
     else:
-        _refuse_doubled_names(slides)
+        _refuse_doubled_names(slides, "rename one, or give --pseudonyms")
     rows_of_user = {new.name: rows_of_user.get(old.name, {}) for old, new in zip(gathered.slides, slides, strict=True)}
     patient = {name: patients.get(of := row.get("patient", ""), of) for name, row in rows_of_user.items()}
     label = {name: row.get("label", "") for name, row in rows_of_user.items()}
@@ -109,12 +112,12 @@ def _tiling_of(slide: SlideFile, tiling: Tiling, rows: Mapping[str, Mapping[str,
     return replace(tiling, mpp_of_slide=float(mpp)) if mpp else tiling
 
 
-def _refuse_doubled_names(slides: Sequence[SlideFile]) -> None:
+def _refuse_doubled_names(slides: Sequence[SlideFile], remedy: str) -> None:
     by_name: dict[str, SlideFile] = {}
     for slide in slides:
         other = by_name.setdefault(slide.name, slide)
         if other != slide:
-            raise InputError(f"{other.path} and {slide.path} have one name: rename one, or give --pseudonyms.")
+            raise InputError(f"{other.path} and {slide.path} have one name: {remedy}.")
 
 
 def _copies_of_files(slides: Sequence[SlideFile], patients: Mapping[str, str]) -> dict[str, str]:
@@ -247,12 +250,19 @@ def _with_pseudonyms(
     patients = sorted({row["patient"] for row in rows.values() if row.get("patient")})
     pages = ["" if slide.page == 1 else f" page {slide.page}" for slide in slides]
     places = [f"slide {composed(str(slide.path.resolve()))}{page}" for slide, page in zip(slides, pages, strict=True)]
+    taken = {*pseudonyms.values()}
     for letter, wanted in (("S", places), ("P", [f"patient {patient}" for patient in patients])):
+        numbers = (number for number in itertools.count(1) if f"{letter}{number:03}" not in taken)
         for place in wanted:
-            pseudonyms.setdefault(place, f"{letter}{sum(new[0] == letter for new in pseudonyms.values()) + 1:03}")
-    write_csv(key, pd.DataFrame({"pseudonym": pseudonyms.values(), "of": pseudonyms.keys()}))
+            if place not in pseudonyms:
+                pseudonyms[place] = f"{letter}{next(numbers):03}"
     hidden = [replace(slide, name=pseudonyms[place]) for slide, place in zip(slides, places, strict=True)]
-    return hidden, {patient: pseudonyms[f"patient {patient}"] for patient in patients}
+    _refuse_doubled_names(hidden, f"give each its own pseudonym in {key}")
+    hidden_patients = {patient: pseudonyms[f"patient {patient}"] for patient in patients}
+    if len({*hidden_patients.values()}) < len(patients):
+        raise InputError(f"{key} gives one pseudonym to two patients: give each its own.")
+    write_csv(key, pd.DataFrame({"pseudonym": pseudonyms.values(), "of": pseudonyms.keys()}))
+    return hidden, hidden_patients
 
 
 def _offset(slide: SlideFile, tiling: Tiling) -> float:

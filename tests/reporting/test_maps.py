@@ -345,6 +345,15 @@ def test_a_generator_that_knows_its_scale_maps_a_slide(tmp_path, monkeypatch, ca
     plt.close("all")
 
 
+def test_maps_beside_their_slides_are_no_slides(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    two_colours(tmp_path / "new.tiff")
+    for _ in range(2):
+        assert main(["map", "--slide", ".", "--run", "starter", "--mpp", "1"]) == 0
+        assert set(read_source(tmp_path / "maps" / "tiles").positions.slide) == {"new"}
+    plt.close("all")
+
+
 def test_a_new_slide_is_mapped_with_trained_networks(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     slide = two_colours(tmp_path / "new.tiff")

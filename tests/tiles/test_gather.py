@@ -71,6 +71,14 @@ def test_other_names_are_slides(tmp_path, name):
     assert len(gather([tmp_path], tmp_path / "out").slides) == 2
 
 
+def test_what_lies_in_the_output_is_no_slide_however_the_folder_is_written(tmp_path):
+    for path in (tmp_path / "a.png", tmp_path / "out" / "b.png"):
+        save(path, tissue(300, 200))
+    (tmp_path / "link").symlink_to(tmp_path)
+    for folder in (tmp_path, tmp_path / "out" / "..", tmp_path / "link"):
+        assert names(gather([folder], tmp_path / "out")) == ["a"]
+
+
 def test_types_that_are_not_read_are_counted_and_named(tmp_path):
     write_slide(tmp_path / "a.tiff", island(), levels=(1,))
     for name in ("b.vsi", "c.bmp", "d.BMP", "notes.txt", "coordinates.h5"):

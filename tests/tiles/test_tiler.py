@@ -200,6 +200,25 @@ def test_pseudonyms_stay_and_their_key_lies_beside(tmp_path):
         assert not path.is_file() or not any(word in path.read_bytes() for word in (b"clinic", b"Miller", b"new_one"))
 
 
+def test_no_two_slides_or_patients_have_one_pseudonym(tmp_path):
+    """Also where a row was taken out of the key; a key that was edited to hold a name twice is refused."""
+    slides, key = tmp_path / "slides", tmp_path / "out_pseudonyms.csv"
+    twelve_slides(slides, 3)
+    table = tmp_path / "t.csv"
+    table.write_text("slide,patient\ns00,Miller\ns01,Smith\ns02,Weaver\n")
+    tile_slides([slides], tmp_path / "out", Tiling(0.5, 64), table, pseudonyms=True)
+    whole = key.read_text()
+    key.write_text("".join(line for line in whole.splitlines(True) if not line.startswith(("S001,", "P002,"))))
+    tile_slides([slides], tmp_path / "out", Tiling(0.5, 64), table, pseudonyms=True)
+    assert sorted(key.read_text().splitlines()) == sorted(whole.splitlines())
+    for name, other, message in (("S002", "S001", "have one name"), ("P002", "P001", "one pseudonym to two patients")):
+        edited = whole.replace(name, other)
+        key.write_text(edited)
+        with pytest.raises(InputError, match=message):
+            tile_slides([slides], tmp_path / "out", Tiling(0.5, 64), table, pseudonyms=True)
+        assert key.read_text() == edited
+
+
 def test_a_label_that_reads_like_a_patient_stays(tmp_path):
     twelve_slides(tmp_path / "slides", 2)
     (tmp_path / "t.csv").write_text("slide,patient,label\ns00,2,1\ns01,3,2\n")
