@@ -10,6 +10,7 @@ is there is not done again. DIR/race.md and DIR/race.jpg show all that are done.
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from datetime import date
@@ -100,6 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def compete(args: argparse.Namespace, name: str, label: str, budget: float, seed: int) -> None:
     """Train, draw and measure a row at a budget; its JSON and its sheet go to `args.out`."""
+    shutil.rmtree(args.out / label, ignore_errors=True)  # of a row that was stopped: it is timed from its start
     settings = TODAY | ROWS[name] | args.settings
     epochs = fitting_epochs(args, settings, budget)
     run = _open(args, str((args.out / label).absolute()), settings | epochs, seed)

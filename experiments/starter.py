@@ -58,7 +58,7 @@ Draws H&E tiles of lung, 64 px (about 1 um per pixel), from any of {k} clusters 
 | Frechet distance to test tiles, autoencoder features | {frechet:.3f} | training tiles {frechet_train:.3f}, reconstructed test tiles {frechet_rebuilt:.3f} |
 | Frechet distance, random convolutions | {random:.4f} | training tiles {random_train:.4f}, reconstructed {random_rebuilt:.4f} |
 | Frechet distance, features of an EfficientNet trained on photographs | {photos:.0f} | training tiles {photos_train:.0f}, reconstructed {photos_rebuilt:.0f} |
-| built like tissue: as real tiles shuffled in blocks of | {reach} | test tiles beyond {half} px, reconstructed {reach_rebuilt} |
+| built like tissue: as real tiles shuffled in blocks of, decoded alike | {reach} | test tiles beyond {half} px, reconstructed {reach_rebuilt} |
 | sorted into the cluster asked for, by the clusters / by a second judge | {asked:.0%} / {second:.0%} | chance {chance:.0%} |
 | use to a classifier (CAS), share of what real tiles are worth | {cas:.0%} | 100 % |
 | told from real tiles by a small network / behind a blur of 1 px | {told} / {told_1} | 50 % |
