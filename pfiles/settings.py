@@ -280,8 +280,11 @@ def _require_side_that_halves(settings: Settings) -> None:
     """InputError unless the UNet can fold and halve the latents of the tiles without a remainder."""
     vqvae: Mapping[str, Any] = settings.autoencoder.vqvae
     unet: Mapping[str, Any] = settings.diffusion.unet
-    halvings = len(unet.get("down_channels", (0,) * 4)) - 2 + len(vqvae.get("down_channels", (0,) * 3)) - 1
-    factor = unet.get("fold", 1) * 2 ** max(halvings, 0)
+    of_unet, of_vqvae = unet.get("down_channels", (128, 256, 256, 256)), vqvae.get("down_channels", (32, 64, 128))
+    fold = unet.get("fold", 1)
+    if any(isinstance(widths, int) for widths in (of_unet, of_vqvae)) or not isinstance(fold, int):
+        return  # the networks refuse these themselves
+    factor = fold * 2 ** max(len(of_unet) - 2 + len(of_vqvae) - 1, 0)
     if settings.image_size_px % factor:
         raise InputError(
             f"image_size_px must be a multiple of {factor} px, as autoencoder and UNet halve and fold the tiles so "

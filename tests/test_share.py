@@ -14,6 +14,7 @@ from pfiles import draw
 from pfiles.__main__ import main
 from pfiles.errors import InputError
 from pfiles.paths import read_json, write_json
+from pfiles.provenance import Provenance
 from pfiles.reporting.tables import record
 from pfiles.run import open_run
 from pfiles.share import share
@@ -48,14 +49,18 @@ def opened(folder, **changed):
     return open_run("test", **(given | {"out": str(folder / "run-of-Dr-Wu")} | changed))
 
 
-def named(run, names):
-    """The run, whose clusters are called so."""
-    generator = replace(draw.generator(run), names=names)
-    object.__setattr__(run, "generator", lambda: generator)
-    return run
+@pytest.fixture
+def named(monkeypatch):
+    """A run whose clusters are called so."""
+
+    def name_clusters(run, names):
+        monkeypatch.setattr(type(run), "names", property(lambda run: names))
+        return run
+
+    return name_clusters
 
 
-def test_the_folder_draws_and_says_all_that_is_known(made, tmp_path):
+def test_the_folder_draws_and_says_all_that_is_known(made, named, tmp_path):
     run = named(opened(made), {1: "keratin", 2: "dermis"})
     gate = share(run, tmp_path / "shared", CARD, "demo", {**TINY, "start_from": "/home/StMarysHospital"})
     assert {path.name for path in (tmp_path / "shared").iterdir()} == {
@@ -89,7 +94,7 @@ def test_no_file_says_whose_tissue_it_is(made, tmp_path):
 
 
 @pytest.mark.parametrize("said", [TELLING[0], "see s07-mueller.svs", "of 4711423, left"])
-def test_a_card_or_a_name_that_says_it_is_refused(said, made, tmp_path):
+def test_a_card_or_a_name_that_says_it_is_refused(said, made, named, tmp_path):
     for card, names in (({**CARD, "consent": said}, {}), (CARD, {2: said})):
         with pytest.raises(InputError, match="which is a path, file, slide or patient of the data"):
             share(named(opened(made), names), tmp_path / "shared", card)
@@ -105,7 +110,7 @@ def test_short_names_of_people_are_looked_for_too(made, tmp_path):
             share(run, tmp_path / "shared", {**CARD, "consent": said})
 
 
-def test_markup_in_a_name_is_text(made, tmp_path):
+def test_markup_in_a_name_is_text(made, named, tmp_path):
     run = named(opened(made), {1: "<img src=x onerror=alert(1)> & so on"})
     share(run, tmp_path / "shared", {**CARD, "organ": "<b>lung</b>"})
     written = (tmp_path / "shared" / "README.md").read_text()
@@ -127,7 +132,7 @@ def test_a_memoriser_is_refused(made, tmp_path):
 def test_numbers_of_other_data_are_refused(made, tmp_path):
     shutil.copytree(made, tmp_path / "made")
     run = opened(tmp_path / "made")
-    other = {"data": {**run.provenance["data"], "fingerprint": "0" * 16}}
+    other = Provenance(data={**run.provenance.data, "fingerprint": "0" * 16})
     record(run.paths.summary, "clusters_3/part_13_distribution_metrics", PART_13, other)
     with pytest.raises(InputError, match=r"part_13_distribution_metrics in .* is of another run"):
         share(run, tmp_path / "shared", CARD)

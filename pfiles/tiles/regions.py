@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pfiles.errors import InputError
-from pfiles.spreadsheet import composed
 
 Polygon = tuple[tuple[tuple[float, float], ...], ...]  # rings of x, y in pixels of level 0: the outer one, then holes
 
@@ -19,6 +18,8 @@ def read_regions(path: Path, slides: Sequence[str]) -> dict[str, tuple[Polygon, 
 
     A file is of the only slide, or of the one that it is named after. InputError for anything else.
     """
+    from pfiles.spreadsheet import composed  # loads pandas, which the options of the command line do without
+
     if not path.exists():
         raise InputError(f"There are no regions at {path}: correct the path.")
     if path.is_file():

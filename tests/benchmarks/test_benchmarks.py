@@ -96,7 +96,7 @@ def test_a_published_step_has_the_products_losses_and_update(tmp_path, monkeypat
     settings = SIZE.settings
     images = smooth_tiles(16, SIDE)
     drawn = {}
-    views, add_noise = diffusion.random_affine, LinearNoiseScheduler.add_noise
+    views, add_noise = clusters.random_affine, LinearNoiseScheduler.add_noise
 
     def watched_views(tiles, *args, **options):
         drawn["x"], drawn["x_affine"] = tiles, views(tiles, *args, **options)
