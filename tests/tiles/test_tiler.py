@@ -463,10 +463,13 @@ def test_a_slide_is_never_replaced_by_its_picture(tmp_path, capsys):
     assert (tmp_path / "slides" / "a.jpg").read_bytes() == before
 
 
-def test_pictures_of_others_beside_those_of_the_slides_stay(tmp_path):
+@pytest.mark.parametrize("most", [None, 1024 * 1536 // 2 - 1])
+def test_pictures_of_others_beside_those_of_the_slides_stay(tmp_path, monkeypatch, most):
+    """most: half as many pixels as Pillow opens."""
     others = Image.fromarray(island())
     (tmp_path / "out" / "slides").mkdir(parents=True)
     others.save(tmp_path / "out" / "slides" / "other.jpg")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
     twelve_slides(tmp_path / "slides", 1)
     assert main(["tile", str(tmp_path / "slides"), "--out", str(tmp_path / "out"), "--size", "64", "--mpp", "0.5"]) == 0
     assert {path.name for path in (tmp_path / "out" / "slides").iterdir()} == {"other.jpg", "s00.jpg"}
