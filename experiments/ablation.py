@@ -13,7 +13,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -257,12 +257,17 @@ def as_table(rows: list[dict[str, Any]]) -> str:
     lines = [f"| row | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for row in rows:
         values = row["values"] | {"training_cpu_seconds": row["training_cpu_seconds"]}
-        shown = []
-        for beginning, form in columns.values():
-            value = values.get(beginning, next((v for name, v in values.items() if name.startswith(beginning)), None))
-            shown.append("" if value is None else form.format(value))
-        lines.append(f"| {row['row']} | {' | '.join(shown)} |")
+        lines.append(f"| {row['row']} | {' | '.join(as_cells(values, columns))} |")
     return "\n".join(lines) + "\n"
+
+
+def as_cells(values: Mapping[str, float | None], columns: Mapping[str, tuple[str, str]]) -> list[str]:
+    """The cells of a row. columns: by title, a value's name, or how it begins, and its form; empty where it lacks."""
+    cells = []
+    for beginning, form in columns.values():
+        value = values.get(beginning, next((v for name, v in values.items() if name.startswith(beginning)), None))
+        cells.append("" if value is None else form.format(value))
+    return cells
 
 
 def _parser() -> argparse.ArgumentParser:

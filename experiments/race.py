@@ -150,11 +150,7 @@ def as_table(rows: list[dict[str, Any]]) -> str:
     """The rows that are done as Markdown, by budget; all that was measured stands in their JSON."""
     lines = [f"| recipe | budget, s | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
     for row in sorted(rows, key=lambda row: (row["budget_s"], [*ROWS].index(row["row"]), row["seed"])):
-        values = row["values"]
-        cells = []
-        for name, form in COLUMNS.values():
-            value = values.get(name, next((v for key, v in values.items() if key.startswith(name)), None))
-            cells.append("" if value is None else form.format(value))
+        cells = ablation.as_cells(row["values"], COLUMNS)
         lines.append(f"| {row['row']} | {row['budget_s']:g} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
