@@ -210,7 +210,11 @@ def atomic_write(path: Path, by_every_process: bool = False) -> Iterator[IO[byte
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to be filled, which takes the place of `folder`, as a whole, only once it is complete."""
+    """A new folder to be filled, which takes the place of `folder`, as a whole, only once it is complete.
+
+    Where `folder` is a link, what it leads to is replaced.
+    """
+    folder = folder.resolve()
     for killed in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
         if re.fullmatch("[0-9a-f]{8}", killed.name.rsplit(".", 2)[1]):
             shutil.rmtree(killed, ignore_errors=True)

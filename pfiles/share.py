@@ -6,6 +6,7 @@ Nothing in the folder tells from whose tissue it learnt: no path, no file name, 
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import date
 from html import escape
 from pathlib import Path, PurePath
@@ -14,10 +15,12 @@ from typing import Any
 import numpy as np
 from huggingface_hub import ModelCardData
 
-from pfiles import artifacts, draw
+from torch import Tensor
+
+from pfiles import checkpoints, draw
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
-from pfiles.measuring.memorisation import COPY, held_against
+from pfiles.measuring.memorisation import COPY, held_against, nearest_tiles
 from pfiles.paths import ROOT, atomic_folder, atomic_write, expand, read_json
 from pfiles.provenance import flatten, require_same_run
 from pfiles.reporting import figures
@@ -28,27 +31,34 @@ from pfiles.tiles.dataset import EMBEDDED, data_or_default
 from pfiles.tiles.sources import Source, read_source
 from pfiles.tiles.split import level_of_slides
 
+JUDGED = 500  # tiles that the gate draws; of fewer the card says so
 UNLIKELY = 0.01  # the gate fails where so many tiles near to training tiles have less than this chance
+FLAT = 2.0  # levels of 255: a tile whose grey levels deviate less shows nothing that could be compared
+MOST_FLAT, MOST_ALIKE = 0.1, 0.5  # shares of the judged tiles: more flat ones than training has, or repeated ones
 TILES_SHOWN = 8  # of each cluster
 
 
 def share(
     run: Run, folder: Path, card: Mapping[str, str], preset: str = "",
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None, judged: int = JUDGED,
 ) -> dict[str, float]:  # fmt: skip
     """Write the new `folder`, all at once: config.json, model.safetensors, README.md and sheet.jpg.
 
-    card: see `read_card`. preset, overrides: the run's, for the card.
-    Returns the result of the gate: how many generated tiles of the run are near to a training tile. InputError where it
-    fails, and where a text in the folder would name a path, a file, a slide or a patient.
+    card: see `read_card`. preset, overrides: the run's, for the card. judged: how many tiles the gate draws.
+    Returns the result of the gate: how many tiles that the written networks draw are near to a training tile.
+    InputError where it fails, and where a text in the folder would name a path, a file, a slide or a patient.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already: name a new folder.")
-    gate = _gate(run)
-    generator, source = draw.generator(run), _source(run)
+    if judged < 2:
+        raise InputError(f"The gate must draw at least 2 tiles to judge, but was asked for {judged}.")
+    generator, source = replace(draw.generator(run), about=_begun_from(run)), _source(run)
     with atomic_folder(folder) as part:
         generator.save(part)
+        telling = _telling(run, source)
+        _refuse_traces(part, " ".join(card.values()), telling)  # before the work
         loaded = Generator.load(part, run.device)  # what others will get
+        gate = _gate(run, loaded.draw(number=judged, seed=run.seed))
         tiles = loaded.draw(np.repeat(np.arange(loaded.n_clusters), TILES_SHOWN))
         labels = [figures.cluster_label(number + 1, loaded.names) for number in range(loaded.n_clusters)]
         sheet = figures.show_tiles(tiles, TILES_SHOWN, rows=labels, mpp=loaded.mpp)
@@ -56,27 +66,69 @@ def share(
         text = _card(run, loaded, source, card, gate, preset, overrides or {})
         with atomic_write(part / "README.md") as file:
             file.write(text.encode())
-        _refuse_traces(part, _telling(run, source))
+        _refuse_traces(part, text, telling)
     return gate
 
 
-def _gate(run: Run) -> dict[str, float]:
-    """How near the run's generated tiles are to its training tiles; InputError where they repeat them."""
+def _gate(run: Run, images: Tensor) -> dict[str, float]:
+    """How near the images are to the run's training tiles; InputError where they repeat them, or can show nothing.
+
+    The images are drawn for this from the networks that are handed on: files of images could be edited.
+    """
     tiles = run.tiles
-    _, images = artifacts.generated_images(run)
     train, held_out = (tiles.tensor(part) for part in (tiles.train, tiles.test))
+    flat, alike = _refuse_no_evidence(images, train)
     nearest, _, closeness, leak = held_against(images, train, held_out, tiles.source)
     if leak:
         raise InputError(f"The gate cannot judge this generator. {leak}")
     copies = int((nearest.distance < COPY).sum())
     if copies or closeness["chance"] < UNLIKELY:
         raise InputError(
-            f"The memorisation gate fails: {copies} of {len(images)} generated tiles are outright copies of training "
-            f"tiles, and {closeness['closer']:.1%} are nearer to one than the closest 1 % of held-out tiles (chance "
-            f"{closeness['chance']:.2g}). Whoever gets this generator can draw training tiles: train on more tiles, or "
-            "for fewer epochs, and see part 14."
+            f"The memorisation gate fails: {copies} of {len(images)} tiles that were drawn for it are outright copies "
+            f"of training tiles, and {closeness['closer']:.1%} are nearer to one than the closest 1 % of held-out tiles "
+            f"(chance {closeness['chance']:.2g}). Whoever gets this generator can draw training tiles: train on more "
+            "tiles, or for fewer epochs, and see part 14."
         )
-    return {**closeness, "images": len(images), "smallest": float(nearest.distance.min())}
+    smallest = float(nearest.distance.min())
+    return {**closeness, "images": len(images), "smallest": smallest, "flat": flat, "alike": alike, "seed": run.seed}
+
+
+def _refuse_no_evidence(images: Tensor, train: Tensor) -> tuple[float, float]:
+    """The shares of the images that are flat, and of those that repeat another image, both small.
+
+    InputError where they are large: what shows nothing, or one thing only, is near to no training tile whatever the
+    networks keep of them.
+    """
+    flat, usual = ((tiles.float().mean(1).flatten(1).std(1) < FLAT).double().mean().item() for tiles in (images, train))
+    if flat > MOST_FLAT + usual:
+        raise InputError(
+            f"The gate cannot judge this generator: {flat:.0%} of {len(images)} tiles that were drawn for it show "
+            f"nothing but one colour, and {usual:.0%} of the training tiles. Train it longer."
+        )
+    alike = (nearest_tiles(images[1::2], images[::2]).distance < COPY).to_numpy().mean().item()
+    if alike > MOST_ALIKE:
+        raise InputError(
+            f"The gate cannot judge this generator: {alike:.0%} of the tiles that were drawn for it repeat another one "
+            "of them. Train it longer, or with another seed."
+        )
+    return flat, alike
+
+
+def _begun_from(run: Run) -> dict[str, str]:
+    """What the card and config.json say of the weights that the training began from, if it began from any."""
+    return {} if not run.start_weights else {"begun_from": checkpoints.fingerprint_of_state(run.start_weights)}
+
+
+def _begun_in_words(run: Run, generator: Generator) -> str:
+    """The same for a reader, without the path."""
+    begun = generator.about.get("begun_from")
+    if begun is None:
+        return "random weights"
+    name = "the small generator that comes with pfiles" if run.settings.start_from == "starter" else "other weights"
+    return (
+        f"{name} (fingerprint {begun}), which learnt from tiles of their own: what this card says of tiles, patients, "
+        "consent and copies does not cover those"
+    )
 
 
 def _data(run: Run) -> Path | None:
@@ -105,8 +157,9 @@ def _card(
     )  # fmt: skip
     sampling, scale = generator.settings.sampling, "" if generator.mpp is None else f", {generator.mpp:g} um per pixel"
     changed = ", ".join(f"{name} = {value}" for name, value in overrides.items() if name != "start_from")
+    few = "" if gate["images"] >= JUDGED else f"; fewer than the usual {JUDGED}, so that rarer copies stay unseen"
     return CARD.format(
-        metadata=data.to_yaml(), title=f"A generator of {card['organ']} tissue", **cells, **gate, copy=COPY,
+        metadata=data.to_yaml(), few=few, begun=_begun_in_words(run, generator), title=f"A generator of {card['organ']} tissue", **cells, **gate, copy=COPY,
         side=generator.settings.image_size_px, scale=scale, k=generator.n_clusters, shown=TILES_SHOWN,
         train=len(run.tiles.train), test=len(run.tiles.test), split=_split(source),
         slides=f"{len(slides)} slide{'s' * (len(slides) > 1)}" if slides else "number of slides not known",
@@ -178,13 +231,13 @@ def _is_telling(word: str, letters: int, digits: int) -> bool:
     return len(word) >= (digits if word.isdecimal() else letters)
 
 
-def _refuse_traces(folder: Path, telling: Iterable[str]) -> None:
-    """InputError where a text in `folder`, or the names in its weights, hold one of the words."""
+def _refuse_traces(folder: Path, card: str, telling: Iterable[str]) -> None:
+    """InputError where the card, config.json in `folder`, or the names in its weights hold one of the words."""
     header = (folder / "model.safetensors").read_bytes()
     header = header[8 : 8 + int.from_bytes(header[:8], "little")]
     config = flatten(read_json(folder / "config.json", {}))
     texts = {
-        "the card": (folder / "README.md").read_text(),
+        "the card": card,
         "config.json": json.dumps(config, ensure_ascii=False),
         "the names of the weights": header.decode(),
     }

@@ -11,7 +11,9 @@ from PIL import Image
 
 import pfiles
 from pfiles import draw
+from pfiles import share as share_module
 from pfiles.__main__ import main
+from pfiles.checkpoints import fingerprint_of_state
 from pfiles.errors import InputError
 from pfiles.paths import read_json, write_json
 from pfiles.provenance import Provenance
@@ -77,10 +79,10 @@ def test_the_folder_draws_and_says_all_that_is_known(made, named, tmp_path):
         "2 slides, 2 patients", "by patient: none is on both sides", "0.5 um per pixel", "| 2 | dermis |",
         "preset `demo`, with image_size_px = 48",
         "Told from real tiles: in 60%; real from real", "| generated | 0.5 |  |", "| one half | 0.125 | 1 |",
-        f"of {gate['images']} generated tiles {gate['closer']:.1%} are closer",
+        f"Of the drawn tiles {gate['closer']:.1%} are closer", "| Begun from | random weights |",
     ):  # fmt: skip
         assert said in text
-    assert gate["images"] == 12
+    assert gate["images"] == 500
     assert Image.open(tmp_path / "shared" / "sheet.jpg").size[0] > 100
 
 
@@ -118,15 +120,67 @@ def test_markup_in_a_name_is_text(made, named, tmp_path):
     assert "<img" not in written.partition("---\n")[2].partition("---\n")[2]  # behind the data for the hub
 
 
-def test_a_memoriser_is_refused(made, tmp_path):
-    """One generated tile of twelve is a training tile, turned."""
+def drawing(monkeypatch, change):
+    """Networks that draw what `change` makes of what they would draw."""
+    real = pfiles.Generator.draw
+    monkeypatch.setattr(pfiles.Generator, "draw", lambda *args, **options: change(real(*args, **options)))
+
+
+def test_a_memoriser_is_refused_whatever_lies_in_its_folder(made, tmp_path, monkeypatch):
+    """One drawn tile of 40 is a training tile, turned. The images of part 6 are honest, few, or gone."""
     shutil.copytree(made, tmp_path / "made")
     run = opened(tmp_path / "made")
-    tile = np.load(tmp_path / "made" / "StMarysHospital" / "tiles.npy")[3]
-    Image.fromarray(np.rot90(tile)).save(run.paths.generated / "1.png")
-    with pytest.raises(InputError, match="memorisation gate fails: 1 of 12 generated tiles are outright copies"):
-        share(run, tmp_path / "shared", CARD)
+    tile = torch.from_numpy(np.load(tmp_path / "made" / "StMarysHospital" / "tiles.npy")[3]).movedim(2, 0)
+    drawing(monkeypatch, lambda images: torch.cat([tile.rot90(1, (1, 2))[None], images[1:]]))
+    for number in (12, 1, 0):
+        for image in [*run.paths.generated.glob("*.png")][number:]:
+            image.unlink()
+        with pytest.raises(InputError, match="gate fails: 1 of 40 tiles that were drawn for it are outright copies"):
+            share(run, tmp_path / "shared", CARD, judged=40)
+        assert not (tmp_path / "shared").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda images: images * 0 + 99, "100% of 40 tiles that were drawn for it show nothing but one colour"),
+        (lambda images: images[:1].expand_as(images), "100% of the tiles that were drawn for it repeat another one"),
+    ],
+)
+def test_tiles_that_can_show_no_copy_are_no_evidence(made, tmp_path, monkeypatch, change, sentence):
+    drawing(monkeypatch, change)
+    with pytest.raises(InputError, match=sentence):
+        share(opened(made), tmp_path / "shared", CARD, judged=40)
     assert not (tmp_path / "shared").exists()
+
+
+def test_the_card_says_how_many_tiles_were_judged(made, tmp_path):
+    for judged, few in ((40, "; fewer than the usual 500"), (share_module.JUDGED, "")):
+        folder = tmp_path / str(judged)
+        assert share(opened(made), folder, CARD, judged=judged)["images"] == judged
+        text = " ".join((folder / "README.md").read_text().split())
+        assert f"{judged} tiles were drawn for it from the weights in this folder (seed 765" in text
+        assert f"among the training tiles{few}" in text
+    with pytest.raises(InputError, match="at least 2 tiles"):
+        share(opened(made), tmp_path / "shared", CARD, judged=1)
+
+
+def test_the_card_says_what_the_training_began_from(made, named, tmp_path):
+    """As of a run whose weights came from elsewhere, whatever patients those had learnt from."""
+    run = opened(made)
+    run.__dict__["start_weights"] = {"vqvae.weight": torch.ones(2)}
+    share(run, tmp_path / "shared", CARD, judged=40)
+    fingerprint = fingerprint_of_state(run.start_weights)
+    assert f"Begun from | other weights (fingerprint {fingerprint})" in (tmp_path / "shared" / "README.md").read_text()
+    assert pfiles.Generator.load(tmp_path / "shared").about == {"begun_from": fingerprint}
+
+
+def test_a_link_to_an_empty_folder_is_filled(made, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    share(opened(made), tmp_path / "link", CARD, judged=40)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "elsewhere" / "README.md").exists()
 
 
 def test_numbers_of_other_data_are_refused(made, tmp_path):

@@ -192,7 +192,8 @@ def _export(args: argparse.Namespace) -> int:
         f"{gate['withheld']} were withheld: they are closer to a training tile than {gate['threshold']:.3f}, as "
         f"the closest 1 % of {gate['held_out_tiles']} held-out tiles are.\n"
         f"That is {share_closer}, 95 % interval {low} to {high}. Of images like the held-out tiles {expected} would be "
-        f"expected, and this share or a larger one has a chance of {gate['chance']:.2g}."
+        f"expected, and this share or a larger one has a chance of {gate['chance']:.2g}.\n"
+        "These are the files that were given: it says nothing of images that were deleted before, or of the generator."
     )
     return 0
 
@@ -202,10 +203,10 @@ def _share(args: argparse.Namespace) -> int:
     card = read_card(args.card and expand(args.card), {name: getattr(args, name) for name in BLANKS})
     choices = run_choices(args, folder)
     run = open_run("share", **choices, out=folder, run_toml=False)
-    gate = share(run, out, card, preset=run.preset, overrides=choices.get("overrides", {}))
+    gate = share(run, out, card, preset=run.preset, overrides=choices.get("overrides", {}), judged=args.judged)
     print(
-        f"The gate passed: {gate['closer']:.1%} of {gate['images']} generated tiles are as near to a training tile as "
-        f"the closest 1 % of held-out tiles.\n{out} is ready. Read its README.md. To put it on the Hugging Face hub:\n"
+        f"The gate passed: {gate['closer']:.1%} of {gate['images']} tiles, drawn anew from these networks, are nearer to "
+        f"a training tile than the closest 1 % of held-out tiles.\n{out} is ready. Read its README.md. To put it on the Hugging Face hub:\n"
         f"    hf auth login\n    hf upload YOUR-NAME/NAME-OF-THE-GENERATOR {out}"
     )
     return 0

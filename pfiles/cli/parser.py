@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CLUSTERING_NAMES = "classifier or kmeans"
 FEATURE_NAMES = "random, autoencoder, inception, imagenet, imagenet-deeper"
 DESCRIPTION = "Generate histopathology tiles by cluster, without labels. COMMAND --help explains a command."
+JUDGED = 500  # as `share` has it
 SEVERAL_K = "number of clusters, or several such as 10-16"
 
 
@@ -225,6 +226,9 @@ def _add_share(commands: "Commands") -> None:
     share.add_argument("--run", required=True, metavar="DIR", dest="folder", help="folder of a finished run")
     share.add_argument("--out", required=True, metavar="FOLDER", help="new folder: networks, README.md, sheet.jpg")
     share.add_argument("--card", metavar="FILE", help="TOML or JSON that says the following; options count more")
+    share.add_argument(
+        "--judged", type=int, default=JUDGED, metavar="N", help=f"tiles that the gate draws; default {JUDGED}"
+    )
     for name, meaning in BLANKS.items():
         share.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=meaning.replace("%", "%%"))
     _add_started_with(share)

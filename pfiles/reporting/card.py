@@ -47,6 +47,7 @@ Draws {stain} tiles of {organ} ({species}), {side} px{scale}, from any of {k} cl
 | Networks | VQ-GAN with {codes} codes, UNet with {parameters:.1f} million parameters, {clustering} clusters |
 | Drawing | {sampler}, {steps} steps, guidance {guidance:g} |
 | Training | preset `{preset}`{changed} |
+| Begun from | {begun} |
 | Written | {day} |
 
 Generated tiles are for research; they are no basis for a diagnosis.
@@ -59,11 +60,13 @@ Generated tiles are for research; they are no basis for a diagnosis.
 
 ## Does it repeat training tiles?
 
-The gate passed: of {images} generated tiles {closer:.1%} are closer to a training tile than the closest 1 % of
-held-out tiles are (95 % interval {low:.1%} to {high:.1%}; {expected:.1%} would be expected of tiles as far away as
-held-out ones, and a share as large has a chance of {chance:.2g}). None is an outright copy (distance below {copy}; the
-smallest is {smallest:.2f}, where 0 is a copy and 1 unrelated). The search sees turned, mirrored and shifted copies, not
-privacy as a whole.
+The gate passed. {images} tiles were drawn for it from the weights in this folder (seed {seed}, clusters as often as
+among the training tiles{few}) and compared with each of the {train} training tiles, as were the {test} held-out tiles.
+Of the drawn tiles {closer:.1%} are closer to a training tile than the closest 1 % of held-out tiles are (95 % interval
+{low:.1%} to {high:.1%}; {expected:.1%} would be expected of tiles as far away as held-out ones, and a share as large
+has a chance of {chance:.2g}). None is an outright copy (distance below {copy}; the smallest is {smallest:.2f}, where 0
+is a copy and 1 unrelated). {flat:.1%} of the drawn tiles show one colour only, and {alike:.1%} repeat another drawn
+tile. The search sees turned, mirrored and shifted copies, not privacy as a whole.
 
 ## What was measured
 {measured}

@@ -84,6 +84,7 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
     passed = nearest.distance >= limit
     report = {
         "made_by": MADE_BY,
+        "judged": "the files that were given; nothing of images deleted before, or of the generator that drew them",
         "rule": "withheld where closer to a training tile than the closest 1 % of the held-out tiles",
         "distance": "1 - correlation of local structure, best of 8 views and of shifts up to a quarter of the side: "
         "0 copy, 1 unrelated",
