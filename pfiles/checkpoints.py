@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pfiles.cluster_bank import ClusterBank
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace
+from pfiles.machine.processes import is_first
 from pfiles.machine.runtime import versions
 from pfiles.paths import Paths, atomic_write, numbers_of_clusters, read_json, write_json
 from pfiles.provenance import Provenance, require_same_run, without
@@ -150,7 +151,12 @@ def save_stage(
 def _save_once(
     paths: Paths, network: str, stage: str, epochs: int, module: nn.Module, about: Mapping[str, Any]
 ) -> None:
-    """Write a checkpoint, numbered one higher than its forerunners, unless the newest is the same already."""
+    """Write a checkpoint, numbered one higher than its forerunners, unless the newest is the same already.
+
+    Of several processes the first does it alone, as it may move files aside.
+    """
+    if not is_first():
+        return
     clustering = about["clustering"]
     earlier = _checkpoints(paths, network, stage, clustering)
     if earlier and is_saved(module, earlier[-1], about):
@@ -238,7 +244,11 @@ def fingerprint_of_state(state: Mapping[str, Tensor], *apart_from: str) -> str:
 def fingerprint_of_role(network: nn.Module) -> str:
     """A short hash of the weights that what is trained on a network depends on: of an autoencoder, those that decide
     the codes of a tile. Its decoder may be polished at any time, and UNet and clusters stay valid."""
-    return fingerprint(network, "decoder", "post_quant") if isinstance(network, VQVAE) else fingerprint(network)
+    return fingerprint_of_encoder(network.state_dict()) if isinstance(network, VQVAE) else fingerprint(network)
+
+
+def fingerprint_of_encoder(state: Mapping[str, Tensor]) -> str:  # the same of an autoencoder's state dict
+    return fingerprint_of_state(state, "decoder", "post_quant")
 
 
 def fingerprints(networks: Mapping[str, nn.Module]) -> dict[str, str]:
@@ -276,28 +286,18 @@ def _checkpoints(paths: Paths, network: str, stage: str, clustering: str) -> lis
         match = pattern.fullmatch(path.name)
         about = read_json(path.with_suffix(".json"), {"clustering": "classifier"})
         if match and about.get("clustering") == clustering:
-            by_age.append(_in_time(path, match[2]))
+            by_age.append(in_time(path, match[2]))
     return [path for *_, path in sorted(by_age)]
 
 
-def newest_unet(root: Path) -> Path | None:
-    """The UNet of a run's folder after finetuning-2: of each number of clusters and clustering the newest as
-    `find_checkpoint` has it, and of these the one that was written last; None where there is none."""
-    by_kind: dict[tuple[Path, str | None], list[tuple[int, str, int, Path]]] = {}
-    for path in root.glob("clusters_*/models_*/unet_*.pth"):
-        if match := re.fullmatch(r"unet(_kmeans)?_finetuning2_ckpt_(\d{8})_\d+_[\d,-]+\.pth", path.name):
-            by_kind.setdefault((path.parent, match[1]), []).append(_in_time(path, match[2]))
-    return max((max(of)[2:] for of in by_kind.values()), default=(0, None))[1]
-
-
-def _in_time(path: Path, day: str) -> tuple[int, str, int, Path]:
+def in_time(path: Path, day: str) -> tuple[int, str, int, Path]:
     """What sorts the checkpoints of a stage by their age, see `find_checkpoint`."""
     return _number(path), day, path.stat().st_mtime_ns, path
 
 
 def _number(path: Path) -> int:
     """The place of a checkpoint among those of its stage; 0 for files from elsewhere."""
-    number = read_json(path.with_suffix(".json"), {}).get("number")
+    number = read_json(path.with_suffix(".json"), {}).get("number", 0)
     return number if isinstance(number, int) else 0
 
 
@@ -370,16 +370,23 @@ def load_stage(
         raise InputError(
             f"{path} goes on from another UNet than that of the last {START[stage]}: run {MADE_BY[stage]} again."
         )
-    trained = about.get("settings", {}).get("diffusion", {})
+    require_learnt_with(path, about.get("settings", {}).get("diffusion", {}), settings.diffusion)
+    return unet.to(device), bank, LatentSpace.from_json(vqvae, about.get("latent_scaling"))
+
+
+def require_learnt_with(path: Path, learnt: Mapping[str, Any], settings: DiffusionSettings) -> None:
+    """InputError where the UNet in `path` learnt with other LEARNT_WITH than the settings say.
+
+    learnt: what is recorded of it; nothing of the published ones.
+    """
     for name in LEARNT_WITH:
-        now = getattr(settings.diffusion, name)
-        then = trained.get(name, now if trained else getattr(DiffusionSettings(), name))  # the published ones
+        now = getattr(settings, name)
+        then = learnt.get(name, now if learnt else getattr(DiffusionSettings(), name))
         if then != now:
             raise InputError(
                 f"{path} was trained with diffusion.{name} = {then!r}, but the settings say {now!r}: set it so, or "
                 "name the preset it was trained with."
             )
-    return unet.to(device), bank, LatentSpace.from_json(vqvae, about.get("latent_scaling"))
 
 
 def _check_trained_with(path: Path, trained: nn.Module, name: str, module: nn.Module) -> None:

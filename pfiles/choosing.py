@@ -102,8 +102,6 @@ def _learn_part(
                 run, stage, folder, provenance.as_note(), settings.diffusion.batch_size, artifacts.unknown_csvs(run)
             ),
         )  # fmt: skip
-    if not histories:
-        raise InputError("No training of these settings learns clusters: set clusters_first to true.")
     for clusterer in clusterers.values():
         # as a checkpoint gives it back, so that rounding is the same
         clusterer.to(memory_format=torch.contiguous_format)

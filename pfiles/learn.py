@@ -20,7 +20,8 @@ from pfiles import artifacts, checkpoints
 from pfiles.cluster_bank import ClusterBank
 from pfiles.clusterers import fit_kmeans, make_clusterer
 from pfiles.discriminator import Discriminator, PolishDiscriminator
-from pfiles.drawing.generator import Generator, begin_from
+from pfiles.drawing.generator import Generator
+from pfiles.drawing.starting import begin_from
 from pfiles.latents import LatentSpace, latent_batches, reconstruct
 from pfiles.learning import autoencoder as vq_gan
 from pfiles.learning import clusters as information

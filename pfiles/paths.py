@@ -127,7 +127,8 @@ class Paths:
     def latent_csvs(self) -> dict[int, Path]:
         """The files of this clustering that there are of any k, as `latent_csv`, by k."""
         csvs = self.root.glob(f"clusters_*/HHH*_C*_D*{self.suffix}.csv")
-        named = ((re.fullmatch(rf"HHH(\d+)_C\d+_D\d+{self.suffix}\.csv", path.name), path) for path in csvs)
+        pattern = re.compile(rf"clusters_(\d+)/HHH\1_C\1_D\1{self.suffix}\.csv")  # not one in a copy of its folder
+        named = ((pattern.fullmatch(path.relative_to(self.root).as_posix()), path) for path in csvs)
         return dict(sorted((int(match[1]), path) for match, path in named if match))
 
     @property

@@ -17,7 +17,8 @@ from pfiles import checkpoints
 from pfiles.choices import DEFAULTS, OF_NO_CLUSTERS, choose
 from pfiles.cluster_bank import ClusterBank
 from pfiles.clusterers import check_clustering
-from pfiles.drawing.generator import Generator, starting_weights
+from pfiles.drawing.generator import Generator
+from pfiles.drawing.starting import starting_weights
 from pfiles.errors import InputError
 from pfiles.latents import encode_tiles, encode_views, predict_clusters
 from pfiles.machine import processes
@@ -124,7 +125,8 @@ class Run:
     @cached_property
     def start_weights(self) -> dict[str, Tensor]:
         """The tensors that autoencoder and UNet begin from, where the setting start_from names some."""
-        return {} if self.settings.start_from is None else starting_weights(self.settings.start_from)
+        start_from = self.settings.start_from
+        return {} if start_from is None else starting_weights(start_from, self.settings.diffusion)
 
     @cached_property
     def vqvae(self) -> VQVAE:
@@ -230,6 +232,8 @@ def open_run(
     if isinstance(n_clusters, str) and notebook.startswith("part_") and notebook not in checkpoints.MADE_BY.values():
         raise InputError(f"{notebook} works with one number of clusters: set n_clusters to one of {n_clusters}.")
     settings = get_settings(choices["preset"], choices["overrides"])
+    if choices["clustering"] == "classifier" and notebook not in OF_NO_CLUSTERS:
+        _require_learnt_clusters(settings)
     if settings.sampling.num_generated == 1:
         raise InputError("sampling.num_generated must be at least 2, as part 13 compares distributions, but is 1.")
     paths = Paths(n_clusters, choices["out"], choices["clustering"])
@@ -239,6 +243,15 @@ def open_run(
         notebook, n_clusters, choices["clustering"], choices["data"], choices["preset"], settings, choices["seed"],
         paths, restart, assets or {},
     )  # fmt: skip
+
+
+def _require_learnt_clusters(settings: Settings) -> None:
+    """InputError where no training would teach a classifier, so that clusters would be what chance made of it."""
+    if not (settings.clusters_first or settings.training.trains_clusters or settings.finetuning2.trains_clusters):
+        raise InputError(
+            "No training of these settings learns clusters: set clusters_first or training.trains_clusters to true, "
+            'or take clustering = "kmeans".'
+        )
 
 
 def _precision(paths: Paths, keep: bool) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub import ModelCardData
-
 from torch import Tensor
 
 from pfiles import checkpoints, draw
@@ -85,9 +84,9 @@ def _gate(run: Run, images: Tensor) -> dict[str, float]:
     if copies or closeness["chance"] < UNLIKELY:
         raise InputError(
             f"The memorisation gate fails: {copies} of {len(images)} tiles that were drawn for it are outright copies "
-            f"of training tiles, and {closeness['closer']:.1%} are nearer to one than the closest 1 % of held-out tiles "
-            f"(chance {closeness['chance']:.2g}). Whoever gets this generator can draw training tiles: train on more "
-            "tiles, or for fewer epochs, and see part 14."
+            f"of training tiles, and {closeness['closer']:.1%} are nearer to one than the closest 1 % of held-out "
+            f"tiles (chance {closeness['chance']:.2g}). Whoever gets this generator can draw training tiles: train on "
+            "more tiles, or for fewer epochs, and see part 14."
         )
     smallest = float(nearest.distance.min())
     return {**closeness, "images": len(images), "smallest": smallest, "flat": flat, "alike": alike, "seed": run.seed}
@@ -159,7 +158,8 @@ def _card(
     changed = ", ".join(f"{name} = {value}" for name, value in overrides.items() if name != "start_from")
     few = "" if gate["images"] >= JUDGED else f"; fewer than the usual {JUDGED}, so that rarer copies stay unseen"
     return CARD.format(
-        metadata=data.to_yaml(), few=few, begun=_begun_in_words(run, generator), title=f"A generator of {card['organ']} tissue", **cells, **gate, copy=COPY,
+        metadata=data.to_yaml(), few=few, begun=_begun_in_words(run, generator),
+        title=f"A generator of {card['organ']} tissue", **cells, **gate, copy=COPY,
         side=generator.settings.image_size_px, scale=scale, k=generator.n_clusters, shown=TILES_SHOWN,
         train=len(run.tiles.train), test=len(run.tiles.test), split=_split(source),
         slides=f"{len(slides)} slide{'s' * (len(slides) > 1)}" if slides else "number of slides not known",

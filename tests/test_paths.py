@@ -95,3 +95,12 @@ def test_numbers_of_clusters(given, ks, name):
 def test_wrong_numbers_of_clusters(given, said):
     with pytest.raises(InputError, match=said):
         numbers_of_clusters(given)
+
+
+def test_a_copy_of_a_clusters_folder_is_not_taken_for_its_own(tmp_path):
+    """As docs/own_tiles.md says one may copy it for another k; the copy would otherwise hide what is trained since."""
+    own = tmp_path / "clusters_4" / "HHH4_C4_D4.csv"
+    for path in (own, tmp_path / "clusters_5" / own.name, tmp_path / "clusters_4 (copy)" / own.name):
+        path.parent.mkdir()
+        path.write_text("")
+    assert Paths(4, tmp_path).latent_csvs() == {4: own}

@@ -18,6 +18,7 @@ from pfiles.__main__ import main
 from pfiles.cli.execute import run_cells
 from pfiles.cli.notebooks import NOTEBOOKS
 from pfiles.cli.summary import print_summary
+from pfiles.drawing.starting import newest_unet
 from pfiles.errors import InputError
 from pfiles.learning import autoencoder
 from pfiles.machine.locks import locked
@@ -406,7 +407,7 @@ def test_networks_that_another_training_finished_are_kept(done, capsys):
     assert path.with_name(f"{path.stem}.kept_1.pth").read_bytes() == before
     assert path.with_name(f"{path.stem}.kept_1.json").read_bytes() == told
     assert read_json(path.with_suffix(".json"))["number"] == 2
-    assert checkpoints.newest_unet(run.paths.root).name.startswith("unet_finetuning2_")
+    assert newest_unet(run.paths.root).name.startswith("unet_finetuning2_")
 
 
 def test_weights_put_over_ours_are_replaced_when_that_is_asked_for(done):
@@ -652,3 +653,23 @@ def test_a_look_at_a_run_does_not_decide_its_precision(command, tmp_path, monkey
     assert not (tmp_path / "out").exists()
     assert precision("train_autoencoder", "bf16") == "bf16"
     assert precision(command, "fp32") == "bf16"  # what the run keeps
+
+
+def test_a_copy_of_a_finished_folder_of_clusters_changes_nothing(done):
+    """Copied for another k, as the docs say; what is trained for the first k since counts, and not its copy."""
+    shutil.copytree(done / "out/clusters_3", done / "out/clusters_5")
+    csv = opened(done).paths.latent_csv
+    assert artifacts.latent_csvs(opened(done)).paths == {3: csv}
+    run = opened(done, n_clusters=5)
+    assert {state for *_, state, _ in artifacts.status(run)[2:]} == {"missing"}
+    learn.unet(run, "training", learn.new_networks(run))
+    assert [path.parent.name for path in run.paths.models.glob("unet_*.pth")] == ["models_5"]
+
+
+@pytest.mark.parametrize("preset", ["recommended", "demo"])
+def test_settings_that_train_no_clusters_are_refused(preset, tmp_path):
+    options = {"preset": preset, "overrides": {"clusters_first": False}, "out": str(tmp_path)}
+    with pytest.raises(InputError, match="No training of these settings learns clusters: set clusters_first"):
+        open_run("part_1_training", 3, **options)
+    open_run("part_1_training", 3, "kmeans", **options)
+    open_run("train_autoencoder", 3, **options)

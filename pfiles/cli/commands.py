@@ -205,8 +205,9 @@ def _share(args: argparse.Namespace) -> int:
     run = open_run("share", **choices, out=folder, run_toml=False)
     gate = share(run, out, card, preset=run.preset, overrides=choices.get("overrides", {}), judged=args.judged)
     print(
-        f"The gate passed: {gate['closer']:.1%} of {gate['images']} tiles, drawn anew from these networks, are nearer to "
-        f"a training tile than the closest 1 % of held-out tiles.\n{out} is ready. Read its README.md. To put it on the Hugging Face hub:\n"
+        f"The gate passed: {gate['closer']:.1%} of {gate['images']} tiles, drawn anew from these networks, are nearer "
+        f"to a training tile than the closest 1 % of held-out tiles.\n{out} is ready. Read its README.md. To put it on "
+        "the Hugging Face hub:\n"
         f"    hf auth login\n    hf upload YOUR-NAME/NAME-OF-THE-GENERATOR {out}"
     )
     return 0

@@ -22,8 +22,8 @@ from pfiles.cli.options import parse_overrides, resolve_data
 from pfiles.cli.summary import print_summary
 from pfiles.clusterers import make_clusterer
 from pfiles.discriminator import Discriminator
-from pfiles.drawing.generator import starting_weights
 from pfiles.drawing.samplers import make_solver
+from pfiles.drawing.starting import starting_weights
 from pfiles.errors import InputError
 from pfiles.learning.resume import name_of_restart
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
@@ -119,7 +119,7 @@ def _open_and_check(args: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
     scheduler = LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
     make_solver(sampling.sampler, scheduler, sampling.steps)
     if settings.start_from is not None:
-        starting_weights(settings.start_from)
+        starting_weights(settings.start_from, settings.diffusion)
     opened.tiles  # noqa: B018 - read and checked
     # notebooks that need no tiles ask for none unless they are named
     named = None if choices["data"] is None else data

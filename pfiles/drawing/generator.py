@@ -22,8 +22,6 @@ from pfiles.checkpoints import (
     fingerprint_of_role,
     load_autoencoder,
     load_stage,
-    newest_unet,
-    read_state,
     save_weights,
 )
 from pfiles.cluster_bank import ClusterBank
@@ -345,44 +343,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read ({error}): get it anew.") from error
-
-
-def starting_weights(where: str) -> dict[str, Tensor]:
-    """The tensors vqvae.* and unet.* of a generator's folder, of "starter", or of a run's folder (its newest UNet).
-
-    InputError where there is neither.
-    """
-    path = STARTER if where == "starter" else ROOT / expand(where)
-    autoencoder, unet = path / "kpc_ldm" / "vqvae_autoencoder_ckpt.pth", newest_unet(path)
-    if (path / "config.json").exists():
-        return read_weights(path)
-    if not autoencoder.exists() or unet is None:
-        raise InputError(
-            f"start_from names {path}, which holds neither a generator (config.json) nor a finished run "
-            "(kpc_ldm/vqvae_autoencoder_ckpt.pth and a UNet of finetuning-2): name another folder, or null."
-        )
-    parts = {"vqvae": read_state(autoencoder), "unet": read_state(unet)}
-    return {f"{name}.{key}": tensor for name, state in parts.items() for key, tensor in state.items()}
-
-
-def begin_from(network: nn.Module, weights: Mapping[str, Tensor], prefix: str, anew: Sequence[str] = ()) -> None:
-    """Give `network` the tensors of `weights` whose names begin with `prefix`; InputError names what does not fit.
-
-    anew: names whose first axis may differ, such as the embedding of another number of clusters: they stay as they are.
-    """
-    state = network.state_dict()
-    for name, tensor in state.items():
-        source = weights.get(prefix + name)
-        if source is not None and source.shape == tensor.shape:
-            state[name] = source.to(tensor.dtype)
-        elif name not in anew or source is None or source.shape[1:] != tensor.shape[1:]:
-            difference = "is not among them" if source is None else f"has the shape {tuple(source.shape)} there"
-            raise InputError(
-                f"The weights that start_from names do not fit {type(network).__name__} with these settings: {name} "
-                f"{difference}, but needs {tuple(tensor.shape)}; take the widths that they were trained with, or other "
-                "weights."
-            )
-    network.load_state_dict(state)
 
 
 def _value(settings: Settings, name: str) -> Any:

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from pfiles import share
 from pfiles.__main__ import main
+from pfiles.cli import parser
 from pfiles.cli.commands import COMMANDS
 from pfiles.cli.parser import CLUSTERING_NAMES, FEATURE_NAMES, make_parser
 from pfiles.clusterers import CLUSTERINGS
@@ -81,6 +83,7 @@ def test_help_names_the_command_as_it_was_typed(monkeypatch):
 def test_the_names_in_the_help_are_the_codes():
     assert " or ".join(CLUSTERINGS) == CLUSTERING_NAMES
     assert ", ".join(EXTRACTORS) == FEATURE_NAMES
+    assert parser.JUDGED == share.JUDGED
 
 
 def test_every_command_has_its_function():

@@ -16,7 +16,8 @@ import pfiles
 from pfiles import draw, learn, report
 from pfiles.__main__ import main
 from pfiles.cluster_bank import ClusterBank
-from pfiles.drawing.generator import Generator, begin_from, starting_weights
+from pfiles.drawing.generator import Generator
+from pfiles.drawing.starting import begin_from, starting_weights
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace
 from pfiles.machine.runtime import seeded
@@ -97,23 +98,28 @@ def test_draw_command_by_name(generator, tmp_path, capsys):
     assert "'keratine': the nearest names are keratin; a number" in capsys.readouterr().err
 
 
+BEGUN = {**TINY, "diffusion.prediction": "noise", "diffusion.latent_scaling": False}  # as `generator` learnt
+
+
 def test_a_training_begins_from_a_generator(generator, tmp_path):
     """All weights but the embedding of another number of clusters, which begins anew."""
     generator.save(tmp_path)
-    overrides = {**TINY, "start_from": str(tmp_path)}
+    overrides = {**BEGUN, "start_from": str(tmp_path)}
     vqvae, _ = learn.new_autoencoder(open_run("test", 5, "kmeans", None, "demo", overrides, 1, tmp_path / "out"))
     for a, b in zip(vqvae.state_dict().values(), generator.space.vqvae.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     unet = type(generator.unet)(16, 5, **get_settings("demo", TINY).diffusion.unet)
     own = unet.class_emb.weight.clone()
-    begin_from(unet, starting_weights(str(tmp_path)), "unet.", anew=["class_emb.weight"])
+    begin_from(
+        unet, starting_weights(str(tmp_path), get_settings("demo", BEGUN).diffusion), "unet.", anew=["class_emb.weight"]
+    )
     assert torch.equal(unet.class_emb.weight, own)
     assert torch.equal(unet.conv_in.weight, generator.unet.conv_in.weight)
 
 
 def test_weights_of_other_widths_are_refused_by_name(generator, tmp_path):
     generator.save(tmp_path)
-    wider = {**TINY, "autoencoder.vqvae": {**TINY["autoencoder.vqvae"], "down_channels": [8, 8, 32]}}
+    wider = {**BEGUN, "autoencoder.vqvae": {**TINY["autoencoder.vqvae"], "down_channels": [8, 8, 32]}}
     run = open_run("test", 3, "kmeans", None, "demo", {**wider, "start_from": str(tmp_path)}, 1, tmp_path / "out")
     with pytest.raises(InputError, match=r"start_from .* VQVAE .*: encoder_layers.* has the shape .* but needs"):
         learn.new_autoencoder(run)

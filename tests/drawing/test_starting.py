@@ -1,0 +1,82 @@
+"""Weights that a training begins from go through the checks that opening them makes."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pfiles import draw, learn
+from pfiles.checkpoints import read_state
+from pfiles.drawing.starting import newest_unet, starting_weights
+from pfiles.errors import InputError
+from pfiles.settings import get_settings
+from tests.conftest import TINY, make_tiles, opened, train
+
+pytestmark = pytest.mark.slow
+DEMO = get_settings("demo", TINY).diffusion
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A trained tiny run, and its generator beside it."""
+    folder = tmp_path_factory.mktemp("starting")
+    np.save(folder / "tiles.npy", make_tiles(44))
+    train(opened(folder))
+    draw.generator(opened(folder)).save(folder / "generator")
+    return folder
+
+
+@pytest.fixture
+def done(made, tmp_path):
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+def test_a_run_and_its_generator_give_the_same_weights(made):
+    of_run, of_generator = (starting_weights(str(made / name), DEMO) for name in ("out", "generator"))
+    assert all(torch.equal(tensor, of_generator[name]) for name, tensor in of_run.items())
+
+
+@pytest.mark.parametrize("name", ["out", "generator"])
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ({"diffusion.prediction": "noise"}, "diffusion.prediction = 'v', but the settings say 'noise'"),
+        ({"diffusion.latent_scaling": False}, "diffusion.latent_scaling = True, but the settings say False"),
+        ({"diffusion.num_timesteps": 30}, "diffusion.num_timesteps = 20, but the settings say 30"),
+    ],
+)
+def test_a_unet_that_learnt_something_else_is_refused(name, override, sentence, made, tmp_path):
+    run = opened(made, overrides={**TINY, **override, "start_from": str(made / name)}, out=str(tmp_path / "out"))
+    with pytest.raises(InputError, match=sentence):
+        learn.new_autoencoder(run)
+
+
+def test_an_autoencoder_that_was_trained_since_is_refused(done):
+    path = done / "out/kpc_ldm/vqvae_autoencoder_ckpt.pth"
+    state = read_state(path)
+    polished = {name: tensor + name.startswith("decoder") for name, tensor in state.items()}
+    torch.save(polished, path)
+    assert starting_weights(str(done / "out"), DEMO)  # no code of any tile changed
+    torch.save({**state, "embedding.weight": state["embedding.weight"] + 0.01}, path)
+    with pytest.raises(InputError, match="was trained with another autoencoder than the one that is there now"):
+        starting_weights(str(done / "out"), DEMO)
+
+
+def test_weights_that_are_no_numbers_are_refused(done):
+    path = newest_unet(done / "out")
+    state = read_state(path)
+    state["conv_in.bias"][0] = float("nan")
+    torch.save(state, path)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(InputError, match=r"infinite or undefined numbers in unet\.conv_in\.bias"):
+        starting_weights(str(done / "out"), get_settings("paper").diffusion)  # as published
+
+
+def test_no_weights_come_from_a_copy_of_a_clusters_folder(done):
+    before = newest_unet(done / "out")
+    shutil.copytree(done / "out/clusters_3", done / "out/clusters_5")
+    for copy in (done / "out/clusters_5/models_3").glob("unet_*.pth"):
+        copy.touch()
+    assert newest_unet(done / "out") == before
