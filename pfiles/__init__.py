@@ -33,6 +33,7 @@ draw          tiles that its networks draw, and their files
 report        what its measures, maps and pictures are made of
 choosing      the clusters of every k, learnt together and compared
 share         a run's generator in a folder for others
+paper, remake: the published files put in their places; what the paper shows, made of them again
 cli/          parser, options, summary, execute; check, estimate (is this machine ready for a run), watch; notebooks,
               commands
 __main__      the door of the command line

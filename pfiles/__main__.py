@@ -14,6 +14,7 @@
     python -m pfiles evaluate --real DIR --generated DIR
     python -m pfiles export --generated DIR --data PATH --out DIR
     python -m pfiles share --run DIR --out FOLDER --card card.toml
+    python -m pfiles paper --archive DIR_OR_ZIP ... --out DIR
 
 `check` says whether this machine is ready for a run and how long the run will take. `demo` and `run` run the notebooks
 in order, `clusters` those that help to choose k, `cells` one of them in this process; `watch` shows a running training,
@@ -21,6 +22,7 @@ in order, `clusters` those that help to choose k, `cells` one of them in this pr
 `draw` draws tiles with trained networks, such as the small ones that come with the project. `tile` cuts slides into
 tiles, `map` shows trained clusters on slides that were not trained on. `evaluate` compares two folders of images,
 `export` copies the generated images that repeat no training tile, `share` writes a run's generator for others.
+`paper` puts the published files in their places and makes what the paper shows again.
 """
 
 import os

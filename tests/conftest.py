@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from pfiles import artifacts, checkpoints, draw, latents, learn
 from pfiles.__main__ import main
@@ -23,6 +25,7 @@ from pfiles.machine.runtime import seeded
 from pfiles.machine.speed import PLAIN
 from pfiles.run import open_run
 from pfiles.settings import SavingSettings, get_settings
+from pfiles.tiles.pixels import to_unit
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
 
@@ -273,6 +276,55 @@ def finish(run):
     artifacts.write_latent_csv(run, table)
 
 
-def tiny_options():
-    """OVERRIDES as options of a command."""
-    return [part for name, value in OVERRIDES.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+def tiny_options(overrides=OVERRIDES):
+    """Settings as options of a command."""
+    return [part for name, value in overrides.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+
+
+# what the authors published, at tiny size
+
+PAPER = {name: TINY[name] for name in ("image_size_px", "max_train_tiles", "autoencoder.vqvae", "diffusion.unet",
+         "sampling.steps")} | {"sampling.per_cluster": 11}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory):
+    """A folder laid out as the published archives: untrained networks, random tiles and what these networks make of
+    them."""
+    folder, settings = tmp_path_factory.mktemp("published"), get_settings("paper", PAPER)
+    for name in ("kpc_ldm", "clusters_14/models_14"):
+        (folder / name).mkdir(parents=True)
+    tiles = make_tiles(26)
+    np.save(folder / "slice128_Block2_11K.npy", tiles[:, None].repeat(8, axis=1))
+    stages = {"training": "20250127_600", "finetuning1": "20250128_130", "finetuning2": "20250128_70"}
+    with seeded(0, "published"):
+        vqvae = make_vqvae(settings.autoencoder).eval()
+        unets = {stage: UNet(vqvae.z_channels, 14, **settings.diffusion.unet) for stage in stages}
+        classifiers = {stage: Classifier(vqvae.z_channels, 14) for stage in ("training", "finetuning2")}
+    images = torch.tensor(tiles[:24]).permute(0, 3, 1, 2).contiguous()
+    vectors = vqvae.encode_continuous(to_unit(images)).detach().transpose(0, 1).flatten(1).T  # (24 * h * w, z)
+    vqvae.embedding.weight.data = vectors[:: len(vectors) // 31][:32].clone()  # codes that tell tiles apart
+    codes = latents.encode_tiles(vqvae, images)
+    for classifier in classifiers.values():  # otherwise all tiles are of one cluster
+        *layers, last, _ = classifier.eval().classifier
+        logits = last(nn.Sequential(*layers)(vqvae.embed(codes)))
+        last.bias.data -= logits.mean((0, 2, 3))
+    torch.save(vqvae.state_dict(), folder / "kpc_ldm" / "vqvae_autoencoder_ckpt.pth")
+    for stage, classifier in classifiers.items():
+        path = folder / "clusters_14" / "models_14" / f"classifier_{stage}_ckpt_{stages[stage]}_14.pth"
+        torch.save(classifier.state_dict(), path)
+    assigned = latents.predict_clusters(vqvae, classifiers["finetuning2"], codes)
+    table = latents.latent_table(mean_channel_softmax(vqvae, codes).detach(), *assigned)
+    table.to_csv(folder / "clusters_14" / "HHH14_C14_D14.csv", header=False, index=False)
+    with zipfile.ZipFile(folder / "trained_models.zip", "w") as archive:
+        for stage, unet in unets.items():
+            content = io.BytesIO()
+            torch.save(unet.state_dict(), content)
+            archive.writestr(f"trained_models/unet_{stage}_ckpt_{stages[stage]}_14.pth", content.getvalue())
+    with zipfile.ZipFile(folder / "Images.zip", "w") as archive:
+        for kind, images in (("org", tiles[:24]), ("gen_14", make_tiles(24, seed=1))):
+            for number, image in enumerate(images, 1):
+                content = io.BytesIO()
+                Image.fromarray(image).resize((66, 66)).save(content, "JPEG")
+                archive.writestr(f"Images/{kind}/{number}.jpg", content.getvalue())
+    return folder

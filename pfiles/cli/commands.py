@@ -3,11 +3,12 @@
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from itertools import chain
 from typing import Any
 
 import torch
 
-from pfiles import artifacts, draw
+from pfiles import artifacts, draw, paper, remake
 from pfiles.checkpoints import fingerprint_of_role
 from pfiles.cli.check import check
 from pfiles.cli.options import generator_folder, output_folder, parse_overrides, resolve_data, run_choices, run_folder
@@ -18,11 +19,12 @@ from pfiles.errors import InputError
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import pick_device, versions
 from pfiles.measuring.pairs import PUBLISHED_SIDE
-from pfiles.paths import expand, read_json, write_json
+from pfiles.paths import Paths, expand, read_json, write_json
 from pfiles.provenance import MADE_FROM
 from pfiles.reporting import evaluation, export, figures, maps, page
 from pfiles.reporting.card import BLANKS, read_card
 from pfiles.run import open_run
+from pfiles.settings import get_settings
 from pfiles.share import share
 from pfiles.tiles.files import list_images, read_images, refuse_other_images, write_tiles
 from pfiles.tiles.gather import gather
@@ -213,6 +215,29 @@ def _share(args: argparse.Namespace) -> int:
     return 0
 
 
+def _paper(args: argparse.Namespace) -> int:
+    out = None if args.out is None else output_folder(args.out)
+    overrides = parse_overrides(args.overrides)
+    archives = [expand(archive).absolute() for archive in args.archive]
+    paths, settings = Paths(paper.K, out), get_settings("paper", overrides)
+    published = paper.place(archives, paths, settings)
+    for name, files in published.files.items():
+        more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
+        print(f"{name:<28} {files[0]}{more}")
+    for name, source in published.missing.items():
+        print(f"{name:<28} missing: {source}")
+    data = next(iter(published.files.get("tiles", [])), None)
+    run = open_run("paper", paper.K, "classifier", data, "paper", overrides, out=out, run_toml=False)
+    source, rows = remake.Paper(run, published.files), []
+    for row in chain(remake.numbers(source), remake.save_figures(source)):
+        print(f"\n{row.what}\n    published {row.published or '-'}, re-made {row.remade or '-'}: {row.why}", flush=True)
+        rows.append(row)
+    table = run.paths.root / "paper" / "table.md"
+    remake.write_table(rows, table)
+    print(f"\nThis as a table: {table}")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {  # each returns the exit status
     "check": _check,
     "demo": _run,
@@ -227,4 +252,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {  # each returns the
     "evaluate": _evaluate,
     "export": _export,
     "share": _share,
+    "paper": _paper,
 }

@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for add in (
         _add_check, _add_demo, _add_run, _add_clusters, _add_cells, _add_watch, _add_status, _add_draw, _add_tile,
-        _add_map, _add_evaluate, _add_export, _add_share,
+        _add_map, _add_evaluate, _add_export, _add_share, _add_paper,
     ):  # fmt: skip
         add(commands)
     for command in commands.choices.values():
@@ -232,6 +232,15 @@ def _add_share(commands: "Commands") -> None:
     for name, meaning in BLANKS.items():
         share.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=meaning.replace("%", "%%"))
     _add_started_with(share)
+
+
+def _add_paper(commands: "Commands") -> None:
+    paper = commands.add_parser("paper", help="the published files: put in place, their numbers and figures re-made")
+    paper.add_argument(
+        "--archive", required=True, nargs="+", metavar="DIR_OR_ZIP", help="where published files lie, whole or in part"
+    )
+    paper.add_argument("--out", help="folder for all results; default: this repository's own folders")
+    _add_settings(paper)
 
 
 def _add_reading(command: argparse.ArgumentParser) -> None:
