@@ -132,7 +132,7 @@ SPOILT = {
     "zip cut off": (lambda a: cut(a / "Images.zip"), r"Images\.zip is not a sound \.zip file .* download it again"),
     "table cut off": (lambda a: cut(a / CSV), r"HHH14_C14_D14\.csv (should hold 24 rows|must hold a row of|cannot be)"),
     "table of features that sum to another number": (
-        lambda a: (a / CSV).write_text("\n".join(",".join(["0.5"] * 16 + ["3", "0.9"]) for _ in range(24))),
+        lambda a: (a / CSV).write_text("\n".join(",".join(["0.5"] * 16 + [f"{i % 3}", "0.9"]) for i in range(24))),
         r"HHH14_C14_D14\.csv should hold 24 rows of 16 features, .* features sum to 1",
     ),
     "image missing": (
