@@ -105,6 +105,7 @@ KINDS: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
     "glass bluish": lambda: plain((215, 230, 243)),
     "glass greenish": lambda: plain((222, 240, 226)),
     "glass dim": lambda: plain((205, 203, 198)),
+    "glass very dim": lambda: plain((185, 180, 166)),
     "glass with a shadow": lambda: plain(shade=lambda y, x: 1 - 0.25 * x),
     "glass cream, darker at its rim": lambda: plain(
         (243, 234, 210), shade=lambda y, x: 1 - 0.5 * ((y - 0.5) ** 2 + (x - 0.5) ** 2)

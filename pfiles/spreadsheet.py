@@ -115,7 +115,7 @@ def _decoded(content: bytes, shown: str) -> str:
         except UnicodeDecodeError:
             continue
         if "\0" not in text:
-            return text if text.isascii() else composed(text)
+            return text if text.isascii() else composed(text.lstrip("\ufeff"))
     raise InputError(f"{shown} cannot be read as a table, as it is no text: save it as CSV in UTF-8.")
 
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 from pfiles.errors import InputError
 from pfiles.tiles.files import bits_per_channel, has_colours, most_of_samples
 from pfiles.tiles.pixels import to_8_bits
-from pfiles.tiles.scale import as_properties, mpp_of_tiff
+from pfiles.tiles.scale import as_properties, mpp_of_dpi, mpp_of_tiff
 
 LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)  # px of an image that is read in one piece, as Pillow has it
 TIFF_BEGINS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -96,6 +96,8 @@ def open_image(path: Path, page: int = 1) -> ArraySlide:
             pages = full_pages(file)
             described = file.pages[numbered(pages, page, path)]
             mpp, most, number = mpp_of_tiff(described), most_of_samples(described), pages[page - 1]
+            if mpp is None and file.is_imagej:  # Fiji describes all pages in the first
+                mpp = mpp_of_tiff(file.pages.first)
             profile = described.tags.valueof("InterColorProfile")
             if described.bitspersample > 8:
                 return ArraySlide([_plane_of_page(described, most, path)], mpp, profile_of(profile))
@@ -112,6 +114,8 @@ def open_image(path: Path, page: int = 1) -> ArraySlide:
                 f"{path} has the colour mode {image.mode}, but slides must be RGB: convert or leave it out."
             )
         profile = profile_of(image.info.get("icc_profile"))
+        if not is_tiff(path):
+            mpp = mpp_of_dpi(image.info.get("dpi"))
         pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
     return ArraySlide([Plane(pixels, "YXS", {}, 255)], mpp, profile)
 
@@ -122,8 +126,6 @@ def _plane_of_page(page: tifffile.TiffPage, most: int | None, path: Path) -> Pla
             f"{path} has more than 8 bits per channel and {page.imagewidth} x {page.imagelength} px, more than "
             "can be read in one piece: write it as OME-TIFF."
         )
-    if most is None:
-        raise InputError(_many_bits(path))
     return plane_of(page.asarray(), page.axes, {}, most, path)
 
 
@@ -139,7 +141,8 @@ def plane_of(array: Any, axes: str, index: Mapping[str, int], most: int | None, 
     colours = [axis for axis in axes if axis not in ("Y", "X", *index)]
     samples = [array.shape[axes.index(axis)] for axis in colours]
     if len(samples) != 1 or samples[0] not in (3, 4):
-        raise InputError(f"{path} has {math.prod(samples)} channels, but slides must be RGB: convert or leave it out.")
+        count = "one channel" if math.prod(samples) == 1 else f"{math.prod(samples)} channels"
+        raise InputError(f"{path} has {count}, but slides must be RGB: convert or leave it out.")
     if array.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{path} holds {array.dtype}, but slides must hold 8 or 16 bits per channel: convert it.")
     if array.dtype == np.uint16 and most is None:
@@ -160,5 +163,25 @@ def profile_of(content: bytes | None) -> ImageCms.ImageCmsProfile | None:
 
 
 def full_pages(file: tifffile.TiffFile) -> list[int]:
-    """The numbers of a TIFF's pages that are neither masks nor smaller levels of others."""
-    return [number for number, page in enumerate(file.pages) if not page.subfiletype & 0b101]
+    """The numbers of a TIFF's pages that are neither masks nor smaller levels of others.
+
+    A level says so, or its sides are a half, a quarter and so on of those of the last page that is none.
+    """
+    full: list[int] = []
+    for number, page in enumerate(file.pages):
+        if not page.subfiletype & 0b101 and not (full and _is_level(page, file.pages[full[-1]])):
+            full.append(number)
+    return full
+
+
+def _is_level(page: tifffile.TiffPage, of: tifffile.TiffPage) -> bool:
+    factor = 2 ** round(math.log2(max(1, of.imagewidth / page.imagewidth)))
+    sides = ((of.imagewidth, page.imagewidth), (of.imagelength, page.imagelength))
+    return page.is_tiled and factor > 1 and all(abs(large / factor - small) <= 1 for large, small in sides)
+
+
+def has_several_pyramids(file: tifffile.TiffFile) -> bool:
+    """Whether smaller levels of a page follow a second one, which OpenSlide takes for levels of the first."""
+    levels = [number for number, page in enumerate(file.pages) if page.subfiletype & 1]
+    full = full_pages(file)
+    return len(full) > 1 and any(number > full[1] for number in levels)

@@ -49,26 +49,38 @@ def _two_rows(images: Tensor, indices: np.ndarray) -> Iterable[bytes]:
 def near_copies(images: Tensor, test: np.ndarray, train: np.ndarray) -> np.ndarray:
     """Pairs (M, 2) of a test tile and the training tile that shows nearly the same, such as saved again as JPEG.
 
-    The mean colours of 8 x 8 cells correlate by more than 0.97. Of very many tiles some are searched, see `MOST`.
+    The mean colours of 8 x 8 cells correlate by more than 0.97, also where one is turned by quarters or mirrored. Of
+    very many tiles some are searched, see `MOST`.
     """
     test, train = (part[evenly_spaced(len(part), most)] for part, most in zip((test, train), MOST, strict=True))
-    ours, theirs = _cells(images, test), _cells(images, train)
+    ours, theirs = _cells(images, test), _cells(images, train).flatten(1).T
     pairs = []
     for first in range(0, len(test), 512):
-        best, place = (ours[first : first + 512] @ theirs.T).max(1)
-        pairs += [(test[first + int(i)], train[int(place[i])]) for i in torch.nonzero(best > ALIKE)]
+        likeness, place = _most_alike(ours[first : first + 512], theirs)
+        pairs += [(test[first + int(i)], train[int(place[i])]) for i in torch.nonzero(likeness > ALIKE)]
     return np.array(pairs, int).reshape(-1, 2)
 
 
+def _most_alike(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest correlation of each of `ours` (N, 3, 8, 8) with one of `theirs` (192, M), and of which, both (N,)."""
+    likeness, place = torch.full((len(ours),), -1.0), torch.zeros(len(ours), dtype=torch.long)
+    for turned in (torch.rot90(ours, quarters, (2, 3)) for quarters in range(4)):
+        for way in (turned, turned.flip(3)):
+            best, at = (way.flatten(1) @ theirs).max(1)
+            place = torch.where(best > likeness, at, place)
+            likeness = torch.maximum(best, likeness)
+    return likeness, place
+
+
 def _cells(images: Tensor, indices: np.ndarray) -> Tensor:
-    """What a tile shows, as (N, 192) of length 1, and 0 of tiles that show nothing."""
+    """What a tile shows, as (N, 3, 8, 8) of length 1, and 0 of tiles that show nothing."""
     parts = []
     for part in torch.as_tensor(indices).split(1024):
         cells = F.adaptive_avg_pool2d(images[part].float(), CELLS)
-        cells = (cells - cells.mean((2, 3), keepdim=True)).flatten(1)
-        length = cells.norm(dim=1, keepdim=True)
-        parts.append(torch.where(length > PLAIN * cells.shape[1] ** 0.5, cells / length.clamp(min=1e-9), 0))
-    return torch.cat(parts) if parts else torch.empty(0, 3 * CELLS**2)
+        cells = cells - cells.mean((2, 3), keepdim=True)
+        length = cells.flatten(1).norm(dim=1)[:, None, None, None]
+        parts.append(torch.where(length > PLAIN * cells[0].numel() ** 0.5, cells / length.clamp(min=1e-9), 0))
+    return torch.cat(parts) if parts else torch.empty(0, 3, CELLS, CELLS)
 
 
 def picture_of_pairs(images: Tensor, pairs: np.ndarray) -> Image.Image:

@@ -1,6 +1,7 @@
 """Image files: checked when they are read, written whole or not at all."""
 
 import io
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,11 +9,11 @@ from contextlib import contextmanager
 from itertools import pairwise
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from torch import Tensor
 
 from pfiles.errors import InputError, extra
@@ -30,6 +31,14 @@ UNREAD_SUFFIXES = (  # images of other types, which are named where they lie amo
     ".pnm", ".psd", ".dds", ".exr", ".vsi", ".nd2", ".lif", ".isyntax", ".i2syntax", ".qptiff", ".lsm", ".oir", ".oib",
     ".oif", ".sdpc", ".kfb", ".tmap", ".mds", ".zvi", ".ims", ".stk", ".btf", ".tf8",
 )  # fmt: skip
+
+
+class Decoded(NamedTuple):
+    """An image, uint8 RGB (3, H, W); how many pages its file has, and the file's colour profile, None without one."""
+
+    image: Tensor
+    pages: int = 1
+    profile: bytes | None = None
 
 
 @contextmanager
@@ -59,15 +68,17 @@ def is_image_name(name: PurePath) -> bool:
 
 
 @quietly()
-def stack_tiles(tiles: Iterator[tuple[str, tuple[Tensor, int]]], count: int, where: Path) -> Tensor:
-    """`count` named images (3, S, S), each with its number of pages, as uint8 (N, 3, S, S).
+def stack_tiles(tiles: Iterator[tuple[str, Decoded]], count: int, where: Path) -> Tensor:
+    """`count` named images (3, S, S) as uint8 (N, 3, S, S).
 
-    It says how many files hold several pages. InputError where there is none, or they are not square and of one size.
+    It says how many files hold several pages, and whether their colour profiles differ. InputError where there is none,
+    or they are not square and of one size.
     """
-    images, of_pages = None, []
+    images, of_pages, profiles = None, [], Counter()
     bar = progress(tiles, total=count, desc="read tiles", unit="tile", leave=False, delay=2)
-    for i, (name, (tile, pages)) in enumerate(bar):
+    for i, (name, (tile, pages, profile)) in enumerate(bar):
         of_pages += [name] * (pages > 1)
+        profiles[profile] += 1
         if images is None:
             if tile.shape[1] != tile.shape[2]:
                 raise InputError(f"{name} is {tile.shape[2]} x {tile.shape[1]} pixels, but tiles must be square.")
@@ -85,7 +96,22 @@ def stack_tiles(tiles: Iterator[tuple[str, tuple[Tensor, int]]], count: int, whe
             f"{len(of_pages)} of {count} files hold several pages, of which the first is read, such as {of_pages[0]}: "
             "save each page as a file of its own."
         )
+    if len(profiles) > 1:
+        kinds = ", ".join(f"{_profile_name(profile)} ({number})" for profile, number in profiles.items())
+        print(
+            f"The tiles in {where} differ in their colour profiles, and their colours with them: {kinds}. They are "
+            "read as they are: convert all to sRGB, or cut them from their slides with --icc."
+        )
     return images
+
+
+def _profile_name(content: bytes | None) -> str:
+    if content is None:
+        return "none"
+    try:
+        return ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(content))).strip() or "without a name"
+    except (ImageCms.PyCMSError, OSError):
+        return "a damaged one"
 
 
 def bits_per_channel(image: Image.Image) -> int:
@@ -103,6 +129,9 @@ def most_of_samples(page: "tifffile.TiffPage") -> int | None:
     """What stands for full brightness in a TIFF's page of more than 8 bits per channel; None where it does not say."""
     if 8 < page.bitspersample < 16:
         return 2**page.bitspersample - 1
+    bits = {int(text) for text in re.findall(r'SignificantBits="(\d+)"', page.description)}  # of OME
+    if len(bits) == 1 and 8 < min(bits) <= 16:
+        return 2 ** min(bits) - 1
     most = page.tags.valueof("MaxSampleValue") or page.tags.valueof("SMaxSampleValue")
     most = max(most) if isinstance(most, tuple) else most
     return int(most) if most and most > 255 else None
@@ -116,12 +145,12 @@ def types_in_words(names: Iterable[PurePath]) -> str:
 
 
 def decode_image(name: str, content: bytes) -> Tensor:
-    """The first page of `decode`."""
-    return decode(name, content)[0]
+    """The image of `decode`."""
+    return decode(name, content).image
 
 
-def decode(name: str, content: bytes) -> tuple[Tensor, int]:
-    """The bytes of an image file as uint8 RGB (3, H, W), transparent pixels white, and how many pages it has.
+def decode(name: str, content: bytes) -> Decoded:
+    """The first page of the bytes of an image file, transparent pixels white.
 
     InputError names the file. 16 bits per channel are scaled where a TIFF's tags say which range they use.
     """
@@ -134,13 +163,17 @@ def decode(name: str, content: bytes) -> tuple[Tensor, int]:
                 raise InputError(f"{name} has the colour mode {image.mode}, but tiles must be RGB.")
             if bits == 8:
                 pages = getattr(image, "n_frames", 1)
-                return as_tensor(np.asarray(on_white(image))[None])[0], pages
+                profile = image.info.get("icc_profile") or None
+                return Decoded(as_tensor(np.asarray(on_white(image))[None])[0], pages, profile)
     except InputError:
         raise
+    except Image.UnidentifiedImageError as error:
+        if not content.startswith((b"II", b"MM")):
+            reason = "it is no PNG, JPEG or TIFF, or damaged"
+            raise InputError(f"{name} cannot be read as an image ({reason}): replace or remove it.") from error
     except Exception as error:  # a broken image raises errors of many kinds in Pillow
-        if not (isinstance(error, Image.UnidentifiedImageError) and content.startswith((b"II", b"MM"))):
-            raise InputError(f"{name} cannot be read as an image ({error}): replace or remove it.") from error
-    return as_tensor(_decode_many_bits(name, content)[None])[0], 1
+        raise InputError(f"{name} cannot be read as an image ({error}): replace or remove it.") from error
+    return Decoded(as_tensor(_decode_many_bits(name, content)[None])[0])
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -152,7 +185,7 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def _decode_many_bits(name: str, content: bytes) -> np.ndarray:
-    """A TIFF of more than 8 bits per channel as uint8 (H, W, 3)."""
+    """A TIFF of more than 8 bits per channel as uint8 (H, W, 3), transparent pixels white."""
     pixels = most = None
     if content.startswith((b"II", b"MM")):
         with extra("slides"):
@@ -162,6 +195,8 @@ def _decode_many_bits(name: str, content: bytes) -> np.ndarray:
                 page = file.pages.first
                 if page.bitspersample == 8:
                     raise ValueError("Pillow does not know its kind")
+                if page.dtype != np.uint16:
+                    raise ValueError(f"it holds {page.dtype}, where 8 or 16 bits per channel are read")
                 most, samples = most_of_samples(page), page.asarray()
                 pixels = samples if page.axes.endswith("S") else np.moveaxis(samples, 0, -1)
         except Exception as error:  # a broken image raises errors of many kinds in tifffile
@@ -171,9 +206,9 @@ def _decode_many_bits(name: str, content: bytes) -> np.ndarray:
             f"{name} has 16 bits per channel and does not say which range they use: scale it from that range, such as "
             "0 ... 4095 for 12 bits, to 0 ... 255, or write it as a TIFF with the tag MaxSampleValue."
         )
-    if pixels.ndim != 3 or pixels.shape[2] != 3:
+    if pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
         raise InputError(f"{name} is of shape {pixels.shape}, but tiles must be RGB.")
-    return to_8_bits(pixels, most)
+    return np.asarray(on_white(Image.fromarray(to_8_bits(pixels, most))))
 
 
 def image_files(folder: Path) -> dict[str, Path]:

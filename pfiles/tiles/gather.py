@@ -45,7 +45,7 @@ class Gathered:
 
 def name_of(path: Path) -> str:
     """What a slide is called everywhere: its file's name without the suffix, in the composed form of Unicode."""
-    return file_name(composed(path.stem.removesuffix(".ome")), str(path))
+    return file_name(composed(path.stem.removesuffix(".ome")).strip(), str(path))
 
 
 def gather(paths: Sequence[Path], out: Path, page: int | None = 1, asked: Sequence[str] = ()) -> Gathered:

@@ -18,13 +18,17 @@ from pfiles.tiles.scale import microns, mpp_of_tiff
 
 
 class _Image(NamedTuple):
-    """An image of an OME file: its levels as arrays, their axes, the index of other axes than colours, its scale."""
+    """An image of an OME file: its levels as arrays, their axes, the index of other axes than colours, its scale.
+
+    most: what stands for full brightness, where it says so. profile: of its colours.
+    """
 
     levels: Callable[[int | None], Sequence[Any]]
     axes: str
     index: Mapping[str, int]
     most: int | None
     mpp: tuple[float, float] | None
+    profile: bytes | None = None
 
 
 def _planes_of_axes(axes: str, shape: Sequence[int]) -> list[dict[str, int]]:
@@ -47,6 +51,8 @@ def tiff_images(file: tifffile.TiffFile) -> list[_Image]:
             microns(pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "um")) for axis in "XY"
         ]
         bits = int(pixels.get("SignificantBits", 0))
+        most = 2**bits - 1 if bits > 8 else most_of_samples(series.keyframe)
+        profile = series.keyframe.tags.valueof("InterColorProfile")
         mpp = mpp_of_tiff(series.keyframe) if None in sizes else (sizes[0], sizes[1])
 
         def levels(most: int | None, series: tifffile.TiffPageSeries = series) -> list[Any]:
@@ -55,7 +61,7 @@ def tiff_images(file: tifffile.TiffFile) -> list[_Image]:
             return [_zarr().open_array(store, mode="r") for store in stores]
 
         for index in _planes_of_axes(series.axes, series.shape):
-            images.append(_Image(levels, series.axes, index, 2**bits - 1 if bits > 8 else None, mpp))
+            images.append(_Image(levels, series.axes, index, most, mpp, profile))
     return images
 
 
@@ -63,10 +69,8 @@ def open_ome(path: Path, page: int = 1) -> ArraySlide:
     """An image of an OME-TIFF with all its levels; page: from 1, among all but companions."""
     file = tifffile.TiffFile(path)
     image = numbered(tiff_images(file), page, path)
-    most = image.most or most_of_samples(file.pages.first)
-    planes = [plane_of(level, image.axes, image.index, most, path) for level in image.levels(most)]
-    profile = file.pages.first.tags.valueof("InterColorProfile")
-    return ArraySlide(planes, image.mpp, profile_of(profile), file.close)
+    planes = [plane_of(level, image.axes, image.index, image.most, path) for level in image.levels(image.most)]
+    return ArraySlide(planes, image.mpp, profile_of(image.profile), file.close)
 
 
 def _zarr() -> Any:
@@ -87,7 +91,8 @@ def zarr_images(path: Path) -> list[_Image]:
             axes = "".join(axis["name"].upper() for axis in multiscale["axes"])
             units = {axis["name"].upper(): axis.get("unit") for axis in multiscale["axes"]}
             datasets = multiscale["datasets"]
-            scale = _scale(datasets[0]) * _scale(multiscale)
+            scales = [scale for part in (datasets[0], multiscale) if (scale := _scale(part)) is not None]
+            scale = np.prod(scales, axis=0) if scales else [None] * len(axes)
             sizes = [microns(scale[axes.index(axis)], units[axis]) for axis in "XY"]
             arrays = [group[dataset["path"]] for dataset in datasets]
             channels = _ome(group).get("omero", {}).get("channels", [])
@@ -99,10 +104,10 @@ def zarr_images(path: Path) -> list[_Image]:
     return images
 
 
-def _scale(described: Mapping[str, Any]) -> np.ndarray | float:
-    """What a dataset, or a multiscale for all of its datasets, says of its pixels along each axis; 1 where nothing."""
+def _scale(described: Mapping[str, Any]) -> np.ndarray | None:
+    """What a dataset, or a multiscale for all of its datasets, says of its pixels along each axis; None: nothing."""
     transformations = described.get("coordinateTransformations", [])
-    return next((np.array(t["scale"]) for t in transformations if t["type"] == "scale"), 1.0)
+    return next((np.array(t["scale"]) for t in transformations if t["type"] == "scale"), None)
 
 
 def _ome(group: Any) -> Mapping[str, Any]:

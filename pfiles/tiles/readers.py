@@ -15,6 +15,7 @@ from PIL import Image, ImageCms
 from pfiles.errors import InputError, extra
 
 BLOCK = 2048  # px of a level that are read at once: as large as a block of all its tiles may be
+PALETTE = 3  # a TIFF's number for colours by a table
 SNAP = 0.01  # a scale this near to a whole number is taken for one
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it finds damaged, `open_slide` says
@@ -103,8 +104,10 @@ def _open(path: Path, page: int) -> SlideReader:
             with tifffile.TiffFile(path) as file:
                 if file.is_ome:
                     return ome.open_ome(path, page)
-                many_bits = file.pages.first.bitspersample > 8
-        if vendor is None or page > 1 or many_bits:
+                first = file.pages.first
+                is_other = first.bitspersample > 8 or (first.samplesperpixel < 3 and first.photometric != PALETTE)
+                is_other |= arrays.has_several_pyramids(file)
+        if vendor is None or page > 1 or is_other:
             return arrays.open_image(path, page)
     return jpeg_slide.JpegSlide(path) if vendor in jpeg_slide.VENDORS else openslide.OpenSlide(path)
 

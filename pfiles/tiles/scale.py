@@ -75,6 +75,12 @@ def microns(value: Any, unit: str | None) -> float | None:
     return None if factor is None or number is None else number * factor
 
 
+def mpp_of_dpi(dpi: Any) -> tuple[float, float] | None:
+    """Microns per pixel along x and y of a PNG or JPEG, from its dots per inch; None where it tells none."""
+    sizes = [microns(1 / float(value) if value else None, "inch") for value in dpi or ()]
+    return None if len(sizes) != 2 or None in sizes else (sizes[0], sizes[1])
+
+
 def mpp_of_tiff(page: tifffile.TiffPage) -> tuple[float, float] | None:
     """Microns per pixel along x and y as a TIFF's tags tell them, Fiji's among them; None where they do not."""
     described = dict(line.partition("=")[::2] for line in page.description.splitlines())

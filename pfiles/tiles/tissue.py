@@ -14,6 +14,7 @@ import scipy
 ENCLOSED = 100  # um: the side of what tissue encloses and is counted with it, as cells of fat are
 WHITE = 254  # levels from which on a pixel was never scanned, or glass is overexposed
 GLASS_LEAST, GLASS_BRIGHTEST = 130, 195  # levels: what glass has at least in each channel, and in its brightest
+DIM_GLASS, NEUTRAL = 160, 0.8  # the latter under a dim lamp, and what each channel then has of the brightest
 EVEN = 3  # levels by which neighbouring pixels of glass differ at most
 RARE = 0.05  # of the commonest colour's share: what a brighter one needs to be glass
 LEAST_GLASS = 0.002  # share of the thumbnail
@@ -89,7 +90,9 @@ def measure_glass(image: np.ndarray) -> Glass | None:
     around = around.reshape(9, -1, 3).astype(np.float32)
     mean, even = around.mean(axis=0), around.std(axis=0).max(axis=1) < EVEN
     white = mean.min(axis=1) >= WHITE
-    bright = ~white & (mean.min(axis=1) >= GLASS_LEAST) & (mean.max(axis=1) >= GLASS_BRIGHTEST)
+    darkest, brightest = mean.min(axis=1), mean.max(axis=1)
+    dim = (brightest >= DIM_GLASS) & (darkest >= NEUTRAL * brightest)
+    bright = ~white & (darkest >= GLASS_LEAST) & ((brightest >= GLASS_BRIGHTEST) | dim)
     least = max(4, LEAST_GLASS * len(mean))
     cells = (mean[bright & even] // 6).astype(int) @ (1, 43, 43 * 43)
     counts = np.bincount(cells, minlength=1)

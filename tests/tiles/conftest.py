@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageCms
 from skimage.data import immunohistochemistry
 
 from tests.conftest import make_tiles, png
@@ -79,6 +79,15 @@ def write_scn(path, areas, size=(1500, 1600), nm=500):
         for image in areas.values():
             file.write(image, tile=(128, 128), resolution=(1e7 / nm,) * 2, **options)
     return path
+
+
+def wide_profile():
+    """A profile in which the same numbers are other colours than in sRGB: LCMS' own, with swapped primaries."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    tags = {bytes(profile[132 + 12 * i :][:4]): 132 + 12 * i for i in range(int.from_bytes(profile[128:132]))}
+    red, green = (slice(tags[name] + 4, tags[name] + 12) for name in (b"rXYZ", b"gXYZ"))
+    profile[red], profile[green] = profile[green], profile[red]
+    return bytes(profile)
 
 
 def encode(image: np.ndarray, kind: str = "PNG") -> bytes:

@@ -35,13 +35,14 @@ def test_copies_and_near_copies_are_told_from_other_tiles():
     tiles[30] = tiles[3]
     tiles[31] = as_jpeg(tiles[4])
     tiles[32] = as_jpeg(tiles[5], 90)
+    tiles[38], tiles[39] = as_jpeg(np.rot90(tiles[8], 3)), np.rot90(tiles[9])[:, ::-1]
     tiles[33:35] = tiles[6:8] = 240  # bare glass says nothing
     images, train, test = as_tensor(tiles), np.arange(30), np.arange(30, 40)
     assert copies.copies(images, test, train).tolist() == [[30, 3]]
-    assert copies.near_copies(images, test, train).tolist() == [[30, 3], [31, 4], [32, 5]]
+    assert copies.near_copies(images, test, train).tolist() == [[30, 3], [31, 4], [32, 5], [38, 8], [39, 9]]
     pairs = copies.near_copies(images, test, train)
     sheet = np.asarray(copies.picture_of_pairs(images, pairs))
-    assert sheet.shape == (264, 396, 3)
+    assert sheet.shape == (264, 660, 3)
     np.testing.assert_array_equal(sheet[:128, 132:260], Image.fromarray(as_array(images[31:32])[0]).resize((128, 128)))
 
 

@@ -16,6 +16,7 @@ from pfiles.tiles import files, pixels
 from pfiles.tiles.dataset import load_tiles
 from pfiles.tiles.files import decode_image
 from tests.conftest import make_tiles, write
+from tests.tiles.conftest import wide_profile
 
 
 def test_folders_pair_by_number(tmp_path):
@@ -110,6 +111,38 @@ def test_16_bits_are_scaled_where_a_tiff_says_their_range():
         tifffile.imwrite(buffer, image, photometric="rgb", planarconfig=planes, extratags=tag)
         found = decode_image("a.tif", buffer.getvalue()).permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(found, np.rint(twelve_bit * (255 / 4095)).astype(np.uint8))
+
+
+def test_16_bits_with_a_range_by_ome_and_with_an_alpha_channel():
+    tile = make_tiles(1)[0]
+    twelve_bit = tile.astype(np.uint16) * 16
+    expected = np.rint(twelve_bit * (255 / 4095)).astype(np.uint8)
+    buffer = io.BytesIO()
+    about = {"axes": "YXS", "SignificantBits": 12}
+    tifffile.imwrite(buffer, twelve_bit, ome=True, photometric="rgb", metadata=about)
+    np.testing.assert_array_equal(decode_image("a.tif", buffer.getvalue()).permute(1, 2, 0), expected)
+    alpha = np.zeros((48, 48, 1), np.uint16)
+    alpha[:16] = 4095
+    buffer = io.BytesIO()
+    options = {"extrasamples": ["unassalpha"], "extratags": [(281, "H", 4, (4095,) * 4, True)], "metadata": None}
+    tifffile.imwrite(buffer, np.dstack([twelve_bit, alpha]), photometric="rgb", **options)
+    found = decode_image("a.tif", buffer.getvalue()).permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(found[:16], expected[:16])
+    assert (found[16:] == 255).all()
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, (tile / 255).astype(np.float32), photometric="rgb")
+    with pytest.raises(InputError, match="it holds float32, where 8 or 16 bits per channel are read"):
+        decode_image("a.tif", buffer.getvalue())
+    with pytest.raises(InputError, match=r"a\.png cannot be read as an image .it is no PNG, JPEG or TIFF, or damaged"):
+        decode_image("a.png", b"RIFF")
+
+
+def test_mixed_colour_profiles_of_tiles_are_told(tmp_path, capsys):
+    for i, tile in enumerate(make_tiles(30)):
+        Image.fromarray(tile).save(tmp_path / f"{i:02}.png", **({"icc_profile": wide_profile()} if i % 3 else {}))
+    load_tiles(tmp_path, 48)
+    printed = capsys.readouterr().out
+    assert "differ in their colour profiles, and their colours with them: none (10), sRGB built-in (20)." in printed
 
 
 def test_transparent_pixels_are_glass():

@@ -10,7 +10,7 @@ from pfiles.tiles.readers import open_slide, pages_of
 from pfiles.tiles.scale import scale_of
 from pfiles.tiles.slides import Tiling
 from pfiles.tiles.tiler import tile_slides
-from tests.tiles.conftest import island, tissue
+from tests.tiles.conftest import island, tissue, wide_profile
 
 MICRONS = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
 
@@ -160,3 +160,32 @@ def test_tiles_come_from_their_place_at_their_scale(tmp_path, kind):
     for tile, (name, x, y, side, *_) in zip(tiles, rows, strict=True):
         assert (name, side) == ("a", "64")
         np.testing.assert_array_equal(tile, image[int(y) : int(y) + 64, int(x) : int(x) + 64])
+
+
+def test_each_series_has_its_own_range_and_profile(tmp_path):
+    """The second series alone says its 12 bits and its colour profile."""
+    image, profile = tissue(100, 90).astype(np.uint16) * 16, wide_profile()
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as file:
+        options = {"photometric": "rgb", "tile": (64, 64)}
+        file.write(image, metadata={"axes": "YXS", "Name": "one", "SignificantBits": 16}, **options)
+        about = {"axes": "YXS", "Name": "two", "SignificantBits": 12}
+        file.write(image, metadata=about, iccprofile=profile, **options)
+    with open_slide(tmp_path / "a.ome.tif", 1) as first, open_slide(tmp_path / "a.ome.tif", 2) as second:
+        assert (first.color_profile is None, second.color_profile is None) == (True, False)
+        of_16, of_12 = (
+            np.asarray(slide.read_region((0, 0), 0, (90, 100))).astype(int).mean() for slide in (first, second)
+        )
+    assert of_12 / of_16 == pytest.approx(16, rel=0.05)
+
+
+def test_a_zarr_without_a_scale_needs_the_users(tmp_path):
+    path = write_zarr(tmp_path / "a.zarr", {"": tissue(300, 400)})
+    root = zarr.open_group(path, mode="r+")
+    [multiscale] = root.attrs["multiscales"]
+    for dataset in multiscale["datasets"]:
+        del dataset["coordinateTransformations"]
+    root.attrs["multiscales"] = [multiscale]
+    with open_slide(path) as slide:
+        assert slide.level_dimensions == ((400, 300), (200, 150))
+        with pytest.raises(InputError, match="does not tell its microns per pixel"):
+            scale_of(slide.properties, path)

@@ -9,17 +9,8 @@ from PIL import Image, ImageCms
 
 from pfiles.__main__ import main
 from pfiles.errors import InputError
-from pfiles.tiles.readers import open_slide, profile_name, read_rgb
-from tests.tiles.conftest import island, tissue, write_slide
-
-
-def wide_profile():
-    """A profile in which the same numbers are other colours than in sRGB: LCMS' own, with swapped primaries."""
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    tags = {bytes(profile[132 + 12 * i :][:4]): 132 + 12 * i for i in range(int.from_bytes(profile[128:132]))}
-    red, green = (slice(tags[name] + 4, tags[name] + 12) for name in (b"rXYZ", b"gXYZ"))
-    profile[red], profile[green] = profile[green], profile[red]
-    return bytes(profile)
+from pfiles.tiles.readers import open_slide, pages_of, profile_name, read_rgb, thumbnail
+from tests.tiles.conftest import island, tissue, wide_profile, write_slide
 
 
 @pytest.mark.parametrize("kind", ["png", "tif", "tiled"])
@@ -94,7 +85,7 @@ def test_transparent_pixels_of_a_slide_are_white_before_they_are_averaged(tmp_pa
 @pytest.mark.parametrize("mode", ["L", "1", "CMYK", "F"])
 def test_other_colours_are_refused(tmp_path, mode):
     Image.fromarray(tissue(64, 64)).convert(mode).save(tmp_path / "a.tif")
-    with pytest.raises(InputError, match=rf"a\.tif has the colour mode {mode}, but slides must be RGB|16 bits"):
+    with pytest.raises(InputError, match=rf"a\.tif has the colour mode {mode}, but slides must be RGB|has one channel"):
         open_slide(tmp_path / "a.tif").__enter__()
 
 
@@ -107,6 +98,29 @@ def test_a_page_is_the_image_of_its_number(tmp_path):
             np.testing.assert_array_equal(read_rgb(slide, 0, 0, 0, 300, 200), tissue(200, 300, page - 1))
     with pytest.raises(InputError, match="has 3 pages, but page 4 is asked for"):
         open_slide(tmp_path / "a.tif", 4).__enter__()
+
+
+def test_the_levels_of_another_page_are_none_of_the_first(tmp_path):
+    """Two pyramids in a file: at half the scale each page shows itself. Levels may say that they are some, or not."""
+    for name, flag in (("a.tif", 1), ("b.tif", 0)):
+        with tifffile.TiffWriter(tmp_path / name) as file:
+            for seed in range(2):
+                options = {"tile": (64, 64), "photometric": "rgb", "metadata": None}
+                file.write(tissue(300, 400, seed), **options)
+                file.write(tissue(300, 400, seed)[::2, ::2], subfiletype=flag, **options)
+        assert pages_of(tmp_path / name) == 2
+        for page in (1, 2):
+            with open_slide(tmp_path / name, page) as slide:
+                found = thumbnail(slide, 2, (0, 0, 400, 300)).astype(int)
+            expected = np.asarray(Image.fromarray(tissue(300, 400, page - 1)).reduce(2)).astype(int)
+            assert np.abs(found - expected).mean() < 12
+            assert np.abs(found - np.asarray(Image.fromarray(tissue(300, 400, 2 - page)).reduce(2))).mean() > 20
+
+
+def test_a_grey_pyramid_is_refused_as_other_grey_images_are(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", tissue(200, 300)[..., 1], tile=(64, 64), metadata=None)
+    with pytest.raises(InputError, match="has the colour mode L, but slides must be RGB"):
+        open_slide(tmp_path / "a.tif").__enter__()
 
 
 def test_a_tile_that_is_missing_is_glass_or_one_sentence(tmp_path, capsys):

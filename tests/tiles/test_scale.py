@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from pfiles.errors import InputError
 from pfiles.tiles.readers import open_slide
@@ -75,6 +76,24 @@ def test_the_tags_of_a_plain_tiff_are_read(tmp_path, options, mpp):
         else:
             assert scale_of(slide.properties, tmp_path).mpp == pytest.approx(mpp, rel=1e-6)
         np.testing.assert_array_equal(slide.read_region((3, 5), 0, (40, 20)), tissue(64, 96)[5:25, 3:43])
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_the_resolution_of_other_plain_images_is_read(tmp_path, suffix):
+    image = Image.fromarray(tissue(64, 96))
+    image.save(tmp_path / f"a.{suffix}", dpi=(50800, 50800))
+    image.save(tmp_path / f"b.{suffix}")
+    with open_slide(tmp_path / f"a.{suffix}") as slide:
+        assert scale_of(slide.properties, tmp_path).mpp == pytest.approx(0.5, rel=1e-4)
+    with open_slide(tmp_path / f"b.{suffix}") as slide:
+        assert slide.properties == {}
+
+
+def test_all_pages_of_fiji_have_the_scale_of_the_first(tmp_path):
+    stack = np.stack([tissue(64, 96), tissue(64, 96, 1)])
+    tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, resolution=(2, 2), metadata={"unit": "um"})
+    with open_slide(tmp_path / "a.tif", 2) as slide:
+        assert scale_of(slide.properties, tmp_path).mpp == 0.5
 
 
 def test_units_of_length():
