@@ -106,10 +106,13 @@ def _tile(args: argparse.Namespace) -> int:
     tiling = Tiling(**{field.name: getattr(args, field.name) for field in fields(Tiling)})
     table = None if args.slides_csv is None else expand(args.slides_csv).absolute()
     slides = [expand(path).absolute() for path in args.slides]
-    regions = None if args.regions_path is None else expand(args.regions_path).absolute()
-    left_out = tile_slides(
-        slides, expand(args.out).absolute(), tiling, table, args.pseudonyms, regions=regions, dry_run=args.dry_run
+    regions, coordinates = (
+        None if path is None else expand(path).absolute() for path in (args.regions_path, args.coordinates_path)
     )
+    left_out = tile_slides(
+        slides, expand(args.out).absolute(), tiling, table, args.pseudonyms, regions=regions, coordinates=coordinates,
+        dry_run=args.dry_run,
+    )  # fmt: skip
     return _status(left_out, args)
 
 

@@ -155,7 +155,11 @@ def _add_tile(commands: "Commands") -> None:
         "--regions", metavar="GEOJSON", dest="regions_path",
         help="annotations from QuPath to which tiling is limited; or a folder with SLIDE.geojson for each slide",
     )  # fmt: skip
-    tile.set_defaults(regions=None)
+    tile.add_argument(
+        "--coordinates", metavar="H5", dest="coordinates_path",
+        help="places of tiles that CLAM or TRIDENT chose; or a folder with SLIDE.h5 for each slide",
+    )  # fmt: skip
+    tile.set_defaults(regions=None, coordinates=None)
     tile.add_argument("--dry-run", action="store_true", help="only pictures, and how many tiles there would be")
     tile.add_argument("--pens", type=_is_on, default=True, metavar="on|off", help="leave out marks of pens; default on")
     tile.add_argument(

@@ -14,6 +14,7 @@ import scipy
 from PIL import Image, ImageDraw
 
 from pfiles.errors import InputError
+from pfiles.tiles.coordinates import Coordinates, check_scale, side_on
 from pfiles.tiles.readers import BLOCK, SNAP, SlideReader, level_for, read_rgb, thumbnail
 from pfiles.tiles.regions import Polygon, region_mask
 from pfiles.tiles.scale import Scale, scale_of
@@ -34,7 +35,8 @@ class Tiling:
     tissue; `seed` says where the choice begins. page: which of a file's images, from 1; None for all of them.
     icc: bring pixels from the slide's colour profile to sRGB. pens, tissue_threshold: whether marks of pens are looked
     for, and levels of colour from which on glass is tissue, see `tissue_mask`. regions: polygons to which the tissue is
-    limited, see `pfiles.tiles.regions`.
+    limited, see `pfiles.tiles.regions`. coordinates: the places to cut, whatever their tissue; they leave no room for
+    `stride` or `regions`.
     """
 
     mpp: float = 1.0
@@ -50,6 +52,7 @@ class Tiling:
     pens: bool = True
     tissue_threshold: float | None = None
     regions: tuple[Polygon, ...] | None = None
+    coordinates: Coordinates | None = None
 
     def __post_init__(self):
         for name, low, high in (
@@ -60,6 +63,8 @@ class Tiling:
             value = getattr(self, name)
             if value is not None and not low < value <= high:
                 raise InputError(f"{name} must be above {low} and at most {high}, but is {value!r}.")
+        if self.coordinates is not None and (self.stride is not None or self.regions is not None):
+            raise InputError("coordinates say where each tile lies: leave out stride and regions.")
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ class Plan:
     level, factor: the level to read, and how many of its pixels make one of a tile's along a side.
     downsample: the same in pixels of level 0. mpp: microns per pixel of the tiles.
     bounds: what was scanned of the slide, x, y, width and height in pixels of level 0.
-    corners: (N, 2) int, x and y of each tile in pixels of tiles from the corner of `bounds`. tissue: (N,) shares.
+    corners: (N, 2) x and y of each tile in pixels of tiles from the corner of `bounds`, whole numbers but where the
+    places were given. tissue: (N,) shares.
     scale: of level 0. doubt: why its tissue may be wrong, in words; None where nothing speaks for that.
     """
 
@@ -93,6 +99,10 @@ def plan_tiles(slide: SlideReader, path: Path, tiling: Tiling, offset: float) ->
     scale_of_slide = scale_of(slide.properties, path, tiling.mpp_of_slide)
     mpp = scale_of_slide.mpp
     wanted = tiling.mpp / mpp
+    if tiling.coordinates is not None:
+        side_of_place = side_on(slide, path, tiling.coordinates, mpp)
+        check_scale(tiling.coordinates, side_of_place, mpp, tiling.mpp, tiling.size)
+        wanted = side_of_place / tiling.size
     if wanted < 1 - SNAP:
         raise InputError(f"{path} was scanned at {mpp:g} um/px: tiles of {tiling.mpp:g} um/px would be invented.")
     level = level_for(slide, wanted)
@@ -124,17 +134,21 @@ def plan_tiles(slide: SlideReader, path: Path, tiling: Tiling, offset: float) ->
     if tiling.regions is not None:
         mask &= region_mask(tiling.regions, mask.shape, scale, path)
     stride = tiling.stride or tiling.size
-    columns, rows = (int((length / downsample - tiling.size) // stride) + 1 for length in (width, height))
-    corners = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2) * stride
+    if tiling.coordinates is None:
+        columns, rows = (int((length / downsample - tiling.size) // stride) + 1 for length in (width, height))
+        corners = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2) * stride
+    else:
+        corners = (np.array(tiling.coordinates.corners) - (x, y)) / downsample
     share = shares(mask, corners * downsample / scale, in_thumbnail)
-    taken = np.flatnonzero(share >= tiling.min_tissue)
+    taken = np.flatnonzero((share >= tiling.min_tissue) | (tiling.coordinates is not None))
     if not len(taken):
         raise InputError(
             f"{path} shows no tissue: no tile of {tiling.size} px has {tiling.min_tissue:.0%} of it. Where that is "
             "wrong, lower --min-tissue or --tissue-threshold, or give --pens off."
         )
     if tiling.per_slide is not None and len(taken) > tiling.per_slide:
-        nearby = taken[np.argsort(_morton(corners[taken] // stride), kind="stable")]  # neighbours follow each other
+        cells = np.maximum(corners[taken] // stride, 0).astype(int)
+        nearby = taken[np.argsort(_morton(cells), kind="stable")]  # neighbours follow each other
         taken = np.sort(nearby[((np.arange(tiling.per_slide) + offset) * len(taken) / tiling.per_slide).astype(int)])
     bounds = x, y, width, height
     plan = Plan(
@@ -171,7 +185,8 @@ def cut_tiles(
     def cut(members: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         corners = plan.corners[members]
         low = corners.min(axis=0)
-        width, height = corners.max(axis=0) + tiling.size - low
+        inside = np.round(corners - low).astype(int)
+        width, height = inside.max(axis=0) + tiling.size
         x, y = (round(start + corner * plan.downsample) for start, corner in zip(plan.bounds[:2], low, strict=True))
         pixels = [math.ceil(length * plan.factor) for length in (width, height)]
         whole = isinstance(plan.factor, int)
@@ -179,7 +194,7 @@ def cut_tiles(
         if not whole:
             block = block.resize((width, height), Image.BOX, box=(0, 0, width * plan.factor, height * plan.factor))
         block = np.asarray(block)
-        tiles = np.stack([block[y : y + tiling.size, x : x + tiling.size] for x, y in corners - low])
+        tiles = np.stack([block[y : y + tiling.size, x : x + tiling.size] for x, y in inside])
         return members, tiles, sharpness(tiles)
 
     waiting: deque = deque()
@@ -193,7 +208,13 @@ def cut_tiles(
 
 
 def _blocks(plan: Plan, tiling: Tiling) -> Iterator[np.ndarray]:
-    """Indices of the tiles that are read at once: of a square of BLOCK pixels, or of parts of it that tiles fill."""
+    """Indices of the tiles that are read at once: of a square of BLOCK pixels, or of parts of it that tiles fill.
+
+    Places that were given lie on no grid and are read one by one.
+    """
+    if tiling.coordinates is not None:
+        yield from np.arange(len(plan.corners))[:, None]
+        return
     stride = tiling.stride or tiling.size
     per_block = max(1, int((BLOCK / plan.factor - tiling.size) // stride) + 1)
     cells = plan.corners // (per_block * stride)

@@ -21,6 +21,7 @@ from pfiles.machine.processes import progress
 from pfiles.machine.runtime import make_generator
 from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.spreadsheet import composed, file_name, read_table, write_csv
+from pfiles.tiles.coordinates import no_places, read_coordinates
 from pfiles.tiles.gather import SlideFile, gather, name_of
 from pfiles.tiles.readers import open_slide, profile_name
 from pfiles.tiles.regions import read_regions
@@ -42,6 +43,7 @@ def tile_slides(
     threads: int | None = None,
     show_split: bool = True,
     regions: Path | None = None,
+    coordinates: Path | None = None,
     dry_run: bool = False,
     skipped: Path | None = None,
 ) -> dict[str, str]:
@@ -51,8 +53,8 @@ def tile_slides(
     `mpp`, the slide's microns per pixel, or several of them. pseudonyms: slides are called S001, S002 ... and patients
     P001 ..., and the key is written beside `out`, to OUT_pseudonyms.csv. threads: None for as many as the machine has
     cores. show_split: print how many tiles of each slide are for training and for testing. regions: see `read_regions`.
-    dry_run: write pictures alone, and tell how many tiles there would be. skipped: the folder in which no slides are
-    looked for; None for `out`.
+    coordinates: see `read_coordinates`. dry_run: write pictures alone, and tell how many tiles there would be.
+    skipped: the folder in which no slides are looked for; None for `out`.
 
     What is done of a slide is kept until all are: run again, the command goes on. A slide that cannot be read, shows no
     tissue or has another's file is left out. A table at the end names every slide. Returns why slides were left out, by
@@ -74,11 +76,8 @@ def tile_slides(
             raise InputError(f"{picture} lies where the slides' pictures are written: name another folder with --out.")
     copies = _copies_of_files(slides, patient)
     to_cut = {slide: _tiling_of(slide, tiling, rows_of_user) for slide in slides if slide.name not in copies}
-
-    if regions is not None:
-        named = read_regions(regions, [slide.name for slide in gathered.slides])
-        by_slide = {new.name: named.get(old.name, ()) for old, new in zip(gathered.slides, slides, strict=True)}
-        to_cut = {slide: replace(of, regions=by_slide[slide.name]) for slide, of in to_cut.items()}
+    original = {new.name: old.name for old, new in zip(gathered.slides, slides, strict=True)}
+    to_cut = _with_places(to_cut, original, regions, coordinates)
     if dry_run:
         return {**_plan_all(to_cut, out), **copies, **gathered.unread}
     asked = {"tiling": asdict(tiling), "slides": {slide.name: _state(slide, of) for slide, of in to_cut.items()}}
@@ -110,6 +109,22 @@ def _tiling_of(slide: SlideFile, tiling: Tiling, rows: Mapping[str, Mapping[str,
     """What to cut of a slide: its own scale counts more than that of all slides."""
     mpp = rows[slide.name].get("mpp")
     return replace(tiling, mpp_of_slide=float(mpp)) if mpp else tiling
+
+
+def _with_places(
+    slides: Mapping[SlideFile, Tiling], original: Mapping[str, str], regions: Path | None, coordinates: Path | None
+) -> dict[SlideFile, Tiling]:
+    """What to cut of each slide, limited to the regions or places that are given. original: names by pseudonyms."""
+    tilings, names = dict(slides), [*original.values()]
+    if regions is not None:
+        polygons = read_regions(regions, names)
+        tilings = {slide: replace(of, regions=polygons.get(original[slide.name], ())) for slide, of in tilings.items()}
+    if coordinates is not None:
+        places, none = read_coordinates(coordinates, names), no_places(coordinates)
+        tilings = {
+            slide: replace(of, coordinates=places.get(original[slide.name], none)) for slide, of in tilings.items()
+        }
+    return tilings
 
 
 def _refuse_doubled_names(slides: Sequence[SlideFile], remedy: str) -> None:
@@ -146,6 +161,7 @@ def _state(slide: SlideFile, tiling: Tiling) -> str:
     status = os.stat(slide.path)
     of_user = () if tiling.mpp_of_slide is None else (tiling.mpp_of_slide,)
     of_user += () if tiling.regions is None else (tiling.regions,)
+    of_user += () if tiling.coordinates is None else (tiling.coordinates,)
     about = (status.st_size, status.st_mtime_ns, slide.page, *of_user)
     return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 

@@ -167,7 +167,7 @@ def shares(mask: np.ndarray, corners: np.ndarray, side: np.ndarray) -> np.ndarra
     """The share of `mask` in boxes at `corners` (N, 2), x and y, of size `side` (2,), all in its pixels; (N,) float."""
     total = np.pad(mask.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32), ((1, 0), (1, 0)))
     limit = np.array(mask.shape[::-1])
-    low = np.minimum(np.round(corners).astype(int), limit - 1)
+    low = np.clip(np.round(corners).astype(int), 0, limit - 1)
     high = np.clip(np.round(corners + side).astype(int), low + 1, limit)
     (left, top), (right, bottom) = low.T, high.T
     inside = total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
