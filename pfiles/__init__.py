@@ -8,16 +8,16 @@ spreadsheet   tables as people keep them, read and written
 choices       what run.toml says of a run, in one place for all notebooks
 names         what people call the clusters, and how far readers agree
 tiles/        pixels, files, scale, companions, jpeg_slide, arrays, ome, readers (slides of every kind), tissue,
-              regions, coordinates, slides, builtin, sources, gather, split, copies, slide_table, tiler, dataset (tiles
-              and their split), views
+              regions, coordinates, slides, pyramid (a slide written), builtin, sources, gather, split, copies, slide_table,
+              tiler, dataset (tiles and their split), views
 networks      blocks, vqvae, discriminator, unet_cond_base, classifier, linear_noise_scheduler, lpips, lpips_metric
 ssim          the parts of SSIM and MS-SSIM, for scores and a loss
 clusterers, cluster_bank: both kinds of clusters, and those of several k as one
 latents       codes of tiles, their clusters, and the latents a UNet works on
 checkpoints, provenance: networks on disk, and what each file was made from
 learning/     loop, losses, log, resume; autoencoder; clusters; diffusion: what each training draws and minimises
-drawing/      sampling, samplers, soundness, generator: images from noise; starting: weights that a
-              training begins from; in_diffusers: a generator as diffusers loads it
+drawing/      sampling, samplers, soundness, generator: images from noise; layout, field: tissue larger than a tile;
+              starting: weights that a training begins from; in_diffusers: a generator as diffusers loads it
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
               small network of both); efficientnet; spectrum; smoothness; structure; morphometry; memorisation;
               neighbours; stability
@@ -30,6 +30,7 @@ run           a run, opened once: it holds settings, paths and what is made of t
 artifacts     the table of all files that a run makes; each is written, read and refused here
 learn         the trainings of a run
 draw          tiles that its networks draw, and their files
+fields        a field as a slide, with its layout, its table and what it was made from
 report        what its measures, maps and pictures are made of
 choosing      the clusters of every k, learnt together and compared
 share         a run's generator in a folder for others

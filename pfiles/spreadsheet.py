@@ -67,6 +67,17 @@ def columns_of(path: Path) -> list[str]:
     return next(_rows(path.read_bytes(), str(path)), (0, []))[1]
 
 
+def read_grid(path: Path) -> list[list[str]]:
+    """The cells of each line with text in a file without names of columns, see `parse_table`."""
+    text = _decoded(path.read_bytes(), str(path))
+    try:
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True)
+        rows = [[_from_cell(cell.strip()) for cell in line] for line in lines]
+    except csv.Error as error:
+        raise InputError(f"{path} cannot be read as a table ({error}): save it as CSV in UTF-8.") from error
+    return [row for row in rows if any(row)]
+
+
 def _rows(content: bytes, shown: str) -> Iterator[tuple[int, list[str]]]:
     """The number of the line and the cells of each row that holds text, as many cells as in the first row; that one
     holds the names of the columns."""

@@ -19,6 +19,7 @@ from pfiles.classifier import Classifier
 from pfiles.cluster_bank import ClusterBank
 from pfiles.clusterers import KMeansClusters, fit_kmeans, make_clusterer
 from pfiles.discriminator import Discriminator
+from pfiles.drawing.generator import Generator
 from pfiles.latents import mean_channel_softmax
 from pfiles.learning import autoencoder, diffusion, loop
 from pfiles.machine.runtime import seeded
@@ -81,9 +82,9 @@ PLAIN_LEARNING = {  # for tests that work a training out by hand: nothing but th
 SLOW = {  # files of tests that train, start a kernel, a browser or another process, or compute for seconds
     "test_artifacts", "test_atlas_in_browser", "test_autoencoder", "test_benchmarks", "test_builtin", "test_check",
     "test_choosing", "test_command_line", "test_cpu", "test_diffusion", "test_disk", "test_earlier_runs",
-    "test_evaluation", "test_execute", "test_experiments", "test_export", "test_fuzz", "test_in_diffusers",
-    "test_kill", "test_memorisation", "test_notebook_safety", "test_notebooks", "test_processes", "test_resume",
-    "test_run", "test_share", "test_speed", "test_structure", "test_tiler", "test_two_sample",
+    "test_evaluation", "test_execute", "test_experiments", "test_export", "test_field", "test_fields", "test_fuzz",
+    "test_in_diffusers", "test_kill", "test_memorisation", "test_notebook_safety", "test_notebooks", "test_processes",
+    "test_resume", "test_run", "test_share", "test_speed", "test_structure", "test_tiler", "test_two_sample",
     "test_usefulness", "test_watch",
 }  # fmt: skip
 
@@ -198,6 +199,13 @@ def stage_networks(tiny, kind="classifier"):
     vqvae.eval().requires_grad_(False)
     with seeded(0, "stage"):
         return vqvae, UNet(16, K, **tiny.diffusion.unet), make_clusterer(kind, 16, K)
+
+
+@pytest.fixture
+def generator(tiny):
+    vqvae, unet, clusterer = stage_networks(tiny)
+    space = latents.LatentSpace.of_training(vqvae, torch.arange(32).view(2, 4, 4))
+    return Generator(unet, ClusterBank([clusterer]), space, tiny, torch.tensor([0.5, 0.0, 0.5]), {"mpp": 1.0})
 
 
 def train_stage(tiny, stage, networks, images, job):

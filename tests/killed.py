@@ -1,4 +1,4 @@
-"""The six long jobs at tiny size, each as a function of the folder it leaves its result in.
+"""The seven long jobs at tiny size, each as a function of the folder it leaves its result in.
 
 They run in processes of their own, which `test_kill` beside this file starts and kills.
 """
@@ -8,13 +8,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pfiles import latents
 from pfiles.cluster_bank import ClusterBank
 from pfiles.clusterers import make_clusterer
 from pfiles.discriminator import Discriminator
+from pfiles.drawing import field as drawing
+from pfiles.drawing.generator import Generator
+from pfiles.drawing.layout import make_layout
 from pfiles.drawing.sampling import generate_to_folder, sample
+from pfiles.fields import write_field
 from pfiles.learning import autoencoder, diffusion, loop
 from pfiles.learning.clusters import train_clusters
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
@@ -101,6 +106,16 @@ def images(folder: Path) -> None:
     )
 
 
+def field(folder: Path) -> None:
+    """A field of many small blocks, and the slide that is made of them."""
+    drawing.BLOCK, drawing.EXCHANGES = 1, 2  # in this process alone
+    vqvae, _, unet, clusters = tiny_networks()
+    generator = Generator(unet, ClusterBank([clusters]), latents.LatentSpace(vqvae), SETTINGS)
+    layout = make_layout(np.array([[0, 1], [2, 0]]), (220, 180), K)
+    made = drawing.make_field(unet, generator.space, SETTINGS, layout, seed=3)
+    write_field(generator, made, folder / "field.tiff")
+
+
 def clusters(folder: Path) -> None:
     """Classifiers of several numbers of clusters together."""
     vqvae = tiny_networks()[0].eval().requires_grad_(False)
@@ -113,7 +128,7 @@ def clusters(folder: Path) -> None:
     _finish(folder, several)
 
 
-JOBS = {"autoencoder": train_autoencoder, "images": images, "clusters": clusters}
+JOBS = {"autoencoder": train_autoencoder, "images": images, "field": field, "clusters": clusters}
 JOBS |= {name: partial(stage, name) for name in ("training", "finetuning1", "finetuning2")}
 
 

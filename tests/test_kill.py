@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -42,10 +43,10 @@ def start(name: str, folder: Path) -> multiprocessing.Process:
 
 
 def wait_for_progress(folder: Path, process: multiprocessing.Process) -> None:
-    """Until the process has written a resume point or an image, or has ended."""
+    """Until the process has written a resume point, an image or a block, or has ended."""
     since = time.time_ns()
     while process.is_alive():
-        for path in folder.glob("*.p*"):
+        for path in folder.rglob("*.*p*"):
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime_ns > since:
                     return
@@ -56,6 +57,8 @@ def result(name: str, folder: Path) -> list[torch.Tensor]:
     if name == "images":
         numbers = range(killed.NUM_IMAGES)
         return [torch.tensor(np.asarray(Image.open(folder / f"{number}.png"))) for number in numbers]
+    if name == "field":
+        return [*torch.from_numpy(tifffile.imread(folder / "field.tiff"))]
     networks = torch.load(folder / "result.pt", weights_only=True)
     return [tensor for state in networks for tensor in state.values()]
 

@@ -39,8 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=program, description=DESCRIPTION)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for add in (
-        _add_check, _add_demo, _add_run, _add_clusters, _add_cells, _add_watch, _add_status, _add_draw, _add_tile,
-        _add_map, _add_evaluate, _add_export, _add_share, _add_paper,
+        _add_check, _add_demo, _add_run, _add_clusters, _add_cells, _add_watch, _add_status, _add_draw, _add_field,
+        _add_tile, _add_map, _add_evaluate, _add_export, _add_share, _add_paper,
     ):  # fmt: skip
         add(commands)
     for command in commands.choices.values():
@@ -125,6 +125,35 @@ def _add_draw(commands: "Commands") -> None:
     draw.add_argument("--seed", type=int, default=765, help="of the first tile's noise; default 765")
     draw.add_argument("--out", required=True, metavar="DIR", help="for tiles/1.png ..., tiles.csv and sheet.jpg")
     _add_started_with(draw)
+
+
+def _add_field(commands: "Commands") -> None:
+    field = commands.add_parser("field", help="tissue larger than a tile, with clusters where a layout says")
+    field.add_argument(
+        "--from", default="starter", metavar="FOLDER", dest="folder", help="a generator, or a run; default starter"
+    )
+    field.add_argument(
+        "--layout", required=True, metavar="FILE_OR_CLUSTER",
+        help="PNG or .npy of cluster numbers, CSV of names, GeoJSON, a slide's tile_clusters.csv; or one cluster",
+    )  # fmt: skip
+    field.add_argument("--out", required=True, metavar="FIELD.tiff", help="the slide; three files stand beside it")
+    field.add_argument(
+        "--size", type=int, nargs=2, metavar=("W", "H"), help="of the field in pixels; default a tile for each cell"
+    )
+    field.add_argument("--seed", type=int, default=765, help="of all noise; default 765")
+    field.add_argument(
+        "--stride", type=int, metavar="PX", help="from window to window; default a tile's side, smaller takes longer"
+    )
+    field.add_argument(
+        "--blend", type=int, metavar="PX", help="over which clusters blend at borders; default 1/4 of a tile's side"
+    )
+    field.add_argument(
+        "--background", metavar="C", help="cluster, or glass, of places to which the layout gives no class"
+    )
+    field.add_argument("--region", type=int, nargs=4, metavar=("X", "Y", "W", "H"), help="draw only this part, in px")
+    field.add_argument("--mpp", type=float, help="microns per pixel of the tiles, where the generator does not tell")
+    field.add_argument("--mpp-of-slide", type=float, help="microns per pixel of the slide that a GeoJSON is of")
+    _add_started_with(field)
 
 
 def _is_on(text: str) -> bool:

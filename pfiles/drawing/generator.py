@@ -27,6 +27,8 @@ from pfiles.checkpoints import (
 from pfiles.cluster_bank import ClusterBank
 from pfiles.clusterers import CLUSTERINGS
 from pfiles.drawing import soundness
+from pfiles.drawing.field import Box, draw_field, make_field
+from pfiles.drawing.layout import Layout, Reader
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace, encode_tiles, predict_clusters, read_latent_csv
@@ -153,6 +155,24 @@ class Generator(
             speed=self.speed,
             progress=progress,
         )
+
+    def field(
+        self, layout: Layout, seed: int = 765, *, stride: int | None = None, blend: int | None = None,
+        region: Box | None = None, progress: bool = True,
+    ) -> Tensor:  # fmt: skip
+        """Tissue larger than a tile as one image, uint8 (3, H, W) on the CPU; the same layout and seed give the same.
+
+        layout: which cluster lies where, from `read_layout` or `make_layout`. stride, blend: see `make_field`. region:
+            only that part, in pixels; it is equal to the same part of the whole but for single values by one level.
+        """
+        networks = self.unet, self.space, self.settings
+        return draw_field(make_field(*networks, layout, seed, stride, blend, self.speed), region, progress)
+
+    @property
+    def reader(self) -> Reader:
+        """What the names and numbers in a layout mean to this generator, for `read_layout`."""
+        side = self.settings.image_size_px
+        return Reader(self.names, self.n_clusters, self.shares.tolist(), side, self.mpp)
 
     def cluster_ids(self, number: int, seed: int, name: str | None = None) -> Tensor:
         """`number` cluster ids of that name, see `find_clusters`, drawn as frequent as among the training tiles."""

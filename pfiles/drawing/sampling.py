@@ -27,6 +27,7 @@ from pfiles.tiles.sources import DRAWN, TABLE
 from pfiles.unet_cond_base import UNet
 
 NOISE_STEPS = 16  # steps whose noise is drawn at once; part of what an image's seed means
+STOPPED = "Drawing images was stopped: run it again to go on with those that are missing."
 WRITERS = 8  # threads that compress and write images
 
 
@@ -82,7 +83,7 @@ def sample(
             ids = ids.to(device)
             solver = make_solver(sampler, scheduler, num_steps)
             times = torch.tensor(solver.timesteps, device=device)
-            noise = _noise(batch_seeds, latent_shape, device)
+            noise = draw_noise(batch_seeds, latent_shape, device)
             x = next(noise)
             for i in range(len(solver.timesteps)):
                 speed.begin_step()
@@ -145,7 +146,7 @@ def generate_to_folder(
     missing = [i for i in wanted if str(numbers[i]) not in done]
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} images are there already.")
-    with _interrupt_told(), ThreadPoolExecutor(WRITERS) as pool:
+    with interrupt_told(STOPPED), ThreadPoolExecutor(WRITERS) as pool:
         writing: list[Future] = []
         for batch in processes.progress(_chunks(missing, batch_size), desc="images", unit="batch"):
             batch_numbers = [int(numbers[i]) for i in batch]
@@ -185,19 +186,19 @@ def _remove_parts(folder: Path, names: Sequence[str]) -> None:
 
 
 @contextmanager
-def _interrupt_told() -> Iterator[None]:
+def interrupt_told(sentence: str) -> Iterator[None]:
     """Inside the block an interrupt ends the program with a sentence."""
     try:
         yield
     except KeyboardInterrupt:
-        stop(signal.SIGINT, "Drawing images was stopped: run it again to go on with those that are missing.")
+        stop(signal.SIGINT, sentence)
 
 
 def _chunks(items: Sequence, size: int) -> list[Sequence]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def _noise(seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> Iterator[Tensor]:
+def draw_noise(seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> Iterator[Tensor]:
     """Endless standard normal noise (B, *shape), each image's from a generator of its own seed."""
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     yield torch.stack([torch.randn(shape, generator=generator, device=device) for generator in generators])

@@ -66,6 +66,14 @@ def test_two_processes_learn_the_clusters_of_every_k_as_one(tmp_path):
         np.testing.assert_allclose(logs[1][name], logs[0][name], rtol=1e-3, atol=1e-5)
 
 
+def test_two_processes_draw_the_same_field_as_one(tmp_path):
+    together.field(tmp_path / "one")
+    done = torchrun("field", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    one, two = ((tmp_path / name / "field.tiff").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
 def test_two_processes_generate_what_one_does(tmp_path):
     together.generate(tmp_path / "one")
     done = torchrun("generate", tmp_path / "two")

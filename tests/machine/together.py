@@ -18,6 +18,7 @@ from pfiles.machine.runtime import pick_device, seeded
 from pfiles.machine.speed import PLAIN
 from pfiles.paths import atomic_write
 from pfiles.settings import SavingSettings
+from tests import killed
 from tests.conftest import make_tiles
 from tests.killed import SETTINGS, K, tiny_draw, tiny_networks
 
@@ -71,8 +72,13 @@ def generate(folder: Path) -> None:
     )
 
 
+def field(folder: Path) -> None:
+    pick_device()
+    killed.field(folder)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"train": train, "clusters": clusters, "generate": generate, "long": partial(train, epochs=400)}[sys.argv[1]](
-        Path(sys.argv[2])
-    )
+    jobs = {"train": train, "clusters": clusters, "generate": generate, "field": field}
+    jobs["long"] = partial(train, epochs=400)
+    jobs[sys.argv[1]](Path(sys.argv[2]))

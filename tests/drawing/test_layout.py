@@ -1,0 +1,137 @@
+"""Layouts as people have them, each read into cells that were written by hand; what is none is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pfiles.drawing.layout import GLASS, HOLE, Box, Reader, cells_at, make_layout, read_layout, shares, tissue
+from pfiles.errors import InputError
+
+READER = Reader({1: "keratin", 3: "dermis", 4: "Dermis"}, 4, [0.1, 0.2, 0.3, 0.4], side=64, mpp=0.5)
+
+
+def square(left, top, right, bottom, name):
+    ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+    properties = {"classification": {"name": name}} if name else {}
+    return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": properties}
+
+
+def write_geojson(path, *features):
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return str(path)
+
+
+def test_names_numbers_and_classes_of_maps_mean_clusters():
+    texts = ["keratin", "KERATIN", "1", " 2 ", "Cluster 3", "3 dermis", "dermis", "glass", ""]
+    assert [READER.cluster(text) for text in texts] == [0, 0, 0, 1, 2, 2, 3, GLASS, HOLE]  # dermis: the more frequent
+    for text in ("5", "Cluster 5", "bone"):
+        with pytest.raises(InputError, match=r"numbered from 1 to 4|No cluster is called 'bone'"):
+            READER.cluster(text)
+
+
+@pytest.mark.parametrize("kind", ["png", "palette.png", "npy", "csv"])
+def test_a_grid_of_numbers(kind, tmp_path):
+    numbers, path = np.array([[1, 2, 2], [4, 1, 3]], np.uint8), tmp_path / f"layout.{kind}"
+    if kind == "npy":
+        np.save(path, numbers)
+    elif kind == "csv":
+        path.write_text("keratin;2;2\n4;Cluster 1;3 dermis\n")
+    else:
+        image = Image.fromarray(numbers)
+        if kind == "palette.png":
+            image.putpalette([255, 0, 0] * 5, "RGB")
+        image.save(path)
+    layout = read_layout(str(path), READER)
+    assert layout.cells.tolist() == [[0, 1, 1], [3, 0, 2]]
+    assert layout.size == (192, 128)
+    assert read_layout(str(path), READER, (500, 90)).size == (500, 90)
+
+
+def test_the_map_of_a_slide_has_glass_where_no_tile_was_cut(tmp_path):
+    path = tmp_path / "tile_clusters.csv"
+    rows = ["slide,x,y,side,cluster,confidence,class"]
+    rows += [f"a,{300 + 128 * x},{70 + 128 * y},128,{c},0.9,{c}" for x, y, c in [(0, 0, 1), (2, 0, 2), (1, 1, 4)]]
+    path.write_text("\n".join(rows))
+    layout = read_layout(str(path), READER)
+    assert layout.cells.tolist() == [[0, GLASS, 1], [GLASS, 3, GLASS]]
+    assert layout.size == (192, 128)
+    path.write_text("\n".join([*rows, "b,0,0,128,1,0.9,1"]))
+    with pytest.raises(InputError, match="holds 2 slides"):
+        read_layout(str(path), READER)
+
+
+def test_annotations_are_painted_at_the_scale_of_their_slide(tmp_path):
+    """A small area on a large one counts; at 0.25 um per pixel the slide has twice as many pixels as the field."""
+    path = write_geojson(
+        tmp_path / "a.geojson",
+        square(1160, 2080, 1320, 2240, "dermis"), square(1000, 2000, 1400, 2400, "keratin"), square(0, 0, 9, 9, None),
+    )  # fmt: skip
+    layout = read_layout(path, READER, mpp_of_slide=0.25)
+    assert layout.size == (200, 200)
+    expected = np.zeros((25, 25), int)
+    expected[5:15, 10:20] = 3  # cells of 8 px
+    np.testing.assert_array_equal(layout.cells, expected)
+    with pytest.raises(InputError, match="give --mpp-of-slide"):
+        read_layout(path, READER)
+    with pytest.raises(InputError, match="give --mpp of the tiles"):
+        read_layout(path, READER._replace(mpp=None), mpp_of_slide=0.25)
+
+
+def test_places_without_a_class_need_a_background(tmp_path):
+    path = write_geojson(tmp_path / "a.geojson", square(0, 0, 80, 160, "1"), square(80, 0, 160, 80, "2"))
+    with pytest.raises(InputError, match=r"^25\.0% of the field has no class: .* --background\.$"):
+        read_layout(path, READER, mpp_of_slide=0.5)
+    for name, cluster in (("dermis", 3), ("glass", GLASS)):
+        layout = read_layout(path, READER, mpp_of_slide=0.5, background=name)
+        assert (layout.cells == cluster).mean() == 0.25
+
+
+def test_one_cluster_for_everything():
+    layout = read_layout("keratin", READER, (640, 300))
+    assert (layout.cells.tolist(), layout.size) == ([[0]], (640, 300))
+    with pytest.raises(InputError, match="needs the field's --size"):
+        read_layout("keratin", READER)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "1,2\n3\n", "as many cells in each row"),
+        ("a.csv", "1,2\n3,9\n", "numbered from 1 to 4"),
+        ("a.csv", "1,2\n3,\n", "25.0% of the field has no class"),
+        ("a.csv", "glass,glass\n", "whole layout is glass"),
+        ("a.npy", "no array", "cannot be read as a .npy array"),
+        ("a.png", "no picture", "cannot be read as a picture"),
+        ("a.geojson", "{}", "cannot be read as GeoJSON"),
+        ("a.geojson", '{"features": []}', "holds no area with a class"),
+        ("a.txt", "1", "is no layout"),
+    ],
+)
+def test_what_is_no_layout_is_refused(name, content, said, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=said):
+        read_layout(str(tmp_path / name), READER, mpp_of_slide=0.5)
+
+
+def test_numbers_that_are_none_and_pictures_in_colour_are_refused(tmp_path):
+    for array in (np.zeros((2, 2, 2), int), np.ones((2, 2)), -np.ones((2, 2), int), np.full((2, 2), 7)):
+        np.save(tmp_path / "a.npy", array)
+        with pytest.raises(InputError, match=r"rows and columns|whole numbers|asks for cluster 7"):
+            read_layout(str(tmp_path / "a.npy"), READER)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="holds colours"):
+        read_layout(str(tmp_path / "a.png"), READER)
+    with pytest.raises(InputError, match="There is no layout at"):
+        read_layout(str(tmp_path / "b.png"), READER)
+
+
+def test_cells_are_stretched_and_go_on_beyond_the_edge():
+    layout = make_layout(np.array([[0, 1, GLASS]]), (30, 10), 4)
+    assert cells_at(layout, Box(0, 0, 1, 6), 5, margin=1, filled=False).tolist() == [[0, 0, 0, 1, 1, -1, -1, -1]] * 3
+    assert cells_at(layout, Box(0, 0, 1, 6), 5).tolist() == [[0, 0, 1, 1, 1, 1]]  # glass has the nearest cluster
+    assert tissue(layout, Box(0, 0, 1, 6), 5, 2).tolist()[0] == pytest.approx([1, 1, 1, 2 / 3, 1 / 3, 0])
+    clusters, of_each = shares(layout, Box(0, 0, 1, 6), 5, 2)
+    assert clusters == [0, 1]
+    assert of_each[0, 0].tolist() == pytest.approx([1, 2 / 3, 1 / 3, 0, 0, 0])
