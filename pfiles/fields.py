@@ -19,7 +19,7 @@ import pandas as pd
 
 from pfiles.checkpoints import fingerprint_of_role
 from pfiles.drawing import field as fields
-from pfiles.drawing.field import Field, blocks_of, draw_block, steps_of
+from pfiles.drawing.field import Field, blocks_of, draw_block, offset_of, steps_of
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.layout import GLASS, HOLE, Box, Layout, cells_at
 from pfiles.drawing.sampling import interrupt_told
@@ -79,7 +79,8 @@ def write_field(
         write_csv(beside(out, "tiles.csv"), table)
         with atomic_write(beside(out, "layout.geojson")) as file:
             file.write(json.dumps(_as_geojson(field.layout, whole, out.stem, generator)).encode())
-        write_json(note, {"made_by": "python -m pfiles field", "size": list(size), "mpp": mpp, "made_from": made_from})
+        about = {"made_by": "python -m pfiles field", "size": list(size), "mpp": mpp, "joints": _joints(field, whole)}
+        write_json(note, {**about, "made_from": made_from})
         shutil.rmtree(work)
     processes.wait_for_all()
     return read_json(note, {})
@@ -102,6 +103,13 @@ def _made_from(generator: Generator, field: Field, whole: Box, mpp: float | None
             }
         )
     )  # fmt: skip
+
+
+def _joints(field: Field, whole: Box) -> dict[str, int]:
+    """Where windows of the last grid met, in pixels of a region; see `field_check.Joints`."""
+    every = field.stride * field.scale
+    last = offset_of(field, min(fields.EXCHANGES, steps_of(field)) - 1) * field.scale
+    return {"x": (last - whole.left) % every, "y": (last - whole.top) % every, "every": every}
 
 
 def _require_room(out: Path, size: tuple[int, int], left: float) -> None:

@@ -122,6 +122,11 @@ def steps_of(field: Field) -> int:
     return len(make_solver(sampling.sampler, scheduler, sampling.steps).timesteps)
 
 
+def offset_of(field: Field, number: int) -> int:
+    """Latents by which the grid of that number is moved."""
+    return int(number * GOLDEN % 1 * field.stride)
+
+
 def blocks_of(field: Field, region: Box | None = None) -> list[Box]:
     """The blocks of pixels, row by row, that a field, or a region of it, is drawn in: a grid of the whole field."""
     width, height = field.layout.size
@@ -215,7 +220,7 @@ def _draw_latents(field: Field, part: Box, needed: np.ndarray, bar: tqdm | None)
     grids = min(EXCHANGES, steps)
     windows: list[list[tuple[slice, slice]]] = []
     for number in reversed(range(grids)):  # what the last grid needs, the one before must have drawn
-        windows.insert(0, _grid(field, part, needed, field.stride, int(number * GOLDEN % 1 * field.stride)))
+        windows.insert(0, _grid(field, part, needed, field.stride, offset_of(field, number)))
         needed = _union(needed, windows[0])
     clusters, shares = layouts.shares(field.layout, part, field.scale, field.blend)
     noise = _noise(field, part)
