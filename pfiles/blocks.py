@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CPU_HEAD_DIM = 16  # narrower heads are filled up with zeros there: the fused kernel is then up to 1.6 times faster
+CPU_BF16_PLACES = 256  # up to so many the fused kernel's gradient in bfloat16 takes longer there than plain products
 
 
 def get_time_embedding(time_steps: Tensor, t_emb_dim: int) -> Tensor:
@@ -29,7 +30,8 @@ class SelfAttention(nn.MultiheadAttention):
     """Multi-head self-attention over the pixels of a feature map: (B, C, H, W) -> (B, C, H, W).
 
     Inherits the parameters (`in_proj_weight`, `in_proj_bias`, `out_proj`) and their initialisation from torch's
-    module and computes with the fused kernel, which never materialises the (H*W, H*W) weights.
+    module and computes with the fused kernel, which never materialises the (H*W, H*W) weights; the exception are few
+    places in bfloat16 on a CPU.
     """
 
     def __init__(self, channels: int, num_heads: int):
@@ -39,10 +41,14 @@ class SelfAttention(nn.MultiheadAttention):
         b, c, h, w = x.shape
         qkv = _pointwise(x, self.in_proj_weight, self.in_proj_bias).movedim(1, -1)  # (B, H, W, 3 C)
         heads = [part.reshape(b, h * w, self.num_heads, self.head_dim).transpose(1, 2) for part in qkv.chunk(3, dim=-1)]
-        if x.device.type == "cpu" and self.head_dim < CPU_HEAD_DIM:
+        on_cpu, scale = x.device.type == "cpu", self.head_dim**-0.5
+        if on_cpu and self.head_dim < CPU_HEAD_DIM:
             heads = [F.pad(part, (0, CPU_HEAD_DIM - self.head_dim)) for part in heads]
         q, k, v = heads
-        out = F.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5)  # (B, heads, H*W, C/heads or more)
+        if on_cpu and qkv.dtype == torch.bfloat16 and h * w <= CPU_BF16_PLACES:
+            out = ((q * scale) @ k.mT).float().softmax(-1).to(v.dtype) @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, scale=scale)  # (B, heads, H*W, C/heads or more)
         out = out[..., : self.head_dim].transpose(1, 2).reshape(b, h, w, c).movedim(-1, 1)
         return _pointwise(out, self.out_proj.weight, self.out_proj.bias)
 

@@ -1,5 +1,6 @@
 """The networks: published sizes, names and outputs."""
 
+import copy
 import importlib.util
 import sys
 
@@ -221,6 +222,24 @@ def test_attention_has_torchs_gradients_whatever_the_width_of_its_heads(head_dim
     torchs(tokens, tokens, tokens)[0].backward(g.flatten(2).transpose(1, 2))
     for (name, a), b in zip(ours.named_parameters(), torchs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, msg=name)
+
+
+@pytest.mark.parametrize("side", [8, 17])  # 64 places, and 289: more than are computed without the fused kernel
+@pytest.mark.parametrize("head_dim", [8, 24])
+def test_attention_in_bfloat16_is_float32_to_two_digits(side, head_dim):
+    """Values and gradients, with weights that make the attention sharp, so that its scale counts."""
+    exact = SelfAttention(4 * head_dim, num_heads=4)
+    with torch.no_grad():
+        exact.in_proj_weight *= 2
+    close = copy.deepcopy(exact).bfloat16()
+    x = torch.randn(2, 4 * head_dim, side, side, generator=torch.Generator().manual_seed(4)).bfloat16()
+    outputs = [exact(x.float()), close(x)]
+    for output in outputs:
+        output.float().square().mean().backward()
+    gradients = [attention.in_proj_weight.grad for attention in (exact, close)]
+    for expected, value in (outputs, gradients):
+        assert (value.float() - expected).norm() < 0.02 * expected.norm()
+    assert outputs[1].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (1, 1), (8, 8)])
