@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup # one thread each: two processes share the cores
 
-.PHONY: demo lab quick test lint site bench clean
+.PHONY: demo lab quick test lint site bench race clean
 
 demo: .venv/installed  ## the whole pipeline on embedded tissue, results in runs/demo
 	$(BIN)/python -m pfiles demo --out runs/demo
@@ -30,6 +30,9 @@ site: .venv/installed  ## docs, API and, after `make demo`, its executed noteboo
 bench: .venv/installed .peers/installed  ## speed and memory beside the published way and other libraries; JSON in benchmarks/results
 	$(BIN)/python -m benchmarks
 	PYTHONPATH=.peers $(BIN)/python -m benchmarks.peers
+
+race: .venv/installed  ## recipes against each other on embedded tissue, by the time of one core; hours, can be stopped and goes on
+	$(BIN)/python -m experiments.race --data embedded --out runs/race
 
 clean:  ## remove the environment, caches and what `make demo` and `make site` made
 	rm -rf .venv .peers runs/demo runs/site .pytest_cache .ruff_cache .mypy_cache
