@@ -2,7 +2,7 @@
 
 errors        the one exception for mistakes a user can mend
 settings      every hyper-parameter, by preset
-machine/      cpu, processes, locks, runtime, speed, pretrained: the machine a run happens on
+machine/      cpu, kernel, processes, locks, runtime, speed, pretrained: the machine a run happens on
 paths         where files lie, and how they are written
 spreadsheet   tables as people keep them, read and written
 choices       what run.toml says of a run, in one place for all notebooks
@@ -21,8 +21,8 @@ drawing/      sampling, samplers, soundness, generator: images from noise; layou
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
               small network of both); efficientnet; spectrum; smoothness; structure; morphometry; memorisation;
               neighbours; stability
-reporting/    figures, tables, doubts (is a result of any use?), page, export, maps, card; atlas and naming (its form):
-              what people look at
+reporting/    figures, lessons, tables, doubts (is a result of any use?), page, export, maps, card; atlas and naming
+              (its form): what people look at
 reporting/sections/  data (what is compared), record (what a section is); paired, two_sample, spectrum, structure,
               condition, usefulness, distribution, morphometry, copies: a measure each, with its figure and its time
 reporting/    evaluation: all sections, from folders of images
@@ -40,8 +40,8 @@ cli/          parser, options, summary, execute; check, estimate (is this machin
 __main__      the door of the command line
 
 Importing a module starts nothing: no device, no seed, no download, no file; the package itself only says how threads
-shall wait and that freed memory is kept (machine/cpu). Images are uint8 tensors of shape (N, 3, H, W), and float in
-[0, 1] where a network computes, unless a docstring says otherwise.
+shall wait and that freed memory is kept (machine/cpu), and how a notebook shows a refusal (machine/kernel). Images are
+uint8 tensors of shape (N, 3, H, W), and float in [0, 1] where a network computes, unless a docstring says otherwise.
 """
 
 import sys
@@ -56,12 +56,14 @@ if _missing := [name for name in ("joblib", "numpy", "pandas", "torch") if find_
     )
 
 from pfiles.machine.cpu import keep_freed_memory, prepare_threads
+from pfiles.machine.kernel import show_refusals_as_sentences
 
 __version__ = "1.1.0"  # the one place: pyproject.toml reads it, and CITATION.cff is held to it by a test
 __all__ = ["Generator", "__version__", "open_run"]
 
 prepare_threads()
 keep_freed_memory()
+show_refusals_as_sentences()
 
 
 def __getattr__(name: str) -> Any:
