@@ -1,8 +1,7 @@
 """The choices of a run in one place: a file run.toml, which every notebook reads.
 
-    clustering = "kmeans"
     data = "runs/tiles"
-    preset = "recommended"
+    preset = "paper"
 
     [overrides]
     training.epochs = 300
@@ -20,12 +19,12 @@ from typing import Any
 
 from pfiles.errors import InputError
 from pfiles.paths import ROOT, expand
-from pfiles.settings import Settings
+from pfiles.settings import Settings, clustering_of
 
 FILE = "run.toml"
 OF_NO_CLUSTERS = ("train_autoencoder", "autoencoder_output", "save_training_images")  # notebooks alike for any of them
-DEFAULTS = {  # of what such a file may say
-    "n_clusters": 14, "clustering": "classifier", "data": None, "preset": "paper", "overrides": {}, "seed": 765,
+DEFAULTS = {  # of what such a file may say; the preset names the clustering if nothing else does
+    "n_clusters": 14, "clustering": None, "data": None, "preset": "recommended", "overrides": {}, "seed": 765,
     "out": None,
 }  # fmt: skip
 
@@ -46,7 +45,9 @@ def choose(arguments: Mapping[str, Any], run_toml: bool = True) -> dict[str, Any
     for name in arguments.keys() & DEFAULTS.keys():
         if name != "overrides" and choices[name] not in (arguments[name], DEFAULTS[name]):
             print(f"Here {name} = {arguments[name]!r} counts instead.")
-    return _over(choices, arguments)
+    choices = _over(choices, arguments)
+    clustering = clustering_of(choices["preset"]) if choices["clustering"] is None else choices["clustering"]
+    return choices | {"clustering": clustering}
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

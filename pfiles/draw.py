@@ -21,6 +21,7 @@ from pfiles.paths import read_json
 from pfiles.provenance import GENERATED_WITH
 from pfiles.reporting import figures
 from pfiles.run import Run
+from pfiles.tiles.pixels import evenly_spaced, to_uint8
 
 
 def tiles(
@@ -53,6 +54,26 @@ def sampling_text(run: Run) -> str:
     """How images are drawn, in words and numbers."""
     sampling = run.settings.sampling
     return f"{sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance}; each image has a seed of its own"
+
+
+def frames(run: Run, cluster_ids: Tensor | Sequence[int], number: int = 5, *, guidance: float | None = None) -> Tensor:
+    """How a tile of each cluster id comes out of noise: uint8 (N, number, 3, S, S) on the CPU.
+
+    Frames are latents after evenly spaced numbers of steps, decoded: the first is the noise, the last the tile that
+    `tiles` draws. guidance: None takes the settings' own. There must be no more ids than `sampling.batch_size`.
+    """
+    networks = run.networks()
+    if guidance is not None:
+        sampling = replace(networks.settings.sampling, guidance=guidance)
+        networks = replace(networks, settings=replace(networks.settings, sampling=sampling))
+    kept: list[Tensor] = []
+
+    def keep(done: int, steps: int, x: Tensor) -> None:
+        if done in evenly_spaced(steps + 1, number):
+            kept.append(to_uint8(networks.space.decode(x)).cpu())
+
+    networks.draw(torch.as_tensor(cluster_ids), seed=run.seed, progress=False, on_step=keep)
+    return torch.stack(kept, dim=1)
 
 
 def test_samples(run: Run, stage: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,6 +6,7 @@ networks = learn.new_networks(run)
 history = learn.unet(run, "training", networks)
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -27,9 +28,9 @@ from pfiles.learning import autoencoder as vq_gan
 from pfiles.learning import clusters as information
 from pfiles.learning import diffusion
 from pfiles.learning.log import PICTURED, History
-from pfiles.learning.loop import Job
+from pfiles.learning.loop import Job, epoch_batches
 from pfiles.learning.losses import information_weights
-from pfiles.learning.resume import name_of_restart
+from pfiles.learning.resume import load_resume_point, name_of_restart
 from pfiles.machine.runtime import seeded
 from pfiles.paths import read_json
 from pfiles.run import Run
@@ -101,6 +102,21 @@ def _polish(run: Run, vqvae: VQVAE) -> None:
         job=make_job(run, "polish", folder, provenance.as_note(), settings.polish.batch_size),
         picture=partial(_reconstructed, run),
     )
+
+
+def before_polish(run: Run, vqvae: VQVAE) -> VQVAE | None:
+    """The autoencoder as its training left it, before `autoencoder` polished its decoder; None if nothing was polished.
+
+    vqvae: the polished one.
+    """
+    settings = run.settings.autoencoder
+    note = run.provenance_of("autoencoder", of_clusters=False).as_note()
+    point = load_resume_point(run.paths.training_folder("autoencoder"), note) if settings.polish.epochs else None
+    if point is None:
+        return None
+    earlier = copy.deepcopy(vqvae)
+    earlier.load_state_dict(point["parts"]["vqvae"])
+    return earlier
 
 
 def _reconstructed(run: Run, vqvae: VQVAE) -> Tensor:
@@ -243,10 +259,12 @@ def stage_settings(run: Run, stage: str) -> StageSettings:
 
 
 def objective_text(run: Run, stage: str) -> str:
-    """The loss of a stage in words and numbers."""
+    """The loss of a stage in words and numbers, and how often it is lowered by a step."""
     settings, diffusion_settings = stage_settings(run, stage), run.settings.diffusion
+    steps = settings.epochs * len(epoch_batches(len(run.codes), diffusion_settings.batch_size, torch.Generator()))
     target = {"noise": "the noise", "v": "the velocity v = alpha noise - sigma latent"}[diffusion_settings.prediction]
-    text = f"{settings.epochs} epochs of {settings.optimizer}: mean squared error of {target}, the cluster being given"
+    text = f"{steps:,} steps ({settings.epochs} epochs) of {settings.optimizer}: mean squared error of {target}"
+    text += ", the cluster being given"
     if settings.trains_clusters and run.clustering == "classifier":
         weights = information_weights(diffusion_settings, settings)
         text += "".join(f" {'-' if w < 0 else '+'} {abs(w)} {name}" for name, w in weights.items())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pfiles import checkpoints
-from pfiles.choices import DEFAULTS, OF_NO_CLUSTERS, choose
+from pfiles.choices import OF_NO_CLUSTERS, choose
 from pfiles.cluster_bank import ClusterBank
 from pfiles.clusterers import check_clustering
 from pfiles.drawing.generator import Generator
@@ -213,10 +213,11 @@ def open_run(
 
     With precision="auto" the run's folder keeps which precision was chosen when it was first opened for work.
 
-    None takes the value from run.toml, see `choices`, or the published one.
+    None takes the value from run.toml, or the default in `choices.DEFAULTS`.
     notebook: who opens it, such as "part_1_training"; its numbers are recorded under that name.
     n_clusters: k; or several, such as "10-16" or [10, 12, 14], whose clusters and UNet are then trained together.
-    clustering: "classifier" or "kmeans". data: see `load_tiles`. preset, overrides: see `get_settings`.
+    clustering: "classifier" or "kmeans"; None: as the preset says. data: see `load_tiles`. preset, overrides: see
+        `get_settings`.
     out: folder for all results; None: this repository. restart: train anew instead of going on.
     run_toml: whether to read run.toml. assets: see `Run`.
     """
@@ -227,7 +228,7 @@ def open_run(
     choices = choose(arguments, run_toml)
     check_clustering(choices["clustering"])
     if notebook in OF_NO_CLUSTERS:
-        choices["clustering"] = DEFAULTS["clustering"]
+        choices["clustering"] = Paths.clustering  # whose files bear no mark
     n_clusters = name_of_numbers(numbers_of_clusters(choices["n_clusters"]))
     if isinstance(n_clusters, str) and notebook.startswith("part_") and notebook not in checkpoints.MADE_BY.values():
         raise InputError(f"{notebook} works with one number of clusters: set n_clusters to one of {n_clusters}.")

@@ -254,14 +254,32 @@ PRESETS: dict[str, Settings] = {
 }
 
 
+CLUSTERING = {
+    "paper": "classifier",
+    "recommended": "kmeans",
+    "demo": "kmeans",
+}  # of each preset, unless chosen otherwise
+
+
+def clustering_of(preset: str) -> str:
+    """How a preset finds clusters, "classifier" or "kmeans"; InputError for an unknown preset."""
+    _require_preset(preset)
+    return CLUSTERING[preset]
+
+
+def _require_preset(preset: str) -> None:
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise InputError(f"Unknown preset {preset!r}: choose one of {', '.join(PRESETS)}.")
+
+
 def get_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Settings:
     """The settings of `preset`, with some fields changed.
 
     overrides: new values by field, such as {"image_size_px": 64, "training.epochs": 2}.
     Raises InputError for an unknown preset or field, or a value that cannot be.
     """
-    if not isinstance(preset, str) or (settings := PRESETS.get(preset)) is None:
-        raise InputError(f"Unknown preset {preset!r}: choose one of {', '.join(PRESETS)}.")
+    _require_preset(preset)
+    settings = PRESETS[preset]
     if not isinstance(overrides, Mapping | None):
         raise InputError(f'overrides must be values by name, such as {{"training.epochs": 2}}, but is {overrides!r}.')
     for name, value in (overrides or {}).items():

@@ -255,15 +255,15 @@ CARD = {
 
 def opened(folder, **changed):
     given = {
-        "notebook": "part_test", "n_clusters": K, "data": str(folder / "tiles.npy"), "preset": "demo",
-        "overrides": OVERRIDES, "out": str(folder / "out"),
+        "notebook": "part_test", "n_clusters": K, "clustering": "classifier", "data": str(folder / "tiles.npy"),
+        "preset": "demo", "overrides": OVERRIDES, "out": str(folder / "out"),
     }  # fmt: skip
     return open_run(**(given | changed))
 
 
 def parameters(folder, **changed):
-    run = {"n_clusters": K, "data": str(folder / "tiles.npy"), "preset": "demo", "out": str(folder / "out")}
-    return run | {"overrides": OVERRIDES} | changed
+    run = {"n_clusters": K, "clustering": "classifier", "data": str(folder / "tiles.npy"), "preset": "demo"}
+    return run | {"out": str(folder / "out"), "overrides": OVERRIDES} | changed
 
 
 def train(run):

@@ -10,6 +10,7 @@ from pfiles.cli.execute import run_cells
 from pfiles.errors import InputError
 from pfiles.paths import ROOT
 from pfiles.run import open_run
+from pfiles.settings import CLUSTERING, PRESETS
 from tests.conftest import assert_refused, make_tiles
 
 
@@ -23,13 +24,24 @@ def repository(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_without_a_file_all_is_as_published(repository, capsys):
-    assert choose({"preset": None}) == DEFAULTS
+def test_without_a_file_all_is_as_recommended_with_k_means(repository, capsys):
+    assert choose({"preset": None}) == DEFAULTS | {"preset": "recommended", "clustering": "kmeans"}
     assert choose({"preset": "demo", "overrides": {}, "n_clusters": 10}) == DEFAULTS | {
-        "preset": "demo",
-        "n_clusters": 10,
-    }
+        "preset": "demo", "clustering": "kmeans", "n_clusters": 10,
+    }  # fmt: skip
     assert capsys.readouterr().out == ""
+
+
+def test_a_preset_names_its_clustering_and_one_line_changes_it(repository):
+    (repository / "run.toml").write_text('preset = "paper"')
+    run = open_run("test")
+    assert (run.preset, run.clustering, run.settings) == ("paper", "classifier", PRESETS["paper"])
+    (repository / "run.toml").write_text('preset = "paper"\nclustering = "kmeans"')
+    assert open_run("test").clustering == "kmeans"
+    assert open_run("test", preset="demo").clustering == "kmeans"
+    assert CLUSTERING.keys() == PRESETS.keys()
+    with pytest.raises(InputError, match="Unknown preset 'papers': choose one of paper, recommended, demo"):
+        open_run("test", preset="papers")
 
 
 def test_notebook_over_folder_over_repository_over_default(repository, capsys):

@@ -222,7 +222,7 @@ def test_a_run_that_was_made_in_notebooks_draws_once_it_is_said_with_what(done, 
     command = ["draw", "--from", str(done / "out"), "--number", "2", "--out", str(tmp_path / "drawn")]
     assert main(command) == 2
     assert capsys.readouterr().err.startswith("error: ")
-    said = ["--data", str(done / "tiles.npy"), "--preset", "demo", "--clusters", str(K)]
+    said = ["--data", str(done / "tiles.npy"), "--preset", "demo", "--clusters", str(K), "--clustering", "classifier"]
     assert main([*command, *said, *tiny_options()]) == 0
     assert len([*(tmp_path / "drawn" / "tiles").glob("*.png")]) == 2
 
@@ -306,6 +306,26 @@ def test_the_tiles_of_the_atlas_are_drawn_once(done, monkeypatch):
     run = opened(done)
     monkeypatch.setattr(draw, "tiles", None)
     assert torch.equal(draw.samples(run, 2)[0], images)
+
+
+def test_frames_lead_from_noise_to_the_tile(done):
+    run = opened(done)
+    frames = draw.frames(run, [0, 2], 3)
+    assert frames.shape == (2, 3, 3, 48, 48)
+    assert frames[:, -1].equal(draw.tiles(run, [0, 2]))
+    plain = draw.frames(run, [1, 1], 3, guidance=1.0)
+    assert plain[:, 0].equal(frames[:, 0])  # noise is of no cluster
+    assert not plain[:, -1].equal(draw.tiles(run, [1, 1]))  # which guidance moves
+
+
+def test_the_autoencoder_before_its_polish(done):
+    """Only its decoder is another one."""
+    run = opened(done)
+    before = learn.before_polish(run, run.vqvae)
+    assert checkpoints.fingerprint_of_role(before) == checkpoints.fingerprint_of_role(run.vqvae)
+    assert checkpoints.fingerprint(before) != checkpoints.fingerprint(run.vqvae)
+    unpolished = opened(done, overrides=OVERRIDES | {"autoencoder.polish.epochs": 0})
+    assert learn.before_polish(unpolished, run.vqvae) is None
 
 
 # restarts, second runs, stale networks
@@ -524,7 +544,7 @@ def test_several_k_are_run_one_after_the_other_but_trained_together(tmp_path, mo
 def test_two_runs_in_one_folder(tmp_path, capsys):
     np.save(tmp_path / "tiles.npy", make_tiles(44))
     where = ["--preset", "demo", "--data", str(tmp_path / "tiles.npy"), "--out", str(tmp_path / "out")]
-    with locked(tmp_path / "out" / "executed" / "clusters_3"):
+    with locked(tmp_path / "out" / "executed" / "clusters_3_kmeans"):
         assert main(["run", *where, "--clusters", "3", *tiny_options()]) == 2
     assert "Another run with these clusters is at work in" in capsys.readouterr().err
 

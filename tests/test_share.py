@@ -47,8 +47,8 @@ def made(tmp_path_factory):
 
 
 def opened(folder, **changed):
-    given = {"n_clusters": K, "data": str(folder / "StMarysHospital"), "preset": "demo", "overrides": OVERRIDES}
-    return open_run("test", **(given | {"out": str(folder / "run-of-Dr-Wu")} | changed))
+    given = {"n_clusters": K, "clustering": "classifier", "data": str(folder / "StMarysHospital"), "preset": "demo"}
+    return open_run("test", **(given | {"overrides": OVERRIDES, "out": str(folder / "run-of-Dr-Wu")} | changed))
 
 
 @pytest.fixture

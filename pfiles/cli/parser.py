@@ -297,7 +297,7 @@ def _page(text: str) -> int | None:
 
 def _add_tiles_and_preset(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", help=".npy, folder or .zip of tiles, or 'embedded'; default $KPC_DATA, or that")
-    command.add_argument("--preset", help=f"{', '.join(PRESETS)}; default paper")
+    command.add_argument("--preset", help=f"{', '.join(PRESETS)}; default recommended")
 
 
 def _add_k(command: argparse.ArgumentParser, default: str | None = None) -> None:
@@ -305,7 +305,7 @@ def _add_k(command: argparse.ArgumentParser, default: str | None = None) -> None
 
 
 def _add_clustering(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--clustering", help=f"{CLUSTERING_NAMES}; default classifier")
+    command.add_argument("--clustering", help=f"{CLUSTERING_NAMES}; default: as the preset says")
 
 
 def _add_out_and_seed(command: argparse.ArgumentParser) -> None:

@@ -29,7 +29,7 @@ from pfiles.clusterers import CLUSTERINGS
 from pfiles.drawing import soundness
 from pfiles.drawing.field import Box, draw_field, make_field
 from pfiles.drawing.layout import Layout, Reader
-from pfiles.drawing.sampling import image_seeds, sample
+from pfiles.drawing.sampling import OnStep, image_seeds, sample
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace, encode_tiles, predict_clusters, read_latent_csv
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
@@ -123,13 +123,14 @@ class Generator(
         *,
         seeds: Sequence[int] | None = None,
         progress: bool = True,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         """Tiles of a cluster, uint8 (N, 3, S, S) on the CPU; the same cluster and seed give the same tile.
 
         cluster: one id, 0-based; or a name, or a number from 1 as text; `number` tiles of it are drawn. Or the ids of
             all tiles (N,). None: `number` tiles of all clusters. Of several clusters, also those of one name, each is
             as frequent as among the training tiles.
-        seeds: one for each tile; None: derived from `seed` and the tile's place.
+        seeds: one for each tile; None: derived from `seed` and the tile's place. on_step: see `sample`.
         """
         if cluster is None or isinstance(cluster, str):
             cluster_ids = self.cluster_ids(number, seed, cluster)
@@ -154,6 +155,7 @@ class Generator(
             prediction=diffusion.prediction,
             speed=self.speed,
             progress=progress,
+            on_step=on_step,
         )
 
     def field(

@@ -29,6 +29,7 @@ from pfiles.unet_cond_base import UNet
 NOISE_STEPS = 16  # steps whose noise is drawn at once; part of what an image's seed means
 STOPPED = "Drawing images was stopped: run it again to go on with those that are missing."
 WRITERS = 8  # threads that compress and write images
+OnStep = Callable[[int, int, Tensor], None]  # steps done, steps in all, latents (B, z, h, w) after them
 
 
 def image_seeds(seed: int, indices: Iterable[int]) -> list[int]:
@@ -51,6 +52,7 @@ def sample(
     speed: Speed = PLAIN,
     progress: bool = True,
     prediction: str = "noise",
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Draw one image for each cluster id.
 
@@ -63,6 +65,7 @@ def sample(
     guidance: w of classifier-free guidance (Ho & Salimans 2022), noise = noise without cluster + w * (noise with -
         without); 1 is the plain condition. Other values need a UNet that was trained with condition dropout.
     prediction: what the UNet was trained to predict, "noise" or "v"; solvers get the noise that it means.
+    on_step: is called with the noise and after every step, see `OnStep`.
 
     Returns uint8 images (N, 3, H, W) on the CPU.
     """
@@ -85,6 +88,8 @@ def sample(
             times = torch.tensor(solver.timesteps, device=device)
             noise = draw_noise(batch_seeds, latent_shape, device)
             x = next(noise)
+            if on_step is not None:
+                on_step(0, len(solver.timesteps), x)
             for i in range(len(solver.timesteps)):
                 speed.begin_step()
                 predicted = predict(x, times[i : i + 1], ids).to(x.dtype)
@@ -94,6 +99,8 @@ def sample(
                 if prediction == "v":
                     predicted = scheduler.noise_from_velocity(x, predicted, solver.timesteps[i])
                 x = solver.step(i, x, predicted, noise)
+                if on_step is not None:
+                    on_step(i + 1, len(solver.timesteps), x)
                 bar.update()
             images.append(to_uint8(decode(x)).cpu())
     return torch.cat(images)

@@ -81,7 +81,7 @@ class ClusterTrainer:
         self.dihedral = settings.dihedral_views
         self.weights = information_weights(settings, stage)
         self.network = bank.stacked().train()
-        self.optimizer = make_optimizer(stage, self.network, job)
+        self.optimizer = make_optimizer(stage, self.network, job.speed)
         self.optimizer.param_groups[0]["together"] = len(bank)
         self.parts = {"classifier": self.network, "cluster_optimizer": self.optimizer}
         self.classify = job.speed.fast(processes.distribute(self.network))

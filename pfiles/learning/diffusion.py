@@ -49,7 +49,7 @@ def train_stage(
     # Networks, optimiser, moving average of the weights.
     codes, device, vqvae = codes.view(-1, *codes.shape[-3:]), codes.device, space.vqvae  # codes (V, N, h, w)
     scheduler = LinearNoiseScheduler(settings.num_timesteps, settings.beta_start, settings.beta_end)
-    optimizer = make_optimizer(stage, unet.train(), job)
+    optimizer = make_optimizer(stage, unet.train(), job.speed)
     parts = {"unet": unet, "optimizer": optimizer}
     predict = job.speed.fast(processes.distribute(unet))
 

@@ -106,11 +106,11 @@ def pace_of(stage: StageSettings) -> Pace:
     return Pace(stage.warmup_steps, stage.decay, stage.clip_norm)
 
 
-def make_optimizer(stage: StageSettings, network: nn.Module, job: Job) -> torch.optim.Optimizer:
+def make_optimizer(stage: StageSettings, network: nn.Module, speed: Speed) -> torch.optim.Optimizer:
     if stage.optimizer == "adadelta":
         return torch.optim.Adadelta(network.parameters(), stage.learning_rate)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[stage.optimizer]
-    return kind(network.parameters(), stage.learning_rate, fused=job.speed.fused or None)
+    return kind(network.parameters(), stage.learning_rate, fused=speed.fused or None)
 
 
 DrawRandom = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
