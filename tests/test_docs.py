@@ -72,9 +72,9 @@ def rows(text):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=name)
 def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    links = re.findall(r"\]\(([^)\s]+)\)", text_of(page))
     for target, _, anchor in (link.partition("#") for link in links if "://" not in link):
         file = page if not target else page.parent / target
         assert file.exists(), target
@@ -189,14 +189,22 @@ def test_site_holds_pages_api_and_an_executed_run(tmp_path):
     """Warnings are errors, so that every link of every page leads somewhere."""
     book = nbformat.v4.new_notebook()
     output = nbformat.v4.new_output("stream", text="shown in the demo")
+    links = "[one](part_2.ipynb), [two](../train.ipynb), [three](../docs/glossary.md#guidance), [four](absent.ipynb)"
     book.cells = [nbformat.v4.new_code_cell("print()", execution_count=1, outputs=[output])]
+    book.cells.append(nbformat.v4.new_markdown_cell(links + " and $x^2$"))
     (tmp_path / "run" / "executed" / "clusters_6").mkdir(parents=True)
-    nbformat.write(book, tmp_path / "run" / "executed" / "clusters_6" / "part_1_training.ipynb")
+    for name in ("clusters_6/part_1_training", "clusters_6/part_2", "train"):
+        nbformat.write(book, tmp_path / "run" / "executed" / f"{name}.ipynb")
     site = tmp_path / "site"
     done = build_site(ROOT / "docs", site, tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert "label-free" in (site / "index.html").read_text().lower()
-    assert "shown in the demo" in (site / "notebooks" / "clusters_6" / "part_1_training" / "index.html").read_text()
+    executed = site / "notebooks" / "clusters_6" / "part_1_training" / "index.html"
+    assert "shown in the demo" in executed.read_text()
+    assert "four and $x^2$" in re.sub(r"<[^>]+>", "", executed.read_text())
+    leads = dict(re.findall(r'<a [^>]*href="([^"#]+/)[^"]*"[^>]*>(one|two|three)</a>', executed.read_text()))
+    assert leads == {"../part_2/": "one", "../../train/": "two", "../../../glossary/": "three"}
+    assert all((executed.parent / lead / "index.html").exists() for lead in leads)
     module = runpy.run_path(str(ROOT / "pfiles" / "errors.py"))
     assert module["__doc__"] in (site / "api" / "pfiles.errors" / "index.html").read_text()
     assert (site / "pipeline.svg").exists()

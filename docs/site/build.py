@@ -4,12 +4,15 @@ Everything is put together in a temporary folder, without the network; a broken 
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -89,19 +92,31 @@ def module_name(path: PurePosixPath) -> str:
     return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
 
 
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]*)((?:#[^)\s]*)?)\)")
+
+
+def led(text: str, lead: Callable[[str], str | None]) -> str:
+    """A text whose relative links lead where `lead` says; a link for which it knows no place becomes text."""
+
+    def replaced(match: re.Match[str]) -> str:
+        bang, words, target, anchor = match.groups()
+        if not target or ":" in target:
+            return match[0]
+        path = lead(target)
+        return f"{bang}[{words}]({path}{anchor})" if path else words
+
+    return LINK.sub(replaced, text)
+
+
 def page(source: str) -> str:
     """The text of a page, whose links lead to the site's files; a link to a file that the site lacks becomes text."""
     here, there = PurePosixPath(source).parent, PurePosixPath(site_path(source)).parent
 
-    def lead(match: re.Match[str]) -> str:
-        bang, text, target, anchor = match.groups()
-        if not target or ":" in target:
-            return match[0]
+    def lead(target: str) -> str | None:
         path = site_path(os.path.normpath(here / target))
-        return f"{bang}[{text}]({os.path.relpath(path, there)}{anchor})" if path else text
+        return os.path.relpath(path, there) if path else None
 
-    link = r"(!?)\[([^\]]*)\]\(([^)#\s]*)((?:#[^)\s]*)?)\)"
-    return re.sub(link, lead, (ROOT / source).read_text())
+    return led((ROOT / source).read_text(), lead)
 
 
 def write_docs(folder: Path) -> list[dict[str, object]]:
@@ -141,12 +156,36 @@ def write_api(folder: Path) -> dict[str, object]:
 def write_notebooks(folder: Path, run: Path) -> dict[str, object] | None:
     """Copy the executed notebooks of a run; returns the entry of the menu, None where there are none."""
     notebooks = sorted((run / "executed").rglob("*.ipynb"), key=lambda path: path.stat().st_mtime)
-    entries = []
+    targets = {
+        path.stem.removesuffix("_kmeans"): PurePosixPath("notebooks", *path.relative_to(run / "executed").parts)
+        for path in notebooks
+    }
+
+    def address(page: PurePosixPath, link: str) -> str | None:
+        """Where a link of an executed notebook leads in the site, seen from the notebook's `page`."""
+        name, here = PurePosixPath(link), "clusters_14" if page.stem.startswith("part_") else ""
+        file = (
+            targets.get(name.stem)
+            if name.suffix == ".ipynb"
+            else site_path(os.path.normpath(f"{here}/{link}".lstrip("/")))
+        )
+        if file is None:
+            return None
+        path = PurePosixPath(file)
+        if path.suffix not in (".ipynb", ".md"):
+            return os.path.relpath(path, page.with_suffix(""))
+        folder = path.parent if path.stem == "index" else path.with_suffix("")  # which mkdocs makes of a page
+        return f"{os.path.relpath(folder, page.with_suffix(''))}/"
+
     for path in notebooks:
-        target = Path("notebooks") / path.relative_to(run / "executed")
+        target = targets[path.stem.removesuffix("_kmeans")]
+        book = json.loads(path.read_text())
+        for cell in book["cells"]:
+            if cell["cell_type"] == "markdown":
+                cell["source"] = led("".join(cell["source"]), partial(address, target))
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, folder / target)
-        entries.append({path.stem: str(target)})
+        (folder / target).write_text(json.dumps(book))
+    entries = [{name: str(target)} for name, target in targets.items()]
     return {"Demo run": entries} if entries else None
 
 
