@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,12 +12,14 @@ import nbformat
 import numpy as np
 import pytest
 
-from pfiles.checkpoints import save_weights
+from pfiles import learn
+from pfiles.checkpoints import fingerprint, save_weights
 from pfiles.cli.execute import execute, run_cells
 from pfiles.cli.notebooks import NOTEBOOKS
 from pfiles.errors import InputError
 from pfiles.measuring import memorisation
 from pfiles.paths import ROOT, Paths, read_json
+from pfiles.run import open_run
 from pfiles.settings import get_settings
 from pfiles.tiles.files import write_tiles
 from pfiles.tiles.pixels import as_tensor
@@ -55,7 +58,9 @@ def test_out_of_order_says_what_is_missing(name, parameters, tmp_path):
 
 
 def test_twice_gives_the_same_files(parameters, tmp_path):
+    """And the step by hand in part 1 changes nothing of what the training leaves."""
     names = ("save_training_images", "train_autoencoder", "autoencoder_output", "clusters_14/part_1_training")
+    parameters["clustering"] = "classifier"
     runs = []
     for _ in range(2):
         for name in names:
@@ -63,6 +68,14 @@ def test_twice_gives_the_same_files(parameters, tmp_path):
         runs.append(contents(tmp_path / "out"))
     assert runs[0] == runs[1]
     assert {path.suffix for path in runs[0]} >= {".pth", ".pt", ".json", ".png", ".jpg", ".csv"}
+    run = open_run("part_1_training", **parameters | {"out": str(tmp_path / "plain")})
+    shutil.copytree(tmp_path / "out" / "kpc_ldm", tmp_path / "plain" / "kpc_ldm")
+    networks = learn.new_networks(run)
+    learn.clusters(run, networks.bank)
+    learn.unet(run, "training", networks)
+    by_hand = open_run("part_2_finetuning1", **parameters).networks("training")
+    assert fingerprint(networks.unet) == fingerprint(by_hand.unet)
+    assert fingerprint(networks.bank) == fingerprint(by_hand.bank)
 
 
 def test_a_total_memoriser_is_told_where_the_split_leaks(parameters, tmp_path, capsys):
@@ -70,13 +83,13 @@ def test_a_total_memoriser_is_told_where_the_split_leaks(parameters, tmp_path, c
     tiles = noisy_tiles(22)
     copies = tiles[:2] ^ 1  # by one level, as exact copies over the split are refused before
     np.save(tmp_path / "tiles.npy", np.concatenate([tiles, copies]))  # the last two are held out
-    paths = Paths(3, parameters["out"])
+    paths = Paths(3, parameters["out"], "kmeans")
     settings = get_settings("demo", TINY)
     save_weights(make_vqvae(settings.autoencoder), paths.autoencoder, {})
     write_tiles(paths.generated, range(1, 7), as_tensor(tiles[4:10]))
     run_cells(ROOT / "clusters_14" / "part_14_memorisation.ipynb", parameters)
     assert "held-out tiles of tiles.npy are themselves copies of training tiles" in capsys.readouterr().out
-    scores = read_json(paths.summary)["clusters_3/part_14_memorisation"]
+    scores = read_json(paths.summary)["clusters_3_kmeans/part_14_memorisation"]
     assert scores["copies"] == 6
     assert "feature space" not in scores  # nothing to hold a likeness against
     assert scores["pixel space"]["closer"] == 1

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from pfiles.cli.execute import execute
 from pfiles.cli.notebooks import NOTEBOOKS
 from pfiles.paths import ROOT
 from pfiles.run import choices_of, open_run
+from pfiles.settings import CLUSTERING
 from tests.conftest import TINY, make_tiles, png
 from tests.tiles.conftest import island, write_slide
 
 K = 3
 EVERY = (*NOTEBOOKS, "choose_k", "start_here", "tile_slides", "watch")  # a run's, and those before and beside it
+TUTORIAL = ("start_here", "tile_slides", *NOTEBOOKS[:3], "choose_k", *NOTEBOOKS[3:])  # in the order of reading
 
 
 def read(name):
@@ -53,6 +56,10 @@ def test_shape_of_a_notebook(name):
     assert first.cell_type == "markdown"
     for row in ("Needs", "Makes", "Time", "Expect"):
         assert f"| {row} |" in first.source
+    assert re.match(r"# [^\n]+\n\n\*\*[A-Z][^\n]+\?\*\*\n\n", first.source)  # the question that it answers
+    assert "not measured" not in first.source
+    _, _, to_try = book.cells[-1].source.partition("## To try\n\n")
+    assert 2 <= len(re.findall("^- ", to_try, re.MULTILINE)) <= 3
     assert second.metadata.tags == ["parameters"]
     assert book.metadata.kernelspec.name == "python3"
     for cell in book.cells:
@@ -61,6 +68,36 @@ def test_shape_of_a_notebook(name):
             assert cell.outputs == []
             definitions = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
             assert not any(isinstance(node, definitions) for node in ast.walk(ast.parse(cell.source)))
+
+
+def test_each_notebook_links_the_paper_and_the_notebooks_before_and_after_it():
+    for before, name, after in zip(("", *TUTORIAL), TUTORIAL, (*TUTORIAL[1:], ""), strict=False):
+        text = read(name).cells[0].source
+        rows = dict(re.findall(r"^\| (Before|After|Paper) \| (.+) \|$", text, re.MULTILINE))
+        assert re.fullmatch(
+            r"\[sections? \d.*\]\(https://doi\.org/10\.3390/bioengineering12070764\)", rows.pop("Paper")
+        )
+        targets = {row: re.fullmatch(r"\[\w+\]\((.+)\)", link)[1] for row, link in rows.items()}
+        neighbours = {"Before": before, "After": after}
+        assert {row: (ROOT / name).parent.joinpath(target).resolve() for row, target in targets.items()} == {
+            row: ROOT / f"{neighbour}.ipynb" for row, neighbour in neighbours.items() if neighbour
+        }
+
+
+def test_the_lessons_have_formulas():
+    for part in ("part_1_", "part_6_", "part_10", "part_11", "part_12", "part_13", "train_autoencoder", "internal"):
+        name = next(name for name in NOTEBOOKS if part in name)
+        assert "$" in "".join(cell.source for cell in read(name).cells if cell.cell_type == "markdown"), name
+
+
+def test_no_cell_stands_in_two_notebooks():
+    """But those of parameters, and the import of what the next cells need."""
+    seen = {}
+    for name in EVERY:
+        for cell in read(name).cells:
+            if "tags" not in cell.metadata:
+                seen.setdefault(cell.source, []).append(name)
+    assert {source: names for source, names in seen.items() if len(names) > 1} == {}
 
 
 @pytest.mark.parametrize("name", [*NOTEBOOKS, "choose_k"])
@@ -83,15 +120,19 @@ def test_no_six_code_lines_in_a_row_stand_in_two_notebooks():
 
 
 # one process for the tests of a run, so that each run is made once
-RUNS = [pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in ("classifier", "kmeans")]
+RUNS = [pytest.param(preset, marks=pytest.mark.xdist_group(preset)) for preset in ("paper", "recommended")]
+WITHOUT_LPIPS = {"autoencoder.perceptual": "ms-ssim", "lpips_required": False}  # its weights would be downloaded
 
 
 @pytest.fixture(scope="module", params=RUNS)
 def finished(request, tmp_path_factory):
-    """All notebooks at tiny size, with another k than 14: on a zip of tiles, and on tiles that know their places."""
+    """All notebooks at tiny size, with another k than 14, each preset with the clustering that it names.
+
+    `paper` is on a zip of tiles, `recommended` on tiles that know their places.
+    """
     folder = tmp_path_factory.mktemp(request.param)
     tiles = make_tiles(44)
-    if request.param == "classifier":
+    if request.param == "paper":
         data = folder / "tiles.zip"
         with zipfile.ZipFile(data, "w") as archive:
             for i, tile in enumerate(tiles):
@@ -103,23 +144,15 @@ def finished(request, tmp_path_factory):
         rows = [f"s{i // 4:02},{48 * (i % 2)},{48 * (i // 2 % 2)},48,0.5" for i in range(44)]
         (data / "tiles.csv").write_text("\n".join(["slide,x,y,side,mpp", *rows]))
     out = folder / "out"
-    arguments = [
-        "--data",
-        str(data),
-        "--clusters",
-        str(K),
-        "--clustering",
-        request.param,
-        "--out",
-        str(out),
-    ]
-    overrides = [part for name, value in TINY.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    arguments = ["--preset", request.param, "--data", str(data), "--clusters", str(K), "--out", str(out)]
+    settings = TINY | WITHOUT_LPIPS
+    overrides = [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
     with pytest.MonkeyPatch.context() as patch:  # VGG16's weights are neither there nor to be had
         patch.setenv("TORCH_HOME", str(folder / "torch"))
         patch.setenv("https_proxy", "http://127.0.0.1:9")
-        assert main(["run", "--preset", "demo", *arguments, *overrides]) == 0
-    parameters = {"n_clusters": K, "clustering": request.param, "data": str(data)}
-    return parameters | {"preset": "demo", "overrides": TINY, "out": str(out)}
+        assert main(["run", *arguments, *overrides]) == 0
+    parameters = {"n_clusters": K, "clustering": CLUSTERING[request.param], "data": str(data)}
+    return parameters | {"preset": request.param, "overrides": settings, "out": str(out)}
 
 
 def test_all_notebooks_run(finished):
@@ -160,7 +193,8 @@ def test_all_notebooks_run(finished):
         assert Image.open(folder / "1.png").size == (48, 48)
 
     models = {path.name.split("_ckpt_")[0] for path in (out / f"clusters_{K}" / f"models_{K}").glob("*.pth")}
-    assert models == {
+    learnt_twice = {"classifier_finetuning2"} if clustering == "classifier" else set()  # as published
+    assert models == learnt_twice | {
         f"unet{mark}_training", f"unet{mark}_finetuning1", f"unet{mark}_finetuning2", f"{clustering}_training",
     }  # fmt: skip
     figures = {str(path.relative_to(out / "Figures")) for path in (out / "Figures").rglob("*.jpg")}

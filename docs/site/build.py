@@ -204,7 +204,8 @@ def build(out: Path, run: Path) -> None:
         site = Path(temporary) / "site"
         command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(config)]
         environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # a banner of the theme's authors
-        done = subprocess.run([*command, "--site-dir", str(site)], env=environment, capture_output=True, text=True)
+        command += ["--site-dir", str(site)]
+        done = subprocess.run(command, cwd=temporary, env=environment, capture_output=True, text=True)  # keeps a cache
         if done.returncode:
             sys.exit("\n".join(line for line in done.stderr.splitlines() if not line.startswith(("INFO", "DEBUG"))))
         shutil.rmtree(out, ignore_errors=True)

@@ -14,7 +14,7 @@ def show_encoding(tile: Tensor, codes: Tensor, z: Tensor) -> Figure:
     panels |= {f"latent, channel {i + 1}": channel for i, channel in enumerate(z[:CHANNELS])}
     fig, axes = plt.subplots(1, len(panels), figsize=(2 * len(panels), 2.3), layout="constrained")
     for ax, (title, panel) in zip(axes, panels.items(), strict=True):
-        ax.imshow(panel.cpu(), cmap="tab20" if title == "codes" else "viridis", interpolation="nearest")
+        ax.imshow(panel.cpu().numpy(), cmap="tab20" if title == "codes" else "viridis", interpolation="nearest")
         ax.set_title(f"{title}\n{' x '.join(map(str, panel.shape[:2]))}", size="small")
         ax.set_axis_off()
     return fig
