@@ -26,6 +26,8 @@ reporting/    figures, lessons, tables, doubts (is a result of any use?), page, 
 reporting/sections/  data (what is compared), record (what a section is); paired, two_sample, spectrum, structure,
               condition, usefulness, distribution, morphometry, copies: a measure each, with its figure and its time
 reporting/    evaluation: all sections, from folders of images
+study/        trials, form (a page for each reader), answers (the key, and what comes back), intervals, results,
+              sections: people judge tiles
 run           a run, opened once: it holds settings, paths and what is made of them, and does nothing
 artifacts     the table of all files that a run makes; each is written, read and refused here
 learn         the trainings of a run
@@ -35,6 +37,7 @@ report        what its measures, maps and pictures are made of
 choosing      the clusters of every k, learnt together and compared
 share         a run's generator in a folder for others
 paper, remake: the published files put in their places; what the paper shows, made of them again
+reader_study  people judge a run's tiles
 cli/          parser, options, summary, execute; check, estimate (is this machine ready for a run), watch; notebooks,
               commands
 __main__      the door of the command line

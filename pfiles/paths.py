@@ -162,6 +162,11 @@ class Paths:
         return self.cluster_folder / f"names_{reader}.json"
 
     @property
+    def study(self) -> Path:
+        """The folder of the reader study."""
+        return self.cluster_folder / f"study_{self.n_clusters}{self.suffix}"
+
+    @property
     def cluster_sheet(self) -> Path:
         return self.root / "Figures" / f"cluster_sheet_{self.n_clusters}{self.suffix}.jpg"
 

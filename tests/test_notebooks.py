@@ -15,7 +15,7 @@ from PIL import Image
 from pfiles import report
 from pfiles.__main__ import main
 from pfiles.cli.execute import execute
-from pfiles.cli.notebooks import NOTEBOOKS
+from pfiles.cli.notebooks import NOTEBOOKS, ON_REQUEST
 from pfiles.paths import ROOT
 from pfiles.run import choices_of, open_run
 from pfiles.settings import CLUSTERING
@@ -23,7 +23,7 @@ from tests.conftest import TINY, make_tiles, png
 from tests.tiles.conftest import island, write_slide
 
 K = 3
-EVERY = (*NOTEBOOKS, "choose_k", "start_here", "tile_slides", "watch")  # a run's, and those before and beside it
+EVERY = (*NOTEBOOKS, *ON_REQUEST, "choose_k", "start_here", "tile_slides", "watch")  # a run's, and those beside it
 TUTORIAL = ("start_here", "tile_slides", *NOTEBOOKS[:3], "choose_k", *NOTEBOOKS[3:])  # in the order of reading
 
 
@@ -100,7 +100,7 @@ def test_no_cell_stands_in_two_notebooks():
     assert {source: names for source, names in seen.items() if len(names) > 1} == {}
 
 
-@pytest.mark.parametrize("name", [*NOTEBOOKS, "choose_k"])
+@pytest.mark.parametrize("name", [*NOTEBOOKS, *ON_REQUEST, "choose_k"])
 def test_the_set_up_opens_the_run_and_does_nothing_else(name):
     set_up = code_cells(read(name))[1]
     assert len(code_lines(set_up)) <= 6

@@ -266,6 +266,29 @@ def _paper(args: argparse.Namespace) -> int:
     return 0
 
 
+def _reader_study(args: argparse.Namespace) -> int:
+    from pfiles import reader_study  # Jinja is not installed everywhere
+
+    if (args.folder is None) == (args.score is None):
+        raise InputError("reader-study takes either --run, for new pages, or --score, for files of answers.")
+    if args.score is not None:
+        files = [expand(file).absolute() for file in args.score]
+        out = None if args.out is None else output_folder(args.out)
+        print(page.as_text(reader_study.score(files, out)))
+        return 0
+    if args.out is None:
+        raise InputError("reader-study --run needs --out, a new folder for the pages.")
+    folder, out = expand(args.folder).absolute(), output_folder(args.out)
+    run = open_run("reader_study", **run_choices(args, folder), out=folder, run_toml=False)
+    reader_study.make(run, out, args.question, args.tiles, args.readers, args.scale)
+    print(
+        f"{args.readers} pages in {out}: give each reader one of reader_1.html ... and keep key.json, which tells the "
+        "answers. Put the files that come back beside it, and then:\n"
+        f"    python -m pfiles reader-study --score {out}/*.json"
+    )
+    return 0
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {  # each returns the exit status
     "check": _check,
     "demo": _run,
@@ -282,4 +305,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {  # each returns the
     "export": _export,
     "share": _share,
     "paper": _paper,
+    "reader-study": _reader_study,
 }

@@ -59,6 +59,7 @@ NOTEBOOKS = (
     "clusters_14/part_16_cluster_atlas",
     "internal_cluster_validation_metrics",
 )
+ON_REQUEST = ("clusters_14/part_18_reader_study",)  # with --reader-study, as people have to answer
 FOR_ALL_K = NOTEBOOKS[:6]  # run once for several k, as the last does; those between them run for each
 CHOOSE_K = ("choose_k", "internal_cluster_validation_metrics")
 READ = {"run_toml": False}  # for notebooks: run.toml has been read, they get its choices as parameters
@@ -68,11 +69,12 @@ Step = tuple[str, dict[str, Any]]  # a notebook and its parameters
 def run(args: argparse.Namespace) -> int:
     """All notebooks in order: `run` and `demo`."""
     opened, parameters = _open_and_check(args)
-    steps: list[Step] = [(name, parameters) for name in NOTEBOOKS]
+    names = (*NOTEBOOKS[:-1], *(ON_REQUEST if args.reader_study else ()), NOTEBOOKS[-1])
+    steps: list[Step] = [(name, parameters) for name in names]
     if opened.settings.lpips_required:
         vgg16_file()  # part 12 needs it, after all trainings
     if len(opened.ks) > 1:
-        per_k = [(name, {**parameters, "n_clusters": k}) for k in opened.ks for name in NOTEBOOKS[len(FOR_ALL_K) : -1]]
+        per_k = [(name, {**parameters, "n_clusters": k}) for k in opened.ks for name in names[len(FOR_ALL_K) : -1]]
         steps = [*steps[: len(FOR_ALL_K)], *per_k, steps[-1]]
     return _execute_steps(args, opened, parameters, steps)
 
@@ -90,7 +92,7 @@ def choose_k(args: argparse.Namespace) -> int:
 
 def cells(args: argparse.Namespace) -> int:
     """One notebook's code in this process."""
-    notebooks = {name.rpartition("/")[2]: name for name in (*NOTEBOOKS, CHOOSE_K[0])}
+    notebooks = {name.rpartition("/")[2]: name for name in (*NOTEBOOKS, *ON_REQUEST, CHOOSE_K[0])}
     name = notebooks.get(args.notebook.removesuffix(".ipynb").rpartition("/")[2])
     if name is None:
         raise InputError(f"There is no notebook {args.notebook!r}: choose one of {', '.join(notebooks)}.")

@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for add in (
         _add_check, _add_demo, _add_run, _add_clusters, _add_cells, _add_watch, _add_status, _add_draw, _add_field,
-        _add_tile, _add_map, _add_evaluate, _add_export, _add_share, _add_paper,
+        _add_tile, _add_map, _add_evaluate, _add_export, _add_share, _add_paper, _add_reader_study,
     ):  # fmt: skip
         add(commands)
     for command in commands.choices.values():
@@ -64,6 +64,7 @@ def _add_demo(commands: "Commands") -> None:
     _add_out_and_seed(demo)
     _add_settings(demo)
     _add_restart(demo)
+    _add_study(demo)
 
 
 def _add_run(commands: "Commands") -> None:
@@ -74,6 +75,7 @@ def _add_run(commands: "Commands") -> None:
     _add_out_and_seed(run)
     _add_settings(run)
     _add_restart(run)
+    _add_study(run)
 
 
 def _add_clusters(commands: "Commands") -> None:
@@ -276,6 +278,22 @@ def _add_paper(commands: "Commands") -> None:
     _add_settings(paper)
 
 
+def _add_reader_study(commands: "Commands") -> None:
+    study = commands.add_parser(
+        "reader-study", help="pages on which people judge real and generated tiles, and what their answers say"
+    )
+    study.add_argument("--run", metavar="DIR", dest="folder", help="folder of a finished run, for new pages")
+    study.add_argument("--score", nargs="+", metavar="FILE", help="files that readers saved, such as study/*.json")
+    study.add_argument("--out", metavar="DIR", help="new folder for the pages; of results: score beside the answers")
+    study.add_argument(
+        "--question", choices=("real", "cluster"), default="real", help="is this tile real, or of which cluster is it"
+    )
+    study.add_argument("--tiles", type=int, default=60, metavar="N", help="tiles, half of them real; default 60")
+    study.add_argument("--readers", type=int, default=4, metavar="N", help="pages; default 4")
+    study.add_argument("--scale", type=float, default=4, metavar="X", help="how many times enlarged; default 4")
+    _add_started_with(study)
+
+
 def _add_reading(command: argparse.ArgumentParser) -> None:
     """How the slides of a command are read."""
     command.add_argument(
@@ -326,6 +344,10 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
 def _add_restart(command: argparse.ArgumentParser) -> None:
     command.add_argument("--restart", action="store_true", help="train anew where a run was begun before")
+
+
+def _add_study(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--reader-study", action="store_true", help="also make the pages of part 18 for readers")
 
 
 def _add_started_with(command: argparse.ArgumentParser) -> None:

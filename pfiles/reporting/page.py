@@ -78,8 +78,15 @@ def as_text(sections: Sequence[Section]) -> str:
     return "\n\n".join(parts)
 
 
-def write_report(sections: Sequence[Section], folder: Path, about: dict[str, Any]) -> tuple[Path, Path]:
-    """Write `evaluation.json` and the self-contained `evaluation.html`, each whole or not at all.
+def write_report(
+    sections: Sequence[Section],
+    folder: Path,
+    about: dict[str, Any],
+    title: str = "Evaluation of generated images",
+    name: str = "evaluation",
+) -> tuple[Path, Path]:
+    """Write `evaluation.json` and the self-contained `evaluation.html`, or others of that name, each whole or not at
+    all.
 
     about: what was evaluated, in plain values.
     """
@@ -87,17 +94,17 @@ def write_report(sections: Sequence[Section], folder: Path, about: dict[str, Any
         section.title: {"notes": list(section.notes), "tables": [plain(table) for table in section.tables]}
         for section in sections
     }
-    json_file, html_file = folder / "evaluation.json", folder / "evaluation.html"
-    page = _page(sections, about)
+    json_file, html_file = folder / f"{name}.json", folder / f"{name}.html"
+    page = _page(sections, about, title)
     write_json(json_file, {"about": about, **contents})
     with atomic_write(html_file) as file:
         file.write(page.encode())
     return json_file, html_file
 
 
-def _page(sections: Sequence[Section], about: dict[str, Any]) -> str:
+def _page(sections: Sequence[Section], about: dict[str, Any], title: str) -> str:
     facts = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in about.items())
-    body = [f"<h1>Evaluation of generated images</h1><table><tbody>{facts}</tbody></table>"]
+    body = [f"<h1>{html.escape(title)}</h1><table><tbody>{facts}</tbody></table>"]
     for section in sections:
         body.append(f"<h2>{html.escape(section.title)}</h2>")
         body += [f"<p>{html.escape(note)}</p>" for note in section.notes]
@@ -105,8 +112,8 @@ def _page(sections: Sequence[Section], about: dict[str, Any]) -> str:
         body += [_formatted(table).to_html(border=0) for table in section.tables]
     lines = "\n".join(body)
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Evaluation of generated images</title>'
-        f"<style>{STYLE}</style></head><body>\n{lines}\n</body></html>\n"
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>\n{lines}\n</body></html>\n"
     )
 
 

@@ -13,7 +13,17 @@ from scipy import ndimage
 from torch import nn
 
 from benchmarks.inputs import make_size
-from experiments import ablation, autoencoder, copies, every_k, ladder, race, start_from, train_and_look
+from experiments import (
+    ablation,
+    autoencoder,
+    copies,
+    every_k,
+    ladder,
+    race,
+    reader_study,
+    start_from,
+    train_and_look,
+)
 from pfiles import checkpoints
 from pfiles.cluster_bank import ClusterBank
 from pfiles.drawing.generator import STARTER
@@ -24,6 +34,7 @@ from pfiles.machine.speed import PLAIN
 from pfiles.measuring import fidelity, two_sample, usefulness
 from pfiles.paths import Paths
 from pfiles.settings import get_settings
+from pfiles.study import results
 from pfiles.tiles.pixels import as_array
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
@@ -352,3 +363,25 @@ def test_rows_of_the_autoencoder(tmp_path, monkeypatch, capsys):
     same = autoencoder.measure(tiles, tiles, 0, "cpu")
     assert same["PSNR, dB"] > 130
     assert same["told apart, random features"] == same["power 0.20 to 0.25"] - 0.5 == 0.5
+
+
+def test_readers_are_simulated_and_their_intervals_counted(tmp_path, capsys):
+    assert reader_study.main(["--studies", "4", "--tiles", "20", "--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "reader_study.json").read_text())
+    assert len(report["coverage"]) == len(reader_study.SKILLS)
+    for row in report["coverage"].values():
+        assert set(row) == {
+            f"{m}, {who}" for m in ("sensitivity", "specificity", "AUC") for who in ("one reader", "together")
+        }
+        assert all(0 <= share <= 1 for share in row.values())
+    assert (tmp_path / "reader_study.md").read_text().strip() in capsys.readouterr().out
+
+
+def test_the_true_area_of_simulated_readers_is_that_of_many_answers():
+    rng = np.random.default_rng(0)
+    steps = 0.5 + reader_study.STEPS
+    skills = np.array([0.5, 1.5])
+    ratings = reader_study.simulated(skills, steps, 6000, rng)
+    for name, measure in results.measures("real", ratings).items():
+        values = [each.value for each in measure.each]
+        assert values == pytest.approx(reader_study.truth(skills, steps)[name], abs=0.03)
