@@ -20,9 +20,9 @@ drawing/      sampling, samplers, soundness, generator: images from noise; layou
               starting: weights that a training begins from; in_diffusers: a generator as diffusers loads it
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
               small network of both); efficientnet; spectrum; smoothness; structure; morphometry; memorisation;
-              neighbours; stability
-reporting/    figures, lessons, tables, doubts (is a result of any use?), page, export, maps, card; atlas and naming
-              (its form): what people look at
+              neighbours; stability; field_check
+reporting/    figures, lessons, tables, doubts (is a result of any use?), page, export, maps, card, field_report; atlas
+              and naming (its form): what people look at
 reporting/sections/  data (what is compared), record (what a section is); paired, two_sample, spectrum, structure,
               condition, usefulness, distribution, morphometry, copies: a measure each, with its figure and its time
 reporting/    evaluation: all sections, from folders of images
@@ -33,13 +33,14 @@ artifacts     the table of all files that a run makes; each is written, read and
 learn         the trainings of a run
 draw          tiles that its networks draw, and their files
 fields        a field as a slide, with its layout, its table and what it was made from
+twin          a field laid out as a slide
 report        what its measures, maps and pictures are made of
 choosing      the clusters of every k, learnt together and compared
 share         a run's generator in a folder for others
 paper, remake: the published files put in their places; what the paper shows, made of them again
 reader_study  people judge a run's tiles
 cli/          parser, options, summary, execute; check, estimate (is this machine ready for a run), watch; notebooks,
-              commands
+              commands, fields
 __main__      the door of the command line
 
 Importing a module starts nothing: no device, no seed, no download, no file; the package itself only says how threads

@@ -100,6 +100,7 @@ def _made_from(generator: Generator, field: Field, whole: Box, mpp: float | None
                 "stride_px": field.stride * field.scale, "blend_px": field.blend * field.scale, "mpp": mpp,
                 "tile_px": settings.image_size_px, "sampling": sampling, "exchanges": fields.EXCHANGES,
                 "speed": asdict(field.speed),
+                "redrawn": [[*square, times] for square, times in sorted(field.redrawn.items())],
             }
         )
     )  # fmt: skip

@@ -108,7 +108,7 @@ def images(folder: Path) -> None:
 
 def field(folder: Path) -> None:
     """A field of many small blocks, and the slide that is made of them."""
-    drawing.BLOCK, drawing.EXCHANGES = 1, 2  # in this process alone
+    drawing.BLOCK, drawing.EXCHANGES = 48, 2  # in this process alone
     vqvae, _, unet, clusters = tiny_networks()
     generator = Generator(unet, ClusterBank([clusters]), latents.LatentSpace(vqvae), SETTINGS)
     layout = make_layout(np.array([[0, 1], [2, 0]]), (220, 180), K)

@@ -28,7 +28,7 @@ CELLS, SIZE = np.array([[0, 1, 1], [2, GLASS, 0]]), (230, 150)
 @pytest.fixture
 def field(generator, monkeypatch):
     """Of six blocks."""
-    monkeypatch.setattr(drawing, "BLOCK", 2)
+    monkeypatch.setattr(drawing, "BLOCK", 96)
     monkeypatch.setattr(drawing, "EXCHANGES", 2)
     layout = make_layout(CELLS, SIZE, K)
     return make_field(generator.unet, generator.space, generator.settings, layout, 5)

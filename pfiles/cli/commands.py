@@ -2,21 +2,26 @@
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import fields as fields_of
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import chain
 from typing import Any
 
 import torch
 
-from pfiles import artifacts, draw, fields, paper, remake
+from pfiles import artifacts, paper, remake
 from pfiles.checkpoints import fingerprint_of_role
 from pfiles.cli.check import check
-from pfiles.cli.options import generator_folder, output_folder, parse_overrides, resolve_data, run_choices, run_folder
+from pfiles.cli.options import (
+    generator_folder,
+    open_generator,
+    output_folder,
+    parse_overrides,
+    resolve_data,
+    run_choices,
+    run_folder,
+)
 from pfiles.cli.watch import watch
-from pfiles.drawing.field import make_field
 from pfiles.drawing.generator import Generator
-from pfiles.drawing.layout import Box, read_layout
 from pfiles.drawing.sampling import write_table
 from pfiles.errors import InputError
 from pfiles.machine.processes import progress
@@ -82,20 +87,12 @@ def _show_status(args: argparse.Namespace) -> int:
     return 0
 
 
-def _generator(args: argparse.Namespace, command: str) -> Generator:
-    """What `--from` names: a generator, or that of a run."""
-    folder = run_folder(args.folder)
-    if folder is None:
-        return Generator.load(generator_folder(args.folder), pick_device())
-    return draw.generator(open_run(command, **run_choices(args, folder), out=folder, run_toml=False))
-
-
 def _draw(args: argparse.Namespace) -> int:
     if not 1 <= args.number <= MOST_TILES:
         raise InputError(f"--number must be from 1 to {MOST_TILES:,}, but is {args.number}.")
     out, numbers = output_folder(args.out), range(1, args.number + 1)
     refuse_other_images(out / "tiles", numbers)
-    generator = _generator(args, "draw")
+    generator, _ = open_generator(args, "draw")
     cluster_ids = generator.cluster_ids(args.number, args.seed, args.cluster)
     images = generator.draw(cluster_ids, seed=args.seed)
     write_tiles(out / "tiles", numbers, images)
@@ -110,25 +107,19 @@ def _draw(args: argparse.Namespace) -> int:
 
 
 def _field(args: argparse.Namespace) -> int:
-    out, generator = expand(args.out).absolute(), _generator(args, "field")
-    reader = generator.reader if args.mpp is None else generator.reader._replace(mpp=args.mpp)
-    size = None if args.size is None else tuple(args.size)
-    layout = read_layout(args.layout, reader, size, args.background, args.mpp_of_slide)
-    networks = generator.unet, generator.space, generator.settings
-    field = make_field(*networks, layout, args.seed, args.stride, args.blend, generator.speed)
-    region = None
-    if args.region is not None:
-        x, y, width, height = args.region
-        region = Box(y, x, y + height, x + width)
-    made = fields.write_field(generator, field, out, region, reader.mpp)
-    width, height = made["size"]
-    scale = "of unknown scale, as --mpp was not given" if made["mpp"] is None else f"of {made['mpp']:g} um/px"
-    print(f"A field of {width} x {height} px {scale} is in {out}; what was asked for is beside it.")
-    return 0
+    from pfiles.cli import fields
+
+    return fields.field(args)
+
+
+def _twin(args: argparse.Namespace) -> int:
+    from pfiles.cli import fields
+
+    return fields.twin(args)
 
 
 def _tile(args: argparse.Namespace) -> int:
-    tiling = Tiling(**{field.name: getattr(args, field.name) for field in fields_of(Tiling)})
+    tiling = Tiling(**{field.name: getattr(args, field.name) for field in fields(Tiling)})
     table = None if args.slides_csv is None else expand(args.slides_csv).absolute()
     slides = [expand(path).absolute() for path in args.slides]
     regions, coordinates = (
@@ -299,6 +290,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {  # each returns the
     "status": _show_status,
     "draw": _draw,
     "field": _field,
+    "twin": _twin,
     "tile": _tile,
     "map": _map,
     "evaluate": _evaluate,

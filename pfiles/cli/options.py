@@ -5,10 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pfiles import draw
 from pfiles.choices import FILE, read_choices
+from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
+from pfiles.machine.runtime import pick_device
 from pfiles.paths import ROOT, expand, read_json
-from pfiles.run import choices_of
+from pfiles.run import Run, choices_of, open_run
 from pfiles.tiles.dataset import EMBEDDED, data_or_default
 
 
@@ -51,6 +54,15 @@ def generator_folder(option: str) -> Path | str:
     """A generator's folder, if there is one of that name, or the name: "starter" always means the built-in one."""
     folder = expand(option).absolute()
     return folder if option != "starter" and folder.exists() else option
+
+
+def open_generator(args: argparse.Namespace, command: str) -> tuple[Generator, Run | None]:
+    """The generator that `--from` or `--run` names, and the run that it is of, if it is."""
+    folder = run_folder(args.folder)
+    if folder is None:
+        return Generator.load(generator_folder(args.folder), pick_device()), None
+    run = open_run(command, **run_choices(args, folder), out=folder, run_toml=False)
+    return draw.generator(run), run
 
 
 def run_choices(args: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for add in (
         _add_check, _add_demo, _add_run, _add_clusters, _add_cells, _add_watch, _add_status, _add_draw, _add_field,
-        _add_tile, _add_map, _add_evaluate, _add_export, _add_share, _add_paper, _add_reader_study,
+        _add_twin, _add_tile, _add_map, _add_evaluate, _add_export, _add_share, _add_paper, _add_reader_study,
     ):  # fmt: skip
         add(commands)
     for command in commands.choices.values():
@@ -152,10 +152,28 @@ def _add_field(commands: "Commands") -> None:
     field.add_argument(
         "--background", metavar="C", help="cluster, or glass, of places to which the layout gives no class"
     )
+    field.add_argument("--real", metavar="DATA", help="tiles that the generator learnt from, to look for copies")
+    field.add_argument("--real-slide", metavar="FILE", help="a real slide, to compare structure larger than a tile")
+    field.add_argument("--no-check", action="store_true", help="do not read the field back and look for joints")
     field.add_argument("--region", type=int, nargs=4, metavar=("X", "Y", "W", "H"), help="draw only this part, in px")
     field.add_argument("--mpp", type=float, help="microns per pixel of the tiles, where the generator does not tell")
     field.add_argument("--mpp-of-slide", type=float, help="microns per pixel of the slide that a GeoJSON is of")
     _add_started_with(field)
+
+
+def _add_twin(commands: "Commands") -> None:
+    twin = commands.add_parser("twin", help="a field laid out as a slide, which holds none of its pixels")
+    twin.add_argument("--slide", required=True, metavar="FILE", help="the slide")
+    twin.add_argument("--run", required=True, metavar="DIR", dest="folder", help="of `run`, or a generator's folder")
+    twin.add_argument("--out", required=True, metavar="TWIN.tiff", help="the twin; four files stand beside it")
+    twin.add_argument("--real", metavar="DATA", help="tiles that the generator learnt from, where DIR is no run")
+    twin.add_argument("--seed", type=int, default=765, help="of all noise; default 765")
+    twin.add_argument("--stride", type=int, metavar="PX", help="see field")
+    twin.add_argument("--blend", type=int, metavar="PX", help="see field")
+    twin.add_argument("--mpp", type=float, help="microns per pixel of the tiles, where DIR does not tell")
+    twin.add_argument("--mpp-of-slide", type=float, help="of the slide; counts more than what its file says")
+    twin.add_argument("--min-tissue", type=float, default=0.5, help="least share of tissue in a tile; default 0.5")
+    _add_started_with(twin)
 
 
 def _is_on(text: str) -> bool:

@@ -12,8 +12,10 @@ All noise belongs to its absolute place and the seed. Networks always get window
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +39,7 @@ from pfiles.unet_cond_base import UNet
 
 EXCHANGES = 8  # grids of windows, each moved, on the way from noise to tissue
 AT_ONCE = 16  # windows in a network; other numbers round sums differently, so this is part of what a seed means
-BLOCK = 32  # windows along the side of the blocks that a field is drawn in; bounds memory
+BLOCK = 2048  # px along the side of the blocks that a field is drawn in, or a little less; bounds memory
 GLASS = 243  # level of all colours where there is no tissue
 GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, less whole numbers, never come near each other
 
@@ -58,7 +60,8 @@ class _Task(NamedTuple):
 class Field:
     """What decides every pixel of a field. `make_field` checks it.
 
-    stride, blend: in latents: from window to window; over which two clusters blend at their border.
+    stride, blend: in latents: from window to window; over which two clusters blend at their border. redrawn: how often
+    the noise of a square of a tile's size, by its row and column, was replaced by other noise.
     """
 
     unet: UNet
@@ -69,6 +72,7 @@ class Field:
     stride: int
     blend: int
     speed: Speed = PLAIN
+    redrawn: Mapping[tuple[int, int], int] = MappingProxyType({})
 
     @property
     def window(self) -> int:
@@ -112,6 +116,7 @@ def make_field(
     if min(layout.size) < side:
         width, height = layout.size
         raise InputError(f"A field has at least the size of a tile, {side} px, but {width} x {height} px were asked.")
+    speed = replace(speed, compiled=False)  # batches differ in length, and each would be compiled for a minute
     return Field(unet, space, settings, layout, seed, stride // scale, blend // scale, speed)
 
 
@@ -136,7 +141,7 @@ def blocks_of(field: Field, region: Box | None = None) -> list[Box]:
             f"The region from {region.left}, {region.top} to {region.right}, {region.bottom} does not lie in the field "
             f"of {width} x {height} px: choose one that does."
         )
-    side = BLOCK * field.window * field.scale
+    side = max(BLOCK // field.settings.image_size_px, 1) * field.settings.image_size_px
     edges = [
         [low, *range((low // side + 1) * side, high, side), high]
         for low, high in ((region.top, region.bottom), (region.left, region.right))
@@ -281,7 +286,10 @@ def _noise(field: Field, part: Box) -> Iterator[Tensor]:
     """Endless standard normal noise (1, z, h, w) of a part; each square of a tile's size has a seed of its own."""
     side = field.window
     rows, columns = range(part.top // side, -(-part.bottom // side)), range(part.left // side, -(-part.right // side))
-    seeds = [derive_seed(field.seed, "field", row, column) for row in rows for column in columns]
+    seeds = [
+        derive_seed(field.seed, "field", *square, *filter(None, [field.redrawn.get(square)]))
+        for square in product(rows, columns)
+    ]
     shape = field.space.vqvae.latent_shape(field.settings.image_size_px)
     within = part.inside(Box(rows[0] * side, columns[0] * side, 0, 0))
     for squares in draw_noise(seeds, shape, next(field.unet.parameters()).device):

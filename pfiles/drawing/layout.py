@@ -246,14 +246,24 @@ def _read_map(path: Path, reader: Reader) -> np.ndarray:
     x, y, side, cluster = (numbers(rows, name, str(path), whole=True) for name in MAP_COLUMNS[1:])
     if cluster.min() < 1 or side.min() < 1:
         raise InputError(f"{path} has a cluster or a side below 1: make the map anew.")
-    steps = [gaps[gaps > 0] for gaps in (np.diff(np.unique(places)) for places in (x, y))]
-    step = min((int(np.median(gaps)) for gaps in steps if len(gaps)), default=int(side[0]))
-    columns, lines = (np.rint((places - places.min()) / step).astype(int) for places in (x, y))
-    if (columns.max() + 1) * (lines.max() + 1) > MOST_CELLS:
-        raise InputError(f"{path} covers more than {MOST_CELLS:,} tiles: keep a part of it.")
-    cells = np.full((lines.max() + 1, columns.max() + 1), GLASS)
-    cells[lines, columns] = cluster - 1
-    return cells
+    return cells_of_tiles(x, y, side, cluster - 1)[0]
+
+
+def cells_of_tiles(
+    x: np.ndarray, y: np.ndarray, side: np.ndarray, cluster_ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cells with the cluster (N,) of each tile of one slide, whose places are pixels; glass where there is no tile.
+
+    Also the column and the row (N,) of each tile among the cells.
+    """
+    gaps = [apart[apart > 0] for apart in (np.diff(np.unique(places)) for places in (x, y))]
+    step = min((int(np.median(apart)) for apart in gaps if len(apart)), default=int(side[0]))
+    columns, rows = (np.rint((places - places.min()) / step).astype(int) for places in (x, y))
+    if (columns.max() + 1) * (rows.max() + 1) > MOST_CELLS:
+        raise InputError(f"The slide's map covers more than {MOST_CELLS:,} tiles: keep a part of it.")
+    cells = np.full((rows.max() + 1, columns.max() + 1), GLASS)
+    cells[rows, columns] = cluster_ids
+    return cells, columns, rows
 
 
 def _read_geojson(path: Path, reader: Reader, mpp_of_slide: float | None) -> tuple[np.ndarray, tuple[int, int]]:

@@ -102,7 +102,7 @@ def test_a_region_is_the_same_part_of_the_whole(generator, monkeypatch, sampler,
     part = draw_field(field, Box(101, 60, 163, 171), show_progress=False)
     assert part.shape == (3, 62, 111)
     assert (part.int() - whole[:, 101:163, 60:171].int()).abs().max() <= 1
-    monkeypatch.setattr(fields, "BLOCK", 2)
+    monkeypatch.setattr(fields, "BLOCK", 2 * SIDE)
     assert len(blocks_of(field)) == 12
     assert (draw_field(field, show_progress=False).int() - whole.int()).abs().max() <= 1
 

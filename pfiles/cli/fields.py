@@ -1,0 +1,106 @@
+"""The commands that draw tissue larger than a tile: `field` and `twin`."""
+
+import argparse
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pfiles import fields
+from pfiles.cli.options import open_generator, resolve_data
+from pfiles.drawing.field import Field, make_field
+from pfiles.drawing.generator import Generator
+from pfiles.drawing.layout import Box, Layout, read_layout
+from pfiles.errors import InputError
+from pfiles.machine.runtime import pick_device
+from pfiles.measuring.field_check import Joints
+from pfiles.paths import expand, write_json
+from pfiles.reporting import field_report, page
+from pfiles.run import Run, open_run
+from pfiles.tiles.dataset import Tiles
+from pfiles.tiles.slides import Tiling
+from pfiles.tiles.sources import read_source
+from pfiles.tiles.tiler import tile_slides
+from pfiles.twin import write_twin
+
+
+def field(args: argparse.Namespace) -> int:
+    out = expand(args.out).absolute()
+    generator, run = open_generator(args, "field")
+    reader = generator.reader if args.mpp is None else generator.reader._replace(mpp=args.mpp)
+    size = None if args.size is None else tuple(args.size)
+    layout = read_layout(args.layout, reader, size, args.background, args.mpp_of_slide)
+    asked = _field(generator, layout, args)
+    region = None
+    if args.region is not None:
+        x, y, width, height = args.region
+        region = Box(y, x, y + height, x + width)
+    real = None if args.no_check else _real_tiles(args, generator, run)
+    real_crops = None if args.no_check else _real_crops(args, generator, reader.mpp)
+    made = fields.write_field(generator, asked, out, region, reader.mpp)
+    width, height = made["size"]
+    scale = "of unknown scale, as --mpp was not given" if made["mpp"] is None else f"of {made['mpp']:g} um/px"
+    print(f"A field of {width} x {height} px {scale} is in {out}; what was asked for is beside it.")
+    if not args.no_check:
+        _check(generator, asked, made, out, real, real_crops)
+    return 0
+
+
+def _field(generator: Generator, layout: Layout, args: argparse.Namespace) -> Field:
+    networks = generator.unet, generator.space, generator.settings
+    return make_field(*networks, layout, args.seed, args.stride, args.blend, generator.speed)
+
+
+def _real_tiles(args: argparse.Namespace, generator: Generator, run: Run | None) -> Tiles | None:
+    """The tiles that the generator learnt from: those of the run, or those that `--real` names."""
+    if run is not None or args.real is None:
+        return None if run is None else run.tiles
+    overrides = {"image_size_px": generator.settings.image_size_px, "max_train_tiles": None}
+    data = resolve_data(args.real)
+    return open_run(args.command, 2, data=data, preset="demo", overrides=overrides, run_toml=False).tiles
+
+
+def _real_crops(args: argparse.Namespace, generator: Generator, mpp: float | None) -> Tensor | None:
+    """Crops of the slide that `--real-slide` names, larger than a tile, at the scale of the tiles."""
+    if args.real_slide is None:
+        return None
+    if mpp is None:
+        raise InputError("The slide is read at the scale of the tiles, which the generator does not tell: give --mpp.")
+    with tempfile.TemporaryDirectory() as private:
+        tiling = Tiling(mpp, field_report.LARGER * generator.settings.image_size_px)
+        tile_slides([expand(args.real_slide).absolute()], Path(private) / "tiles", tiling, show_split=False)
+        return read_source(Path(private) / "tiles").images.clone()
+
+
+def _check(
+    generator: Generator, asked: Field, made: Mapping[str, Any], out: Path, real: Tiles | None,
+    real_crops: Tensor | None,
+) -> None:  # fmt: skip
+    table = fields.asked_tiles(
+        asked.layout, Box(**made["made_from"]["region"]), generator.settings.image_size_px, out.stem, generator.names
+    )
+    section = field_report.check_field(
+        out, table, Joints(**made["joints"]), generator.assign, generator.n_clusters, asked.seed, pick_device(),
+        real, real_crops,
+    )  # fmt: skip
+    write_json(fields.beside(out, "check.json"), {"said": list(section.notes), **section.scores})
+    print(page.as_text([section]))
+
+
+def twin(args: argparse.Namespace) -> int:
+    out, slide = expand(args.out).absolute(), expand(args.slide).absolute()
+    generator, run = open_generator(args, "twin")
+    mpp = args.mpp or generator.mpp
+    if mpp is None:
+        raise InputError(f"{args.folder} does not tell the scale of its tiles: give it as --mpp.")
+    real = _real_tiles(args, generator, run)
+    if real is None:
+        raise InputError("A twin is compared with the tiles that its generator learnt from: name them with --real.")
+    tiling = Tiling(mpp, generator.settings.image_size_px, min_tissue=args.min_tissue, mpp_of_slide=args.mpp_of_slide)
+    if out.exists():
+        raise InputError(f"{out} is there already: move it, or name another file.")
+    section = write_twin(generator, lambda layout: _field(generator, layout, args), slide, out, real, tiling)
+    print(page.as_text([section]))
+    return 0

@@ -1,0 +1,152 @@
+"""A slide's twin: a field in which the same clusters lie in the same places, and no pixel is the slide's.
+
+The slide is mapped, its map becomes a layout, and the field is drawn. Crops of it that come too near to a training
+tile, or to a tile of the slide, are drawn anew from other noise until none does.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pfiles.drawing.field import Field
+from pfiles.drawing.generator import Generator
+from pfiles.drawing.layout import Layout, cells_of_tiles, make_layout
+from pfiles.errors import InputError
+from pfiles.fields import beside, write_field
+from pfiles.measuring.fidelity import wilson_interval
+from pfiles.measuring.memorisation import judge, nearest_tiles
+from pfiles.measuring.neighbours import join_counts
+from pfiles.paths import write_json
+from pfiles.reporting import maps
+from pfiles.reporting.field_report import crops
+from pfiles.reporting.page import Section
+from pfiles.reporting.tables import plain
+from pfiles.tiles.dataset import Tiles
+from pfiles.tiles.readers import open_slide
+from pfiles.tiles.slides import Tiling
+from pfiles.tiles.sources import read_source
+from pfiles.tiles.tiler import tile_slides
+
+ROUNDS = 20  # of drawing anew at most
+AT_ONCE = 1024  # tiles; changes memory only
+PROMISE = (
+    "The twin holds no pixel, name, label or date of the slide. It keeps the outline of the tissue and where clusters "
+    "lie, by which whoever has the slide can recognise it. The generator learnt from tiles, and a search for copies "
+    "misses some: this is no promise of anonymity."
+)
+
+
+def write_twin(
+    generator: Generator, field_of: Callable[[Layout], Field], slide: Path, out: Path, real: Tiles, tiling: Tiling
+) -> Section:
+    """Draw the twin of a slide into the TIFF `out`, with the files of a field and a report beside it.
+
+    field_of: from a layout to the field to draw. real: the tiles that the generator learnt from, with held-out ones.
+    tiling: how the slide is read, at the scale and size of the generator's tiles. A twin that was stopped goes on when
+    it is asked for again. InputError where crops still come too near to real tiles after 20 rounds.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as private:
+        tile_slides([slide], Path(private) / "tiles", tiling, show_split=False)
+        source = read_source(Path(private) / "tiles")
+        images = source.images.clone()
+    asked = _assign(generator, images)
+    cells, columns, rows = cells_of_tiles(*(source.positions[name] for name in ("x", "y", "side")), asked)
+    side = generator.settings.image_size_px
+    layout = make_layout(cells, (cells.shape[1] * side, cells.shape[0] * side), generator.n_clusters)
+    places = np.stack([columns, rows], axis=1) * side
+    work = out.with_name(f".{out.name}.rounds")
+    drawn, redrawn = _draw_until_none_is_near(
+        generator, field_of(layout), work, out.name, places, images, real, tiling.mpp
+    )
+    with open_slide(drawn) as reader:
+        found = _assign(generator, crops(reader, places, side))
+    section = _report(asked, found, places, generator, tiling.mpp, redrawn)
+    for file in (*(beside(drawn, what) for what in ("layout.geojson", "tiles.csv", "json")), drawn):
+        shutil.move(file, out.with_name(file.name))
+    shutil.rmtree(work)
+    write_json(beside(out, "report.json"), {"said": list(section.notes), **section.scores})
+    return section
+
+
+def _assign(generator: Generator, images: Tensor) -> np.ndarray:
+    return torch.cat([generator.assign(part)[0] for part in images.split(AT_ONCE)]).numpy()
+
+
+def _draw_until_none_is_near(
+    generator: Generator, field: Field, work: Path, name: str, places: np.ndarray, images: Tensor, real: Tiles,
+    mpp: float | None,
+) -> tuple[Path, int]:  # fmt: skip
+    """The slide that was drawn at last, and how many places were drawn anew on the way.
+
+    places: x and y (N, 2) of the tiles of tissue. images: those of the slide, uint8 (N, 3, S, S). All crops at these
+    places are compared, and those moved by half a tile.
+    """
+    side = generator.settings.image_size_px
+    train = real.tensor(real.train)
+    held_out = nearest_tiles(real.tensor(real.test), train).distance
+    width, height = field.layout.size
+    moved = places + side // 2
+    corners = np.concatenate([places, moved[(moved[:, 0] + side <= width) & (moved[:, 1] + side <= height)]])
+    known, before, distances = torch.cat([train, images]), torch.empty(0), np.full(len(corners), np.inf)
+    redrawn: Mapping[tuple[int, int], int] = {}
+    for number in range(ROUNDS):
+        drawn = work / str(number) / name
+        write_field(generator, replace(field, redrawn=redrawn), drawn, mpp=mpp)
+        with open_slide(drawn) as reader:
+            now = crops(reader, corners, side)
+        changed = np.ones(len(now), bool) if not number else (now != before).flatten(1).any(1).numpy()
+        distances[changed] = nearest_tiles(now[changed], known).distance
+        near = corners[distances < judge(distances, held_out, real.source)[0]["threshold"]]
+        if not len(near):
+            return drawn, sum(redrawn.values())
+        before = now
+        squares = {
+            (row, column)
+            for x, y in near.tolist()
+            for row, column in product(*(range(low // side, -(-(low + side) // side)) for low in (y, x)))
+        }
+        redrawn = {square: redrawn.get(square, 0) + (square in squares) for square in {*redrawn, *squares}}
+    raise InputError(
+        f"{len(near)} crops still come nearer to a real tile than the closest 1 % of held-out tiles, after they were "
+        f"drawn anew {ROUNDS} times: the generator repeats what it learnt from, see part 14."
+    )
+
+
+def _report(
+    asked: np.ndarray, found: np.ndarray, places: np.ndarray, generator: Generator, mpp: float | None, redrawn: int
+) -> Section:
+    """How far the twin's own map agrees with that of the slide."""
+    n, right, count = generator.n_clusters, int((asked == found).sum()), len(asked)
+    low, high = wilson_interval(right, count)
+    names = [maps.title(cluster, generator.names) for cluster in range(n)]
+    shares = pd.DataFrame(
+        {of: np.bincount(ids, minlength=n) / count for of, ids in (("slide", asked), ("twin", found))}
+    )
+    shares.index = names
+    x, y = places.T
+    side = np.full(count, generator.settings.image_size_px)
+    columns = [np.full(count, "twin"), x, y, side, np.full(count, mpp or np.nan)]
+    positions = np.rec.fromarrays(columns, names="slide,x,y,side,mpp")
+    joins = {of: join_counts(positions, ids, n).loc["all", "share"] for of, ids in (("slide", asked), ("twin", found))}
+    points = 100 * (shares["slide"] - shares["twin"]).abs().max()
+    said = [
+        f"At {right / count:.0%} ({low:.0%} to {high:.0%}) of {count} places the twin's map shows the slide's cluster.",
+        f"The share of no cluster differs by more than {points:.1f} points.",
+        f"{joins['slide']:.0%} of neighbouring tiles are of one cluster on the slide, {joins['twin']:.0%} on its twin.",
+        f"{redrawn} squares were drawn anew until no crop was as near to a real tile as the closest held-out tiles.",
+        PROMISE,
+    ]
+    scores = {
+        "places": count, "agreement": right / count, "low": low, "high": high, "points": points,
+        "neighbours of one cluster": joins, "drawn anew": redrawn, "shares": plain(shares),
+    }  # fmt: skip
+    return Section("The slide and its twin", said, [shares], scores=scores)
