@@ -8,6 +8,7 @@ import tifffile
 import torch
 
 from pfiles import twin
+from pfiles.__main__ import main
 from pfiles.drawing.field import make_field
 from pfiles.errors import InputError
 from pfiles.measuring.memorisation import COPY, nearest_tiles
@@ -15,6 +16,7 @@ from pfiles.paths import read_json
 from pfiles.spreadsheet import read_table
 from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.slides import Tiling
+from tests.conftest import assert_refused
 from tests.tiles.conftest import island, tissue
 
 SIDE = 48
@@ -89,3 +91,15 @@ def test_what_repeats_a_training_tile_is_drawn_anew(generator, slide, tmp_path, 
     monkeypatch.setattr(twin, "ROUNDS", 1)
     with pytest.raises(InputError, match="after they were drawn anew 1 times"):
         made(generator, slide, tmp_path / "third.tiff", train)
+
+
+def test_twin_command(generator, slide, tmp_path, capsys):
+    generator.save(tmp_path / "g")
+    np.save(tmp_path / "real.npy", np.stack([tissue(SIDE, SIDE, seed) for seed in range(100, 144)]))
+    out = tmp_path / "out" / "twin.tiff"
+    command = ["twin", "--slide", str(slide), "--run", str(tmp_path / "g"), "--out", str(out)]
+    assert_refused([*command], capsys, out.parent)
+    assert_refused([*command, "--mpp", "1"], capsys, out.parent)
+    assert main([*command, "--mpp", "1", "--real", str(tmp_path / "real.npy")]) == 0
+    assert "places the twin's map shows the slide's cluster" in capsys.readouterr().out
+    assert out.exists()

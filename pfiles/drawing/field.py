@@ -11,11 +11,11 @@ All noise belongs to its absolute place and the seed. Networks always get window
 `sampling.batch_size` does not count: so a field has the same bytes on any machine of one kind.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -72,7 +72,7 @@ class Field:
     stride: int
     blend: int
     speed: Speed = PLAIN
-    redrawn: Mapping[tuple[int, int], int] = MappingProxyType({})
+    redrawn: Mapping[tuple[int, int], int] = dataclasses.field(default_factory=dict)
 
     @property
     def window(self) -> int:

@@ -108,13 +108,16 @@ def drift(tiles: Tensor, places: np.ndarray, cluster_ids: np.ndarray) -> dict[st
     level for each cluster (least squares). Returns the largest change of a colour over the field along one side,
     "levels" of 255, and its "standard_error"; "spread": the deviation of mean colours within a cluster.
     """
+    if len(tiles) < MIN_TILES:
+        raise InputError(
+            f"Drift of colours needs at least {MIN_TILES} tiles away from borders, but there are {len(tiles)}: draw a "
+            "larger field."
+        )
     colours = tiles.float().mean((2, 3)).cpu().double().numpy()
     span = np.ptp(places, axis=0).clip(1)
     sides = np.flatnonzero(np.ptp(places, axis=0) > 0)
     design = np.column_stack([(places / span)[:, sides], cluster_ids[:, None] == np.unique(cluster_ids)])
-    free = len(design) - design.shape[1]
-    if free < 1 or not len(sides):
-        raise InputError("Drift of colours needs more tiles than there are clusters: draw a larger field.")
+    free = max(len(design) - design.shape[1], 1)
     fit, *_ = np.linalg.lstsq(design, colours, rcond=None)
     rest = np.square(colours - design @ fit).sum(0) / free  # (3,)
     errors = np.sqrt(np.diag(np.linalg.pinv(design.T @ design))[: len(sides), None] * rest)

@@ -55,7 +55,7 @@ def check_field(
         some = np.linspace(0, len(places) - 1, len(tiles)).astype(int)
         for measure in (
             lambda: _seams(slide, joints, seed, device, scores),
-            lambda: _drift(tiles, places[some], ids[some], scores),
+            lambda: _drift(tiles, places[some], ids[some], _is_surrounded(places, ids, side)[some], scores),
             lambda: _repetition(tiles, None if real is None else real.tensor(real.test), scores),
             lambda: _structure(slide, places, ids, side, real_crops, seed, scores),
             lambda: _copies(slide, places, side, seed, real, scores),
@@ -114,8 +114,21 @@ def _seams(
     return [f"{sentence} The target of at most {SEAMLESS:.0%} is {verdict}."]
 
 
-def _drift(tiles: Tensor, places: np.ndarray, ids: np.ndarray, scores: dict[str, Any]) -> list[str]:
-    scores["drift"] = found = field_check.drift(tiles, places, ids)
+def _is_surrounded(places: np.ndarray, ids: np.ndarray, side: int) -> np.ndarray:
+    """Which tiles (N,) have no neighbour of another cluster, into which they would blend."""
+    of_place = dict(zip(map(tuple, (places // side).tolist()), ids.tolist(), strict=True))
+    around = [(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)]
+    return np.array(
+        [all(of_place.get((x + dx, y + dy), of) == of for dx, dy in around) for (x, y), of in of_place.items()]
+    )
+
+
+def _drift(
+    tiles: Tensor, places: np.ndarray, ids: np.ndarray, surrounded: np.ndarray, scores: dict[str, Any]
+) -> list[str]:
+    scores["drift"] = found = field_check.drift(
+        tiles[torch.from_numpy(surrounded)], places[surrounded], ids[surrounded]
+    )
     return [
         "Colours change by at most {levels:.1f} of 255 levels (standard error {standard_error:.1f}) from edge to edge; "
         "tiles of one cluster differ by {spread:.1f}.".format_map({**found, "levels": abs(found["levels"])})

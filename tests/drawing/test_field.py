@@ -132,6 +132,17 @@ def test_glass_is_white_and_costs_nothing_far_from_tissue(generator, monkeypatch
     assert (image.int() - whole.int())[:, :, : 96 - 9].abs().max() <= 1
 
 
+def test_other_noise_changes_its_square_and_its_surroundings_alone(generator, monkeypatch):
+    monkeypatch.setattr(fields, "EXCHANGES", 2)
+    field = field_of(generator, [[0, 1]], (480, 96))
+    image = draw_field(field, show_progress=False)
+    again = draw_field(replace(field, redrawn={(0, 1): 1}), show_progress=False)
+    changed = (image != again).float().mean((0, 1))
+    assert changed[48:96].mean() > 0.9
+    assert (changed[96 + 3 * 48 :] == 0).all()
+    assert not torch.equal(again, draw_field(replace(field, redrawn={(0, 1): 2}), show_progress=False))
+
+
 def test_clusters_blend_over_the_stated_width(generator):
     """Far from a border a field is that of its cluster alone, but for the windows that reach over the border."""
     layout = make_layout(np.array([[0, 1]]), (480, 96), K)
