@@ -137,8 +137,8 @@ def test_other_noise_changes_its_square_and_its_surroundings_alone(generator, mo
     field = field_of(generator, [[0, 1]], (480, 96))
     image = draw_field(field, show_progress=False)
     again = draw_field(replace(field, redrawn={(0, 1): 1}), show_progress=False)
-    changed = (image != again).float().mean((0, 1))
-    assert changed[48:96].mean() > 0.9
+    changed = (image != again).any(0).float()[:48].mean(0)
+    assert changed[48:96].min() > 0.3
     assert (changed[96 + 3 * 48 :] == 0).all()
     assert not torch.equal(again, draw_field(replace(field, redrawn={(0, 1): 2}), show_progress=False))
 
