@@ -93,6 +93,40 @@ def test_numbers_with_a_point_or_a_comma():
             numbers(table, column, "it", whole=True)
 
 
+PLAIN = "slide,x,mpp\na,1,0.5\nit's ü,-20,1e-1\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PLAIN, PLAIN[:-1], PLAIN.replace("\n", "\r\n"), PLAIN.replace("a,", " a ,"), PLAIN.replace("0.5", '"0,5"'),
+        PLAIN.replace(",", ";"), PLAIN.replace("\na", "\n\na"), PLAIN.replace("-20", "-20.0"),
+        PLAIN.replace("\na,", "\n'=a,"),
+        unicodedata.normalize("NFD", PLAIN), "\ufeff" + PLAIN, PLAIN.replace("slide", "Slide"), PLAIN + ",,\n",
+    ],
+)  # fmt: skip
+def test_columns_of_numbers_are_the_same_however_they_are_read(text):
+    """A plain table is read at once, others cell by cell; texts, numbers and lines come out alike."""
+    table, cells = (parse_table(text.encode(), "it", kinds=kinds) for kinds in ({"x": int, "mpp": float}, None))
+    assert table.index.tolist() == cells.index.tolist()
+    assert table["slide"].tolist() == cells["slide"].tolist()
+    assert numbers(table, "x", "it", whole=True).tolist() == numbers(cells, "x", "it", whole=True).tolist() == [1, -20]
+    assert numbers(table, "mpp", "it").tolist() == numbers(cells, "mpp", "it").tolist() == [0.5, 0.1]
+
+
+@pytest.mark.parametrize("cell", ["nan", "inf", "x", "", "1.5", "1_0", "9" * 30])
+def test_what_is_no_number_is_named_by_its_line_in_a_plain_table_too(cell):
+    table = parse_table(f"x,mpp\n1,2\n{cell},3\n".encode(), "it", kinds={"x": int, "mpp": float})
+    with pytest.raises(InputError, match=f"Line 3 of it has '{cell}' as its x"):
+        numbers(table, "x", "it", whole=True)
+
+
+def test_long_and_short_rows_of_a_plain_table_are_seen():
+    with pytest.raises(InputError, match="Line 2 of it has more cells"):
+        parse_table(b"x,mpp\n1,2,3\n4\n", "it", kinds={"x": int})
+    assert parse_table(b"x,a\n1\n", "it", kinds={"x": int})["a"].tolist() == [""]
+
+
 TEXTS = [
     "=1+1",
     "+1",

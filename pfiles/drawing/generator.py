@@ -248,36 +248,24 @@ class Generator(
     _save_pretrained = save  # what the hub's `save_pretrained` writes, beside a README.md where there is none
 
     @classmethod
-    def from_pretrained(cls, where: str | Path, **options: Any) -> "Generator":
+    def from_pretrained(cls, where: str | Path, device: torch.device | str = "cpu", **options: Any) -> "Generator":
         """The generator in a folder, or of that name on the Hugging Face hub, or "starter".
 
-        options: device, and those of the hub, such as revision, cache_dir, token and local_files_only. InputError where
-        there is none.
+        options: those of the hub, such as revision, cache_dir, token and local_files_only. InputError where there is
+        none. Unlike the hub's own method it reads nothing before the folder is checked.
         """
         where = find_generator("starter") if str(where) == "starter" else expand(where)
         try:
-            return super().from_pretrained(where, **options)
+            if not where.is_dir():
+                files = [Path(hf_hub_download(str(where), name, **options)) for name in FILES]
+                where = files[0].parent
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             why = str(error).partition("\n")[0]
             raise InputError(
                 f"There is no folder {where}, and no generator of that name came from the hub ({why}): name a folder "
                 "with config.json and model.safetensors, or a hub id such as someone/tissue."
             ) from error
-
-    @classmethod
-    def _from_pretrained(
-        cls, *, model_id: str, device: torch.device | str = "cpu", revision: str | None, cache_dir: str | Path | None,
-        force_download: bool, local_files_only: bool, token: str | bool | None, **config: Any,
-    ) -> "Generator":  # fmt: skip
-        """What the hub's `from_pretrained` calls; `config` is what it found in config.json, which `load` reads."""
-        if Path(model_id).is_dir():
-            return cls.load(Path(model_id).absolute(), device)
-        options = {
-            "revision": revision, "cache_dir": cache_dir, "force_download": force_download,
-            "local_files_only": local_files_only, "token": token,
-        }  # fmt: skip
-        files = [Path(hf_hub_download(model_id, name, **options)) for name in FILES]
-        return cls.load(files[0].parent, device)
+        return cls.load(where.absolute(), device)
 
     # the published files
 

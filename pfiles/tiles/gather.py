@@ -21,6 +21,7 @@ SUFFIXES = (*PLAIN_SUFFIXES, ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".czi", "
             ".zarr")  # fmt: skip
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # DICOM's class of whole slide images
 LONGEST_NAME = 200  # bytes, so that names of files made from it stay within 255
+RECORDS = ("tiling.json", "made_from.json", "generated_with.json")  # beside what this project made
 ALIKE = 0.98  # correlation from which a small image is a slide's thumbnail
 SIGHT = 64  # px of a side at which they are compared
 
@@ -61,6 +62,10 @@ def gather(paths: Sequence[Path], out: Path, page: int | None = 1, asked: Sequen
             raise InputError(f"There is no slide or folder of slides at {path}: correct the path.")
         is_folder = path.is_dir() and path.suffix.lower() != ".zarr"
         below = sorted(file for file in walk(path) if out not in file.resolve().parents) if is_folder else [path]
+        results = {file for file in below if _is_result(file, path)}
+        if results:
+            below = [file for file in below if file not in results]
+            gathered.notes.append(f"{len(results)} images below {path} were made by this project, and are no slides.")
         slides = [file for file in below if file.suffix.lower() in SUFFIXES or (file == path and not _is_unread(file))]
         others = [file for file in below if _is_unread(file)]
         unread = types_in_words(others)
@@ -85,6 +90,14 @@ def gather(paths: Sequence[Path], out: Path, page: int | None = 1, asked: Sequen
     if not gathered.slides:
         raise InputError(next(iter(gathered.unread.values()), f"{paths[0]} holds no slide.").removesuffix(".") + ".")
     return gathered
+
+
+def _is_result(file: Path, root: Path) -> bool:
+    """Whether an image lies in a folder below `root` in which this project keeps a record of what it made."""
+    if file.suffix.lower() not in PLAIN_SUFFIXES:
+        return False
+    folders = (folder for folder in file.parents if root in folder.parents)
+    return any((folder / record).exists() for folder in folders for record in RECORDS)
 
 
 def _is_unread(file: Path) -> bool:

@@ -20,6 +20,7 @@ from pfiles.tiles.pixels import as_tensor
 
 TILES, TABLE, PICTURES = "tiles.npy", "tiles.csv", "slides"  # of a folder that `python -m pfiles tile` wrote
 DRAWN = ("file", "cluster", "name", "seed")  # the columns of that table beside generated tiles
+WHOLE, FRACTIONS = ("x", "y", "side", "level"), ("mpp", "tissue", "sharpness")  # numbers of its columns
 HE_SLOT = 0  # the stain of the published array's second axis that is used here
 MAX_MEMBER_BYTES = 2**27  # of a file in an archive once unpacked: a tile of 6,000 px without compression
 SETTLED_SECONDS = 2  # a file changed later than this might change again under the same time
@@ -108,13 +109,13 @@ def _read_cut(folder: Path) -> Source:
 
 def read_tile_table(path: Path) -> pd.DataFrame:
     """A row for each tile that `python -m pfiles tile` cut; InputError where it is no such table."""
-    rows = read_table(path)
+    rows = read_table(path, kinds=dict.fromkeys(WHOLE, int) | dict.fromkeys(FRACTIONS, float))
     if missing := {"slide", "x", "y", "side", "mpp"} - set(rows.columns):
         raise InputError(
             f"{path} is not the table of {TILES}, as it lacks {', '.join(sorted(missing))}: cut them anew."
         )
-    for name in {"x", "y", "side", "level", "mpp", "tissue", "sharpness"} & set(rows.columns):
-        rows[name] = numbers(rows, name, str(path), whole=name in ("x", "y", "side", "level"))
+    for name in {*WHOLE, *FRACTIONS} & set(rows.columns):
+        rows[name] = numbers(rows, name, str(path), whole=name in WHOLE)
     if (rows[["side", "mpp"]] <= 0).any(axis=None):
         raise InputError(f"{path} has a tile whose side or mpp is not above 0: cut the tiles anew.")
     for slide in rows["slide"].unique():

@@ -65,7 +65,7 @@ def tile_slides(
     rows_of_user = match_rows(table, gathered.slides, slides_csv) if slides_csv else {}
     slides, patients = gathered.slides, {}
     if pseudonyms:
-        slides, patients = _with_pseudonyms(slides, rows_of_user, out)
+        slides, patients = _with_pseudonyms(slides, rows_of_user, out, keep=not dry_run)
     else:
         _refuse_doubled_names(slides, "rename one, or give --pseudonyms")
     rows_of_user = {new.name: rows_of_user.get(old.name, {}) for old, new in zip(gathered.slides, slides, strict=True)}
@@ -156,13 +156,23 @@ def _copies_of_files(slides: Sequence[SlideFile], patients: Mapping[str, str]) -
     return copies
 
 
+def _files_of(path: Path) -> list[Path]:
+    """The files that a slide consists of, of which `path` is one or the folder."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    if path.suffix.lower() == ".dcm":
+        return sorted(file for file in path.parent.iterdir() if file.suffix.lower() == ".dcm")
+    beside = path.with_suffix("") if path.suffix.lower() == ".mrxs" else None
+    return [path, *(sorted(file for file in beside.iterdir() if file.is_file()) if beside and beside.is_dir() else ())]
+
+
 def _state(slide: SlideFile, tiling: Tiling) -> str:
-    """What tells a slide's file, its page and its scale from others, but not the file's date."""
-    status = os.stat(slide.path)
+    """What tells a slide's files, its page and its scale from others."""
     of_user = () if tiling.mpp_of_slide is None else (tiling.mpp_of_slide,)
     of_user += () if tiling.regions is None else (tiling.regions,)
     of_user += () if tiling.coordinates is None else (tiling.coordinates,)
-    about = (status.st_size, status.st_mtime_ns, slide.page, *of_user)
+    files = itertools.chain(*((status.st_size, status.st_mtime_ns) for status in map(os.stat, _files_of(slide.path))))
+    about = (*files, slide.page, *of_user)
     return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
 
@@ -254,9 +264,12 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def _with_pseudonyms(
-    slides: Sequence[SlideFile], rows: Mapping[str, Mapping[str, str]], out: Path
+    slides: Sequence[SlideFile], rows: Mapping[str, Mapping[str, str]], out: Path, keep: bool
 ) -> tuple[list[SlideFile], dict[str, str]]:
-    """The slides under their pseudonyms, and the patients'; those that the key beside `out` has already stay."""
+    """The slides under their pseudonyms, and the patients'; those that the key beside `out` has already stay.
+
+    keep: write the key.
+    """
     key = out.with_name(f"{out.name}_pseudonyms.csv")
     pseudonyms = {}
     if key.exists():
@@ -277,7 +290,8 @@ def _with_pseudonyms(
     hidden_patients = {patient: pseudonyms[f"patient {patient}"] for patient in patients}
     if len({*hidden_patients.values()}) < len(patients):
         raise InputError(f"{key} gives one pseudonym to two patients: give each its own.")
-    write_csv(key, pd.DataFrame({"pseudonym": pseudonyms.values(), "of": pseudonyms.keys()}))
+    if keep:
+        write_csv(key, pd.DataFrame({"pseudonym": pseudonyms.values(), "of": pseudonyms.keys()}))
     return hidden, hidden_patients
 
 

@@ -197,6 +197,12 @@ def test_saved_as_pretrained_it_comes_back_to_the_bit_from_folder_and_hub(genera
     server.server_close()
 
 
+def test_a_config_is_not_read_before_its_size_is_checked(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 2**21)
+    with pytest.raises(InputError, match=r"config\.json is larger than 1 MB"):
+        pfiles.Generator.from_pretrained(tmp_path)
+
+
 def test_the_starter_is_a_pretrained_one_as_well():
     assert pfiles.Generator.from_pretrained("starter").n_clusters == 10
 

@@ -20,6 +20,7 @@ from pfiles.paths import ROOT
 from pfiles.tiles import tiler
 from pfiles.tiles.builtin import SLIDE
 from pfiles.tiles.dataset import load_tiles
+from pfiles.tiles.gather import SlideFile
 from pfiles.tiles.readers import open_slide
 from pfiles.tiles.slides import Tiling, cut_tiles
 from pfiles.tiles.tiler import tile_slides
@@ -585,6 +586,44 @@ def test_options_decide_what_is_tissue_and_all_tissue_is_doubted(tmp_path, capsy
     whole = str(write_slide(tmp_path / "b.tiff", tissue(512, 512)))
     assert main(["tile", whole, "--size", "64", "--mpp", "0.5", "--out", str(tmp_path / "b")]) == 0
     assert "b: nearly all of it is taken for tissue, up to its border" in capsys.readouterr().out
+
+
+def test_what_was_made_before_is_no_slide(tmp_path, capsys):
+    """The pictures of an earlier cut, and those of a map, lie below the folder in which slides are looked for."""
+    write_slide(tmp_path / "a.tiff", island())
+    options = ["--size", "64", "--mpp", "0.5", "--out"]
+    assert main(["tile", str(tmp_path), *options, str(tmp_path / "first")]) == 0
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "made_from.json").write_text("{}")
+    Image.fromarray(island()).save(tmp_path / "maps" / "a_map.png")
+    assert main(["tile", str(tmp_path), *options, str(tmp_path / "second")]) == 0
+    assert f"2 images below {tmp_path} were made by this project" in capsys.readouterr().out
+    assert {row["slide"] for row in rows_of(tmp_path / "second")} == {"a"}
+
+
+def test_a_dry_run_keeps_no_key(tmp_path):
+    command = ["tile", str(write_slide(tmp_path / "a.tiff", island())), "--size", "64", "--mpp", "0.5", "--pseudonyms"]
+    assert main([*command, "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert not (tmp_path / "out_pseudonyms.csv").exists()
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out_pseudonyms.csv").exists()
+
+
+def test_a_change_of_any_file_of_a_slide_is_seen(tmp_path):
+    """Of a Zarr any chunk, of a DICOM series any of its files, of MRXS what lies in its folder."""
+    for name, files in (
+        ("a.zarr", ["a.zarr/0/0"]),
+        ("b/1.dcm", ["b/1.dcm", "b/2.dcm"]),
+        ("c.mrxs", ["c.mrxs", "c/1.dat"]),
+    ):
+        for file in files:
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).write_bytes(b"x")
+        slide = SlideFile(tmp_path / name, "a")
+        before = tiler._state(slide, Tiling())
+        assert tiler._state(slide, Tiling()) == before
+        (tmp_path / files[-1]).write_bytes(b"xx")
+        assert tiler._state(slide, Tiling()) != before
 
 
 def test_a_dry_run_draws_pictures_and_cuts_nothing(tmp_path, capsys):
