@@ -96,8 +96,11 @@ def stack_tiles(tiles: Iterator[tuple[str, Decoded]], count: int, where: Path) -
             f"{len(of_pages)} of {count} files hold several pages, of which the first is read, such as {of_pages[0]}: "
             "save each page as a file of its own."
         )
-    if len(profiles) > 1:
-        kinds = ", ".join(f"{_profile_name(profile)} ({number})" for profile, number in profiles.items())
+    names: Counter[str] = Counter()  # two profiles of one name may differ in their dates alone
+    for profile, number in profiles.items():
+        names[_profile_name(profile)] += number
+    if len(names) > 1:
+        kinds = ", ".join(f"{name} ({number})" for name, number in names.items())
         print(
             f"The tiles in {where} differ in their colour profiles, and their colours with them: {kinds}. They are "
             "read as they are: convert all to sRGB, or cut them from their slides with --icc."

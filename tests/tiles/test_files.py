@@ -138,8 +138,11 @@ def test_16_bits_with_a_range_by_ome_and_with_an_alpha_channel():
 
 
 def test_mixed_colour_profiles_of_tiles_are_told(tmp_path, capsys):
+    profiles = [bytearray(wide_profile()), bytearray(wide_profile())]
+    profiles[1][35] ^= 1  # the second of its date, in the profile's head
     for i, tile in enumerate(make_tiles(30)):
-        Image.fromarray(tile).save(tmp_path / f"{i:02}.png", **({"icc_profile": wide_profile()} if i % 3 else {}))
+        options = {"icc_profile": bytes(profiles[i % 2])} if i % 3 else {}
+        Image.fromarray(tile).save(tmp_path / f"{i:02}.png", **options)
     load_tiles(tmp_path, 48)
     printed = capsys.readouterr().out
     assert "differ in their colour profiles, and their colours with them: none (10), sRGB built-in (20)." in printed
