@@ -35,6 +35,7 @@ draw          tiles that its networks draw, and their files
 fields        a field as a slide, with its layout, its table and what it was made from
 twin          a field laid out as a slide
 report        what its measures, maps and pictures are made of
+pack, reproduce: a run as one zip for others; the same run, made again from it and held against it
 choosing      the clusters of every k, learnt together and compared
 share         a run's generator in a folder for others
 paper, remake: the published files put in their places; what the paper shows, made of them again

@@ -15,6 +15,8 @@
     python -m pfiles export --generated DIR --data PATH --out DIR
     python -m pfiles share --run DIR --out FOLDER --card card.toml
     python -m pfiles paper --archive DIR_OR_ZIP ... --out DIR
+    python -m pfiles pack --run DIR --out run.zip
+    python -m pfiles reproduce run.zip --data PATH --out DIR
 
 `check` says whether this machine is ready for a run and how long the run will take. `demo` and `run` run the notebooks
 in order, `clusters` those that help to choose k, `cells` one of them in this process; `watch` shows a running training,
@@ -22,7 +24,8 @@ in order, `clusters` those that help to choose k, `cells` one of them in this pr
 `draw` draws tiles with trained networks, such as the small ones that come with the project. `tile` cuts slides into
 tiles, `map` shows trained clusters on slides that were not trained on. `evaluate` compares two folders of images,
 `export` copies the generated images that repeat no training tile, `share` writes a run's generator for others.
-`paper` puts the published files in their places and makes what the paper shows again.
+`paper` puts the published files in their places and makes what the paper shows again. `pack`
+writes a run as one zip, and `reproduce` makes it again and says what is equal.
 """
 
 import os

@@ -132,8 +132,9 @@ def _reconstructed(run: Run, vqvae: VQVAE) -> Tensor:
 def new_networks(run: Run) -> Generator:
     """UNet and clusters before any training; k-means is fitted to the latents."""
     diffusion_settings = run.settings.diffusion
+    channels = run.vqvae.z_channels  # before the seed, as loading it draws random numbers
     with seeded(run.seed, "training"):
-        unet = UNet(run.vqvae.z_channels, sum(run.ks), **diffusion_settings.unet).to(run.device)
+        unet = UNet(channels, sum(run.ks), **diffusion_settings.unet).to(run.device)
     if run.settings.start_from is not None:
         begin_from(unet, run.start_weights, "unet.", anew=["class_emb.weight"])
     bank = ClusterBank(new_clusterer(run, k, run.seed) for k in run.ks)
@@ -145,8 +146,9 @@ def new_networks(run: Run) -> Generator:
 
 def new_clusterer(run: Run, k: int, seed: int) -> nn.Module:
     """An untrained classifier of k clusters, or a fitted k-means; independent of the UNet."""
+    channels = run.vqvae.z_channels  # before the seed, as loading it draws random numbers
     with seeded(seed, "clusters", k):
-        clusterer = make_clusterer(run.clustering, run.vqvae.z_channels, k).to(run.device)
+        clusterer = make_clusterer(run.clustering, channels, k).to(run.device)
     if run.clustering == "kmeans":
         fit_kmeans(clusterer, latent_batches(run.vqvae, run.codes), seed)
     return clusterer

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pfiles import artifacts, paper, remake
+from pfiles import artifacts, pack, paper, remake, reproduce
 from pfiles.checkpoints import fingerprint_of_role
 from pfiles.cli.check import check
 from pfiles.cli.options import (
@@ -27,7 +27,7 @@ from pfiles.errors import InputError
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import pick_device, versions
 from pfiles.measuring.pairs import PUBLISHED_SIDE
-from pfiles.paths import Paths, expand, read_json, write_json
+from pfiles.paths import Paths, expand, numbers_of_clusters, read_json, write_json
 from pfiles.provenance import MADE_FROM
 from pfiles.reporting import evaluation, export, figures, maps, page
 from pfiles.reporting.card import BLANKS, read_card
@@ -280,6 +280,49 @@ def _reader_study(args: argparse.Namespace) -> int:
     return 0
 
 
+def _pack(args: argparse.Namespace) -> int:
+    from pfiles.cli.notebooks import NOTEBOOKS
+
+    folder, out = expand(args.folder).absolute(), expand(args.out).absolute()
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}: name that of a run with --run.")
+    if out.is_dir() or out.suffix != ".zip":
+        raise InputError(f"--out must be the name of a file that ends in .zip, but is {out}.")
+    choices = run_choices(args, folder)
+    if len(numbers_of_clusters(choices.get("n_clusters", 14))) > 1:
+        raise InputError("A crate holds a run of one number of clusters: its networks learn together with no others.")
+    run = open_run("pack", **choices, out=folder, run_toml=False)
+    licence = {} if args.licence is None else {"licence": args.licence}
+    record = pack.pack(
+        run, out, NOTEBOOKS, choices, with_checkpoints=args.checkpoints, with_tiles=args.tiles,
+        **licence,
+    )  # fmt: skip
+    for name, artefact in record["artefacts"].items():
+        if artefact["state"] != "made":
+            print(f"{name} is {artefact['state']}: {artefact['why']}")
+    print(
+        f"{out} holds what {len(record['notebooks'])} notebooks made. Its figures and notebooks show single tiles: "
+        "look at them before you publish it."
+    )
+    return 0
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from pfiles.cli.notebooks import make_again
+
+    out = output_folder(args.out)
+    with reproduce.opened(expand(args.crate).absolute()) as (archive, record):
+        choices = reproduce.choices_for(archive, record, out, args.data and resolve_data(args.data))
+    choices["overrides"] |= parse_overrides(args.overrides)
+    run = open_run("reproduce", **choices, run_toml=False)
+    changed = reproduce.changed_inputs(record, run)
+    print("\n".join(["Changed inputs:", *changed] if changed else ["No input has changed."]))
+    make_again(record["notebooks"], choices, out)
+    verdicts = reproduce.compare(record, open_run("reproduce", **choices, run_toml=False), changed)
+    write_json(out / "reproduction.json", {"changed": changed, "verdicts": [each._asdict() for each in verdicts]})
+    return reproduce.show(verdicts, out / "reproduction.json")
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {  # each returns the exit status
     "check": _check,
     "demo": _run,
@@ -298,4 +341,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {  # each returns the
     "share": _share,
     "paper": _paper,
     "reader-study": _reader_study,
+    "pack": _pack,
+    "reproduce": _reproduce,
 }

@@ -7,12 +7,13 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from contextlib import closing, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 
 from pfiles import choosing
@@ -99,6 +100,19 @@ def cells(args: argparse.Namespace) -> int:
     _, parameters = _open_and_check(args)
     run_cells(ROOT / f"{name}.ipynb", {**parameters, "seeds": args.seeds} | READ)
     return 0
+
+
+def make_again(notebooks: Sequence[str], choices: Mapping[str, Any], out: Path) -> None:
+    """The code of some notebooks, one after the other in this process; what they say goes to a file in `out`."""
+    if unknown := sorted({*notebooks} - {*NOTEBOOKS}):
+        raise InputError(f"There is no notebook {unknown[0]!r} in this version: use the version that packed the run.")
+    log = out / "reproduce.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(notebooks, start=1):
+        print(f"[{number:2}/{len(notebooks)}] {name}", flush=True)
+        with open(log, "a") as said, redirect_stdout(said):
+            run_cells(ROOT / f"{name}.ipynb", {**choices, "restart": False} | READ)
+        plt.close("all")
 
 
 def _open_and_check(args: argparse.Namespace) -> tuple[Run, dict[str, Any]]:

@@ -41,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     for add in (
         _add_check, _add_demo, _add_run, _add_clusters, _add_cells, _add_watch, _add_status, _add_draw, _add_field,
         _add_twin, _add_tile, _add_map, _add_evaluate, _add_export, _add_share, _add_paper, _add_reader_study,
+        _add_pack, _add_reproduce,
     ):  # fmt: skip
         add(commands)
     for command in commands.choices.values():
@@ -310,6 +311,24 @@ def _add_reader_study(commands: "Commands") -> None:
     study.add_argument("--readers", type=int, default=4, metavar="N", help="pages; default 4")
     study.add_argument("--scale", type=float, default=4, metavar="X", help="how many times enlarged; default 4")
     _add_started_with(study)
+
+
+def _add_pack(commands: "Commands") -> None:
+    pack = commands.add_parser("pack", help="a run as one zip, an RO-Crate, to be handed over or archived")
+    pack.add_argument("--run", required=True, metavar="DIR", dest="folder", help="folder of a finished run")
+    pack.add_argument("--out", required=True, metavar="ZIP", help="such as run.zip")
+    pack.add_argument("--checkpoints", action="store_true", help="with the trained networks")
+    pack.add_argument("--tiles", action="store_true", help="with the tiles, and the images of org and gen_k")
+    pack.add_argument("--licence", metavar="TEXT", help="of all in it but the code, such as CC-BY-4.0")
+    _add_started_with(pack)
+
+
+def _add_reproduce(commands: "Commands") -> None:
+    reproduce = commands.add_parser("reproduce", help="make a packed run again, and say what is equal and what is not")
+    reproduce.add_argument("crate", metavar="ZIP", help="what pack wrote")
+    reproduce.add_argument("--data", metavar="PATH", help="its tiles; needed where the zip holds none")
+    reproduce.add_argument("--out", default="reproduced", metavar="DIR", help="for the new run; default ./reproduced")
+    _add_settings(reproduce)
 
 
 def _add_reading(command: argparse.ArgumentParser) -> None:

@@ -2,10 +2,11 @@
 
 import ctypes
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from joblib import cpu_count
 
@@ -102,3 +103,12 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not given else None
     # the second alone would do harm: it ends the growth of the first, which then stays at 128 kB
     return bool(mallopt and mallopt(M_MMAP_THRESHOLD, KEPT_BYTES) and mallopt(M_TRIM_THRESHOLD, KEPT_BYTES))
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    with suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

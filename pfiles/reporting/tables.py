@@ -45,12 +45,12 @@ def record(summary: Path, section: str, values: Mapping[str, Any], provenance: P
         write_json(summary, read_json(summary, {}) | {section: dict(values)})
         if provenance is not None and (note := provenance.as_note()):
             note |= {"sha256": _hash(values)}
-            write_json(_beside(summary), read_json(_beside(summary), {}) | {section: note})
+            write_json(beside(summary), read_json(beside(summary), {}) | {section: note})
 
 
 def provenances(summary: Path) -> dict[str, Provenance]:
     """The provenance of each section's numbers, where it is known; not of numbers that were replaced since."""
-    recorded, notes = read_json(summary, {}), read_json(_beside(summary), {})
+    recorded, notes = read_json(summary, {}), read_json(beside(summary), {})
     hashes = {name: _hash(values) for name, values in recorded.items()}
     return {
         name: Provenance.from_note(note)
@@ -59,7 +59,7 @@ def provenances(summary: Path) -> dict[str, Provenance]:
     }
 
 
-def _beside(summary: Path) -> Path:
+def beside(summary: Path) -> Path:
     return summary.with_name(f"{summary.stem}_identities.json")
 
 
