@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 from pfiles.choices import DEFAULTS
@@ -25,6 +26,7 @@ CHOICES = {*DEFAULTS, "restart", "run_toml"} - {"n_clusters"}  # of a notebook, 
 SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: TerminatedError}  # and what they end as
 STOPPED = {error.__name__: 128 + number for number, error in SIGNALS.items()}  # exit status by error
 STOPPED_MESSAGE = "Stopped: run the same command again to go on."
+PATIENCE_S, LONGEST_WAIT_S = 60, 600  # for a kernel's first answer: without a word, and in all
 
 
 def prestarted_kernels(notebooks: Sequence[Path]) -> Iterator[AsyncKernelManager]:
@@ -69,34 +71,73 @@ def execute(
     that stopped it takes no `target` either.
     """
     book = with_parameters(notebook, parameters)
-    client = NotebookClient(book, km=kernel or start_kernel(notebook), timeout=None)
+    if kernel is None or _exit_status(kernel) is not None:  # one that waited for its turn may have been killed
+        kernel = start_kernel(notebook)
+    impatience = Timer(PATIENCE_S, _tell_waiting)
+    client = NotebookClient(
+        book, km=kernel, timeout=None, startup_timeout=LONGEST_WAIT_S,
+        on_notebook_start=lambda notebook: impatience.cancel(),
+    )  # fmt: skip
     received: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
         received.append(number)
-        if client.km.has_kernel:
-            os.kill(client.km.provisioner.pid, number)
+        if kernel.has_kernel:
+            os.kill(kernel.provisioner.pid, number)
 
     handlers = {number: signal.signal(number, pass_on) for number in SIGNALS}
     failure = None
     try:
+        impatience.start()
         with ThreadPoolExecutor(1) as pool:  # in the main thread nbclient would shut the notebook down on a signal
             pool.submit(client.execute).result()
     except CellExecutionError as error:
         failure = error.ename, error.evalue or (STOPPED_MESSAGE if error.ename in STOPPED else error.ename)
-    except (DeadKernelError, AssertionError):  # the latter from nbclient, which asserts that it still has a kernel
-        failure = "DeadKernelError", "the notebook's process ended, most likely because memory ran out."
+    except (RuntimeError, AssertionError) as error:  # nbclient's for a kernel that died or never answered
+        failure = DeadKernelError.__name__, _cause(notebook, kernel, error)
         if received:
             failure = SIGNALS[received[0]].__name__, STOPPED_MESSAGE
     finally:
+        impatience.cancel()
+        client.km = kernel  # nbclient lets go of one that never answered, and asserts at the program's end that it has it
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        end_kernel(client.km)
+        end_kernel(kernel)
         with suppress(OSError) if failure else nullcontext(), atomic_write(target) as file:
             file.write(nbformat.writes(book).encode())
     if failure is None and received:
         failure = SIGNALS[received[0]].__name__, STOPPED_MESSAGE
     return failure
+
+
+def _exit_status(kernel: AsyncKernelManager) -> int | None:
+    """How a kernel's process ended; None while it runs, or where that is not known any more."""
+    process = kernel.provisioner.process if kernel.has_kernel else None
+    return None if process is None else process.poll()
+
+
+def _tell_waiting() -> None:
+    print(
+        f"... its kernel has not answered for {PATIENCE_S} s, as on a busy machine; waiting up to "
+        f"{LONGEST_WAIT_S // 60} minutes ... ",
+        end="", flush=True,
+    )  # fmt: skip
+
+
+def _cause(notebook: Path, kernel: AsyncKernelManager, error: Exception) -> str:
+    """Why a notebook's kernel gave no result, and what to do."""
+    if "respond" in str(error):
+        return (
+            f"the kernel of {notebook.stem} did not answer within {LONGEST_WAIT_S // 60} minutes, most likely because "
+            "other programs keep the machine busy: run the same command again when they have ended, and it goes on."
+        )
+    status = _exit_status(kernel)
+    how = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}" if status else "itself"
+    return (
+        f"the process of {notebook.stem} was ended by {how}, most likely because memory ran out: close other programs "
+        "and run the same command again, and it goes on; or lower diffusion.batch_size, autoencoder.batch_size or "
+        "max_train_tiles, and that training begins anew."
+    )
 
 
 def run_cells(notebook: Path, parameters: Mapping[str, Any]) -> None:

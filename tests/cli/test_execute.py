@@ -1,8 +1,12 @@
 """A notebook run without a browser: how it ends, and what becomes of its kernel."""
 
+import os
+import signal
+
 import nbformat
 import psutil
 
+from pfiles.cli import execute as executing
 from pfiles.cli.execute import execute, prestarted_kernels, start_kernel
 from pfiles.cli.notebooks import NOTEBOOKS
 from pfiles.paths import ROOT
@@ -19,16 +23,44 @@ def test_a_notebook_that_lacks_its_input_says_which_to_run(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_kernel_that_dies_is_one_sentence(tmp_path):
+def notebook(path, *cells):
     book = nbformat.v4.new_notebook()
-    book.cells = [
-        nbformat.v4.new_code_cell("seed = 1", metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell("import os; os.kill(os.getpid(), 9)"),
-    ]
-    nbformat.write(book, tmp_path / "dies.ipynb")
-    error, message = execute(tmp_path / "dies.ipynb", tmp_path / "executed.ipynb", {})
+    book.cells = [nbformat.v4.new_code_cell("seed = 1", metadata={"tags": ["parameters"]})]
+    book.cells += map(nbformat.v4.new_code_cell, cells)
+    nbformat.write(book, path)
+    return path
+
+
+def test_a_kernel_that_dies_is_one_sentence(tmp_path):
+    dies = notebook(tmp_path / "dies.ipynb", "import os; os.kill(os.getpid(), 9)")
+    error, message = execute(dies, tmp_path / "executed.ipynb", {})
     assert error == "DeadKernelError"
-    assert "the notebook's process ended" in message
+    assert message.startswith("the process of dies was ended by signal 9, most likely because memory ran out: close")
+    assert "run the same command again" in message
+
+
+def test_a_kernel_that_never_answers_is_waited_for_with_a_word_and_then_given_up(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(executing, "PATIENCE_S", 0)
+    monkeypatch.setattr(executing, "LONGEST_WAIT_S", 1)
+    waits = notebook(tmp_path / "waits.ipynb", "1")
+    kernel = start_kernel(waits)
+    process = psutil.Process(kernel.provisioner.pid)
+    process.suspend()
+    error, message = execute(waits, tmp_path / "executed.ipynb", {}, kernel)
+    assert error == "DeadKernelError"
+    assert message.startswith("the kernel of waits did not answer within ")
+    assert "has not answered for 0 s" in capsys.readouterr().out
+    assert not process.is_running()
+
+
+def test_a_kernel_killed_before_its_turn_is_replaced(tmp_path):
+    (tmp_path / "here").mkdir()
+    says = notebook(tmp_path / "here" / "says.ipynb", "import os; print(os.getcwd())")
+    kernel = start_kernel(says)
+    os.kill(kernel.provisioner.pid, signal.SIGKILL)
+    kernel.provisioner.process.wait()
+    assert execute(says, tmp_path / "executed.ipynb", {}, kernel) is None
+    assert str(tmp_path / "here") in (tmp_path / "executed.ipynb").read_text()
 
 
 def test_the_next_kernel_starts_ahead_and_none_stays(tmp_path):
@@ -43,16 +75,12 @@ def test_the_next_kernel_starts_ahead_and_none_stays(tmp_path):
 
 
 def test_a_kernel_has_loaded_pfiles_and_shows_nothing_of_it(tmp_path):
-    book = nbformat.v4.new_notebook()
-    book.cells = [
-        nbformat.v4.new_code_cell("seed = 1", metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell(
-            "assert not {'sys', 'pfiles'} & globals().keys()\nimport sys\nassert 'pfiles.run' in sys.modules\n"
-            f"assert {str(ROOT)!r} not in sys.path"
-        ),
-    ]
-    nbformat.write(book, tmp_path / "fresh.ipynb")
-    kernel = start_kernel(tmp_path / "fresh.ipynb")
+    source = (
+        "assert not {'sys', 'pfiles'} & globals().keys()\nimport sys\nassert 'pfiles.run' in sys.modules\n"
+        f"assert {str(ROOT)!r} not in sys.path"
+    )
+    fresh = notebook(tmp_path / "fresh.ipynb", source)
+    kernel = start_kernel(fresh)
     process = psutil.Process(kernel.provisioner.pid)
-    assert execute(tmp_path / "fresh.ipynb", tmp_path / "executed.ipynb", {}, kernel) is None
+    assert execute(fresh, tmp_path / "executed.ipynb", {}, kernel) is None
     assert not process.is_running()  # it ends with its notebook
