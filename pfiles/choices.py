@@ -12,12 +12,13 @@ another file instead of both; where it is empty none is read.
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 from pfiles.errors import InputError
+from pfiles.machine.kernel import Parameters, notebook_parameters
 from pfiles.paths import ROOT, expand
 from pfiles.settings import Settings, clustering_of
 
@@ -27,27 +28,114 @@ DEFAULTS = {  # of what such a file may say; the preset names the clustering if 
     "n_clusters": 14, "clustering": None, "data": None, "preset": "recommended", "overrides": {}, "seed": 765,
     "out": None,
 }  # fmt: skip
+OWN = "parameters cell"  # where values come from that a notebook itself says
+KINDS = {  # of parameters; True is an int too
+    bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list",
+    dict: "values by name",
+}  # fmt: skip
 
 
 def choose(arguments: Mapping[str, Any], run_toml: bool = True) -> dict[str, Any]:
-    """The value of each of DEFAULTS for a run; prints what a file says, and where that does not count.
+    """The value of each of DEFAULTS for a run.
 
+    In a notebook each value is printed, and where it comes from; elsewhere what a file says, and where that does not
+    count.
     arguments: what a notebook or a command says itself, which counts more; None leaves the choice to the file.
     Overrides are added up, the arguments' last. run_toml: whether to read such files.
     """
+    parameters = notebook_parameters()
+    if parameters is not None:
+        refuse_wrong_parameters(parameters)
     arguments = {name: value for name, value in arguments.items() if value is not None}
-    choices = DEFAULTS
+    _refuse_wrong_kinds(arguments)
+    choices, sources = DEFAULTS, dict.fromkeys(DEFAULTS, "default")
     for file in _files() if run_toml else ():
         file_choices = read_choices(file)
-        if file_choices:
+        if file_choices and parameters is None:
             print(f"From {file}: {', '.join(f'{name} = {value!r}' for name, value in file_choices.items())}.")
-        choices = _over(choices, file_choices)
-    for name in arguments.keys() & DEFAULTS.keys():
+        choices, sources = _over(choices, file_choices), sources | _sources(file_choices, str(file))
+    for name in arguments.keys() & DEFAULTS.keys() if parameters is None else ():
         if name != "overrides" and choices[name] not in (arguments[name], DEFAULTS[name]):
             print(f"Here {name} = {arguments[name]!r} counts instead.")
     choices = _over(choices, arguments)
-    clustering = clustering_of(choices["preset"]) if choices["clustering"] is None else choices["clustering"]
-    return choices | {"clustering": clustering}
+    if choices["clustering"] is None:
+        choices["clustering"], sources["clustering"] = clustering_of(choices["preset"]), "preset"
+    if parameters is not None:
+        given = parameters.given | parameters.given.get("choices", {})
+        by_giver = {name: value for name, value in arguments.items() if name in given}
+        sources |= _sources(arguments, OWN) | _sources(by_giver, parameters.giver)
+        _tell_choices(choices, sources)
+        tell_parameters(parameters, {*DEFAULTS, "choices"})
+    return choices
+
+
+def _tell_choices(choices: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    """Print each value of a run, and where it comes from."""
+    values = {name: value for name, value in choices.items() if name != "overrides"} | choices["overrides"]
+    for name, value in values.items():
+        source = sources[name]
+        if name == "data" and value is None:
+            value = os.environ.get("KPC_DATA") or "embedded"
+            source = "environment variable KPC_DATA" if os.environ.get("KPC_DATA") else source
+        _tell(name, value, source)
+    print(f"All other settings are those of the preset {choices['preset']!r}.")
+
+
+def tell_parameters(parameters: Parameters, without: Collection[str] = ()) -> None:
+    """Print each parameter of a notebook, and where it comes from. without: names that are left out."""
+    for name, value in {**parameters.of_notebook, **parameters.given}.items():
+        if name not in without:
+            _tell(name, value, parameters.giver if name in parameters.given else OWN)
+
+
+def _tell(name: str, value: Any, source: str) -> None:
+    print(f"{f'{name} = {value!r}':<48}  {source}")
+
+
+def check_parameters() -> None:
+    """What `choose` does for notebooks that open no run: print each parameter, and refuse what is wrong with it.
+
+    It stands in the first cell behind the parameters; elsewhere, and where that cell runs again, it does nothing.
+    """
+    parameters = notebook_parameters()
+    if parameters is not None:
+        refuse_wrong_parameters(parameters)
+        tell_parameters(parameters)
+
+
+def refuse_wrong_parameters(parameters: Parameters) -> None:
+    """InputError for a parameter that the notebook does not have, or of another kind than it has."""
+    for name, value in parameters.given.items():
+        if name not in parameters.of_notebook:
+            remedy = f"it has {', '.join(parameters.of_notebook)}"
+            if name in DEFAULTS and "choices" in parameters.of_notebook:
+                remedy = f"write choices = {{{name!r}: {value!r}}}"
+            raise InputError(f"This notebook has no parameter {name}: {remedy}.")
+        default = parameters.of_notebook[name]
+        for kind, noun in KINDS.items():
+            if isinstance(default, kind):
+                if name != "n_clusters" and not _is_a(value, kind):  # which may also be several numbers
+                    raise InputError(f"{name} must be {noun}, such as {default!r}, but is {value!r}.")
+                break
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    kinds = {float: (int, float), list: (list, tuple)}.get(kind, (kind,))
+    return isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))
+
+
+def _refuse_wrong_kinds(choices: Mapping[str, Any]) -> None:
+    """InputError for an overrides or a seed that is none; the others are refused where they are used."""
+    overrides, seed = choices.get("overrides", {}), choices.get("seed", 0)
+    if not isinstance(overrides, Mapping):
+        raise InputError(f'overrides must be values by name, such as {{"training.epochs": 2}}, but is {overrides!r}.')
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise InputError(f"seed must be a whole number, such as 765, but is {seed!r}.")
+
+
+def _sources(choices: Mapping[str, Any], source: str) -> dict[str, str]:
+    """By the name of each choice, and of each setting among its overrides."""
+    return dict.fromkeys([*choices, *choices.get("overrides", ())], source)
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pfiles import checkpoints
-from pfiles.choices import OF_NO_CLUSTERS, choose
+from pfiles.choices import DEFAULTS, OF_NO_CLUSTERS, choose
 from pfiles.cluster_bank import ClusterBank
 from pfiles.clusterers import check_clustering
 from pfiles.drawing.generator import Generator
@@ -208,6 +208,7 @@ def open_run(
     restart: bool | str = False,
     run_toml: bool = True,
     assets: Mapping[str, Any] | None = None,
+    **misspelt: Any,
 ) -> Run:
     """Open the run that these parameters describe; nothing is read but its settings until it is asked for.
 
@@ -219,8 +220,11 @@ def open_run(
     clustering: "classifier" or "kmeans"; None: as the preset says. data: see `load_tiles`. preset, overrides: see
         `get_settings`.
     out: folder for all results; None: this repository. restart: train anew instead of going on.
-    run_toml: whether to read run.toml. assets: see `Run`.
+    run_toml: whether to read run.toml. assets: see `Run`. misspelt: any other name, which is refused.
     """
+    if misspelt:
+        names = ", ".join([*DEFAULTS, "restart"])
+        raise InputError(f"A run has no choice {', '.join(misspelt)}: it has {names}.")
     arguments = {
         "n_clusters": n_clusters, "clustering": clustering, "data": data, "preset": preset, "overrides": overrides,
         "seed": seed, "out": out,

@@ -1,7 +1,9 @@
 """run.toml: the choices of a run in one place."""
 
+import IPython
 import numpy as np
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 from pfiles import choices
 from pfiles.__main__ import main
@@ -101,3 +103,65 @@ def test_a_notebook_and_a_command_read_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("KPC_RUN_TOML", str(tmp_path / "none.toml"))
     capsys.readouterr()
     assert_refused(["run", "--out", str(tmp_path / "third")], capsys, tmp_path / "third")
+
+
+@pytest.fixture
+def notebook(repository, monkeypatch):
+    """A notebook's cells, run in turn."""
+    shell = InteractiveShell(colors="nocolor")
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
+
+    def run(*cells):
+        for cell in cells:
+            result = shell.run_cell(cell, store_history=True)
+        return result.error_in_exec
+
+    return run
+
+
+OPEN = "from pfiles import open_run\nrun = open_run('part_6_conditional_generation', n_clusters, **choices)"
+CELL = "n_clusters = 14  # of the paper\nchoices = {}  # such as\nonly = None\n"
+
+
+def test_a_notebook_shows_each_value_and_where_it_comes_from(notebook, repository, monkeypatch, capsys):
+    (repository / "run.toml").write_text("seed = 3\n[overrides]\ntraining.epochs = 3\nimage_size_px = 64")
+    monkeypatch.setenv("KPC_DATA", "tiles.npy")
+    injected = "# Parameters\nchoices = {'preset': 'demo', 'overrides': {'training.epochs': 9}}\nonly = [1, 5]\n"
+    assert notebook(CELL, injected, OPEN) is None
+    lines = dict(line.rsplit("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line)
+    file = str(repository / "run.toml")
+    assert {value.strip(): source.strip() for value, source in lines.items()} == {
+        "n_clusters = 14": "parameters cell", "clustering = 'kmeans'": "preset", "preset = 'demo'": "papermill",
+        "data = 'tiles.npy'": "environment variable KPC_DATA", "seed = 3": file, "out = None": "default",
+        "training.epochs = 9": "papermill", "image_size_px = 64": file, "only = [1, 5]": "papermill",
+    }  # fmt: skip
+    assert notebook("run = open_run('part_6_conditional_generation', n_clusters, **choices)") is None  # once more
+    assert capsys.readouterr().out.startswith(f"From {file}: seed = 3")
+
+
+@pytest.mark.parametrize(
+    ("injected", "sentence"),
+    [
+        ("clusters = 10", "This notebook has no parameter clusters: it has n_clusters, choices, only, blurs."),
+        ("preset = 'demo'", "This notebook has no parameter preset: write choices = {'preset': 'demo'}."),
+        ("choices = {'presets': 'demo'}", "A run has no choice presets: it has n_clusters, clustering, data, preset, "),
+        ("choices = {'seed': '7'}", "seed must be a whole number, such as 765, but is '7'."),
+        ("choices = {'overrides': ['a']}", "overrides must be values by name"),
+        ("choices = {'preset': 'demos'}", "demos"),
+        ("blurs = '2'", "blurs must be a number, such as 1.5, but is '2'."),
+        ("n_clusters = 'ten'", "n_clusters must be a whole number of at least 2"),
+    ],
+)
+def test_what_a_program_gives_a_notebook_wrongly_is_one_sentence(notebook, injected, sentence):
+    error = notebook(CELL + "blurs = 1.5\n", f"# Parameters\n{injected}\n", OPEN)
+    assert isinstance(error, InputError)
+    assert sentence in str(error)
+
+
+def test_a_notebook_that_opens_no_run_checks_its_parameters(notebook, capsys):
+    check = "from pfiles.choices import check_parameters\ncheck_parameters()"
+    assert notebook("size = 64\nmpp = 1.0", "# Parameters\nmpp = 2\n", check) is None
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == ["size = 64", "mpp = 2"]
+    error = notebook("size = 64\nmpp = 1.0", "# Parameters\nsizes = 2", check)
+    assert "no parameter sizes: it has size, mpp" in str(error)
+    assert notebook("import os", "# Parameters\nanything = 2", check) is None  # no cell of parameters is before it

@@ -20,6 +20,7 @@ from pfiles.cli.options import (
     run_choices,
     run_folder,
 )
+from pfiles.cli.parser import parse
 from pfiles.cli.watch import watch
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.sampling import write_table
@@ -36,6 +37,7 @@ from pfiles.settings import get_settings
 from pfiles.share import share
 from pfiles.tiles.files import list_images, read_images, refuse_other_images, write_tiles
 from pfiles.tiles.gather import gather
+from pfiles.tiles.join import join_parts
 from pfiles.tiles.slides import Tiling
 from pfiles.tiles.sources import PICTURES, read_source
 from pfiles.tiles.tiler import tile_slides
@@ -119,6 +121,10 @@ def _twin(args: argparse.Namespace) -> int:
 
 
 def _tile(args: argparse.Namespace) -> int:
+    if args.join is not None:
+        return _join(args)
+    if not args.slides:
+        raise InputError("tile needs slides or folders of them, or with --join the parts that were cut of them.")
     tiling = Tiling(**{field.name: getattr(args, field.name) for field in fields(Tiling)})
     table = None if args.slides_csv is None else expand(args.slides_csv).absolute()
     slides = [expand(path).absolute() for path in args.slides]
@@ -127,8 +133,17 @@ def _tile(args: argparse.Namespace) -> int:
     )
     left_out = tile_slides(
         slides, expand(args.out).absolute(), tiling, table, args.pseudonyms, regions=regions, coordinates=coordinates,
-        dry_run=args.dry_run,
+        dry_run=args.dry_run, part=args.part,
     )  # fmt: skip
+    return _status(left_out, args)
+
+
+def _join(args: argparse.Namespace) -> int:
+    plain = parse(["tile", "--join", *args.join, "--out", args.out])
+    free = ("allow_missing", "debug", "run_toml")
+    if others := [name for name, value in vars(plain).items() if name not in free and getattr(args, name) != value]:
+        raise InputError(f"--join takes parts as they were cut: leave out {', '.join(others)}.")
+    left_out = join_parts([expand(path).absolute() for path in args.join], expand(args.out).absolute())
     return _status(left_out, args)
 
 

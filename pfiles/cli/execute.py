@@ -14,6 +14,7 @@ from typing import Any
 
 from pfiles.choices import DEFAULTS
 from pfiles.errors import TerminatedError, extra
+from pfiles.machine.kernel import OF_COMMAND
 from pfiles.paths import ROOT, atomic_write
 
 with extra("notebooks"):
@@ -99,7 +100,7 @@ def execute(
             failure = SIGNALS[received[0]].__name__, STOPPED_MESSAGE
     finally:
         impatience.cancel()
-        client.km = kernel  # nbclient lets go of one that never answered, and asserts at the program's end that it has it
+        client.km = kernel  # nbclient lets go of one that never answered, and at exit asserts that it has one
         for number, handler in handlers.items():
             signal.signal(number, handler)
         end_kernel(kernel)
@@ -158,7 +159,7 @@ def with_parameters(notebook: Path, parameters: Mapping[str, Any]) -> nbformat.N
     book = nbformat.read(notebook, as_version=4)
     index, cell = next((i, c) for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", []))
     assigned = {name.id for node in ast.parse(cell.source).body for name in getattr(node, "targets", ())}
-    lines = [f"{name} = {value!r}" for name, value in parameters.items() if name in assigned]
+    lines = [OF_COMMAND, *(f"{name} = {value!r}" for name, value in parameters.items() if name in assigned)]
     if "choices" in assigned:
         choices = {name: value for name, value in parameters.items() if name in CHOICES - assigned}
         lines.append(f"choices |= {choices!r}")

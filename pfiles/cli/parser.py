@@ -187,7 +187,7 @@ def _add_tile(commands: "Commands") -> None:
     tile = commands.add_parser("tile", help="cut whole slides into tiles of one size and scale")
     default = Tiling()
     tile.add_argument(
-        "slides", nargs="+", metavar="SLIDE_OR_FOLDER", help="what OpenSlide reads, or plain PNG, JPEG, TIFF"
+        "slides", nargs="*", metavar="SLIDE_OR_FOLDER", help="what OpenSlide reads, or plain PNG, JPEG, TIFF"
     )
     tile.add_argument(
         "--out", required=True, metavar="DIR", help="for tiles.npy, tiles.csv and a picture of each slide"
@@ -220,6 +220,10 @@ def _add_tile(commands: "Commands") -> None:
     tile.add_argument("--seed", type=int, default=default.seed, help="of that choice; default 765")
     _add_reading(tile)
     tile.add_argument("--pseudonyms", action="store_true", help="call slides S001 ...; the key is written beside DIR")
+    tile.add_argument(
+        "--part", type=_part, metavar="I/N", help="cut the part I of N of all slides, each by a job and into a DIR"
+    )
+    tile.add_argument("--join", nargs="+", metavar="DIR_OF_PART", help="instead of slides: put parts together in DIR")
 
 
 def _add_map(commands: "Commands") -> None:
@@ -344,6 +348,16 @@ def _add_reading(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--icc", action="store_true", help="bring colours from the slide's ICC profile to sRGB")
     command.add_argument("--allow-missing", action="store_true", help="exit status 0 also where slides were left out")
+
+
+def _part(text: str) -> tuple[int, int]:
+    numbers = text.split("/")
+    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+        raise argparse.ArgumentTypeError(f"must be I/N, such as 3/10, but is {text!r}")
+    number, count = map(int, numbers)
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"must be from 1/{count} to {count}/{count}, but is {text!r}")
+    return number, count
 
 
 def _page(text: str) -> int | None:

@@ -1,10 +1,14 @@
-"""The kernel of a notebook: how it shows a refusal."""
+"""The kernel of a notebook: how it shows a refusal, and what the notebook is given."""
 
+import ast
 import sys
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from pfiles.errors import InputError
+
+OF_COMMAND = "# Parameters of python -m pfiles"  # how a cell begins that a program put behind the parameters
+INJECTED = {OF_COMMAND: "the command", "# Parameters": "papermill"}  # and which program
 
 
 def show_refusals_as_sentences() -> None:
@@ -12,9 +16,14 @@ def show_refusals_as_sentences() -> None:
 
     Does nothing outside of IPython.
     """
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    shell = _shell()
     if shell is not None:
         shell.set_custom_exc((InputError, KeyboardInterrupt), _show)
+
+
+def _shell() -> Any:
+    """The IPython that this process is the kernel of; None elsewhere."""
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
 
 
 def _show(
@@ -26,3 +35,47 @@ def _show(
         return
     sys.last_type, sys.last_value, sys.last_traceback = kind, error, traceback  # what %tb shows
     shell._showtraceback(kind, error, [f"{error}\n(%tb in a new cell shows where in the code this happened.)"])
+
+
+class Parameters(NamedTuple):
+    """What the notebook that runs here is given.
+
+    of_notebook: what the cell tagged "parameters" assigns. given: what the cell behind it does, which a program put
+    there. giver: that program.
+    """
+
+    of_notebook: dict[str, Any]
+    given: dict[str, Any]
+    giver: str
+
+
+def notebook_parameters() -> Parameters | None:
+    """The parameters of the notebook whose first cell behind them runs; None elsewhere, or where it runs again.
+
+    The kernel knows no tags: the parameters are the cell before, where that assigns nothing but values.
+    """
+    shell = _shell()
+    cells = [] if shell is None else [*shell.user_ns.get("In", [])][:-1]  # the last one runs
+    begin = next((begin for begin in INJECTED if cells and cells[-1].startswith(begin)), None)
+    given = None if begin is None else _values(cells.pop())
+    of_notebook = _values(cells[-1]) if cells else None
+    if not of_notebook or (begin is not None and given is None):
+        return None
+    return Parameters(of_notebook, given or {}, INJECTED[begin] if begin else "")
+
+
+def _values(source: str) -> dict[str, Any] | None:
+    """What a cell assigns, by name; None where it does anything else. Of `choices |= {...}` it is what is added."""
+    values = {}
+    try:
+        for node in ast.parse(source).body:
+            if not isinstance(node, ast.Assign | ast.AugAssign):
+                return None
+            value = ast.literal_eval(node.value)
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if not isinstance(target, ast.Name):
+                    return None
+                values[target.id] = value
+    except (SyntaxError, ValueError):
+        return None
+    return values

@@ -18,6 +18,7 @@ from torch import Tensor
 from pfiles.errors import InputError
 from pfiles.paths import ROOT, atomic_write, expand
 from pfiles.tiles import builtin, copies
+from pfiles.tiles.mapped import MappedParts
 from pfiles.tiles.pixels import as_array, evenly_spaced
 from pfiles.tiles.sources import PICTURES, Source, is_cut, read_source
 from pfiles.tiles.split import TEST_PARTS, last_part, split_by_folder, split_by_patient
@@ -35,7 +36,7 @@ LAST_PART = "The last eleventh of the tiles is the test set; a slide may be on b
 class Tiles:
     """Square RGB tiles with their split.
 
-    images: (N, 3, S, S) uint8, possibly memory-mapped.
+    images: (N, 3, S, S) uint8, possibly memory-mapped, in several files where parts were joined.
     train, test: disjoint indices into `images`.
     source: what the tiles are, in a few words.
     positions: where each tile was cut, as N records of slide (name), x, y (upper left corner) and side, all three in
@@ -46,7 +47,7 @@ class Tiles:
     pictures: the folder of the slides' pictures that `tile_slides` wrote; None where there is none.
     """
 
-    images: Tensor
+    images: Tensor | MappedParts
     train: np.ndarray
     test: np.ndarray
     source: str

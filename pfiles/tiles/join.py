@@ -18,13 +18,12 @@ from pfiles.machine.locks import locked
 from pfiles.paths import atomic_folder, read_json, write_json
 from pfiles.spreadsheet import write_csv
 from pfiles.tiles.slide_table import print_notes, print_slides, warn_of_copies
-from pfiles.tiles.sources import PARTS, PICTURES, TABLE, TILES, read_source, read_tile_table
+from pfiles.tiles.sources import ABOUT, PARTS, PICTURES, TABLE, TILES, read_source, read_tile_table
 
-ABOUT = "tiling.json"  # beside the tiles: what was asked for, and a note on each slide
 BUSY = "Another command is at work in {}: wait for it, or name another folder."
 OF_USER = ("patient", "label")  # columns of the table that only some parts may have
 
-Value = TypeVar("Value")
+Key, Value = TypeVar("Key"), TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,15 @@ class _Part:
     rows: pd.DataFrame
 
 
-def share_of(slides: Mapping[str, Value], number: int, count: int) -> dict[str, Value]:
+def share_of(slides: Mapping[Key, Value], number: int, count: int) -> dict[Key, Value]:
     """The part `number`, from 1, of `count` parts of all slides: they follow each other, so that parts in turn are all.
 
     InputError where there are fewer slides than parts.
     """
     if count > len(slides):
         raise InputError(f"There are {len(slides)} slides for {count} parts: ask for no more parts than slides.")
-    names = [*slides][(number - 1) * len(slides) // count : number * len(slides) // count]
-    return {name: slides[name] for name in names}
+    begin, end = ((place * len(slides)) // count for place in (number - 1, number))
+    return dict([*slides.items()][begin:end])
 
 
 def about_part(number: int, count: int, states: Mapping[str, str]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Tiling:
             ("page", 0, 2**20), ("tissue_threshold", 0, 255),
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and not low < value <= high:
+            if value is not None and not (isinstance(value, int | float) and low < value <= high):
                 raise InputError(f"{name} must be above {low} and at most {high}, but is {value!r}.")
         if self.coordinates is not None and (self.stride is not None or self.regions is not None):
             raise InputError("coordinates say where each tile lies: leave out stride and regions.")

@@ -16,9 +16,12 @@ from torch import Tensor
 from pfiles.errors import InputError
 from pfiles.spreadsheet import columns_of, composed, file_name, numbers, parse_table, read_table
 from pfiles.tiles.files import decode, is_image_name, quietly, read_files, stack_tiles, types_in_words
+from pfiles.tiles.mapped import MappedParts
 from pfiles.tiles.pixels import as_tensor
 
 TILES, TABLE, PICTURES = "tiles.npy", "tiles.csv", "slides"  # of a folder that `python -m pfiles tile` wrote
+ABOUT = "tiling.json"  # of it: what was asked for, and a note on each slide
+PARTS = "parts"  # of such a folder that was joined: several files of tiles instead of one
 DRAWN = ("file", "cluster", "name", "seed")  # the columns of that table beside generated tiles
 WHOLE, FRACTIONS = ("x", "y", "side", "level"), ("mpp", "tissue", "sharpness")  # numbers of its columns
 HE_SLOT = 0  # the stain of the published array's second axis that is used here
@@ -30,14 +33,14 @@ SETTLED_SECONDS = 2  # a file changed later than this might change again under t
 class Source:
     """Tiles as they were given.
 
-    images: (N, 3, S, S) uint8, possibly memory-mapped.
+    images: (N, 3, S, S) uint8, possibly memory-mapped, in several files where parts were joined.
     names: of each tile inside the folder or archive; empty where tiles have no names.
     labels: (N,) str, "" where unknown; None where no labels were given.
     state: what tells the files apart from later versions of them; None where that cannot be relied on.
     positions, patients: of tiles that were cut from slides, as `Tiles` holds the former; the latter "" where unknown.
     """
 
-    images: Tensor
+    images: Tensor | MappedParts
     names: Sequence[PurePosixPath] = ()
     labels: np.ndarray | None = None
     state: str | None = None
@@ -95,9 +98,13 @@ def _read_npy(path: Path) -> Tensor:
 
 
 def _read_cut(folder: Path) -> Source:
-    """The folder that `python -m pfiles tile` wrote."""
-    state = _state([folder / TILES, folder / TABLE]) if (folder / TILES).exists() else None
-    images = read_source(folder / TILES).images
+    """The folder that `python -m pfiles tile` wrote, or joined."""
+    parts = [] if (folder / TILES).exists() else sorted((folder / PARTS).glob("*.npy"))
+    if gone := next((part for part in parts if not part.exists()), None):
+        raise InputError(f"{gone} leads to tiles that are gone, {gone.readlink()}: put them back, or join anew.")
+    files = parts or [folder / TILES]
+    state = _state([*files, folder / TABLE]) if files[0].exists() else None
+    images = MappedParts([*map(_read_npy, parts)]) if parts else read_source(folder / TILES).images
     rows = read_tile_table(folder / TABLE)
     positions = positions_of(rows)
     if len(rows) != len(images):

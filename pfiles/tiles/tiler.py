@@ -17,20 +17,31 @@ from PIL import Image
 
 from pfiles.errors import InputError
 from pfiles.machine.cpu import usable_cores
+from pfiles.machine.locks import locked
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import make_generator
 from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.spreadsheet import composed, file_name, read_table, write_csv
 from pfiles.tiles.coordinates import no_places, read_coordinates
 from pfiles.tiles.gather import SlideFile, gather, name_of
+from pfiles.tiles.join import BUSY, about_part, share_of
 from pfiles.tiles.readers import open_slide, profile_name
 from pfiles.tiles.regions import read_regions
 from pfiles.tiles.slide_table import match_rows, print_notes, print_slides, read_slide_table, warn_of_copies
 from pfiles.tiles.slides import Plan, Tiling, cut_tiles, plan_tiles
-from pfiles.tiles.sources import PICTURES, TABLE, TILES, picture_part, read_source, read_tile_table
+from pfiles.tiles.sources import (
+    ABOUT,
+    PARTS,
+    PICTURES,
+    TABLE,
+    TILES,
+    picture_part,
+    read_source,
+    read_tile_table,
+)
 
 COLUMNS = ("slide", "x", "y", "side", "level", "mpp", "tissue", "sharpness")
-ABOUT, WORK = "tiling.json", ".work"  # what was asked for; slides that are done before all are
+WORK = ".work"  # slides that are done before all are
 BLURRED = 0.1  # of the median sharpness of a slide's tiles: below it a tile is counted as blurred
 
 
@@ -46,6 +57,7 @@ def tile_slides(
     coordinates: Path | None = None,
     dry_run: bool = False,
     skipped: Path | None = None,
+    part: tuple[int, int] | None = None,
 ) -> dict[str, str]:
     """Cut the tiles of all slides into `out`: tiles.npy, tiles.csv and a picture of each slide in slides/.
 
@@ -54,7 +66,8 @@ def tile_slides(
     P001 ..., and the key is written beside `out`, to OUT_pseudonyms.csv. threads: None for as many as the machine has
     cores. show_split: print how many tiles of each slide are for training and for testing. regions: see `read_regions`.
     coordinates: see `read_coordinates`. dry_run: write pictures alone, and tell how many tiles there would be.
-    skipped: the folder in which no slides are looked for; None for `out`.
+    skipped: the folder in which no slides are looked for; None for `out`. part: (3, 10) cuts the third of ten parts of
+    all slides, which `join_parts` puts together; None for all slides.
 
     What is done of a slide is kept until all are: run again, the command goes on. A slide that cannot be read, shows no
     tissue or has another's file is left out. A table at the end names every slide. Returns why slides were left out, by
@@ -78,29 +91,37 @@ def tile_slides(
     to_cut = {slide: _tiling_of(slide, tiling, rows_of_user) for slide in slides if slide.name not in copies}
     original = {new.name: old.name for old, new in zip(gathered.slides, slides, strict=True)}
     to_cut = _with_places(to_cut, original, regions, coordinates)
+    states = {slide.name: _state(slide, of) for slide, of in to_cut.items()}
+    asked: dict[str, Any] = {"tiling": asdict(tiling), "slides": states}
+    if part is not None:
+        to_cut = share_of(to_cut, *part)
+        slides = [*to_cut]
+        of_part = {slide.name: states[slide.name] for slide in slides}
+        asked |= {"slides": of_part, "part": about_part(*part, states), "left_out": copies}
     if dry_run:
         return {**_plan_all(to_cut, out), **copies, **gathered.unread}
-    asked = {"tiling": asdict(tiling), "slides": {slide.name: _state(slide, of) for slide, of in to_cut.items()}}
-    about = read_json(out / ABOUT) if (out / TABLE).exists() else None
-    if about is not None and {key: about.get(key) for key in asked} == asked:
-        print(f"The tiles of all slides are in {out} already.")
-        rows = read_tile_table(out / TABLE)
-    else:
-        rows, notes = _cut_all(to_cut, out, asked, tiling.size, threads or usable_cores())
-        about = {**asked, "notes": notes}
-    rows = rows[[*COLUMNS]]
-    for column, values in (("patient", patient), ("label", label)):
-        if any(values.values()):
-            rows[column] = rows["slide"].map(values)
-    write_json(out / ABOUT, about)
-    write_csv(out / TABLE, rows)  # last: where it stands, all is done
-    shutil.rmtree(out / WORK, ignore_errors=True)
+    with locked(out, BUSY.format(out)):
+        about = read_json(out / ABOUT) if (out / TABLE).exists() else None
+        if about is not None and {key: about.get(key) for key in asked} == asked:
+            print(f"The tiles of all slides are in {out} already.")
+            rows = read_tile_table(out / TABLE)
+        else:
+            rows, notes = _cut_all(to_cut, out, asked, tiling.size, threads or usable_cores())
+            about = {**asked, "notes": notes}
+        rows = rows[[*COLUMNS]]
+        for column, values in (("patient", patient), ("label", label)):
+            if any(values.values()):
+                rows[column] = rows["slide"].map(values)
+        write_json(out / ABOUT, about)
+        write_csv(out / TABLE, rows)  # last: where it stands, all is done
+        shutil.rmtree(out / WORK, ignore_errors=True)
     left_out = {name: note["left_out"] for name, note in about["notes"].items() if "left_out" in note}
     left_out = {**left_out, **copies, **gathered.unread}
     names = [slide.name for slide in slides]
-    train, test = print_slides(names, rows, patient if show_split else None, about["notes"], left_out)
-    if rows["slide"].nunique() > 1:
-        warn_of_copies(read_source(out / TILES).images, rows, train, test, out)
+    split = patient if show_split and part is None else None
+    train, test = print_slides(names, rows, split, about["notes"], left_out)
+    if rows["slide"].nunique() > 1 and part is None:
+        warn_of_copies(read_source(out).images, rows, train, test, out)
     print_notes(gathered.notes, about["notes"], tiling.icc)
     return left_out
 
@@ -231,7 +252,7 @@ def _cut_all(
             )
             if "doubt" in note:
                 print(f"{slide.name}: {note['doubt']}.", flush=True)
-        if not count:
+        if not count and "part" not in asked:
             raise InputError(next(iter(notes.values()))["left_out"])
         file.truncate(begin + count * bytes_of_tile)
         file.seek(0)
@@ -240,11 +261,12 @@ def _cut_all(
         os.fsync(file.fileno())
     (out / TABLE).unlink(missing_ok=True)  # tiles are never seen beside the table of others
     os.replace(stack, out / TILES)
+    shutil.rmtree(out / PARTS, ignore_errors=True)  # of an earlier join
     there = {name for name, note in notes.items() if "left_out" not in note}
     for picture in (out / PICTURES).glob("*.jpg"):  # of an earlier cut, perhaps under the names that are now hidden
         if picture.stem not in there and _is_own(picture):
             picture.unlink()
-    return pd.concat(parts, ignore_index=True), notes
+    return pd.concat(parts or [pd.DataFrame(columns=COLUMNS)], ignore_index=True), notes
 
 
 def _is_own(picture: Path) -> bool:

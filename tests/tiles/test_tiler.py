@@ -23,6 +23,7 @@ from pfiles.tiles.dataset import load_tiles
 from pfiles.tiles.gather import SlideFile
 from pfiles.tiles.readers import open_slide
 from pfiles.tiles.slides import Tiling, cut_tiles
+from pfiles.tiles.sources import ABOUT
 from pfiles.tiles.tiler import tile_slides
 from tests.tiles.conftest import DICOM, GLASS, island, tissue, write_slide
 
@@ -303,7 +304,7 @@ def test_stopped_before_it_is_told_what_was_asked_the_tiles_are_kept(tmp_path, m
     out, opened, write_json = tmp_path / "out", [], tiler.write_json
 
     def write_or_fill(path, value):
-        if path.name == tiler.ABOUT:
+        if path.name == ABOUT:
             raise OSError(28, "No space left on device")
         write_json(path, value)
 
