@@ -1,7 +1,7 @@
 """The conditional UNet and the autoencoder beside those of three public libraries, on the same work, in turn.
 
     pip install --no-deps --target PEERS --requirement benchmarks/peers.txt
-    PYTHONPATH=PEERS python -m benchmarks.peers [--size tiny] [--repetitions 5] [--only NAME ...] [--out FILE]
+    PYTHONPATH=PEERS python -m benchmarks.peers [--size tiny] [--repetitions 5] [--only NAME ...] [--beside PEER ...]
 
 The libraries go into a folder of their own and run on the same torch, in the same precision and with the same threads.
 Each UNet gets the same latents, time steps and clusters, has attention at every level where the library offers it, and
@@ -301,10 +301,10 @@ def main(arguments: list[str] | None = None) -> int:
     size = make_size(args.size, args.device, args.precision)
     machine = device_name(args.device)
     print(f"{machine}, torch {torch.__version__}, {size.settings.precision}, {args.repetitions} repetitions")
-    rows, failed = [], 0
+    rows, failed, beside = [], 0, args.beside or [*PEERS]
     for work in args.only or WORKS:
         job, names = WORKS[work]
-        sides = {name: partial(job, name) for name in names}
+        sides = {name: partial(job, name) for name in names if name == OURS or name in beside}
         try:
             measured = interleaved(sides, size, args.device, args.repetitions)
         except MeasurementError as error:
@@ -316,7 +316,7 @@ def main(arguments: list[str] | None = None) -> int:
             row = {"work": work, "by": name, **_about(side), **ratio([run["seconds"] for run in side["runs"]], ours)}
             rows.append(row)
             print(_line(row), flush=True)
-    packages = {package: version(package) for peer in PEERS.values() for package in peer.packages}
+    packages = {package: version(package) for name in beside for package in PEERS[name].packages}
     about = {"device": machine, "date": date.today().isoformat(), "versions": versions() | packages}
     write_json(args.out, {**about, "precision": size.settings.precision, "size": args.size, "rows": rows})
     print(args.out)
@@ -346,6 +346,7 @@ def _line(row: dict[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=WORKS, metavar="NAME", help=f"of {', '.join(WORKS)}")
+    parser.add_argument("--beside", nargs="+", choices=PEERS, metavar="PEER", help=f"of {'; '.join(PEERS)}")
     parser.add_argument("--size", choices=("paper", "tiny"), default="paper", help="of the networks; default paper")
     parser.add_argument("--repetitions", type=int, default=5, help="that count, after one; default 5")
     parser.add_argument("--device", default=pick_device().type, choices=("cpu", "cuda"), help="default: a GPU if any")

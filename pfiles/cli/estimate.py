@@ -46,16 +46,16 @@ def estimate(run: Run) -> Iterator[tuple[str, float, str]]:
     per_epoch = {name: max(1, n_tiles // size) for name, size in batches.items()}
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, progress(total=6, desc="measure", leave=False) as bar:
-        steps, small = FEW, _small(run, n_tiles, FEW, Path(folder, "few"))
+        steps, small = FEW, shortened(run, n_tiles, FEW, Path(folder, "few"))
         with capture_output():
-            first = _seconds(small, "autoencoder") / per_epoch["autoencoder"]
+            first = seconds_of_epoch(small, "autoencoder") / per_epoch["autoencoder"]
         bar.update()
         # on a GPU the first steps are slow, as they compile, and the others are fast
         if run.device.type == "cuda" or first * STEPS < PATIENCE:
-            steps, small = STEPS, _small(run, n_tiles, STEPS, Path(folder, "all"))
+            steps, small = STEPS, shortened(run, n_tiles, STEPS, Path(folder, "all"))
         for name in ["autoencoder", *["clusters"] * settings.clusters_first, *START]:
             with capture_output():
-                seconds[name] = _seconds(small, name) / per_epoch[name]
+                seconds[name] = seconds_of_epoch(small, name) / per_epoch[name]
                 if name == "autoencoder" and ae.polish.epochs:
                     seconds["polish"] = _last_seconds(small.paths.training_folder("polish")) / per_epoch["polish"]
             bar.update()
@@ -128,7 +128,7 @@ def _seconds_of_encoding(small: Run) -> float:
     return (time.monotonic() - began) / len(small.train_images)
 
 
-def _small(run: Run, tiles: int, steps: int, folder: Path) -> Run:
+def shortened(run: Run, tiles: int, steps: int, folder: Path) -> Run:
     """The same run on so few tiles that an epoch is a step or few, for that many steps, in a folder of its own."""
     settings, drawing = run.settings, run.settings.sampling
     ae = settings.autoencoder
@@ -144,7 +144,7 @@ def _small(run: Run, tiles: int, steps: int, folder: Path) -> Run:
     return replace(run, settings=settings, n_clusters=k, paths=paths, restart=False, assets=assets)
 
 
-def _seconds(small: Run, name: str) -> float:
+def seconds_of_epoch(small: Run, name: str) -> float:
     """Of an epoch of the training of that name, which is done here."""
     if name == "autoencoder":
         learn.autoencoder(small, *learn.new_autoencoder(small))

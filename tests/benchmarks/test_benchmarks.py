@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ import benchmarks.__main__ as command
 from benchmarks import growth, indices, items, load, measure, peers, reference, step, tiling
 from benchmarks.inputs import Flops, count_flops, make_networks, make_size, published_networks, smooth_tiles
 from MODULE import all_indices
+from pfiles.cli.parser import parse
 from pfiles.cluster_bank import ClusterBank
 from pfiles.drawing import sampling
 from pfiles.latents import LatentSpace, encode_tiles
@@ -417,12 +420,12 @@ def test_a_library_gets_the_width_of_most_similar_size():
 # the script for a machine with a GPU
 
 
-def run_script(tmp_path, python, **environment):
+def run_script(tmp_path, python, call="1", **environment):
     (tmp_path / "python").write_text(f'#!/bin/bash\necho "$@" >> {tmp_path}/calls\n{python}\n')
     (tmp_path / "python").chmod(0o755)
     environment = {**os.environ, "PYTHON": str(tmp_path / "python"), "OUT": str(tmp_path / "out"), **environment}
     return subprocess.run(
-        ["bash", ROOT / "benchmarks" / "gpu.sh", "some tiles"], env=environment, capture_output=True, text=True
+        ["bash", ROOT / "benchmarks" / "gpu.sh", call, "some tiles"], env=environment, capture_output=True, text=True
     )
 
 
@@ -430,12 +433,28 @@ def test_gpu_script_runs_every_step_and_tells_of_a_failure(tmp_path):
     done = run_script(tmp_path, '[ "$2" != benchmarks ]', TINY="1")
     calls = (tmp_path / "calls").read_text().splitlines()
     assert [call.split()[1] for call in calls] == [
-        "torch.utils.collect_env", "pytest", "benchmarks", "experiments.train_and_look",
+        "torch.utils.collect_env", "pytest", "benchmarks", "benchmarks.peers", "experiments.short_run",
     ]  # fmt: skip
     assert "some tiles" in calls[-1]
     assert done.returncode == 1
-    assert [line.rsplit(" ", 1)[1] for line in done.stdout.splitlines()[-4:]] == ["0", "0", "1", "0"]
-    assert run_script(tmp_path, "exit 0", TINY="1").returncode == 0
+    assert [line.rsplit(" ", 1)[1] for line in done.stdout.splitlines()[-5:]] == ["0", "0", "1", "0", "0"]
+
+
+def test_the_second_call_of_the_gpu_script_goes_on_where_the_first_stopped(tmp_path):
+    stopped = run_script(tmp_path, '[ "$2" != experiments.short_run ] || exit 143', TINY="1")
+    assert stopped.returncode == 0  # as it was meant
+    (tmp_path / "calls").unlink()
+    done = run_script(tmp_path, "exit 0", call="2", TINY="1")
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [call.split()[1] for call in calls] == ["experiments.short_run", "pfiles"]
+    parse(shlex.split(calls[-1])[2:])
+    assert done.returncode == 0
+    limits = [int(limit) for limit in re.findall(r"at most (\d+) s", stopped.stdout)]
+    assert sum(limits[:-1]) < 240  # the training has what is left of five minutes
+    assert sum(int(limit) for limit in re.findall(r"at most (\d+) s", done.stdout)) <= 300
+    for script in (stopped, done):
+        assert "experiments.short_run some tiles --size tiny" in script.stdout
+    assert run_script(tmp_path, "exit 0", call="3").returncode == 2
 
 
 def test_gpu_script_names_the_way_without_a_gpu(tmp_path):

@@ -21,12 +21,14 @@ from experiments import (
     ladder,
     race,
     reader_study,
+    short_run,
     start_from,
     train_and_look,
 )
 from pfiles import checkpoints
 from pfiles.cluster_bank import ClusterBank
 from pfiles.drawing.generator import STARTER
+from pfiles.errors import TerminatedError
 from pfiles.latents import LatentSpace
 from pfiles.learning import loop
 from pfiles.machine.runtime import seeded
@@ -54,6 +56,21 @@ def test_train_and_look(tmp_path, capsys):
     assert report["unet"]["ms_per_step"] == pytest.approx(1000 * report["unet"]["seconds"] / report["unet"]["steps"])
     assert report["sampling"]["images"] == 140
     assert "clusters in use" in capsys.readouterr().out
+
+
+def test_short_run_goes_on_with_the_epochs_that_it_timed(tmp_path, monkeypatch, capsys):
+    def stop(run, stage, networks):
+        raise TerminatedError("stopped")
+
+    arguments = ["--size", "tiny", "--minutes", "0.01", "--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(short_run.learn, "unet", stop)
+        patch.setattr(short_run, "epochs_in", lambda *args: {"autoencoder.epochs": 2, "training.epochs": 3})
+        assert short_run.main(arguments) == 143
+    assert short_run.main(arguments) == 0
+    assert capsys.readouterr().out.count("autoencoder.epochs = 2, training.epochs = 3") == 2
+    assert (tmp_path / "sheet.jpg").exists()
+    assert len([*(tmp_path / "test").iterdir()]) == len([*(tmp_path / "drawn").iterdir()]) > 0
 
 
 def test_training_is_as_long_as_the_time_allows(tmp_path):

@@ -1,0 +1,115 @@
+"""The preset "recommended", shortened to some minutes, and what it draws: a look at a machine and at tiles.
+
+    python -m experiments.short_run [TILES] [--minutes 6] [--size tiny] [--out DIR]
+
+The autoencoder and the UNet's first training get as many epochs as fit into the minutes; steps are timed first, and
+DIR/epochs.json keeps the epochs. Stopped by Ctrl-C or SIGTERM it leaves a resume point, and goes on when run again.
+Leaves DIR/sheet.jpg, training tiles beside generated ones of each cluster, and the folders DIR/test and DIR/drawn, as
+many generated tiles as test tiles and of the same clusters, which `python -m pfiles evaluate --unpaired` compares.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.inputs import TINY
+from pfiles import draw, learn
+from pfiles.cli.estimate import seconds_of_epoch, shortened
+from pfiles.errors import InputError, TerminatedError
+from pfiles.machine.runtime import pick_device
+from pfiles.paths import ROOT, read_json, write_json
+from pfiles.reporting import figures
+from pfiles.run import Run, open_run
+from pfiles.tiles.files import write_tiles
+from pfiles.tiles.pixels import evenly_spaced
+
+N_CLUSTERS, N_CLUSTERS_IN_TINY = 14, 4
+SHARES = {"autoencoder": 0.4, "training": 0.6}  # of the minutes
+TIMED = 20  # epochs of a step or few
+DRAWN = 1000  # tiles at most
+PER_CLUSTER = 10  # tiles in a row of the sheet
+CHANGES = {  # no weights are downloaded, nothing is polished, and nothing compiled, which takes minutes of its own
+    "autoencoder.perceptual": "ms-ssim", "autoencoder.perceptual_weight": 0.2, "autoencoder.polish.epochs": 0,
+    "speed": "off",
+}  # fmt: skip
+IN_TINY = {"max_train_tiles": 64, "autoencoder.discriminator": {"conv_channels": [8, 16]}, "sampling.steps": 4,
+           "sampling.num_generated": 22}  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, draw, and return the exit status: 0 done, 2 the tiles are not usable, 143 stopped by SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.short_run", description=__doc__.splitlines()[0])
+    parser.add_argument("tiles", nargs="?", default="embedded", help="folder, .zip or .npy; default embedded tissue")
+    parser.add_argument("--minutes", type=float, default=6.0, help="of both trainings together; default 6")
+    parser.add_argument("--size", choices=("paper", "tiny"), default="paper", help="of the networks; default paper")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "short", help="folder for the results")
+    args = parser.parse_args(arguments)
+    data = args.tiles if args.tiles == "embedded" else str(Path(args.tiles).resolve())
+    try:
+        short_run(data, args.size == "tiny", 60 * args.minutes, args.out.resolve())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TerminatedError as error:
+        print(error)
+        return 143
+    return 0
+
+
+def short_run(data: str, tiny: bool, seconds: float, out: Path) -> None:
+    """Train on the tiles of `data` for about `seconds`, draw, and write pictures and tiles into `out`."""
+    overrides: dict[str, Any] = {**CHANGES, "precision": "bf16" if pick_device().type == "cuda" else "fp32"}
+    k = N_CLUSTERS
+    if tiny:
+        overrides, k = overrides | TINY | IN_TINY, N_CLUSTERS_IN_TINY
+
+    def open_with(epochs: dict[str, int]) -> Run:
+        return open_run("short_run", k, "kmeans", data, "recommended", overrides | epochs, out=out / "run",
+                        run_toml=False)  # fmt: skip
+
+    epochs = read_json(out / "epochs.json")
+    if epochs is None:
+        epochs = epochs_in(seconds, open_with({}))
+        write_json(out / "epochs.json", epochs)
+    print(", ".join(f"{name} = {value}" for name, value in epochs.items()), flush=True)
+    run = open_with(epochs)
+    learn.autoencoder(run, *learn.new_autoencoder(run))
+    learn.unet(run, "training", learn.new_networks(run))
+
+    places = run.tiles.test[evenly_spaced(len(run.tiles.test), DRAWN)]
+    real = run.tiles.tensor(places)
+    write_tiles(out / "test", range(1, len(real) + 1), real)
+    drawn = draw.tiles(run, run.assign(real, "training")[0], stage="training")
+    write_tiles(out / "drawn", range(1, len(drawn) + 1), drawn)
+    clusters, _ = run.assign(stage="training")
+    rows = [run.train_images[(clusters == c).to(run.device)][: PER_CLUSTER // 2].cpu() for c in range(k)]
+    ids = [c for c in range(k) for _ in range(PER_CLUSTER)]
+    generated = draw.tiles(run, ids, stage="training").split(PER_CLUSTER)
+    sheet = figures.cluster_sheet(rows, generated, ("Training tiles", "Generated tiles"), mpp=run.tiles.mpp)
+    figures.save_figure(sheet, out / "sheet.jpg")
+    print(f"{out / 'sheet.jpg'}; {len(real)} tiles each in {out / 'test'} and {out / 'drawn'}")
+
+
+def epochs_in(seconds: float, run: Run) -> dict[str, int]:
+    """How many epochs of each training fit into the time, as settings; of the autoencoder's steps the last two thirds
+    are adversarial."""
+    settings, n = run.settings, len(run.tiles.train)
+    batches = {"autoencoder": settings.autoencoder.batch_size, "training": settings.diffusion.batch_size}
+    n_tiles = min(n, max(*batches.values(), run.n_clusters))
+    epochs: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        small = shortened(run, n_tiles, TIMED, Path(folder))
+        for name, batch_size in batches.items():
+            step = seconds_of_epoch(small, name) / max(1, n_tiles // batch_size)
+            epochs[name] = max(1, int(SHARES[name] * seconds / (step * max(1, n // batch_size))))
+    steps = epochs["autoencoder"] * max(1, n // batches["autoencoder"])
+    return {
+        "autoencoder.epochs": epochs["autoencoder"], "training.epochs": epochs["training"],
+        "autoencoder.discriminator_start_step": steps // 3,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
