@@ -25,17 +25,19 @@ from pfiles.run import Run, open_run
 from pfiles.tiles.files import write_tiles
 from pfiles.tiles.pixels import evenly_spaced
 
-N_CLUSTERS, N_CLUSTERS_IN_TINY = 14, 4
+N_CLUSTERS, N_CLUSTERS_IN_TINY = 14, 3
 SHARES = {"autoencoder": 0.4, "training": 0.6}  # of the minutes
-TIMED = 20  # epochs of a step or few
-DRAWN = 1000  # tiles at most
+TIMED, TIMED_IN_TINY = 20, 2  # epochs of a step or few
+DRAWN, DRAWN_IN_TINY = 1000, 24  # tiles at most
 PER_CLUSTER = 10  # tiles in a row of the sheet
 CHANGES = {  # no weights are downloaded, nothing is polished, and nothing compiled, which takes minutes of its own
     "autoencoder.perceptual": "ms-ssim", "autoencoder.perceptual_weight": 0.2, "autoencoder.polish.epochs": 0,
     "speed": "off",
 }  # fmt: skip
-IN_TINY = {"max_train_tiles": 64, "autoencoder.discriminator": {"conv_channels": [8, 16]}, "sampling.steps": 4,
-           "sampling.num_generated": 22}  # fmt: skip
+IN_TINY = {
+    "max_train_tiles": 32, "autoencoder.batch_size": 8, "diffusion.batch_size": 8, "sampling.steps": 4,
+    "autoencoder.discriminator": {"conv_channels": [8, 16]}, "sampling.num_generated": 22,
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,9 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
 def short_run(data: str, tiny: bool, seconds: float, out: Path) -> None:
     """Train on the tiles of `data` for about `seconds`, draw, and write pictures and tiles into `out`."""
     overrides: dict[str, Any] = {**CHANGES, "precision": "bf16" if pick_device().type == "cuda" else "fp32"}
-    k = N_CLUSTERS
+    k, timed, most = N_CLUSTERS, TIMED, DRAWN
     if tiny:
-        overrides, k = overrides | TINY | IN_TINY, N_CLUSTERS_IN_TINY
+        overrides |= TINY | IN_TINY
+        k, timed, most = N_CLUSTERS_IN_TINY, TIMED_IN_TINY, DRAWN_IN_TINY
 
     def open_with(epochs: dict[str, int]) -> Run:
         return open_run("short_run", k, "kmeans", data, "recommended", overrides | epochs, out=out / "run",
@@ -71,14 +74,14 @@ def short_run(data: str, tiny: bool, seconds: float, out: Path) -> None:
 
     epochs = read_json(out / "epochs.json")
     if epochs is None:
-        epochs = epochs_in(seconds, open_with({}))
+        epochs = epochs_in(seconds, open_with({}), timed)
         write_json(out / "epochs.json", epochs)
     print(", ".join(f"{name} = {value}" for name, value in epochs.items()), flush=True)
     run = open_with(epochs)
     learn.autoencoder(run, *learn.new_autoencoder(run))
     learn.unet(run, "training", learn.new_networks(run))
 
-    places = run.tiles.test[evenly_spaced(len(run.tiles.test), DRAWN)]
+    places = run.tiles.test[evenly_spaced(len(run.tiles.test), most)]
     real = run.tiles.tensor(places)
     write_tiles(out / "test", range(1, len(real) + 1), real)
     drawn = draw.tiles(run, run.assign(real, "training")[0], stage="training")
@@ -92,15 +95,15 @@ def short_run(data: str, tiny: bool, seconds: float, out: Path) -> None:
     print(f"{out / 'sheet.jpg'}; {len(real)} tiles each in {out / 'test'} and {out / 'drawn'}")
 
 
-def epochs_in(seconds: float, run: Run) -> dict[str, int]:
+def epochs_in(seconds: float, run: Run, timed: int) -> dict[str, int]:
     """How many epochs of each training fit into the time, as settings; of the autoencoder's steps the last two thirds
-    are adversarial."""
+    are adversarial. timed: how many short epochs are timed."""
     settings, n = run.settings, len(run.tiles.train)
     batches = {"autoencoder": settings.autoencoder.batch_size, "training": settings.diffusion.batch_size}
     n_tiles = min(n, max(*batches.values(), run.n_clusters))
     epochs: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        small = shortened(run, n_tiles, TIMED, Path(folder))
+        small = shortened(run, n_tiles, timed, Path(folder))
         for name, batch_size in batches.items():
             step = seconds_of_epoch(small, name) / max(1, n_tiles // batch_size)
             epochs[name] = max(1, int(SHARES[name] * seconds / (step * max(1, n // batch_size))))
