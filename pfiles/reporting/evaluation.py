@@ -122,7 +122,7 @@ def evaluate(
     if held_out is not None:
         others = read_source(held_out)
         data = replace(
-            data, held_out=pixels.match_size(others.images, real.shape[2]), held_out_labels=others.labels,
+            data, held_out=pixels.match_size(others.images[:], real.shape[2]), held_out_labels=others.labels,
             real_labels=read_labels(real_folder, files.list_images(real_folder).values()),
         )  # fmt: skip
     if feature_files:
