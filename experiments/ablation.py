@@ -140,10 +140,10 @@ def write_row(
 ) -> None:
     """Measure what a run drew after its first training, in `args.features`; its JSON and its sheet go to `args.out`."""
     draw_tiles = partial(draw.tiles, run, stage="training")
-    shown, values = measure(run, args.features, draw_tiles, "training", blurs_px=(0.0,), floors=floors)
+    sheet, values = measure(run, args.features, draw_tiles, "training", blurs_px=(0.0,), floors=floors)
     about = {"row": name, "date": date.today().isoformat(), "device": device_name(run.device.type), **versions()}
     trained = {"epochs": len(history), "training_cpu_seconds": seconds, "mse": history[-1]["mse"]}
-    figures.save_figure(shown, args.out / f"{name}.jpg")
+    figures.save_figure(sheet, args.out / f"{name}.jpg")
     write_json(args.out / f"{name}.json", {**about, **trained, "settings": settings, "values": values})
 
 
@@ -213,7 +213,7 @@ def _rebuilt(run: Run, tiles: Tensor) -> Tensor:
 
 def reach_of_structure(
     test: Tensor,
-    drawn: Tensor,
+    generated: Tensor,
     rebuilt: Tensor,
     clusters: Tensor,
     seed: int,
@@ -228,13 +228,13 @@ def reach_of_structure(
     cluster_ids = clusters.cpu().numpy()
     try:
         raw, decoded = (structure.make_ladder(test, seed, cluster_ids, decode) for decode in (None, through))
-        of_drawn, of_rebuilt = (
+        reach, rebuilt_reach = (
             structure.reaches(ladder, tiles, seed, cluster_ids).loc["all"]
-            for ladder, tiles in ((decoded, drawn), (raw, rebuilt))
+            for ladder, tiles in ((decoded, generated), (raw, rebuilt))
         )
     except InputError:
         return dict.fromkeys(names)
-    values = (of_drawn.reach, of_drawn.low, of_drawn.high, of_drawn.share, of_rebuilt.reach)
+    values = (reach.reach, reach.low, reach.high, reach.share, rebuilt_reach.reach)
     return dict(zip(names, map(float, values), strict=True))
 
 

@@ -81,8 +81,8 @@ def _do(args: argparse.Namespace, name: str) -> None:
     rebuilt = to_uint8(reconstruct(run.vqvae, test.to(run.device))).cpu()
     values |= measure(test, rebuilt, run.seed, run.device)
     values["codes used"] = len(encode_tiles(run.vqvae, test.to(run.device)).unique())
-    shown = evenly_spaced(len(test), SHOWN)
-    pairs = torch.stack([test[shown], rebuilt[shown]], 1).flatten(0, 1)
+    examples = evenly_spaced(len(test), SHOWN)
+    pairs = torch.stack([test[examples], rebuilt[examples]], 1).flatten(0, 1)
     figures.save_figure(figures.show_tiles(pairs, title=f"{name}: test tiles, each before what becomes of it"),
                         args.out / f"{name}.jpg")  # fmt: skip
     about = {"row": name, "date": date.today().isoformat(), "device": device_name(run.device.type), **versions()}

@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, (clusters, times) in rows.items():
         if not (args.out / f"{name}.json").exists():
             _do(args, name, clusters, times)
-        table = as_table([row for other in rows if (row := read_json(args.out / f"{other}.json"))])
+        table = as_table([row for row_name in rows if (row := read_json(args.out / f"{row_name}.json"))])
         with atomic_write(args.out / "every_k.md") as file:
             file.write(table.encode())
     print(table)
@@ -77,16 +77,16 @@ def measure(run: Run, number: int = 500) -> dict[str, Any]:
     test = run.test_images[:number]
     clusters, _ = run.assign(test, "training")
     began = time.process_time()
-    drawn = draw.tiles(run, clusters, stage="training")
+    generated = draw.tiles(run, clusters, stage="training")
     seconds = time.process_time() - began
     extractor = make_extractor("autoencoder", run.vqvae)
     train = run.tiles.tensor(run.tiles.some_of_training(len(test)))
-    real, fake, floor = (extractor(tiles) for tiles in (test, drawn, train))
+    real, fake, floor = (extractor(tiles) for tiles in (test, generated, train))
     rng = np.random.default_rng(0)
     halves = [rng.permutation(len(fake))[: len(fake) // 2] for _ in range(HALVES)]
     labels, _ = run.assign(run.train_images, "training")
     judge, ceiling = fidelity.train_judge(run.vqvae, run.codes, labels, run.n_clusters, run.seed)
-    verdicts, _ = predict_clusters(run.vqvae, judge, encode_tiles(run.vqvae, drawn.to(run.device)))
+    verdicts, _ = predict_clusters(run.vqvae, judge, encode_tiles(run.vqvae, generated.to(run.device)))
     return {
         "frechet": frechet_distance(real, fake),
         "frechet of halves": [frechet_distance(real, fake[half]) for half in halves],
@@ -100,7 +100,7 @@ def measure(run: Run, number: int = 500) -> dict[str, Any]:
 
 def as_table(rows: list[dict[str, Any]]) -> str:
     """The rows that are done as Markdown, with 95 % intervals; each difference is that from the k's own UNet."""
-    own = {row["clusters"]: row["values"][str(row["clusters"])] for row in rows if isinstance(row["clusters"], int)}
+    single = {row["clusters"]: row["values"][str(row["clusters"])] for row in rows if isinstance(row["clusters"], int)}
     columns = [
         "row",
         "k",
@@ -119,7 +119,7 @@ def as_table(rows: list[dict[str, Any]]) -> str:
             cells = [
                 row["row"], k, row["training_cpu_seconds"], f"{row['mse']:.4f}",
                 f"{value['frechet']:.4f} ± {1.96 * error:.4f}",
-                _difference(value, own[int(k)]) if int(k) in own and row["clusters"] != int(k) else "",
+                _difference(value, single[int(k)]) if int(k) in single and row["clusters"] != int(k) else "",
                 f"{value['as asked'] / value['tiles']:.1%} ({low:.1%} to {high:.1%})",
                 f"{value['judge on real tiles']:.1%}",
             ]  # fmt: skip
@@ -127,10 +127,10 @@ def as_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
+def _difference(values: dict[str, Any], reference: dict[str, Any]) -> str:
     """The difference of two Frechet distances of tiles drawn from the same noise, with its 95 % interval."""
-    halves = np.subtract(one["frechet of halves"], other["frechet of halves"])
-    return f"{one['frechet'] - other['frechet']:+.4f} ± {1.96 * np.std(halves, ddof=1):.4f}"
+    halves = np.subtract(values["frechet of halves"], reference["frechet of halves"])
+    return f"{values['frechet'] - reference['frechet']:+.4f} ± {1.96 * np.std(halves, ddof=1):.4f}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table, write the files; the exit status is 2 where something given is wrong."""
     args = _parser().parse_args(arguments)
     try:
-        report, shown = climb(args)
+        report, examples = climb(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         file.write(table.encode())
     rungs = [rung for rung in RUNGS if rung in next(iter(report["measures"].values()))["values"]]
     title = "\n".join(textwrap.wrap(", ".join(rungs), 110))
-    figures.save_figure(figures.show_tiles(shown, SHOWN, title=title), args.out / "ladder.jpg")
+    figures.save_figure(figures.show_tiles(examples, SHOWN, title=title), args.out / "ladder.jpg")
     return 0
 
 
@@ -104,8 +104,8 @@ def climb(args: argparse.Namespace) -> tuple[dict[str, Any], Tensor]:
         for name, of in values.items()
     }
     chains = [list(chain) for chain in QUALITY + STRUCTURE]
-    shown = [rung[evenly_spaced(len(clusters), SHOWN)] for rung in rungs.values()]
-    return {**about, "chains": chains, "measures": measures}, torch.cat(shown)
+    examples = [rung[evenly_spaced(len(clusters), SHOWN)] for rung in rungs.values()]
+    return {**about, "chains": chains, "measures": measures}, torch.cat(examples)
 
 
 def _of_run(args: argparse.Namespace) -> tuple[Generator, Path, Tiles]:
@@ -167,10 +167,11 @@ def measure(
     train, vqvae, n_clusters = tiles.tensor(tiles.train), generator.space.vqvae, generator.n_clusters
     codes = encode_tiles(vqvae, train.to(device))
     train_clusters, _ = predict_clusters(vqvae, generator.bank, codes)
-    found: dict[str, dict[str, Any]] = {}
+    measures: dict[str, dict[str, Any]] = {}
 
     def note(name: str, rung: str, value: float | None, best: str) -> None:
-        found.setdefault(name, {"best": best, "values": {}})["values"][rung] = None if value is None else float(value)
+        values = measures.setdefault(name, {"best": best, "values": {}})["values"]
+        values[rung] = None if value is None else float(value)
 
     guards = {px: two_sample.can_learn(train, seed, device, px) for px in blurs_px}
     judge_network, _ = fidelity.train_judge(vqvae, codes, train_clusters, n_clusters, seed)
@@ -215,7 +216,7 @@ def measure(
                 device,
             )
             note("CAS", name, of.table.accuracy[usefulness.GENERATED], "high")
-    return found
+    return measures
 
 
 def _ladder_of_blocks(train: Tensor, clusters: Tensor, seed: int) -> structure.Ladder | None:

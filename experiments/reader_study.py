@@ -83,24 +83,27 @@ def coverage(skill: float, deviation: float, studies: int, readers: int, tiles: 
 
 def truth(skills: np.ndarray, steps: np.ndarray) -> dict[str, np.ndarray]:
     """The measures of readers of these skills (r,) over all tiles there could be."""
-    made, real = (np.diff(stats.norm.cdf(steps - mean[:, None]), prepend=0, append=1) for mean in (skills, 0 * skills))
+    generated, real = (
+        np.diff(stats.norm.cdf(steps - mean[:, None]), prepend=0, append=1) for mean in (skills, 0 * skills)
+    )
     below = real.cumsum(1) - real / 2
     return {
-        "sensitivity": made[:, 3:].sum(1),
+        "sensitivity": generated[:, 3:].sum(1),
         "specificity": real[:, :3].sum(1),
-        "AUC": (made * below).sum(1),
+        "AUC": (generated * below).sum(1),
     }
 
 
 def simulated(skills: np.ndarray, steps: np.ndarray, tiles: int, rng: np.random.Generator) -> Ratings:
     """What readers of these skills (r,) say of tiles that are drawn anew."""
     r = len(skills)
-    made = np.arange(tiles) < tiles // 2
+    is_generated = np.arange(tiles) < tiles // 2
     chance = np.sqrt(OF_TILE) * rng.standard_normal(tiles) + np.sqrt(1 - OF_TILE) * rng.standard_normal((r, tiles))
-    certainty = CERTAINTIES[np.digitize(chance + skills[:, None] * made, steps)]
+    certainty = CERTAINTIES[np.digitize(chance + skills[:, None] * is_generated, steps)]
     answers = np.where(certainty > 0, "generated", "real")
     place = np.broadcast_to(np.arange(tiles) / tiles, (r, tiles))
-    return Ratings(np.arange(1, r + 1), made, np.ones(tiles, int), answers, certainty, (certainty > 0) == made, place)
+    is_right = (certainty > 0) == is_generated
+    return Ratings(np.arange(1, r + 1), is_generated, np.ones(tiles, int), answers, certainty, is_right, place)
 
 
 def as_markdown(rows: dict[str, dict[str, float]]) -> str:

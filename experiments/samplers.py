@@ -53,29 +53,29 @@ def compare(args: argparse.Namespace) -> int:
     test = tiles.tensor(tiles.test[evenly_spaced(len(tiles.test), args.images)], device)
     real = extract(test)
     cluster_ids, _ = predict_clusters(run.vqvae, networks.bank, encode_tiles(run.vqvae, test))
-    rows, shown = [], {}
+    rows, examples = [], {}
 
     def add(name: str, images: torch.Tensor, seconds: float | None) -> None:
         distance = frechet_distance(extract(images), real)
         rows.append({"images": name, "frechet_distance": distance, "seconds_per_image": seconds})
         print(f"{name:<34} {distance:18.4f} {'' if seconds is None else f'{seconds:20.4f}'}", flush=True)
-        shown[name] = images[:SHOWN].cpu()
+        examples[name] = images[:SHOWN].cpu()
 
     print(f"\n{len(test)} images on {device_name(device.type)}, {torch.get_num_threads()} threads")
     print(f"{'images':<34} {'Frechet distance':>18} {'seconds per image':>20}")
-    chosen = tiles.train[evenly_spaced(len(tiles.train), len(test))]
-    add("training tiles", tiles.tensor(chosen, device), None)
+    selection = tiles.train[evenly_spaced(len(tiles.train), len(test))]
+    add("training tiles", tiles.tensor(selection, device), None)
     add("test tiles, reconstructed", to_uint8(reconstruct(run.vqvae, test)), None)
     for sampler, steps in WAYS:
         began = time.perf_counter()
-        how = replace(run.settings, sampling=replace(run.settings.sampling, sampler=sampler, steps=steps, guidance=1.0))
-        images = replace(networks, settings=how).draw(cluster_ids, seed=0)
+        sampling = replace(run.settings.sampling, sampler=sampler, steps=steps, guidance=1.0)
+        images = replace(networks, settings=replace(run.settings, sampling=sampling)).draw(cluster_ids, seed=0)
         add(f"{sampler}, {steps} steps", images, (time.perf_counter() - began) / len(test))
 
     if args.out is not None:
         about = {"device": device_name(device.type), "date": date.today().isoformat(), "versions": versions()}
         write_json(args.out, {**about, "images": len(test), "data": tiles.source, "rows": rows})
-        figure = figures.show_tiles(torch.cat(list(shown.values())), SHOWN, title=", ".join(shown))
+        figure = figures.show_tiles(torch.cat(list(examples.values())), SHOWN, title=", ".join(examples))
         figures.save_figure(figure, args.out.with_suffix(".jpg"))
     return 0
 

@@ -104,9 +104,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _by_label(run: Run, shipped: Generator) -> dict[str, float]:
     """The share of test tiles whose tissue a network sorts rightly, by what it learnt from; nothing without labels."""
     cluster_ids = shipped.cluster_ids(LABELLED, run.seed)
-    sets = report.evaluation_data(run, shipped.draw(cluster_ids, seed=run.seed), cluster_ids)
-    found = usefulness.make_labels_section(sets, run.seed, run.device).scores.get("label_accuracy", {})
-    return {f"{BY_LABEL}{name}": share for name, share in found.items()}
+    data = report.evaluation_data(run, shipped.draw(cluster_ids, seed=run.seed), cluster_ids)
+    accuracies = usefulness.make_labels_section(data, run.seed, run.device).scores.get("label_accuracy", {})
+    return {f"{BY_LABEL}{name}": share for name, share in accuracies.items()}
 
 
 def _card(run: Run, shipped: Generator, values: dict[str, float | None], folder: Path) -> str:
@@ -122,8 +122,8 @@ def _card(run: Run, shipped: Generator, values: dict[str, float | None], folder:
     reach, low, high, rebuilt = (
         values[name] for name in ("reach", "reach, low", "reach, high", "reach, reconstructed")
     )
-    known = reach is not None
-    how, stages = run.settings.sampling, ("training", "finetuning1", "finetuning2")
+    reached = reach is not None
+    sampling, stages = run.settings.sampling, ("training", "finetuning1", "finetuning2")
     epochs = ", ".join(f"{getattr(run.settings, stage).epochs} epochs ({stage})" for stage in stages)
     bands = [ratio for name, ratio in values.items() if name.startswith("power")]
     return CARD.format(
@@ -131,7 +131,7 @@ def _card(run: Run, shipped: Generator, values: dict[str, float | None], folder:
         codes=shipped.space.vqvae.embedding.num_embeddings, clustering=run.clustering, epochs=epochs,
         parameters=sum(p.numel() for p in shipped.unet.parameters()) / 1e6,
         size=(folder / "model.safetensors").stat().st_size / 1e6,
-        sampler=how.sampler, steps=how.steps, guidance=how.guidance,
+        sampler=sampling.sampler, steps=sampling.steps, guidance=sampling.guidance,
         day=date.today().isoformat(), device=device_name(run.device.type),
         frechet=values["autoencoder: Frechet distance (autoencoder features)"],
         frechet_train=values["autoencoder: floor, training tiles"],
@@ -146,8 +146,8 @@ def _card(run: Run, shipped: Generator, values: dict[str, float | None], folder:
         linear=linear(LINEAR_PROBE), linear_floor=linear(f"floor, {LINEAR_PROBE}"),
         linear_r=linear(f"{LINEAR_PROBE} from reconstructed"), labels=", ".join(labels), by_label=" / ".join(by_label),
         label_chance=1 / len(labels), history=HISTORY,
-        reach=f"{structure.in_words(reach, side, shipped.mpp)}, {low:.1f} to {high:.1f} px" if known else "not known",
-        reach_rebuilt=structure.in_words(rebuilt, side, shipped.mpp) if known else "not known", half=side // 2,
+        reach=f"{structure.in_words(reach, side, shipped.mpp)}, {low:.1f} to {high:.1f} px" if reached else "not known",
+        reach_rebuilt=structure.in_words(rebuilt, side, shipped.mpp) if reached else "not known", half=side // 2,
         told_1=share("told from real, blur 1"), told_r=share("told from reconstructed, blur 0"),
         told_r1=share("told from reconstructed, blur 1"), power=" ".join(f"{ratio:.2f}" for ratio in bands),
     )  # fmt: skip

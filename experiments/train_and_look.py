@@ -108,18 +108,18 @@ def train_and_look(data: str, settings: Settings, device: torch.device, seconds:
         classifier = Classifier(vqvae.z_channels, N_CLUSTERS).to(device)
     perceptual = autoencoder.make_perceptual(settings.autoencoder, device)
 
-    def train_autoencoder(networks: list[nn.Module], some: Tensor, epochs: int, job: loop.Job) -> loop.History:
+    def train_autoencoder(networks: list[nn.Module], part: Tensor, epochs: int, job: loop.Job) -> loop.History:
         # the adversarial terms begin after a third; the second epoch of two, which is timed, has them
-        start = epochs * len(some) // job.batch_size // 3
+        start = epochs * len(part) // job.batch_size // 3
         shorter = replace(settings.autoencoder, epochs=epochs, discriminator_start_step=start)
         return autoencoder.train_autoencoder(
-            vqvae=networks[0], discriminator=networks[1], images=some, perceptual=perceptual, settings=shorter, job=job
+            vqvae=networks[0], discriminator=networks[1], images=part, perceptual=perceptual, settings=shorter, job=job
         )
 
-    def train_unet(networks: list[nn.Module], some: Tensor, epochs: int, job: loop.Job) -> loop.History:
+    def train_unet(networks: list[nn.Module], part: Tensor, epochs: int, job: loop.Job) -> loop.History:
         return diffusion.train_stage(
-            unet=networks[0], bank=ClusterBank([networks[1]]), space=LatentSpace(vqvae), images=some,
-            codes=encode_tiles(vqvae, some), job=job, stage=replace(settings.training, epochs=epochs),
+            unet=networks[0], bank=ClusterBank([networks[1]]), space=LatentSpace(vqvae), images=part,
+            codes=encode_tiles(vqvae, part), job=job, stage=replace(settings.training, epochs=epochs),
             settings=replace(settings.diffusion, affine_fill=None),  # the mean colour, whatever the stain
         )  # fmt: skip
 
@@ -133,32 +133,33 @@ def train_and_look(data: str, settings: Settings, device: torch.device, seconds:
             job = loop.Job(name, SEED, batch_size, Path(folder, name), {}, saving, speed)
             report[name] = train_for(SHARES[name] * seconds, train, networks, images, job)
 
-    chosen = test[torch.as_tensor(evenly_spaced(len(test), 20), device=device)]
+    examples = test[torch.as_tensor(evenly_spaced(len(test), 20), device=device)]
     rebuilt = reconstruct(vqvae, test)
     report["test_psnr_db"] = psnr(rebuilt, to_unit(test)).mean().item()
     flat = to_unit(images).mean((0, 2, 3), keepdim=True)
     report["flat_psnr_db"] = psnr(flat.expand_as(rebuilt), to_unit(test)).mean().item()
-    pairs = torch.stack([chosen.cpu(), to_uint8(reconstruct(vqvae, chosen)).cpu()], dim=1)  # (20, 2, 3, S, S)
+    pairs = torch.stack([examples.cpu(), to_uint8(reconstruct(vqvae, examples)).cpu()], dim=1)  # (20, 2, 3, S, S)
     # rows of ten tiles, each above its reconstruction
-    pairs = pairs.unflatten(0, (-1, min(10, len(chosen)))).transpose(1, 2).flatten(0, 2)
-    figure = figures.show_tiles(pairs, min(10, len(chosen)), "Test tiles above their reconstructions")
+    pairs = pairs.unflatten(0, (-1, min(10, len(examples)))).transpose(1, 2).flatten(0, 2)
+    figure = figures.show_tiles(pairs, min(10, len(examples)), "Test tiles above their reconstructions")
     figures.save_figure(figure, out / "reconstructions.png")
 
     clusters, _ = predict_clusters(vqvae, classifier, encode_tiles(vqvae, images))
     report["clusters_used"] = len(clusters.unique())
-    wanted = torch.arange(N_CLUSTERS).repeat_interleave(PER_CLUSTER)
+    cluster_ids = torch.arange(N_CLUSTERS).repeat_interleave(PER_CLUSTER)
     scheduler = LinearNoiseScheduler(
         settings.diffusion.num_timesteps, settings.diffusion.beta_start, settings.diffusion.beta_end
     )
     steps = settings.sampling.steps if device.type == "cuda" else min(50, settings.sampling.steps)
-    drawing = time.monotonic()
-    drawn = sample(
-        unet, scheduler, vqvae.decode, wanted, image_seeds(SEED, range(len(wanted))),
-        latent_shape=vqvae.latent_shape(settings.image_size_px), num_steps=steps, batch_size=len(wanted), speed=speed,
+    sampling_began = time.monotonic()
+    generated = sample(
+        unet, scheduler, vqvae.decode, cluster_ids, image_seeds(SEED, range(len(cluster_ids))),
+        latent_shape=vqvae.latent_shape(settings.image_size_px), num_steps=steps, speed=speed,
+        batch_size=len(cluster_ids),
     )  # fmt: skip
-    report["sampling"] = {"images": len(drawn), "steps": steps, "seconds": time.monotonic() - drawing}
+    report["sampling"] = {"images": len(generated), "steps": steps, "seconds": time.monotonic() - sampling_began}
     real = [images[(clusters == c).to(device)][: PER_CLUSTER // 2].cpu() for c in range(N_CLUSTERS)]
-    figure = figures.cluster_sheet(real, list(drawn.split(PER_CLUSTER)), ("Training tiles", "Generated tiles"))
+    figure = figures.cluster_sheet(real, list(generated.split(PER_CLUSTER)), ("Training tiles", "Generated tiles"))
     figures.save_figure(figure, out / "samples.png")
     report |= {"peak_memory_gb": peak_memory_gb(device), "versions": versions(), "seconds": time.monotonic() - began}
     return report
@@ -176,10 +177,10 @@ def train_for(
         probe = train(copy.deepcopy(networks), few, 2, replace(job, folder=Path(folder)))
     step_s = probe[-1]["seconds"] / max(1, len(few) // job.batch_size)
     affordable = max(1, int(seconds / step_s))  # steps
-    some = images[torch.as_tensor(evenly_spaced(len(images), affordable * job.batch_size), device=images.device)]
-    epochs = max(1, affordable // max(1, len(some) // job.batch_size))
-    history = train(networks, some, epochs, job)
-    return summary(history, len(some), epochs * max(1, len(some) // job.batch_size))
+    subset = images[torch.as_tensor(evenly_spaced(len(images), affordable * job.batch_size), device=images.device)]
+    epochs = max(1, affordable // max(1, len(subset) // job.batch_size))
+    history = train(networks, subset, epochs, job)
+    return summary(history, len(subset), epochs * max(1, len(subset) // job.batch_size))
 
 
 def summary(history: loop.History, tiles: int, steps: int) -> dict[str, Any]:

@@ -264,8 +264,8 @@ def write_latent_csv(run: Run, table: pd.DataFrame, clusters: ClusterBank | None
     there is a file without provenance, such as the published one.
     """
     path = run.paths.latent_csv
-    others = clusters is not None and path.exists() and _weights(_clusters(run))
-    if others and others != checkpoints.fingerprint(clusters):
+    csv_weights = clusters is not None and path.exists() and _weights(_clusters(run))
+    if csv_weights and csv_weights != checkpoints.fingerprint(clusters):
         print(f"{path} is left as it is: it is of clusters that were trained with a UNet.")
         return
     content = table.to_csv(header=False, index=False).encode()
@@ -360,17 +360,17 @@ def pairs(run: Run) -> Pairs:
     original, generated, csv = run.paths.training_images, run.paths.generated, run.paths.latent_csv
     for folder in (original, generated):
         list_images(folder)
-    drawn, table = of_json(generated / GENERATED_WITH), of_csv(csv)
-    known = known_provenance(run)
-    if known.data is not None:
-        known = replace(known, inputs={**known.inputs, **_sampling(run)})
-    require_same_run(drawn, known, generated)
-    together = drawn or table or Provenance()
-    for path, provenance in ((original, of_json(original / MADE_FROM)), (csv, table)):
-        require_same_run(provenance, together.without(*IGNORED), f"{path} beside {generated}")
+    generated_provenance, csv_provenance = of_json(generated / GENERATED_WITH), of_csv(csv)
+    expected = known_provenance(run)
+    if expected.data is not None:
+        expected = replace(expected, inputs={**expected.inputs, **_sampling(run)})
+    require_same_run(generated_provenance, expected, generated)
+    pair_provenance = generated_provenance or csv_provenance or Provenance()
+    for path, provenance in ((original, of_json(original / MADE_FROM)), (csv, csv_provenance)):
+        require_same_run(provenance, pair_provenance.without(*IGNORED), f"{path} beside {generated}")
     names, real, fake = load_pairs(original, generated)
     print(f"{len(names)} pairs of {real.shape[2]} px")
-    return Pairs(real, fake, pair_cluster_ids(csv, names), together)
+    return Pairs(real, fake, pair_cluster_ids(csv, names), pair_provenance)
 
 
 def known_provenance(run: Run) -> Provenance:

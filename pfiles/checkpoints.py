@@ -271,9 +271,9 @@ def find_checkpoint(paths: Paths, network: str, stage: str, clustering: str) -> 
     path = newest(paths, network, stage, clustering)
     if path is None:
         expected = checkpoint_name(network, stage, "EPOCHS", paths.n_clusters, "YYYYMMDD", clustering)
-        other = "kmeans" if clustering == "classifier" else "classifier"
-        is_other = newest(paths, "unet", stage, other) is not None
-        advice = f"set clustering = {other!r}, which was trained" if is_other else "put the published file there"
+        alternative = "kmeans" if clustering == "classifier" else "classifier"
+        trained = newest(paths, "unet", stage, alternative) is not None
+        advice = f"set clustering = {alternative!r}, which was trained" if trained else "put the published file there"
         raise InputError(f"There is no {expected} in {paths.models}: run {MADE_BY[stage]} first, or {advice}.")
     return path
 

@@ -48,10 +48,10 @@ class Reading:
     def load(cls, path: Path, fingerprint: str, n_clusters: int) -> "Reading":
         """What the file holds of these clusters, empty entries where it holds nothing."""
         reading = cls(path, fingerprint, {number: Entry() for number in range(1, n_clusters + 1)})
-        kept = (read_json(path, {}).get("clusters") or {}).get(fingerprint, {})
+        stored = (read_json(path, {}).get("clusters") or {}).get(fingerprint, {})
         try:
             reading.entries.update(
-                _checked({int(number): Entry(**entry) for number, entry in kept.items()}, n_clusters)
+                _checked({int(number): Entry(**entry) for number, entry in stored.items()}, n_clusters)
             )
         except (AttributeError, TypeError, ValueError, InputError) as error:
             raise InputError(f"{path} does not hold a reader's names ({error}): mend it or move it away.") from error
@@ -81,10 +81,10 @@ class Reading:
             self.entries.update(Reading.load(self.path, self.fingerprint, len(self.entries)).entries)
             changed = {n: replace(self.entries.get(n, Entry()), **fields) for n, fields in changes.items()}
             entries = _checked(self.entries | changed, len(self.entries))
-            kept = read_json(self.path, {})
-            own = {number: asdict(entry) for number, entry in entries.items() if entry != Entry()}
-            clusters = (kept.get("clusters") or {}) | {self.fingerprint: own}
-            write_json(self.path, kept | {"reader": self.reader, "clusters": clusters})
+            document = read_json(self.path, {})
+            stored = {number: asdict(entry) for number, entry in entries.items() if entry != Entry()}
+            clusters = (document.get("clusters") or {}) | {self.fingerprint: stored}
+            write_json(self.path, document | {"reader": self.reader, "clusters": clusters})
             self.entries.update(entries)
 
     def as_csv(self) -> bytes:
@@ -153,11 +153,11 @@ def _checked(entries: Mapping[int, Entry], n_clusters: int) -> dict[int, Entry]:
             raise InputError(f"Cluster {number} is merged with {entry.same_as!r}, which is no cluster.")
         clean[number] = Entry(name, note, entry.mark, entry.same_as)
     for number in clean:
-        at, seen = number, set()
+        at, visited = number, set()
         while at in clean and clean[at].same_as:
-            seen.add(at)
+            visited.add(at)
             at = clean[at].same_as
-            if at in seen:
+            if at in visited:
                 raise InputError(f"Cluster {number} is merged in a circle: say of one of them that it stands alone.")
     return clean
 
@@ -171,8 +171,8 @@ def check_reader(reader: str) -> str:
 
 def readings_in(folder: Path, fingerprint: str, n_clusters: int) -> list[Reading]:
     """Of all readers whose files in `folder` name the clusters of that fingerprint."""
-    found = (Reading.load(path, fingerprint, n_clusters) for path in sorted(folder.glob("names_*.json")))
-    return [reading for reading in found if reading.names]
+    readings = (Reading.load(path, fingerprint, n_clusters) for path in sorted(folder.glob("names_*.json")))
+    return [reading for reading in readings if reading.names]
 
 
 def agreed(readings: Sequence[Reading]) -> dict[int, str]:
@@ -217,25 +217,25 @@ def agreement(readings: Sequence[Reading]) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame.from_dict(pairs, orient="index"), pd.DataFrame.from_dict(differing, orient="index").fillna("")
 
 
-def find_clusters(wanted: str | int, names: Mapping[int, str], n_clusters: int) -> list[int]:
+def find_clusters(name_or_number: str | int, names: Mapping[int, str], n_clusters: int) -> list[int]:
     """The clusters, 0-based, of a name (upper and lower case alike), or the one of a number from 1.
 
     InputError for what is neither, with the nearest names.
     """
-    text = str(wanted).strip()
+    text = str(name_or_number).strip()
     if re.fullmatch("[+-]?[0-9]+", text):
         if not 1 <= int(text) <= n_clusters:
             raise InputError(f"Clusters are numbered from 1 to {n_clusters}: choose among these.")
         return [int(text) - 1]
-    if found := [number - 1 for number, name in sorted(names.items()) if name.casefold() == text.casefold()]:
-        return found
-    known = {name.casefold(): name for name in names.values()}
-    nearest = [known[word] for word in difflib.get_close_matches(text.casefold(), known, n=3)]
-    if not known:
+    if matches := [number - 1 for number, name in sorted(names.items()) if name.casefold() == text.casefold()]:
+        return matches
+    spellings = {name.casefold(): name for name in names.values()}
+    nearest = [spellings[word] for word in difflib.get_close_matches(text.casefold(), spellings, n=3)]
+    if not spellings:
         hint = "no cluster has a name yet"
     elif nearest:
         hint = f"the nearest names are {', '.join(nearest)}"
     else:
-        shown = list(known.values())
-        hint = f"the names are {', '.join(shown[:10])}" + f" and {len(shown) - 10} more" * (len(shown) > 10)
+        all_names = list(spellings.values())
+        hint = f"the names are {', '.join(all_names[:10])}" + f" and {len(all_names) - 10} more" * (len(all_names) > 10)
     raise InputError(f"No cluster is called {text!r}: {hint}; a number from 1 to {n_clusters} will do too.")

@@ -109,18 +109,18 @@ def _is_newer(setting: str, recorded: Mapping[str, Any]) -> bool:
     return setting not in recorded and any(name.rpartition(".")[0] == group for name in recorded)
 
 
-def require_same_run(recorded: Provenance | None, expected: Provenance, what: Path | str) -> None:
-    """InputError where `what` belongs to another run: the sentence names each value that both have and that differs.
+def require_same_run(recorded: Provenance | None, expected: Provenance, subject: Path | str) -> None:
+    """InputError where `subject` belongs to another run: the sentence names each value that both have and that differs.
 
     recorded: None for a file without provenance, such as a published one; it is accepted, and a line says so.
     expected: of the run that reads it, as much of it as must agree.
     """
     if recorded is None:
-        print(f"{what} does not say which run it is of, as published files do not: taken as it is.")
+        print(f"{subject} does not say which run it is of, as published files do not: taken as it is.")
         return
     if different := recorded.differences(expected, shared=True):
         raise InputError(
-            f"{what} is of another run ({in_words(different)}): name the data and settings it was made with, or "
+            f"{subject} is of another run ({in_words(different)}): name the data and settings it was made with, or "
             "another folder as out."
         )
 
@@ -151,12 +151,12 @@ def of_csv(path: Path) -> Provenance | None:
 
 def without(note: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """Nested values without the entries of these names, dotted where they lie deeper."""
-    kept: dict[str, Any] = {}
+    remaining: dict[str, Any] = {}
     for name, value in note.items():
         if name not in names:
             inner = [n.removeprefix(f"{name}.") for n in names if n.startswith(f"{name}.")]
-            kept[name] = without(value, *inner) if isinstance(value, Mapping) and inner else value
-    return kept
+            remaining[name] = without(value, *inner) if isinstance(value, Mapping) and inner else value
+    return remaining
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -312,13 +312,15 @@ def _require_side_that_halves(settings: Settings) -> None:
 
 def _replace(group: Any, path: str, value: Any, at: str = "") -> Any:
     """`group` with `value` at the dotted `path`; `at` leads to the group, for the error."""
-    name, dot, rest = path.partition(".")
-    if name not in (own := {f.name: getattr(group, f.name) for f in fields(group)}):
-        raise InputError(f"Unknown setting {name!r}: {type(group).__name__} has {', '.join(own)}, not {at + path!r}.")
-    if is_dataclass(own[name]) != bool(dot):
-        what = f"{at}{name} is a {'single setting' if dot else 'group of settings'}"
-        raise InputError(f"{what}: write a name such as training.epochs or image_size_px.")
-    new = _replace(own[name], rest, value, f"{at}{name}.") if dot else value
+    name, dot, inner_path = path.partition(".")
+    if name not in (values := {f.name: getattr(group, f.name) for f in fields(group)}):
+        raise InputError(
+            f"Unknown setting {name!r}: {type(group).__name__} has {', '.join(values)}, not {at + path!r}."
+        )
+    if is_dataclass(values[name]) != bool(dot):
+        subject = f"{at}{name} is a {'single setting' if dot else 'group of settings'}"
+        raise InputError(f"{subject}: write a name such as training.epochs or image_size_px.")
+    new = _replace(values[name], inner_path, value, f"{at}{name}.") if dot else value
     try:
         return replace(group, **{name: tuple(new) if isinstance(new, list) else new})  # JSON has no tuples
     except ValidationError as error:
@@ -342,4 +344,4 @@ def _sentence(group: Any, name: str, value: Any, at: str, wrong: Mapping[str, An
 
 def _declared(kind: Any) -> list[FieldInfo]:
     """All that an annotation and its parts declare, the outermost last."""
-    return [kind] if isinstance(kind, FieldInfo) else [found for part in get_args(kind) for found in _declared(part)]
+    return [kind] if isinstance(kind, FieldInfo) else [info for part in get_args(kind) for info in _declared(part)]

@@ -84,10 +84,10 @@ def multiscale_ssim(x: Tensor, y: Tensor, window: int = 11) -> Tensor:
     x, y = centred_maps(x), centred_maps(y)
     product = torch.ones(1, device=x.device)
     for scale, weight in enumerate(MS_SSIM_WEIGHTS, start=1):
-        found = moments(x, y, lambda maps: gaussian_means(maps, window))
-        term = found.structure()
+        local_moments = moments(x, y, lambda maps: gaussian_means(maps, window))
+        term = local_moments.structure()
         if scale == len(MS_SSIM_WEIGHTS):
-            term = term * found.luminance()
+            term = term * local_moments.luminance()
         else:
             x, y = map(_halve, (x, y))
         mean = image_means(term)

@@ -30,20 +30,20 @@ def paired_controls(
     """
     rng = np.random.default_rng(derive_seed(seed, "partners"))
     everyone = np.arange(len(real))
-    same, other = everyone.copy(), everyone.copy()
+    same_cluster, other_cluster = everyone.copy(), everyone.copy()
     ids = np.zeros(len(real), int) if cluster_ids is None else cluster_ids
     for cluster in np.unique(ids):
-        members, others = rng.permutation(everyone[ids == cluster]), everyone[ids != cluster]
-        same[members] = np.roll(members, 1)
-        if len(others):
-            other[members] = rng.choice(others, len(members))
+        members, outsiders = rng.permutation(everyone[ids == cluster]), everyone[ids != cluster]
+        same_cluster[members] = np.roll(members, 1)
+        if len(outsiders):
+            other_cluster[members] = rng.choice(outsiders, len(members))
     flat = torch.tensor(mean_colour(real), dtype=torch.uint8)[:, None, None].expand(real.shape)
     partners = {
         "another real tile" + (" of the cluster" if cluster_ids is not None else ""): (
-            everyone[same != everyone],
-            same,
+            everyone[same_cluster != everyone],
+            same_cluster,
         ),
-        "a real tile of another cluster": (everyone[other != everyone], other),
+        "a real tile of another cluster": (everyone[other_cluster != everyone], other_cluster),
         "the real tile itself": (everyone, everyone),
     }
     scores = {
@@ -53,13 +53,15 @@ def paired_controls(
     }
     scores["flat mean colour"] = everyone, score_pairs(score, real, flat, "flat mean colour")
     scores["the real tile itself"] = scores.pop("the real tile itself")  # the last row
-    ours = score_pairs(score, real, generated, "generated")
-    table = {"generated": {"pairs": len(ours)} | _mean_with_interval(ours, seed, ("mean", "low", "high"))}
+    generated_scores = score_pairs(score, real, generated, "generated")
+    columns = ("mean", "low", "high")
+    table = {"generated": {"pairs": len(generated_scores)} | _mean_with_interval(generated_scores, seed, columns)}
     for name, (rows, values) in scores.items():
-        difference = _mean_with_interval(ours[rows] - values, seed, ("difference", "difference_low", "difference_high"))
+        differences = generated_scores[rows] - values
+        difference = _mean_with_interval(differences, seed, ("difference", "difference_low", "difference_high"))
         differs = difference["difference_low"] > 0 or difference["difference_high"] < 0
-        own = _mean_with_interval(values, seed, ("mean", "low", "high"))
-        table[name] = {"pairs": len(rows)} | own | difference | {"distinguishable": differs}
+        interval = _mean_with_interval(values, seed, columns)
+        table[name] = {"pairs": len(rows)} | interval | difference | {"distinguishable": differs}
     return pd.DataFrame.from_dict(table, orient="index")
 
 
@@ -79,18 +81,18 @@ def _mean_with_interval(values: np.ndarray, seed: int, names: tuple[str, str, st
 
 def verdict(name: str, table: pd.DataFrame) -> str:
     """One sentence: from which controls of `paired_controls` generated images can be told by the score `name`."""
-    ours, controls = table.iloc[0], table.iloc[1:]
+    generated, controls = table.iloc[0], table.iloc[1:]
     differs = controls.distinguishable.astype(bool)
-    told = [
+    differing = [
         f"{control} ({'higher' if row.difference > 0 else 'lower'} by {abs(row.difference):.3f})"
         for control, row in controls[differs].iterrows()
     ]
-    not_told = list(controls.index[~differs])
-    parts = [f"can be told from {_listed(told, 'and')}"] if told else []
-    parts += [f"cannot be told from {_listed(not_told, 'or')}"] if not_told else []
+    alike = list(controls.index[~differs])
+    parts = [f"can be told from {_listed(differing, 'and')}"] if differing else []
+    parts += [f"cannot be told from {_listed(alike, 'or')}"] if alike else []
     return (
-        f"{name} of generated tiles is {ours['mean']:.3f} (95 % interval {ours['low']:.3f} to {ours['high']:.3f}): "
-        f"by it they {', but '.join(parts)}; two can be told apart where the 95 % bootstrap interval of their paired "
+        f"{name} of generated tiles is {generated['mean']:.3f} (95 % interval {generated['low']:.3f} to "
+        f"{generated['high']:.3f}): by it they {', but '.join(parts)}; two can be told apart where the 95 % bootstrap interval of their paired "
         "difference excludes 0."
     )
 

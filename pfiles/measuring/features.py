@@ -56,9 +56,9 @@ class Extractor:
         rows = []
         # the full digits of float32 on a GPU too
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            for some in progress(images.split(BATCH_SIZE), desc=f"features: {self.name}", unit="batch", leave=False):
-                some = some.to(self.device).contiguous(memory_format=torch.channels_last)  # one layout, one rounding
-                rows.append(self.batch(some).cpu())
+            for batch in progress(images.split(BATCH_SIZE), desc=f"features: {self.name}", unit="batch", leave=False):
+                batch = batch.to(self.device).contiguous(memory_format=torch.channels_last)  # one layout, one rounding
+                rows.append(self.batch(batch).cpu())
         return torch.cat(rows).numpy()
 
 

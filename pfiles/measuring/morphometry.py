@@ -146,12 +146,12 @@ def in_words(table: pd.DataFrame, cluster_ids: np.ndarray, weights: np.ndarray) 
         deviation = np.sqrt((heavy * np.square(values - means(everything))).sum(0) / heavy.sum(0))
         for cluster in np.unique(cluster_ids):
             apart = (means(cluster_ids == cluster) - means(cluster_ids != cluster)) / deviation
-            told = [
+            phrases = [
                 "much " * bool(abs(d) >= STRIKING) + (more if d > 0 else less)
                 for d, (more, less) in zip(apart, WORDS.values(), strict=True)
                 if np.isfinite(d) and abs(d) >= TELLING
             ]
-            words[int(cluster)] = ", ".join(told) or "like the others in stain, nuclei and background"
+            words[int(cluster)] = ", ".join(phrases) or "like the others in stain, nuclei and background"
     return words
 
 
@@ -182,10 +182,10 @@ def compare(real: pd.DataFrame, generated: pd.DataFrame, seed: int) -> pd.DataFr
         times = [rng.multinomial(count, np.full(count, 1 / count), BLOCK) for count in (n, m)]
         resampled.append(_wasserstein(pooled, np.hstack(times) * sides))
         halved.append(_wasserstein(pooled[:n], rng.permuted(np.tile(halves, (BLOCK, 1)), axis=1)))
-    drawn, floor, distance = np.concatenate(resampled), np.concatenate(halved), _wasserstein(pooled, sides[None])[0]
+    draws, floor, distance = np.concatenate(resampled), np.concatenate(halved), _wasserstein(pooled, sides[None])[0]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice|Mean of empty slice")  # no nuclei anywhere
-        low, high = (np.nanpercentile(drawn, [2.5, 97.5], axis=0) - np.nanmean(drawn, axis=0) + distance).clip(0)
+        low, high = (np.nanpercentile(draws, [2.5, 97.5], axis=0) - np.nanmean(draws, axis=0) + distance).clip(0)
         columns = {
             "real": real[list(FEATURES)].mean(),
             "generated": generated[list(FEATURES)].mean(),

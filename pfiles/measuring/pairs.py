@@ -44,8 +44,8 @@ def ssim_published(a: Tensor, b: Tensor, device: torch.device | str = "cpu") -> 
         return F.avg_pool2d(colours, 3, stride=1)
 
     x, y = _maps(a, b, device)
-    found = moments(x, y, window_means)
-    return (found.luminance() * found.structure(unbiased=27 / 26)).mean((0, 2, 3)).cpu().numpy()
+    local_moments = moments(x, y, window_means)
+    return (local_moments.luminance() * local_moments.structure(unbiased=27 / 26)).mean((0, 2, 3)).cpu().numpy()
 
 
 def ssim(a: Tensor, b: Tensor, device: torch.device | str = "cpu") -> np.ndarray:
@@ -55,8 +55,8 @@ def ssim(a: Tensor, b: Tensor, device: torch.device | str = "cpu") -> np.ndarray
     the image count.
     """
     x, y = _maps(a, b, device)
-    found = moments(x, y, gaussian_means)
-    return image_means(found.luminance() * found.structure()).mean(0).cpu().numpy()
+    local_moments = moments(x, y, gaussian_means)
+    return image_means(local_moments.luminance() * local_moments.structure()).mean(0).cpu().numpy()
 
 
 def ms_ssim(a: Tensor, b: Tensor, device: torch.device | str = "cpu") -> np.ndarray:

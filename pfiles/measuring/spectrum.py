@@ -38,13 +38,13 @@ def power_spectrum(images: Tensor) -> np.ndarray:
         raise InputError(f"A spectrum needs tiles of at least {MIN_SIDE} px, but got {len(images)} of {side} px.")
     window = np.outer(*[torch.hann_window(side, dtype=torch.float64).numpy()] * 2)
     window /= np.sqrt(np.square(window).mean())
-    chosen = evenly_spaced(len(images), TILES)
+    selection = evenly_spaced(len(images), TILES)
     power = np.zeros((side, side))
-    for start in progress(range(0, len(chosen), BLOCK), desc="spectrum", leave=False, delay=2):
-        grey = (images[chosen[start : start + BLOCK]].sum(1, dtype=torch.float64) / 3).cpu().numpy()
+    for start in progress(range(0, len(selection), BLOCK), desc="spectrum", leave=False, delay=2):
+        grey = (images[selection[start : start + BLOCK]].sum(1, dtype=torch.float64) / 3).cpu().numpy()
         grey -= grey.mean((1, 2), keepdims=True)
         power += np.square(np.abs(np.fft.fft2(grey * window))).sum(0)
-    return power / len(chosen)
+    return power / len(selection)
 
 
 def radial(power: np.ndarray) -> np.ndarray:
@@ -78,13 +78,13 @@ def band_names() -> list[str]:
     return [f"{i * BAND:.2f} to {(i + 1) * BAND:.2f}" for i in range(BANDS)]
 
 
-def compare(real: Tensor, others: Mapping[str, Tensor]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def compare(real: Tensor, sets: Mapping[str, Tensor]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Spectra of sets of tiles beside the real ones', all uint8 (N, 3, S, S).
 
     Returns a table of power over real power, a row for each band and a column for each set; and one of the
     `grid_line` at a quarter and a half of the sampling frequency, a row for each set, the real tiles first.
     """
-    powers = {name: power_spectrum(images) for name, images in {"real": real, **others}.items()}
+    powers = {name: power_spectrum(images) for name, images in {"real": real, **sets}.items()}
     if len({power.shape for power in powers.values()}) > 1:
         raise InputError(
             f"Spectra compare tiles of one size, but got {', '.join(f'{len(p)} px' for p in powers.values())}."
@@ -100,7 +100,7 @@ def compare(real: Tensor, others: Mapping[str, Tensor]) -> tuple[pd.DataFrame, p
 
 def verdict(bands: pd.Series, lines: pd.DataFrame, name: str) -> str:
     """One sentence on the set `name`: which bands lack or have too much power, and whether a grid line shows."""
-    low, high = (list(bands.index[found]) for found in (bands < SOUND[0], bands > SOUND[1]))
+    low, high = (list(bands.index[mask]) for mask in (bands < SOUND[0], bands > SOUND[1]))
     parts = [f"lack power at {', '.join(low)}"] * bool(low) + [f"have too much power at {', '.join(high)}"] * bool(high)
     text = " and ".join(parts) or f"have between {SOUND[0]} and {SOUND[1]} times the power of real tiles in every band"
     grids = [

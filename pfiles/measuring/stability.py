@@ -78,24 +78,24 @@ def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of `describe`, indexed by k and seed -> for each k the "mean", "low" and "high" of each column."""
     table = {
         k: {(name, part): value
-            for name in own for part, value in zip(("mean", "low", "high"), mean_interval(own[name]), strict=True)}
-        for k, own in rows.groupby(level=0)
+            for name in group for part, value in zip(("mean", "low", "high"), mean_interval(group[name]), strict=True)}
+        for k, group in rows.groupby(level=0)
     }  # fmt: skip
     return pd.DataFrame.from_dict(table, orient="index").rename_axis("k")
 
 
 def supported(table: pd.DataFrame) -> dict[str, list[int]]:
     """For each of the five indices of `over_seeds`: the k whose interval overlaps with that of the best k."""
-    found: dict[str, list[int]] = {}
+    supported_ks: dict[str, list[int]] = {}
     for name in FIVE:
-        own = table[name].dropna()
-        if own.empty:
-            found[name] = []
+        intervals = table[name].dropna()
+        if intervals.empty:
+            supported_ks[name] = []
             continue
-        best = own["mean"].idxmax() if INDICES[name].direction == "higher" else own["mean"].idxmin()
-        low, high = own.loc[best, ["low", "high"]]
-        found[name] = [int(k) for k in own.index[(own["low"] <= high) & (own["high"] >= low)]]
-    return found
+        best = intervals["mean"].idxmax() if INDICES[name].direction == "higher" else intervals["mean"].idxmin()
+        low, high = intervals.loc[best, ["low", "high"]]
+        supported_ks[name] = [int(k) for k in intervals.index[(intervals["low"] <= high) & (intervals["high"] >= low)]]
+    return supported_ks
 
 
 def verdict(table: pd.DataFrame, stability: Mapping[int, float]) -> str:

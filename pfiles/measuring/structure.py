@@ -101,9 +101,9 @@ def make_ladder(
     blocks = blocks_of(tiles.shape[2])
     sets = {NOISE: noise_like(tiles, seed)} | {block: shuffled(tiles, block, seed, ids) for block in blocks}
     if through is not None:
-        tiles, sets = through(tiles).cpu(), {block: through(made).cpu() for block, made in sets.items()}
+        tiles, sets = through(tiles).cpu(), {block: through(rung_tiles).cpu() for block, rung_tiles in sets.items()}
     spectrum = _isotropic(_mean_power(tiles))
-    rungs = {block: coherence_of(made, spectrum) for block, made in sets.items()}
+    rungs = {block: coherence_of(rung_tiles, spectrum) for block, rung_tiles in sets.items()}
     untouched = coherence_of(tiles, spectrum)
     over_noise = (untouched - rungs[NOISE]).mean(0)
     precision = np.square(1 / np.array(SIGMAS))
@@ -146,10 +146,10 @@ def reaches(ladder: Ladder, tiles: Tensor, seed: int, cluster_ids: np.ndarray | 
     of_ladder = ladder.cluster_ids if cluster_ids is not None else np.zeros_like(ladder.cluster_ids)
     thinned = evenly_spaced(len(tiles), TILES)
     has_glass = shows_glass(tiles[thinned])
-    chosen = thinned[~has_glass & np.isin(ids[thinned], of_ladder)]
-    _check(tiles, chosen, "compared")
-    coherence = coherence_of(tiles[chosen], ladder.spectrum) @ ladder.weights
-    glass_ids, ids = ids[thinned[has_glass]], ids[chosen]
+    places = thinned[~has_glass & np.isin(ids[thinned], of_ladder)]
+    _check(tiles, places, "compared")
+    coherence = coherence_of(tiles[places], ladder.spectrum) @ ladder.weights
+    glass_ids, ids = ids[thinned[has_glass]], ids[places]
     rows = {"all": _reach(ladder, coherence, _matched(of_ladder, ids), seed) | {"glass": len(glass_ids)}}
     for cluster in np.unique(ids) if cluster_ids is not None else []:
         of_set, steps = coherence[ids == cluster], np.flatnonzero(of_ladder == cluster)
@@ -203,7 +203,7 @@ def shuffled(tiles: Tensor, block: int, seed: int, cluster_ids: np.ndarray | Non
     weights = (weight[:, None] * weight).flatten()[None, :, None].expand(1, -1, number)
     whole: dict[str, Any] = {"output_size": (size, size), "kernel_size": patch, "stride": block, "padding": SEAM}
     total = F.fold(weights, **whole)
-    made = []
+    batches = []
     for start in range(0, len(tiles), AT_ONCE):
         places = range(start, min(start + AT_ONCE, len(tiles)))
         source = np.stack([rng.choice(members[ids[i]], number) for i in places])[..., None, None]
@@ -211,8 +211,8 @@ def shuffled(tiles: Tensor, block: int, seed: int, cluster_ids: np.ndarray | Non
         cut = sources[source, :, (top + reach)[..., :, None], (left + reach)[..., None, :]]  # (n, number, p, p, 3)
         columns = torch.from_numpy(cut).float().permute(0, 4, 2, 3, 1).reshape(len(places), 3, patch**2, number)
         whole_tiles = F.fold((columns * weights[:, None]).flatten(1, 2), **whole) / total
-        made.append(whole_tiles[..., :side, :side].round().to(torch.uint8))
-    return torch.cat(made)
+        batches.append(whole_tiles[..., :side, :side].round().to(torch.uint8))
+    return torch.cat(batches)
 
 
 def noise_like(tiles: Tensor, seed: int) -> Tensor:
@@ -223,14 +223,14 @@ def noise_like(tiles: Tensor, seed: int) -> Tensor:
     rng = np.random.default_rng(derive_seed(seed, "noise of a spectrum"))
     amplitude = np.sqrt(_isotropic(_mean_power(tiles)))
     amplitude[0, 0] = 0
-    made = []
+    batches = []
     for part in tiles.cpu().split(AT_ONCE):
         white = np.fft.fft2(rng.standard_normal((len(part), *amplitude.shape)))
         noise = np.fft.ifft2(white * amplitude).real
         contrast = part.float().mean(1).std((1, 2)).numpy() / noise.std((1, 2))
         grey = torch.from_numpy(noise * contrast[:, None, None]).float()[:, None]
-        made.append((part.float().mean((2, 3), keepdim=True) + grey).round().clamp(0, 255).to(torch.uint8))
-    return torch.cat(made)
+        batches.append((part.float().mean((2, 3), keepdim=True) + grey).round().clamp(0, 255).to(torch.uint8))
+    return torch.cat(batches)
 
 
 def _spectra(tiles: Tensor) -> Iterator[np.ndarray]:
@@ -338,15 +338,17 @@ def _matched(of_ladder: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.concatenate([np.resize(np.flatnonzero(of_ladder == c), times * number) for c, number in counts])
 
 
-def _check(tiles: Tensor, chosen: np.ndarray, name: str) -> None:
-    """InputError where the tiles `chosen`, those without glass, cannot be measured."""
+def _check(tiles: Tensor, places: np.ndarray, name: str) -> None:
+    """InputError where the tiles at `places`, those without glass, cannot be measured."""
     if tiles.shape[2] < MIN_SIDE:
         raise InputError(f"Structure needs tiles of at least {MIN_SIDE} px, but got {tiles.shape[2]} px.")
-    if len(chosen) < MIN_TILES:
+    if len(places) < MIN_TILES:
         raise InputError(
-            f"The reach of structure needs at least {MIN_TILES} {name} tiles without glass, but only {len(chosen)} of "
+            f"The reach of structure needs at least {MIN_TILES} {name} tiles without glass, but only {len(places)} of "
             f"{len(tiles)} are: give more tiles of tissue."
         )
-    some = tiles[chosen]
-    if bool((some == some[:1]).all()) or bool((some == some[:, :, :1, :1]).all()):
-        raise InputError(f"All {len(some)} {name} tiles are alike or of one colour: they have no structure to measure.")
+    tissue = tiles[places]
+    if bool((tissue == tissue[:1]).all()) or bool((tissue == tissue[:, :, :1, :1]).all()):
+        raise InputError(
+            f"All {len(tissue)} {name} tiles are alike or of one colour: they have no structure to measure."
+        )

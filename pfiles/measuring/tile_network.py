@@ -113,7 +113,7 @@ def logits(network: TileNetwork, images: Tensor) -> Tensor:
     """The network's logits (N, classes) of uint8 tiles (N, 3, S, S), on the network's device."""
     device = network.mean.device
     with eval_mode(network):
-        return torch.cat([network(to_unit(some.to(device))) for some in images.split(EVALUATE_AT_ONCE)])
+        return torch.cat([network(to_unit(batch.to(device))) for batch in images.split(EVALUATE_AT_ONCE)])
 
 
 def check_large_enough(images: Tensor) -> None:
@@ -125,6 +125,6 @@ def check_large_enough(images: Tensor) -> None:
 
 def _score(network: TileNetwork, images: Tensor, labels: Tensor) -> tuple[float, float]:
     """Accuracy and cross-entropy on some tiles."""
-    found = logits(network, images)
-    labels = labels.to(found.device)
-    return float((found.argmax(1) == labels).float().mean()), float(F.cross_entropy(found, labels))
+    class_logits = logits(network, images)
+    labels = labels.to(class_logits.device)
+    return float((class_logits.argmax(1) == labels).float().mean()), float(F.cross_entropy(class_logits, labels))

@@ -74,8 +74,8 @@ class TwoSampleTest:
     def row(self) -> dict[str, float | None]:
         """For a table: accuracy, low and high are absent where the network did not learn."""
         low, high = self.interval or (None, None)
-        known = {"accuracy": self.accuracy, "low": low, "high": high}
-        return {**known, "test tiles": self.tiles, "learned": self.learned, "guard": self.guard}
+        columns = {"accuracy": self.accuracy, "low": low, "high": high}
+        return {**columns, "test tiles": self.tiles, "learned": self.learned, "guard": self.guard}
 
 
 def two_sample_test(
@@ -99,14 +99,14 @@ def two_sample_test(
     """
     _check(a, b)
     size = min(len(a), len(b), TILES)
-    chosen = [torch.from_numpy(evenly_spaced(len(x), size)) for x in (a, b)]
+    selections = [torch.from_numpy(evenly_spaced(len(x), size)) for x in (a, b)]
     if guard is None:
         guard = can_learn(b, seed, device, blur_px, trials)
-    sides = [blur(x[index], blur_px, device) for x, index in zip((a, b), chosen, strict=True)]
-    found, test, validation = _tell_apart(sides[0], sides[1], seed, device, trials)
-    surest = found[: len(test)].argsort(descending=True, stable=True).cpu()
-    is_right = torch.cat([found[: len(test)] > 0, found[len(test) :] <= 0])
-    return TwoSampleTest(int(is_right.sum()), len(is_right), guard, validation, chosen[0][test[surest]].numpy())
+    sides = [blur(x[index], blur_px, device) for x, index in zip((a, b), selections, strict=True)]
+    log_odds, test, validation = _tell_apart(sides[0], sides[1], seed, device, trials)
+    surest = log_odds[: len(test)].argsort(descending=True, stable=True).cpu()
+    is_right = torch.cat([log_odds[: len(test)] > 0, log_odds[len(test) :] <= 0])
+    return TwoSampleTest(int(is_right.sum()), len(is_right), guard, validation, selections[0][test[surest]].numpy())
 
 
 def can_learn(
@@ -115,8 +115,8 @@ def can_learn(
     """The guard: the accuracy with which the network tells tiles from the same tiles blurred by 1 px more."""
     tiles = tiles[torch.from_numpy(evenly_spaced(len(tiles), TILES))]
     sides = [blur(tiles, by, device) for by in (blur_px + GUARD_BLUR_PX, blur_px)]
-    found, test, _ = _tell_apart(sides[0], sides[1], seed, device, trials, enough=GUARD_ACCURACY)
-    return float(torch.cat([found[: len(test)] > 0, found[len(test) :] <= 0]).float().mean())
+    log_odds, test, _ = _tell_apart(sides[0], sides[1], seed, device, trials, enough=GUARD_ACCURACY)
+    return float(torch.cat([log_odds[: len(test)] > 0, log_odds[len(test) :] <= 0]).float().mean())
 
 
 class _Evidence(NamedTuple):
@@ -135,16 +135,16 @@ def _tell_apart(
     enough: validation accuracy from which on no further training is tried.
     """
     order = torch.randperm(len(a), generator=make_generator(seed, "two-sample", "halves"))
-    learn, test = order[: (len(a) + 1) // 2], order[(len(a) + 1) // 2 :]
-    is_validation = torch.arange(len(learn)) % VALIDATION == 0
-    parts = [_labelled(a[index], b[index]) for index in (learn[~is_validation], learn[is_validation])]
+    train_set, test = order[: (len(a) + 1) // 2], order[(len(a) + 1) // 2 :]
+    is_validation = torch.arange(len(train_set)) % VALIDATION == 0
+    parts = [_labelled(a[index], b[index]) for index in (train_set[~is_validation], train_set[is_validation])]
     trainings: list[Trained] = []
     while len(trainings) < trials and not any(trained.accuracy >= enough for trained in trainings):
         seeds = (seed, "two-sample", len(trainings))
         trainings.append(train(parts[0], parts[1], 2, STEPS, seeds, device))
     best = max(trainings, key=lambda trained: (trained.accuracy, -trained.loss))  # the first of equal ones
-    found = logits(best.network, torch.cat([a[test], b[test]]))
-    return _Evidence(found[:, 0] - found[:, 1], test, best.accuracy)
+    class_logits = logits(best.network, torch.cat([a[test], b[test]]))
+    return _Evidence(class_logits[:, 0] - class_logits[:, 1], test, best.accuracy)
 
 
 def _labelled(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,10 +160,10 @@ def blur(tiles: Tensor, sigma: float, device: torch.device | str = "cpu") -> Ten
     weights = torch.exp(-x.square() / (2 * sigma**2))
     weights = weights / weights.sum()
     blurred = []
-    for some in tiles.split(BLUR_AT_ONCE):
-        padded = F.pad(some.to(device).float(), (reach,) * 4, mode="reflect").flatten(0, 1)[:, None]
+    for batch in tiles.split(BLUR_AT_ONCE):
+        padded = F.pad(batch.to(device).float(), (reach,) * 4, mode="reflect").flatten(0, 1)[:, None]
         rows = F.conv2d(padded, weights[None, None, None, :])
-        blurred.append(F.conv2d(rows, weights[None, None, :, None]).round().to(torch.uint8).view(some.shape))
+        blurred.append(F.conv2d(rows, weights[None, None, :, None]).round().to(torch.uint8).view(batch.shape))
     return torch.cat(blurred)
 
 
@@ -175,16 +175,16 @@ def compare(
     trials: int = TRIALS,
 ) -> dict[str, dict[float, TwoSampleTest]]:
     """The `two_sample_test` of each pair of sets by name, at full resolution and with both sides blurred."""
-    found: dict[str, dict[float, TwoSampleTest]] = {}
+    results: dict[str, dict[float, TwoSampleTest]] = {}
     guards: dict[tuple[int, float], float] = {}  # of one set at one blur: several pairs share their second set
     for name, (a, b) in pairs.items():
         _check(a, b)
-        found[name] = {}
+        results[name] = {}
         for px in blurs_px:
             key = id(b), px
             guards[key] = guards[key] if key in guards else can_learn(b, seed, device, px, trials)
-            found[name][px] = two_sample_test(a, b, seed, device, px, trials, guards[key])
-    return found
+            results[name][px] = two_sample_test(a, b, seed, device, px, trials, guards[key])
+    return results
 
 
 def told_apart(a: np.ndarray, b: np.ndarray) -> float:
@@ -227,11 +227,11 @@ def steps_to_blame(
     return pairs
 
 
-def table(found: dict[str, dict[float, TwoSampleTest]]) -> pd.DataFrame:
+def table(results: dict[str, dict[float, TwoSampleTest]]) -> pd.DataFrame:
     """The results of `compare`, a row for each pair and blur."""
     rows = {
         name + (f", both blurred by {px:g} px" if px else ""): test.row()
-        for name, tests in found.items()
+        for name, tests in results.items()
         for px, test in tests.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -70,8 +70,8 @@ def cas(
     _check(sets, (held_out, held_out_ids))
     size = min(TILES, len(real), len(generated))
     names = [f"cluster {cluster + 1}" for cluster in range(n_clusters)]
-    some = {name: _thin(*pair, size) for name, pair in sets.items()}
-    return _compare(some, (held_out, held_out_ids), names, seed, device, trials)
+    train_sets = {name: _thin(*pair, size) for name, pair in sets.items()}
+    return _compare(train_sets, (held_out, held_out_ids), names, seed, device, trials)
 
 
 def with_labels(
@@ -92,20 +92,20 @@ def with_labels(
     that most real training tiles of its cluster have; one of a cluster without training tiles is left out.
     """
     names, codes = np.unique(np.asarray(real_labels), return_inverse=True)
-    known = {name: code for code, name in enumerate(names.tolist())}
-    if unknown := sorted({str(name) for name in np.asarray(held_out_labels).tolist() if name not in known}):
+    code_of_label = {name: code for code, name in enumerate(names.tolist())}
+    if unknown := sorted({str(name) for name in np.asarray(held_out_labels).tolist() if name not in code_of_label}):
         raise InputError(f"Held-out tiles have the label {unknown[0]}, which no training tile has: check the labels.")
     labels = torch.from_numpy(codes)
-    test = torch.tensor([known[name] for name in np.asarray(held_out_labels).tolist()])
+    test = torch.tensor([code_of_label[name] for name in np.asarray(held_out_labels).tolist()])
     majority = {int(c): int(labels[real_ids == c].mode().values) for c in real_ids.unique()}
     has_label = torch.tensor([int(c) in majority for c in generated_ids], dtype=torch.bool)
-    drawn = generated[has_label], torch.tensor([majority[int(c)] for c in generated_ids[has_label]], dtype=torch.int64)
-    sets = {REAL: (real, labels), GENERATED: drawn}
+    generated_labels = torch.tensor([majority[int(c)] for c in generated_ids[has_label]], dtype=torch.int64)
+    sets = {REAL: (real, labels), GENERATED: (generated[has_label], generated_labels)}
     _check(sets, (held_out, test))
-    some = {name: _thin(*pair, min(TILES, len(pair[0]))) for name, pair in sets.items()}
-    images, classes = (torch.cat(parts) for parts in zip(*some.values(), strict=True))
-    some[BOTH] = images, classes
-    return _compare(some, (held_out, test), [str(name) for name in names], seed, device, trials)
+    train_sets = {name: _thin(*pair, min(TILES, len(pair[0]))) for name, pair in sets.items()}
+    images, classes = (torch.cat(parts) for parts in zip(*train_sets.values(), strict=True))
+    train_sets[BOTH] = images, classes
+    return _compare(train_sets, (held_out, test), [str(name) for name in names], seed, device, trials)
 
 
 def _thin(images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -123,7 +123,7 @@ def _compare(
 ) -> Usefulness:
     """Networks that learn from each of `sets`, all with as many steps, tested on the same real tiles."""
     images, labels = _thin(*test, min(TEST_TILES, len(test[0])))
-    steps = EPOCHS * -(-max(len(some) for some, _ in sets.values()) // BATCH_SIZE)
+    steps = EPOCHS * -(-max(len(tiles) for tiles, _ in sets.values()) // BATCH_SIZE)
     is_right = {
         name: torch.stack([_sorted_rightly(*pair, images, labels, len(classes), steps, (seed, name, trial), device)
                            for trial in range(trials)])
@@ -151,8 +151,8 @@ def _compare(
 
 
 def _sorted_rightly(
-    learn: Tensor,
-    learn_labels: Tensor,
+    train_set: Tensor,
+    train_labels: Tensor,
     images: Tensor,
     labels: Tensor,
     classes: int,
@@ -160,11 +160,11 @@ def _sorted_rightly(
     seed: tuple[int | str, ...],
     device: torch.device | str,
 ) -> Tensor:
-    """Which of the tiles `images` a network, trained on `learn`, puts into their class. -> bool (N,)"""
+    """Which of the tiles `images` a network, trained on `train_set`, puts into their class. -> bool (N,)"""
     seed = ("usefulness", *seed)
-    order = torch.randperm(len(learn), generator=make_generator(*seed, "validation"))
-    validate, rest = order[::VALIDATION], order[torch.arange(len(order)) % VALIDATION > 0]
-    parts = [(learn[index], learn_labels[index]) for index in (rest, validate)]
+    order = torch.randperm(len(train_set), generator=make_generator(*seed, "validation"))
+    validation, training = order[::VALIDATION], order[torch.arange(len(order)) % VALIDATION > 0]
+    parts = [(train_set[index], train_labels[index]) for index in (training, validation)]
     trained = train(parts[0], parts[1], classes, steps, seed, device)
     return logits(trained.network, images).argmax(1).cpu() == labels
 

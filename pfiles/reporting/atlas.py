@@ -60,28 +60,29 @@ class Drawn(NamedTuple):
     assigned: Tensor
 
 
-def make_rows(tiles: Tiles, standing: tuple[Tensor, Tensor, Tensor], drawn: Drawn) -> list[Row]:
+def make_rows(tiles: Tiles, standing: tuple[Tensor, Tensor, Tensor], generated: Drawn) -> list[Row]:
     """A row for each cluster. standing: of the training tiles, see `latents.centre_and_border`."""
     cluster_ids, distance, margin = standing
-    sizes = cluster_ids.bincount(minlength=int(drawn.cluster_ids.max()) + 1)
+    sizes = cluster_ids.bincount(minlength=int(generated.cluster_ids.max()) + 1)
     words = _in_words(tiles, cluster_ids)
     train = tiles.tensor(tiles.train)
-    copies = torch.tensor(nearest_tiles(drawn.images, train).distance.to_numpy() < COPY)
+    copies = torch.tensor(nearest_tiles(generated.images, train).distance.to_numpy() < COPY)
     small = _small(tiles) if tiles.positions is not None else None
     rows = []
     for cluster, size in enumerate(sizes.tolist()):
         members = (cluster_ids == cluster).nonzero().flatten()
         central = members[distance[members].argsort(stable=True)][:SHOWN]
-        others = members[~torch.isin(members, central)]
-        border = others[margin[others].argsort(stable=True)][:SHOWN]
-        asked = drawn.cluster_ids == cluster
+        outer = members[~torch.isin(members, central)]
+        border = outer[margin[outer].argsort(stable=True)][:SHOWN]
+        is_requested = generated.cluster_ids == cluster
         squares = {
             "Nearest to its centre": train[central],
             "At its border": train[border],
-            "Generated": drawn.images[asked][:SHOWN],
+            "Generated": generated.images[is_requested][:SHOWN],
         }
         facts, warnings = _origin(tiles, members.numpy())
-        n, back, copied = (int(x.sum()) for x in (asked, drawn.assigned[asked] == cluster, copies[asked]))
+        is_back = generated.assigned[is_requested] == cluster
+        n, back, copied = (int(mask.sum()) for mask in (is_requested, is_back, copies[is_requested]))
         if size:
             facts.insert(0, f"{words[cluster]}.".capitalize())
         facts.append(f"Of {n} generated tiles {back} are sorted into it again.")
@@ -96,11 +97,11 @@ def make_rows(tiles: Tiles, standing: tuple[Tensor, Tensor, Tensor], drawn: Draw
     return rows
 
 
-def scores(rows: Sequence[Row], drawn: Drawn) -> dict[str, Any]:
+def scores(rows: Sequence[Row], generated: Drawn) -> dict[str, Any]:
     """What a run's summary keeps of the atlas."""
     warnings = {f"cluster {row.number}": list(row.warnings) for row in rows if row.warnings}
     return {
-        "share_assigned_to_requested_cluster": (drawn.assigned == drawn.cluster_ids).double().mean().item(),
+        "share_assigned_to_requested_cluster": (generated.assigned == generated.cluster_ids).double().mean().item(),
         "clusters_with_warnings": len(warnings),
         "details": {"warnings": warnings},
     }
@@ -144,10 +145,10 @@ def pictures(rows: Sequence[Row]) -> dict[int, dict[str, str]]:
     }
     images |= {(row.number, "map"): row.map[0] for row in rows if row.map}
     for quality in QUALITIES:
-        made = {key: _jpeg(image, quality) for key, image in images.items()}
-        if sum(map(len, made.values())) <= MOST_BYTES:
+        jpegs = {key: _jpeg(image, quality) for key, image in images.items()}
+        if sum(map(len, jpegs.values())) <= MOST_BYTES:
             break
-    return {row.number: {title: made[n, title] for n, title in made if n == row.number} for row in rows}
+    return {row.number: {title: jpegs[n, title] for n, title in jpegs if n == row.number} for row in rows}
 
 
 def _square(tiles: Tensor, side: int) -> np.ndarray:
@@ -165,17 +166,17 @@ def _jpeg(image: np.ndarray, quality: int) -> str:
 
 def _in_words(tiles: Tiles, cluster_ids: Tensor) -> dict[int, str]:
     """`morphometry.in_words` of the training tiles, of which some of each cluster are measured."""
-    chosen, weights, found = [], [], cluster_ids.unique()
-    number = min(MEASURED, -(-AT_MOST // len(found)))
-    for cluster in found:
+    selection, weights, clusters = [], [], cluster_ids.unique()
+    number = min(MEASURED, -(-AT_MOST // len(clusters)))
+    for cluster in clusters:
         members = (cluster_ids == cluster).nonzero().flatten()
-        some = members[evenly_spaced(len(members), number)]
-        chosen.append(some)
-        weights.append(np.full(len(some), len(members) / len(some)))
-    chosen = torch.cat(chosen).numpy()
-    images = tiles.tensor(tiles.train[chosen])
+        sample = members[evenly_spaced(len(members), number)]
+        selection.append(sample)
+        weights.append(np.full(len(sample), len(members) / len(sample)))
+    selection = torch.cat(selection).numpy()
+    images = tiles.tensor(tiles.train[selection])
     table = morphometry.measure(images, morphometry.nucleus_threshold(images))
-    return morphometry.in_words(table, cluster_ids[chosen].numpy(), np.concatenate(weights))
+    return morphometry.in_words(table, cluster_ids[selection].numpy(), np.concatenate(weights))
 
 
 def _origin(tiles: Tiles, members: np.ndarray) -> tuple[list[str], list[str]]:
@@ -201,11 +202,11 @@ def _origin(tiles: Tiles, members: np.ndarray) -> tuple[list[str], list[str]]:
 
 def _from(here: np.ndarray, everywhere: np.ndarray, noun: str) -> str:
     """Which slides or patients these tiles come from, of all of them: a sentence."""
-    found, total = Counter(here[here != ""].tolist()), len({*everywhere.tolist()} - {""})
-    most = found.most_common(SEVERAL)
-    told = ", ".join(f"{name} {n / len(here):.0%}" for name, n in most)
-    more = f" and {len(found) - len(most)} more" if len(found) > len(most) else ""
-    return f"From {len(found)} of {_count(total, noun)}{': ' * bool(told)}{told}{more}."
+    counts, total = Counter(here[here != ""].tolist()), len({*everywhere.tolist()} - {""})
+    most = counts.most_common(SEVERAL)
+    shares = ", ".join(f"{name} {n / len(here):.0%}" for name, n in most)
+    more = f" and {len(counts) - len(most)} more" if len(counts) > len(most) else ""
+    return f"From {len(counts)} of {_count(total, noun)}{': ' * bool(shares)}{shares}{more}."
 
 
 def _count(n: int, noun: str) -> str:
@@ -216,10 +217,10 @@ def _map(tiles: Tiles, members: np.ndarray, small: Tensor) -> tuple[np.ndarray, 
     """The slide with most of these training tiles, small: all its tiles pale, these in their colours."""
     if tiles.positions is None or not len(members):
         return None
-    own = tiles.train[members]
-    slide = Counter(tiles.positions.slide[own].tolist()).most_common(1)[0][0]
+    indices = tiles.train[members]
+    slide = Counter(tiles.positions.slide[indices].tolist()).most_common(1)[0][0]
     on_it = np.flatnonzero(tiles.positions.slide == slide)
-    lit = np.isin(on_it, own)
+    lit = np.isin(on_it, indices)
     on_it = on_it[lit.argsort(kind="stable")]  # those in colour lie on top
     where = tiles.positions[on_it]
     left, top = where.x.min(), where.y.min()
@@ -228,8 +229,8 @@ def _map(tiles: Tiles, members: np.ndarray, small: Tensor) -> tuple[np.ndarray, 
     picture = np.full((max(1, round(height * scale)), max(1, round(width * scale)), 3), 255, np.uint8)
     side = max(1, int(np.ceil(where.side.max() * scale)))
     images = F.interpolate(small[on_it].float(), (side, side), mode="area")
-    others = len(on_it) - lit.sum()
-    images[:others] = 255 - 0.35 * (255 - images[:others].mean(1, keepdim=True))
+    n_grey = len(on_it) - lit.sum()
+    images[:n_grey] = 255 - 0.35 * (255 - images[:n_grey].mean(1, keepdim=True))
     for x, y, image in zip((where.x - left) * scale, (where.y - top) * scale, images.byte(), strict=True):
         part = picture[int(y) : int(y) + side, int(x) : int(x) + side]
         part[:] = image.permute(1, 2, 0).numpy()[: part.shape[0], : part.shape[1]]

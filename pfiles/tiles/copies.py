@@ -33,9 +33,9 @@ def copies(images: Tensor, test: np.ndarray, train: np.ndarray) -> np.ndarray:
         by_rows[rows].append(i)
     pairs = []
     for i, rows in zip(test, _two_rows(images, test), strict=True):
-        other = next((other for other in by_rows.get(rows, ()) if torch.equal(images[i], images[other])), None)
-        if other is not None and (images[i] != images[i][:, :1, :1]).any():
-            pairs.append((i, other))
+        match = next((j for j in by_rows.get(rows, ()) if torch.equal(images[i], images[j])), None)
+        if match is not None and (images[i] != images[i][:, :1, :1]).any():
+            pairs.append((i, match))
     return np.array(pairs, int).reshape(-1, 2)
 
 

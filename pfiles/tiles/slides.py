@@ -98,15 +98,15 @@ def plan_tiles(slide: SlideReader, path: Path, tiling: Tiling, offset: float) ->
     """
     scale_of_slide = scale_of(slide.properties, path, tiling.mpp_of_slide)
     mpp = scale_of_slide.mpp
-    wanted = tiling.mpp / mpp
+    target_downsample = tiling.mpp / mpp
     if tiling.coordinates is not None:
         side_of_place = side_on(slide, path, tiling.coordinates, mpp)
         check_scale(tiling.coordinates, side_of_place, mpp, tiling.mpp, tiling.size)
-        wanted = side_of_place / tiling.size
-    if wanted < 1 - SNAP:
+        target_downsample = side_of_place / tiling.size
+    if target_downsample < 1 - SNAP:
         raise InputError(f"{path} was scanned at {mpp:g} um/px: tiles of {tiling.mpp:g} um/px would be invented.")
-    level = level_for(slide, wanted)
-    factor = wanted / slide.level_downsamples[level]
+    level = level_for(slide, target_downsample)
+    factor = target_downsample / slide.level_downsamples[level]
     if abs(factor / round(factor) - 1) <= SNAP:
         factor = round(factor)
     if tiling.size * factor > MAX_SIDE:
@@ -140,21 +140,21 @@ def plan_tiles(slide: SlideReader, path: Path, tiling: Tiling, offset: float) ->
     else:
         corners = (np.array(tiling.coordinates.corners) - (x, y)) / downsample
     share = shares(mask, corners * downsample / scale, in_thumbnail)
-    taken = np.flatnonzero((share >= tiling.min_tissue) | (tiling.coordinates is not None))
-    if not len(taken):
+    selection = np.flatnonzero((share >= tiling.min_tissue) | (tiling.coordinates is not None))
+    if not len(selection):
         raise InputError(
             f"{path} shows no tissue: no tile of {tiling.size} px has {tiling.min_tissue:.0%} of it. Where that is "
             "wrong, lower --min-tissue or --tissue-threshold, or give --pens off."
         )
-    if tiling.per_slide is not None and len(taken) > tiling.per_slide:
-        cells = np.maximum(corners[taken] // stride, 0).astype(int)
-        nearby = taken[np.argsort(_morton(cells), kind="stable")]  # neighbours follow each other
-        taken = np.sort(nearby[((np.arange(tiling.per_slide) + offset) * len(taken) / tiling.per_slide).astype(int)])
+    if tiling.per_slide is not None and len(selection) > tiling.per_slide:
+        cells = np.maximum(corners[selection] // stride, 0).astype(int)
+        nearby = selection[np.argsort(_morton(cells), kind="stable")]  # neighbours follow each other
+        steps = (np.arange(tiling.per_slide) + offset) * len(selection) / tiling.per_slide
+        selection = np.sort(nearby[steps.astype(int)])
     bounds = x, y, width, height
-    plan = Plan(
-        level, factor, downsample, mpp * downsample, bounds, corners[taken], share[taken], scale_of_slide, doubt(mask)
-    )
-    return plan, _picture(image, mask, corners[taken] * downsample / scale, in_thumbnail)
+    corners, share = corners[selection], share[selection]
+    plan = Plan(level, factor, downsample, mpp * downsample, bounds, corners, share, scale_of_slide, doubt(mask))
+    return plan, _picture(image, mask, corners * downsample / scale, in_thumbnail)
 
 
 def _morton(cells: np.ndarray) -> np.ndarray:

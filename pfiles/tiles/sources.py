@@ -67,9 +67,9 @@ def _state(files: Sequence[Path]) -> str | None:
     """A hash of the files' paths, sizes and times; None where one was changed only just now."""
     digest, newest = hashlib.sha256(), 0
     for path in files:
-        found = os.stat(path)
-        newest = max(newest, found.st_mtime_ns, found.st_ctime_ns)
-        digest.update(repr((str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns)).encode())
+        status = os.stat(path)
+        newest = max(newest, status.st_mtime_ns, status.st_ctime_ns)
+        digest.update(repr((str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns)).encode())
     return digest.hexdigest() if newest < time.time_ns() - SETTLED_SECONDS * 10**9 else None
 
 
@@ -161,8 +161,8 @@ def read_labels(folder: Path, tiles: Iterable[Path]) -> np.ndarray | None:
 def _labels_among(
     files: Mapping[PurePosixPath, Path], folder: Path, names: Sequence[PurePosixPath]
 ) -> np.ndarray | None:
-    found = _label_file(files, folder)
-    return None if found is None else _labels(files[found].read_bytes(), str(files[found]), names)
+    name = _label_file(files, folder)
+    return None if name is None else _labels(files[name].read_bytes(), str(files[name]), names)
 
 
 def picture_part(picture: Image.Image) -> tuple[float, ...] | None:
@@ -176,13 +176,13 @@ def walk(folder: Path) -> list[Path]:
     """All files below a folder, OME-Zarrs among them; links are followed, but what is there without them is not found a
     second time."""
     root = folder.resolve()
-    plain, folder_links, file_links, files, seen = [folder], [], [], [], set()
+    plain, folder_links, file_links, files, visited = [folder], [], [], [], set()
     while plain or folder_links:
         here = plain.pop() if plain else folder_links.pop()
         real = here.resolve()
-        if real in seen or (here != folder and root.is_relative_to(real)):  # a link upwards leads round in circles
+        if real in visited or (here != folder and root.is_relative_to(real)):  # a link upwards leads round in circles
             continue
-        seen.add(real)
+        visited.add(real)
         for entry in sorted(os.scandir(here), key=lambda entry: entry.name, reverse=True):
             path = here / entry.name
             if entry.name.startswith("."):
@@ -220,8 +220,8 @@ def _read_zip(path: Path) -> Source:
             _tell_unread(members, path)
             label_file = _label_file(members, path)
             labels = label_file and _labels(archive.read(members[label_file]), f"{path}:{label_file}", names)
-            shown = [f"{path}:{name}" for name in names]
-            tiles = ((text, decode(text, archive.read(members[name]))) for text, name in zip(shown, names, strict=True))
+            texts = [f"{path}:{name}" for name in names]
+            tiles = ((text, decode(text, archive.read(members[name]))) for text, name in zip(texts, names, strict=True))
             return Source(stack_tiles(tiles, len(names), path), names, labels, state)
     except InputError:
         raise
@@ -246,30 +246,32 @@ def _is_label_name(name: PurePosixPath) -> bool:
 
 
 def _label_file(names: Mapping[PurePosixPath, object], where: Path) -> PurePosixPath | None:
-    found = sorted(filter(_is_label_name, names))
-    if len(found) > 1:
-        raise InputError(f"{where} holds both {found[0]} and {found[1]}: keep one file of labels.")
-    return found[0] if found else None
+    candidates = sorted(filter(_is_label_name, names))
+    if len(candidates) > 1:
+        raise InputError(f"{where} holds both {candidates[0]} and {candidates[1]}: keep one file of labels.")
+    return candidates[0] if candidates else None
 
 
-def _labels(content: bytes, shown: str, names: Sequence[PurePosixPath]) -> np.ndarray:
+def _labels(content: bytes, origin: str, names: Sequence[PurePosixPath]) -> np.ndarray:
     """The label of each tile, from rows `file,label` (or `file,tissue`); files by their path or the end of it."""
-    table = parse_table(content, shown)
+    table = parse_table(content, origin)
     column = next((name for name in ("label", "tissue") if name in table), None)
     if "file" not in table or column is None or not len(table):
-        raise InputError(f"{shown} must have the columns file and label (or tissue) and rows: write or remove it.")
-    given: dict[str, str] = {}
+        raise InputError(f"{origin} must have the columns file and label (or tissue) and rows: write or remove it.")
+    label_of_file: dict[str, str] = {}
     for file, label in zip(table["file"], table[column], strict=True):
         file = file.replace("\\", "/").removeprefix("./")
-        if given.setdefault(file, label) != label:
-            raise InputError(f"{shown} calls {file} both {given[file]!r} and {label!r}: keep one row for each file.")
+        if label_of_file.setdefault(file, label) != label:
+            raise InputError(
+                f"{origin} calls {file} both {label_of_file[file]!r} and {label!r}: keep one row for each file."
+            )
     labels, used = [], {}
     for name in names:
         ends = (composed("/".join(name.parts[i:])) for i in range(len(name.parts)))
-        file = next((end for end in ends if end in given), None)
+        file = next((end for end in ends if end in label_of_file), None)
         if file is not None and used.setdefault(file, name) != name:
-            raise InputError(f"{shown} names {file}, which may be {used[file]} or {name}: write the folder too.")
-        labels.append("" if file is None else given[file])
+            raise InputError(f"{origin} names {file}, which may be {used[file]} or {name}: write the folder too.")
+        labels.append("" if file is None else label_of_file[file])
     if not used and names:
-        raise InputError(f"{shown} names {len(given)} files, but none is one of the tiles: write their paths.")
+        raise InputError(f"{origin} names {len(label_of_file)} files, but none is one of the tiles: write their paths.")
     return np.array(labels, str)

@@ -74,20 +74,20 @@ def split_by_slide(slides: Sequence[str], noun: str) -> tuple[np.ndarray, str]:
     sizes = np.bincount(of_tile)
     n, total = len(names), len(slides)
     last = next((k for k in range(1, n) if sizes[-k:].sum() >= total // TEST_PARTS), n - 1)
-    chosen, held = np.arange(n - last, n), int(sizes[-last:].sum())
-    said = f"The last {last} of {n} {noun} are the test set."
+    test_slides, held = np.arange(n - last, n), int(sizes[-last:].sum())
+    message = f"The last {last} of {n} {noun} are the test set."
     if _is_lopsided(held, total):
-        chosen = _nearest(sizes.tolist(), total)
-        better = int(sizes[chosen].sum())
-        said = f"The last {last} of {n} {noun} hold {held} of {total} tiles, where an eleventh is meant: "
+        test_slides = _nearest(sizes.tolist(), total)
+        better = int(sizes[test_slides].sum())
+        message = f"The last {last} of {n} {noun} hold {held} of {total} tiles, where an eleventh is meant: "
         if abs(better * TEST_PARTS - total) < abs(held * TEST_PARTS - total):
-            shown = ", ".join(names[i] for i in chosen[:5]) + (
-                f" and {len(chosen) - 5} more" if len(chosen) > 5 else ""
+            listing = ", ".join(names[i] for i in test_slides[:5]) + (
+                f" and {len(test_slides) - 5} more" if len(test_slides) > 5 else ""
             )
-            said += f"{shown}, with {better} tiles, are the test set instead."
+            message += f"{listing}, with {better} tiles, are the test set instead."
         else:
-            said += "they are the test set all the same, as no other choice of whole ones comes nearer."
-    return np.isin(of_tile, chosen), said
+            message += "they are the test set all the same, as no other choice of whole ones comes nearer."
+    return np.isin(of_tile, test_slides), message
 
 
 def _is_lopsided(held: int, total: int) -> bool:
@@ -100,10 +100,10 @@ def _nearest(sizes: Sequence[int], total: int) -> np.ndarray:
     for size in sizes:
         reachable.append(reachable[-1] | reachable[-1] << size)
     sums = [s for s, bit in enumerate(bin(reachable[-1])[:1:-1]) if bit == "1" and 0 < s < total]
-    left = min(sums, key=lambda s: (abs(s * TEST_PARTS - total), s))
-    chosen = []
+    remainder = min(sums, key=lambda s: (abs(s * TEST_PARTS - total), s))
+    selection = []
     for i in reversed(range(len(sizes))):
-        if left >= sizes[i] and reachable[i] >> (left - sizes[i]) & 1:
-            chosen.append(i)
-            left -= sizes[i]
-    return np.array(chosen[::-1])
+        if remainder >= sizes[i] and reachable[i] >> (remainder - sizes[i]) & 1:
+            selection.append(i)
+            remainder -= sizes[i]
+    return np.array(selection[::-1])

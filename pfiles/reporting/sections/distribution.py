@@ -75,22 +75,24 @@ def _features(
     return extractor(data.real), extractor(data.generated), held_out
 
 
-def distances(extractor: Extractor | ReadFeatures, real: np.ndarray, other: np.ndarray, seed: int) -> dict[str, float]:
+def distances(
+    extractor: Extractor | ReadFeatures, real: np.ndarray, compared: np.ndarray, seed: int
+) -> dict[str, float]:
     """All measures of `distribution` between two sets of features (N, d), (M, d), under the extractor's names, and the
     share of both that a linear classifier tells apart.
 
     Sets too small for their neighbours have no measures but their number of images.
     """
-    if min(len(real), len(other)) <= NEIGHBOURS:
-        return {"images": len(other)}
-    kernel, error = kid(real, other, seed)
+    if min(len(real), len(compared)) <= NEIGHBOURS:
+        return {"images": len(compared)}
+    kernel, error = kid(real, compared, seed)
     return {
-        "images": len(other),
-        extractor.frechet: frechet_distance(real, other),
+        "images": len(compared),
+        extractor.frechet: frechet_distance(real, compared),
         extractor.kernel: kernel,
         "standard error": error,
-        **prdc(real, other),
-        LINEAR_PROBE: two_sample.told_apart(real, other),
+        **prdc(real, compared),
+        LINEAR_PROBE: two_sample.told_apart(real, compared),
     }
 
 
@@ -118,22 +120,22 @@ def distribution_table(
         HELD_OUT: held_out[evenly_spaced(len(held_out), size)],
     }
     if isinstance(extractor, Extractor):
-        sets |= {name: extractor(made) for name, made in _spoilt(tiles, size).items()}
+        sets |= {name: extractor(images) for name, images in _spoilt(tiles, size).items()}
     if len(generated) <= size:
         del sets[f"generated, {size} of them"]
-    rows = {name: distances(extractor, real, other, seed) for name, other in sets.items()}
+    rows = {name: distances(extractor, real, features, seed) for name, features in sets.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _spoilt(tiles: Tensor, size: int) -> dict[str, Tensor]:
     """So many of the tiles behind a blur, and as many of their mean colour."""
-    some = tiles[evenly_spaced(len(tiles), size)]
+    subset = tiles[evenly_spaced(len(tiles), size)]
     sigma = BLUR * tiles.shape[2]
-    bar = progress(some, desc="blur", unit="tile", leave=False, delay=2)
+    bar = progress(subset, desc="blur", unit="tile", leave=False, delay=2)
     blurred = torch.from_numpy(
         np.stack([scipy.ndimage.gaussian_filter(tile.cpu().numpy(), (0, sigma, sigma)) for tile in bar])
     )
-    flat = torch.tensor(mean_colour(tiles), dtype=torch.uint8)[:, None, None].expand(some.shape)
+    flat = torch.tensor(mean_colour(tiles), dtype=torch.uint8)[:, None, None].expand(subset.shape)
     return {"blurred real tiles": blurred, "flat mean colour": flat}
 
 

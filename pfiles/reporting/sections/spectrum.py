@@ -14,10 +14,10 @@ from pfiles.reporting.tables import plain
 
 def make_section(data: EvaluationData) -> Section:
     """Power of the generated images over that of real ones in each band, and the lines of a grid."""
-    others = {"generated": data.generated, "other half of the real": data.real[1::2]}
+    sets = {"generated": data.generated, "other half of the real": data.real[1::2]}
     if data.reconstructed is not None:
-        others["reconstructed"] = data.reconstructed
-    bands, lines = spectrum.compare(data.real[::2], others)
+        sets["reconstructed"] = data.reconstructed
+    bands, lines = spectrum.compare(data.real[::2], sets)
     notes = [
         spectrum.verdict(bands["generated"], lines, "generated"),
         "Power is over that of one half of the real images; the other half is the floor.",

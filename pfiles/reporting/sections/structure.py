@@ -34,22 +34,22 @@ def make_section(data: EvaluationData, seed: int) -> Section:
         return Section(TITLE, [f"Left out: {error}"])
     overall = pd.DataFrame({name: table.loc["all"] for name, table in tables.items()}).T
     words = {name: structure.in_words(reach, ladder.side, data.mpp) for name, reach in overall.reach.items()}
-    drawn, best = overall.loc["generated"], next(name for name in (HELD_OUT, "training tiles") if name in words)
+    row, best = overall.loc["generated"], next(name for name in (HELD_OUT, "training tiles") if name in words)
     notes = [
         "Real tiles that are cut into blocks and shuffled are as built as generated tiles at blocks of "
-        f"{words['generated']}; 95 % interval {drawn.low:.1f} to {drawn.high:.1f} px. Reach of {best}: {words[best]}.",
+        f"{words['generated']}; 95 % interval {row.low:.1f} to {row.high:.1f} px. Reach of {best}: {words[best]}.",
         "Share is 0 for noise of the same spectrum and 1 for training tiles. Tiles that show glass are left out. "
         "Generated tiles are held against shuffled tiles that the same autoencoder decoded, where it is known.",
     ]
     by_cluster = tables["generated"].drop("all")
-    block = round(drawn.reach)
+    block = round(row.reach)
     recorded = {
         "built_like_tissue": f"up to {words['generated']}; real tissue {words[best]}",
         "reach_of_structure_px": overall.reach.to_dict(),
         "share_of_structure": overall.share.to_dict(),
         "details": {"structure": {"overall": plain(overall), "generated, by cluster": plain(by_cluster)}},
     }
-    shown = [
+    pictures = [
         figures.show_tiles(
             examples(data, block, seed),
             SHOWN,
@@ -57,7 +57,7 @@ def make_section(data: EvaluationData, seed: int) -> Section:
         ),
         plot_ladder(structure.shares(ladder), overall),
     ]
-    return Section(TITLE, notes, [overall, by_cluster][: 1 + (not by_cluster.empty)], shown, recorded)
+    return Section(TITLE, notes, [overall, by_cluster][: 1 + (not by_cluster.empty)], pictures, recorded)
 
 
 def _measure(data: EvaluationData, seed: int) -> tuple[dict[str, pd.DataFrame], structure.Ladder]:
