@@ -42,8 +42,7 @@ def train_stage(
     bank: the clusters of one or several k, which are the UNet's rows: in each step the condition of a tile is its
         cluster in one k, drawn at random.
     images: uint8 (N, 3, S, S), needed for the affine views only.
-    codes: of the tiles (N, h, w), see `latents.encode_tiles`, or of their views (8, N, h, w), see `encode_views`: then
-        each tile of a step is learnt in a view drawn at random.
+    codes: (N, h, w), see `latents.encode_tiles`, or (8, N, h, w), see `encode_views`: a step draws a view per tile.
     picture: what such a UNet draws, see `loop.train`.
     """
     # Networks, optimiser, moving average of the weights.
@@ -75,8 +74,7 @@ def train_stage(
 
     def objectives(index: Tensor, random: dict[str, Tensor], step: int) -> Iterator[Objective]:
         # Latents of the tiles, each in the view that was drawn for it.
-        zeros = torch.zeros_like(index)
-        view, k_index = random.get("view", zeros), random.get("k_index", zeros)
+        view, k_index = (random.get(name, torch.zeros_like(index)) for name in ("view", "k_index"))
         z = vqvae.embed(codes[view, index])  # (B, z, h, w)
 
         # The condition: the cluster of each tile, without a gradient.
@@ -91,10 +89,8 @@ def train_stage(
         errors, error_weights = denoise(predict, space.scale(z), cluster_ids, random, scheduler, settings)
         yield Objective([optimizer, *([trainer.optimizer] if trainer else [])], terms | errors, weights | error_weights)
 
-        # Moving average of the weights, which follows faster at first.
         if stage.ema_decay:
-            decay = min(stage.ema_decay, (1 + step) / (10 + step))
-            get_ema_multi_avg_fn(decay)([*averaged.parameters()], [*unet.parameters()], None)
+            move_average(averaged, unet, stage.ema_decay, step)
 
     history = train(
         job, num_epochs=stage.epochs, num_tiles=codes.shape[1], draw_random=draw_random, objectives=objectives,
@@ -105,6 +101,12 @@ def train_stage(
     if stage.ema_decay:
         unet.load_state_dict(averaged.state_dict())
     return history
+
+
+def move_average(averaged: UNet, unet: UNet, decay: float, step: int) -> None:
+    """Move the averaged weights towards the UNet's: with `decay`, from 0 to below 1, but faster in the first steps."""
+    decay = min(decay, (1 + step) / (10 + step))
+    get_ema_multi_avg_fn(decay)([*averaged.parameters()], [*unet.parameters()], None)
 
 
 def predict_rows(vqvae: VQVAE, bank: ClusterBank, codes: Tensor) -> Tensor:

@@ -24,19 +24,19 @@ History = list[dict[str, float]]  # one row per epoch: the mean of each loss ter
 
 
 class TrainingLog:
-    """The log of one training in `folder`; `done` epochs are in it already."""
+    """The log of one training in `folder`; `epochs` are in it already."""
 
-    def __init__(self, folder: Path, done: int):
+    def __init__(self, folder: Path, epochs: int):
         self.csv = folder / "log.csv"
         self._table = None
-        self._began, self._told, self._spent, self._cost = time.monotonic(), 0.0, 0.0, None
+        self._began, self._told_at, self._spent, self._cost = time.monotonic(), 0.0, 0.0, None
         self._events = None  # without TensorBoard, which is optional
         if is_first():
             folder.mkdir(parents=True, exist_ok=True)
             with suppress(ModuleNotFoundError):
                 from torch.utils.tensorboard import SummaryWriter  # seconds to import
 
-                self._events = SummaryWriter(str(folder), purge_step=done + 1)
+                self._events = SummaryWriter(str(folder), purge_step=epochs + 1)
 
     def write(self, history: Sequence[dict[str, float]]) -> None:
         """Add the last row of `history`, whose rows before it are written already."""
@@ -57,8 +57,8 @@ class TrainingLog:
         steps_since: taken since this log was opened.
         """
         now = time.monotonic()
-        if is_first() and (now - self._told > TELL_EVERY or step == total_steps):
-            self._told = now
+        if is_first() and (now - self._told_at > TELL_EVERY or step == total_steps):
+            self._told_at = now
             rate = steps_since / (now - self._began)
             about = {"step": step, "total_steps": total_steps, "steps_per_second": rate, "at": time.time()}
             write_json(self.csv.with_name(PROGRESS), about)

@@ -5,6 +5,9 @@ computes, from this process's share, what is to be minimised. The order of the t
 for the epoch, everything else from one made for the step, so a continued training draws what an unbroken one would.
 Several processes (see `processes`) share every batch: its random numbers are drawn whole by each, and losses and
 gradients are the means over the whole batch.
+
+`train` is longer than functions are elsewhere here, so that a step is read from its tiles to its resume point in one
+place.
 """
 
 import math

@@ -85,22 +85,23 @@ def restarts(folder: Path, identity: Mapping[str, Any], restart: bool | str) -> 
     A restart is done once. It goes on where it was stopped, and a finished one is not done again where Slurm has put
     its job back into the queue, or where it has a name (`restart` is text) and is asked for under the same one.
     """
-    begun = read_json(folder / RESTARTED, {})
-    if not restart or begun.get("identity") != identity:
+    record = read_json(folder / RESTARTED, {})
+    if not restart or record.get("identity") != identity:
         return bool(restart)
-    requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and begun.get("job") == os.environ.get("SLURM_JOB_ID")
-    same = begun.get("of") == _name(restart)
-    return not requeued and not (same and (_name(restart) is not None or begun.get("finished") is not True))
+    is_same_job = record.get("job") == os.environ.get("SLURM_JOB_ID")
+    requeued = is_same_job and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    same = record.get("of") == _name(restart)
+    return not requeued and not (same and (_name(restart) is not None or record.get("finished") is not True))
 
 
-def name_of_restart(note: Path, of: Mapping[str, Any]) -> str:
+def name_of_restart(note: Path, trainings: Mapping[str, Any]) -> str:
     """A name for a restart of several trainings: the same one for the same ones until the `note` of it is removed."""
-    of = json.loads(json.dumps(of))
-    begun = read_json(note, {})
-    if begun.get("of") != of:
-        begun = {"name": secrets.token_hex(4), "of": of}
-        write_json(note, begun)
-    return begun["name"]
+    trainings = json.loads(json.dumps(trainings))
+    record = read_json(note, {})
+    if record.get("of") != trainings:
+        record = {"name": secrets.token_hex(4), "of": trainings}
+        write_json(note, record)
+    return record["name"]
 
 
 def begin_restart(folder: Path, identity: Mapping[str, Any], restart: bool | str) -> None:
@@ -115,9 +116,9 @@ def begin_restart(folder: Path, identity: Mapping[str, Any], restart: bool | str
 
 def end_restart(folder: Path) -> None:
     """Note that the training in `folder` is finished, where it was begun by a restart."""
-    begun = read_json(folder / RESTARTED)
-    if is_first() and begun is not None and begun.get("finished") is False:
-        write_json(folder / RESTARTED, {**begun, "finished": True})
+    record = read_json(folder / RESTARTED)
+    if is_first() and record is not None and record.get("finished") is False:
+        write_json(folder / RESTARTED, {**record, "finished": True})
 
 
 def _name(restart: bool | str) -> str | None:
