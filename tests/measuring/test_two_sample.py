@@ -237,3 +237,16 @@ def test_a_linear_classifier_tells_sets_of_features_apart():
     assert two_sample.told_apart(other, same) == pytest.approx(0.5, abs=0.05)
     assert two_sample.told_apart(same, same) == pytest.approx(0.5, abs=0.05)  # both halves of a pair in one part
     assert np.isnan(two_sample.told_apart(same[:9], other))
+
+
+def test_copies_do_not_look_better_than_real_tiles():
+    """Copies in any order, slightly changed: each is judged by a classifier that did not learn its original."""
+    rng = np.random.default_rng(1)
+    real = rng.normal(0, 1, (100, 60))
+    copies = rng.permutation(real) + rng.normal(0, 0.05, real.shape)
+    parts = two_sample.same_part(real, copies)
+    assert (parts[100:] == parts[:100][np.linalg.norm(copies[:, None] - real, axis=2).argmin(1)]).all()
+    assert two_sample.told_apart(real, copies) > 0.45
+    assert (
+        two_sample.told_apart(real, np.repeat(real[:1], 100, axis=0)) > 0.95
+    )  # all alike: told, not hidden in one part

@@ -163,7 +163,8 @@ def caveat(extractor: Extractor | ReadFeatures, table: pd.DataFrame, width: int)
     """What to keep in mind with a table of `distances` in features of that width."""
     fewest = int(table.images[table.images > NEIGHBOURS].min())
     text = f"{extractor.frechet} and {extractor.kernel}: 0 is best. {LINEAR_PROBE.capitalize()}: the share that a "
-    text += "linear classifier of these features sorts rightly; 0.5 is chance. "
+    text += "linear classifier of these features sorts rightly; 0.5 is chance. Far below 0.5 is no better "
+    text += "than 0.5: tiles of one set then lie where the other's were learnt to lie, as copies do; see Copies. "
     if extractor.ranks:
         ranks = " and ".join(extractor.ranks).capitalize()
         text += f"{ranks}, with {NEIGHBOURS} neighbours: what held-out real tiles reach is best. "
