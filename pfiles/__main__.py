@@ -47,7 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
         args = parse(arguments)
         from pfiles.cli.commands import COMMANDS  # loads torch, which --help can do without
 
-        args.run_toml = os.environ.get("KPC_RUN_TOML")
         status = COMMANDS[args.command](args)
         sys.stdout.flush()
         return status

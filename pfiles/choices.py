@@ -144,11 +144,15 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def _files() -> list[Path]:
     """Those that there are, the one that counts more last."""
-    named = os.environ.get("KPC_RUN_TOML")
-    if named is not None:
-        return [ROOT / expand(named)] if named else []
     places = dict.fromkeys((ROOT / FILE, Path.cwd() / FILE))
-    return [place for place in places if place.exists()]
+    named = named_files()
+    return [place for place in places if place.exists()] if named is None else named
+
+
+def named_files() -> list[Path] | None:
+    """The file that KPC_RUN_TOML names, or none where it is empty; None where it is not set."""
+    name = os.environ.get("KPC_RUN_TOML")
+    return None if name is None else [ROOT / expand(name)] if name else []
 
 
 def read_choices(file: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,6 +233,17 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def refuse_foreign(folder: Path, names: Iterable[str], is_own: bool) -> None:
+    """InputError where `folder` holds a file or folder of these names, which a command would write, and is not its own.
+
+    is_own: whether a note in the folder says that the same command made what is there.
+    """
+    if there := [] if is_own else [name for name in names if os.path.lexists(folder / name)]:
+        raise InputError(
+            f"{folder / there[0]} was not made by this command, which would replace it: name an empty or a new folder."
+        )
 
 
 def write_json(path: Path, value: Any) -> None:

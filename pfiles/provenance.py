@@ -13,7 +13,7 @@ from pfiles.paths import read_json
 from pfiles.settings import Settings
 from pfiles.tiles.dataset import Tiles
 
-FINGERPRINT, SOURCE = "data.fingerprint", "data.source"
+MOVED = {"data.fingerprint": "data.source", "start_weights": "settings.start_from"}  # same content, whatever its place
 IGNORED = ("seed", "settings.precision")  # may differ between the run that made a file and the run that reads it
 GENERATED_WITH, MADE_FROM = "generated_with.json", "made_from.json"  # in folders of generated and of training images
 FIELDS = {"settings": "settings", "data": "data", "seed": "seed", "starts_from": "parents"}  # by their names in JSON
@@ -82,7 +82,8 @@ class Provenance:
         return Provenance.from_note(without(self.as_note(), *names))
 
     def differences(self, expected: "Provenance", shared: bool = False) -> dict[str, tuple[Any, Any]]:
-        """The values that differ, recorded and expected, by dotted name; data of one fingerprint may have been renamed.
+        """The values that differ, recorded and expected, by dotted name; data and weights of one fingerprint may
+        have been renamed.
 
         shared: whether only values count that both have. Otherwise a setting that the version which made the file did
             not have yet had its published value then.
@@ -92,8 +93,9 @@ class Provenance:
             then |= {name: value for name, value in _published().items() if name in now and _is_newer(name, then)}
         names = then.keys() & now.keys() if shared else then.keys() | now.keys()
         different = {name: (then.get(name), now.get(name)) for name in sorted(names) if then.get(name) != now.get(name)}
-        if FINGERPRINT in names and FINGERPRINT not in different:
-            different.pop(SOURCE, None)
+        for content, place in MOVED.items():
+            if content in names and content not in different:
+                different.pop(place, None)
         return different
 
 

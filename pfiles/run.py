@@ -33,7 +33,7 @@ from pfiles.tiles.pixels import evenly_spaced
 from pfiles.vqvae import VQVAE
 
 INDEPENDENT_OF_K = ("device", "speed", "tiles", "vqvae", "views")  # assets that runs of several k share
-LOOKS = ("check", "status")  # commands that look at a run, there or not yet, and leave nothing in its folder
+LOOKS = ("check", "status", "draw", "map", "share", "export")  # commands that look at a run and leave nothing there
 
 
 @dataclass(frozen=True, eq=False)

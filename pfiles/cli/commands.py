@@ -28,7 +28,7 @@ from pfiles.errors import InputError
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import pick_device, versions
 from pfiles.measuring.pairs import PUBLISHED_SIDE
-from pfiles.paths import Paths, expand, numbers_of_clusters, read_json, write_json
+from pfiles.paths import Paths, expand, numbers_of_clusters, read_json, refuse_foreign, write_json
 from pfiles.provenance import MADE_FROM
 from pfiles.reporting import evaluation, export, figures, maps, page
 from pfiles.reporting.card import BLANKS, read_card
@@ -39,7 +39,7 @@ from pfiles.tiles.files import list_images, read_images, refuse_other_images, wr
 from pfiles.tiles.gather import gather
 from pfiles.tiles.join import join_parts
 from pfiles.tiles.slides import Tiling
-from pfiles.tiles.sources import PICTURES, read_source
+from pfiles.tiles.sources import PICTURES, TABLE, is_drawn, read_source
 from pfiles.tiles.tiler import tile_slides
 
 LEFT_OUT = 3  # exit status
@@ -93,12 +93,13 @@ def _draw(args: argparse.Namespace) -> int:
     if not 1 <= args.number <= MOST_TILES:
         raise InputError(f"--number must be from 1 to {MOST_TILES:,}, but is {args.number}.")
     out, numbers = output_folder(args.out), range(1, args.number + 1)
+    refuse_foreign(out, (TABLE, "sheet.jpg", "tiles"), is_drawn(out))
     refuse_other_images(out / "tiles", numbers)
     generator, _ = open_generator(args, "draw")
     cluster_ids = generator.cluster_ids(args.number, args.seed, args.cluster)
     images = generator.draw(cluster_ids, seed=args.seed)
+    write_table(out, numbers, cluster_ids, generator.names, args.seed)  # first: it says that the folder is ours
     write_tiles(out / "tiles", numbers, images)
-    write_table(out, numbers, cluster_ids, generator.names, args.seed)
     clusters = cluster_ids.unique().tolist()
     labels = [figures.cluster_label(cluster + 1, generator.names) for cluster in clusters]
     rows = [images[cluster_ids == cluster] for cluster in clusters]
@@ -170,7 +171,9 @@ def _map(args: argparse.Namespace) -> int:
     paths = [expand(path).absolute() for path in args.slide]
     networks = {"autoencoder": trained.space.vqvae, "clusters": trained.bank}
     of = {name: fingerprint_of_role(network) for name, network in networks.items()}
-    of["slides"] = sorted({slide.path.name for slide in gather(paths, out, tiling.page).slides})
+    slides = gather(paths, out, tiling.page).slides
+    of["slides"] = sorted({slide.path.name for slide in slides})
+    refuse_foreign(out, ("tiles", *maps.file_names(slide.name for slide in slides)), (out / MADE_FROM).exists())
     if read_json(out / MADE_FROM, of) != of:
         raise InputError(f"{out} holds maps of other slides or of other networks: name another folder with --out.")
     write_json(out / MADE_FROM, of)
@@ -192,6 +195,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     files = {name: None if value is None else expand(value).absolute() for name, value in options.items()}
     real, generated = (expand(folder).absolute() for folder in (args.real, args.generated))
     out = output_folder(args.out)
+    page.refuse_other_report(out)
     sections = evaluation.evaluate(
         real, generated, **files, **_features(args.features or []), paired=not args.unpaired, seed=args.seed,
         device=pick_device(),
@@ -217,10 +221,10 @@ def _export(args: argparse.Namespace) -> int:
     overrides = {**parse_overrides(args.overrides), "max_train_tiles": None, "precision": "fp32"}
     if side != PUBLISHED_SIDE:  # else they are tiles enlarged by the authors' way of saving them
         overrides["image_size_px"] = side
-    if args.data is None and export.made_from(generated) is None:
+    data = None if args.data is None else resolve_data(args.data)
+    run = open_run("export", 2, "kmeans", data, args.preset, overrides)
+    if run.data is None and export.made_from(generated) is None:
         raise InputError(f"Nothing in {generated} says which tiles its images were made from: name them with --data.")
-    data = resolve_data(args.data)
-    run = open_run("export", 2, data=data, preset=args.preset, overrides=overrides, run_toml=False)
     gate = export.export(generated, run.tiles, out)
     share_closer, low, high, expected = (f"{gate[name]:.1%}" for name in ("closer", "low", "high", "expected"))
     print(

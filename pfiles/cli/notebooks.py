@@ -31,10 +31,10 @@ from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.lpips import vgg16_file
 from pfiles.machine.locks import locked
 from pfiles.machine.runtime import versions
-from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, write_json
+from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, refuse_foreign, write_json
+from pfiles.provenance import MADE_FROM
 from pfiles.run import Run, open_run
 from pfiles.settings import Settings
-from pfiles.tiles.dataset import EMBEDDED
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
 
@@ -126,8 +126,7 @@ def _open_and_check(args: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
         "out": None if args.out is None else str(expand(args.out).absolute()),
     }  # fmt: skip
     choices = choose(options)
-    by_file = args.data is None and choices["data"] not in (None, *EMBEDDED)
-    data = str((ROOT / expand(choices["data"])).resolve()) if by_file else resolve_data(choices["data"])
+    data = resolve_data(args.data, choices["data"])
     opened = open_run("run", **choices | {"data": data}, run_toml=False)
     settings = opened.settings
     _try_networks(settings, opened.ks, opened.clustering)
@@ -173,6 +172,9 @@ def _execute_steps(
     parameters: those of the command, which summary.json keeps in its `section`.
     """
     paths, tiles = opened.paths, opened.tiles
+    if paths.root != ROOT:
+        is_own = any((paths.root / name).exists() for name in ("kpc_ldm", "executed", f"org/{MADE_FROM}"))
+        refuse_foreign(paths.root, ("summary.json", "Figures", "org"), is_own)
     _refuse_read_only(paths.root)
     executed = paths.root / "executed" / f"clusters_{paths.n_clusters}{paths.suffix}"
     restart = executed / f"restart_{section}.json"

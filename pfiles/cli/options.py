@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pfiles import draw
-from pfiles.choices import FILE, read_choices
+from pfiles.choices import FILE, named_files, read_choices
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
 from pfiles.machine.runtime import pick_device
@@ -26,13 +26,20 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
             overrides[name] = json.loads(value)
         except ValueError:
             overrides[name] = value
+    start_from = overrides.get("start_from")
+    if isinstance(start_from, str) and start_from != "starter":
+        overrides["start_from"] = str(expand(start_from).absolute())  # as other paths of a command
     return overrides
 
 
-def resolve_data(option: str | None) -> str:
-    """The data of a command: an absolute path, as notebooks run in their own folders, or the name of embedded tiles."""
-    data = data_or_default(option or None)
-    return data if data in EMBEDDED else str(expand(data).resolve())
+def resolve_data(option: str | None, otherwise: str | None = None) -> str:
+    """The data of a command: an absolute path, as notebooks run in their own folders, or the name of embedded tiles.
+
+    option: as given, which starts where the command was started. otherwise: of run.toml, which starts at the
+    repository, as does the environment variable KPC_DATA, which counts where neither says anything.
+    """
+    data = option or data_or_default(otherwise)
+    return data if data in EMBEDDED else str(((Path.cwd() if option else ROOT) / expand(data)).resolve())
 
 
 def output_folder(option: str) -> Path:
@@ -45,15 +52,14 @@ def output_folder(option: str) -> Path:
 
 
 def run_folder(option: str) -> Path | None:
-    """The folder of a run; None if `option` names a generator instead: "starter", one of the hub, or a folder."""
+    """The folder of a run; None if `option` names a generator instead: "starter", or a folder."""
     folder = expand(option).absolute()
     return folder if option != "starter" and (folder / "summary.json").exists() else None
 
 
 def generator_folder(option: str) -> Path | str:
-    """A generator's folder, if there is one of that name, or the name: "starter" always means the built-in one."""
-    folder = expand(option).absolute()
-    return folder if option != "starter" and folder.exists() else option
+    """A generator's folder; "starter" always means the built-in one, and ./starter a folder here."""
+    return option if option == "starter" else expand(option).absolute()
 
 
 def open_generator(args: argparse.Namespace, command: str) -> tuple[Generator, Run | None]:
@@ -80,17 +86,17 @@ def run_choices(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     choices = choices_of(folder, n_clusters=args.clusters, **options)
     if "run" in read_json(summary, {}):
         return choices
-    file_choices = _run_toml_of(folder, args.run_toml)
+    file_choices = _run_toml_of(folder)
     return file_choices | choices | {"overrides": file_choices.get("overrides", {}) | choices.get("overrides", {})}
 
 
-def _run_toml_of(folder: Path, named: str | None) -> dict[str, Any]:
-    """What run.toml chooses for the run in `folder`: the file in that folder, or the one here if it names the folder.
+def _run_toml_of(folder: Path) -> dict[str, Any]:
+    """What run.toml chooses for the run in `folder`: the file in that folder, or the repository's if it names the folder.
 
-    named: $KPC_RUN_TOML, another file instead of both, or none if it is empty. Relative data start at this repository.
+    KPC_RUN_TOML names another file instead of both. Relative data start at the repository.
     """
-    files = [ROOT / expand(named)] if named else [] if named == "" else [folder / FILE, ROOT / FILE]
-    for file in files:
+    named = named_files()
+    for file in [folder / FILE, ROOT / FILE] if named is None else named:
         choices = read_choices(file) if file.exists() else {}
         base = folder if file.parent == folder else ROOT
         if choices and folder.resolve() == (base / expand(choices.pop("out", ""))).resolve():

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +38,7 @@ COLOURS = (  # any two differ by 12 or more (CIEDE2000), to colour-blind readers
 DPI, SHOWN = 150, 12  # of saved maps; slides whose maps a notebook shows
 LONGEST = 2048  # px of a side of a picture that is put together from tiles
 ROUNDING = 1.0  # px of level 0 between tiles that touch: their corners and their side are rounded to whole pixels
+TABLES = ("tile_clusters.csv", "shares_by_slide.csv", "shares_by_patient.csv")
 FRAMES = ("qupath", "file")  # whose pixel 0, 0 the GeoJSON counts from: QuPath's, or the slide's file
 
 
@@ -287,6 +288,11 @@ def _draw_clusters(ax: plt.Axes, tiles: Assigned) -> None:
         point = outline.representative_point()
         text = ax.text(point.x, point.y, cluster + 1, ha="center", va="center", size="small", weight="bold")
         text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+
+
+def file_names(slides: Iterable[str]) -> list[str]:
+    """Of what `write_maps` writes for these slides."""
+    return [f"{slide}.{kind}" for slide in slides for kind in ("jpg", "geojson")] + [*TABLES]
 
 
 def write_maps(

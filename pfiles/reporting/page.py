@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pfiles.paths import atomic_write, write_json
+from pfiles.paths import atomic_write, read_json, refuse_foreign, write_json
 from pfiles.reporting.doubts import doubts
 from pfiles.reporting.tables import plain
 
@@ -76,6 +76,12 @@ def as_text(sections: Sequence[Section]) -> str:
         parts += [f"{section.title}\n{'-' * len(section.title)}", *section.notes]
         parts += [_formatted(table).to_string() for table in section.tables]
     return "\n\n".join(parts)
+
+
+def refuse_other_report(folder: Path, name: str = "evaluation") -> None:
+    """InputError where `folder` holds files of the names that `write_report` gives, which it did not write."""
+    about = read_json(folder / f"{name}.json", {}).get("about")
+    refuse_foreign(folder, (f"{name}.json", f"{name}.html"), isinstance(about, dict))
 
 
 def write_report(

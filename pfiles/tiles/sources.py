@@ -5,6 +5,7 @@ import os
 import time
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -74,9 +75,21 @@ def _state(files: Sequence[Path]) -> str | None:
 
 
 def is_cut(folder: Path) -> bool:
-    """Whether tiles were cut from slides into this folder; generated tiles may have a table of the same name."""
-    table = folder / TABLE
-    return table.exists() and columns_of(table)[: len(DRAWN)] != list(DRAWN)
+    """Whether tiles were cut from slides into this folder; a table of that name may also be of generated tiles, or be
+    the user's own."""
+    return (folder / TABLE).exists() and ((folder / TILES).exists() or {"slide", "x", "y"} <= {*_columns(folder)})
+
+
+def is_drawn(folder: Path) -> bool:
+    """Whether the table in this folder is that of generated tiles."""
+    return (folder / TABLE).exists() and _columns(folder)[: len(DRAWN)] == list(DRAWN)
+
+
+def _columns(folder: Path) -> list[str]:
+    """Of its TABLE; none where that cannot be read."""
+    with suppress(InputError, OSError):
+        return columns_of(folder / TABLE)
+    return []
 
 
 @quietly()

@@ -20,7 +20,7 @@ from pfiles.machine.cpu import usable_cores
 from pfiles.machine.locks import locked
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import make_generator
-from pfiles.paths import atomic_write, read_json, write_json
+from pfiles.paths import atomic_write, read_json, refuse_foreign, write_json
 from pfiles.spreadsheet import composed, file_name, read_table, write_csv
 from pfiles.tiles.coordinates import no_places, read_coordinates
 from pfiles.tiles.gather import SlideFile, gather, name_of
@@ -84,6 +84,8 @@ def tile_slides(
     rows_of_user = {new.name: rows_of_user.get(old.name, {}) for old, new in zip(gathered.slides, slides, strict=True)}
     patient = {name: patients.get(of := row.get("patient", ""), of) for name, row in rows_of_user.items()}
     label = {name: row.get("label", "") for name, row in rows_of_user.items()}
+    is_own = any(read_json(out / ABOUT, {}).keys() & {"tiling"}) or (out / WORK).exists()
+    refuse_foreign(out, (TABLE, TILES, ABOUT), is_own)
     for picture in (out / PICTURES / f"{slide.name}.jpg" for slide in slides):
         if picture.exists() and not _is_own(picture):
             raise InputError(f"{picture} lies where the slides' pictures are written: name another folder with --out.")

@@ -1,9 +1,26 @@
 """What commands make of their arguments."""
 
+from pathlib import Path
+
 import pytest
 
+from pfiles.__main__ import main
 from pfiles.cli import commands
 from pfiles.errors import InputError
+from pfiles.paths import write_json
+from pfiles.reporting import page
+from tests.conftest import make_tiles, write
+
+COMMANDS = {  # and a name that each would write into --out
+    "draw": (["draw", "--number", "2"], ["tiles.csv", "sheet.jpg", "tiles/1.png"]),
+    "tile": (["tile", "slide.png", "--mpp-of-slide", "1"], ["tiles.csv", "tiles.npy", "tiling.json"]),
+    "map": (["map", "--slide", "slide.png", "--run", "starter", "--mpp", "1", "--mpp-of-slide", "1"],
+            ["slide.jpg", "slide.geojson", "tile_clusters.csv", "shares_by_slide.csv", "tiles/tiles.npy"]),
+    "evaluate": (["evaluate", "--real", "a", "--generated", "a"], ["evaluation.html", "evaluation.json"]),
+    "run": (["run", "--preset", "demo", "--clustering", "kmeans", "--clusters", "3"],
+            ["summary.json", "Figures/Figure 1/a.jpg", "org/1.png"]),
+}  # fmt: skip
+CASES = [(arguments, name) for arguments, names in COMMANDS.values() for name in names]
 
 
 def test_features_are_a_name_or_files():
@@ -13,3 +30,26 @@ def test_features_are_a_name_or_files():
     assert [str(path) for path in files] == ["/a/real.npy", "/a/generated.npy"]
     with pytest.raises(InputError, match=r"takes one name, or files ending in \.npy, but got random inception"):
         commands._features(["random", "inception"])
+
+
+@pytest.mark.parametrize(("arguments", "name"), CASES)
+def test_no_command_replaces_what_it_did_not_make(arguments, name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a", range(4), make_tiles(4, 64))
+    write(tmp_path, ["slide"], make_tiles(1, 512))
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_text('{"grade": 3}')
+    before = set(tmp_path.rglob("*"))
+    assert main([*arguments, "--out", "out"]) == 2
+    assert f"{tmp_path / 'out'}/{Path(name).parts[0]} was not made by this command" in capsys.readouterr().err
+    assert file.read_text() == '{"grade": 3}'
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_what_a_command_made_it_replaces(tmp_path):
+    for seed in ("1", "2"):
+        assert main(["draw", "--number", "3", "--out", str(tmp_path), "--seed", seed]) == 0
+    assert (tmp_path / "tiles.csv").read_text().splitlines()[1].endswith(",2")
+    write_json(tmp_path / "evaluation.json", {"about": {}})
+    page.refuse_other_report(tmp_path)

@@ -5,11 +5,13 @@ from argparse import Namespace
 
 import pytest
 
+from pfiles import choices
 from pfiles.__main__ import main
-from pfiles.cli import options
+from pfiles.cli import notebooks, options
 from pfiles.errors import InputError
+from pfiles.tiles import dataset
 
-NOTHING = {"clustering": None, "data": None, "preset": None, "overrides": None, "clusters": None, "run_toml": None}
+NOTHING = {"clustering": None, "data": None, "preset": None, "overrides": None, "clusters": None}
 FILE = 'n_clusters = 10\npreset = "demo"\ndata = "tiles.npy"\n[overrides]\ntraining.epochs = 3\n'
 
 
@@ -17,6 +19,7 @@ FILE = 'n_clusters = 10\npreset = "demo"\ndata = "tiles.npy"\n[overrides]\ntrain
 def repository(tmp_path, monkeypatch):
     """A repository in which notebooks made a run, whose choices stand in run.toml."""
     monkeypatch.setattr(options, "ROOT", tmp_path)
+    monkeypatch.delenv("KPC_RUN_TOML")
     (tmp_path / "run.toml").write_text(FILE)
     (tmp_path / "summary.json").write_text('{"train_autoencoder": {}}')
     return tmp_path
@@ -34,7 +37,7 @@ def test_a_run_of_notebooks_is_as_run_toml_says(repository, capsys):
     assert choices["overrides"] == {"training.epochs": 4, "sampling.steps": 5}
 
 
-def test_the_file_counts_only_for_the_run_that_it_names(repository, capsys):
+def test_the_file_counts_only_for_the_run_that_it_names(repository, monkeypatch):
     other = repository / "runs" / "mine"
     other.mkdir(parents=True)
     (other / "summary.json").write_text("{}")
@@ -44,8 +47,9 @@ def test_the_file_counts_only_for_the_run_that_it_names(repository, capsys):
         options.run_choices(Namespace(**NOTHING), other)  # a file that is wrong is told, and not passed over
     (repository / "run.toml").write_text('out = "runs/mine"\npreset = "demo"\n')
     assert options.run_choices(Namespace(**NOTHING), other)["preset"] == "demo"
-    assert options.run_choices(Namespace(**NOTHING | {"run_toml": ""}), other) == {"overrides": {}}
     assert options.run_choices(Namespace(**NOTHING), repository) == {"overrides": {}}
+    monkeypatch.setenv("KPC_RUN_TOML", "")
+    assert options.run_choices(Namespace(**NOTHING), other) == {"overrides": {}}
 
 
 def test_a_run_of_a_command_is_as_its_summary_says(repository, capsys):
@@ -82,4 +86,38 @@ def test_the_starter_is_the_built_in_one_whatever_lies_here(tmp_path, monkeypatc
     assert options.run_folder("starter") is None
     assert options.generator_folder("starter") == "starter"
     assert options.run_folder("mine") == options.generator_folder("mine") == tmp_path / "mine"
-    assert options.generator_folder("someone/lung") == "someone/lung"
+    assert options.generator_folder("someone/lung") == tmp_path / "someone/lung"
+
+
+def test_options_start_here_and_all_else_at_the_repository(tmp_path, monkeypatch):
+    """One relative path, which is there in both places, means one of them alone."""
+    repository, here = tmp_path / "repository", tmp_path / "here"
+    for folder in (repository, here):
+        (folder / "mytiles").mkdir(parents=True)
+    for module in (options, dataset, choices):
+        monkeypatch.setattr(module, "ROOT", repository)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("KPC_DATA", "mytiles")
+    assert options.resolve_data("mytiles") == str(here / "mytiles")
+    assert options.resolve_data(None) == options.resolve_data(None, "mytiles") == str(repository / "mytiles")
+    assert options.resolve_data("embedded") == "embedded"
+    assert options.generator_folder("mytiles") == here / "mytiles"
+    assert options.parse_overrides(["start_from=mytiles"]) == {"start_from": str(here / "mytiles")}
+    for name in ("starter", None):
+        assert options.parse_overrides([f"start_from={json.dumps(name)}"]) == {"start_from": name}
+
+
+def test_a_run_is_checked_and_made_with_the_same_data(tmp_path, monkeypatch):
+    """As the notebooks take KPC_DATA: its folder in the repository, not one of that name where the command began."""
+    opened = {}
+
+    def stop(notebook, **asked):
+        opened.update(asked)
+        raise InputError("Enough.")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mytiles").mkdir()
+    monkeypatch.setenv("KPC_DATA", "mytiles")
+    monkeypatch.setattr(notebooks, "open_run", stop)
+    assert main(["run", "--preset", "demo", "--out", "out"]) == 2
+    assert opened["data"] == str(options.ROOT / "mytiles")

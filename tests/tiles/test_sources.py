@@ -291,3 +291,11 @@ def test_the_table_of_generated_tiles_is_no_table_of_cut_ones(tmp_path):
     for content in (b"file,cluster,name,seed\n00.png,1,,2\n", b"\xef\xbb\xbfFile;Cluster;Name;Seed\r\n00.png;1;;2\r\n"):
         (data / "tiles.csv").write_bytes(content)
         assert len(load_tiles(data, 48).images) == 30
+
+
+@pytest.mark.parametrize("table", ["file,grade\n0.png,3\n", "file,cluster,name,seed\n0.png,3,,765\n", "\x00no table"])
+def test_a_table_of_another_kind_leaves_a_folder_of_tiles_as_it_is(table, tmp_path):
+    """tiles.csv is a common name: a user's own, or that of generated tiles."""
+    write(tmp_path, range(3), make_tiles(3))
+    (tmp_path / "tiles.csv").write_text(table)
+    assert len(read_source(tmp_path).images) == 3
