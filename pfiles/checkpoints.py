@@ -84,8 +84,7 @@ def provenance_of(path: Path, module: nn.Module) -> Provenance | None:
 
 
 def refuse_to_replace_foreign(path: Path) -> None:
-    """InputError where `path` holds weights that were not made here, such as published ones: they have no JSON, or one
-    of other weights, over which they were put."""
+    """InputError where `path` holds weights that were not made here: they have no JSON, or one of other weights."""
     if path.exists() and not is_made_here(path):
         raise InputError(
             f"{path} was not made here and would be replaced: go on with the next notebook to use it, "
@@ -242,8 +241,8 @@ def fingerprint_of_state(state: Mapping[str, Tensor], *apart_from: str) -> str:
 
 
 def fingerprint_of_role(network: nn.Module) -> str:
-    """A short hash of the weights that what is trained on a network depends on: of an autoencoder, those that decide
-    the codes of a tile. Its decoder may be polished at any time, and UNet and clusters stay valid."""
+    """A short hash of the weights that what is trained on a network depends on: of an autoencoder those that decide the
+    codes of a tile. Its decoder may be polished at any time."""
     return fingerprint_of_encoder(network.state_dict()) if isinstance(network, VQVAE) else fingerprint(network)
 
 
@@ -264,9 +263,8 @@ def fingerprint_of_clusters(vqvae: VQVAE, clusterer: nn.Module) -> str:
 def find_checkpoint(paths: Paths, network: str, stage: str, clustering: str) -> Path:
     """The newest checkpoint of `network` after `stage`, made with `clustering`.
 
-    Newest by the number in its JSON, which counts the trainings whatever the clock says, then by the day in its name
-    and its time of writing. Files without a JSON, such as the published ones, belong to the classifier. Raises
-    InputError where there is none.
+    Newest by the number in its JSON, which counts trainings whatever the clock says, then by the day in its name and
+    its time of writing. Files without a JSON, as published ones, are the classifier's. InputError where there is none.
     """
     path = newest(paths, network, stage, clustering)
     if path is None:
@@ -274,6 +272,8 @@ def find_checkpoint(paths: Paths, network: str, stage: str, clustering: str) -> 
         alternative = "kmeans" if clustering == "classifier" else "classifier"
         trained = newest(paths, "unet", stage, alternative) is not None
         advice = f"set clustering = {alternative!r}, which was trained" if trained else "put the published file there"
+        if ks := paths.numbers_with(checkpoint_name(network, stage, "*", "{}", "*", clustering)):
+            advice = f"set n_clusters to one that was trained ({', '.join(ks)})"
         raise InputError(f"There is no {expected} in {paths.models}: run {MADE_BY[stage]} first, or {advice}.")
     return path
 

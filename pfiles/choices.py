@@ -54,8 +54,10 @@ def choose(arguments: Mapping[str, Any], run_toml: bool = True) -> dict[str, Any
         if file_choices and parameters is None:
             print(f"From {file}: {', '.join(f'{name} = {value!r}' for name, value in file_choices.items())}.")
         choices, sources = _over(choices, file_choices), sources | _sources(file_choices, str(file))
-    for name in arguments.keys() & DEFAULTS.keys() if parameters is None else ():
-        if name != "overrides" and choices[name] not in (arguments[name], DEFAULTS[name]):
+    for name in (name for name in DEFAULTS if name in arguments) if parameters is None else ():
+        if name == "overrides":
+            _print_changed(choices[name], arguments[name])
+        elif choices[name] not in (arguments[name], DEFAULTS[name]):
             print(f"Here {name} = {arguments[name]!r} counts instead.")
     choices = _over(choices, arguments)
     if choices["clustering"] is None:
@@ -136,6 +138,18 @@ def _refuse_wrong_kinds(choices: Mapping[str, Any]) -> None:
 def _sources(choices: Mapping[str, Any], source: str) -> dict[str, str]:
     """By the name of each choice, and of each setting among its overrides."""
     return dict.fromkeys([*choices, *choices.get("overrides", ())], source)
+
+
+def _print_changed(of_files: Mapping[str, Any], here: Any) -> None:
+    """Print which settings of the files are overridden, and which stand here alone."""
+    if not of_files or not isinstance(here, Mapping):
+        return
+    for names, what in (
+        ([name for name in here if name in of_files and here[name] != of_files[name]], "counts instead"),
+        ([name for name in here if name not in of_files], "is set besides"),
+    ):
+        if names:
+            print(f"Here {', '.join(f'{name} = {here[name]!r}' for name in names)} {what}.")
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -131,6 +131,13 @@ class Paths:
         named = ((pattern.fullmatch(path.relative_to(self.root).as_posix()), path) for path in csvs)
         return dict(sorted((int(match[1]), path) for match, path in named if match))
 
+    def numbers_with(self, name: str) -> list[str]:
+        """The numbers of clusters in whose models folder there is a file of that name, in which {} stands for them."""
+        folders = self.root.glob("clusters_*/models_*")
+        numbers = (folder.name.removeprefix("models_") for folder in folders)
+        there = (n for n in {*numbers} if any(self.root.glob(f"clusters_{n}/models_{n}/{name.format(n)}")))
+        return sorted(there, key=lambda n: (len(n), n))
+
     @property
     def choosing(self) -> Path:
         """What is learnt to choose k."""
@@ -196,10 +203,10 @@ def atomic_write(path: Path, by_every_process: bool = False) -> Iterator[IO[byte
         with open(os.devnull, "wb") as file:
             yield file
         return
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # that nobody can have put a link under
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
+        with open(part, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

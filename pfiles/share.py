@@ -206,8 +206,8 @@ def _measured(run: Run) -> str:
 
 
 def _as_text(words: str) -> str:
-    """For a cell of a table: markup is shown, not run."""
-    return escape(words, quote=False).replace("|", "\\|")
+    """For a cell of a table: markup, formulas and links are shown, not run."""
+    return re.sub(r"([\\`*_\[\]$~|])", r"\\\1", escape(words, quote=False))
 
 
 def _telling(run: Run, source: Source | None) -> set[str]:

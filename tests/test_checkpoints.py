@@ -224,3 +224,14 @@ def test_unsound_checkpoints_are_refused(tmp_path, monkeypatch, kind):
     with pytest.raises(InputError, match=r"bad\.pth"):
         load_weights(Classifier(), path)
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_missing_checkpoint_names_the_numbers_of_clusters_that_have_one(paths):
+    """Those of other stages, and those in a copied folder, do not count."""
+    network = Classifier(16, 3)
+    for k, folder in ((10, "clusters_10"), (4, "clusters_4"), (5, "clusters_5 copy")):
+        path = paths.root / folder / f"models_{k}" / f"classifier_training_ckpt_20270101_5_{k}.pth"
+        save_weights(network, path, {"clustering": "classifier"})
+    put(replace(paths, n_clusters=7), "classifier_finetuning2_ckpt_20270101_5_7.pth", network)
+    with pytest.raises(InputError, match=r"first, or set n_clusters to one that was trained \(4, 10\)\."):
+        find_checkpoint(paths, "classifier", "training", "classifier")

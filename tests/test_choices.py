@@ -62,7 +62,10 @@ def test_notebook_over_folder_over_repository_over_default(repository, capsys):
     printed = capsys.readouterr().out
     assert f"From {repository / 'run.toml'}: preset = 'demo', clustering = 'kmeans', seed = 1" in printed
     assert f"From {repository / 'clusters_10' / 'run.toml'}: n_clusters = 10" in printed
-    assert printed.endswith("Here clustering = 'classifier' counts instead.\n")
+    assert "Here clustering = 'classifier' counts instead.\n" in printed
+    assert "Here sampling.steps = 7 counts instead.\n" in printed
+    choose({"overrides": {"training.epochs": 4, "sampling.guidance": 2.0, "precision": "fp32"}})
+    assert capsys.readouterr().out.endswith("Here sampling.guidance = 2.0, precision = 'fp32' is set besides.\n")
     assert DEFAULTS["overrides"] == {}
     run = open_run("test", clustering="classifier")
     assert (run.n_clusters, run.preset, run.seed, run.settings.training.epochs) == (10, "demo", 2, 4)

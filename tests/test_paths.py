@@ -2,9 +2,10 @@
 
 import pytest
 
+from pfiles import paths
 from pfiles.checkpoints import checkpoint_name
 from pfiles.errors import InputError
-from pfiles.paths import Paths, atomic_write, name_of_numbers, numbers_of_clusters, read_json, write_json
+from pfiles.paths import Paths, atomic_folder, atomic_write, name_of_numbers, numbers_of_clusters, read_json, write_json
 
 
 def test_published_names(tmp_path):
@@ -52,6 +53,36 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         raise RuntimeError("disk full")
     assert read_json(path) == {"a": 1}
     assert [p.name for p in path.parent.iterdir()] == ["value.json"]
+
+
+def test_no_link_leads_a_write_elsewhere(tmp_path, monkeypatch):
+    """Not even one that somebody put there who guessed the name of what is not finished yet."""
+    monkeypatch.setattr(paths.secrets, "token_hex", lambda size: "0" * 2 * size)
+    victim, part = tmp_path / "victim", tmp_path / ".a.json.00000000.part"
+    victim.write_text("mine")
+    part.symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        write_json(tmp_path / "a.json", {})
+    assert victim.read_text() == "mine"
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_unfinished_files_have_names_that_nobody_can_guess(tmp_path):
+    names = set()
+    for _ in range(2):
+        with atomic_write(tmp_path / "a") as file:
+            names.add(file.name)
+    assert len(names) == 2
+
+
+def test_a_folder_takes_the_place_of_what_a_link_leads_to(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with atomic_folder(tmp_path / "link") as part:
+        (part / "a").write_text("")
+    assert (tmp_path / "link").is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"real", "link"}
+    assert (tmp_path / "real" / "a").exists()
 
 
 def test_json_refuses_nan_and_names_a_broken_file(tmp_path):

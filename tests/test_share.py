@@ -113,10 +113,11 @@ def test_short_names_of_people_are_looked_for_too(made, tmp_path):
 
 
 def test_markup_in_a_name_is_text(made, named, tmp_path):
-    run = named(opened(made), {1: "<img src=x onerror=alert(1)> & so on"})
+    run = named(opened(made), {1: "<img src=x onerror=alert(1)> & so on", 2: "![](http://x) $a$"})
     share(run, tmp_path / "shared", {**CARD, "organ": "<b>lung</b>"})
     written = (tmp_path / "shared" / "README.md").read_text()
     assert "&lt;img src=x onerror=alert(1)&gt; &amp; so on" in written
+    assert r"| !\[\](http://x) \$a\$ |" in written
     assert "<img" not in written.partition("---\n")[2].partition("---\n")[2]  # behind the data for the hub
 
 

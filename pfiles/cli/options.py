@@ -91,7 +91,7 @@ def run_choices(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _run_toml_of(folder: Path) -> dict[str, Any]:
-    """What run.toml chooses for the run in `folder`: the file in that folder, or the repository's if it names the folder.
+    """What run.toml chooses for the run in `folder`: that folder's file, or the repository's if it names the folder.
 
     KPC_RUN_TOML names another file instead of both. Relative data start at the repository.
     """

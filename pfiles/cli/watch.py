@@ -19,7 +19,8 @@ SILENT = 120  # seconds without a word after which a training may have stopped, 
 
 
 class Progress(NamedTuple):
-    """What a training's folder tells. history: `log.csv`, a row per epoch. picture: the newest one; None: none yet."""
+    """What a training's folder tells. history: `log.csv`, a row per epoch. picture: the newest one; None: none yet.
+    stopped_by: what ended it before its last step, in words; "" where nothing did."""
 
     folder: Path
     step: int
@@ -28,6 +29,7 @@ class Progress(NamedTuple):
     at: float
     history: pd.DataFrame
     picture: Path | None
+    stopped_by: str = ""
 
     @property
     def is_done(self) -> bool:
@@ -39,6 +41,8 @@ class Progress(NamedTuple):
         sentence = f"{self.folder.name}: step {self.step:,} of {self.total_steps:,} ({share:.0%})"
         if self.is_done:
             return f"{sentence}, done"
+        if self.stopped_by:
+            return f"{sentence}, stopped by {self.stopped_by}: run it again to go on"
         silent = time.time() - self.at
         if self.steps_per_second > 0:
             left = timedelta(seconds=round((self.total_steps - self.step) / self.steps_per_second))
@@ -51,19 +55,20 @@ def look(out: str | Path | None = None) -> Progress:
     """The training below the folder `out` (None: this repository) that was heard of last; InputError where none was."""
     root = (ROOT / expand(choose({"out": out})["out"] or "")).resolve()
     folders = [path for where in TRAININGS for path in root.glob(where)]
-    heard = [(_read_progress(folder)["at"], folder) for folder in folders if (folder / PROGRESS).exists()]
+    heard = [(_read_progress(folder)[0]["at"], folder) for folder in folders if (folder / PROGRESS).exists()]
     if not heard:
         raise InputError(f"No training has begun in {root}: name the folder that was given to it as out.")
     folder = max(heard)[1]
-    progress = _read_progress(folder)
+    progress, stopped_by = _read_progress(folder)
     log = folder / "log.csv"
     pictures = sorted((folder / PICTURES).glob("*.jpg"))
     history = pd.read_csv(log) if log.exists() else pd.DataFrame()
-    return Progress(folder, **progress, history=history, picture=pictures[-1] if pictures else None)
+    picture = pictures[-1] if pictures else None
+    return Progress(folder, **progress, history=history, picture=picture, stopped_by=stopped_by)
 
 
-def _read_progress(folder: Path) -> dict[str, float]:
-    """What a training wrote about itself; InputError for a file that says something else."""
+def _read_progress(folder: Path) -> tuple[dict[str, float], str]:
+    """What a training wrote about itself, and what stopped it; InputError for a file that says something else."""
     file = folder / PROGRESS
     progress = read_json(file)
     numbers = {"step": 0, "total_steps": 1, "steps_per_second": 0, "at": 0}  # and the least of each
@@ -71,7 +76,7 @@ def _read_progress(folder: Path) -> dict[str, float]:
         value = progress.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
             raise InputError(f"{file} does not say how far a training is ({name} is {value!r}): delete it.")
-    return {name: progress[name] for name in numbers}
+    return {name: progress[name] for name in numbers}, str(progress.get("stopped_by", ""))
 
 
 def follow(out: str | Path | None, every: float) -> Iterator[Progress]:
@@ -81,7 +86,7 @@ def follow(out: str | Path | None, every: float) -> Iterator[Progress]:
         now = look(out)
         if before is None or (now.folder, now.at) != (before.folder, before.at):
             yield now
-        if now.is_done and time.time() - now.at > SILENT:
+        if (now.is_done or now.stopped_by) and time.time() - now.at > SILENT:
             return
         before = now
         time.sleep(every)
@@ -98,7 +103,7 @@ def watch(out: str | Path | None = None, every: float = 10.0, once: bool = False
         show(progress)
         if once:
             return
-    print("The last training is done, and none has begun since: watch again once another one has.")
+    print("The last training is over, and none has begun since: watch again once another one has.")
 
 
 def _print(progress: Progress) -> None:

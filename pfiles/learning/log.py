@@ -2,8 +2,8 @@
 and pictures of what it makes."""
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +20,11 @@ PICTURED = 16  # tiles in a picture, four by four
 SHARE = 0.03  # of a training's time that its pictures may take
 FIRST_COSTS = 20  # steps: what the first picture is taken to cost before one was timed
 
+ENDED = {  # in words, by the name of the error
+    "KeyboardInterrupt": "an interrupt (Ctrl-C, or a notebook's stop button)",
+    "TerminatedError": "SIGTERM (of a scheduler, or of a server that is shut down)",
+}
+
 History = list[dict[str, float]]  # one row per epoch: the mean of each loss term, and how the epoch went
 
 
@@ -30,6 +35,7 @@ class TrainingLog:
         self.csv = folder / "log.csv"
         self._table = None
         self._began, self._told_at, self._spent, self._cost = time.monotonic(), 0.0, 0.0, None
+        self._last: dict[str, float] | None = None  # that was told
         self._events = None  # without TensorBoard, which is optional
         if is_first():
             folder.mkdir(parents=True, exist_ok=True)
@@ -57,11 +63,24 @@ class TrainingLog:
         steps_since: taken since this log was opened.
         """
         now = time.monotonic()
-        if is_first() and (now - self._told_at > TELL_EVERY or step == total_steps):
+        if is_first() and (now - self._told_at > TELL_EVERY or step == total_steps or self._last is None):
             self._told_at = now
             rate = steps_since / (now - self._began)
             about = {"step": step, "total_steps": total_steps, "steps_per_second": rate, "at": time.time()}
             write_json(self.csv.with_name(PROGRESS), about)
+            self._last = about
+
+    @contextmanager
+    def end_told(self) -> Iterator[None]:
+        """Where the block ends by a signal or an error, PROGRESS says by which, so that nobody waits for the rest."""
+        try:
+            yield
+        except BaseException as error:
+            if is_first() and self._last is not None:
+                reason = ENDED.get(type(error).__name__) or f"{type(error).__name__}: {error}".partition("\n")[0]
+                with suppress(OSError):  # such as that of the full disk which ended it
+                    write_json(self.csv.with_name(PROGRESS), {**self._last, "at": time.time(), "stopped_by": reason})
+            raise
 
     def picture(self, step: int, steps_since: int, make: Callable[[], Tensor]) -> None:
         """Keep what `make` gives, uint8 (16, 3, S, S), as a picture of this step, also for TensorBoard.

@@ -190,6 +190,7 @@ def train(
     with (
         processes.progress(total=total_steps, initial=state["step"], desc=job.name, unit="step") as bar,
         stop_signals() as signal_received,
+        log.end_told(),
         processes.lost_processes_told(),
         threads_as_left(job.speed.sharing) as follow_load,
     ):

@@ -31,9 +31,9 @@ from pfiles.tiles.sources import picture_part
 if TYPE_CHECKING:
     import shapely
 
-COLOURS = (  # any two differ by 12 or more (CIEDE2000), to colour-blind readers as well, and from bare glass
-    "#e85d46", "#5d8bff", "#8be8a2", "#ffa22e", "#17008b", "#740000", "#ffb9ff", "#747474",
-    "#b92e00", "#2e5db9", "#a274a2", "#46172e", "#8ba28b", "#8b4646", "#b9a2b9", "#5d465d",
+COLOURS = (  # any two differ by 12 or more (CIEDE2000), to colour-blind readers as well, and from bare glass; no grey
+    "#ff1c1c", "#00008e", "#c6aaff", "#55aa8e", "#e3e31c", "#aa71aa", "#aae3aa", "#1c3900",
+    "#7100ff", "#550039", "#007155", "#e3aac6", "#718e55", "#8e71ff", "#8e3971", "#aa1c39",
 )  # fmt: skip
 DPI, SHOWN = 150, 12  # of saved maps; slides whose maps a notebook shows
 LONGEST = 2048  # px of a side of a picture that is put together from tiles
@@ -372,7 +372,7 @@ def write_every_k(
     chosen: np.ndarray,
     pictures: Path | None = None,
 ) -> Section:
-    """Write SLIDE_every_k.jpg of each slide into `folder`: a map for each number of clusters k, side by side.
+    """Write every_k/SLIDE.jpg of each slide into `folder`: a map for each number of clusters k, side by side.
 
     by_k: by k, the clusters (M,), 0-based, and confidence (M,) of the tiles `chosen` (M,) among N. positions, images,
     pictures: see `write_maps`.
@@ -383,7 +383,7 @@ def write_every_k(
         there = chosen[positions.slide[chosen] == slide]
         picture = picture_of(slide, next(iter(maps.values())), images, there, pictures)
         figure = draw_maps(slide, picture, maps, max(by_k))
-        save_figure(figure, folder / f"{slide}_every_k.jpg", DPI)
+        save_figure(figure, folder / "every_k" / f"{slide}.jpg", DPI)
         if len(figures) < SHOWN:
             figures.append(figure)
         else:

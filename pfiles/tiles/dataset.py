@@ -9,6 +9,7 @@ import re
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -106,8 +107,14 @@ def _cache_folder() -> Path:
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # a user without a home folder
-        base = Path(tempfile.gettempdir())
+        base = _folder_of_this_process()
     return base / "kpc_ldm" / "pixels"
+
+
+@cache
+def _folder_of_this_process() -> Path:
+    """Among the temporary files; one of a name that others know could be a link of theirs."""
+    return Path(tempfile.mkdtemp(prefix="kpc_ldm_"))
 
 
 def data_or_default(data: str | Path | None) -> str:

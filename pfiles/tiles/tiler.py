@@ -190,13 +190,18 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _state(slide: SlideFile, tiling: Tiling) -> str:
-    """What tells a slide's files, its page and its scale from others."""
+    """What tells a slide, its page and its scale from others, also from one that took its place under the same date."""
     of_user = () if tiling.mpp_of_slide is None else (tiling.mpp_of_slide,)
     of_user += () if tiling.regions is None else (tiling.regions,)
     of_user += () if tiling.coordinates is None else (tiling.coordinates,)
-    files = itertools.chain(*((status.st_size, status.st_mtime_ns) for status in map(os.stat, _files_of(slide.path))))
-    about = (*files, slide.page, *of_user)
+    about = (*map(_state_of_file, _files_of(slide.path)), slide.page, *of_user)
     return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+
+
+def _state_of_file(path: Path) -> tuple[int, int, int]:
+    """Its size and its times; the last, of any change to it, cannot be set by who replaces it."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _cut_all(

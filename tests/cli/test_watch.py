@@ -1,7 +1,9 @@
 """A training seen from outside: pictures at its resume points, how far it is, and that looking changes nothing."""
 
 import json
+import os
 import shutil
+import signal
 import time
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 from pfiles import learn
 from pfiles.__main__ import main
 from pfiles.cli import watch
-from pfiles.errors import InputError
+from pfiles.errors import InputError, TerminatedError
 from pfiles.learning import log
 from pfiles.run import open_run
 from tests.conftest import TINY, make_tiles
@@ -102,6 +104,42 @@ def test_how_far_it_is(tmp_path, monkeypatch, capsys):
     shutil.rmtree(tmp_path / "out" / "kpc_ldm")  # whose trainings were heard of since then
     assert "0.5 steps per second, 0:00:06 left; no word for 1:00:0" in watch.look(tmp_path / "out").line()
     assert main(["watch", "--out", str(tmp_path / "out"), "--once"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [(signal.SIGINT, "an interrupt (Ctrl-C, or a notebook's stop"), (signal.SIGTERM, "SIGTERM (of a scheduler")],
+)
+def test_a_stopped_training_says_so_and_by_what(number, sentence, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "write_json", stop_after(number, log.write_json))
+        with pytest.raises((KeyboardInterrupt, TerminatedError)):
+            train(tmp_path / "out", 0.0, monkeypatch)
+    assert f"(50%), stopped by {sentence}" in watch.look(tmp_path / "out").line()
+    assert watch.look(tmp_path / "out").line().endswith(": run it again to go on")
+    train(tmp_path / "out", 0.0, monkeypatch)
+    assert watch.look(tmp_path / "out").line().endswith("(100%), done")
+
+
+def stop_after(number, write):
+    """`write`, after which this process gets the signal, the first time."""
+    numbers = [number]
+
+    def write_and_stop(path, note):
+        write(path, note)
+        if numbers:
+            os.kill(os.getpid(), numbers.pop())
+
+    return write_and_stop
+
+
+def test_a_training_that_failed_says_so(tmp_path):
+    training = log.TrainingLog(tmp_path, 0)
+    training.tell(1, 4, 1)
+    with pytest.raises(FloatingPointError), training.end_told():
+        raise FloatingPointError("Loss became NaN.\nIn step 2.")
+    training.close()
+    assert json.loads((tmp_path / log.PROGRESS).read_text())["stopped_by"] == "FloatingPointError: Loss became NaN."
 
 
 def test_a_run_is_followed_from_training_to_training(tmp_path, monkeypatch):

@@ -155,3 +155,15 @@ def test_too_few_different_tiles_for_the_clusters(tmp_path, tiles, distinct, k, 
         load_tiles(tmp_path / "a.npy", 48, n_clusters=k)
     if distinct > 2:
         load_tiles(tmp_path / "a.npy", 48, n_clusters=distinct - 1)
+
+
+def test_without_a_home_folder_no_two_users_share_a_cache(monkeypatch):
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(dataset.Path, "home", home)
+    folder = dataset._cache_folder()
+    assert folder == dataset._cache_folder()
+    assert (folder.parents[1].stat().st_mode & 0o777) == 0o700

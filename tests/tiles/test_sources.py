@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from pfiles.errors import InputError
+from pfiles.tiles import sources
 from pfiles.tiles.dataset import load_tiles
 from pfiles.tiles.pixels import as_array, as_tensor
-from tests.conftest import make_tiles, png, shared
+from tests.conftest import make_tiles, png, shared, write
 from tests.tiles.conftest import encode, lay_out, pack, sides, write_folder
 
 
@@ -298,4 +299,4 @@ def test_a_table_of_another_kind_leaves_a_folder_of_tiles_as_it_is(table, tmp_pa
     """tiles.csv is a common name: a user's own, or that of generated tiles."""
     write(tmp_path, range(3), make_tiles(3))
     (tmp_path / "tiles.csv").write_text(table)
-    assert len(read_source(tmp_path).images) == 3
+    assert len(sources.read_source(tmp_path).images) == 3

@@ -394,6 +394,25 @@ def test_done_slides_are_not_read_again_and_other_settings_begin_anew(tmp_path, 
     assert {row["mpp"] for row in rows_of(tmp_path / "out")} == {"1.0"}
 
 
+@pytest.mark.parametrize("name", ["a.tiff", "a.mrxs", "a.zarr"])
+def test_a_slide_that_another_took_the_place_of_is_noticed(name, tmp_path):
+    """As by `cp -p` or rsync: another file of the same size and date."""
+    slide = pixels = tmp_path / name
+    if name != "a.tiff":
+        pixels = tmp_path / ("a" if name == "a.mrxs" else name) / "data" / "0"
+        pixels.parent.mkdir(parents=True)
+    if name == "a.mrxs":
+        slide.write_text("")
+    pixels.write_text("one")
+    before, status = tiler._state(SlideFile(slide, "a"), Tiling()), pixels.stat()
+    assert tiler._state(SlideFile(slide, "a"), Tiling()) == before
+    while pixels.stat().st_ctime_ns == status.st_ctime_ns:  # until the file system's clock has moved on
+        pixels.write_text("two")
+        os.utime(pixels, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (pixels.stat().st_size, pixels.stat().st_mtime_ns) == (3, status.st_mtime_ns)
+    assert tiler._state(SlideFile(slide, "a"), Tiling()) != before
+
+
 def truncated(folder):
     path = write_slide(folder / "cut.tiff", tissue(1024, 1024))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
