@@ -356,7 +356,7 @@ class Pairs(NamedTuple):
 
 
 def pairs(run: Run) -> Pairs:
-    """The images of `org` and `gen_k`. InputError where they and the CSV are not of one run."""
+    """The images of `org` and `gen_k`. InputError where they and the CSV are not of one run, or not all are there."""
     original, generated, csv = run.paths.training_images, run.paths.generated, run.paths.latent_csv
     for folder in (original, generated):
         list_images(folder)
@@ -368,6 +368,10 @@ def pairs(run: Run) -> Pairs:
     pair_provenance = generated_provenance or csv_provenance or Provenance()
     for path, provenance in ((original, of_json(original / MADE_FROM)), (csv, csv_provenance)):
         require_same_run(provenance, pair_provenance.without(*IGNORED), f"{path} beside {generated}")
+    if expected.data is not None and generated_provenance is not None:
+        for name in ("training images", "generated images"):  # both may have been left unfinished at the same tile
+            if lack := _lack(run, name):
+                raise InputError(f"{BY_NAME[name].path(run)} lacks {lack}.")
     names, real, fake = load_pairs(original, generated)
     print(f"{len(names)} pairs of {real.shape[2]} px")
     return Pairs(real, fake, pair_cluster_ids(csv, names), pair_provenance)

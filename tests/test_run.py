@@ -699,3 +699,12 @@ def test_settings_that_train_no_clusters_are_refused(preset, tmp_path):
         open_run("part_1_training", 3, **options)
     open_run("part_1_training", 3, "kmeans", **options)
     open_run("train_autoencoder", 3, **options)
+
+
+def test_folders_that_were_left_unfinished_at_the_same_tile_are_no_pairs(done):
+    run = opened(done)
+    assert len(artifacts.pairs(run).real) == 12
+    for folder in (run.paths.training_images, run.paths.generated):
+        sorted(folder.glob("*.png"))[-1].unlink()
+    with pytest.raises(InputError, match=r"org lacks 1 of 12 images: run save_training_images again\."):
+        artifacts.pairs(opened(done))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -99,6 +100,14 @@ def _draw_scale_bar(ax: Axes, shape: tuple[int, ...], side: int, mpp: float | No
     ax.plot([right - microns / mpp, right], [below, below], color="black", linewidth=2, clip_on=False)
     ax.text(right, below + 0.08 * side, f"{microns:g} µm", ha="right", va="top", size="small", clip_on=False)
     ax.set(xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))  # the bar lies outside and moves no limit
+
+
+def draw_bar_inside(ax: Axes, width: float, mpp: float | None) -> None:
+    """Draw a bar of a round length, at most a third of `width` pixels, into the lower right of a picture."""
+    if mpp is not None:
+        microns = scale_bar_length(width * mpp / 3)
+        label = f"{microns / 1000:g} mm" if microns >= 1000 else f"{microns:g} µm"
+        ax.add_artist(AnchoredSizeBar(ax.transData, microns / mpp, label, "lower right"))
 
 
 def _literal(text: str) -> str:

@@ -21,7 +21,7 @@ from pfiles.errors import InputError, extra
 from pfiles.machine.processes import progress
 from pfiles.measuring.neighbours import in_words, join_counts
 from pfiles.paths import atomic_write
-from pfiles.reporting.figures import save_figure
+from pfiles.reporting.figures import draw_bar_inside, save_figure
 from pfiles.reporting.page import Section
 from pfiles.reporting.tables import plain
 from pfiles.spreadsheet import write_csv
@@ -249,10 +249,12 @@ def draw_maps(
     maps: Mapping[str, Assigned],
     n_clusters: int,
     names: Mapping[int, str] | None = None,
+    mpp: float | None = None,
 ) -> Figure:
     """A slide, and beside it each of `maps` of it, by their titles.
 
     Colour shows the cluster and opacity the confidence; the largest region of each cluster holds its number.
+    mpp: microns per pixel of level 0, for a scale bar; None: not known.
     """
     x, y, width, height = picture.part
     panels = 1 + len(maps)
@@ -271,6 +273,7 @@ def draw_maps(
             _draw_clusters(ax, tiles)
         ax.set(xlim=(x, x + width), ylim=(y + height, y))
         ax.set_title(heading, parse_math=False)
+    draw_bar_inside(axes.flat[0], width, mpp)
     handles = [Patch(facecolor=colour(cluster), label=title(cluster, names)) for cluster in range(n_clusters)]
     legend = fig.legend(handles=handles, title="cluster", loc="outside right upper", ncols=-(-n_clusters // 16))
     for text in legend.get_texts():
@@ -329,7 +332,8 @@ def write_maps(
             geojson = as_geojson(slide, large, names, frame, origin)
             file.write(json.dumps(geojson, separators=(",", ":"), ensure_ascii=False).encode())
         picture = picture_of(slide, there, images, np.flatnonzero(tiles.positions.slide == slide), pictures)
-        figure = draw_maps(slide, picture, {"clusters": there}, n_clusters, names)
+        mpp = there.positions.mpp[0] * images.shape[-1] / there.positions.side[0]
+        figure = draw_maps(slide, picture, {"clusters": there}, n_clusters, names, mpp)
         save_figure(figure, folder / f"{slide}.jpg", DPI)
         if len(figures) < SHOWN:
             figures.append(figure)
@@ -382,7 +386,9 @@ def write_every_k(
         maps = {f"k = {k}": Assigned(positions[chosen], *of_k).on(slide) for k, of_k in by_k.items()}
         there = chosen[positions.slide[chosen] == slide]
         picture = picture_of(slide, next(iter(maps.values())), images, there, pictures)
-        figure = draw_maps(slide, picture, maps, max(by_k))
+        of_slide = next(iter(maps.values())).positions
+        mpp = of_slide.mpp[0] * images.shape[-1] / of_slide.side[0]
+        figure = draw_maps(slide, picture, maps, max(by_k), mpp=mpp)
         save_figure(figure, folder / "every_k" / f"{slide}.jpg", DPI)
         if len(figures) < SHOWN:
             figures.append(figure)

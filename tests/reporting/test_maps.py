@@ -11,6 +11,7 @@ import pytest
 import shapely
 import torch
 from matplotlib.colors import to_rgb
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from PIL import Image
 from scipy import ndimage
 from skimage.color import deltaE_ciede2000, rgb2lab
@@ -190,7 +191,9 @@ def test_a_map_shows_place_colour_and_confidence(tmp_path):
     picture = maps.picture_of("a", tiles, tiles_of(tiles), np.arange(24))
     assert picture.part == (300, 200, 384, 256)
     assert (picture.pixels == 200).all()
-    figure = maps.draw_maps("a", picture, {"clusters": tiles}, 3, {1: "_$\\tumour$", 3: "<b>"})
+    figure = maps.draw_maps("a", picture, {"clusters": tiles}, 3, {1: "_$\\tumour$", 3: "<b>"}, mpp=0.5)
+    [bar] = (artist for artist in figure.axes[0].artists if isinstance(artist, AnchoredSizeBar))
+    assert (bar.size_bar.get_children()[0].get_width(), bar.txt_label.get_text()) == (100, "50 µm")  # of 384 px
     [painted_tiles] = figure.axes[1].collections
     corners = np.array([path.vertices[:4] for path in painted_tiles.get_paths()])
     np.testing.assert_array_equal(corners.min(1), np.stack([tiles.positions.x, tiles.positions.y], axis=1))

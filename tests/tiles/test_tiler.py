@@ -502,7 +502,7 @@ def test_tiles_of_another_origin_are_never_overwritten(tmp_path, capsys):
     twelve_slides(tmp_path / "slides", 1)
     command = ["tile", str(tmp_path / "slides"), "--out", str(tmp_path / "out"), "--size", "64", "--mpp", "0.5"]
     assert main(command) == 2
-    assert "tiles.npy was not written by this command" in capsys.readouterr().err
+    assert "tiles.npy was not made by this command" in capsys.readouterr().err
     assert np.load(tmp_path / "out" / "tiles.npy").tolist() == list(range(9))
 
 
