@@ -26,7 +26,7 @@ from pfiles.drawing.sampling import interrupt_told
 from pfiles.errors import InputError, extra
 from pfiles.machine import processes
 from pfiles.machine.processes import is_first
-from pfiles.paths import atomic_write, read_json, write_json
+from pfiles.paths import atomic_write, read_json, refuse_foreign, write_json
 from pfiles.reporting import maps
 from pfiles.spreadsheet import write_csv
 from pfiles.tiles.pixels import as_array
@@ -62,6 +62,8 @@ def write_field(
     note, work = beside(out, "json"), out.with_name(f".{out.name}.blocks")
     if out.exists() and read_json(note, {}).get("made_from") != made_from:
         raise InputError(f"{out} is there already, of another drawing: move it, or name another file.")
+    names = [beside(out, kind).name for kind in ("json", "tiles.csv", "layout.geojson")]
+    refuse_foreign(out.parent, names, out.exists() or work.exists())
     if read_json(work / "made_from.json", made_from) != made_from:
         raise InputError(f"{work} holds blocks of another drawing: delete it, or name another file.")
     if out.exists():

@@ -33,7 +33,7 @@ from pfiles.tiles.pixels import evenly_spaced
 from pfiles.vqvae import VQVAE
 
 INDEPENDENT_OF_K = ("device", "speed", "tiles", "vqvae", "views")  # assets that runs of several k share
-LOOKS = ("check", "status", "draw", "map", "share", "export")  # commands that look at a run and leave nothing there
+LOOKS = ("check", "status", "draw", "field", "map", "share", "export")  # commands that leave nothing in a run's folder
 
 
 @dataclass(frozen=True, eq=False)

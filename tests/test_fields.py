@@ -87,6 +87,11 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(generator, field, tmp_pat
         with pytest.raises(KeyboardInterrupt, match="run it again to go on"):
             fields.write_field(generator, field, tmp_path / "field.tiff")
         assert not (tmp_path / "field.tiff").exists()
+    for name in ("mine.json", "mine.tiles.csv", "mine.layout.geojson"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(InputError, match=rf"{name} was not made by this command"):
+            fields.write_field(generator, field, tmp_path / "mine.tiff")
+        (tmp_path / name).unlink()
     other = make_field(field.unet, field.space, field.settings, field.layout, 6)
     with pytest.raises(InputError, match="holds blocks of another drawing"):
         fields.write_field(generator, other, tmp_path / "field.tiff")

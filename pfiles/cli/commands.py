@@ -133,7 +133,7 @@ def _tile(args: argparse.Namespace) -> int:
         None if path is None else expand(path).absolute() for path in (args.regions_path, args.coordinates_path)
     )
     left_out = tile_slides(
-        slides, expand(args.out).absolute(), tiling, table, args.pseudonyms, regions=regions, coordinates=coordinates,
+        slides, output_folder(args.out), tiling, table, args.pseudonyms, regions=regions, coordinates=coordinates,
         dry_run=args.dry_run, part=args.part,
     )  # fmt: skip
     return _status(left_out, args)
@@ -216,7 +216,7 @@ def _features(values: list[str]) -> dict[str, Any]:
 
 
 def _export(args: argparse.Namespace) -> int:
-    generated, out = (expand(folder).absolute() for folder in (args.generated, args.out))
+    generated, out = expand(args.generated).absolute(), output_folder(args.out)
     side = read_images([*list_images(generated).values()][:1]).shape[2]
     overrides = {**parse_overrides(args.overrides), "max_train_tiles": None, "precision": "fp32"}
     if side != PUBLISHED_SIDE:  # else they are tiles enlarged by the authors' way of saving them
@@ -239,7 +239,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _share(args: argparse.Namespace) -> int:
-    folder, out = expand(args.folder).absolute(), expand(args.out).absolute()
+    folder, out = expand(args.folder).absolute(), output_folder(args.out)
     card = read_card(args.card and expand(args.card), {name: getattr(args, name) for name in BLANKS})
     choices = run_choices(args, folder)
     run = open_run("share", **choices, out=folder, run_toml=False)

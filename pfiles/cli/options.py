@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,15 @@ def resolve_data(option: str | None, otherwise: str | None = None) -> str:
 
 
 def output_folder(option: str) -> Path:
-    """The folder that a command writes to; InputError before any work where a file is in its way."""
+    """The folder that a command writes to; InputError before any work where a file is in its way, or it takes none."""
     folder = expand(option).absolute()
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise InputError(f"The output folder {folder} cannot be: {path} is a file. Name a folder, existing or new.")
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir():
+        raise InputError(f"The output folder {folder} cannot be: {place} is a file. Name a folder, existing or new.")
+    if not os.access(place, os.W_OK):
+        raise InputError(
+            f"The output folder {folder} cannot be written to, as {place} takes no file: name another one."
+        )
     return folder
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from pfiles.__main__ import main
 from pfiles.cli import commands
+from pfiles.cli import options as options_module
 from pfiles.errors import InputError
 from pfiles.paths import write_json
 from pfiles.reporting import page
@@ -53,3 +54,15 @@ def test_what_a_command_made_it_replaces(tmp_path):
     assert (tmp_path / "tiles.csv").read_text().splitlines()[1].endswith(",2")
     write_json(tmp_path / "evaluation.json", {"about": {}})
     page.refuse_other_report(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["draw", "evaluate", "export", "map", "share", "tile"])
+def test_a_folder_that_takes_no_file_is_refused_before_any_work(command, tmp_path, monkeypatch, capsys):
+    """As on a disk that is mounted for reading alone; the root user may write anywhere else."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a", range(4), make_tiles(4, 64))
+    options = {"share": ["--run", "a"], "export": ["--generated", "a"], "tile": ["a"]}.get(command, [])
+    options = COMMANDS[command][0][1:] if command in COMMANDS and command != "tile" else options
+    monkeypatch.setattr(options_module.os, "access", lambda path, mode: False)
+    assert main([command, *options, "--out", "new/out"]) == 2
+    assert f"takes no file, nor does {tmp_path}: name another one" in capsys.readouterr().err
