@@ -65,4 +65,4 @@ def test_a_folder_that_takes_no_file_is_refused_before_any_work(command, tmp_pat
     options = COMMANDS[command][0][1:] if command in COMMANDS and command != "tile" else options
     monkeypatch.setattr(options_module.os, "access", lambda path, mode: False)
     assert main([command, *options, "--out", "new/out"]) == 2
-    assert f"takes no file, nor does {tmp_path}: name another one" in capsys.readouterr().err
+    assert f"cannot be written to, as {tmp_path} takes no file" in capsys.readouterr().err

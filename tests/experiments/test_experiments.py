@@ -1,6 +1,8 @@
 """The experiments: a few minutes of training, and the ladder of known quality."""
 
 import json
+import re
+import shlex
 from dataclasses import asdict
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -22,22 +24,25 @@ from experiments import (
     race,
     reader_study,
     short_run,
+    slides,
     start_from,
     train_and_look,
 )
 from pfiles import checkpoints
+from pfiles.__main__ import main
 from pfiles.cluster_bank import ClusterBank
 from pfiles.drawing.generator import STARTER
-from pfiles.errors import TerminatedError
+from pfiles.errors import InputError, TerminatedError
 from pfiles.latents import LatentSpace
 from pfiles.learning import loop
 from pfiles.machine.runtime import seeded
 from pfiles.machine.speed import PLAIN
 from pfiles.measuring import fidelity, two_sample, usefulness
-from pfiles.paths import Paths
+from pfiles.paths import ROOT, Paths
 from pfiles.settings import get_settings
 from pfiles.study import results
 from pfiles.tiles.pixels import as_array
+from pfiles.tiles.sources import read_tile_table
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
 from tests.conftest import OVERRIDES, TINY, make_tiles
@@ -402,3 +407,21 @@ def test_the_true_area_of_simulated_readers_is_that_of_many_answers():
     for name, measure in results.measures("real", ratings).items():
         values = [each.value for each in measure.each]
         assert values == pytest.approx(reader_study.truth(skills, steps)[name], abs=0.03)
+
+
+def test_the_first_command_of_the_page_on_slides_runs_on_those_made_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert slides.main(["--out", "."]) == 0
+    command = re.search(r"python -m pfiles (tile slides .*)", (ROOT / "docs" / "slides.md").read_text())[1]
+    assert main(shlex.split(command)) == 0
+    rows = read_tile_table(tmp_path / "tiles" / "tiles.csv")
+    assert rows.slide.nunique() == 12
+    assert {*rows.patient} == {f"patient_{number}" for number in range(1, 7)}
+    assert slides.main(["--out", "."]) == 2  # files are there
+
+
+def test_slides_replace_no_file(tmp_path):
+    (tmp_path / "slides.csv").write_text("mine")
+    with pytest.raises(InputError, match=r"slides\.csv was not made by this command"):
+        slides.make_slides(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["slides.csv"]
