@@ -52,11 +52,15 @@ def _write(path: Path, tissue: np.ndarray) -> None:
         )  # fmt: skip
 
 
-def main(arguments: list[str] | None = None) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.slides")
     parser.add_argument("--out", required=True, help="for slides/, new_slide.tiff and slides.csv")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
     try:
-        make_slides(expand(parser.parse_args(arguments).out).absolute())
+        make_slides(expand(_parser().parse_args(arguments).out).absolute())
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
