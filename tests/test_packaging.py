@@ -166,7 +166,7 @@ def test_requirements_are_those_of_the_package_and_its_extras():
         return {line for line in read(file).splitlines() if line and not line.startswith(("#", "-r "))}
 
     extras = project()["optional-dependencies"]
-    assert extras.keys() == {"notebooks", "slides", "ome", "metrics", "dev"}
+    assert extras.keys() == {"notebooks", "slides", "ome", "coordinates", "metrics", "dev"}
     needed = {line for name in ("notebooks", "slides", "metrics") for line in extras[name]} | {
         *project()["dependencies"]
     }

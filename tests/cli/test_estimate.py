@@ -24,7 +24,8 @@ def test_times_are_steps_times_seconds(clusters_first, tmp_path, monkeypatch):
     np.save(tmp_path / "tiles.npy", make_tiles(44))
     epochs = {"autoencoder.epochs": 2, "autoencoder.polish.epochs": 5, "clusters.epochs": 7, "training.epochs": 10}
     epochs["diffusion.latent_views"] = True
-    changed = {**TINY, **epochs, "clusters_first": clusters_first, "diffusion.num_timesteps": 100, "sampling.steps": 40}
+    epochs |= {"clusters_first": clusters_first, "training.trains_clusters": not clusters_first}
+    changed = {**TINY, **epochs, "diffusion.num_timesteps": 100, "sampling.steps": 40}
     run = open_run("test", 16, "classifier", tmp_path / "tiles.npy", "demo", changed)
     found = {name: time for name, time, _ in estimate.estimate(run)}
     assert found == pytest.approx({
