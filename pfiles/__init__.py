@@ -40,8 +40,8 @@ choosing      the clusters of every k, learnt together and compared
 share         a run's generator in a folder for others
 paper, remake: the published files put in their places; what the paper shows, made of them again
 reader_study  people judge a run's tiles
-cli/          parser, options, summary, execute; check, estimate (is this machine ready for a run), watch; notebooks,
-              commands, fields
+cli/          shared (arguments of several commands), parser, options, summary, execute; check, estimate (is this
+              machine ready for a run), watch; notebooks, commands, fields
 __main__      the door of the command line
 
 Importing a module starts nothing: no device, no seed, no download, no file; the package itself only says how threads

@@ -8,19 +8,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from pfiles.cli import shared
 from pfiles.errors import InputError
 from pfiles.reporting.card import BLANKS
-from pfiles.settings import PRESETS
 from pfiles.tiles.slides import Tiling
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-CLUSTERING_NAMES = "classifier or kmeans"
 FEATURE_NAMES = "random, autoencoder, inception, imagenet, imagenet-deeper"
 DESCRIPTION = "Generate histopathology tiles by cluster, without labels. COMMAND --help explains a command."
 JUDGED = 500  # as `share` has it
-SEVERAL_K = "number of clusters, or several such as 10-16"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,56 +50,56 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_check(commands: "Commands") -> None:
     check = commands.add_parser("check", help="is this machine ready for a run, and how long will it take")
     check.add_argument("--fast", action="store_true", help="measure no steps, and estimate no times")
-    _add_tiles_and_preset(check)
-    _add_k(check)
-    _add_clustering(check)
-    _add_out_and_seed(check)
-    _add_settings(check)
+    shared.add_tiles_and_preset(check)
+    shared.add_k(check)
+    shared.add_clustering(check)
+    shared.add_out_and_seed(check)
+    shared.add_settings(check)
 
 
 def _add_demo(commands: "Commands") -> None:
     demo = commands.add_parser("demo", help="everything at small size on embedded tissue: minutes on two CPU cores")
     demo.set_defaults(data="embedded", preset="demo", clusters=6, clustering="kmeans")  # what so few tiles support
-    _add_out_and_seed(demo)
-    _add_settings(demo)
-    _add_restart(demo)
-    _add_study(demo)
+    shared.add_out_and_seed(demo)
+    shared.add_settings(demo)
+    shared.add_restart(demo)
+    shared.add_study(demo)
 
 
 def _add_run(commands: "Commands") -> None:
     run = commands.add_parser("run", help="everything on your tiles")
-    _add_tiles_and_preset(run)
-    _add_k(run)
-    _add_clustering(run)
-    _add_out_and_seed(run)
-    _add_settings(run)
-    _add_restart(run)
-    _add_study(run)
+    shared.add_tiles_and_preset(run)
+    shared.add_k(run)
+    shared.add_clustering(run)
+    shared.add_out_and_seed(run)
+    shared.add_settings(run)
+    shared.add_restart(run)
+    shared.add_study(run)
 
 
 def _add_clusters(commands: "Commands") -> None:
     clusters = commands.add_parser(
         "clusters", help="the clusters of every k without a UNet: how many do the tiles support?"
     )
-    _add_tiles_and_preset(clusters)
-    _add_k(clusters, default="10-16")
-    _add_clustering(clusters)
-    _add_out_and_seed(clusters)
-    _add_seeds(clusters)
-    _add_settings(clusters)
-    _add_restart(clusters)
+    shared.add_tiles_and_preset(clusters)
+    shared.add_k(clusters, default="10-16")
+    shared.add_clustering(clusters)
+    shared.add_out_and_seed(clusters)
+    shared.add_seeds(clusters)
+    shared.add_settings(clusters)
+    shared.add_restart(clusters)
 
 
 def _add_cells(commands: "Commands") -> None:
     cells = commands.add_parser("cells", help="one notebook's code, in this process; what torchrun starts")
     cells.add_argument("notebook", help="such as part_1_training")
-    _add_tiles_and_preset(cells)
-    _add_k(cells)
-    _add_clustering(cells)
-    _add_out_and_seed(cells)
-    _add_seeds(cells)
-    _add_settings(cells)
-    _add_restart(cells)
+    shared.add_tiles_and_preset(cells)
+    shared.add_k(cells)
+    shared.add_clustering(cells)
+    shared.add_out_and_seed(cells)
+    shared.add_seeds(cells)
+    shared.add_settings(cells)
+    shared.add_restart(cells)
 
 
 def _add_watch(commands: "Commands") -> None:
@@ -113,7 +111,7 @@ def _add_watch(commands: "Commands") -> None:
 def _add_status(commands: "Commands") -> None:
     status = commands.add_parser("status", help="the files of a run: made, stale and why, missing, or foreign")
     status.add_argument("--run", default=".", metavar="DIR", dest="folder", help="its folder; default here")
-    _add_started_with(status)
+    shared.add_started_with(status)
 
 
 def _add_draw(commands: "Commands") -> None:
@@ -127,7 +125,7 @@ def _add_draw(commands: "Commands") -> None:
     draw.add_argument("--number", type=int, default=64, metavar="N", help="how many tiles; default 64")
     draw.add_argument("--seed", type=int, default=765, help="of the first tile's noise; default 765")
     draw.add_argument("--out", required=True, metavar="DIR", help="for tiles/1.png ..., tiles.csv and sheet.jpg")
-    _add_started_with(draw)
+    shared.add_started_with(draw)
 
 
 def _add_field(commands: "Commands") -> None:
@@ -159,7 +157,7 @@ def _add_field(commands: "Commands") -> None:
     field.add_argument("--region", type=int, nargs=4, metavar=("X", "Y", "W", "H"), help="draw only this part, in px")
     field.add_argument("--mpp", type=float, help="microns per pixel of the tiles, where the generator does not tell")
     field.add_argument("--mpp-of-slide", type=float, help="microns per pixel of the slide that a GeoJSON is of")
-    _add_started_with(field)
+    shared.add_started_with(field)
 
 
 def _add_twin(commands: "Commands") -> None:
@@ -174,7 +172,7 @@ def _add_twin(commands: "Commands") -> None:
     twin.add_argument("--mpp", type=float, help="microns per pixel of the tiles, where DIR does not tell")
     twin.add_argument("--mpp-of-slide", type=float, help="of the slide; counts more than what its file says")
     twin.add_argument("--min-tissue", type=float, default=0.5, help="least share of tissue in a tile; default 0.5")
-    _add_started_with(twin)
+    shared.add_started_with(twin)
 
 
 def _is_on(text: str) -> bool:
@@ -218,7 +216,7 @@ def _add_tile(commands: "Commands") -> None:
     )  # fmt: skip
     tile.add_argument("--per-slide", type=int, metavar="N", help="no more tiles of a slide, evenly over its tissue")
     tile.add_argument("--seed", type=int, default=default.seed, help="of that choice; default 765")
-    _add_reading(tile)
+    shared.add_reading(tile)
     tile.add_argument("--pseudonyms", action="store_true", help="call slides S001 ...; the key is written beside DIR")
     tile.add_argument(
         "--part", type=_part, metavar="I/N", help="cut the part I of N of all slides, each by a job and into a DIR"
@@ -233,7 +231,7 @@ def _add_map(commands: "Commands") -> None:
         "--run", required=True, metavar="DIR", dest="folder", help="of `run`, or a generator's, such as starter"
     )
     maps.add_argument("--mpp", type=float, help="microns per pixel of its tiles; needed where DIR does not tell them")
-    _add_reading(maps)
+    shared.add_reading(maps)
     maps.add_argument("--min-tissue", type=float, default=0.5, help="least share of tissue in a tile; default 0.5")
     maps.add_argument(
         "--frame", choices=("qupath", "file"), default="qupath",
@@ -243,7 +241,7 @@ def _add_map(commands: "Commands") -> None:
         "--min-region", type=int, default=1, metavar="N", help="no region of fewer tiles in the GeoJSON; default 1"
     )
     maps.add_argument("--out", default="maps", metavar="DIR", help="for maps, tables and tiles; default ./maps")
-    _add_started_with(maps)
+    shared.add_started_with(maps)
 
 
 def _add_evaluate(commands: "Commands") -> None:
@@ -273,8 +271,8 @@ def _add_export(commands: "Commands") -> None:
     export.add_argument(
         "--out", required=True, metavar="DIR", help="new folder: images/, report.json, closest_pairs.png"
     )
-    _add_tiles_and_preset(export)
-    _add_settings(export)
+    shared.add_tiles_and_preset(export)
+    shared.add_settings(export)
 
 
 def _add_share(commands: "Commands") -> None:
@@ -289,7 +287,7 @@ def _add_share(commands: "Commands") -> None:
     )
     for name, meaning in BLANKS.items():
         share.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=meaning.replace("%", "%%"))
-    _add_started_with(share)
+    shared.add_started_with(share)
 
 
 def _add_paper(commands: "Commands") -> None:
@@ -298,7 +296,7 @@ def _add_paper(commands: "Commands") -> None:
         "--archive", required=True, nargs="+", metavar="DIR_OR_ZIP", help="where published files lie, whole or in part"
     )
     paper.add_argument("--out", help="folder for all results; default: this repository's own folders")
-    _add_settings(paper)
+    shared.add_settings(paper)
 
 
 def _add_reader_study(commands: "Commands") -> None:
@@ -314,7 +312,7 @@ def _add_reader_study(commands: "Commands") -> None:
     study.add_argument("--tiles", type=int, default=60, metavar="N", help="tiles, half of them real; default 60")
     study.add_argument("--readers", type=int, default=4, metavar="N", help="pages; default 4")
     study.add_argument("--scale", type=float, default=4, metavar="X", help="how many times enlarged; default 4")
-    _add_started_with(study)
+    shared.add_started_with(study)
 
 
 def _add_pack(commands: "Commands") -> None:
@@ -324,7 +322,7 @@ def _add_pack(commands: "Commands") -> None:
     pack.add_argument("--checkpoints", action="store_true", help="with the trained networks")
     pack.add_argument("--tiles", action="store_true", help="with the tiles, and the images of org and gen_k")
     pack.add_argument("--licence", metavar="TEXT", help="of all in it but the code, such as CC-BY-4.0")
-    _add_started_with(pack)
+    shared.add_started_with(pack)
 
 
 def _add_reproduce(commands: "Commands") -> None:
@@ -332,22 +330,7 @@ def _add_reproduce(commands: "Commands") -> None:
     reproduce.add_argument("crate", metavar="ZIP", help="what pack wrote")
     reproduce.add_argument("--data", metavar="PATH", help="its tiles; needed where the zip holds none")
     reproduce.add_argument("--out", default="reproduced", metavar="DIR", help="for the new run; default ./reproduced")
-    _add_settings(reproduce)
-
-
-def _add_reading(command: argparse.ArgumentParser) -> None:
-    """How the slides of a command are read."""
-    command.add_argument(
-        "--mpp-of-slide", type=float, help="microns per pixel of the slides; counts more than what their files say"
-    )
-    command.add_argument(
-        "--slides-csv", metavar="FILE", help="table with columns slide, and patient, label or mpp (of that slide)"
-    )
-    command.add_argument(
-        "--page", type=_page, default=1, metavar="N", help="which image of a file of several, or all; default 1"
-    )
-    command.add_argument("--icc", action="store_true", help="bring colours from the slide's ICC profile to sRGB")
-    command.add_argument("--allow-missing", action="store_true", help="exit status 0 also where slides were left out")
+    shared.add_settings(reproduce)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -358,52 +341,3 @@ def _part(text: str) -> tuple[int, int]:
     if not 1 <= number <= count:
         raise argparse.ArgumentTypeError(f"must be from 1/{count} to {count}/{count}, but is {text!r}")
     return number, count
-
-
-def _page(text: str) -> int | None:
-    return None if text == "all" else int(text)
-
-
-def _add_tiles_and_preset(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", help=".npy, folder or .zip of tiles, or 'embedded'; default $KPC_DATA, or that")
-    command.add_argument("--preset", help=f"{', '.join(PRESETS)}; default recommended")
-
-
-def _add_k(command: argparse.ArgumentParser, default: str | None = None) -> None:
-    command.add_argument("--clusters", default=default, metavar="K", help=f"{SEVERAL_K}; default {default or 14}")
-
-
-def _add_clustering(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--clustering", help=f"{CLUSTERING_NAMES}; default: as the preset says")
-
-
-def _add_out_and_seed(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", help="folder for all results; default: this repository's own folders")
-    command.add_argument("--seed", type=int, help="the notebooks' own seeds where this is not given")
-
-
-def _add_seeds(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--seeds", type=int, default=3, help="how often choose_k learns each clustering; default 3")
-
-
-def _add_settings(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
-        help="change a setting, such as training.epochs=2; may be repeated",
-    )  # fmt: skip
-
-
-def _add_restart(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--restart", action="store_true", help="train anew where a run was begun before")
-
-
-def _add_study(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--reader-study", action="store_true", help="also make the pages of part 18 for readers")
-
-
-def _add_started_with(command: argparse.ArgumentParser) -> None:
-    """What a run was started with, where its summary.json does not say it, as after a run in notebooks."""
-    for name in ("data", "preset", "clustering"):
-        command.add_argument(f"--{name}", help="of the run, where its summary.json does not say it")
-    command.add_argument("--clusters", type=int, metavar="K", help="likewise; or one of the run's, if it has several")
-    command.add_argument("--set", action="append", metavar="NAME=VALUE", dest="overrides", help="likewise")

@@ -11,7 +11,8 @@ from pfiles import share
 from pfiles.__main__ import main
 from pfiles.cli import parser
 from pfiles.cli.commands import COMMANDS
-from pfiles.cli.parser import CLUSTERING_NAMES, FEATURE_NAMES, make_parser
+from pfiles.cli.parser import FEATURE_NAMES, make_parser
+from pfiles.cli.shared import CLUSTERING_NAMES
 from pfiles.clusterers import CLUSTERINGS
 from pfiles.measuring.features import EXTRACTORS
 from pfiles.paths import ROOT

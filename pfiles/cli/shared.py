@@ -1,0 +1,72 @@
+"""Arguments that several commands take."""
+
+import argparse
+
+from pfiles.settings import PRESETS
+
+CLUSTERING_NAMES = "classifier or kmeans"
+SEVERAL_K = "number of clusters, or several such as 10-16"
+
+
+def add_tiles_and_preset(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", help=".npy, folder or .zip of tiles, or 'embedded'; default $KPC_DATA, or that")
+    command.add_argument("--preset", help=f"{', '.join(PRESETS)}; default recommended")
+
+
+def add_k(command: argparse.ArgumentParser, default: str | None = None) -> None:
+    command.add_argument("--clusters", default=default, metavar="K", help=f"{SEVERAL_K}; default {default or 14}")
+
+
+def add_clustering(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--clustering", help=f"{CLUSTERING_NAMES}; default: as the preset says")
+
+
+def add_out_and_seed(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", help="folder for all results; default: this repository's own folders")
+    command.add_argument("--seed", type=int, help="the notebooks' own seeds where this is not given")
+
+
+def add_seeds(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seeds", type=int, default=3, help="how often choose_k learns each clustering; default 3")
+
+
+def add_settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
+        help="change a setting, such as training.epochs=2; may be repeated",
+    )  # fmt: skip
+
+
+def add_restart(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--restart", action="store_true", help="train anew where a run was begun before")
+
+
+def add_study(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--reader-study", action="store_true", help="also make the pages of part 18 for readers")
+
+
+def add_started_with(command: argparse.ArgumentParser) -> None:
+    """What a run was started with, where its summary.json does not say it, as after a run in notebooks."""
+    for name in ("data", "preset", "clustering"):
+        command.add_argument(f"--{name}", help="of the run, where its summary.json does not say it")
+    command.add_argument("--clusters", type=int, metavar="K", help="likewise; or one of the run's, if it has several")
+    command.add_argument("--set", action="append", metavar="NAME=VALUE", dest="overrides", help="likewise")
+
+
+def add_reading(command: argparse.ArgumentParser) -> None:
+    """How the slides of a command are read."""
+    command.add_argument(
+        "--mpp-of-slide", type=float, help="microns per pixel of the slides; counts more than what their files say"
+    )
+    command.add_argument(
+        "--slides-csv", metavar="FILE", help="table with columns slide, and patient, label or mpp (of that slide)"
+    )
+    command.add_argument(
+        "--page", type=_page, default=1, metavar="N", help="which image of a file of several, or all; default 1"
+    )
+    command.add_argument("--icc", action="store_true", help="bring colours from the slide's ICC profile to sRGB")
+    command.add_argument("--allow-missing", action="store_true", help="exit status 0 also where slides were left out")
+
+
+def _page(text: str) -> int | None:
+    return None if text == "all" else int(text)
