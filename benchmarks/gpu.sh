@@ -80,11 +80,11 @@ if [ "$call" = 1 ]; then
         --out "$OUT/peers.json"
     rest=$((limit - SECONDS - 15)) # and the time to leave a resume point
 else
-    rest=$((limit - 90)) # for what is drawn and measured
+    rest=$((limit - 120)) # for what is measured
 fi
 step train "$rest" "$PYTHON" -m experiments.short_run "$tiles" "${train[@]}" --out "$OUT"
 if [ "$call" = 2 ]; then
-    step measures 80 "$PYTHON" -m pfiles evaluate --real "$OUT/test" --generated "$OUT/drawn" --unpaired --out "$OUT"
+    step measures 110 "$PYTHON" -m pfiles evaluate --real "$OUT/test" --generated "$OUT/drawn" --unpaired --out "$OUT"
 fi
 
 printf '\n== summary, results in %s\n' "$OUT"
