@@ -7,9 +7,9 @@ paths         where files lie, and how they are written
 spreadsheet   tables as people keep them, read and written
 choices       what run.toml says of a run, in one place for all notebooks
 names         what people call the clusters, and how far readers agree
-tiles/        pixels, mapped, files, scale, companions, jpeg_slide, arrays, ome, readers (slides of every kind),
-              tissue, regions, coordinates, slides, pyramid (a slide written), builtin, sources, gather, split, copies,
-              slide_table, join (of parts), tiler, dataset (tiles and their split), views
+tiles/        pixels, mapped, files, encoding (how files are kept), scale, companions, jpeg_slide, arrays, ome, readers
+              (slides of every kind), tissue, regions, coordinates, slides, pyramid (a slide written), builtin, sources,
+              gather, split, copies, slide_table, join (of parts), tiler, dataset (tiles and their split), views
 networks      blocks, vqvae, discriminator, unet_cond_base, classifier, linear_noise_scheduler, lpips, lpips_metric
 ssim          the parts of SSIM and MS-SSIM, for scores and a loss
 clusterers, cluster_bank: both kinds of clusters, and those of several k as one
@@ -24,7 +24,8 @@ measuring/    pairs and controls; features and distribution; fidelity; two_sampl
 reporting/    figures, lessons, tables, doubts (is a result of any use?), page, export, maps, card, field_report; atlas
               and naming (its form): what people look at
 reporting/sections/  data (what is compared), record (what a section is); paired, two_sample, spectrum, structure,
-              condition, usefulness, distribution, morphometry, copies: a measure each, with its figure and its time
+              condition, usefulness, distribution, morphometry, copies: a measure each, with its figure and its time;
+              files (what is not tissue)
 reporting/    evaluation: all sections, from folders of images
 study/        trials, form (a page for each reader), answers (the key, and what comes back), intervals, results,
               sections: people judge tiles

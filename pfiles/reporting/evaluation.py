@@ -27,6 +27,7 @@ from pfiles.reporting.sections import (
     two_sample,
     usefulness,
 )
+from pfiles.reporting.sections import files as files_of_sides
 from pfiles.reporting.sections.data import MIN_IMAGES, EvaluationData, Options
 from pfiles.reporting.sections.record import SectionRecord
 from pfiles.tiles import files, pixels
@@ -131,7 +132,13 @@ def evaluate(
         extractors.append(read_features(feature_files, numbers))
     sections = all_sections(data, Options(extractors, seed, device))
     sections[1] = sections[1]._replace(notes=[*sections[1].notes, _of_which_run(recorded)])
-    return sections
+    compared = files_of_sides.make_section(
+        *(list(files.list_images(folder).values()) for folder in (real_folder, generated_folder)), real, generated
+    )  # fmt: skip
+    if compared is None:
+        return sections
+    first = sections[0]._replace(notes=[compared.notes[0], *sections[0].notes])
+    return [first, sections[1], compared, *sections[2:]]
 
 
 def _refuse_mixed_runs(recorded: Mapping[Path, Provenance | None], networks: Mapping[str, str]) -> None:

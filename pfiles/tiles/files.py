@@ -98,7 +98,7 @@ def stack_tiles(tiles: Iterator[tuple[str, Decoded]], count: int, where: Path) -
         )
     names: Counter[str] = Counter()  # two profiles of one name may differ in their dates alone
     for profile, number in profiles.items():
-        names[_profile_name(profile)] += number
+        names[profile_name(profile)] += number
     if len(names) > 1:
         kinds = ", ".join(f"{name} ({number})" for name, number in names.items())
         print(
@@ -108,7 +108,7 @@ def stack_tiles(tiles: Iterator[tuple[str, Decoded]], count: int, where: Path) -
     return images
 
 
-def _profile_name(content: bytes | None) -> str:
+def profile_name(content: bytes | None) -> str:
     if content is None:
         return "none"
     try:
