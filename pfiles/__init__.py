@@ -22,7 +22,7 @@ measuring/    pairs and controls; features and distribution; fidelity; two_sampl
               small network of both); efficientnet; spectrum; smoothness; structure; morphometry; memorisation;
               neighbours; stability; field_check
 reporting/    figures, lessons, tables, doubts (is a result of any use?), page, export, maps, card, field_report; atlas
-              and naming (its form): what people look at
+              and naming (its form), painting (a layout's): what people look at
 reporting/sections/  data (what is compared), record (what a section is); paired, two_sample, spectrum, structure,
               condition, usefulness, distribution, morphometry, copies: a measure each, with its figure and its time;
               files (what is not tissue)
@@ -33,6 +33,7 @@ run           a run, opened once: it holds settings, paths and what is made of t
 artifacts     the table of all files that a run makes; each is written, read and refused here
 learn         the trainings of a run
 draw          tiles that its networks draw, and their files
+variations    variations of real tiles, held against them
 fields        a field as a slide, with its layout, its table and what it was made from
 twin          a field laid out as a slide
 report        what its measures, maps and pictures are made of
@@ -42,7 +43,7 @@ share         a run's generator in a folder for others
 paper, remake: the published files put in their places; what the paper shows, made of them again
 reader_study  people judge a run's tiles
 cli/          shared (arguments of several commands), parser, options, summary, execute; check, estimate (is this
-              machine ready for a run), watch; notebooks, commands, fields
+              machine ready for a run), watch; notebooks, commands, fields, variations
 __main__      the door of the command line
 
 Importing a module starts nothing: no device, no seed, no download, no file; the package itself only says how threads

@@ -174,6 +174,11 @@ class Paths:
         return self.cluster_folder / f"study_{self.n_clusters}{self.suffix}"
 
     @property
+    def fields(self) -> Path:
+        """The folder of the layouts that were painted."""
+        return self.cluster_folder / f"fields_{self.n_clusters}{self.suffix}"
+
+    @property
     def cluster_sheet(self) -> Path:
         return self.root / "Figures" / f"cluster_sheet_{self.n_clusters}{self.suffix}.jpg"
 

@@ -86,7 +86,7 @@ SLOW = {  # files of tests that train, start a kernel, a browser or another proc
     "test_field_report", "test_fields", "test_form_in_browser", "test_fuzz", "test_in_diffusers", "test_kill",
     "test_memorisation", "test_notebook_safety", "test_notebooks", "test_processes", "test_reader_study",
     "test_resume", "test_run", "test_share", "test_speed", "test_structure", "test_tiler", "test_twin",
-    "test_two_sample", "test_usefulness", "test_watch",
+    "test_two_sample", "test_usefulness", "test_variations", "test_watch",
 }  # fmt: skip
 
 

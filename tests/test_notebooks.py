@@ -23,7 +23,14 @@ from tests.conftest import TINY, make_tiles, png
 from tests.tiles.conftest import island, write_slide
 
 K = 3
-EVERY = (*NOTEBOOKS, *ON_REQUEST, "choose_k", "start_here", "tile_slides", "watch")  # a run's, and those beside it
+EVERY = (
+    *NOTEBOOKS,
+    *ON_REQUEST.values(),
+    "choose_k",
+    "start_here",
+    "tile_slides",
+    "watch",
+)  # and those beside a run
 TUTORIAL = ("start_here", "tile_slides", *NOTEBOOKS[:3], "choose_k", *NOTEBOOKS[3:])  # in the order of reading
 
 
@@ -100,7 +107,7 @@ def test_no_cell_stands_in_two_notebooks():
     assert {source: names for source, names in seen.items() if len(names) > 1} == {}
 
 
-@pytest.mark.parametrize("name", [*NOTEBOOKS, *ON_REQUEST, "choose_k"])
+@pytest.mark.parametrize("name", [*NOTEBOOKS, *ON_REQUEST.values(), "choose_k"])
 def test_the_set_up_opens_the_run_and_does_nothing_else(name):
     set_up = code_cells(read(name))[1]
     assert len(code_lines(set_up)) <= 6

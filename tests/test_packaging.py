@@ -140,6 +140,7 @@ def test_without_extras_all_but_theirs_is_there(installed, tmp_path):
         "pfiles.cli.notebooks",
         "pfiles.drawing.in_diffusers",
         "pfiles.reporting.naming",
+        "pfiles.reporting.painting",
         "pfiles.tiles.arrays",
         "pfiles.tiles.jpeg_slide",
         "pfiles.tiles.ome",

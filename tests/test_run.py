@@ -532,9 +532,10 @@ def test_several_k_are_run_one_after_the_other_but_trained_together(tmp_path, mo
     assert ran == [(name.rpartition("/")[2], k) for name, k in expected]
 
     ran.clear()
-    assert main(["run", *where, "--clusters", "3-4", "--reader-study", *tiny_options()]) == 0
-    assert [step for step in ran if step[0] == "part_18_reader_study"] == [("part_18_reader_study", k) for k in (3, 4)]
-    assert len(ran) == len(expected) + 2
+    assert main(["run", *where, "--clusters", "3-4", "--fields", "--reader-study", *tiny_options()]) == 0
+    for part in ("part_17_fields", "part_18_reader_study"):
+        assert [step for step in ran if step[0] == part] == [(part, k) for k in (3, 4)]
+    assert len(ran) == len(expected) + 4
     assert ran[-1] == (last, "3-4")
 
     with pytest.raises(InputError, match="has 3, 4 clusters: name one of these numbers"):

@@ -121,6 +121,12 @@ def _twin(args: argparse.Namespace) -> int:
     return fields.twin(args)
 
 
+def _vary(args: argparse.Namespace) -> int:
+    from pfiles.cli import variations
+
+    return variations.vary(args)
+
+
 def _tile(args: argparse.Namespace) -> int:
     if args.join is not None:
         return _join(args)
@@ -353,6 +359,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {  # each returns the
     "draw": _draw,
     "field": _field,
     "twin": _twin,
+    "vary": _vary,
     "tile": _tile,
     "map": _map,
     "evaluate": _evaluate,

@@ -60,7 +60,10 @@ NOTEBOOKS = (
     "clusters_14/part_16_cluster_atlas",
     "internal_cluster_validation_metrics",
 )
-ON_REQUEST = ("clusters_14/part_18_reader_study",)  # with --reader-study, as people have to answer
+ON_REQUEST = {  # by the option that asks for it
+    "fields": "clusters_14/part_17_fields",  # takes minutes
+    "reader_study": "clusters_14/part_18_reader_study",  # people have to answer
+}
 FOR_ALL_K = NOTEBOOKS[:6]  # run once for several k, as the last does; those between them run for each
 CHOOSE_K = ("choose_k", "internal_cluster_validation_metrics")
 READ = {"run_toml": False}  # for notebooks: run.toml has been read, they get its choices as parameters
@@ -70,7 +73,8 @@ Step = tuple[str, dict[str, Any]]  # a notebook and its parameters
 def run(args: argparse.Namespace) -> int:
     """All notebooks in order: `run` and `demo`."""
     opened, parameters = _open_and_check(args)
-    names = (*NOTEBOOKS[:-1], *(ON_REQUEST if args.reader_study else ()), NOTEBOOKS[-1])
+    requested = [name for option, name in ON_REQUEST.items() if getattr(args, option)]
+    names = (*NOTEBOOKS[:-1], *requested, NOTEBOOKS[-1])
     steps: list[Step] = [(name, parameters) for name in names]
     if opened.settings.lpips_required:
         vgg16_file()  # part 12 needs it, after all trainings
@@ -93,7 +97,7 @@ def choose_k(args: argparse.Namespace) -> int:
 
 def cells(args: argparse.Namespace) -> int:
     """One notebook's code in this process."""
-    notebooks = {name.rpartition("/")[2]: name for name in (*NOTEBOOKS, *ON_REQUEST, CHOOSE_K[0])}
+    notebooks = {name.rpartition("/")[2]: name for name in (*NOTEBOOKS, *ON_REQUEST.values(), CHOOSE_K[0])}
     name = notebooks.get(args.notebook.removesuffix(".ipynb").rpartition("/")[2])
     if name is None:
         raise InputError(f"There is no notebook {args.notebook!r}: choose one of {', '.join(notebooks)}.")

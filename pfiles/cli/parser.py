@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FEATURE_NAMES = "random, autoencoder, inception, imagenet, imagenet-deeper"
 DESCRIPTION = "Generate histopathology tiles by cluster, without labels. COMMAND --help explains a command."
 JUDGED = 500  # as `share` has it
+STRENGTH = 0.7  # as `drawing.sampling` has it
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,8 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for add in (
         _add_check, _add_demo, _add_run, _add_clusters, _add_cells, _add_watch, _add_status, _add_draw, _add_field,
-        _add_twin, _add_tile, _add_map, _add_evaluate, _add_export, _add_share, _add_paper, _add_reader_study,
-        _add_pack, _add_reproduce,
+        _add_twin, _add_vary, _add_tile, _add_map, _add_evaluate, _add_export, _add_share, _add_paper,
+        _add_reader_study, _add_pack, _add_reproduce,
     ):  # fmt: skip
         add(commands)
     for command in commands.choices.values():
@@ -63,7 +64,7 @@ def _add_demo(commands: "Commands") -> None:
     shared.add_out_and_seed(demo)
     shared.add_settings(demo)
     shared.add_restart(demo)
-    shared.add_study(demo)
+    shared.add_on_request(demo)
 
 
 def _add_run(commands: "Commands") -> None:
@@ -74,7 +75,7 @@ def _add_run(commands: "Commands") -> None:
     shared.add_out_and_seed(run)
     shared.add_settings(run)
     shared.add_restart(run)
-    shared.add_study(run)
+    shared.add_on_request(run)
 
 
 def _add_clusters(commands: "Commands") -> None:
@@ -173,6 +174,28 @@ def _add_twin(commands: "Commands") -> None:
     twin.add_argument("--mpp-of-slide", type=float, help="of the slide; counts more than what its file says")
     twin.add_argument("--min-tissue", type=float, default=0.5, help="least share of tissue in a tile; default 0.5")
     shared.add_started_with(twin)
+
+
+def _add_vary(commands: "Commands") -> None:
+    vary = commands.add_parser("vary", help="variations of real tiles, as their own cluster or another")
+    vary.add_argument("tiles", metavar="TILE_OR_FOLDER", help="PNG, JPEG or TIFF; brought to the generator's side")
+    vary.add_argument(
+        "--from", default="starter", metavar="FOLDER", dest="folder", help="a generator, or a run; default starter"
+    )
+    vary.add_argument(
+        "--strength", type=float, nargs="+", default=[STRENGTH], metavar="S",
+        help=f"share of the steps drawn anew, above 0 to 1; several for several rows; default {STRENGTH}",
+    )  # fmt: skip
+    vary.add_argument(
+        "--real", metavar="DATA", help="tiles that the generator learnt from, where --from is no run: none is repeated"
+    )
+    vary.add_argument("--number", type=int, default=8, metavar="N", help="of each tile at each strength; default 8")
+    vary.add_argument(
+        "--cluster", nargs="+", default=[], metavar="C", help="also as these clusters, names or numbers from 1"
+    )
+    vary.add_argument("--seed", type=int, default=765, help="of the noise; default 765")
+    vary.add_argument("--out", required=True, metavar="DIR", help="new folder: tiles/, variations.csv, sheet.jpg")
+    shared.add_started_with(vary)
 
 
 def _is_on(text: str) -> bool:

@@ -41,7 +41,8 @@ def add_restart(command: argparse.ArgumentParser) -> None:
     command.add_argument("--restart", action="store_true", help="train anew where a run was begun before")
 
 
-def add_study(command: argparse.ArgumentParser) -> None:
+def add_on_request(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--fields", action="store_true", help="also draw the fields and variations of part 17")
     command.add_argument("--reader-study", action="store_true", help="also make the pages of part 18 for readers")
 
 

@@ -29,7 +29,7 @@ from pfiles.clusterers import CLUSTERINGS
 from pfiles.drawing import soundness
 from pfiles.drawing.field import Box, draw_field, make_field
 from pfiles.drawing.layout import Layout, Reader
-from pfiles.drawing.sampling import OnStep, image_seeds, sample
+from pfiles.drawing.sampling import STRENGTH, OnStep, image_seeds, sample
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace, encode_tiles, predict_clusters, read_latent_csv
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
@@ -140,23 +140,45 @@ class Generator(
         soundness.check_cluster_ids(cluster_ids, self.n_clusters)
         if seeds is not None:
             soundness.check_seeds(seeds, len(cluster_ids))
+        seeds = image_seeds(seed, range(len(cluster_ids))) if seeds is None else seeds
+        return self._sample(cluster_ids, seeds, progress=progress, on_step=on_step)
+
+    def _sample(self, cluster_ids: Tensor, seeds: Sequence[int], **options: Any) -> Tensor:
+        """`sample` with these networks and settings."""
         diffusion, sampling = self.settings.diffusion, self.settings.sampling
+        scheduler = LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
         return sample(
-            self.unet,
-            LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end),
-            self.space.decode,
-            cluster_ids,
-            image_seeds(seed, range(len(cluster_ids))) if seeds is None else seeds,
-            latent_shape=self.space.vqvae.latent_shape(self.settings.image_size_px),
-            num_steps=sampling.steps,
-            batch_size=sampling.batch_size,
-            sampler=sampling.sampler,
-            guidance=sampling.guidance,
-            prediction=diffusion.prediction,
-            speed=self.speed,
-            progress=progress,
-            on_step=on_step,
-        )
+            self.unet, scheduler, self.space.decode, cluster_ids, seeds,
+            latent_shape=self.space.vqvae.latent_shape(self.settings.image_size_px), num_steps=sampling.steps,
+            batch_size=sampling.batch_size, sampler=sampling.sampler, guidance=sampling.guidance,
+            prediction=diffusion.prediction, speed=self.speed, **options,
+        )  # fmt: skip
+
+    def vary(
+        self, tiles: Tensor, strength: float = STRENGTH, number: int = 1, seed: int = 765, *,
+        cluster: int | str | None = None, progress: bool = True,
+    ) -> Tensor:  # fmt: skip
+        """Variations of tiles, uint8 (N, number, 3, S, S) on the CPU: each is encoded, noised, and drawn back.
+
+        tiles: uint8 (N, 3, S, S). strength: the share of the sampler's steps that is drawn anew, above 0 to 1, which
+        leaves nothing of a tile (SDEdit, Meng et al. 2022). cluster: as which all are drawn, an id, 0-based; or a
+        name, or a number from 1 as text; None: each as its own. The noise depends on seed and place alone.
+        """
+        soundness.check_images(tiles, self.settings.image_size_px)
+        soundness.check_variations(strength, number)
+        codes = encode_tiles(self.space.vqvae, tiles.to(next(self.unet.parameters()).device))
+        if cluster is None:
+            cluster_ids, _ = predict_clusters(self.space.vqvae, self.bank, codes)
+            cluster_ids = cluster_ids.repeat_interleave(number)
+        elif isinstance(cluster, str):
+            cluster_ids = self.cluster_ids(len(tiles) * number, seed, cluster)
+        else:
+            cluster_ids = torch.tensor(cluster).expand(len(tiles) * number)
+        soundness.check_cluster_ids(cluster_ids, self.n_clusters)
+        originals = self.space.embed(codes).repeat_interleave(number, 0)
+        seeds = image_seeds(seed, range(len(cluster_ids)))
+        images = self._sample(cluster_ids, seeds, progress=progress, originals=originals, strength=strength)
+        return images.unflatten(0, (len(tiles), number))
 
     def field(
         self, layout: Layout, seed: int = 765, *, stride: int | None = None, blend: int | None = None,

@@ -118,9 +118,10 @@ def _unipc(scheduler: LinearNoiseScheduler, num_steps: int) -> Solver:
         final_sigmas_type="zero",
     )  # latents are not bounded: neither of the two clips unless told to
     theirs.set_timesteps(num_steps)
-    theirs.set_begin_index(0)
 
     def step(i: int, x: Tensor, predicted: Tensor, noise: Iterator[Tensor]) -> Tensor:
+        if theirs.step_index is None:  # the first one, which need not be that of most noise
+            theirs.set_begin_index(i)
         return theirs.step(predicted, theirs.timesteps[i], x).prev_sample
 
     return Solver(theirs.timesteps.tolist(), step)

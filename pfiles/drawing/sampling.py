@@ -27,8 +27,10 @@ from pfiles.tiles.sources import DRAWN, TABLE
 from pfiles.unet_cond_base import UNet
 
 NOISE_STEPS = 16  # steps whose noise is drawn at once; part of what an image's seed means
+STRENGTH = 0.7  # share of the steps by which tiles are varied, see docs/variations.md
 STOPPED = "Drawing images was stopped: run it again to go on with those that are missing."
 WRITERS = 8  # threads that compress and write images
+SHOWN = {"desc": "sample", "unit": "step"}  # of a bar
 OnStep = Callable[[int, int, Tensor], None]  # steps done, steps in all, latents (B, z, h, w) after them
 
 
@@ -53,6 +55,8 @@ def sample(
     progress: bool = True,
     prediction: str = "noise",
     on_step: OnStep | None = None,
+    originals: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
     """Draw one image for each cluster id.
 
@@ -66,6 +70,8 @@ def sample(
         without); 1 is the plain condition. Other values need a UNet that was trained with condition dropout.
     prediction: what the UNet was trained to predict, "noise" or "v"; solvers get the noise that it means.
     on_step: is called with the noise and after every step, see `OnStep`.
+    originals: latents (N, z, h, w) that the noise is laid over; None: there is noise alone. strength: the share of the
+        steps, above 0 to 1, that is then taken, the last ones (SDEdit, Meng et al. 2022).
 
     Returns uint8 images (N, 3, H, W) on the CPU.
     """
@@ -75,22 +81,25 @@ def sample(
     device = next(unet.parameters()).device
     num_steps = num_steps or scheduler.num_timesteps
     batches = list(zip(cluster_ids.split(batch_size), _chunks(seeds, batch_size), strict=True))
+    below = [None] * len(batches) if originals is None else originals.split(batch_size)
     images = []
     hidden = {} if progress else {"disable": True}
     with (
         eval_mode(unet),
-        processes.progress(total=len(batches) * num_steps, desc="sample", unit="step", **hidden) as bar,
+        processes.progress(total=len(batches) * steps_taken(strength, num_steps), **SHOWN, **hidden) as bar,
     ):
         predict = speed.fast(unet)
-        for ids, batch_seeds in batches:
+        for (ids, batch_seeds), latents in zip(batches, below, strict=True):
             ids = ids.to(device)
             solver = make_solver(sampler, scheduler, num_steps)
             times = torch.tensor(solver.timesteps, device=device)
             noise = draw_noise(batch_seeds, latent_shape, device)
-            x = next(noise)
+            x, begin = next(noise), len(times) - steps_taken(strength, len(times))
+            if latents is not None:
+                x = scheduler.add_noise(latents.to(x), x, times[begin].expand(len(x)))
             if on_step is not None:
-                on_step(0, len(solver.timesteps), x)
-            for i in range(len(solver.timesteps)):
+                on_step(begin, len(solver.timesteps), x)
+            for i in range(begin, len(solver.timesteps)):
                 speed.begin_step()
                 predicted = predict(x, times[i : i + 1], ids).to(x.dtype)
                 if guidance != 1:  # classifier-free guidance
@@ -104,6 +113,11 @@ def sample(
                 bar.update()
             images.append(to_uint8(decode(x)).cpu())
     return torch.cat(images)
+
+
+def steps_taken(strength: float, steps: int) -> int:
+    """How many of the steps a share of them is, at least one."""
+    return max(1, round(strength * steps))
 
 
 def generate_to_folder(

@@ -163,3 +163,11 @@ def check_seeds(seeds: Sequence[int], number: int) -> None:
     """InputError unless there is a seed for each tile, a whole number from 0 to 2**63 - 1."""
     if len(seeds) != number or any(type(seed) is not int or not 0 <= seed < 2**63 for seed in seeds):
         raise InputError(f"There must be {number} seeds, one for each tile, whole numbers from 0 to 2**63 - 1.")
+
+
+def check_variations(strength: float, number: int) -> None:
+    """InputError unless `strength` is a share above 0 and `number`, of variations of each tile, at least 1."""
+    if not 0 < strength <= 1:
+        raise InputError(f"The strength of a variation must be above 0 and at most 1, but is {strength:g}.")
+    if not isinstance(number, int) or number < 1:
+        raise InputError(f"The number of variations must be a whole number of at least 1, but is {number!r}.")

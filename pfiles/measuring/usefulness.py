@@ -125,7 +125,7 @@ def _compare(
     images, labels = _thin(*test, min(TEST_TILES, len(test[0])))
     steps = EPOCHS * -(-max(len(tiles) for tiles, _ in sets.values()) // BATCH_SIZE)
     is_right = {
-        name: torch.stack([_sorted_rightly(*pair, images, labels, len(classes), steps, (seed, name, trial), device)
+        name: torch.stack([sorted_rightly(*pair, images, labels, len(classes), steps, (seed, name, trial), device)
                            for trial in range(trials)])
         for name, pair in sets.items()
     }  # fmt: skip
@@ -150,7 +150,7 @@ def _compare(
     return Usefulness(pd.DataFrame.from_dict(rows, orient="index"), pd.DataFrame(by_class), len(images))
 
 
-def _sorted_rightly(
+def sorted_rightly(
     train_set: Tensor,
     train_labels: Tensor,
     images: Tensor,

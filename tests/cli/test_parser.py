@@ -14,6 +14,7 @@ from pfiles.cli.commands import COMMANDS
 from pfiles.cli.parser import FEATURE_NAMES, make_parser
 from pfiles.cli.shared import CLUSTERING_NAMES
 from pfiles.clusterers import CLUSTERINGS
+from pfiles.drawing import sampling
 from pfiles.measuring.features import EXTRACTORS
 from pfiles.paths import ROOT
 
@@ -85,6 +86,7 @@ def test_the_names_in_the_help_are_the_codes():
     assert " or ".join(CLUSTERINGS) == CLUSTERING_NAMES
     assert ", ".join(EXTRACTORS) == FEATURE_NAMES
     assert parser.JUDGED == share.JUDGED
+    assert parser.STRENGTH == sampling.STRENGTH
 
 
 def test_every_command_has_its_function():

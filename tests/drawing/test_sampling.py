@@ -182,3 +182,32 @@ def test_a_full_disk_is_told(unet, tmp_path, monkeypatch):
         generate_to_folder(
             lambda **kw: draw(unet, **kw), tmp_path, [1, 2], torch.tensor([0, 1]), seed=5, batch_size=1, identity={}
         )
+
+
+class TrueNoise(torch.nn.Module):
+    """The noise that lies over known latents, in place of a network."""
+
+    def __init__(self, latents, scheduler):
+        super().__init__()
+        self.latents, self.scheduler = torch.nn.Parameter(latents), scheduler
+
+    def forward(self, x, t, cond):
+        alpha_bar = self.scheduler.alpha_cumprod[t].float()
+        return (x - alpha_bar.sqrt() * self.latents) / (1 - alpha_bar).sqrt()
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm-solver++", "unipc"])
+@pytest.mark.parametrize("strength", [0.1, 0.5, 1.0])
+def test_a_network_that_knows_the_noise_draws_the_original_back(sampler, strength):
+    """Whatever the share of the steps: the noise laid over the latents is that of the step that is begun with."""
+    scheduler = LinearNoiseScheduler(1000)
+    latents = torch.randn(3, *LATENT, generator=torch.Generator().manual_seed(0))
+    drawn, seen = [], []
+    sample(
+        TrueNoise(latents, scheduler), scheduler, lambda z: drawn.append(z) or z[:, :3], torch.zeros(3).long(),
+        image_seeds(1, range(3)), latent_shape=LATENT, num_steps=10, sampler=sampler, progress=False,
+        originals=latents, strength=strength, on_step=lambda done, steps, x: seen.append((done, steps)),
+    )  # fmt: skip
+    torch.testing.assert_close(drawn[0], latents, atol=2e-3, rtol=0)
+    steps = seen[0][1]
+    assert seen == [(done, steps) for done in range(steps - max(1, round(strength * steps)), steps + 1)]

@@ -27,6 +27,7 @@ from experiments import (
     slides,
     start_from,
     train_and_look,
+    variations,
 )
 from pfiles import checkpoints
 from pfiles.__main__ import main
@@ -41,6 +42,7 @@ from pfiles.measuring import fidelity, two_sample, usefulness
 from pfiles.paths import ROOT, Paths
 from pfiles.settings import get_settings
 from pfiles.study import results
+from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.pixels import as_array
 from pfiles.tiles.sources import read_tile_table
 from pfiles.unet_cond_base import UNet
@@ -425,3 +427,47 @@ def test_slides_replace_no_file(tmp_path):
     with pytest.raises(InputError, match=r"slides\.csv was not made by this command"):
         slides.make_slides(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["slides.csv"]
+
+
+def test_variations_over_strength(generator, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(variations, "STRENGTHS", (0.5, 1.0))
+    generator.save(tmp_path / "generator")
+    np.save(tmp_path / "tiles.npy", as_array(tissue(44, 48)))
+    where = ["--from", str(tmp_path / "generator"), "--data", str(tmp_path / "tiles.npy"), "--out", str(tmp_path)]
+    assert variations.main(["curve", "--originals", "2", "--number", "1", *where]) == 0
+    report = json.loads((tmp_path / "curve.json").read_text())
+    assert [row["strength"] for row in report["curve"]] == [0.5, 1.0]
+    assert (tmp_path / "sheet.jpg").exists()
+    assert variations.main(["use", *where]) == 2
+    assert "not every tile has one: add labels." in capsys.readouterr().err
+
+
+def test_gains_of_variations_are_those_of_the_same_seeds(generator, monkeypatch):
+    """Each seed's networks are compared with each other; all learn as long, from as many added tiles."""
+    tiles = Tiles(tissue(44, 48), np.arange(40), np.arange(40, 44), "tissue", labels=np.array(["a", "b"] * 22))
+    right = {variations.ALONE: (1, 2, 3), variations.CLASSICAL: (2, 3, 4), variations.VARIED: (1, 1, 1)}
+    sizes, steps_taken = {}, set()
+
+    def sorted_rightly(images, labels, held_out, truth, classes, steps, seed, device):
+        sizes[seed[1]] = len(images)
+        steps_taken.add(steps)
+        assert len(labels) == len(images)
+        assert labels[:8].repeat_interleave(2).tolist() == labels[8:].tolist() or len(images) == 8
+        return torch.arange(4) < right[seed[1]][seed[0]]
+
+    monkeypatch.setattr(variations, "sorted_rightly", sorted_rightly)
+    rows = variations.use(generator, tiles, 8, 2, 0.5)
+    assert [(row["accuracy"], row["gain"]) for row in rows] == [(0.5, 0), (0.75, 0.25), (0.25, -0.25)]
+    assert (rows[1]["gain, low"], rows[1]["gain, high"]) == (0.25, 0.25)
+    assert rows[2]["gain, low"] < -0.5  # -0.25 - 4.303 * 0.25 / sqrt(3)
+    assert sizes == {variations.ALONE: 8, variations.CLASSICAL: 24, variations.VARIED: 24}
+    assert len(steps_taken) == 1
+
+
+def test_changed_copies_keep_their_order_and_their_colours_within_bounds():
+    tiles = torch.tensor([60, 180], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 16, 16)
+    copies = variations.changed(tiles, 3, torch.Generator().manual_seed(0)).double()
+    assert copies.shape == (6, 3, 16, 16)
+    factors = copies.mean((1, 2, 3)) / torch.tensor([60.0, 60, 60, 180, 180, 180])
+    assert ((factors > 0.71) & (factors < 1.33)).all()
+    assert factors.std() > 0.01
