@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -72,7 +73,7 @@ class Reading:
                 named[number] = name
         return named
 
-    def save(self, changes: Mapping[int, Mapping[str, str | int | None]]) -> None:
+    def save(self, changes: Mapping[int, Mapping[str, Any]]) -> None:
         """Change entries and write the file, whole or not at all.
 
         changes: fields of `Entry` by the cluster's number. InputError, and nothing is changed, where one is wrong.
@@ -153,7 +154,8 @@ def _checked(entries: Mapping[int, Entry], n_clusters: int) -> dict[int, Entry]:
             raise InputError(f"Cluster {number} is merged with {entry.same_as!r}, which is no cluster.")
         clean[number] = Entry(name, note, entry.mark, entry.same_as)
     for number in clean:
-        at, visited = number, set()
+        at: int | None = number
+        visited: set[int] = set()
         while at in clean and clean[at].same_as:
             visited.add(at)
             at = clean[at].same_as

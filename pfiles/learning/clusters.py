@@ -1,9 +1,9 @@
 """The training of the clusters by information maximisation, alone or beside a UNet (the paper, section 3.5)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pfiles.cluster_bank import ClusterBank
 from pfiles.learning.log import History
@@ -129,6 +129,6 @@ def affine_view(images: Tensor, rng: torch.Generator, fill: tuple[int, int, int]
 
 
 @torch.no_grad()
-def encode_affine_view(vqvae: VQVAE, encode: nn.Module, affine: Tensor) -> Tensor:
+def encode_affine_view(vqvae: VQVAE, encode: Callable[[Tensor], Tensor], affine: Tensor) -> Tensor:
     """The latents (B, z, h, w) of affine views, uint8 (B, 3, S, S); the encoder is frozen."""
     return vqvae.embed(encode(to_unit(affine)))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pfiles.cluster_bank import ClusterBank
@@ -49,8 +49,9 @@ def train_stage(
     codes, device, vqvae = codes.view(-1, *codes.shape[-3:]), codes.device, space.vqvae  # codes (V, N, h, w)
     scheduler = LinearNoiseScheduler(settings.num_timesteps, settings.beta_start, settings.beta_end)
     optimizer = make_optimizer(stage, unet.train(), job.speed)
-    parts = {"unet": unet, "optimizer": optimizer}
     predict = job.speed.fast(processes.distribute(unet))
+    averaged = copy.deepcopy(unet).requires_grad_(False) if stage.ema_decay else None
+    parts = {"unet": unet, "optimizer": optimizer} | ({"averaged": averaged} if averaged else {})
 
     # Clusters of n numbers k: learnt beside the UNet, or predicted once.
     first_rows = torch.tensor(bank.first_rows, device=device)  # (n,)
@@ -60,8 +61,6 @@ def train_stage(
         parts |= trainer.parts
     else:
         cluster_ids_of_views = predict_rows(vqvae, bank, codes)  # (n, V, N)
-    if stage.ema_decay:
-        parts["averaged"] = averaged = copy.deepcopy(unet).requires_grad_(False)
 
     def draw_random(index: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         random = trainer.draw_random(index, rng) if trainer else {}
@@ -89,16 +88,16 @@ def train_stage(
         errors, error_weights = denoise(predict, space.scale(z), cluster_ids, random, scheduler, settings)
         yield Objective([optimizer, *([trainer.optimizer] if trainer else [])], terms | errors, weights | error_weights)
 
-        if stage.ema_decay:
+        if averaged:
             move_average(averaged, unet, stage.ema_decay, step)
 
     history = train(
         job, num_epochs=stage.epochs, num_tiles=codes.shape[1], draw_random=draw_random, objectives=objectives,
-        parts=parts, pace=pace_of(stage), picture=picture and partial(picture, parts.get("averaged", unet)),
+        parts=parts, pace=pace_of(stage), picture=picture and partial(picture, averaged or unet),
     )  # fmt: skip
     if trainer:
         trainer.give_back()
-    if stage.ema_decay:
+    if averaged:
         unet.load_state_dict(averaged.state_dict())
     return history
 
@@ -143,7 +142,7 @@ def draw_noise(
 
 
 def denoise(
-    predict: nn.Module,
+    predict: Callable[..., Tensor],
     x0: Tensor,
     cluster_ids: Tensor,
     random: dict[str, Tensor],

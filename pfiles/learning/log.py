@@ -34,7 +34,8 @@ class TrainingLog:
     def __init__(self, folder: Path, epochs: int):
         self.csv = folder / "log.csv"
         self._table = None
-        self._began, self._told_at, self._spent, self._cost = time.monotonic(), 0.0, 0.0, None
+        self._began, self._told_at, self._spent = time.monotonic(), 0.0, 0.0
+        self._cost: float | None = None  # seconds, of the last picture
         self._last: dict[str, float] | None = None  # that was told
         self._events = None  # without TensorBoard, which is optional
         if is_first():
@@ -98,8 +99,8 @@ class TrainingLog:
         if self._events is not None:
             self._events.add_image(PICTURES, grid, step, dataformats="HWC")
             self._events.flush()
-        self._cost = time.monotonic() - began
-        self._spent += self._cost
+        cost = self._cost = time.monotonic() - began
+        self._spent += cost
 
     def _show(self, recent: pd.DataFrame) -> None:
         """In a notebook, one table that follows the training; elsewhere nothing."""

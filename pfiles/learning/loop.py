@@ -83,7 +83,7 @@ class Objective:
 
     def loss(self) -> Tensor:
         weighted = ((self.weights.get(name, 1.0), term) for name, term in self.terms.items())
-        return sum(weight * term for weight, term in weighted if weight)
+        return sum(weight * term for weight, term in weighted if weight)  # type: ignore[return-value]  # one weighs
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def train(
             "start fewer, or set a larger batch_size."
         )
     # Where the training begins: at the start, or at its resume point.
-    device = next(next(iter(parts.values())).parameters()).device
+    device = next(next(part for part in parts.values() if isinstance(part, nn.Module)).parameters()).device
     optimizers = [part for part in parts.values() if isinstance(part, torch.optim.Optimizer)]
     full_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     steps = len(epoch_batches(num_tiles, job.batch_size, torch.Generator()))  # per epoch
@@ -282,8 +282,8 @@ def _begin(
             raise not_a_resume_point(last_resume_point(job.folder)) from error
         if state["step"] < total_steps:
             print(f"{job.name} goes on after step {state['step']} of {total_steps} ({job.folder}).")
-    for part in job.folder.glob(".*.part"):
-        part.unlink(missing_ok=True)  # of a write that was killed
+    for leftover in job.folder.glob(".*.part"):
+        leftover.unlink(missing_ok=True)  # of a write that was killed
     return state
 
 
@@ -322,12 +322,12 @@ def update(optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> 
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     if clip_norm is not None:
-        networks = [(norm, gradients)]
+        networks: list[tuple[Tensor, Sequence[Tensor]]] = [(norm, gradients)]
         if (together := optimizer.param_groups[0].get("together", 1)) > 1:
             parts = zip(*(gradient.chunk(together) for gradient in gradients), strict=True)
             networks = [(nn.utils.get_total_norm(of_network), of_network) for of_network in parts]
         for network_norm, of_network in networks:
-            torch._foreach_mul_(of_network, (clip_norm / (network_norm + 1e-6)).clamp(max=1.0))
+            torch._foreach_mul_(list(of_network), (clip_norm / (network_norm + 1e-6)).clamp(max=1.0))
     optimizer.step()
     optimizer.zero_grad()
     return norm

@@ -134,7 +134,7 @@ def colour_loss(z: Tensor, x: Tensor) -> Tensor:
 
     z: (B, z, h, w). x: the tiles (B, 3, S, S).
     """
-    colours = F.adaptive_avg_pool2d(x, z.shape[-2:])  # (B, 3, h, w)
+    colours = F.adaptive_avg_pool2d(x, (z.shape[2], z.shape[3]))  # (B, 3, h, w)
     rows = torch.cat([z, colours], dim=1).flatten(2)  # (B, z + 3, h * w)
     mean = processes.batch_mean(rows.mean(-1))  # (z + 3,)
     second = processes.batch_mean(rows @ rows.transpose(1, 2) / rows.shape[-1])  # (z + 3, z + 3)

@@ -18,7 +18,12 @@ def form(rows: Sequence[atlas.Row], reading: Reading) -> widgets.VBox:
 
     What is typed is in the reader's file at once, or a sentence beside the field says why it is not.
     """
-    head = _Head(reading, lambda: [fields.show() for fields in all_fields])
+
+    def show_all() -> None:
+        for fields in all_fields:
+            fields.show()
+
+    head = _Head(reading, show_all)
     all_fields = [_Fields(row.number, reading, head.show) for row in rows]
     pictures = atlas.pictures(rows)
     bodies = [widgets.HTML(f'<div class="atlas">{atlas.row_html(row, pictures[row.number])}</div>') for row in rows]

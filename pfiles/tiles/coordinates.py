@@ -121,7 +121,7 @@ def _described(path: Path, corners: Any, about: Mapping[str, Any]) -> Coordinate
         side,
         None if side else round(level or 0),
         number("downsample"),
-        None if None in whole else (int(whole[0]), int(whole[1])),
+        None if whole[0] is None or whole[1] is None else (int(whole[0]), int(whole[1])),
         number("level0_magnification"),
     )
 

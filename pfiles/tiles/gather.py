@@ -175,7 +175,8 @@ def _size_of(file: Path) -> tuple[int, int] | None:
             with suppress(Image.DecompressionBombError), Image.open(file) as image:  # the header alone
                 return image.size  # one with more pixels than Pillow opens may still be a pyramid
         with open_slide(file) as slide:
-            return tuple(slide.level_dimensions[0])
+            width, height = slide.level_dimensions[0]
+            return width, height
     except (InputError, OSError, ValueError, SyntaxError):
         return None
 
@@ -198,4 +199,4 @@ def _seen(file: Path) -> np.ndarray:
     with open_slide(file) as slide:
         width, height = slide.level_dimensions[0]
         image = thumbnail(slide, max(width, height) / (4 * SIGHT), (0, 0, width, height))
-    return np.asarray(Image.fromarray(image).resize((SIGHT, SIGHT), Image.BOX))
+    return np.asarray(Image.fromarray(image).resize((SIGHT, SIGHT), Image.Resampling.BOX))

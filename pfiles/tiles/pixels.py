@@ -66,7 +66,7 @@ def resize(images: Tensor, side: int) -> Tensor:
     """uint8 (N, 3, H, W) -> (N, 3, side, side), bicubic."""
 
     def resized(image: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(image).resize((side, side), Image.BICUBIC))
+        return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
 
     with ThreadPool() as pool:
         return as_tensor(np.stack(pool.map(resized, as_array(images)))).contiguous()

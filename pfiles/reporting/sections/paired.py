@@ -42,7 +42,9 @@ def make_sections(
 
     lpips_required: whether LPIPS without its weights is an InputError, or is noted as unavailable.
     """
-    scores = {name: (PAIRED[name][0], partial(PAIRED[name][1], device=device)) for name in names if name in PAIRED}
+    scores: dict[str, tuple[str, pairs.PairScore]] = {
+        name: (PAIRED[name][0], partial(PAIRED[name][1], device=device)) for name in names if name in PAIRED
+    }
     notes, unavailable = [], {}
     if "lpips" in names:
         try:

@@ -95,7 +95,7 @@ def examples(data: EvaluationData, block: int, seed: int) -> Tensor:
     if data.real_ids is not None and data.generated_ids is not None:
         ids = data.real_ids[few]
         members = [np.flatnonzero(ids == cluster) for cluster in data.generated_ids[places]]
-        columns = [of_cluster[i % len(of_cluster)] if len(of_cluster) else i for i, of_cluster in enumerate(members)]
+        columns = np.array([rows[i % len(rows)] if len(rows) else i for i, rows in enumerate(members)])
     rows = tiles, structure.shuffled(tiles, block, seed, ids)
     return torch.cat([*(row[columns].cpu() for row in rows), data.generated[places].cpu()])
 
