@@ -24,6 +24,8 @@ def start(path: Path, rows: int, columns: int, clusters: int, text: str | None =
         grid = [
             [cell.strip() for cell in row.split(",")] for row in text.replace("/", "\n").splitlines() if row.strip()
         ]
+        if len({len(row) for row in grid}) != 1:
+            raise InputError(f"A grid must have as many cells in each row, but got {text!r}.")
     elif 1 <= rows <= 16 and 1 <= columns <= 16:
         grid = [["1" if 2 * column < columns else str(min(2, clusters)) for column in range(columns)]] * rows
     else:
