@@ -17,9 +17,9 @@ import numpy as np
 
 from benchmarks.measure import device_name
 from experiments import ablation
-from pfiles import draw, report
+from pfiles import accepting, draw, report
 from pfiles.drawing.generator import STARTER, Generator
-from pfiles.measuring import structure
+from pfiles.measuring import quality, structure
 from pfiles.measuring.usefulness import BOTH, GENERATED, REAL
 from pfiles.paths import atomic_write, write_json
 from pfiles.reporting import figures
@@ -92,6 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     draw.generator(run).save(args.out, half=True)
     shipped = Generator.load(args.out, run.device)
+    with atomic_write(args.out / quality.FILE) as file:
+        file.write(quality.as_bytes(accepting.standard_for(run, shipped, search=False)))
     sheet, values = ablation.measure(run, list(KINDS), shipped.draw)
     write_json(args.out / "settings.json", settings)
     values |= _by_label(run, shipped)

@@ -20,7 +20,7 @@ drawing/      sampling, samplers, soundness, generator: images from noise; layou
               starting: weights that a training begins from; in_diffusers: a generator as diffusers loads it
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
               small network of both); efficientnet; spectrum; smoothness; structure; morphometry; memorisation;
-              neighbours; stability; field_check
+              neighbours; quality (of each tile); stability; field_check
 reporting/    figures, lessons, tables, doubts (is a result of any use?), page, export, maps, card, field_report; atlas
               and naming (its form), painting (a layout's): what people look at
 reporting/sections/  data (what is compared), record (what a section is); paired, two_sample, spectrum, structure,
@@ -32,6 +32,7 @@ study/        trials, form (a page for each reader), answers (the key, and what 
 run           a run, opened once: it holds settings, paths and what is made of them, and does nothing
 artifacts     the table of all files that a run makes; each is written, read and refused here
 learn         the trainings of a run
+accepting     how good each drawn tile is; tiles drawn until they pass
 draw          tiles that its networks draw, and their files
 variations    variations of real tiles, held against them
 fields        a field as a slide, with its layout, its table and what it was made from

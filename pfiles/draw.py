@@ -10,18 +10,25 @@ from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from pfiles import artifacts, checkpoints
+from pfiles.accepting import Choice, choosing, qualities, standard_of
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.sampling import generate_to_folder, write_table
 from pfiles.errors import InputError
+from pfiles.machine.processes import is_first, wait_for_all
+from pfiles.measuring.quality import Standard
 from pfiles.paths import read_json
 from pfiles.provenance import GENERATED_WITH
 from pfiles.reporting import figures
 from pfiles.run import Run
+from pfiles.spreadsheet import read_table
+from pfiles.tiles.files import image_files, read_images
 from pfiles.tiles.pixels import evenly_spaced, to_uint8
+from pfiles.tiles.sources import DRAWN, TABLE
 
 
 def tiles(
@@ -99,13 +106,22 @@ def samples(run: Run, number: int) -> tuple[Tensor, Tensor]:
 
 
 def to_folder(run: Run, cluster_ids: Tensor, only: tuple[int, int] | None = None) -> None:
-    """Draw a tile for each of the `selected` training tiles into `gen_k`, those that are not there yet."""
+    """Draw a tile for each of the `selected` training tiles into `gen_k`, those that are not there yet.
+
+    Below 1, the setting `sampling.accept` has tiles drawn anew until they pass, and it says how many were thrown away.
+    `tiles.csv` gets the quality of each.
+    """
 
     def draw(cluster_ids: Tensor, seeds: Sequence[int]) -> Tensor:
         return tiles(run, cluster_ids, seeds=seeds, progress=False)
 
+    choice = Choice(run.settings.sampling.accept)
+    if is_first():
+        standard_of(run)
+    wait_for_all()  # and then read what the first one made
+    standard = standard_of(run)
     generate_to_folder(
-        draw,
+        choosing(draw, standard, run.vqvae, choice),
         run.paths.generated,
         run.selected + 1,
         cluster_ids,
@@ -114,7 +130,20 @@ def to_folder(run: Run, cluster_ids: Tensor, only: tuple[int, int] | None = None
         identity=artifacts.generated_provenance(run).as_note(),
         only=only,
     )
-    write_table(run.paths.generated, run.selected + 1, cluster_ids, run.names, run.seed)
+    if choice.accept < 1:
+        print(choice)
+    if is_first():
+        table = _qualities_of_files(run, standard, cluster_ids)
+        write_table(run.paths.generated, run.selected + 1, cluster_ids, run.names, run.seed, table, choice.accept)
+
+
+def _qualities_of_files(run: Run, standard: Standard | None, cluster_ids: Tensor) -> pd.DataFrame:
+    """The quality of each image of `gen_k`, NaN for those that are still to be drawn."""
+    files = image_files(run.paths.generated)
+    there = [place for place, number in enumerate(run.selected + 1) if str(number) in files]
+    images = read_images(files[str(run.selected[place] + 1)] for place in there)
+    measured = qualities(run.networks(), standard, images, cluster_ids[there], run)
+    return measured.set_axis(there).reindex(range(len(cluster_ids)))
 
 
 def write_generated_table(run: Run) -> None:
@@ -122,4 +151,8 @@ def write_generated_table(run: Run) -> None:
     with suppress(InputError):
         artifacts.generated_files(run)
         seed = read_json(run.paths.generated / GENERATED_WITH, {}).get("seed", run.seed)
-        write_table(run.paths.generated, run.selected + 1, run.assigned[0][run.selected], run.names, seed)
+        ids, table = run.assigned[0][run.selected], run.paths.generated / TABLE
+        known = None
+        if table.exists():
+            known = read_table(table).drop(columns=list(DRAWN)).apply(pd.to_numeric).reset_index(drop=True)
+        write_table(run.paths.generated, run.selected + 1, ids, run.names, seed, known)

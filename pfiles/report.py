@@ -5,16 +5,19 @@ from pfiles import report
 data = report.evaluation_data(run, generated)
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from pfiles import checkpoints
 from pfiles.machine import processes
+from pfiles.measuring.features import Extractor, make_extractor
 from pfiles.names import Reading, check_reader, readings_in
 from pfiles.paths import write_json
 from pfiles.provenance import MADE_FROM
-from pfiles.reporting import figures, maps
+from pfiles.reporting import evaluation, figures, maps
 from pfiles.reporting.page import Section
 from pfiles.reporting.sections.data import EvaluationData
 from pfiles.run import Run
@@ -37,6 +40,14 @@ def evaluation_data(run: Run, generated: Tensor, cluster_ids: Tensor | np.ndarra
         real, generated, held_out, *map(np.asarray, ids), *labels, vqvae=run.vqvae, codes=run.codes,
         clusterer=run.bank, n_clusters=run.n_clusters, names=run.names, mpp=run.tiles.mpp,
     )  # fmt: skip
+
+
+def extractors(run: Run, kinds: Sequence[str]) -> list[Extractor]:
+    """The extractors of these names, see `features.make_extractor`, that had no part in choosing the run's images."""
+    chosen = run.settings.sampling.accept < 1 and "autoencoder" in kinds
+    if chosen:
+        print(evaluation.CHOSEN)
+    return [make_extractor(kind, run.vqvae, run.device) for kind in kinds if not (chosen and kind == "autoencoder")]
 
 
 def examples(run: Run, cluster: int, number: int) -> Tensor:

@@ -17,9 +17,12 @@ from huggingface_hub import ModelCardData
 from torch import Tensor
 
 from pfiles import checkpoints, draw
+from pfiles.accepting import standard_of
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
 from pfiles.measuring.memorisation import COPY, held_against, nearest_tiles
+from pfiles.measuring.quality import FILE as QUALITY_FILE
+from pfiles.measuring.quality import as_bytes
 from pfiles.paths import ROOT, atomic_folder, atomic_write, expand, read_json
 from pfiles.provenance import flatten, require_same_run
 from pfiles.reporting import figures
@@ -41,7 +44,8 @@ def share(
     run: Run, folder: Path, card: Mapping[str, str], preset: str = "",
     overrides: Mapping[str, Any] | None = None, judged: int = JUDGED,
 ) -> dict[str, float]:  # fmt: skip
-    """Write the new `folder`, all at once: config.json, model.safetensors, README.md and sheet.jpg.
+    """Write the new `folder`, all at once: config.json, model.safetensors, quality.safetensors,
+    README.md and sheet.jpg.
 
     card: see `read_card`. preset, overrides: the run's, for the card. judged: how many tiles the gate draws.
     Returns the result of the gate: how many tiles that the written networks draw are near to a training tile.
@@ -54,6 +58,9 @@ def share(
     generator, source = replace(draw.generator(run), about=_begun_from(run)), _source(run)
     with atomic_folder(folder) as part:
         generator.save(part)
+        if (standard := standard_of(run)) is not None:
+            with atomic_write(part / QUALITY_FILE) as file:
+                file.write(as_bytes(standard))
         telling = _telling(run, source)
         _refuse_traces(part, " ".join(card.values()), telling)  # before the work
         loaded = Generator.load(part, run.device)  # what others will get

@@ -217,7 +217,8 @@ def test_tiles_are_drawn_by_name_from_a_finished_run(finished, tmp_path, capsys)
     report.reading(run, "anna").save({2: {"name": "keratin"}})
     arguments = ["draw", "--from", finished["out"], "--number", "2", "--out", str(tmp_path / "drawn"), "--cluster"]
     assert main([*arguments, "keratin"]) == 0
-    assert (tmp_path / "drawn/tiles.csv").read_text().splitlines()[1:] == ["1.png,2,keratin,765", "2.png,2,keratin,765"]
+    rows = (tmp_path / "drawn/tiles.csv").read_text().splitlines()[1:]
+    assert [",".join(row.split(",")[:4]) for row in rows] == ["1.png,2,keratin,765", "2.png,2,keratin,765"]
     capsys.readouterr()
     assert main([*arguments, "keratim"]) == 2
     assert "nearest names are keratin" in capsys.readouterr().err

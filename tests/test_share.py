@@ -66,7 +66,7 @@ def test_the_folder_draws_and_says_all_that_is_known(made, named, tmp_path):
     run = named(opened(made), {1: "keratin", 2: "dermis"})
     gate = share(run, tmp_path / "shared", CARD, "demo", {**TINY, "start_from": "/home/StMarysHospital"})
     assert {path.name for path in (tmp_path / "shared").iterdir()} == {
-        "config.json", "model.safetensors", "README.md", "sheet.jpg"
+        "config.json", "model.safetensors", "quality.safetensors", "README.md", "sheet.jpg"
     }  # fmt: skip
     loaded = pfiles.Generator.from_pretrained(tmp_path / "shared")
     assert torch.equal(loaded.draw([0, 1, 2], seeds=[5, 6, 7]), draw.tiles(run, [0, 1, 2], [5, 6, 7]))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pfiles import artifacts, pack, paper, remake, reproduce
+from pfiles.accepting import Choice, choosing, qualities, standard_in, standard_of
 from pfiles.checkpoints import fingerprint_of_role
 from pfiles.cli.check import check
 from pfiles.cli.options import (
@@ -23,11 +24,12 @@ from pfiles.cli.options import (
 from pfiles.cli.parser import parse
 from pfiles.cli.watch import watch
 from pfiles.drawing.generator import Generator
-from pfiles.drawing.sampling import write_table
+from pfiles.drawing.sampling import image_seeds, write_table
 from pfiles.errors import InputError
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import pick_device, versions
 from pfiles.measuring.pairs import PUBLISHED_SIDE
+from pfiles.measuring.quality import FILE as QUALITY_FILE
 from pfiles.paths import Paths, expand, numbers_of_clusters, read_json, refuse_foreign, write_json
 from pfiles.provenance import MADE_FROM
 from pfiles.reporting import evaluation, export, figures, maps, page
@@ -95,10 +97,15 @@ def _draw(args: argparse.Namespace) -> int:
     out, numbers = output_folder(args.out), range(1, args.number + 1)
     refuse_foreign(out, (TABLE, "sheet.jpg", "tiles"), is_drawn(out))
     refuse_other_images(out / "tiles", numbers)
-    generator, _ = open_generator(args, "draw")
+    choice, seeds = Choice(args.accept), image_seeds(args.seed, range(args.number))
+    generator, run = open_generator(args, "draw")
+    standard = standard_in(generator_folder(args.folder), generator) if run is None else standard_of(run)
     cluster_ids = generator.cluster_ids(args.number, args.seed, args.cluster)
-    images = generator.draw(cluster_ids, seed=args.seed)
-    write_table(out, numbers, cluster_ids, generator.names, args.seed)  # first: it says that the folder is ours
+    images = choosing(generator.draw, standard, generator.space.vqvae, choice)(cluster_ids, seeds=seeds)
+    measured = qualities(generator, standard, images, cluster_ids, run)
+    write_table(  # first: it says that the folder is ours
+        out, numbers, cluster_ids, generator.names, args.seed, measured, choice.accept
+    )
     write_tiles(out / "tiles", numbers, images)
     clusters = cluster_ids.unique().tolist()
     labels = [figures.cluster_label(cluster + 1, generator.names) for cluster in clusters]
@@ -106,6 +113,13 @@ def _draw(args: argparse.Namespace) -> int:
     sheet = figures.show_rows(rows, labels, "Generated tiles of each cluster", generator.mpp)
     figures.save_figure(sheet, out / "sheet.jpg")
     print(f"{args.number} tiles in {out / 'tiles'}, at most ten of each cluster in {out / 'sheet.jpg'}")
+    if choice.accept < 1:
+        print(choice)
+    if unknown := [column for column in measured if measured[column].isna().all()]:
+        print(
+            f"tiles.csv has no values for {', '.join(unknown)}: what real tiles are like comes with a run, or with "
+            f"{QUALITY_FILE} beside a generator, and how near a training tile is with a run alone."
+        )
     return 0
 
 

@@ -125,6 +125,10 @@ def _add_draw(commands: "Commands") -> None:
     )
     draw.add_argument("--number", type=int, default=64, metavar="N", help="how many tiles; default 64")
     draw.add_argument("--seed", type=int, default=765, help="of the first tile's noise; default 765")
+    draw.add_argument(
+        "--accept", type=float, default=1.0, metavar="SHARE",
+        help="throw the least real of each cluster away and draw anew, such that this share of them passes; default 1",
+    )  # fmt: skip
     draw.add_argument("--out", required=True, metavar="DIR", help="for tiles/1.png ..., tiles.csv and sheet.jpg")
     shared.add_started_with(draw)
 

@@ -20,7 +20,7 @@ from pfiles.machine.runtime import derive_seed, eval_mode, stop
 from pfiles.machine.speed import PLAIN, Speed
 from pfiles.paths import read_json, write_json
 from pfiles.provenance import GENERATED_WITH, Provenance, in_words
-from pfiles.spreadsheet import write_csv
+from pfiles.spreadsheet import columns_of, write_csv
 from pfiles.tiles.files import image_files, refuse_other_images, write_tiles
 from pfiles.tiles.pixels import to_uint8
 from pfiles.tiles.sources import DRAWN, TABLE
@@ -29,6 +29,7 @@ from pfiles.unet_cond_base import UNet
 NOISE_STEPS = 16  # steps whose noise is drawn at once; part of what an image's seed means
 STRENGTH = 0.7  # share of the steps by which tiles are varied, see docs/variations.md
 STOPPED = "Drawing images was stopped: run it again to go on with those that are missing."
+ACCEPTED = "accept"  # the column of the share that passed, where tiles were chosen
 WRITERS = 8  # threads that compress and write images
 SHOWN = {"desc": "sample", "unit": "step"}  # of a bar
 OnStep = Callable[[int, int, Tensor], None]  # steps done, steps in all, latents (B, z, h, w) after them
@@ -183,13 +184,28 @@ def generate_to_folder(
     processes.wait_for_all()
 
 
-def write_table(folder: Path, numbers: Iterable[int], cluster_ids: Tensor, names: Mapping[int, str], seed: int) -> None:
-    """Write `tiles.csv`: file, cluster from 1, the cluster's name if it has one, and seed of each NUMBER.png."""
+def write_table(
+    folder: Path, numbers: Iterable[int], cluster_ids: Tensor, names: Mapping[int, str], seed: int,
+    qualities: pd.DataFrame | None = None, accept: float = 1,
+) -> None:  # fmt: skip
+    """Write `tiles.csv`: file, cluster from 1, the cluster's name if it has one, and seed of each NUMBER.png.
+
+    qualities: columns to follow, a row for each, where they are known. accept: the share that passed, where tiles were
+    chosen, so that a reader knows.
+    """
     rows = [
         {"file": f"{number}.png", "cluster": cluster, "name": names.get(cluster, ""), "seed": seed}
         for number, cluster in zip(numbers, (cluster_ids + 1).tolist(), strict=True)
     ]
-    write_csv(folder / TABLE, pd.DataFrame(rows, columns=DRAWN, dtype=object))
+    table = pd.DataFrame(rows, columns=DRAWN, dtype=object)
+    table = table if qualities is None else table.join(qualities)
+    write_csv(folder / TABLE, table if accept == 1 else table.assign(**{ACCEPTED: accept}))
+
+
+def were_chosen(folder: Path) -> bool:
+    """Whether the table beside generated images, or in the folder above them, says that not all of them passed."""
+    tables = (folder / TABLE, folder.parent / TABLE)
+    return any(ACCEPTED in columns_of(table) for table in tables if table.exists())
 
 
 def _is_within(number: int, only: Any) -> bool:

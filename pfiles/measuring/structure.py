@@ -102,7 +102,7 @@ def make_ladder(
     sets = {NOISE: noise_like(tiles, seed)} | {block: shuffled(tiles, block, seed, ids) for block in blocks}
     if through is not None:
         tiles, sets = through(tiles).cpu(), {block: through(rung_tiles).cpu() for block, rung_tiles in sets.items()}
-    spectrum = _isotropic(_mean_power(tiles))
+    spectrum = isotropic(mean_power(tiles))
     rungs = {block: coherence_of(rung_tiles, spectrum) for block, rung_tiles in sets.items()}
     untouched = coherence_of(tiles, spectrum)
     over_noise = (untouched - rungs[NOISE]).mean(0)
@@ -221,7 +221,7 @@ def noise_like(tiles: Tensor, seed: int) -> Tensor:
     Tile i has the mean colour of real tile i and, but for what 0 and 255 cut off, its contrast.
     """
     rng = np.random.default_rng(derive_seed(seed, "noise of a spectrum"))
-    amplitude = np.sqrt(_isotropic(_mean_power(tiles)))
+    amplitude = np.sqrt(isotropic(mean_power(tiles)))
     amplitude[0, 0] = 0
     batches = []
     for part in tiles.cpu().split(AT_ONCE):
@@ -248,14 +248,14 @@ def _spectra(tiles: Tensor) -> Iterator[np.ndarray]:
         yield np.divide(transform, np.sqrt(power), out=np.zeros_like(transform), where=power > 1e-6)
 
 
-def _mean_power(tiles: Tensor) -> np.ndarray:
+def mean_power(tiles: Tensor) -> np.ndarray:
     """The mean power (S, S) of tiles, each of total power 1; at frequency 0, where there is none, that of its ring."""
     power = sum(np.square(np.abs(part)).sum(0, dtype=np.float64) for part in _spectra(tiles)) / len(tiles)
     power[0, 0] = power[0, 1]
     return power.clip(1e-12)
 
 
-def _isotropic(power: np.ndarray) -> np.ndarray:
+def isotropic(power: np.ndarray) -> np.ndarray:
     """A spectrum (S, S) that has at each frequency the geometric mean over all directions: lines do not count."""
     side = len(power)
     frequency = np.fft.fftfreq(side) * side
@@ -263,13 +263,15 @@ def _isotropic(power: np.ndarray) -> np.ndarray:
     return np.exp(np.bincount(ring, np.log(power).ravel()) / np.bincount(ring))[ring].reshape(side, side)
 
 
-def coherence_of(tiles: Tensor, spectrum: np.ndarray) -> np.ndarray:
+def coherence_of(tiles: Tensor, spectrum: np.ndarray, power: np.ndarray | None = None) -> np.ndarray:
     """The coherence of each tile at each of the three scales (N, 3), after the set was brought to `spectrum`.
+
+    power: of the set that the tiles are from, by `mean_power`; None: they are the whole set.
 
     Flat tiles have none. With z = gx + i gy, z^2 is (Jxx - Jyy) + 2 i Jxy before the window, and |z|^2 their sum.
     """
     side = tiles.shape[2]
-    gain = np.sqrt(spectrum / _mean_power(tiles)).astype(np.float32)
+    gain = np.sqrt(spectrum / (mean_power(tiles) if power is None else power)).astype(np.float32)
     frequency = 2 * np.pi * np.fft.fftfreq(side).astype(np.float32)
     y, x = frequency[:, None], frequency
     squared = x**2 + y**2

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pfiles import latents
 from pfiles.checkpoints import fingerprint_of_role, load_weights, provenance_of
+from pfiles.drawing.sampling import were_chosen
 from pfiles.errors import InputError
 from pfiles.measuring.features import make_extractor, read_features
 from pfiles.paths import read_json
@@ -37,6 +38,10 @@ from pfiles.tiles.sources import read_labels, read_source
 from pfiles.vqvae import VQVAE
 
 MIN_SIDE = 32  # pixels
+CHOSEN = (
+    "The generated images were chosen by the autoencoder's features. Distances in these are left out: one judge must "
+    "not both choose and report."
+)
 SECTIONS: tuple[SectionRecord, ...] = (
     paired.RECORD,
     two_sample.RECORD,
@@ -117,7 +122,13 @@ def evaluate(
         raise InputError(
             f"The autoencoder takes sides that are a multiple of {vqvae.downscale} px, but images have {real.shape[2]}."
         )
-    kinds = [features] if features else ["random"] + ["autoencoder"] * (vqvae is not None)
+    chosen = were_chosen(generated_folder)
+    if chosen and features == "autoencoder":
+        raise InputError(
+            f"The images in {generated_folder} were chosen by the autoencoder's features, which cannot report on them: "
+            "name others with --features."
+        )
+    kinds = [features] if features else ["random"] + ["autoencoder"] * (vqvae is not None and not chosen)
     extractors = [make_extractor(kind, vqvae, device) for kind in kinds]
     data = EvaluationData(real, generated, None, *ids, vqvae=vqvae, is_paired=paired)
     if held_out is not None:
@@ -131,7 +142,8 @@ def evaluate(
         numbers |= {} if data.held_out is None else {"held-out": len(data.held_out)}
         extractors.append(read_features(feature_files, numbers))
     sections = all_sections(data, Options(extractors, seed, device))
-    sections[1] = sections[1]._replace(notes=[*sections[1].notes, _of_which_run(recorded)])
+    notes = [_of_which_run(recorded), *[CHOSEN] * chosen]
+    sections[1] = sections[1]._replace(notes=[*sections[1].notes, *notes])
     compared = files_of_sides.make_section(
         *(list(files.list_images(folder).values()) for folder in (real_folder, generated_folder)), real, generated
     )  # fmt: skip

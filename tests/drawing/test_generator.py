@@ -8,6 +8,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -21,9 +22,13 @@ from pfiles.drawing.starting import begin_from, starting_weights
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace
 from pfiles.machine.runtime import seeded
+from pfiles.measuring.quality import FILE, as_bytes, make_standard, own_features
 from pfiles.paths import write_json
+from pfiles.reporting.evaluation import evaluate
 from pfiles.run import open_run
 from pfiles.settings import get_settings
+from pfiles.tiles.files import read_images
+from pfiles.tiles.pixels import as_tensor
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
 from tests.conftest import PLAIN_LEARNING, TINY, K, assert_refused, make_tiles, shared, stage_networks
@@ -59,7 +64,11 @@ def test_draw_command(generator, tmp_path, capsys):
     arguments = ["draw", "--from", str(tmp_path / "g"), "--cluster", "2", "--number", "5", "--out", str(tmp_path / "o")]
     assert main(arguments) == 0
     assert sorted(path.name for path in (tmp_path / "o" / "tiles").iterdir()) == [f"{i}.png" for i in range(1, 6)]
-    assert (tmp_path / "o" / "tiles.csv").read_text().splitlines()[1] == "1.png,2,,765"
+    header, row = (line.split(",") for line in (tmp_path / "o" / "tiles.csv").read_text().splitlines()[:2])
+    assert header[4:] == ["probability", "realism", "nearest", "structure"]
+    assert row[:4] + row[5:] == ["1.png", "2", "", "765", "", "", ""]  # there is nothing to hold the tiles against
+    assert 0 < float(row[4]) <= 1
+    assert "no values for realism, nearest, structure" in capsys.readouterr().out
     assert Image.open(tmp_path / "o" / "sheet.jpg").size[0] > 100
     capsys.readouterr()
     assert_refused(["draw", "--from", str(tmp_path / "none"), "--out", str(tmp_path / "p")], capsys, tmp_path / "p")
@@ -69,6 +78,29 @@ def test_draw_command(generator, tmp_path, capsys):
     generator.save(tmp_path / "g")
     (tmp_path / "g" / "config.json").write_text(json.dumps(config))
     assert_refused(["draw", "--from", str(tmp_path / "g"), "--out", str(tmp_path / "p")], capsys, tmp_path / "p")
+
+
+def test_draw_until_tiles_pass(generator, tmp_path, capsys):
+    generator.save(tmp_path / "g")
+    arguments = ["draw", "--from", str(tmp_path / "g"), "--number", "6", "--out", str(tmp_path / "o")]
+    assert_refused([*arguments, "--accept", "0"], capsys, tmp_path / "o")
+    assert_refused([*arguments, "--accept", "0.5"], capsys, tmp_path / "o")
+    train, held_out = (as_tensor(make_tiles(12, 48, seed=seed)).contiguous() for seed in (1, 2))
+    ids = torch.arange(12) % K
+    standard = make_standard(
+        generator.space.vqvae, train, held_out, generator.draw(ids), ids.numpy(), K, 1, search=False
+    )  # fmt: skip
+    (tmp_path / "g" / FILE).write_bytes(as_bytes(standard))
+    assert main([*arguments, "--accept", "0.5"]) == 0
+    assert "6 tiles passed of" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "o/tiles.csv")
+    assert (table.accept == 0.5).all()
+    images = read_images(tmp_path / f"o/tiles/{number}.png" for number in range(1, 7))
+    odds = standard.odds(own_features(generator.space.vqvae, images))
+    assert standard.passes(odds, table.cluster.to_numpy() - 1, 0.5).all()
+    assert table.realism.between(0, 100).all()
+    with pytest.raises(InputError, match="cannot report on them"):
+        evaluate(tmp_path / "o/tiles", tmp_path / "o/tiles", features="autoencoder")
 
 
 def test_clusters_of_one_name_are_drawn_as_often_as_they_are(generator):
@@ -89,7 +121,8 @@ def test_draw_command_by_name(generator, tmp_path, capsys):
     arguments = ["draw", "--from", str(tmp_path / "g"), "--number", "2", "--out", str(tmp_path / "o"), "--cluster"]
     assert main([*arguments, "=Dermis"]) == 0
     table = (tmp_path / "o/tiles.csv").read_text().splitlines()
-    assert table == ["file,cluster,name,seed", "1.png,3,'=dermis,765", "2.png,3,'=dermis,765"]
+    named = [",".join(line.split(",")[:4]) for line in table]
+    assert named == ["file,cluster,name,seed", "1.png,3,'=dermis,765", "2.png,3,'=dermis,765"]
     for number, image in enumerate(generator.draw([2, 2], seed=765), start=1):
         written = np.array(Image.open(tmp_path / f"o/tiles/{number}.png"))
         assert torch.equal(torch.from_numpy(written).permute(2, 0, 1), image)

@@ -81,7 +81,7 @@ def with_rims(tiles: Tensor) -> Tensor:
 
 def test_coherence_agrees_with_scipy(monkeypatch, tissue):
     """Gradients and windows in space, of a set whose spectrum is left as it is."""
-    monkeypatch.setattr(structure, "_mean_power", lambda tiles: np.ones((SIDE, SIDE)))
+    monkeypatch.setattr(structure, "mean_power", lambda tiles: np.ones((SIDE, SIDE)))
     found = structure.coherence_of(tissue[:3], np.ones((SIDE, SIDE)))
     edge = np.minimum(np.arange(SIDE) + 0.5, SIDE - 0.5 - np.arange(SIDE)) / 16
     taper = np.sin(np.pi / 2 * edge.clip(max=1)) ** 2
@@ -104,7 +104,7 @@ def test_coherence_agrees_with_scipy(monkeypatch, tissue):
 
 
 def test_stripes_have_a_coherence_of_one_and_a_flat_tile_has_none(monkeypatch):
-    monkeypatch.setattr(structure, "_mean_power", lambda tiles: np.ones((SIDE, SIDE)))
+    monkeypatch.setattr(structure, "mean_power", lambda tiles: np.ones((SIDE, SIDE)))
     stripes = 128 + 100 * torch.sin(2 * torch.pi * torch.arange(SIDE) / 8).expand(1, 3, SIDE, SIDE)
     both = torch.cat([stripes, torch.full_like(stripes, 200)]).round().to(torch.uint8)
     coherence = structure.coherence_of(both, np.ones((SIDE, SIDE)))
@@ -141,7 +141,7 @@ def test_blocks_need_not_fill_a_side():
 
 def test_noise_has_the_spectrum_the_colour_and_the_contrast_of_the_tiles(tissue):
     noise = structure.noise_like(tissue, seed=0)
-    powers = [structure._isotropic(structure._mean_power(tiles))[0, 1:20] for tiles in (tissue, noise)]
+    powers = [structure.isotropic(structure.mean_power(tiles))[0, 1:20] for tiles in (tissue, noise)]
     assert powers[1] == pytest.approx(powers[0], rel=0.25)
     means = [tiles.float().mean((2, 3)) for tiles in (tissue, noise)]
     assert (means[1] - means[0]).abs().mean() < 2
@@ -222,7 +222,7 @@ def test_a_grid_leaves_the_reach(monkeypatch, ladder, skin, unbuilt):
         plus(unbuilt, grid(4) * grid(4)[:, None] / 12),
     ):
         assert reach(ladder, tiles) == pytest.approx(reach(ladder, unbuilt), rel=0.15)
-    monkeypatch.setattr(structure, "_mean_power", lambda tiles: np.ones((SIDE, SIDE)))
+    monkeypatch.setattr(structure, "mean_power", lambda tiles: np.ones((SIDE, SIDE)))
     broken = structure.make_ladder(skin[0], seed=1)
     assert reach(broken, plus(unbuilt, grid())) > 1.4 * reach(broken, unbuilt)
 
@@ -230,7 +230,7 @@ def test_a_grid_leaves_the_reach(monkeypatch, ladder, skin, unbuilt):
 def test_one_direction_of_the_set_leaves_the_reach(monkeypatch, ladder, skin, unbuilt):
     tiles = plus(unbuilt, streaks(len(unbuilt)))
     assert reach(ladder, tiles) == pytest.approx(reach(ladder, unbuilt), rel=0.25)
-    monkeypatch.setattr(structure, "_mean_power", lambda tiles: np.ones((SIDE, SIDE)))
+    monkeypatch.setattr(structure, "mean_power", lambda tiles: np.ones((SIDE, SIDE)))
     broken = structure.make_ladder(skin[0], seed=1)
     assert reach(broken, tiles) > 1.4 * reach(broken, unbuilt)
 

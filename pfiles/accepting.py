@@ -1,0 +1,158 @@
+"""How good each drawn tile is, in `tiles.csv`; and tiles drawn again until they are good enough.
+
+Tiles are chosen by realism alone (see `measuring.quality`), within each cluster, so that no cluster becomes rarer.
+What the choice did to diversity is told by other features, random convolutions, which had no part in it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pfiles import artifacts, checkpoints
+from pfiles.drawing.generator import Generator
+from pfiles.errors import InputError
+from pfiles.machine.runtime import derive_seed
+from pfiles.measuring import quality
+from pfiles.measuring.features import random_convolutions
+from pfiles.measuring.quality import Standard
+from pfiles.paths import atomic_write, read_json, write_json
+from pfiles.run import Run
+from pfiles.tiles.pixels import evenly_spaced
+from pfiles.vqvae import VQVAE
+
+MOST_DRAWS = 20  # of one tile; the best of them is then taken
+COMPARED = 500  # tiles whose distances say how diverse a set is
+SMALLEST = 28  # pixels: the side that random convolutions take
+Draw = Callable[..., Tensor]  # (cluster_ids, seeds=...) -> uint8 tiles
+
+
+def standard_of(run: Run) -> Standard | None:
+    """What a run's tiles are held against, made once and kept beside its networks; None for a run of fewer than two
+    held-out tiles."""
+    if min(len(run.tiles.train), len(run.tiles.test)) < 2:
+        return None
+    path = run.paths.models / f"quality{run.paths.suffix}.safetensors"
+    note = path.with_suffix(".json")
+    made_from = artifacts.generated_provenance(run).without("accept").as_note()
+    if path.exists() and checkpoints.same_note(read_json(note, {}), made_from):
+        return quality.read_standard(path, run.n_clusters)
+    standard = standard_for(run, run.networks())
+    with atomic_write(path) as file:
+        file.write(quality.as_bytes(standard))
+    write_json(note, made_from)
+    return standard
+
+
+def standard_in(folder: Path, generator: Generator) -> Standard | None:
+    """What came with a generator; None where nothing did."""
+    path = folder / quality.FILE
+    return quality.read_standard(path, generator.n_clusters) if path.exists() else None
+
+
+def standard_for(run: Run, generator: Generator, search: bool = True) -> Standard:
+    """What the tiles of a generator are held against, by tiles drawn for this alone and the run's own.
+
+    search: see `quality.make_standard`.
+    """
+    ids = torch.arange(generator.n_clusters).repeat_interleave(quality.PER_CLUSTER)
+    seeds = [derive_seed(run.seed, "quality", place) for place in range(len(ids))]
+    train, held_out = (run.tiles.tensor(part) for part in (run.tiles.train, run.tiles.test))
+    return quality.make_standard(
+        generator.space.vqvae, train, held_out, generator.draw(ids, seeds=seeds), ids.numpy(), generator.n_clusters,
+        run.seed, search,
+    )  # fmt: skip
+
+
+@dataclass
+class Choice:
+    """What was taken and what was thrown away, as features of each tile that had no part in the choice."""
+
+    accept: float
+    taken: list[np.ndarray] = field(default_factory=list)
+    thrown: list[np.ndarray] = field(default_factory=list)
+    never: int = 0  # tiles that did not pass in as many draws as are made
+
+    def __post_init__(self):
+        if not 0 < self.accept <= 1:
+            raise InputError(f"The share of tiles that pass must be above 0 and at most 1, but is {self.accept:g}.")
+
+    def __str__(self) -> str:
+        """How many were thrown away, and what that did to diversity."""
+        taken, thrown = (sum(map(len, parts)) for parts in (self.taken, self.thrown))
+        if not taken:
+            return "No tile was drawn."
+        text = f"{taken} tiles passed of {taken + thrown} that were drawn, and {thrown} were thrown away: the worst "
+        text += f"{1 - self.accept:.0%} of each cluster do not pass."
+        if self.never:
+            text += f" {self.never} tiles passed in none of {MOST_DRAWS} draws: the best of these was taken."
+        if thrown and taken > 1 and self.taken[0].shape[1]:
+            kept, everything = np.concatenate(self.taken), np.concatenate([*self.taken, *self.thrown])
+            text += (
+                " Diversity, the mean distance between two tiles in random convolutions, which had no part in the "
+                f"choice, is {spread(kept, everything) / spread(everything, everything):.0%} of what it was."
+            )
+        return text
+
+
+def spread(features: np.ndarray, scale: np.ndarray) -> float:
+    """The mean distance of two tiles of these features (N, d), each feature divided by its deviation in `scale`."""
+    deviation = scale.std(0)
+    rows = features[evenly_spaced(len(features), COMPARED)] / np.where(deviation > 1e-6, deviation, 1)
+    distances = torch.pdist(torch.from_numpy(rows).double())
+    return float(distances.mean()) if len(distances) else float("nan")
+
+
+def choosing(draw: Draw, standard: Standard | None, vqvae: VQVAE, choice: Choice) -> Draw:
+    """A function like `draw` whose tiles pass: each is drawn anew, from seeds that follow from its own, until it does.
+
+    What is taken and thrown away is added to `choice`. A tile depends on its cluster, its seed and the share alone.
+    InputError where there is nothing to hold tiles against.
+    """
+    if choice.accept == 1:
+        return draw
+    if standard is None:
+        raise InputError(
+            "Tiles can be chosen only where there is something to hold them against: held-out tiles of the run, or "
+            f"{quality.FILE} in the generator's folder."
+        )
+
+    def draw_until_they_pass(cluster_ids: Tensor, seeds: Sequence[int]) -> Tensor:
+        images = draw(cluster_ids, seeds=seeds)
+        odds = standard.odds(quality.own_features(vqvae, images))
+        for attempt in range(1, MOST_DRAWS):
+            failing = np.flatnonzero(~standard.passes(odds, cluster_ids.numpy(), choice.accept))
+            if not len(failing):
+                break
+            again = [derive_seed(seeds[place], "again", attempt) for place in failing]
+            others = draw(cluster_ids[failing], seeds=again)
+            of_others = standard.odds(quality.own_features(vqvae, others))
+            better = of_others > odds[failing]
+            thrown = others.clone()
+            thrown[better] = images[failing[better]]
+            choice.thrown.append(_seen(thrown))
+            images[failing[better]], odds[failing[better]] = others[better], of_others[better]
+        choice.never += int((~standard.passes(odds, cluster_ids.numpy(), choice.accept)).sum())
+        choice.taken.append(_seen(images))
+        return images
+
+    return draw_until_they_pass
+
+
+def _seen(images: Tensor) -> np.ndarray:
+    """Random convolutions (N, 54) of images, none of smaller ones than these take."""
+    return random_convolutions()(images) if images.shape[2] >= SMALLEST else np.empty((len(images), 0), np.float32)
+
+
+def qualities(
+    generator: Generator, standard: Standard | None, images: Tensor, cluster_ids: Tensor, run: Run | None
+) -> pd.DataFrame:
+    """The quality of tiles as `tiles.csv` has it, see `quality.measure`; without a run it is not known how near a
+    training tile is."""
+    train = None if run is None else run.tiles.tensor(run.tiles.train)
+    table = quality.measure(standard, generator.space.vqvae, generator.bank, images, cluster_ids, train)
+    return table.round({"probability": 3, "realism": 1, "nearest": 1, "structure": 2})
