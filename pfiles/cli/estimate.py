@@ -74,7 +74,7 @@ def estimate(run: Run) -> Iterator[tuple[str, float, str]]:
     yield "part 3", total["finetuning2"], trained
     said = f"from {small.settings.sampling.steps} of {drawing.steps} steps of drawing"
     yield "parts 4, 7 and 8, each", tile_seconds * DRAWN_FOR_FIGURES, said
-    yield "part 6", tile_seconds * (drawing.num_generated or n), said
+    yield "part 6", tile_seconds * (drawing.num_generated or n) / drawing.accept, said
     generated, real = drawing.per_cluster * k, drawing.num_generated or n
     small_networks = f"from {STEPS} steps of the small networks that measure"
     blurs = 1 if run.preset == "demo" else len(BLURS_PX)

@@ -108,6 +108,12 @@ def evaluate(
     Everything given is read and checked before anything is computed; InputError says what is wrong, such as files of
     different runs. Files that do not say which run they are of are taken as they are, and a note says so.
     """
+    chosen = were_chosen(generated_folder)
+    if chosen and features == "autoencoder":
+        raise InputError(
+            f"The images in {generated_folder} were chosen by the autoencoder's features, which cannot report on them: "
+            "name others with --features."
+        )
     vqvae = None if autoencoder is None else _load_autoencoder(autoencoder, device)
     recorded = {folder: of_images(folder) for folder in (generated_folder, real_folder)}
     if clusters_csv is not None:
@@ -121,12 +127,6 @@ def evaluate(
     if vqvae is not None and real.shape[2] % vqvae.downscale:
         raise InputError(
             f"The autoencoder takes sides that are a multiple of {vqvae.downscale} px, but images have {real.shape[2]}."
-        )
-    chosen = were_chosen(generated_folder)
-    if chosen and features == "autoencoder":
-        raise InputError(
-            f"The images in {generated_folder} were chosen by the autoencoder's features, which cannot report on them: "
-            "name others with --features."
         )
     kinds = [features] if features else ["random"] + ["autoencoder"] * (vqvae is not None and not chosen)
     extractors = [make_extractor(kind, vqvae, device) for kind in kinds]
