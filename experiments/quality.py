@@ -33,13 +33,7 @@ RANDOM = 3  # choices at random, whose mean is given
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.quality")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--number", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=28)
-    parser.add_argument("--standard", type=Path)
-    parser.add_argument("--tiles", type=Path, default=Path("drawn.pt"))
-    args = parser.parse_args(arguments)
+    args = _parser().parse_args(arguments)
     generator = Generator.load("starter")
     tiles = load_tiles(str(args.data.absolute()), generator.settings.image_size_px)
     train, held_out = tiles.tensor(tiles.train), tiles.tensor(tiles.test)
@@ -88,6 +82,16 @@ def measure(
                 "recall, kept": prdc(real, seen[passing])["recall"],
             }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.quality")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--number", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=28)
+    parser.add_argument("--standard", type=Path)
+    parser.add_argument("--tiles", type=Path, default=Path("drawn.pt"))
+    return parser
 
 
 if __name__ == "__main__":

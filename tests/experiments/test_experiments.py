@@ -21,6 +21,7 @@ from experiments import (
     copies,
     every_k,
     ladder,
+    quality,
     race,
     reader_study,
     short_run,
@@ -43,7 +44,7 @@ from pfiles.paths import ROOT, Paths
 from pfiles.settings import get_settings
 from pfiles.study import results
 from pfiles.tiles.dataset import Tiles
-from pfiles.tiles.pixels import as_array
+from pfiles.tiles.pixels import as_array, as_tensor
 from pfiles.tiles.sources import read_tile_table
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import make_vqvae
@@ -387,6 +388,20 @@ def test_rows_of_the_autoencoder(tmp_path, monkeypatch, capsys):
     same = autoencoder.measure(tiles, tiles, 0, "cpu")
     assert same["PSNR, dB"] > 130
     assert same["told apart, random features"] == same["power 0.20 to 0.25"] - 0.5 == 0.5
+
+
+def test_the_least_real_tiles_are_thrown_away(monkeypatch):
+    """Half of what is drawn is tissue, half of it blurred: what is kept is more like tissue to another judge."""
+    monkeypatch.setattr(quality, "JUDGES", ("random",))
+    tissue = as_tensor(make_tiles(160, 48)).contiguous()
+    drawn = torch.cat([tissue[:40], two_sample.blur(tissue[40:80], 2.0)])[torch.arange(80).view(2, 40).T.flatten()]
+    with seeded("choice"):
+        generator = SimpleNamespace(space=SimpleNamespace(vqvae=make_vqvae(get_settings("demo", TINY).autoencoder)))
+    generator.n_clusters = 2
+    table = quality.measure(generator, tissue[80:120], tissue[120:], drawn, np.arange(80) // 2 % 2, 1)
+    row = table.loc["random, accept 0.5"]
+    assert row.kept == 40
+    assert row["told apart, kept"] < row["told apart, random"] < row["told apart, thrown away"]
 
 
 def test_readers_are_simulated_and_their_intervals_counted(tmp_path, capsys):
