@@ -154,7 +154,6 @@ def write_generated_table(run: Run) -> None:
         ids, table = run.assigned[0][run.selected], run.paths.generated / TABLE
         known = None
         if table.exists():
-            known = (
-                read_table(table).drop(columns=list(DRAWN), errors="ignore").apply(pd.to_numeric).reset_index(drop=True)
-            )
+            known = read_table(table).drop(columns=list(DRAWN), errors="ignore").reset_index(drop=True)
+            known = known.apply(pd.to_numeric)
         write_table(run.paths.generated, run.selected + 1, ids, run.names, seed, known)
