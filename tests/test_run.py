@@ -272,7 +272,7 @@ def test_names_are_words_of_the_run(done):
     name = {1: "keratin", 2: "'=dermis", 3: "keratin"}[first]
     assert table[0] == "file,cluster,name,seed,probability,realism,nearest,structure"
     assert table[1].startswith(f"1.png,{first},{name},765,")
-    assert pd.read_csv(run.paths.generated / "tiles.csv")[["probability", "realism", "nearest"]].notna().all(None)
+    assert pd.read_csv(run.paths.generated / "tiles.csv")[["probability", "realism", "nearest"]].notna().all(axis=None)
     assert len(read_source(run.paths.generated).images) == 12  # such a table does not make it a folder cut from slides
 
 
@@ -283,7 +283,7 @@ def test_a_finished_run_draws_by_name_on_the_command_line(done, tmp_path, capsys
     assert main([*arguments, "keratin"]) == 0
     table = pd.read_csv(tmp_path / "drawn/tiles.csv")
     assert table[["file", "cluster", "name"]].to_numpy().tolist() == [[f"{i}.png", 2, "keratin"] for i in (1, 2)]
-    assert table[["probability", "realism", "nearest"]].notna().all(None)
+    assert table[["probability", "realism", "nearest"]].notna().all(axis=None)
     first = torch.from_numpy(np.array(Image.open(tmp_path / "drawn/tiles/1.png"))).permute(2, 0, 1)
     assert torch.equal(first, draw.tiles(opened(done), "keratin", 2)[0])
     capsys.readouterr()

@@ -401,7 +401,7 @@ def test_the_least_real_tiles_are_thrown_away(monkeypatch):
     table = quality.measure(generator, tissue[80:120], tissue[120:], drawn, np.arange(80) // 2 % 2, 1)
     row = table.loc["random, accept 0.5"]
     assert row.kept == 40
-    assert row["told apart, kept"] < row["told apart, random"] < row["told apart, thrown away"]
+    assert row["told apart, kept"] < row["told apart, thrown away"] - 0.1
 
 
 def test_readers_are_simulated_and_their_intervals_counted(tmp_path, capsys):
