@@ -144,9 +144,10 @@ def evaluate(
     sections = all_sections(data, Options(extractors, seed, device))
     notes = [_of_which_run(recorded), *[CHOSEN] * chosen]
     sections[1] = sections[1]._replace(notes=[*sections[1].notes, *notes])
-    compared = files_of_sides.make_section(
-        *(list(files.list_images(folder).values()) for folder in (real_folder, generated_folder)), real, generated
-    )  # fmt: skip
+    real_files, generated_files = (
+        list(files.list_images(folder).values()) for folder in (real_folder, generated_folder)
+    )
+    compared = files_of_sides.make_section(real_files, generated_files, real, generated)
     if compared is None:
         return sections
     first = sections[0]._replace(notes=[compared.notes[0], *sections[0].notes])
