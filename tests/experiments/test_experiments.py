@@ -391,10 +391,10 @@ def test_rows_of_the_autoencoder(tmp_path, monkeypatch, capsys):
 
 
 def test_the_least_real_tiles_are_thrown_away(monkeypatch):
-    """Half of what is drawn is tissue, half of it blurred: what is kept is more like tissue to another judge."""
+    """Half of what is drawn is tissue, half of it inverted: what is kept is more like tissue to another judge."""
     monkeypatch.setattr(quality, "JUDGES", ("random",))
     tissue = as_tensor(make_tiles(160, 48)).contiguous()
-    drawn = torch.cat([tissue[:40], two_sample.blur(tissue[40:80], 2.0)])[torch.arange(80).view(2, 40).T.flatten()]
+    drawn = torch.cat([tissue[:40], 255 - tissue[40:80]])[torch.arange(80).view(2, 40).T.flatten()]
     with seeded("choice"):
         generator = SimpleNamespace(space=SimpleNamespace(vqvae=make_vqvae(get_settings("demo", TINY).autoencoder)))
     generator.n_clusters = 2
