@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pfiles import artifacts, checkpoints
-from pfiles.drawing.generator import Generator
+from pfiles.drawing.generator import Generator, find_generator
 from pfiles.errors import InputError
 from pfiles.machine.runtime import derive_seed
 from pfiles.measuring import quality
@@ -48,9 +48,9 @@ def standard_of(run: Run) -> Standard | None:
     return standard
 
 
-def standard_in(folder: Path, generator: Generator) -> Standard | None:
-    """What came with a generator; None where nothing did."""
-    path = folder / quality.FILE
+def standard_in(folder: str | Path, generator: Generator) -> Standard | None:
+    """What came with a generator, in a folder or "starter"; None where nothing did."""
+    path = find_generator(folder) / quality.FILE
     return quality.read_standard(path, generator.n_clusters) if path.exists() else None
 
 
