@@ -9,7 +9,7 @@ choices       what run.toml says of a run, in one place for all notebooks
 names         what people call the clusters, and how far readers agree
 tiles/        pixels, mapped, files, encoding (how files are kept), scale, companions, jpeg_slide, arrays, ome, readers
               (slides of every kind), tissue, regions, coordinates, slides, pyramid (a slide written), builtin, sources,
-              gather, split, copies, slide_table, join (of parts), tiler, dataset (tiles and their split), views
+              croissant, gather, split, copies, slide_table, join (of parts), tiler, dataset (tiles, their split), views
 networks      blocks, vqvae, discriminator, unet_cond_base, classifier, linear_noise_scheduler, lpips, lpips_metric
 ssim          the parts of SSIM and MS-SSIM, for scores and a loss
 clusterers, cluster_bank: both kinds of clusters, and those of several k as one
@@ -21,8 +21,8 @@ drawing/      sampling, samplers, soundness, generator: images from noise; layou
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
               small network of both); efficientnet; spectrum; smoothness; structure; morphometry; memorisation;
               neighbours; quality (of each tile); stability; field_check
-reporting/    figures, lessons, tables, doubts (is a result of any use?), page, export, maps, card, field_report; atlas
-              and naming (its form), painting (a layout's): what people look at
+reporting/    figures, lessons, tables, doubts (is a result of any use?), page, export, spatial, maps, card,
+              field_report; atlas and naming (its form), painting (a layout's): what people look at
 reporting/sections/  data (what is compared), record (what a section is); paired, two_sample, spectrum, structure,
               condition, usefulness, distribution, morphometry, copies: a measure each, with its figure and its time;
               files (what is not tissue)

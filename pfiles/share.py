@@ -13,7 +13,6 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from huggingface_hub import ModelCardData
 from torch import Tensor
 
 from pfiles import checkpoints, draw
@@ -26,7 +25,7 @@ from pfiles.measuring.quality import as_bytes
 from pfiles.paths import ROOT, atomic_folder, atomic_write, expand, read_json
 from pfiles.provenance import flatten, require_same_run
 from pfiles.reporting import figures
-from pfiles.reporting.card import CARD
+from pfiles.reporting.card import CARD, metadata
 from pfiles.reporting.tables import provenances
 from pfiles.run import Run
 from pfiles.tiles.dataset import EMBEDDED, data_or_default
@@ -157,15 +156,11 @@ def _card(
     rows = [f"| {i} | {name} | {s:.1%} |" for i, (name, s) in enumerate(zip(names, generator.shares, strict=True), 1)]
     slides = set() if run.tiles.positions is None else set(run.tiles.positions.slide)
     patients = set() if source is None else set(source.patients) - {""}
-    data = ModelCardData(
-        license="other", license_name=card["licence"], library_name="pfiles",
-        tags=["histopathology", "latent-diffusion", card["organ"], card["stain"]],
-    )  # fmt: skip
     sampling, scale = generator.settings.sampling, "" if generator.mpp is None else f", {generator.mpp:g} um per pixel"
     changed = ", ".join(f"{name} = {value}" for name, value in overrides.items() if name != "start_from")
     few = "" if gate["images"] >= JUDGED else f"; fewer than the usual {JUDGED}, so that rarer copies stay unseen"
     return CARD.format(
-        metadata=data.to_yaml(), few=few, begun=_begun_in_words(run, generator),
+        metadata=metadata(card), few=few, begun=_begun_in_words(run, generator),
         title=f"A generator of {card['organ']} tissue", **cells, **gate, copy=COPY,
         side=generator.settings.image_size_px, scale=scale, k=generator.n_clusters, shown=TILES_SHOWN,
         train=len(run.tiles.train), test=len(run.tiles.test), split=_split(source),

@@ -167,12 +167,16 @@ def test_requirements_are_those_of_the_package_and_its_extras():
         return {line for line in read(file).splitlines() if line and not line.startswith(("#", "-r "))}
 
     extras = project()["optional-dependencies"]
-    assert extras.keys() == {"notebooks", "slides", "ome", "coordinates", "metrics", "dev"}
+    assert extras.keys() == {"notebooks", "slides", "ome", "coordinates", "spatial", "metrics", "dev"}
     needed = {line for name in ("notebooks", "slides", "metrics") for line in extras[name]} | {
         *project()["dependencies"]
     }
     assert named("requirements.txt") == needed
-    assert named("requirements-dev.txt") == {*extras["dev"]} >= {*extras["ome"]}
+    assert (
+        named("requirements-dev.txt")
+        == {*extras["dev"]}
+        >= {*extras["ome"], *extras["coordinates"], *extras["spatial"]}
+    )
 
 
 def test_requirements_are_pinned():

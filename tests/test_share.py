@@ -75,7 +75,7 @@ def test_the_folder_draws_and_says_all_that_is_known(made, named, tmp_path):
     assert loaded.shares.tolist() == pytest.approx((run.assigned[0].bincount(minlength=K) / 24).tolist(), abs=1e-6)
     text = (tmp_path / "shared" / "README.md").read_text()
     for said in (
-        "license_name: cc-by-nc-4.0", "lung \\| left", "vote 12/34", "24 for training, 4 held out",
+        "license: cc-by-nc-4.0", "lung \\| left", "vote 12/34", "24 for training, 4 held out",
         "2 slides, 2 patients", "by patient: none is on both sides", "0.5 um per pixel", "| 2 | dermis |",
         "preset `demo`, with image_size_px = 48",
         "Told from real tiles: in 60%; real from real", "| generated | 0.5 |  |", "| one half | 0.125 | 1 |",

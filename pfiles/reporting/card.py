@@ -1,6 +1,7 @@
 """The card of a shared generator: what a run knows of it, and what only people can say."""
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,10 @@ BLANKS = {  # what no run knows and every reader must
     "scanner": "maker and model, and the objective",
     "consent": "of the patients or an ethics vote, or the source's terms of use",
     "intended_use": "what it is for, and what it is not for",
+}
+HUB_LICENCES = {  # of those that the Hugging Face hub knows by name, what weights are likely to have
+    *("apache-2.0", "mit", "bsd-3-clause", "openrail", "creativeml-openrail-m", "cc0-1.0"),
+    *(f"cc-by{kind}-{version}" for kind in ("", "-sa", "-nc", "-nd", "-nc-sa", "-nc-nd") for version in ("3.0", "4.0")),
 }
 CARD = """---
 {metadata}
@@ -71,6 +76,25 @@ tile. The search sees turned, mirrored and shifted copies, not privacy as a whol
 ## What was measured
 {measured}
 """
+
+
+def metadata(card: Mapping[str, str]) -> str:
+    """The YAML at the head of a card, as the Hugging Face hub reads it. card: see `read_card`.
+
+    A licence that the hub knows stands by its identifier; any other is "other", with its name in the hub's letters.
+    """
+    from huggingface_hub import ModelCardData  # here, as the command line's help reads this module
+
+    name = re.sub("[^a-z0-9.]+", "-", card["licence"].lower()).strip("-.")
+    is_known = name in HUB_LICENCES
+    data = ModelCardData(
+        license=name if is_known else "other",
+        license_name=None if is_known else name or "unnamed",
+        library_name="pfiles",
+        pipeline_tag="unconditional-image-generation",  # of the hub's tasks the nearest: it draws without words
+        tags=["histopathology", "latent-diffusion", card["organ"], card["stain"]],
+    )
+    return data.to_yaml()
 
 
 def read_card(file: Path | None, given: Mapping[str, str | None]) -> dict[str, str]:

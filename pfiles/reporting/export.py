@@ -17,6 +17,7 @@ from pfiles.measuring.memorisation import aligned, held_against
 from pfiles.paths import atomic_folder, read_json, write_json
 from pfiles.provenance import of_images
 from pfiles.reporting import figures
+from pfiles.tiles.croissant import FILE, describe_images
 from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.files import list_images, read_images
 from pfiles.tiles.pixels import evenly_spaced, match_size
@@ -64,6 +65,7 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
     An image is withheld where its nearest training tile, see `nearest_tiles`, is closer than those of the closest 1 %
     of the held-out tiles. Writes the folder `out`, all at once when everything is done:
     images/, the files that passed, unchanged;
+    croissant.json, what images/ holds, for catalogues of data sets;
     report.json, what is returned here: the rule, the threshold, and a record for each image;
     closest_pairs.png, the images closest to a training tile beside it: it shows real tiles and is not to be passed on.
     Images of another size than the tiles are compared after resizing. A folder that an earlier export made is replaced.
@@ -114,10 +116,13 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
     }
     with atomic_folder(out) as part:
         (part / "images").mkdir()
-        for file in (file for file, passes in zip(files, passed, strict=True) if passes):
+        passing = [file for file, passes in zip(files, passed, strict=True) if passes]
+        for file in passing:
             shutil.copyfile(file, part / "images" / file.name)
         closest = show_closest([file.name for file in files], images, train, nearest, limit, tiles.mpp)
         figures.save_figure(closest, part / SHEET)
+        said = f"{len(passing)} generated tiles of stained tissue, none of which repeats a training tile"
+        describe_images(part, "generated_tiles", said, [file.name for file in passing])
         write_json(part / REPORT, report)
     return report
 
@@ -132,7 +137,7 @@ def _refuse_other_files(out: Path, generated: Path) -> None:
     records = report.get("images")
     if report.get("made_by") == MADE_BY and isinstance(records, list):
         exported = (each for each in records if isinstance(each, dict) and each.get("decision") == "exported")
-        own = {REPORT, SHEET, "images", *(f"images/{each.get('file')}" for each in exported if _is_as(each, out))}
+        own = {REPORT, SHEET, FILE, "images", *(f"images/{each.get('file')}" for each in exported if _is_as(each, out))}
     others = sorted(str(path.relative_to(out)) for path in out.rglob("*"))
     if others := [name for name in others if name not in own]:
         raise InputError(f"{out} holds files that no export wrote, such as {others[0]}: name an empty or a new folder.")

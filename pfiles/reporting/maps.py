@@ -21,6 +21,7 @@ from pfiles.errors import InputError, extra
 from pfiles.machine.processes import progress
 from pfiles.measuring.neighbours import in_words, join_counts
 from pfiles.paths import atomic_write
+from pfiles.reporting import spatial
 from pfiles.reporting.figures import draw_bar_inside, save_figure
 from pfiles.reporting.page import Section
 from pfiles.reporting.tables import plain
@@ -315,8 +316,8 @@ def write_maps(
 
     images: of the tiles, uint8 (N, 3, S, S). names: of clusters by their numbers from 1. patients: (N,), "" where
     unknown. pictures: see `picture_of`. The tables: tile_clusters.csv has a row for each tile; shares_by_slide.csv and,
-    where patients are known, shares_by_patient.csv hold the share of each cluster. frame: of the GeoJSON, see
-    `as_geojson`; tables keep the pixels of the file. min_region: GeoJSON has no region of fewer tiles.
+    where patients are known, shares_by_patient.csv hold the share of each cluster. maps.h5ad: see `write_spatial`.
+    frame: of the GeoJSON, see `as_geojson`; tables keep the file's pixels. min_region: least tiles of a region in it.
     """
     if frame not in FRAMES or min_region < 1:
         raise InputError(f"frame must be {' or '.join(FRAMES)}, and min_region at least 1: got {frame}, {min_region}.")
@@ -339,9 +340,7 @@ def write_maps(
             figures.append(figure)
         else:
             plt.close(figure)
-    groups = {"slide": tiles.positions.slide}
-    if patients is not None:
-        groups["patient"] = patients
+    groups = {"slide": tiles.positions.slide} | ({} if patients is None else {"patient": patients})
     tables = {name: shares(tiles, n_clusters, group, name, names) for name, group in groups.items()}
     for name, table in tables.items():
         write_csv(folder / f"shares_by_{name}.csv", table, index=True)
@@ -349,6 +348,8 @@ def write_maps(
     rows["cluster"], rows["confidence"] = tiles.cluster_ids + 1, tiles.confidence.round(4)
     rows["class"] = [title(cluster, names) for cluster in tiles.cluster_ids]
     write_csv(folder / "tile_clusters.csv", rows)
+    legend = [(title(cluster, names), colour(cluster)) for cluster in range(n_clusters)]
+    spatial.write_spatial(folder, *tiles, legend, images.shape[-1], patients)
     joins = join_counts(tiles.positions, tiles.cluster_ids, n_clusters, seed)
     joins.index = ["all", *(title(cluster, names) for cluster in range(n_clusters))]
     said = [in_words(joins), f"Maps, regions for QuPath and tables are in {folder}."]

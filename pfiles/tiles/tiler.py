@@ -23,6 +23,7 @@ from pfiles.machine.runtime import make_generator
 from pfiles.paths import atomic_write, read_json, refuse_foreign, write_json
 from pfiles.spreadsheet import composed, file_name, read_table, write_csv
 from pfiles.tiles.coordinates import no_places, read_coordinates
+from pfiles.tiles.croissant import describe_tiles
 from pfiles.tiles.gather import SlideFile, gather, name_of
 from pfiles.tiles.join import BUSY, about_part, share_of
 from pfiles.tiles.readers import open_slide, profile_name
@@ -59,7 +60,7 @@ def tile_slides(
     skipped: Path | None = None,
     part: tuple[int, int] | None = None,
 ) -> dict[str, str]:
-    """Cut the tiles of all slides into `out`: tiles.npy, tiles.csv and a picture of each slide in slides/.
+    """Cut the tiles of all slides into `out`: tiles.npy, tiles.csv, croissant.json, and pictures in slides/.
 
     paths: slides, or folders of them, searched at any depth. slides_csv: a table `slide`, and `patient`, `label` or
     `mpp`, the slide's microns per pixel, or several of them. pseudonyms: slides are called S001, S002 ... and patients
@@ -115,7 +116,8 @@ def tile_slides(
             if any(values.values()):
                 rows[column] = rows["slide"].map(values)
         write_json(out / ABOUT, about)
-        write_csv(out / TABLE, rows)  # last: where it stands, all is done
+        write_csv(out / TABLE, rows)  # where it stands, all tiles are there
+        describe_tiles(out, [*rows], len(rows), tiling.size)
         shutil.rmtree(out / WORK, ignore_errors=True)
     left_out = {name: note["left_out"] for name, note in about["notes"].items() if "left_out" in note}
     left_out = {**left_out, **copies, **gathered.unread}

@@ -161,7 +161,7 @@ def test_export_keeps_copies_back(arguments, tmp_path, capsys):
     assert all((r["distance"] < report["threshold"]) == (name in withheld) for name, r in records.items())
     exported = {path.name for path in (out / "images").iterdir()}
     assert exported == records.keys() - withheld
-    assert {path.name for path in out.iterdir()} == {"images", "report.json", "closest_pairs.png"}
+    assert {path.name for path in out.iterdir()} == {"images", "report.json", "closest_pairs.png", "croissant.json"}
     assert np.asarray(Image.open(out / "closest_pairs.png")).ndim == 3
     for name in exported:
         assert (out / "images" / name).read_bytes() == (tmp_path / "gen" / name).read_bytes()

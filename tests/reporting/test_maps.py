@@ -250,6 +250,7 @@ def test_maps_of_a_made_slide_find_its_regions(tmp_path):
     assert section.notes[0].startswith("Clusters follow tissue: ")
     assert {path.name for path in (tmp_path / "maps").iterdir()} == {
         "a.jpg", "a.geojson", "b.jpg", "b.geojson", "tile_clusters.csv", "shares_by_slide.csv", "shares_by_patient.csv",
+        "maps.h5ad",
     }  # fmt: skip
     for name in "ab":
         features = json.loads((tmp_path / "maps" / f"{name}.geojson").read_text())["features"]
