@@ -162,7 +162,7 @@ def measure(
     """
     test = run.test_images[:number].cpu()
     clusters, _ = run.assign(test, stage)
-    train_clusters, _ = run.assign(run.train_images, stage)
+    train_clusters, _ = run.assign(stage=stage)
     began = time.process_time()
     drawn = draw(clusters)
     values = {"seconds per tile": (time.process_time() - began) / len(drawn)}

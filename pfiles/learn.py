@@ -89,9 +89,10 @@ def _polish(run: Run, vqvae: VQVAE) -> None:
         "autoencoder",
         parents={"autoencoder": checkpoints.fingerprint(vqvae)},  # its decoder counts as well
         of_clusters=False,
-        polish=asdict(settings.polish),
+        polish={name: value for name, value in asdict(settings.polish).items() if name != "blend"},
     )
     folder = run.paths.training_folder("polish")
+    before = copy.deepcopy(vqvae.state_dict())
     vq_gan.polish_decoder(
         vqvae=vqvae,
         discriminator=discriminator,
@@ -102,6 +103,9 @@ def _polish(run: Run, vqvae: VQVAE) -> None:
         job=make_job(run, "polish", folder, provenance.as_note(), settings.polish.batch_size),
         picture=partial(_reconstructed, run),
     )
+    if settings.polish.blend < 1:
+        polished = vqvae.state_dict()
+        vqvae.load_state_dict({name: before[name].lerp(polished[name], settings.polish.blend) for name in before})
 
 
 def before_polish(run: Run, vqvae: VQVAE) -> VQVAE | None:

@@ -24,7 +24,7 @@ Pixels = Annotated[
 Weight = Annotated[float, Field(ge=0, title="a number", description="at least {ge}")]
 Positive = Annotated[float, Field(gt=0, title="a number", description="above {gt}")]
 Share = Annotated[float, Field(ge=0, lt=1, title="a number", description="at least {ge} and below {lt}")]
-Accepted = Annotated[float, Field(gt=0, le=1, title="a number", description="above {gt} and at most {le}")]
+Part = Annotated[float, Field(gt=0, le=1, title="a number", description="above {gt} and at most {le}")]
 Betas = Annotated[
     tuple[Share, Share], Field(title="2 numbers", description="two numbers of at least {ge} and below {lt}")
 ]
@@ -53,6 +53,8 @@ class PolishSettings:
     adam_betas: Betas = (0.5, 0.9)  # decay of Adam's two moments
     perceptual_weight: Weight = 0.2
     adversarial_weight: Weight = 0.1  # of the decoder's loss against the discriminator
+    # share of the polished weights in the decoder's, the rest being those before: less texture, and fewer artefacts
+    blend: Part = 1.0
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -134,7 +136,7 @@ class SamplingSettings:
     # the last two are made for 10 to 50 steps; unipc needs diffusers
     sampler: Literal["ddpm", "ddim", "dpm-solver++", "unipc"] = "ddpm"
     guidance: Weight = 1.0  # w: noise predicted without cluster + w * (with - without); needs condition_dropout
-    accept: Accepted = 1.0  # of part 6: the share of drawn images that pass; the others are drawn anew
+    accept: Part = 1.0  # of part 6: the share of drawn images that pass; the others are drawn anew
     batch_size: Count = 100  # images at once: memory and speed, and single values by one level of 255
     num_generated: Count | None = None  # images of part 6; None: one per training tile
     per_cluster: Count = 100  # images of part 9 for each cluster

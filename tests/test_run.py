@@ -332,6 +332,17 @@ def test_the_autoencoder_before_its_polish(done):
     assert learn.before_polish(unpolished, run.vqvae) is None
 
 
+def test_a_blended_polish_goes_part_of_the_way(done):
+    """Without a training, from the weights before and after that a finished run has."""
+    polished = opened(done).vqvae.state_dict()
+    before = learn.before_polish(opened(done), opened(done).vqvae).state_dict()
+    blended = opened(done, overrides=OVERRIDES | {"autoencoder.polish.blend": 0.25})
+    learn.autoencoder(blended, *learn.new_autoencoder(blended))
+    for name, weights in opened(done).vqvae.state_dict().items():
+        torch.testing.assert_close(weights, 0.75 * before[name] + 0.25 * polished[name], msg=name)
+    assert not torch.equal(polished["decoder_conv_out.weight"], before["decoder_conv_out.weight"])
+
+
 # restarts, second runs, stale networks
 
 
