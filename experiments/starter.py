@@ -29,7 +29,7 @@ from pfiles.run import Run, open_run
 
 CARD = """# The starter generator
 
-Draws H&E tiles of lung, {side} px (about {mpp:g} um per pixel), from any of {k} clusters that were found without labels.
+Draws H&E tiles of lung, 64 px (about 1 um per pixel), from any of {k} clusters that were found without labels.
 
     python -m pfiles draw --from starter --cluster 3 --number 64 --out drawn
 
@@ -74,9 +74,10 @@ specks. The small network, which learns from 400 tiles, misses much of that; fea
 photographs do not.
 """  # noqa: E501 - rows of a table
 KINDS = ("random", "autoencoder", "imagenet")
-HISTORY = (  # of the weights in weights/starter
-    "One core of an Intel Xeon with AMX, in bfloat16: 34 minutes for the autoencoder, 66 for the UNet. The codes of the "
-    "training tiles were computed in bfloat16 as well; a new run computes them in float32, and single codes differ"
+HISTORY = (  # of the weights in weights/starter, which are older than some of the code
+    "The autoencoder was trained at first by an earlier version, whose settings for it are not on record but for its "
+    "sizes; then its decoder alone for 4 epochs by `learning.autoencoder.polish_decoder` with "
+    "`PolishSettings(epochs=4, batch_size=8, learning_rate=3e-4, adversarial_weight=0.1)`, MS-SSIM and seed 5"
 )
 BY_LABEL = "tissue sorted rightly, learnt from "
 LABELLED = 1000  # tiles drawn for a classifier of the labels
@@ -128,7 +129,7 @@ def _card(run: Run, shipped: Generator, values: dict[str, float | None], folder:
     epochs = ", ".join(f"{getattr(run.settings, stage).epochs} epochs ({stage})" for stage in stages)
     bands = [ratio for name, ratio in values.items() if name.startswith("power")]
     return CARD.format(
-        side=side, mpp=64 / side, k=shipped.n_clusters, train=len(run.tiles.train), test=len(run.tiles.test), number=len(run.test_images),
+        k=shipped.n_clusters, train=len(run.tiles.train), test=len(run.tiles.test), number=len(run.test_images),
         codes=shipped.space.vqvae.embedding.num_embeddings, clustering=run.clustering, epochs=epochs,
         parameters=sum(p.numel() for p in shipped.unet.parameters()) / 1e6,
         size=(folder / "model.safetensors").stat().st_size / 1e6,
