@@ -33,7 +33,8 @@ from pfiles.tiles.pixels import evenly_spaced
 from pfiles.vqvae import VQVAE
 
 INDEPENDENT_OF_K = ("device", "speed", "tiles", "vqvae", "views")  # assets that runs of several k share
-LOOKS = ("check", "status", "draw", "field", "map", "share", "export")  # commands that leave nothing in a run's folder
+# commands that leave nothing in a run's folder; of `run`, the notebooks do
+LOOKS = ("check", "status", "draw", "field", "map", "share", "export", "run")
 
 
 @dataclass(frozen=True, eq=False)

@@ -248,7 +248,7 @@ def test_the_notebook_ends_with_what_the_numbers_support(begun, opened, tmp_path
         monkeypatch.setenv(name, "")  # what the command changes
     monkeypatch.chdir(tmp_path)
     opened("choose_k", "3-5")  # brings the autoencoder
-    more = ["--clusters", "3-5", "--seeds", "2", "--out", str(tmp_path / "out")]
+    more = ["--clusters", "3-5", "--clustering", "classifier", "--seeds", "2", "--out", str(tmp_path / "out")]
     for already in (0, 3):
         assert main(arguments(begun, "cells", "choose_k", *more)) == 0
         printed = capsys.readouterr().out
