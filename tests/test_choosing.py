@@ -259,5 +259,6 @@ def test_the_notebook_ends_with_what_the_numbers_support(begun, opened, tmp_path
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())["choose_k"]
     assert summary["supported"] in printed
     assert summary["details"].keys() == {"3", "4", "5"}
-    assert main(["cells", "internal_cluster_validation_metrics", "--out", str(tmp_path / "out")]) == 0
+    more = ["--clustering", "classifier", "--out", str(tmp_path / "out")]
+    assert main(["cells", "internal_cluster_validation_metrics", *more]) == 0
     assert "Found k = [3, 4, 5]" in capsys.readouterr().out
