@@ -244,7 +244,7 @@ def open_run(
         raise InputError("sampling.num_generated must be at least 2, as part 13 compares distributions, but is 1.")
     paths = Paths(n_clusters, choices["out"], choices["clustering"])
     if settings.precision == "auto":
-        settings = replace(settings, precision=_precision(paths, keep=notebook not in LOOKS))
+        settings = replace(settings, precision=_precision(paths, notebook))
     return Run(
         notebook, n_clusters, choices["clustering"], choices["data"], choices["preset"], settings, choices["seed"],
         paths, restart, assets or {},
@@ -260,7 +260,7 @@ def _require_learnt_clusters(settings: Settings) -> None:
         )
 
 
-def _precision(paths: Paths, keep: bool) -> str:
+def _precision(paths: Paths, notebook: str) -> str:
     """What "auto" is for this run: chosen when it is first opened for work and kept, so that a resumed run computes
     alike."""
     kept = read_json(paths.precision, {}).get("precision")
@@ -269,8 +269,9 @@ def _precision(paths: Paths, keep: bool) -> str:
     device = pick_device()
     pays = processes.is_first() and pick_precision(device) == "bf16"
     precision = "bf16" if processes.agree(int(pays), device) else "fp32"
-    if not keep:
-        print(f"This run would compute in {precision} (setting precision='auto')")
+    if notebook in LOOKS:
+        if notebook != "run":  # whose notebooks say it
+            print(f"This run would compute in {precision} (setting precision='auto')")
         return precision
     write_json(paths.precision, {"precision": precision, "device": str(device)})
     print(f"This run computes in {precision} (setting precision='auto'; {paths.precision} keeps it)")
