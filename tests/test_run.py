@@ -712,7 +712,7 @@ def test_a_copy_of_a_finished_folder_of_clusters_changes_nothing(done):
 def test_settings_that_train_no_clusters_are_refused(preset, tmp_path):
     options = {"preset": preset, "overrides": {"clusters_first": False}, "out": str(tmp_path)}
     with pytest.raises(InputError, match="No training of these settings learns clusters: set clusters_first"):
-        open_run("part_1_training", 3, **options)
+        open_run("part_1_training", 3, "classifier", **options)
     open_run("part_1_training", 3, "kmeans", **options)
     open_run("train_autoencoder", 3, **options)
 

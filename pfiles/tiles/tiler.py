@@ -187,8 +187,8 @@ def _files_of(path: Path) -> list[Path]:
         return sorted(file for file in path.rglob("*") if file.is_file())
     if path.suffix.lower() == ".dcm":
         return sorted(file for file in path.parent.iterdir() if file.suffix.lower() == ".dcm")
-    beside = path.with_suffix("") if path.suffix.lower() == ".mrxs" else None
-    return [path, *(sorted(file for file in beside.iterdir() if file.is_file()) if beside and beside.is_dir() else ())]
+    beside = path.with_suffix("") if path.suffix.lower() == ".mrxs" else path
+    return [path, *sorted(file for file in beside.rglob("*") if file.is_file())]
 
 
 def _state(slide: SlideFile, tiling: Tiling) -> str:
