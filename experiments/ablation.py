@@ -31,7 +31,7 @@ from pfiles.learning.log import History
 from pfiles.machine.runtime import make_generator, versions
 from pfiles.measuring import fidelity, memorisation, spectrum, structure, two_sample, usefulness
 from pfiles.measuring.features import make_extractor
-from pfiles.paths import atomic_write, read_json, write_json
+from pfiles.paths import read_json, write_json, write_text
 from pfiles.reporting import figures
 from pfiles.reporting.sections import distribution
 from pfiles.run import Run, open_run
@@ -103,8 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
             _do(args, name, base)
     table = as_table([read_json(args.out / f"{name}.json") for name in ROWS if (args.out / f"{name}.json").exists()])
     print(table)
-    with atomic_write(args.out / "ablation.md") as file:
-        file.write(table.encode())
+    write_text(args.out / "ablation.md", table)
 
 
 def _open(args: argparse.Namespace, folder: str, settings: dict[str, Any], seed: int = 765) -> Run:

@@ -23,7 +23,7 @@ from pfiles.latents import encode_tiles, reconstruct
 from pfiles.machine.runtime import versions
 from pfiles.measuring import spectrum, two_sample
 from pfiles.measuring.features import make_extractor
-from pfiles.paths import atomic_write, read_json, write_json
+from pfiles.paths import read_json, write_json, write_text
 from pfiles.reporting import figures
 from pfiles.run import open_run
 from pfiles.tiles.pixels import evenly_spaced, to_uint8
@@ -65,8 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     done = [read_json(args.out / f"{name}.json") for name in ROWS if (args.out / f"{name}.json").exists()]
     table = as_table(done)
     print(table)
-    with atomic_write(args.out / "autoencoder.md") as file:
-        file.write(table.encode())
+    write_text(args.out / "autoencoder.md", table)
 
 
 def _do(args: argparse.Namespace, name: str) -> None:

@@ -27,7 +27,7 @@ from pfiles.errors import InputError
 from pfiles.machine.runtime import make_generator, versions
 from pfiles.measuring.memorisation import FAR, judge, nearest_tiles
 from pfiles.measuring.two_sample import blur
-from pfiles.paths import atomic_write, write_json
+from pfiles.paths import write_json, write_text
 from pfiles.tiles.dataset import load_tiles
 from pfiles.tiles.pixels import evenly_spaced, to_uint8, to_unit
 
@@ -52,8 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     table = as_markdown(report)
     print(table)
     write_json(args.out / "copies.json", report)
-    with atomic_write(args.out / "copies.md") as file:
-        file.write(table.encode())
+    write_text(args.out / "copies.md", table)
     return 0
 
 

@@ -28,7 +28,7 @@ from pfiles.machine.runtime import versions
 from pfiles.measuring import fidelity
 from pfiles.measuring.distribution import frechet_distance
 from pfiles.measuring.features import make_extractor
-from pfiles.paths import atomic_write, read_json, write_json
+from pfiles.paths import read_json, write_json, write_text
 from pfiles.run import Run, open_run
 
 HALVES = 200  # random halves of the drawn tiles, whose spread is the standard error
@@ -47,8 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not (args.out / f"{name}.json").exists():
             _do(args, name, clusters, times)
         table = as_table([row for row_name in rows if (row := read_json(args.out / f"{row_name}.json"))])
-        with atomic_write(args.out / "every_k.md") as file:
-            file.write(table.encode())
+        write_text(args.out / "every_k.md", table)
     print(table)
 
 

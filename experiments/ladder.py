@@ -44,7 +44,7 @@ from pfiles.latents import encode_tiles, predict_clusters, reconstruct
 from pfiles.machine.runtime import pick_device, versions
 from pfiles.measuring import fidelity, morphometry, spectrum, structure, two_sample, usefulness
 from pfiles.measuring.features import Extractor, make_extractor
-from pfiles.paths import atomic_write, write_json
+from pfiles.paths import write_json, write_text
 from pfiles.reporting import figures
 from pfiles.reporting.sections import distribution
 from pfiles.run import open_run
@@ -75,8 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     table = as_markdown(report["measures"])
     print(table)
     write_json(args.out / "ladder.json", report)
-    with atomic_write(args.out / "ladder.md") as file:
-        file.write(table.encode())
+    write_text(args.out / "ladder.md", table)
     rungs = [rung for rung in RUNGS if rung in next(iter(report["measures"].values()))["values"]]
     title = "\n".join(textwrap.wrap(", ".join(rungs), 110))
     figures.save_figure(figures.show_tiles(examples, SHOWN, title=title), args.out / "ladder.jpg")

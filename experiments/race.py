@@ -26,7 +26,7 @@ from experiments import ablation
 from pfiles import draw, learn
 from pfiles.machine.runtime import versions
 from pfiles.measuring.smoothness import smoothness_of_codes
-from pfiles.paths import atomic_write, read_json, write_json
+from pfiles.paths import read_json, write_json, write_text
 from pfiles.reporting import figures
 from pfiles.run import Run, open_run
 
@@ -94,8 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = [read_json(path) for path in sorted(args.out.glob("*.json"))]
     table = as_table(rows)
     print(table)
-    with atomic_write(args.out / "race.md") as file:
-        file.write(table.encode())
+    write_text(args.out / "race.md", table)
     figures.save_figure(plot(rows), args.out / "race.jpg")
 
 

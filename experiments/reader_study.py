@@ -21,7 +21,7 @@ from scipy import stats
 
 from benchmarks.measure import device_name
 from pfiles.machine.runtime import derive_seed, versions
-from pfiles.paths import atomic_write, write_json
+from pfiles.paths import write_json, write_text
 from pfiles.study import results
 from pfiles.study.results import Ratings
 
@@ -57,8 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     table = as_markdown(rows)
     print(table)
     write_json(args.out / "reader_study.json", report)
-    with atomic_write(args.out / "reader_study.md") as file:
-        file.write(table.encode())
+    write_text(args.out / "reader_study.md", table)
     return 0
 
 

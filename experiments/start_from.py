@@ -17,7 +17,7 @@ from typing import Any
 from experiments import ablation
 from pfiles import learn
 from pfiles.drawing.generator import STARTER
-from pfiles.paths import atomic_write, read_json
+from pfiles.paths import read_json, write_text
 from pfiles.run import open_run
 
 ROWS = {"from scratch": (3, None), "from scratch, a third": (1, None), "from the starter, a third": (1, "starter")}
@@ -30,8 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
             _do(args, name)
     table = ablation.as_table([read_json(args.out / f"{name}.json") for name in ROWS])
     print(table)
-    with atomic_write(args.out / "start_from.md") as file:
-        file.write(table.encode())
+    write_text(args.out / "start_from.md", table)
 
 
 def _do(args: argparse.Namespace, name: str) -> None:

@@ -21,7 +21,7 @@ from pfiles import accepting, draw, report
 from pfiles.drawing.generator import STARTER, Generator
 from pfiles.measuring import quality, structure
 from pfiles.measuring.usefulness import BOTH, GENERATED, REAL
-from pfiles.paths import atomic_write, write_json
+from pfiles.paths import atomic_write, write_json, write_text
 from pfiles.reporting import figures
 from pfiles.reporting.sections import usefulness
 from pfiles.reporting.sections.distribution import LINEAR_PROBE
@@ -99,8 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     values |= _by_label(run, shipped)
     figures.save_figure(sheet, args.out / "sheet.jpg", dpi=110)
     write_json(args.out / "measured.json", {"date": date.today().isoformat(), "values": values})
-    with atomic_write(args.out / "README.md") as file:
-        file.write(_card(run, shipped, values, args.out).encode())
+    write_text(args.out / "README.md", _card(run, shipped, values, args.out))
 
 
 def _by_label(run: Run, shipped: Generator) -> dict[str, float]:

@@ -32,7 +32,7 @@ from pfiles.machine.runtime import make_generator, pick_device, versions
 from pfiles.measuring.fidelity import student_interval
 from pfiles.measuring.tile_network import BATCH_SIZE
 from pfiles.measuring.usefulness import EPOCHS, TEST_TILES, sorted_rightly
-from pfiles.paths import atomic_write, write_json
+from pfiles.paths import write_json, write_text
 from pfiles.reporting import figures
 from pfiles.tiles.dataset import Tiles, load_tiles
 from pfiles.tiles.pixels import evenly_spaced, to_uint8, to_unit
@@ -66,8 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 def write(report: dict[str, Any], table: str, out: Path, name: str) -> None:
     print(table, flush=True)
     write_json(out / f"{name}.json", report)
-    with atomic_write(out / f"{name}.md") as file:
-        file.write(table.encode())
+    write_text(out / f"{name}.md", table)
 
 
 def about() -> dict[str, Any]:

@@ -258,10 +258,15 @@ def refuse_foreign(folder: Path, names: Iterable[str], is_own: bool) -> None:
         )
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
-    with atomic_write(path) as file:
-        file.write(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 @overload

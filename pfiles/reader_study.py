@@ -22,7 +22,7 @@ from pfiles.drawing.sampling import image_seeds
 from pfiles.errors import InputError
 from pfiles.latents import centre_and_border
 from pfiles.machine.runtime import derive_seed
-from pfiles.paths import atomic_folder, atomic_write, read_json, write_json
+from pfiles.paths import atomic_folder, read_json, write_json, write_text
 from pfiles.provenance import Provenance, require_same_run
 from pfiles.reporting import figures, page
 from pfiles.reporting.page import Section
@@ -91,8 +91,7 @@ def write(
         write_json(part / KEY_FILE, json.loads(json.dumps(asdict(key))))
         for reader, order in orders.items():
             text = form.page(look, key.study, reader, [every[i].image for i in order])
-            with atomic_write(part / f"reader_{reader}.html") as file:
-                file.write(text.encode())
+            write_text(part / f"reader_{reader}.html", text)
 
 
 def _spread(number: int, k: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from pfiles.errors import InputError
 from pfiles.measuring.memorisation import COPY, held_against, nearest_tiles
 from pfiles.measuring.quality import FILE as QUALITY_FILE
 from pfiles.measuring.quality import as_bytes
-from pfiles.paths import ROOT, atomic_folder, atomic_write, expand, read_json
+from pfiles.paths import ROOT, atomic_folder, atomic_write, expand, read_json, write_text
 from pfiles.provenance import flatten, require_same_run
 from pfiles.reporting import figures
 from pfiles.reporting.card import CARD, metadata
@@ -69,8 +69,7 @@ def share(
         sheet = figures.show_tiles(tiles, TILES_SHOWN, rows=labels, mpp=loaded.mpp)
         figures.save_figure(sheet, part / "sheet.jpg", dpi=110)
         text = _card(run, loaded, source, card, gate, preset, overrides or {})
-        with atomic_write(part / "README.md") as file:
-            file.write(text.encode())
+        write_text(part / "README.md", text)
         _refuse_traces(part, text, telling)
     return gate
 

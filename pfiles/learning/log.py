@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from pfiles.machine.processes import in_notebook, is_first
-from pfiles.paths import atomic_write, write_json
+from pfiles.paths import atomic_write, write_json, write_text
 
 SHOWN = 5  # epochs in the notebook's table
 PROGRESS, PICTURES = "progress.json", "samples"  # in a training's folder
@@ -50,8 +50,7 @@ class TrainingLog:
         if not is_first():
             return
         table = pd.DataFrame(history)
-        with atomic_write(self.csv) as file:
-            file.write(table.to_csv(index=False).encode())
+        write_text(self.csv, table.to_csv(index=False))
         if self._events is not None:
             for name, value in history[-1].items():
                 self._events.add_scalar(name, value, history[-1]["epoch"])

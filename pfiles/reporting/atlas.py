@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pfiles.measuring import morphometry
 from pfiles.measuring.memorisation import COPY, nearest_tiles
-from pfiles.paths import atomic_write
+from pfiles.paths import write_text
 from pfiles.reporting.figures import tile_grid
 from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.pixels import evenly_spaced
@@ -113,8 +113,7 @@ def write_page(rows: Sequence[Row], names: Mapping[int, str], source: str, path:
     names: of clusters, by number; they are text, whatever they hold. source: of the tiles, in a few words.
     """
     page = _template().render(rows=rows, names=names, source=source, pictures=pictures(rows))
-    with atomic_write(path) as file:
-        file.write(page.encode())
+    write_text(path, page)
 
 
 def row_html(row: Row, pictures: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pfiles.paths import atomic_write, read_json, refuse_foreign, write_json
+from pfiles.paths import read_json, refuse_foreign, write_json, write_text
 from pfiles.reporting.doubts import doubts
 from pfiles.reporting.tables import plain
 
@@ -103,8 +103,7 @@ def write_report(
     json_file, html_file = folder / f"{name}.json", folder / f"{name}.html"
     page = _page(sections, about, title)
     write_json(json_file, {"about": about, **contents})
-    with atomic_write(html_file) as file:
-        file.write(page.encode())
+    write_text(html_file, page)
     return json_file, html_file
 
 
