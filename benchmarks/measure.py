@@ -8,7 +8,6 @@ the same memory, and the peak of each is its own.
 import contextlib
 import io
 import multiprocessing
-import platform
 import resource
 import statistics
 import sys
@@ -19,6 +18,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+
+from pfiles.machine.cpu import processor
 
 MB = 2**20
 Run = Callable[[], dict[str, Any]]  # does the work once; returns "seconds" and whatever else is worth knowing
@@ -143,10 +144,5 @@ def device_name(device: str) -> str:
     """The name of the GPU, or of the processor with the number of threads that torch uses."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        with open("/proc/cpuinfo") as file:
-            model = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
     threads = torch.get_num_threads()
-    return f"{model}, {threads} thread{'s' * (threads != 1)}"
+    return f"{processor()}, {threads} thread{'s' * (threads != 1)}"

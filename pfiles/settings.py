@@ -258,11 +258,7 @@ PRESETS: dict[str, Settings] = {
 }
 
 
-CLUSTERING = {
-    "paper": "classifier",
-    "recommended": "kmeans",
-    "demo": "kmeans",
-}  # of each preset, unless chosen otherwise
+CLUSTERING = {"paper": "classifier", "recommended": "kmeans", "demo": "kmeans"}  # of presets, unless one is asked for
 
 
 def clustering_of(preset: str) -> str:

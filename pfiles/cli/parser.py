@@ -117,9 +117,7 @@ def _add_status(commands: "Commands") -> None:
 
 def _add_draw(commands: "Commands") -> None:
     draw = commands.add_parser("draw", help="tiles of a trained generator, such as the small one that comes along")
-    draw.add_argument(
-        "--from", default="starter", metavar="FOLDER", dest="folder", help="a generator, or a run; default starter"
-    )
+    shared.add_generator(draw)
     draw.add_argument(
         "--cluster", metavar="C", help="a name, or a number from 1; default: all, as often as in the training"
     )
@@ -135,9 +133,7 @@ def _add_draw(commands: "Commands") -> None:
 
 def _add_field(commands: "Commands") -> None:
     field = commands.add_parser("field", help="tissue larger than a tile, with clusters where a layout says")
-    field.add_argument(
-        "--from", default="starter", metavar="FOLDER", dest="folder", help="a generator, or a run; default starter"
-    )
+    shared.add_generator(field)
     field.add_argument(
         "--layout", required=True, metavar="FILE_OR_CLUSTER",
         help="PNG or .npy of cluster numbers, CSV of names, GeoJSON, a slide's tile_clusters.csv; or one cluster",
@@ -183,9 +179,7 @@ def _add_twin(commands: "Commands") -> None:
 def _add_vary(commands: "Commands") -> None:
     vary = commands.add_parser("vary", help="variations of real tiles, as their own cluster or another")
     vary.add_argument("tiles", metavar="TILE_OR_FOLDER", help="PNG, JPEG or TIFF; brought to the generator's side")
-    vary.add_argument(
-        "--from", default="starter", metavar="FOLDER", dest="folder", help="a generator, or a run; default starter"
-    )
+    shared.add_generator(vary)
     vary.add_argument(
         "--strength", type=float, nargs="+", default=[STRENGTH], metavar="S",
         help=f"share of the steps drawn anew, above 0 to 1; several for several rows; default {STRENGTH}",

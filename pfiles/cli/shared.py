@@ -8,6 +8,12 @@ CLUSTERING_NAMES = "classifier or kmeans"
 SEVERAL_K = "number of clusters, or several such as 10-16"
 
 
+def add_generator(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--from", default="starter", metavar="FOLDER", dest="folder", help="a generator, or a run; default starter"
+    )
+
+
 def add_tiles_and_preset(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", help=".npy, folder or .zip of tiles, or 'embedded'; default $KPC_DATA, or that")
     command.add_argument("--preset", help=f"{', '.join(PRESETS)}; default recommended")
