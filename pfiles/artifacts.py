@@ -176,8 +176,8 @@ def _lack(run: Run, name: str) -> str:
 
 def _sampling(run: Run) -> dict[str, Any]:
     sampling = run.settings.sampling
-    chosen = {"accept": sampling.accept} if sampling.accept < 1 else {}  # else as if there were no such setting
-    return {"steps": sampling.steps, "sampler": sampling.sampler, "guidance": sampling.guidance, **chosen}
+    accept = {"accept": sampling.accept} if sampling.accept < 1 else {}  # else as if there were no such setting
+    return {"steps": sampling.steps, "sampler": sampling.sampler, "guidance": sampling.guidance, **accept}
 
 
 class Status(NamedTuple):

@@ -73,14 +73,14 @@ def frames(run: Run, cluster_ids: Tensor | Sequence[int], number: int = 5, *, gu
     if guidance is not None:
         sampling = replace(networks.settings.sampling, guidance=guidance)
         networks = replace(networks, settings=replace(networks.settings, sampling=sampling))
-    kept: list[Tensor] = []
+    decoded: list[Tensor] = []
 
     def keep(done: int, steps: int, x: Tensor) -> None:
         if done in evenly_spaced(steps + 1, number):
-            kept.append(to_uint8(networks.space.decode(x)).cpu())
+            decoded.append(to_uint8(networks.space.decode(x)).cpu())
 
     networks.draw(torch.as_tensor(cluster_ids), seed=run.seed, progress=False, on_step=keep)
-    return torch.stack(kept, dim=1)
+    return torch.stack(decoded, dim=1)
 
 
 def test_samples(run: Run, stage: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,8 +152,8 @@ def write_generated_table(run: Run) -> None:
         artifacts.generated_files(run)
         seed = read_json(run.paths.generated / GENERATED_WITH, {}).get("seed", run.seed)
         ids, table = run.assigned[0][run.selected], run.paths.generated / TABLE
-        known = None
+        measured = None
         if table.exists():
-            known = read_table(table).drop(columns=list(DRAWN), errors="ignore").reset_index(drop=True)
-            known = known.apply(pd.to_numeric)
-        write_table(run.paths.generated, run.selected + 1, ids, run.names, seed, known)
+            measured = read_table(table).drop(columns=list(DRAWN), errors="ignore").reset_index(drop=True)
+            measured = measured.apply(pd.to_numeric)
+        write_table(run.paths.generated, run.selected + 1, ids, run.names, seed, measured)

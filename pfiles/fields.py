@@ -26,7 +26,7 @@ from pfiles.drawing.sampling import interrupt_told
 from pfiles.errors import InputError, extra
 from pfiles.machine import processes
 from pfiles.machine.processes import is_first
-from pfiles.paths import atomic_write, read_json, refuse_foreign, write_json
+from pfiles.paths import atomic_write, read_json, refuse_foreign, write_json, write_text
 from pfiles.reporting import maps
 from pfiles.spreadsheet import write_csv
 from pfiles.tiles.pixels import as_array
@@ -38,7 +38,7 @@ BYTES = 3 * (1 + 4 / 3)  # of the disk for each pixel: the block it is drawn in,
 
 def beside(out: Path, what: str) -> Path:
     """The file of a field that says `what`: field.tiff has field.layout.geojson, field.tiles.csv and field.json."""
-    return out.with_name(f"{out.stem}.{what}" if what != "json" else f"{out.stem}.json")
+    return out.with_name(f"{out.stem}.{what}")
 
 
 def write_field(
@@ -79,8 +79,7 @@ def write_field(
         write_pyramid(out, _rows(work, blocks, whole), size, mpp)
         table = asked_tiles(field.layout, whole, field.settings.image_size_px, out.stem, generator.names)
         write_csv(beside(out, "tiles.csv"), table)
-        with atomic_write(beside(out, "layout.geojson")) as file:
-            file.write(json.dumps(_as_geojson(field.layout, whole, out.stem, generator)).encode())
+        write_text(beside(out, "layout.geojson"), json.dumps(_as_geojson(field.layout, whole, out.stem, generator)))
         about = {"made_by": "python -m pfiles field", "size": list(size), "mpp": mpp, "joints": _joints(field, whole)}
         write_json(note, {**about, "made_from": made_from})
         shutil.rmtree(work)

@@ -29,7 +29,7 @@ from pfiles.machine.processes import progress
 from pfiles.machine.runtime import derive_seed
 from pfiles.measuring import pairs
 from pfiles.paper import OTHER_K, PARTS, TRAINING, K
-from pfiles.paths import atomic_write
+from pfiles.paths import write_text
 from pfiles.reporting import figures
 from pfiles.run import Run
 from pfiles.tiles.files import list_images, read_images
@@ -100,8 +100,8 @@ def numbers(paper: Paper) -> Iterator[Row]:
     if not paper.lack("tiles", "autoencoder", "classifier after finetuning2", "latent CSV"):
         yield from _of_networks(paper.run)
     if lack := paper.lack("training images", "generated images"):
-        for what, printed in (("SSIM", SSIM), ("MS-SSIM", MS_SSIM), ("LPIPS", LPIPS_VGG)):
-            yield Row(what, f"{printed}", "", f"not measured; missing: {lack}")
+        for title, printed in (("SSIM", SSIM), ("MS-SSIM", MS_SSIM), ("LPIPS", LPIPS_VGG)):
+            yield Row(title, f"{printed}", "", f"not measured; missing: {lack}")
     else:
         yield from _of_pairs(paper.run)
     lack = paper.lack(*NEEDED[3])
@@ -143,13 +143,13 @@ def _of_pairs(run: Run) -> Iterator[Row]:
         "other images than the published ones, or another decoder of JPEG"
     )  # fmt: skip
     usual = "not published: windows within one colour, as SSIM is meant"
-    for what, name, score, printed in (
+    for title, name, score, printed in (
         ("SSIM as published, colour as a third axis", "ssim_published", pairs.ssim_published, SSIM),
         ("SSIM within each colour", "ssim", pairs.ssim, None),
         ("MS-SSIM", "ms_ssim", pairs.ms_ssim, MS_SSIM),
     ):
         mean = _mean_score(run, name, partial(score, device=run.device), original, generated)
-        yield _row(what, printed, mean, 4, usual if printed is None else why)
+        yield _row(title, printed, mean, 4, usual if printed is None else why)
     try:
         network = LPIPS().load_pretrained().to(run.device)
     except InputError as error:
@@ -170,8 +170,8 @@ def _mean_score(
         parts = range(0, len(names), AT_ONCE)
         for start in progress(parts, desc=f"measure {name}", unit="batch", leave=False, delay=2):
             part = names[start : start + AT_ONCE]
-            real, drawn = (read_images(files[number] for number in part) for files in (original, generated))
-            scores.append(torch.from_numpy(score(real, match_size(drawn, real.shape[2]))))
+            real, fake = (read_images(files[number] for number in part) for files in (original, generated))
+            scores.append(torch.from_numpy(score(real, match_size(fake, real.shape[2]))))
         return torch.cat(scores)
 
     key = {"score": name, "images": _digest([*original.values(), *(generated[number] for number in names)])}
@@ -266,11 +266,11 @@ def _drawn(paper: Paper, cluster: int, number: int) -> Tensor:
 def _figure_4(paper: Paper) -> None:
     run = paper.run
     for panel, stage in zip("bcd", START, strict=True):
-        shown, cluster_ids, drawn = draw.test_samples(run, stage)
+        test_tiles, cluster_ids, generated = draw.test_samples(run, stage)
         tops = [f"{cluster + 1}" for cluster in cluster_ids.tolist()]
         title = f"Generated samples after {stage}"
-        report.save_panel(run, figures.show_tiles(drawn, 5, title, tops=tops), 4, panel)
-    report.save_panel(run, figures.show_tiles(shown, 5, "Test samples", tops=tops), 4, "a")
+        report.save_panel(run, figures.show_tiles(generated, 5, title, tops=tops), 4, panel)
+    report.save_panel(run, figures.show_tiles(test_tiles, 5, "Test samples", tops=tops), 4, "a")
     figures.save_figure_4(run.paths)
 
 
@@ -289,5 +289,4 @@ FIGURES: dict[int, tuple[Callable[[Paper], None], str]] = {
 def write_table(rows: Sequence[Row], path: Path) -> None:
     """The rows as a table in Markdown."""
     lines = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, ("---",) * len(COLUMNS), *rows)]
-    with atomic_write(path) as file:
-        file.write("".join(f"{line}\n" for line in lines).encode())
+    write_text(path, "".join(f"{line}\n" for line in lines))

@@ -58,19 +58,19 @@ def write_twin(
         tile_slides([slide], Path(private) / "tiles", tiling, show_split=False)
         source = read_source(Path(private) / "tiles")
         images = source.images.clone()
-    asked = _assign(generator, images)
-    cells, columns, rows = cells_of_tiles(*(source.positions[name] for name in ("x", "y", "side")), asked)
+    slide_ids = _assign(generator, images)
+    cells, columns, rows = cells_of_tiles(*(source.positions[name] for name in ("x", "y", "side")), slide_ids)
     side = generator.settings.image_size_px
     layout = make_layout(cells, (cells.shape[1] * side, cells.shape[0] * side), generator.n_clusters)
     places = np.stack([columns, rows], axis=1) * side
     work = out.with_name(f".{out.name}.rounds")
-    drawn, redrawn = _draw_until_none_is_near(
+    field_file, redrawn = _draw_until_none_is_near(
         generator, field_of(layout), work, out.name, places, images, real, tiling.mpp
     )
-    with open_slide(drawn) as reader:
-        found = _assign(generator, crops(reader, places, side))
-    section = _report(asked, found, places, generator, tiling.mpp, redrawn)
-    for file in (*(beside(drawn, what) for what in ("layout.geojson", "tiles.csv", "json")), drawn):
+    with open_slide(field_file) as reader:
+        twin_ids = _assign(generator, crops(reader, places, side))
+    section = _report(slide_ids, twin_ids, places, generator, tiling.mpp, redrawn)
+    for file in (*(beside(field_file, kind) for kind in ("layout.geojson", "tiles.csv", "json")), field_file):
         shutil.move(file, out.with_name(file.name))
     shutil.rmtree(work)
     write_json(beside(out, "report.json"), {"said": list(section.notes), **section.scores})
@@ -96,18 +96,18 @@ def _draw_until_none_is_near(
     width, height = field.layout.size
     moved = places + side // 2
     corners = np.concatenate([places, moved[(moved[:, 0] + side <= width) & (moved[:, 1] + side <= height)]])
-    known, before, distances = torch.cat([train, images]), torch.empty(0), np.full(len(corners), np.inf)
+    compared, before, distances = torch.cat([train, images]), torch.empty(0), np.full(len(corners), np.inf)
     redrawn: Mapping[tuple[int, int], int] = {}
     for number in range(ROUNDS):
-        drawn = work / str(number) / name
-        write_field(generator, replace(field, redrawn=redrawn), drawn, mpp=mpp)
-        with open_slide(drawn) as reader:
+        path = work / str(number) / name
+        write_field(generator, replace(field, redrawn=redrawn), path, mpp=mpp)
+        with open_slide(path) as reader:
             now = crops(reader, corners, side)
         changed = np.ones(len(now), bool) if not number else (now != before).flatten(1).any(1).numpy()
-        distances[changed] = nearest_tiles(now[changed], known).distance
+        distances[changed] = nearest_tiles(now[changed], compared).distance
         near = corners[distances < judge(distances, held_out, real.source)[0]["threshold"]]
         if not len(near):
-            return drawn, sum(redrawn.values())
+            return path, sum(redrawn.values())
         before = now
         squares = {
             (row, column)
@@ -122,21 +122,25 @@ def _draw_until_none_is_near(
 
 
 def _report(
-    asked: np.ndarray, found: np.ndarray, places: np.ndarray, generator: Generator, mpp: float | None, redrawn: int
+    slide_ids: np.ndarray,
+    twin_ids: np.ndarray,
+    places: np.ndarray,
+    generator: Generator,
+    mpp: float | None,
+    redrawn: int,
 ) -> Section:
     """How far the twin's own map agrees with that of the slide."""
-    n, right, count = generator.n_clusters, int((asked == found).sum()), len(asked)
+    n, right, count = generator.n_clusters, int((slide_ids == twin_ids).sum()), len(slide_ids)
+    ids_of = {"slide": slide_ids, "twin": twin_ids}
     low, high = wilson_interval(right, count)
     names = [maps.title(cluster, generator.names) for cluster in range(n)]
-    shares = pd.DataFrame(
-        {of: np.bincount(ids, minlength=n) / count for of, ids in (("slide", asked), ("twin", found))}
-    )
+    shares = pd.DataFrame({of: np.bincount(ids, minlength=n) / count for of, ids in ids_of.items()})
     shares.index = names
     x, y = places.T
     side = np.full(count, generator.settings.image_size_px)
     columns = [np.full(count, "twin"), x, y, side, np.full(count, mpp or np.nan)]
     positions = np.rec.fromarrays(columns, names="slide,x,y,side,mpp")
-    joins = {of: join_counts(positions, ids, n).loc["all", "share"] for of, ids in (("slide", asked), ("twin", found))}
+    joins = {of: join_counts(positions, ids, n).loc["all", "share"] for of, ids in ids_of.items()}
     points = 100 * (shares["slide"] - shares["twin"]).abs().max()
     said = [
         f"At {right / count:.0%} ({low:.0%} to {high:.0%}) of {count} places the twin's map shows the slide's cluster.",

@@ -77,18 +77,18 @@ def vary(
     """
     check(generator, strengths, number, clusters)
     images, rows = [], []
-    own, _ = generator.assign(tiles)
+    tile_ids, _ = generator.assign(tiles)
     for name in (None, *clusters):
         if name is None:
-            asked = own
+            asked = tile_ids
         else:
-            among = find_clusters(name, generator.names, generator.n_clusters)
-            asked = torch.full_like(own, max(among, key=lambda cluster: float(generator.shares[cluster])))
+            same_name = find_clusters(name, generator.names, generator.n_clusters)
+            asked = torch.full_like(tile_ids, max(same_name, key=lambda cluster: float(generator.shares[cluster])))
         for strength in strengths:
             cluster = None if name is None else int(asked[0])
-            drawn = generator.vary(tiles, strength, number, seed, cluster=cluster).flatten(0, 1)
-            read, _ = generator.assign(drawn)
-            images.append(drawn)
+            varied = generator.vary(tiles, strength, number, seed, cluster=cluster).flatten(0, 1)
+            read, _ = generator.assign(varied)
+            images.append(varied)
             rows.append(
                 pd.DataFrame(
                     {
@@ -203,10 +203,10 @@ def show(
     rows, labels = [], []
     for original in range(min(SHOWN, len(tiles))):
         of_original = table[table["original"] == original]
-        for (own, strength, asked), some in of_original.groupby(["own", "strength", "asked"], sort=False):
-            drawn = images[some.index.to_list()].clone()
-            _frame(drawn, torch.tensor(some["copy"].to_list()))
-            rows.append(torch.cat([tiles[original][None], drawn]))
+        for (own, strength, asked), group in of_original.groupby(["own", "strength", "asked"], sort=False):
+            varied = images[group.index.to_list()].clone()
+            _frame(varied, torch.tensor(group["copy"].to_list()))
+            rows.append(torch.cat([tiles[original][None], varied]))
             label = figures.cluster_label(asked + 1, names)
             labels.append(f"{strength:g}: {label}" if own else f"{strength:g}: as {label}")
     title = "Each tile, then its variations by strength; framed in red: too near a real tile"

@@ -140,9 +140,9 @@ def repetition(crops: Tensor, real: Tensor | None = None) -> dict[str, float | i
         tiles = tiles[evenly_spaced(len(tiles), 2 * SEARCHED)]
         return nearest_tiles(tiles[::2], tiles[1::2]).distance.to_numpy()
 
-    own = distances(crops)
-    found = {"searched": len(own), "copies": int((own < COPY).sum()), "smallest": float(own.min())}
+    distance = distances(crops)
+    counts = {"searched": len(distance), "copies": int((distance < COPY).sum()), "smallest": float(distance.min())}
     if real is None:
-        return {**found, "closer": None, "expected": None}
-    judged = against_held_out(own, distances(real))
-    return {**found, "closer": judged["closer"], "expected": judged["expected"]}
+        return {**counts, "closer": None, "expected": None}
+    judged = against_held_out(distance, distances(real))
+    return {**counts, "closer": judged["closer"], "expected": judged["expected"]}

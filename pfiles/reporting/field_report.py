@@ -19,7 +19,7 @@ from pfiles.measuring.two_sample import TwoSampleTest
 from pfiles.reporting.page import Section
 from pfiles.reporting.tables import plain
 from pfiles.tiles.dataset import Tiles
-from pfiles.tiles.pixels import as_tensor
+from pfiles.tiles.pixels import as_tensor, evenly_spaced
 from pfiles.tiles.readers import SlideReader, open_slide, read_rgb
 
 ENOUGH, SEAMLESS = 0.8, 0.55  # of places read back as asked, and of squares across joints that are told: the targets
@@ -51,11 +51,11 @@ def check_field(
         places, ids = asked[["x", "y"]].to_numpy(int), asked["cluster"].to_numpy(int) - 1
         scores: dict[str, Any] = {}
         said, tables = _read_back(slide, places, ids, asked["share"].to_numpy(float), side, assign, n_clusters, scores)
-        tiles = crops(slide, places[np.linspace(0, len(places) - 1, min(len(places), 2 * SEARCHED)).astype(int)], side)
-        some = np.linspace(0, len(places) - 1, len(tiles)).astype(int)
+        sampled = evenly_spaced(len(places), 2 * SEARCHED)
+        tiles = crops(slide, places[sampled], side)
         for measure in (
             lambda: _seams(slide, joints, seed, device, scores),
-            lambda: _drift(tiles, places[some], ids[some], _is_surrounded(places, ids, side)[some], scores),
+            lambda: _drift(tiles, places[sampled], ids[sampled], _is_surrounded(places, ids, side)[sampled], scores),
             lambda: _repetition(tiles, None if real is None else real.tensor(real.test), scores),
             lambda: _structure(slide, places, ids, side, real_crops, seed, scores),
             lambda: _copies(slide, places, side, seed, real, scores),
@@ -79,8 +79,8 @@ def _read_back(
 ) -> tuple[list[str], list[pd.DataFrame]]:  # fmt: skip
     parts = range(0, len(places), AT_ONCE)
     bar = progress(parts, desc="read back", unit="batch", leave=False, delay=2)
-    found = torch.cat([assign(crops(slide, places[at : at + AT_ONCE], side))[0] for at in bar]).numpy()
-    tables = field_check.read_back(ids, found, shares, n_clusters)
+    read_ids = torch.cat([assign(crops(slide, places[at : at + AT_ONCE], side))[0] for at in bar]).numpy()
+    tables = field_check.read_back(ids, read_ids, shares, n_clusters)
     scores["read back"] = {name: plain(table) for name, table in tables.items()}
     said = []
     for name, table in tables.items():
@@ -101,16 +101,16 @@ def _seams(
     corners = field_check.window_corners(size, joints)
     if not len(corners):
         raise InputError("Seams need a field of several windows: draw a larger one.")
-    found = field_check.seams(crops(slide, corners, 2 * joints.every), joints.every, seed, device)
-    scores["seams"] = {name.replace("_", " "): test.row() for name, test in vars(found).items()}
-    told: TwoSampleTest = found.drawn
+    tests = field_check.seams(crops(slide, corners, 2 * joints.every), joints.every, seed, device)
+    scores["seams"] = {name.replace("_", " "): test.row() for name, test in vars(tests).items()}
+    across: TwoSampleTest = tests.drawn
     sentence = (
-        f"Squares across joints are told from squares inside in {told}, across joints of tiles side by side in "
-        f"{found.side_by_side}, and squares inside from each other in {found.inside}; chance is 50 %."
+        f"Squares across joints are told from squares inside in {across}, across joints of tiles side by side in "
+        f"{tests.side_by_side}, and squares inside from each other in {tests.inside}; chance is 50 %."
     )
-    if told.accuracy is None:
+    if across.accuracy is None:
         return [sentence]
-    verdict = "reached" if told.accuracy <= SEAMLESS else "missed"
+    verdict = "reached" if across.accuracy <= SEAMLESS else "missed"
     return [f"{sentence} The target of at most {SEAMLESS:.0%} is {verdict}."]
 
 
@@ -126,21 +126,21 @@ def _is_surrounded(places: np.ndarray, ids: np.ndarray, side: int) -> np.ndarray
 def _drift(
     tiles: Tensor, places: np.ndarray, ids: np.ndarray, surrounded: np.ndarray, scores: dict[str, Any]
 ) -> list[str]:
-    scores["drift"] = found = field_check.drift(
+    scores["drift"] = slope = field_check.drift(
         tiles[torch.from_numpy(surrounded)], places[surrounded], ids[surrounded]
     )
     return [
         "Colours change by at most {levels:.1f} of 255 levels (standard error {standard_error:.1f}) from edge to edge; "
-        "tiles of one cluster differ by {spread:.1f}.".format_map({**found, "levels": abs(found["levels"])})
+        "tiles of one cluster differ by {spread:.1f}.".format_map({**slope, "levels": abs(slope["levels"])})
     ]
 
 
 def _repetition(tiles: Tensor, real: Tensor | None, scores: dict[str, Any]) -> list[str]:
-    scores["repetition"] = found = field_check.repetition(tiles, real)
-    sentence = "{copies} of {searched} crops come twice in the field".format_map(found)
-    if found["closer"] is None:
-        return [f"{sentence}; the nearest two differ by {found['smallest']:.2f}, copies by less than {COPY}."]
-    closer, expected = found["closer"], found["expected"]
+    scores["repetition"] = search = field_check.repetition(tiles, real)
+    sentence = "{copies} of {searched} crops come twice in the field".format_map(search)
+    if search["closer"] is None:
+        return [f"{sentence}; the nearest two differ by {search['smallest']:.2f}, copies by less than {COPY}."]
+    closer, expected = search["closer"], search["expected"]
     return [f"{sentence}; {closer:.1%} are nearer to another than the nearest {expected:.1%} of real tiles are."]
 
 
@@ -182,8 +182,8 @@ def gate(
 ) -> tuple[Tensor, pd.DataFrame, dict[str, float | None], str]:
     """At most 200 crops near `places` of tissue, moved at random, and what `held_against` says of them."""
     rng = np.random.default_rng(derive_seed(seed, "crops for the gate"))
-    some = places[np.sort(rng.permutation(len(places))[:SEARCHED])]
-    most = np.array(slide.level_dimensions[0]) - side
-    crop = crops(slide, np.minimum(some + rng.integers(0, side, some.shape), most), side)
+    corners = places[np.sort(rng.permutation(len(places))[:SEARCHED])]
+    last = np.array(slide.level_dimensions[0]) - side
+    crop = crops(slide, np.minimum(corners + rng.integers(0, side, corners.shape), last), side)
     nearest, _, judged, leak = held_against(crop, real.tensor(real.train), real.tensor(real.test), real.source)
     return crop, nearest, judged, leak

@@ -120,10 +120,9 @@ def tile_slides(
         describe_tiles(out, [*rows], len(rows), tiling.size)
         shutil.rmtree(out / WORK, ignore_errors=True)
     left_out = {name: note["left_out"] for name, note in about["notes"].items() if "left_out" in note}
-    left_out = {**left_out, **copies, **gathered.unread}
-    names = [slide.name for slide in slides]
+    left_out |= copies | gathered.unread
     split = patient if show_split and part is None else None
-    train, test = print_slides(names, rows, split, about["notes"], left_out)
+    train, test = print_slides([slide.name for slide in slides], rows, split, about["notes"], left_out)
     if rows["slide"].nunique() > 1 and part is None:
         warn_of_copies(read_source(out).images, rows, train, test, out)
     print_notes(gathered.notes, about["notes"], tiling.icc)
