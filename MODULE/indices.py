@@ -328,12 +328,12 @@ def sampled_indices(X, labels, n_points=10_000, n_subsets=10, seed=0, device=Non
     names = np.repeat(np.arange(len(sizes)), sizes)
     rng = np.random.default_rng(seed)
     subsets = [rng.choice(len(grouped), min(n_points, len(grouped)), replace=False) for _ in range(n_subsets)]
-    pairs = [pair_sums(*_grouped(grouped[some], names[some]), device) for some in subsets]
+    pairs = [pair_sums(*_grouped(grouped[subset], names[subset]), device) for subset in subsets]
     squares, dunn = _square_sums(grouped, sizes), min(map(_dunn, pairs))
-    found = {"calinski_harabasz": _calinski_harabasz(squares), "c": 0.0, "dunn": dunn, "hartigan": _hartigan(squares)}
+    indices = {"calinski_harabasz": _calinski_harabasz(squares), "c": 0.0, "dunn": dunn, "hartigan": _hartigan(squares)}
     for name, index in (("c", _c), ("mclain_rao", _mclain_rao)):
-        found[name], found[f"{name}_low"], found[f"{name}_high"] = _mean_and_interval([index(of) for of in pairs])
-    return {**found, "dunn_low": 0.0, "dunn_high": dunn}
+        indices[name], indices[f"{name}_low"], indices[f"{name}_high"] = _mean_and_interval([index(of) for of in pairs])
+    return {**indices, "dunn_low": 0.0, "dunn_high": dunn}
 
 
 def _mean_and_interval(values):
@@ -375,9 +375,9 @@ def occupancy(labels, n_clusters):
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.size == 0:
         raise ValueError(f"labels must be a one-dimensional array of at least one label; got shape {labels.shape}.")
-    known = np.isin(labels, np.arange(n_clusters))
-    if not known.all():
-        raise ValueError(f"labels must be whole numbers from 0 to {n_clusters - 1}; got {labels[~known][0]!r}.")
+    in_range = np.isin(labels, np.arange(n_clusters))
+    if not in_range.all():
+        raise ValueError(f"labels must be whole numbers from 0 to {n_clusters - 1}; got {labels[~in_range][0]!r}.")
     sizes = np.bincount(labels.astype(int), minlength=n_clusters)
     share = sizes[sizes > 0] / labels.size
     return Occupancy(sizes, len(share), float((share * np.log(share * n_clusters)).sum()))

@@ -109,11 +109,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _line(row: dict[str, Any]) -> str:
     sides = [row[name] for name in ("module", "plain") if name in row]
-    shown = "".join(f" {side['seconds']:8.2f} s {side['mb']:5.0f} MB" for side in sides)
+    columns = "".join(f" {side['seconds']:8.2f} s {side['mb']:5.0f} MB" for side in sides)
     if len(sides) == 2:
         ours, theirs = sides
-        shown += f" {theirs['seconds'] / ours['seconds']:6.1f} x time {theirs['mb'] / ours['mb']:5.1f} x memory"
-    return f"{row['points']:>8}{shown}"
+        columns += f" {theirs['seconds'] / ours['seconds']:6.1f} x time {theirs['mb'] / ours['mb']:5.1f} x memory"
+    return f"{row['points']:>8}{columns}"
 
 
 if __name__ == "__main__":

@@ -60,20 +60,20 @@ TINY = {
 def make_size(name: str, device: str, precision: str | None = None) -> Size:
     """Size "paper" or "tiny" for a device. precision: the product's, by default bf16 on a GPU and fp32 elsewhere."""
     on_gpu = device.startswith("cuda")
-    chosen = {"precision": precision or ("bf16" if on_gpu else "fp32")}
+    of_all = {"precision": precision or ("bf16" if on_gpu else "fp32")}
     if name == "tiny":
         return Size(
-            TINY | chosen, ceiling=64, calls=1, stage_steps=1, tiles=32, ddpm_steps=2,
+            TINY | of_all, ceiling=64, calls=1, stage_steps=1, tiles=32, ddpm_steps=2,
             solver_steps=2, single_images=1, pairs=4, many=8, many_steps=2, batch_sizes=(4, 8),
         )  # fmt: skip
     if on_gpu:
         return Size(
-            chosen, ceiling=8192, calls=20, stage_steps=50, tiles=1000, ddpm_steps=50,
+            of_all, ceiling=8192, calls=20, stage_steps=50, tiles=1000, ddpm_steps=50,
             solver_steps=SOLVER_STEPS, single_images=1, pairs=1000, many=1000, many_steps=200,
             batch_sizes=(100, 500, 1000),
         )  # fmt: skip
     return Size(
-        chosen, ceiling=2048, calls=1, stage_steps=1, tiles=64, ddpm_steps=3,
+        of_all, ceiling=2048, calls=1, stage_steps=1, tiles=64, ddpm_steps=3,
         solver_steps=5, single_images=2, pairs=100, many=16, many_steps=3, batch_sizes=(1, 4, 16),
     )  # fmt: skip
 
@@ -154,10 +154,10 @@ def smooth_tiles(n: int, side: int) -> Tensor:
     """Random tiles (n, 3, side, side) uint8: smooth colours with a little noise."""
     generator = make_generator("benchmark tiles")
     tiles = torch.empty(n, 3, side, side, dtype=torch.uint8)
-    for some in tiles.split(256):  # in little memory, as that of the work is measured
-        smooth = F.interpolate(torch.rand(len(some), 3, 8, 8, generator=generator), size=side, mode="bicubic")
+    for part in tiles.split(256):  # in little memory, as that of the work is measured
+        smooth = F.interpolate(torch.rand(len(part), 3, 8, 8, generator=generator), size=side, mode="bicubic")
         noisy = smooth + 0.03 * torch.randn(smooth.shape, generator=generator)
-        some.copy_((255 * noisy.clamp(0, 1)).byte())
+        part.copy_((255 * noisy.clamp(0, 1)).byte())
     return tiles
 
 

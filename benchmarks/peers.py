@@ -326,8 +326,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _about(side: dict[str, Any]) -> dict[str, Any]:
     """The repetitions of a side, its memory, and its parameters and operations where they were counted."""
     last = side["runs"][-1]
-    known = {key: last[key] for key in ("parameters", "gflop") if key in last}
-    return {**known, "seconds": [run["seconds"] for run in side["runs"]], "peak_mb": side["peak_mb"]}
+    counts = {key: last[key] for key in ("parameters", "gflop") if key in last}
+    return {**counts, "seconds": [run["seconds"] for run in side["runs"]], "peak_mb": side["peak_mb"]}
 
 
 def ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:
@@ -339,8 +339,8 @@ def _line(row: dict[str, Any]) -> str:
     seconds_each = float(np.median(row["seconds"]))
     size = f"{row['parameters'] / 1e6:5.1f} M" if "parameters" in row else " " * 7
     rate = f"{row['gflop'] / seconds_each:5.0f} GFLOP/s" if "gflop" in row else " " * 13
-    shown = f"{row['ratio']:5.2f} ({row['low']:.2f} to {row['high']:.2f})"
-    return f"{row['work']:12}{row['by']:30}{seconds_each:8.3f} s  {size}  {rate}  {row['peak_mb']:7,.0f} MB  {shown}"
+    ratio = f"{row['ratio']:5.2f} ({row['low']:.2f} to {row['high']:.2f})"
+    return f"{row['work']:12}{row['by']:30}{seconds_each:8.3f} s  {size}  {rate}  {row['peak_mb']:7,.0f} MB  {ratio}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -154,8 +154,8 @@ print(json.dumps({
 
 
 def large_image(work: Work, device: str) -> Run:
-    given = [work.python, "-c", LARGE_IMAGE, *map(str, (work.slide, work.part, SIDE))]
-    return lambda: json.loads(subprocess.run(given, check=True, capture_output=True, text=True).stdout)
+    command = [work.python, "-c", LARGE_IMAGE, *map(str, (work.slide, work.part, SIDE))]
+    return lambda: json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def timed(work: Callable[[], int]) -> dict[str, Any]:

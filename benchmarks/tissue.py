@@ -45,17 +45,17 @@ def ellipse(reach: float = 0.35) -> np.ndarray:
 
 def plain(glass=GLASS, reach: float = 0.35, shade=None, **colours) -> tuple[np.ndarray, np.ndarray]:
     """A round piece of tissue on glass, and where it lies. shade: by what light is multiplied, by place."""
-    there, rng = ellipse(reach), np.random.default_rng(0)
+    tissue, rng = ellipse(reach), np.random.default_rng(0)
     image = np.array(glass) + rng.normal(size=(SIDE, SIDE, 1))
-    image[there] = texture(3, **colours)[there]
+    image[tissue] = texture(3, **colours)[tissue]
     if shade is not None:
         image *= shade(*(np.mgrid[:SIDE, :SIDE] / SIDE))[..., None]
-    return image, there
+    return image, tissue
 
 
 def fat(cell: int, wall: int, round_cells: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Empty cells of `cell` px with walls of `wall` px; each cell that is closed is tissue."""
-    image, there = plain()
+    image, tissue = plain()
     y, x = np.mgrid[:SIDE, :SIDE]
     pitch = cell + wall
     if round_cells:
@@ -64,26 +64,26 @@ def fat(cell: int, wall: int, round_cells: bool = False) -> tuple[np.ndarray, np
     else:
         empty = (y % pitch >= wall) & (x % pitch >= wall)
     image[empty] = GLASS[0]
-    return image, ndimage.binary_fill_holes(there & ~empty)
+    return image, ndimage.binary_fill_holes(tissue & ~empty)
 
 
 def pen(colour, width: int = 42, opaque: float = 1.0, noise: float = 0) -> tuple[np.ndarray, np.ndarray]:
     """A stroke across glass and the edge of the tissue, and one that is all on glass."""
-    image, there = plain(reach=0.3)
+    image, tissue = plain(reach=0.3)
     y, x = np.mgrid[:SIDE, :SIDE]
     ink = (np.abs(x - y - 0.36 * SIDE) < width * 0.7) | ((np.abs(y - 0.06 * SIDE) < width / 2) & (x < SIDE // 2))
-    seen = np.array(colour) + np.random.default_rng(1).normal(size=image.shape) * noise
-    image[ink] = (opaque * seen + (1 - opaque) * image)[ink]
-    return image, there & ~ink
+    stroke = np.array(colour) + np.random.default_rng(1).normal(size=image.shape) * noise
+    image[ink] = (opaque * stroke + (1 - opaque) * image)[ink]
+    return image, tissue & ~ink
 
 
 def lines() -> tuple[np.ndarray, np.ndarray]:
     """A grey line around the tissue, as the edge of a cover glass, a black border, and dust."""
-    image, there = plain(reach=0.3)
+    image, tissue = plain(reach=0.3)
     image[40:64] = image[:, 40:64] = 175
     image[-60:] = 4
     image[100:112, 700:712] = 90
-    return image, there
+    return image, tissue
 
 
 def everything(**colours) -> tuple[np.ndarray, np.ndarray]:
@@ -92,10 +92,10 @@ def everything(**colours) -> tuple[np.ndarray, np.ndarray]:
 
 def two_levels() -> tuple[np.ndarray, np.ndarray]:
     """A strongly stained piece beside a pale one."""
-    image, there = plain(reach=0.2)
-    pale = np.roll(there, -SIDE // 3, axis=1)
+    image, tissue = plain(reach=0.2)
+    pale = np.roll(tissue, -SIDE // 3, axis=1)
     image[pale] = texture(5, (240, 230, 238), (225, 218, 232))[pale]
-    return image, there | pale
+    return image, tissue | pale
 
 
 KINDS: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
@@ -153,22 +153,22 @@ def embedded() -> tuple[np.ndarray, np.ndarray]:
 
 def thumbnail(kind: str) -> tuple[np.ndarray, np.ndarray]:
     """A made slide averaged down, (H, W, 3) uint8, and its true mask (H, W) bool."""
-    image, there = KINDS[kind]()
+    image, tissue = KINDS[kind]()
     image = np.clip(image, 0, 255).astype(np.uint8)
     side = SIDE // FACTOR
     small = image.reshape(side, FACTOR, side, FACTOR, 3).mean(axis=(1, 3))
-    return (small + 0.5).astype(np.uint8), there.reshape(side, FACTOR, side, FACTOR).mean(axis=(1, 3)) > 0.5
+    return (small + 0.5).astype(np.uint8), tissue.reshape(side, FACTOR, side, FACTOR).mean(axis=(1, 3)) > 0.5
 
 
-def overlap(found: np.ndarray, true: np.ndarray) -> float:
+def overlap(mask: np.ndarray, true: np.ndarray) -> float:
     """Intersection over union."""
-    return (found & true).sum() / max(1, (found | true).sum())
+    return (mask & true).sum() / max(1, (mask | true).sum())
 
 
-def outlined(image: np.ndarray, found: np.ndarray, true: np.ndarray) -> Image.Image:
+def outlined(image: np.ndarray, mask: np.ndarray, true: np.ndarray) -> Image.Image:
     picture = image.copy()
-    for mask, colour in ((true, (0, 0, 0)), (found, (0, 200, 0))):
-        picture[mask & ~ndimage.binary_erosion(mask)] = colour
+    for area, colour in ((true, (0, 0, 0)), (mask, (0, 200, 0))):
+        picture[area & ~ndimage.binary_erosion(area)] = colour
     return Image.fromarray(np.concatenate([image, picture], axis=1))
 
 
@@ -179,12 +179,12 @@ def main() -> None:
     scores = {}
     for kind in [*KINDS, "the embedded slide"]:
         image, true = thumbnail(kind) if kind in KINDS else embedded()
-        found = tissue_mask(image, SPECK, HOLE)
-        scores[kind] = overlap(found, true)
+        mask = tissue_mask(image, SPECK, HOLE)
+        scores[kind] = overlap(mask, true)
         print(f"| {kind} | {scores[kind]:.2f} |")
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
-            outlined(image, found, true).save(folder / f"{kind}.png")
+            outlined(image, mask, true).save(folder / f"{kind}.png")
     print(f"| mean, least | {np.mean(list(scores.values())):.2f}, {min(scores.values()):.2f} |")
     large = np.tile(embedded()[0], (6, 8, 1))[:2048, :2048]
     tissue_mask(large, SPECK, HOLE)

@@ -155,7 +155,7 @@ def measure(
     blurs_px: tuple[float, ...] = (0.0, 1.0),
     floors: bool = True,
 ) -> tuple[Figure, dict[str, float | None]]:
-    """A sheet of tiles by cluster, and what the measures say of tiles drawn for the clusters of the test tiles.
+    """A sheet of tiles by cluster, and what the measures say of tiles generated for the clusters of the test tiles.
 
     floors: whether to say also what training tiles and reconstructions reach, which no UNet changes.
     """
@@ -163,43 +163,43 @@ def measure(
     clusters, _ = run.assign(test, stage)
     train_clusters, _ = run.assign(stage=stage)
     began = time.process_time()
-    drawn = draw(clusters)
-    values = {"seconds per tile": (time.process_time() - began) / len(drawn)}
+    generated = draw(clusters)
+    values = {"seconds per tile": (time.process_time() - began) / len(generated)}
     rebuilt = _rebuilt(run, test)
     train, seed, device = run.train_images.cpu(), run.seed, run.device
     for kind in features:
         extractor = make_extractor(kind, run.vqvae, device)
-        of_test, of_drawn = extractor(test), extractor(drawn)
-        found = distribution.distances(extractor, of_test, of_drawn, seed)
-        values |= {f"{kind}: {column}": value for column, value in found.items() if column != "images"}
+        of_test, of_generated = extractor(test), extractor(generated)
+        distances = distribution.distances(extractor, of_test, of_generated, seed)
+        values |= {f"{kind}: {column}": value for column, value in distances.items() if column != "images"}
         if not floors:
             continue
         floor = train[torch.randperm(len(train), generator=make_generator(seed, "floor"))[: len(test)]]
-        like = distribution.distances(extractor, of_test, extractor(floor), seed)
-        values[f"{kind}: floor, training tiles"] = like[extractor.frechet]
-        values[f"{kind}: floor, {distribution.LINEAR_PROBE}"] = like[distribution.LINEAR_PROBE]
+        of_floor = distribution.distances(extractor, of_test, extractor(floor), seed)
+        values[f"{kind}: floor, training tiles"] = of_floor[extractor.frechet]
+        values[f"{kind}: floor, {distribution.LINEAR_PROBE}"] = of_floor[distribution.LINEAR_PROBE]
         of_rebuilt = extractor(rebuilt)
-        again = distribution.distances(extractor, of_test, of_rebuilt, seed)
-        values[f"{kind}: floor, reconstructions"] = again[extractor.frechet]
-        from_rebuilt = two_sample.told_apart(of_rebuilt, of_drawn)
+        of_rebuilt_tiles = distribution.distances(extractor, of_test, of_rebuilt, seed)
+        values[f"{kind}: floor, reconstructions"] = of_rebuilt_tiles[extractor.frechet]
+        from_rebuilt = two_sample.told_apart(of_rebuilt, of_generated)
         values[f"{kind}: {distribution.LINEAR_PROBE} from reconstructed"] = from_rebuilt
-    again, _ = run.assign(drawn, stage)
+    read, _ = run.assign(generated, stage)
     judge, _ = fidelity.train_judge(run.vqvae, run.codes, train_clusters, run.n_clusters, seed)
-    second, _ = predict_clusters(run.vqvae, judge, encode_tiles(run.vqvae, drawn.to(device)))
-    values |= {"as asked": (again == clusters).float().mean().item()}
-    values |= {"as asked, second judge": (second == clusters).float().mean().item()}
-    use = usefulness.cas(drawn, clusters, train, train_clusters, test, clusters, run.n_clusters, seed, device)
+    by_judge, _ = predict_clusters(run.vqvae, judge, encode_tiles(run.vqvae, generated.to(device)))
+    values |= {"as asked": (read == clusters).float().mean().item()}
+    values |= {"as asked, second judge": (by_judge == clusters).float().mean().item()}
+    use = usefulness.cas(generated, clusters, train, train_clusters, test, clusters, run.n_clusters, seed, device)
     values["CAS, of real"] = use.of_real
-    for name, pair in {"from real": (drawn, train), "from reconstructed": (drawn, rebuilt)}.items():
+    for name, pair in {"from real": (generated, train), "from reconstructed": (generated, rebuilt)}.items():
         for px in blurs_px:
             values[f"told {name}, blur {px:g}"] = two_sample.two_sample_test(*pair, seed, device, px).accuracy
-    values |= reach_of_structure(test, drawn, rebuilt, clusters, seed, lambda tiles: _rebuilt(run, tiles))
-    bands, lines = spectrum.compare(test, {"drawn": drawn, "rebuilt": rebuilt})
+    values |= reach_of_structure(test, generated, rebuilt, clusters, seed, lambda tiles: _rebuilt(run, tiles))
+    bands, lines = spectrum.compare(test, {"drawn": generated, "rebuilt": rebuilt})
     values |= {f"power {band}": ratio for band, ratio in bands["drawn"].items()}
     values |= {f"grid {place}": value for place, value in lines.loc["drawn"].items()}
-    nearest, held_out = (memorisation.nearest_tiles(some, train) for some in (drawn, test))
+    nearest, held_out = (memorisation.nearest_tiles(tiles, train) for tiles in (generated, test))
     values["closer"] = memorisation.against_held_out(nearest.distance, held_out.distance)["closer"]
-    columns = [drawn[clusters == cluster][:8] for cluster in range(run.n_clusters)]
+    columns = [generated[clusters == cluster][:8] for cluster in range(run.n_clusters)]
     real = [test[clusters == cluster][:8] for cluster in range(run.n_clusters)]
     sheet = figures.cluster_sheet(real, columns, ("Real test tiles", "Generated tiles"))
     return sheet, {name: None if value is None else float(value) for name, value in values.items()}

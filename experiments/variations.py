@@ -115,14 +115,14 @@ def use(generator: Generator, tiles: Tiles, labelled: int, number: int, strength
     for seed in SEEDS:
         random = make_generator(seed, "labelled tiles", labelled)
         places = tiles.train[torch.randperm(len(tiles.train), generator=random)[:labelled].numpy()]
-        real, own = tiles.tensor(places), classes[places]
-        added = own.repeat_interleave(number)
+        real, truth_of_real = tiles.tensor(places), classes[places]
+        added = truth_of_real.repeat_interleave(number)
         sets = {
-            ALONE: (real, own),
-            CLASSICAL: (torch.cat([real, changed(real, number, random)]), torch.cat([own, added])),
+            ALONE: (real, truth_of_real),
+            CLASSICAL: (torch.cat([real, changed(real, number, random)]), torch.cat([truth_of_real, added])),
             VARIED: (
                 torch.cat([real, generator.vary(real, strength, number, seed).flatten(0, 1)]),
-                torch.cat([own, added]),
+                torch.cat([truth_of_real, added]),
             ),
         }
         for name, pair in sets.items():

@@ -126,8 +126,8 @@ def before_polish(run: Run, vqvae: VQVAE) -> VQVAE | None:
 def _reconstructed(run: Run, vqvae: VQVAE) -> Tensor:
     """Two rows of four training tiles, each above the row of what the autoencoder makes of them."""
     tiles = run.train_images[torch.arange(8) * len(run.train_images) // 8]
-    made = to_uint8(reconstruct(vqvae, tiles))
-    return torch.cat([rows for pair in zip(tiles.split(4), made.split(4), strict=True) for rows in pair])
+    rebuilt = to_uint8(reconstruct(vqvae, tiles))
+    return torch.cat([rows for pair in zip(tiles.split(4), rebuilt.split(4), strict=True) for rows in pair])
 
 
 # Clusters and UNet
@@ -216,7 +216,8 @@ def unet(run: Run, stage: str, networks: Generator) -> History:
 
     Of several numbers of clusters the networks of each k are saved as well, as if they had been trained alone.
     """
-    notes = {part: _stage_note(part, stage, own) for part, own in _with_each_k(run, networks).items()}
+    parts = _with_each_k(run, networks)
+    notes = {part: _stage_note(part, stage, generator) for part, generator in parts.items()}
     history = diffusion.train_stage(
         unet=networks.unet,
         bank=networks.bank,
@@ -228,9 +229,16 @@ def unet(run: Run, stage: str, networks: Generator) -> History:
         job=_stage_job(run, stage, notes[run]),
         picture=partial(_drawn, run, networks),
     )
-    for part, own in _with_each_k(run, networks).items():
+    for part, generator in parts.items():
         checkpoints.save_stage(
-            part.paths, stage, own.unet, own.bank, own.space, len(history), notes[part], run.settings.clusters_first
+            part.paths,
+            stage,
+            generator.unet,
+            generator.bank,
+            generator.space,
+            len(history),
+            notes[part],
+            run.settings.clusters_first,
         )
     end_restart(run)
     return history

@@ -98,10 +98,10 @@ class LPIPS(nn.Module):
         return self
 
     def _read_heads(self, path: Path) -> dict[str, Tensor]:
-        own = {name: value.shape for name, value in self.state_dict().items() if name.startswith("lin")}
+        shapes = {name: value.shape for name, value in self.state_dict().items() if name.startswith("lin")}
         try:
             heads = torch.load(path, map_location="cpu", weights_only=True)
-            sound = {name: value.shape for name, value in heads.items()} == own
+            sound = {name: value.shape for name, value in heads.items()} == shapes
             sound = sound and all(value.isfinite().all() for value in heads.values())
         except Exception:  # a broken file raises errors of many kinds in torch
             sound = False
@@ -131,13 +131,13 @@ def _note_weights(network: LPIPS, incompatible_keys) -> None:
 
 def heads_path() -> Path:
     """The five linear heads: `weights/vgg.pth` where a user put it, otherwise the equal file of the lpips package."""
-    own = ROOT / "weights" / "vgg.pth"
-    if own.exists():
-        return own
+    path = ROOT / "weights" / "vgg.pth"
+    if path.exists():
+        return path
     package = find_spec("lpips")
     if package is None:
         raise InputError(
-            f"LPIPS needs its linear heads: expected {own} or the installed package lpips, found neither; "
+            f"LPIPS needs its linear heads: expected {path} or the installed package lpips, found neither; "
             "run pip install -r requirements.txt."
         )
     return Path((package.submodule_search_locations or [""])[0]) / "weights" / "v0.1" / "vgg.pth"

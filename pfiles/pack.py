@@ -70,13 +70,13 @@ def pack(
 
 def describe(run: Run, notebooks: Sequence[str], choices: Mapping[str, Any]) -> dict[str, Any]:
     """All that a run is made from, and hashes of what it made, in plain values."""
-    made = {
+    statuses = {
         status.artifact.name: status for status in artifacts.status(run) if status.path and status.state != "missing"
     }
     sections = numbers_of(run)
-    makers = {status.artifact.made_by for status in made.values()}
+    makers = {status.artifact.made_by for status in statuses.values()}
     steps = [name for name in notebooks if makers & {_base(name)} or _section(run, name) in sections]
-    if not made:
+    if not statuses:
         raise InputError(f"The run in {run.paths.root} has made nothing yet: name the folder of a finished one.")
     started = {"n_clusters": run.n_clusters, "clustering": run.clustering, "preset": run.preset,
                "overrides": dict(choices.get("overrides", {}))}  # fmt: skip
@@ -99,7 +99,7 @@ def describe(run: Run, notebooks: Sequence[str], choices: Mapping[str, Any]) -> 
                 "state": status.state, "why": status.reason, "content": content(status.path),
                 "provenance": None if status.state == "foreign" else artifacts.recorded(run, name).as_note(),
             }
-            for name, status in made.items()
+            for name, status in statuses.items()
         },
         "numbers": sections,
     }  # fmt: skip
@@ -138,15 +138,15 @@ def environment() -> dict[str, Any]:
 
 def _environment_of(run: Run) -> dict[str, Any]:
     """As far as the run's own files tell it: packages from the autoencoder's note, threads from its log."""
-    told: dict[str, Any] = {}
+    environment_of_run: dict[str, Any] = {}
     versions = read_json(run.paths.autoencoder.with_suffix(".json"), {}).get("versions", {})
     if versions:
-        told = {"python": versions.get("python"), "packages": environment()["packages"] | {
+        environment_of_run = {"python": versions.get("python"), "packages": environment()["packages"] | {
             name: number for name, number in versions.items() if name in PACKAGES}}  # fmt: skip
     log = run.paths.training_folder("autoencoder") / "log.csv"
     if log.exists() and "threads" in (rows := pd.read_csv(log)):
-        told["threads"] = int(rows["threads"].max())
-    return told
+        environment_of_run["threads"] = int(rows["threads"].max())
+    return environment_of_run
 
 
 def content(path: Path) -> str:

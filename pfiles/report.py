@@ -44,10 +44,10 @@ def evaluation_data(run: Run, generated: Tensor, cluster_ids: Tensor | np.ndarra
 
 def extractors(run: Run, kinds: Sequence[str]) -> list[Extractor]:
     """The extractors of these names, see `features.make_extractor`, that had no part in choosing the run's images."""
-    chosen = run.settings.sampling.accept < 1 and "autoencoder" in kinds
-    if chosen:
+    selected = run.settings.sampling.accept < 1 and "autoencoder" in kinds
+    if selected:
         print(evaluation.CHOSEN)
-    return [make_extractor(kind, run.vqvae, run.device) for kind in kinds if not (chosen and kind == "autoencoder")]
+    return [make_extractor(kind, run.vqvae, run.device) for kind in kinds if not (selected and kind == "autoencoder")]
 
 
 def examples(run: Run, cluster: int, number: int) -> Tensor:

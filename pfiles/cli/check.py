@@ -125,7 +125,7 @@ def _disk(run: Run, tiles: int) -> Line:
         vqvae = make_vqvae(settings.autoencoder)
         networks = vqvae, Discriminator(**settings.autoencoder.discriminator)
         unet = UNet(vqvae.z_channels, sum(run.ks), **settings.diffusion.unet)
-    first, later = (sum(p.numel() for network in some for p in network.parameters()) for some in (networks, [unet]))
+    first, later = (sum(p.numel() for network in part for p in network.parameters()) for part in (networks, [unet]))
     resumed = 2 * (2 * 3 * 4 * first + 3 * 4 * 4 * later)  # bytes: autoencoder and polish; three trainings of the UNet
     generated = settings.sampling.num_generated or tiles
     need = resumed + 2 * generated * 3 * side**2 + 8 * tiles * (side // vqvae.downscale) ** 2

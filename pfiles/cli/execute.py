@@ -133,9 +133,9 @@ def _cause(notebook: Path, kernel: AsyncKernelManager, error: Exception) -> str:
             "other programs keep the machine busy: run the same command again when they have ended, and it goes on."
         )
     status = _exit_status(kernel)
-    how = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}" if status else "itself"
+    end = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}" if status else "itself"
     return (
-        f"the process of {notebook.stem} was ended by {how}, most likely because memory ran out: close other programs "
+        f"the process of {notebook.stem} was ended by {end}, most likely because memory ran out: close other programs "
         "and run the same command again, and it goes on; or lower diffusion.batch_size, autoencoder.batch_size or "
         "max_train_tiles, and that training begins anew."
     )

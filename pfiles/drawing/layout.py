@@ -234,8 +234,8 @@ def _read_csv(path: Path, reader: Reader) -> np.ndarray:
     grid = read_grid(path)
     if len({len(row) for row in grid}) != 1:
         raise InputError(f"{path} must have as many cells in each row: the first has {len(grid[0]) if grid else 0}.")
-    known = {text: reader.cluster(text) for text in {text for row in grid for text in row}}
-    return np.array([[known[text] for text in row] for row in grid])
+    ids = {text: reader.cluster(text) for text in {text for row in grid for text in row}}
+    return np.array([[ids[text] for text in row] for row in grid])
 
 
 def _read_map(path: Path, reader: Reader) -> np.ndarray:

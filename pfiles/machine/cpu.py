@@ -99,8 +99,8 @@ def keep_freed_memory() -> bool:
     fills the next one with zeros, page by page: half of the time of encoding tiles of 64 px in batches of 64. The
     settings are glibc's; elsewhere, and where the environment has its own, nothing is changed.
     """
-    given = os.environ.keys() & {"GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not given else None
+    set_by_user = os.environ.keys() & {"GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not set_by_user else None
     # the second alone would do harm: it ends the growth of the first, which then stays at 128 kB
     return bool(mallopt and mallopt(M_MMAP_THRESHOLD, KEPT_BYTES) and mallopt(M_TRIM_THRESHOLD, KEPT_BYTES))
 

@@ -46,11 +46,11 @@ def _open(folder: Path, wait: bool) -> int:
     """The folder, opened and locked; where only files are locked, as on NFS, a file in it."""
     if fcntl is None:
         raise OSError(errno.ENOSYS, "no flock")
-    how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+    operation = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
     for path, mode in ((folder, os.O_RDONLY), (folder / ".lock", os.O_RDWR | os.O_CREAT)):
         handle = os.open(path, mode, 0o666)
         try:
-            fcntl.flock(handle, how)
+            fcntl.flock(handle, operation)
             return handle
         except OSError as error:
             os.close(handle)

@@ -8,10 +8,10 @@ import torch
 from pfiles.errors import InputError
 
 
-def pretrained_file(url: str, what: str, otherwise: str) -> Path:
+def pretrained_file(url: str, need: str, otherwise: str) -> Path:
     """The file of `url` in torch's cache, whose name carries the start of its SHA-256, as torchvision's do.
 
-    what: who needs which weights; otherwise: what a user can do without them. Both are parts of the sentence that is
+    need: who needs which weights; otherwise: what a user can do without them. Both are parts of the sentence that is
     the InputError where the file can be neither found nor downloaded, or is another one.
     """
     name = url.rsplit("/", 1)[-1]
@@ -23,14 +23,14 @@ def pretrained_file(url: str, what: str, otherwise: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=expected)
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"{what}, but {name} is neither in {path.parent} nor could it be downloaded ({error}): fetch {url} "
+                f"{need}, but {name} is neither in {path.parent} nor could it be downloaded ({error}): fetch {url} "
                 f"(SHA-256 starts with {expected}) and put it there, or do without: {otherwise}."
             ) from error
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(expected):
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if not sha256.startswith(expected):
         raise InputError(
-            f"{what}, but {path} is another file: its SHA-256 should start with {expected}, but starts with "
-            f"{found[: len(expected)]}; delete it and fetch {url} again."
+            f"{need}, but {path} is another file: its SHA-256 should start with {expected}, but starts with "
+            f"{sha256[: len(expected)]}; delete it and fetch {url} again."
         )
     return path

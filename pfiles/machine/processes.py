@@ -52,14 +52,14 @@ def join() -> None:
 
 def _number_of_processes() -> int:
     """How many processes work together, this one included, as torchrun and its like tell each of them."""
-    told = os.environ.get("WORLD_SIZE")
-    if told is not None:
-        if not (told.isascii() and told.isdigit() and int(told)):
+    number = os.environ.get("WORLD_SIZE")
+    if number is not None:
+        if not (number.isascii() and number.isdigit() and int(number)):
             raise InputError(
-                f"WORLD_SIZE must be the number of processes that work together, but is {told!r}: start them with "
+                f"WORLD_SIZE must be the number of processes that work together, but is {number!r}: start them with "
                 "torchrun, or unset it to work alone."
             )
-        return int(told)
+        return int(number)
     if alone := {name: value for name in STARTED_WITH if (value := os.environ.get(name, "1")) != "1"}:
         raise InputError(
             f"This process was started as one of several ({', '.join(f'{n}={v}' for n, v in alone.items())}) but "

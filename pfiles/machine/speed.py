@@ -95,7 +95,7 @@ def pick_speed(settings: Settings, device: torch.device) -> Speed:
         fused=auto,
         sharing=auto and device.type == "cpu",
     )
-    chosen = [name for name in ("channels_last", "compiled", "fused", "sharing") if getattr(speed, name)]
-    how = " + ".join(chosen) or "plain PyTorch"
-    print(f"{settings.precision} on {device}, {how} (setting speed={settings.speed!r}), {world_size()} process(es)")
+    measures = [name for name in ("channels_last", "compiled", "fused", "sharing") if getattr(speed, name)]
+    summary = " + ".join(measures) or "plain PyTorch"
+    print(f"{settings.precision} on {device}, {summary} (setting speed={settings.speed!r}), {world_size()} process(es)")
     return speed

@@ -33,8 +33,8 @@ class Joints(NamedTuple):
     every: int
 
 
-def read_back(asked: np.ndarray, found: np.ndarray, shares: np.ndarray, n_clusters: int) -> dict[str, pd.DataFrame]:
-    """How often the clusters (N,) that a map found are those that were asked for (N,), 0-based.
+def read_back(asked: np.ndarray, read: np.ndarray, shares: np.ndarray, n_clusters: int) -> dict[str, pd.DataFrame]:
+    """How often the clusters (N,) that a map read are those that were asked for (N,), 0-based.
 
     shares: of each place that was asked to be of its cluster (N,). Returns `agreement` for "all" places and, where
     some but not all are, for those "inside" of one cluster.
@@ -43,7 +43,7 @@ def read_back(asked: np.ndarray, found: np.ndarray, shares: np.ndarray, n_cluste
     inside = shares >= PURE
     for name, places in (("all", np.ones(len(asked), bool)), ("inside", inside)):
         if name == "all" or 0 < inside.sum() < len(inside):
-            pairs = np.ravel_multi_index((asked[places], found[places]), (n_clusters, n_clusters))
+            pairs = np.ravel_multi_index((asked[places], read[places]), (n_clusters, n_clusters))
             tables[name] = agreement(np.bincount(pairs, minlength=n_clusters**2).reshape(n_clusters, n_clusters))
     return tables
 

@@ -48,7 +48,7 @@ def neighbours(positions: np.recarray) -> tuple[np.ndarray, np.ndarray]:
 
     Returns indices (M,) into `positions`, all of them unless tiles overlap, and pairs (E, 2) of indices into those.
     """
-    chosen, pairs, count = [], [], 0
+    apart_tiles, pairs, count = [], [], 0
     for slide in np.unique(positions.slide):
         members = np.flatnonzero(positions.slide == slide)
         grid = grid_of(positions[members].view(np.recarray))
@@ -58,12 +58,12 @@ def neighbours(positions: np.recarray) -> tuple[np.ndarray, np.ndarray]:
         cells = rows * width + columns
         order = np.argsort(cells)
         for offset in (1, width):
-            found = order[np.searchsorted(cells, cells + offset, sorter=order).clip(max=len(cells) - 1)]
-            there = np.flatnonzero(cells[found] == cells + offset)
-            pairs.append(count + np.stack([there, found[there]], axis=1))
-        chosen.append(members[apart])
+            nearest = order[np.searchsorted(cells, cells + offset, sorter=order).clip(max=len(cells) - 1)]
+            starts = np.flatnonzero(cells[nearest] == cells + offset)
+            pairs.append(count + np.stack([starts, nearest[starts]], axis=1))
+        apart_tiles.append(members[apart])
         count += len(cells)
-    return np.concatenate(chosen), np.concatenate(pairs)
+    return np.concatenate(apart_tiles), np.concatenate(pairs)
 
 
 def join_counts(positions: np.recarray, cluster_ids: np.ndarray, n_clusters: int, seed: int = 765) -> pd.DataFrame:
@@ -75,9 +75,9 @@ def join_counts(positions: np.recarray, cluster_ids: np.ndarray, n_clusters: int
     each slide, so that no slide's mixture changes (join counts, Moran 1948; Cliff and Ord 1981). NaN without
     neighbours.
     """
-    chosen, pairs = neighbours(positions)
-    cluster_ids = cluster_ids[chosen]
-    _, slide = np.unique(positions.slide[chosen], return_inverse=True)
+    apart_tiles, pairs = neighbours(positions)
+    cluster_ids = cluster_ids[apart_tiles]
+    _, slide = np.unique(positions.slide[apart_tiles], return_inverse=True)
     by_slide = np.argsort(slide, kind="stable")
     random = np.random.default_rng(derive_seed(seed, "join counts"))
 

@@ -97,23 +97,23 @@ def metadata(card: Mapping[str, str]) -> str:
     return data.to_yaml()
 
 
-def read_card(file: Path | None, given: Mapping[str, str | None]) -> dict[str, str]:
+def read_card(file: Path | None, blanks: Mapping[str, str | None]) -> dict[str, str]:
     """What is said of the generator: from a TOML or JSON file, and from options, which count more.
 
     InputError lists what is missing of BLANKS, or names what is not among them.
     """
-    told: dict[str, Any] = {}
+    answers: dict[str, Any] = {}
     if file is not None:
         try:
             text = file.read_text()
-            told = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+            answers = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
         except (OSError, ValueError) as error:
             raise InputError(f"{file} cannot be read as TOML or JSON ({error}): write lines such as organ = "
                              '"lung".') from error  # fmt: skip
-    if not isinstance(told, dict) or (unknown := sorted(told.keys() - BLANKS.keys())):
+    if not isinstance(answers, dict) or (unknown := sorted(answers.keys() - BLANKS.keys())):
         raise InputError(f"{file} says {', '.join(unknown or ['no names'])}: a card has {', '.join(BLANKS)}.")
-    told |= {name: value for name, value in given.items() if value is not None}
-    card = {name: " ".join(str(told.get(name, "")).split()) for name in BLANKS}
+    answers |= {name: value for name, value in blanks.items() if value is not None}
+    card = {name: " ".join(str(answers.get(name, "")).split()) for name in BLANKS}
     if blank := [f"{name} ({BLANKS[name]})" for name, value in card.items() if not value]:
         raise InputError(f"A card needs to say {'; '.join(blank)}: give them as options or in a file with --card.")
     return card

@@ -108,8 +108,8 @@ def evaluate(
     Everything given is read and checked before anything is computed; InputError says what is wrong, such as files of
     different runs. Files that do not say which run they are of are taken as they are, and a note says so.
     """
-    chosen = were_chosen(generated_folder)
-    if chosen and features == "autoencoder":
+    selected = were_chosen(generated_folder)
+    if selected and features == "autoencoder":
         raise InputError(
             f"The images in {generated_folder} were chosen by the autoencoder's features, which cannot report on them: "
             "name others with --features."
@@ -128,7 +128,7 @@ def evaluate(
         raise InputError(
             f"The autoencoder takes sides that are a multiple of {vqvae.downscale} px, but images have {real.shape[2]}."
         )
-    kinds = [features] if features else ["random"] + ["autoencoder"] * (vqvae is not None and not chosen)
+    kinds = [features] if features else ["random"] + ["autoencoder"] * (vqvae is not None and not selected)
     extractors = [make_extractor(kind, vqvae, device) for kind in kinds]
     data = EvaluationData(real, generated, None, *ids, vqvae=vqvae, is_paired=paired)
     if held_out is not None:
@@ -142,7 +142,7 @@ def evaluate(
         numbers |= {} if data.held_out is None else {"held-out": len(data.held_out)}
         extractors.append(read_features(feature_files, numbers))
     sections = all_sections(data, Options(extractors, seed, device))
-    notes = [_of_which_run(recorded), *[CHOSEN] * chosen]
+    notes = [_of_which_run(recorded), *[CHOSEN] * selected]
     sections[1] = sections[1]._replace(notes=[*sections[1].notes, *notes])
     real_files, generated_files = (
         list(files.list_images(folder).values()) for folder in (real_folder, generated_folder)

@@ -133,20 +133,26 @@ def _refuse_other_files(out: Path, generated: Path) -> None:
         raise InputError(f"The output folder {out} is a file: name a folder, existing or new.")
     if generated.is_relative_to(out):
         raise InputError(f"The images lie in the output folder {out}, which is replaced as a whole: name another one.")
-    report, own = read_json(out / REPORT, {}), set()
+    report, names = read_json(out / REPORT, {}), set()
     records = report.get("images")
     if report.get("made_by") == MADE_BY and isinstance(records, list):
         exported = (each for each in records if isinstance(each, dict) and each.get("decision") == "exported")
-        own = {REPORT, SHEET, FILE, "images", *(f"images/{each.get('file')}" for each in exported if _is_as(each, out))}
+        names = {
+            REPORT,
+            SHEET,
+            FILE,
+            "images",
+            *(f"images/{each.get('file')}" for each in exported if _is_as(each, out)),
+        }
     others = sorted(str(path.relative_to(out)) for path in out.rglob("*"))
-    if others := [name for name in others if name not in own]:
+    if others := [name for name in others if name not in names]:
         raise InputError(f"{out} holds files that no export wrote, such as {others[0]}: name an empty or a new folder.")
 
 
 def _is_as(exported: dict[str, Any], out: Path) -> bool:
     """Whether an image in the folder `out` is still what the report says was exported."""
-    path, known = out / "images" / str(exported.get("file")), exported.get("sha256")
-    return known is None or (path.is_file() and sha256(path.read_bytes()).hexdigest() == known)
+    path, digest = out / "images" / str(exported.get("file")), exported.get("sha256")
+    return digest is None or (path.is_file() and sha256(path.read_bytes()).hexdigest() == digest)
 
 
 def _refuse_other_data(generated: Path, tiles: Tiles) -> None:

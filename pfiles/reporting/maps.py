@@ -204,8 +204,8 @@ def shares(
 
     Tiles whose group is "" have no row.
     """
-    known = groups != ""
-    table = pd.crosstab(groups[known], tiles.cluster_ids[known]).reindex(columns=range(n_clusters), fill_value=0)
+    in_group = groups != ""
+    table = pd.crosstab(groups[in_group], tiles.cluster_ids[in_group]).reindex(columns=range(n_clusters), fill_value=0)
     table.columns = [title(cluster, names) for cluster in range(n_clusters)]
     count = table.sum(axis=1)
     table = table.div(count, axis=0).round(4)
@@ -225,11 +225,11 @@ def _thumbnail(slide: str, pictures: Path | None) -> Picture | None:
 
 
 def picture_of(
-    slide: str, tiles: Assigned, images: Tensor, chosen: np.ndarray, pictures: Path | None = None
+    slide: str, tiles: Assigned, images: Tensor, members: np.ndarray, pictures: Path | None = None
 ) -> Picture:
     """A slide's thumbnail from the folder `pictures`, as `tile_slides` wrote it, or else its tiles put together.
 
-    chosen: which of the images, uint8 (N, 3, S, S), the tiles are.
+    members: which of the images, uint8 (N, 3, S, S), the tiles are.
     """
     if (thumbnail := _thumbnail(slide, pictures)) is not None:
         return thumbnail
@@ -238,7 +238,7 @@ def picture_of(
     scale = min(images.shape[-1] / side[0], LONGEST / max(right - left, bottom - top))
     canvas = Image.new("RGB", (round((right - left) * scale), round((bottom - top) * scale)), "white")
     places = np.round(np.stack([x - left, y - top, x + side - left, y + side - top], axis=1) * scale).astype(int)
-    for i, (x0, y0, x1, y1) in zip(chosen, places, strict=True):
+    for i, (x0, y0, x1, y1) in zip(members, places, strict=True):
         [image] = as_array(images[i : i + 1])
         canvas.paste(Image.fromarray(image).resize((x1 - x0, y1 - y0), Image.BOX), (x0, y0))
     return Picture(np.asarray(canvas), (left, top, right - left, bottom - top))
@@ -374,19 +374,19 @@ def write_every_k(
     by_k: Mapping[int, tuple[np.ndarray, np.ndarray]],
     positions: np.recarray,
     images: Tensor,
-    chosen: np.ndarray,
+    places: np.ndarray,
     pictures: Path | None = None,
 ) -> Section:
     """Write every_k/SLIDE.jpg of each slide into `folder`: a map for each number of clusters k, side by side.
 
-    by_k: by k, the clusters (M,), 0-based, and confidence (M,) of the tiles `chosen` (M,) among N. positions, images,
+    by_k: by k, the clusters (M,), 0-based, and confidence (M,) of the tiles `places` (M,) among N. positions, images,
     pictures: see `write_maps`.
     """
-    figures, slides = [], np.unique(positions.slide[chosen])
+    figures, slides = [], np.unique(positions.slide[places])
     for slide in progress(slides, desc="maps of every k", unit="slide", leave=False, delay=2):
-        maps = {f"k = {k}": Assigned(positions[chosen], *of_k).on(slide) for k, of_k in by_k.items()}
-        there = chosen[positions.slide[chosen] == slide]
-        picture = picture_of(slide, next(iter(maps.values())), images, there, pictures)
+        maps = {f"k = {k}": Assigned(positions[places], *of_k).on(slide) for k, of_k in by_k.items()}
+        members = places[positions.slide[places] == slide]
+        picture = picture_of(slide, next(iter(maps.values())), images, members, pictures)
         of_slide = next(iter(maps.values())).positions
         mpp = of_slide.mpp[0] * images.shape[-1] / of_slide.side[0]
         figure = draw_maps(slide, picture, maps, max(by_k), mpp=mpp)

@@ -82,21 +82,21 @@ def _words(interval: Interval) -> str:
 
 def _method(key: Key, ratings: Ratings, table: pd.DataFrame) -> list[str]:
     """Sentences that a paper's methods section can take over."""
-    made, real = int(ratings.truth.sum()), int((~ratings.truth).sum())
+    generated, real = int(ratings.truth.sum()), int((~ratings.truth).sum())
     kinds = pd.Series([truth.kind for truth in key.trials if truth.repeats is None]).value_counts()
     twice = sum(truth.repeats is not None for truth in key.trials)
     r, scale = len(ratings.readers), "" if key.mpp is None else f" ({key.side * key.mpp:.3g} um)"
     readers = "One reader" if r == 1 else f"{r} readers"
     bar = "" if key.mpp is None else " above a scale bar"
-    shown = (
-        f"{readers} judged {made} generated and {real} real tiles of {key.side} px{scale}, without a time limit "
+    setup = (
+        f"{readers} judged {generated} generated and {real} real tiles of {key.side} px{scale}, without a time limit "
         f"(median {table.seconds.median():.1f} s per tile). Tiles were shown one at a time, {key.scale:g} times "
         f"enlarged{bar}, in an order of the reader's own. Real tiles were held out from all trainings. Both kinds were "
         f"taken evenly from {key.n_clusters} clusters."
     )
     sure = ", ".join(SURE)
     if key.question == "real":
-        asked = (
+        question = (
             f"For each tile a reader said whether it was real or made by a computer, and how sure this was ({sure}). "
             "Readers were not told how many tiles were generated, could not change an answer, and learnt nothing about "
             "their answers until the end."
@@ -111,7 +111,7 @@ def _method(key: Key, ratings: Ratings, table: pd.DataFrame) -> list[str]:
             "that were called real; the area under the curve (AUC) takes answer and certainty as one scale of six."
         )
     else:
-        asked = (
+        question = (
             f"For each tile a reader chose one of {key.n_clusters} clusters, each shown with real tiles nearest to its "
             f"centre, and said how sure this was ({sure}). Readers could not change an answer and learnt nothing about "
             "their answers until the end."
@@ -127,7 +127,7 @@ def _method(key: Key, ratings: Ratings, table: pd.DataFrame) -> list[str]:
         )
     area = " and Newcombe's score intervals for the AUC" * (key.question == "real")
     software = f"Pages and numbers were made by pfiles {__version__}; pages on {key.made}."
-    return [shown, asked, catch, measured, INTERVALS.format(area=area), software]
+    return [setup, question, catch, measured, INTERVALS.format(area=area), software]
 
 
 def _meaning(key: Key) -> str:

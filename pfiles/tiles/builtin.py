@@ -33,13 +33,13 @@ def he_tiles(stride: int = 32) -> tuple[Tensor, np.ndarray, np.ndarray, np.recar
     y, x = stride * np.argwhere(F.avg_pool2d(coloured.float(), SIDE, stride)[0].numpy() >= 0.5).T
     in_test = np.any([(y >= top) & (y + SIDE <= bottom) for top, bottom in TEST_BANDS], axis=0)
     in_train = np.all([(y + SIDE <= top - GAP) | (y >= bottom + GAP) for top, bottom in TEST_BANDS], axis=0)
-    chosen = np.concatenate([np.flatnonzero(in_train), np.flatnonzero(in_test)])
+    places = np.concatenate([np.flatnonzero(in_train), np.flatnonzero(in_test)])
     positions = np.rec.fromarrays(
-        [np.full(len(chosen), SLIDE.stem), x[chosen], y[chosen], np.full(len(chosen), SIDE), np.full(len(chosen), mpp)],
+        [np.full(len(places), SLIDE.stem), x[places], y[places], np.full(len(places), SIDE), np.full(len(places), mpp)],
         names="slide,x,y,side,mpp",
     )
     images = np.stack([image[y : y + SIDE, x : x + SIDE] for x, y in zip(positions.x, positions.y, strict=True)])
-    train, test = np.split(np.arange(len(chosen)), [in_train.sum()])
+    train, test = np.split(np.arange(len(places)), [in_train.sum()])
     return as_tensor(images), train, test, positions
 
 
