@@ -22,7 +22,7 @@ from pfiles.machine.runtime import versions
 from pfiles.paths import Paths, atomic_write, numbers_of_clusters, read_json, write_json
 from pfiles.provenance import Provenance, require_same_run, without
 from pfiles.settings import DiffusionSettings, Settings
-from pfiles.unet_cond_base import UNet
+from pfiles.unet_cond_base import UNet, make_unet
 from pfiles.vqvae import VQVAE, make_vqvae
 
 # what a UNet is bound to
@@ -137,7 +137,7 @@ def save_stage(
     space: its scaling is kept with the UNet. about: the note of the stage's provenance, with the kind of `clustering`.
     clusters_first: whether a classifier was learnt before the first stage and changed no more.
     """
-    networks = {"unet": unet}
+    networks: dict[str, nn.Module] = {"unet": unet}
     if stage_of_clusters(stage, about["clustering"], clusters_first) == stage:
         networks[about["clustering"]] = bank
     trained_with = {"autoencoder": about["starts_from"]["autoencoder"], "clusters": fingerprint(bank)}
@@ -355,7 +355,7 @@ def load_stage(
     InputError where it was trained to predict something else than the settings say.
     """
     bank = load_clusterer(paths, stage, clustering, vqvae, device, settings.clusters_first, expected)
-    unet = UNet(vqvae.z_channels, bank.n_clusters, **settings.diffusion.unet)
+    unet = make_unet(settings.diffusion, vqvae.z_channels, bank.n_clusters)
     path = find_checkpoint(paths, "unet", stage, clustering)
     load_weights(unet, path)
     if expected is not None:
@@ -363,12 +363,13 @@ def load_stage(
     _check_trained_with(path, unet, "autoencoder", vqvae)
     _check_trained_with(path, unet, "clusters", bank)
     about = note_of(path, unet) or {}
-    earlier = START[stage] and newest(paths, "unet", START[stage], clustering)
+    origin = START[stage]
+    earlier = newest(paths, "unet", origin, clustering) if origin else None
     before = earlier and read_json(earlier.with_suffix(".json"), {}).get("weights")
     starts_from = about.get("starts_from")
     if before and isinstance(starts_from, dict) and starts_from.get("unet", before) != before:
         raise InputError(
-            f"{path} goes on from another UNet than that of the last {START[stage]}: run {MADE_BY[stage]} again."
+            f"{path} goes on from another UNet than that of the last {origin}: run {MADE_BY[stage]} again."
         )
     require_learnt_with(path, about.get("settings", {}).get("diffusion", {}), settings.diffusion)
     return unet.to(device), bank, LatentSpace.from_json(vqvae, about.get("latent_scaling"))

@@ -19,6 +19,7 @@ class Classifier(nn.Module):
 
     def __init__(self, z_channels: int = 16, n_clusters: int = 14, channels: int = 128, together: int = 1):
         super().__init__()
+        self.n_clusters = n_clusters
         n, wide = together, together * channels
         self.classifier = nn.Sequential()
         for name, layer in {
@@ -38,7 +39,3 @@ class Classifier(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.classifier(z)
-
-    @property
-    def n_clusters(self) -> int:
-        return self.classifier.conv4.out_channels // self.classifier.conv4.groups

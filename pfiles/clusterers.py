@@ -27,6 +27,10 @@ class KMeansClusters(nn.Module):
     """
 
     kind = "kmeans"
+    mean: Tensor
+    scale: Tensor
+    centroids: Tensor
+    variance: Tensor
 
     def __init__(self, z_channels: int = 16, n_clusters: int = 14):
         super().__init__()
@@ -50,16 +54,19 @@ class KMeansClusters(nn.Module):
         return (-squared / (2 * self.variance))[:, :, None, None]
 
 
+Clusterer = Classifier | KMeansClusters
+
+
 def check_clustering(kind: str) -> None:
     """InputError for a name that is none of CLUSTERINGS."""
     if kind not in CLUSTERINGS:
         raise InputError(f"Unknown clustering {kind!r}: choose {' or '.join(CLUSTERINGS)}.")
 
 
-def make_clusterer(kind: str, z_channels: int, n_clusters: int) -> nn.Module:
+def make_clusterer(kind: str, z_channels: int, n_clusters: int) -> Clusterer:
     """A clusterer without trained weights: "classifier" or "kmeans"."""
     check_clustering(kind)
-    return {"classifier": Classifier, "kmeans": KMeansClusters}[kind](z_channels, n_clusters)
+    return Classifier(z_channels, n_clusters) if kind == "classifier" else KMeansClusters(z_channels, n_clusters)
 
 
 def fit_kmeans(clusterer: KMeansClusters, latents: Iterable[Tensor], seed: int) -> KMeansClusters:

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
 from pfiles.machine.processes import BatchNorm2d
+from pfiles.settings import AutoencoderSettings, PolishSettings
 
 
 class Discriminator(nn.Module):
@@ -43,3 +45,15 @@ class PolishDiscriminator(nn.Sequential):
         for wide, wider in pairwise(conv_channels):
             layers += [nn.Conv2d(wide, wider, 4, 2, 1), nn.GroupNorm(norm_channels, wider), nn.LeakyReLU(0.2)]
         super().__init__(*layers, nn.Conv2d(conv_channels[-1], 1, 4, 1, 1))
+
+
+def make_discriminator(settings: AutoencoderSettings) -> Discriminator:
+    """The discriminator of the VQ-GAN that the settings describe, untrained."""
+    sizes: dict[str, Any] = dict(settings.discriminator)
+    return Discriminator(**sizes)
+
+
+def make_polish_discriminator(settings: PolishSettings) -> PolishDiscriminator:
+    """That of the polish, likewise."""
+    sizes: dict[str, Any] = dict(settings.discriminator)
+    return PolishDiscriminator(**sizes)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from pfiles import artifacts, checkpoints
 from pfiles.cluster_bank import ClusterBank
-from pfiles.clusterers import fit_kmeans, make_clusterer
-from pfiles.discriminator import Discriminator, PolishDiscriminator
+from pfiles.clusterers import Clusterer, KMeansClusters, fit_kmeans, make_clusterer
+from pfiles.discriminator import Discriminator, make_discriminator, make_polish_discriminator
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.starting import begin_from
 from pfiles.latents import LatentSpace, latent_batches, reconstruct
@@ -36,7 +36,7 @@ from pfiles.paths import read_json
 from pfiles.run import Run
 from pfiles.settings import StageSettings
 from pfiles.tiles.pixels import to_uint8
-from pfiles.unet_cond_base import UNet
+from pfiles.unet_cond_base import UNet, make_unet
 from pfiles.vqvae import VQVAE, make_vqvae
 
 PICTURE_STEPS = 10  # denoising steps of the tiles that show how far a training is
@@ -51,7 +51,7 @@ def new_autoencoder(run: Run) -> tuple[VQVAE, Discriminator]:
         checkpoints.refuse_to_replace_foreign(run.paths.autoencoder)
     with seeded(run.seed, "autoencoder"):
         vqvae = make_vqvae(run.settings.autoencoder)
-        discriminator = Discriminator(**run.settings.autoencoder.discriminator)
+        discriminator = make_discriminator(run.settings.autoencoder)
     if run.settings.start_from is not None:
         begin_from(vqvae, run.start_weights, "vqvae.")
     return vqvae.to(run.device), discriminator.to(run.device)
@@ -84,7 +84,7 @@ def autoencoder(run: Run, vqvae: VQVAE, discriminator: Discriminator) -> History
 def _polish(run: Run, vqvae: VQVAE) -> None:
     settings = run.settings.autoencoder
     with seeded(run.seed, "polish"):
-        discriminator = PolishDiscriminator(**settings.polish.discriminator).to(run.device)
+        discriminator = make_polish_discriminator(settings.polish).to(run.device)
     provenance = run.provenance_of(
         "autoencoder",
         parents={"autoencoder": checkpoints.fingerprint(vqvae)},  # its decoder counts as well
@@ -138,7 +138,7 @@ def new_networks(run: Run) -> Generator:
     diffusion_settings = run.settings.diffusion
     channels = run.vqvae.z_channels  # before the seed, as loading it draws random numbers
     with seeded(run.seed, "training"):
-        unet = UNet(channels, sum(run.ks), **diffusion_settings.unet).to(run.device)
+        unet = make_unet(diffusion_settings, channels, sum(run.ks)).to(run.device)
     if run.settings.start_from is not None:
         begin_from(unet, run.start_weights, "unet.", anew=["class_emb.weight"])
     bank = ClusterBank(new_clusterer(run, k, run.seed) for k in run.ks)
@@ -148,12 +148,12 @@ def new_networks(run: Run) -> Generator:
     return Generator(unet, bank, space, run.settings, speed=run.speed)
 
 
-def new_clusterer(run: Run, k: int, seed: int) -> nn.Module:
+def new_clusterer(run: Run, k: int, seed: int) -> Clusterer:
     """An untrained classifier of k clusters, or a fitted k-means; independent of the UNet."""
     channels = run.vqvae.z_channels  # before the seed, as loading it draws random numbers
     with seeded(seed, "clusters", k):
         clusterer = make_clusterer(run.clustering, channels, k).to(run.device)
-    if run.clustering == "kmeans":
+    if isinstance(clusterer, KMeansClusters):
         fit_kmeans(clusterer, latent_batches(run.vqvae, run.codes), seed)
     return clusterer
 

@@ -27,7 +27,7 @@ from pfiles.settings import Settings
 from pfiles.tiles.files import decode, image_files
 from pfiles.tiles.sources import walk
 from pfiles.tiles.split import last_part
-from pfiles.unet_cond_base import UNet
+from pfiles.unet_cond_base import make_unet
 from pfiles.vqvae import make_vqvae
 
 K = 14  # the published number of clusters
@@ -220,7 +220,7 @@ def _network(name: str, settings: Settings) -> nn.Module:
     if name == "autoencoder":
         return make_vqvae(settings.autoencoder)
     if name.startswith("UNet"):
-        return UNet(vqvae.z_channels, K, **settings.diffusion.unet)
+        return make_unet(settings.diffusion, vqvae.z_channels, K)
     return ClusterBank.make("classifier", vqvae.z_channels, [K])
 
 

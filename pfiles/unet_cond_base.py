@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pfiles.blocks import DownBlock, MidBlock, UpBlockUNet, get_time_embedding
+from pfiles.settings import DiffusionSettings
 
 
 class UNet(nn.Module):
@@ -90,3 +92,9 @@ class UNet(nn.Module):
         rows = self.class_emb.weight[first : first + number].detach().clone()
         part.class_emb = nn.Embedding.from_pretrained(rows, freeze=False)
         return part
+
+
+def make_unet(settings: DiffusionSettings, im_channels: int, cls: int) -> UNet:
+    """The UNet that the settings describe, untrained, for latents of so many channels and so many clusters."""
+    sizes: dict[str, Any] = dict(settings.unet)
+    return UNet(im_channels, cls, **sizes)

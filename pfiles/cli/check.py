@@ -21,14 +21,14 @@ import torch
 
 from pfiles.checkpoints import START, find_checkpoint
 from pfiles.cli.estimate import estimate, has_vgg16
-from pfiles.discriminator import Discriminator
+from pfiles.discriminator import make_discriminator
 from pfiles.drawing.generator import STARTER
 from pfiles.errors import InputError
 from pfiles.machine.cpu import usable_cores
 from pfiles.machine.processes import in_notebook
 from pfiles.paths import ROOT
 from pfiles.run import Run, open_run
-from pfiles.unet_cond_base import UNet
+from pfiles.unet_cond_base import make_unet
 from pfiles.vqvae import make_vqvae
 
 GREEN, RED, PLAIN = "\033[32m", "\033[31m", "\033[0m"  # as terminals and notebooks show colours
@@ -123,8 +123,8 @@ def _disk(run: Run, tiles: int) -> Line:
     settings, side = run.settings, run.settings.image_size_px
     with torch.device("meta"):
         vqvae = make_vqvae(settings.autoencoder)
-        networks = vqvae, Discriminator(**settings.autoencoder.discriminator)
-        unet = UNet(vqvae.z_channels, sum(run.ks), **settings.diffusion.unet)
+        networks = vqvae, make_discriminator(settings.autoencoder)
+        unet = make_unet(settings.diffusion, vqvae.z_channels, sum(run.ks))
     first, later = (sum(p.numel() for network in part for p in network.parameters()) for part in (networks, [unet]))
     resumed = 2 * (2 * 3 * 4 * first + 3 * 4 * 4 * later)  # bytes: autoencoder and polish; three trainings of the UNet
     generated = settings.sampling.num_generated or tiles

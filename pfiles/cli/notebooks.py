@@ -22,7 +22,7 @@ from pfiles.cli.execute import STOPPED, execute, prestarted_kernels, run_cells
 from pfiles.cli.options import parse_overrides, resolve_data
 from pfiles.cli.summary import print_summary
 from pfiles.clusterers import make_clusterer
-from pfiles.discriminator import Discriminator
+from pfiles.discriminator import make_discriminator
 from pfiles.drawing.samplers import make_solver
 from pfiles.drawing.starting import starting_weights
 from pfiles.errors import InputError
@@ -35,7 +35,7 @@ from pfiles.paths import ROOT, Paths, atomic_write, expand, read_json, refuse_fo
 from pfiles.provenance import MADE_FROM
 from pfiles.run import Run, open_run
 from pfiles.settings import Settings
-from pfiles.unet_cond_base import UNet
+from pfiles.unet_cond_base import make_unet
 from pfiles.vqvae import make_vqvae
 
 NOTEBOOKS = (
@@ -155,8 +155,8 @@ def _try_networks(settings: Settings, ks: Sequence[int], clustering: str) -> Non
         with torch.device("meta"):
             vqvae = make_vqvae(autoencoder)
             image, _, _ = vqvae(torch.empty(2, 3, side, side))
-            Discriminator(**autoencoder.discriminator)(image)
-            unet = UNet(vqvae.z_channels, sum(ks), **settings.diffusion.unet)
+            make_discriminator(autoencoder)(image)
+            unet = make_unet(settings.diffusion, vqvae.z_channels, sum(ks))
             z = torch.empty(2, *vqvae.latent_shape(side))
             make_clusterer(clustering, vqvae.z_channels, max(ks))(z)
             unet(z, torch.zeros(2), torch.zeros(2, dtype=torch.int64))

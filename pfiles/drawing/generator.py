@@ -38,7 +38,7 @@ from pfiles.machine.speed import PLAIN, Speed
 from pfiles.names import agreed, find_clusters, readings_in
 from pfiles.paths import CHECKOUT, ROOT, Paths, atomic_write, expand, read_json, write_json
 from pfiles.settings import Settings, get_settings
-from pfiles.unet_cond_base import UNet
+from pfiles.unet_cond_base import UNet, make_unet
 from pfiles.vqvae import make_vqvae
 
 # small networks that come with the project: in a checkout, or in an installed package
@@ -81,8 +81,8 @@ class Generator(
     `save_pretrained` writes it to a folder, `from_pretrained` reads it from there or from the Hugging Face hub.
 
     bank: the clusters that are the UNet's condition, of one k or of several. space: the latents that the UNet learnt.
-    shares: of the training tiles in each cluster (k,), by which clusters are drawn when none are asked for; None: all
-        alike.
+    shares: of the training tiles in each cluster (k,), by which clusters are drawn when none are asked for; an empty
+        tensor: all alike.
     about: whatever else is known, in plain values; it stays with the folder.
     names: of clusters, by their numbers from 1. mpp: microns per pixel of the tiles; None: not known.
     """
@@ -91,14 +91,14 @@ class Generator(
     bank: ClusterBank
     space: LatentSpace
     settings: Settings
-    shares: Tensor | None = None
+    shares: Tensor = field(default_factory=Tensor)
     about: Mapping[str, Any] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
     speed: Speed = PLAIN
     mpp: float | None = None
 
     def __post_init__(self):
-        if self.shares is None:
+        if not self.shares.numel():
             self.shares = torch.full((self.n_clusters,), 1 / self.n_clusters)
 
     @property
@@ -247,14 +247,15 @@ class Generator(
         """The generator in a folder that `save` wrote, or "starter", the small one that comes with the project."""
         folder = find_generator(folder)
         soundness.check_folder(folder)
-        config, state = read_json(folder / "config.json"), read_weights(folder)
+        config, state = read_json(folder / "config.json", {}), read_weights(folder)
         soundness.check_weights(state, folder)
         try:
             settings = get_settings("paper", config["settings"])
             k, kind = config["n_clusters"], CLUSTERINGS[CLUSTERINGS.index(config["clustering"])]
             vqvae = make_vqvae(settings.autoencoder)
-            unet = UNet(vqvae.z_channels, k, **settings.diffusion.unet)
-            networks = {"vqvae": vqvae, "unet": unet, "clusterer": ClusterBank.make(kind, vqvae.z_channels, [k])}
+            unet = make_unet(settings.diffusion, vqvae.z_channels, k)
+            bank = ClusterBank.make(kind, vqvae.z_channels, [k])
+            networks: dict[str, nn.Module] = {"vqvae": vqvae, "unet": unet, "clusterer": bank}
             for name, network in networks.items():
                 network.load_state_dict({key: state[f"{name}.{key}"].float() for key in network.state_dict()})
                 network.to(device).eval().requires_grad_(False)
@@ -262,24 +263,29 @@ class Generator(
             shares = torch.tensor(config["cluster_shares"])
             names = {int(number): str(name) for number, name in config.get("cluster_names", {}).items()}
             mpp = config.get("mpp")
-            return cls(unet, networks["clusterer"], space, settings, shares, config["about"], names, mpp=mpp)
+            return cls(unet, bank, space, settings, shares, config["about"], names, mpp=mpp)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             why = str(error).partition("\n")[0]
             raise InputError(f"{folder} does not hold a generator that fits together ({why}): get it anew.") from error
 
-    _save_pretrained = save  # what the hub's `save_pretrained` writes, beside a README.md where there is none
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What the hub's `save_pretrained` writes, beside a README.md where there is none."""
+        self.save(save_directory)
 
     @classmethod
-    def from_pretrained(cls, where: str | Path, device: torch.device | str = "cpu", **options: Any) -> "Generator":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, device: torch.device | str = "cpu", **options: Any
+    ) -> "Generator":
         """The generator in a folder, or of that name on the Hugging Face hub, or "starter".
 
         options: those of the hub, such as revision, cache_dir, token and local_files_only. InputError where there is
         none. Unlike the hub's own method it reads nothing before the folder is checked.
         """
-        where = find_generator("starter") if str(where) == "starter" else expand(where)
+        name = pretrained_model_name_or_path
+        where = find_generator("starter") if str(name) == "starter" else expand(name)
         try:
             if not where.is_dir():
-                files = [Path(hf_hub_download(str(where), name, **options)) for name in FILES]
+                files = [Path(hf_hub_download(str(where), file, **options)) for file in FILES]
                 where = files[0].parent
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             why = str(error).partition("\n")[0]
@@ -310,7 +316,7 @@ class Generator(
         paths, settings = Paths(n_clusters, folder, clustering), get_settings(preset, overrides)
         vqvae = load_autoencoder(paths, settings, device)
         unet, bank, space = load_stage(paths, settings, "finetuning2", clustering, vqvae, device)
-        shares = None
+        shares = torch.empty(0)
         if paths.latent_csv.exists():
             sizes = torch.from_numpy(read_latent_csv(paths.latent_csv, n_clusters)[1]).bincount(minlength=n_clusters)
             shares = sizes / sizes.sum()

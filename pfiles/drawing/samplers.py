@@ -81,10 +81,10 @@ def _ddim(scheduler: LinearNoiseScheduler, num_steps: int) -> Solver:
 def _dpm_solver(scheduler: LinearNoiseScheduler, num_steps: int) -> Solver:
     """DPM-Solver++(2M), Lu et al. 2022, algorithm 2, with lambda = log(alpha / sigma) and D of its line 8."""
     steps = log_noise_timesteps(scheduler, num_steps)
-    alpha = scheduler.alpha_cumprod.sqrt()
-    sigma = (1 - scheduler.alpha_cumprod).sqrt()
-    lambdas = (alpha / sigma).log()[steps].tolist()
-    alpha, sigma = alpha[steps].tolist(), sigma[steps].tolist()
+    alpha_bar = scheduler.alpha_cumprod[steps]
+    alphas, sigmas = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    lambdas = (alphas / sigmas).log().tolist()
+    alpha, sigma = alphas.tolist(), sigmas.tolist()
     earlier: list[Tensor] = []  # the x_0 predicted one step before
 
     def step(i: int, x: Tensor, predicted: Tensor, noise: Iterator[Tensor]) -> Tensor:

@@ -154,7 +154,7 @@ def generate_to_folder(
         )
     refuse_other_images(folder, numbers)
     note = folder / GENERATED_WITH
-    begun_with = read_json(note, {} if image_files(folder) else identity)
+    begun_with = read_json(note, {} if image_files(folder) else dict(identity))
     if different := Provenance.from_note(begun_with).differences(Provenance.from_note(identity)):
         difference = in_words(different) if begun_with else "it does not say of which"
         raise InputError(

@@ -13,7 +13,7 @@ from pfiles.clusterers import CLUSTERINGS, make_clusterer
 from pfiles.errors import InputError
 from pfiles.paths import read_json
 from pfiles.settings import get_settings
-from pfiles.unet_cond_base import UNet
+from pfiles.unet_cond_base import make_unet
 from pfiles.vqvae import make_vqvae
 
 MOST_BYTES = 2**20  # of config.json, and of the head of model.safetensors
@@ -117,7 +117,7 @@ def _check_networks(config: Mapping[str, Any], shapes: Shapes) -> None:
     kind = CLUSTERINGS[CLUSTERINGS.index(config["clustering"])]
     with torch.device("meta"):
         vqvae = make_vqvae(settings.autoencoder)
-        unet = UNet(vqvae.z_channels, k, **settings.diffusion.unet)
+        unet = make_unet(settings.diffusion, vqvae.z_channels, k)
         networks = {"vqvae": vqvae, "unet": unet, "clusterer": make_clusterer(kind, vqvae.z_channels, k)}
     for name, network in networks.items():
         for key, tensor in network.state_dict().items():

@@ -6,7 +6,7 @@ One process needs none of this: there every function does nothing, or gives back
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ STARTED_WITH = (  # how many processes were started beside this one, told to eac
 )  # fmt: skip
 TIMEOUT = timedelta(minutes=10)  # how long a process waits for the others before it gives up
 
-Items = TypeVar("Items", Tensor, Sequence)
+Items = TypeVar("Items", Tensor, list)
 
 
 def join() -> None:
