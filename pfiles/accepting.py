@@ -40,7 +40,7 @@ def standard_of(run: Run) -> Standard | None:
     note = path.with_suffix(".json")
     made_from = artifacts.generated_provenance(run).without("accept").as_note()
     if path.exists() and checkpoints.same_note(read_json(note, {}), made_from):
-        return quality.read_standard(path, run.n_clusters)
+        return quality.read_standard(path, run.k)
     standard = standard_for(run, run.networks())
     with atomic_write(path) as file:
         file.write(quality.as_bytes(standard))
@@ -128,7 +128,7 @@ def choosing(draw: Draw, standard: Standard | None, vqvae: VQVAE, choice: Choice
             failing = np.flatnonzero(~standard.passes(odds, cluster_ids.numpy(), choice.accept))
             if not len(failing):
                 break
-            again = [derive_seed(seeds[place], "again", attempt) for place in failing]
+            again = [derive_seed(seeds[place], "again", attempt) for place in failing.tolist()]
             others = draw(cluster_ids[failing], seeds=again)
             of_others = standard.odds(quality.own_features(vqvae, others))
             better = of_others > odds[failing]

@@ -363,8 +363,7 @@ def load_stage(
     _check_trained_with(path, unet, "autoencoder", vqvae)
     _check_trained_with(path, unet, "clusters", bank)
     about = note_of(path, unet) or {}
-    origin = START[stage]
-    earlier = newest(paths, "unet", origin, clustering) if origin else None
+    earlier = newest(paths, "unet", origin, clustering) if (origin := START[stage]) else None
     before = earlier and read_json(earlier.with_suffix(".json"), {}).get("weights")
     starts_from = about.get("starts_from")
     if before and isinstance(starts_from, dict) and starts_from.get("unet", before) != before:

@@ -24,7 +24,7 @@ from pfiles.settings import Settings, clustering_of
 
 FILE = "run.toml"
 OF_NO_CLUSTERS = ("train_autoencoder", "autoencoder_output", "save_training_images")  # notebooks alike for any of them
-DEFAULTS = {  # of what such a file may say; the preset names the clustering if nothing else does
+DEFAULTS: dict[str, Any] = {  # of what such a file may say; the preset names the clustering if nothing else does
     "n_clusters": 14, "clustering": None, "data": None, "preset": "recommended", "overrides": {}, "seed": 765,
     "out": None,
 }  # fmt: skip
@@ -186,7 +186,7 @@ def read_choices(file: Path) -> dict[str, Any]:
 
 def _dotted(values: Mapping[str, Any], group: Any, prefix: str = "") -> dict[str, Any]:
     """{"training": {"epochs": 2}} -> {"training.epochs": 2}, as deep as there are groups of settings."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         inner = getattr(group, name, None)
         deeper = isinstance(value, dict) and is_dataclass(inner)

@@ -7,11 +7,11 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pfiles import artifacts, checkpoints, learn
 from pfiles.cluster_bank import ClusterBank
-from pfiles.clusterers import KMeansClusters, fit_kmeans_to, make_clusterer
+from pfiles.clusterers import Clusterer, KMeansClusters, fit_kmeans_to
 from pfiles.errors import InputError
 from pfiles.latents import latent_batches, latent_table, mean_channel_softmax, predict_clusters
 from pfiles.learning import clusters
@@ -35,8 +35,8 @@ class Learnt:
     histories: of the trainings on all tiles, by stage; none of k-means.
     """
 
-    clusterers: dict[tuple[int, int], nn.Module]
-    halves: dict[int, tuple[nn.Module, nn.Module]]
+    clusterers: dict[tuple[int, int], Clusterer]
+    halves: dict[int, tuple[Clusterer, Clusterer]]
     histories: dict[str, History]
 
 
@@ -51,12 +51,12 @@ def learn_every_k(run: Run, seeds: int) -> Learnt:
     of_own_seed = [(k, run.seed) for k in run.ks]
     of_every_seed = [(k, run.seed + i) for i in range(seeds) for k in run.ks]
     clusterers, histories = _learn_part(run, "all", of_every_seed)
-    halves = [_learn_part(run, part, of_own_seed)[0] for part in ("half_1", "half_2")]
+    first, second = (_learn_part(run, part, of_own_seed)[0] for part in ("half_1", "half_2"))
     if run.clustering == "classifier" and run.settings.clusters_first:
         for run_of_k in run.per_k:
-            learn.cache_classifier(run_of_k, clusterers[run_of_k.n_clusters, run_of_k.seed])
+            learn.cache_classifier(run_of_k, clusterers[run_of_k.k, run_of_k.seed])
     learn.end_restart(run)
-    return Learnt(clusterers, {k: tuple(half[k, run.seed] for half in halves) for k in run.ks}, histories)
+    return Learnt(clusterers, {k: (first[k, run.seed], second[k, run.seed]) for k in run.ks}, histories)
 
 
 def check(tiles: Tiles, ks: Sequence[int], seeds: int) -> None:
@@ -69,20 +69,19 @@ def check(tiles: Tiles, ks: Sequence[int], seeds: int) -> None:
 
 def _learn_part(
     run: Run, part: str, ks_and_seeds: Sequence[tuple[int, int]]
-) -> tuple[dict[tuple[int, int], nn.Module], dict[str, History]]:
+) -> tuple[dict[tuple[int, int], Clusterer], dict[str, History]]:
     """The clusterings of those k and seeds on a part of the training tiles, and how their trainings went."""
     codes = run.views[:, PARTS[part]]
     if run.clustering == "kmeans":
-        clusterers = {
-            (k, seed): make_clusterer("kmeans", run.vqvae.z_channels, k).to(run.device) for k, seed in ks_and_seeds
-        }
         with torch.no_grad():
             statistics = torch.cat([KMeansClusters.statistics(z) for z in latent_batches(run.vqvae, codes[0])])
-        for (_, seed), clusterer in clusterers.items():
-            fit_kmeans_to(clusterer, statistics, seed)
-        return clusterers, {}
+        return {
+            (k, seed): fit_kmeans_to(KMeansClusters(run.vqvae.z_channels, k).to(run.device), statistics, seed)
+            for k, seed in ks_and_seeds
+        }, {}
     clusterers = {(k, seed): learn.new_clusterer(run, k, seed) for k, seed in ks_and_seeds}
-    bank, histories = ClusterBank(clusterers.values()), {}
+    bank = ClusterBank(clusterers.values())
+    histories: dict[str, History] = {}
     images = run.train_images[PARTS[part]]
     settings, seeds = run.settings, [seed for _, seed in ks_and_seeds]
     stages = ["clusters"] if settings.clusters_first else ["training", "finetuning2"]
@@ -117,7 +116,7 @@ def write_csvs(run: Run, learnt: Learnt, assigned: dict[tuple[int, int], tuple[T
     """Write the CSV of every k, from the run's own seed, as part 5 does."""
     features = mean_channel_softmax(run.vqvae, run.codes)
     for run_of_k in run.per_k:
-        key = run_of_k.n_clusters, run_of_k.seed
+        key = run_of_k.k, run_of_k.seed
         table = latent_table(features, *assigned[key])
         artifacts.write_latent_csv(run_of_k, table, ClusterBank([learnt.clusterers[key]]))
 

@@ -46,14 +46,14 @@ def tiles(
     given as the second argument; None: those of its place in `cluster_ids`.
     """
     if not isinstance(number, int | np.integer):
-        number, seeds = 1, number
+        seeds, number = number, 1
     drawing = generator(run, stage) if isinstance(cluster_ids, str) else run.networks(stage)
     return drawing.draw(cluster_ids, number=number, seed=run.seed, seeds=seeds, progress=progress)
 
 
 def generator(run: Run, stage: str = "finetuning2") -> Generator:
     """The networks after a stage with shares and names of their clusters, ready to be saved and handed on."""
-    sizes = run.assigned[0].bincount(minlength=run.n_clusters)
+    sizes = run.assigned[0].bincount(minlength=run.k)
     return replace(run.networks(stage), shares=sizes / sizes.sum(), names=run.names, mpp=run.tiles.mpp)
 
 
@@ -99,7 +99,7 @@ def samples(run: Run, number: int) -> tuple[Tensor, Tensor]:
 
     They are cached beside the networks, so that an atlas opens at once.
     """
-    cluster_ids = torch.arange(run.n_clusters).repeat_interleave(number)
+    cluster_ids = torch.arange(run.k).repeat_interleave(number)
     path = run.paths.models / f"atlas_tiles{run.paths.suffix}.pt"
     key = {**artifacts.generated_provenance(run).as_note(), "number": number}
     return checkpoints.cached_tensor(path, key, lambda: tiles(run, cluster_ids)), cluster_ids
@@ -115,7 +115,7 @@ def to_folder(run: Run, cluster_ids: Tensor, only: tuple[int, int] | None = None
     def draw(cluster_ids: Tensor, seeds: Sequence[int]) -> Tensor:
         return tiles(run, cluster_ids, seeds=seeds, progress=False)
 
-    choice = Choice(run.settings.sampling.accept)
+    choice, numbers = Choice(run.settings.sampling.accept), (run.selected + 1).tolist()
     if is_first():
         standard_of(run)
     wait_for_all()  # and then read what the first one made
@@ -123,7 +123,7 @@ def to_folder(run: Run, cluster_ids: Tensor, only: tuple[int, int] | None = None
     generate_to_folder(
         choosing(draw, standard, run.vqvae, choice),
         run.paths.generated,
-        run.selected + 1,
+        numbers,
         cluster_ids,
         seed=run.seed,
         batch_size=run.settings.sampling.batch_size,
@@ -134,7 +134,7 @@ def to_folder(run: Run, cluster_ids: Tensor, only: tuple[int, int] | None = None
         print(choice)
     if is_first():
         table = _qualities_of_files(run, standard, cluster_ids)
-        write_table(run.paths.generated, run.selected + 1, cluster_ids, run.names, run.seed, table, choice.accept)
+        write_table(run.paths.generated, numbers, cluster_ids, run.names, run.seed, table, choice.accept)
 
 
 def _qualities_of_files(run: Run, standard: Standard | None, cluster_ids: Tensor) -> pd.DataFrame:

@@ -7,7 +7,7 @@ several processes share them.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import pairwise
@@ -160,7 +160,7 @@ def _rows(work: Path, blocks: list[Box], whole: Box) -> Callable[[int, int], np.
     return rows
 
 
-def asked_tiles(layout: Layout, part: Box, side: int, slide: str, names: dict[int, str]) -> pd.DataFrame:
+def asked_tiles(layout: Layout, part: Box, side: int, slide: str, names: Mapping[int, str]) -> pd.DataFrame:
     """A row for each tile of a grid over a part of a field: where it lies there, its cluster from 1, how much of it is.
 
     Columns as in a map's tile_clusters.csv: slide, x, y, side, cluster, class; "share" of the tile that was asked to be

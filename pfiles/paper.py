@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import file_digest
 from itertools import groupby
@@ -84,7 +84,7 @@ class Member(NamedTuple):
     def stream(self) -> Iterator[IO[bytes]]:
         """Its bytes. InputError where they are not as they were packed."""
         try:
-            with self.opened.open(self.info) if self.opened else open(self.path, "rb") as file:
+            with self.opened.open(self.info) if self.opened and self.info else open(self.path, "rb") as file:
                 yield file
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise InputError(f"{self} cannot be unpacked ({error}): download the archive again.") from error
@@ -278,7 +278,7 @@ def _check_images(name: str, files: Sequence[Member], settings: Settings) -> Non
         )
     if len(files) > expected:
         raise InputError(f"{files[0].path.parent} holds {len(files):,} images, but {expected:,} were published.")
-    shapes = {}
+    shapes: dict[tuple[int, ...], Member] = {}
     for member in progress(files, desc=f"check {name}", unit="image", leave=False, delay=2):
         with member.stream() as file:
             shapes.setdefault(tuple(decode(str(member), file.read())[0].shape), member)
@@ -324,7 +324,7 @@ def _is_new(path: Path, member: Member) -> bool:
 
 def _refuse_others(name: str, targets: Mapping[Path, Member], paths: Paths) -> None:
     """InputError where the folder of a run holds files that would be taken with, or instead of, the published ones."""
-    present = []
+    present: list[Path | None] = []
     if name.endswith("images"):
         present = [*image_files(_folder(name, paths)).values()]
     elif " after " in name:
@@ -335,7 +335,7 @@ def _refuse_others(name: str, targets: Mapping[Path, Member], paths: Paths) -> N
             raise InputError(f"{path} is of another run than the published files: name another folder with --out.")
 
 
-def _already_there(paths: Paths, apart_from: Sequence[str]) -> dict[str, list[Path]]:
+def _already_there(paths: Paths, apart_from: Collection[str]) -> dict[str, list[Path]]:
     """What of PARTS lies in the folder of a run from before, without a note that a run made it."""
     root = paths.root
     patterns = ("*.npy", "kpc_ldm/*.pth", f"clusters_{K}/models_{K}/*.pth", "clusters_*/*.csv", "org/*",

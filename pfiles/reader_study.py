@@ -65,7 +65,7 @@ def make(
         number: torch.stack([example.image for example in examples if example.cluster == number])
         for number in sorted({example.cluster for example in examples})
     }
-    look = form.Look(question, scale, run.tiles.mpp, run.n_clusters, run.names, of_clusters)
+    look = form.Look(question, scale, run.tiles.mpp, run.k, run.names, of_clusters)
     write(folder, look, every, readers, run.seed, artifacts.generated_provenance(run).as_note())
 
 
@@ -102,8 +102,7 @@ def _spread(number: int, k: int) -> np.ndarray:
 def _real(run: Run, counts: trials.Counts) -> list[Trial]:
     """Held-out tiles, those to be judged first, evenly from the clusters as far as these have any."""
     cluster_ids = run.assign(run.test_images)[0].numpy()
-    k = run.n_clusters
-    wanted = np.concatenate([_spread(counts.real, k), _spread(counts.held_out - counts.real, k)])
+    wanted = np.concatenate([_spread(counts.real, run.k), _spread(counts.held_out - counts.real, run.k)])
     places = trials.pick_real(cluster_ids, wanted, run.seed)
     images = run.tiles.tensor(run.tiles.test[places])
     return [
@@ -114,7 +113,7 @@ def _real(run: Run, counts: trials.Counts) -> list[Trial]:
 
 def _generated(run: Run, counts: trials.Counts) -> list[Trial]:
     """Tiles drawn for this study, evenly from the clusters."""
-    cluster_ids = _spread(counts.generated, run.n_clusters)
+    cluster_ids = _spread(counts.generated, run.k)
     seeds = image_seeds(derive_seed(run.seed, "reader study"), range(len(cluster_ids)))
     images = draw.tiles(run, cluster_ids.tolist(), seeds)
     return [
@@ -127,7 +126,7 @@ def _examples(run: Run) -> list[Trial]:
     """Training tiles nearest to the centre of each cluster."""
     cluster_ids, distance, _ = centre_and_border(run.vqvae, run.bank, run.codes)
     nearest = []
-    for cluster in range(run.n_clusters):
+    for cluster in range(run.k):
         members = (cluster_ids == cluster).nonzero().flatten()
         nearest += [(cluster, int(i)) for i in members[distance[members].argsort(stable=True)][: trials.SHOWN]]
     images = run.tiles.tensor(run.tiles.train[[place for _, place in nearest]])

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -256,7 +256,7 @@ def _figure_3(paper: Paper) -> None:
 def _drawn(paper: Paper, cluster: int, number: int) -> Tensor:
     """Tiles drawn from a cluster, kept, so that a later call goes on with the next cluster."""
     networks = {"unet": paper.generator.unet, "autoencoder": paper.generator.space.vqvae}
-    key = {name: checkpoints.fingerprint(network) for name, network in networks.items()}
+    key: dict[str, Any] = {name: checkpoints.fingerprint(network) for name, network in networks.items()}
     key |= {"sampling": asdict(paper.run.settings.sampling), "number": number, "cluster": cluster}
     path = paper.run.paths.root / "paper" / f"cluster_{cluster + 1}.pt"
     seed = derive_seed(SEED_OF_FIGURE_3, cluster)

@@ -81,7 +81,7 @@ def map_clusters(run: Run) -> Section:
         why = "These tiles do not tell where they were cut, so there is no map"
         return Section("Cluster maps", [f"{why}: python -m pfiles tile cuts tiles that do."])
     section = maps.write_maps(
-        folder, maps.Assigned(tiles.positions, *assign_every_tile(run)), tiles.images, run.n_clusters,
+        folder, maps.Assigned(tiles.positions, *assign_every_tile(run)), tiles.images, run.k,
         names=run.names, patients=tiles.patients, pictures=tiles.pictures, seed=run.seed,
     )  # fmt: skip
     write_json(folder / MADE_FROM, run.provenance_of("diffusion", parents=parents).as_note())
@@ -98,10 +98,10 @@ def save_panel(run: Run, figure: Figure, number: int, name: str) -> None:
 def reading(run: Run, reader: str) -> Reading:
     """What a reader calls the clusters; what is named in it is kept in `names_READER.json` at once."""
     path = run.paths.names_of(check_reader(reader))
-    return Reading.load(path, checkpoints.fingerprint_of_clusters(run.vqvae, run.bank), run.n_clusters)
+    return Reading.load(path, checkpoints.fingerprint_of_clusters(run.vqvae, run.bank), run.k)
 
 
 def readings(run: Run) -> list[Reading]:
     """Of all readers who named these clusters."""
     fingerprint = checkpoints.fingerprint_of_clusters(run.vqvae, run.bank)
-    return readings_in(run.paths.cluster_folder, fingerprint, run.n_clusters)
+    return readings_in(run.paths.cluster_folder, fingerprint, run.k)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -64,6 +64,11 @@ class Run:
     def ks(self) -> tuple[int, ...]:
         """The numbers of clusters; usually one."""
         return numbers_of_clusters(self.n_clusters)
+
+    @property
+    def k(self) -> int:
+        """The clusters of all these numbers together: the rows of the UNet's embedding."""
+        return sum(self.ks)
 
     @cached_property
     def per_k(self) -> tuple["Run", ...]:
@@ -194,7 +199,7 @@ class Run:
     def names(self) -> dict[int, str]:
         """The names of the clusters, by their numbers from 1, on which those who named them agree."""
         fingerprint = checkpoints.fingerprint_of_clusters(self.vqvae, self.bank)
-        return agreed(readings_in(self.paths.cluster_folder, fingerprint, self.n_clusters))
+        return agreed(readings_in(self.paths.cluster_folder, fingerprint, self.k))
 
 
 def open_run(
@@ -260,7 +265,7 @@ def _require_learnt_clusters(settings: Settings) -> None:
         )
 
 
-def _precision(paths: Paths, notebook: str) -> str:
+def _precision(paths: Paths, notebook: str) -> Literal["fp32", "bf16"]:
     """What "auto" is for this run: chosen when it is first opened for work and kept, so that a resumed run computes
     alike."""
     kept = read_json(paths.precision, {}).get("precision")
@@ -268,7 +273,7 @@ def _precision(paths: Paths, notebook: str) -> str:
         return kept
     device = pick_device()
     pays = processes.is_first() and pick_precision(device) == "bf16"
-    precision = "bf16" if processes.agree(int(pays), device) else "fp32"
+    precision: Literal["fp32", "bf16"] = "bf16" if processes.agree(int(pays), device) else "fp32"
     if notebook in LOOKS:
         if notebook != "run":  # whose notebooks say it
             print(f"This run would compute in {precision} (setting precision='auto')")

@@ -57,7 +57,7 @@ def write_twin(
     with tempfile.TemporaryDirectory() as private:
         tile_slides([slide], Path(private) / "tiles", tiling, show_split=False)
         source = read_source(Path(private) / "tiles")
-        images = source.images.clone()
+        images = source.images[:].clone()
     slide_ids = _assign(generator, images)
     cells, columns, rows = cells_of_tiles(*(source.positions[name] for name in ("x", "y", "side")), slide_ids)
     side = generator.settings.image_size_px

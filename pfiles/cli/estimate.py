@@ -149,7 +149,8 @@ def seconds_of_epoch(small: Run, name: str) -> float:
     if name == "autoencoder":
         learn.autoencoder(small, *learn.new_autoencoder(small))
         return _last_seconds(small.paths.training_folder(name))
-    networks = learn.new_networks(small) if START.get(name) is None else small.networks(START[name])
+    origin = START.get(name)
+    networks = learn.new_networks(small) if origin is None else small.networks(origin)
     if name != "clusters":
         learn.unet(small, name, networks)
     elif small.clustering == "classifier":
@@ -166,7 +167,7 @@ def _last_seconds(folder: Path) -> float:
 
 
 def _seconds_per_tile(small: Run) -> float:
-    ids = torch.arange(small.settings.sampling.batch_size) % small.n_clusters
+    ids = torch.arange(small.settings.sampling.batch_size) % small.k
     if small.device.type == "cuda":
         draw.tiles(small, ids, stage="training", progress=False)  # compiles
     began = time.monotonic()

@@ -71,7 +71,7 @@ def _real_crops(args: argparse.Namespace, generator: Generator, mpp: float | Non
     with tempfile.TemporaryDirectory() as private:
         tiling = Tiling(mpp, field_report.LARGER * generator.settings.image_size_px)
         tile_slides([expand(args.real_slide).absolute()], Path(private) / "tiles", tiling, show_split=False)
-        return read_source(Path(private) / "tiles").images.clone()
+        return read_source(Path(private) / "tiles").images[:].clone()
 
 
 def _check(

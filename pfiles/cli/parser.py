@@ -14,7 +14,7 @@ from pfiles.reporting.card import BLANKS
 from pfiles.tiles.slides import Tiling
 
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    Commands = argparse._SubParsersAction["_Parser"]
 
 FEATURE_NAMES = "random, autoencoder, inception, imagenet, imagenet-deeper"
 DESCRIPTION = "Generate histopathology tiles by cluster, without labels. COMMAND --help explains a command."

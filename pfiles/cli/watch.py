@@ -67,10 +67,10 @@ def look(out: str | Path | None = None) -> Progress:
     return Progress(folder, **progress, history=history, picture=picture, stopped_by=stopped_by)
 
 
-def _read_progress(folder: Path) -> tuple[dict[str, float], str]:
+def _read_progress(folder: Path) -> tuple[dict[str, Any], str]:
     """What a training wrote about itself, and what stopped it; InputError for a file that says something else."""
     file = folder / PROGRESS
-    progress = read_json(file)
+    progress = read_json(file, {})
     numbers = {"step": 0, "total_steps": 1, "steps_per_second": 0, "at": 0}  # and the least of each
     for name, least in numbers.items():
         value = progress.get(name)
@@ -118,7 +118,7 @@ def _print(progress: Progress) -> None:
 class _Cell:
     """Outputs of one cell, renewed in place."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._handles: dict[str, Any] = {}
 
     def __call__(self, progress: Progress) -> None:
