@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, TypeGuard, overload
 
 from pfiles.errors import InputError
+from pfiles.machine.locks import hold, is_left
 from pfiles.machine.processes import is_first
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -201,29 +202,36 @@ def expand(path: str | Path) -> Path:
 def atomic_write(path: Path, by_every_process: bool = False) -> Iterator[IO[bytes]]:
     """Open a binary file that takes the name `path` only once it is complete and on the disk.
 
-    Of several processes that work together only the first writes, unless told otherwise: they write the same.
+    Of several processes that work together only the first writes, unless told otherwise: they write the same. What
+    killed processes left of it is removed, but for files of which every process writes its own.
     Raises OSError naming `path` where the disk is full or takes no file there; a file that was there stays as it was.
     """
     if not (is_first() or by_every_process):
         with open(os.devnull, "wb") as file:
             yield file
         return
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # that nobody can have put a link under
+    part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "xb") as file:
+        if not by_every_process:  # there are many of those in one folder, and each would look through all of it
+            for killed in _parts(path):
+                if is_left(killed):
+                    killed.unlink(missing_ok=True)
+        part, file = _open_part(path)
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+            os.replace(part, path)
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides the disk's answer
         if not isinstance(cause, OSError) or cause.errno is None:
             raise
         raise OSError(cause.errno, cause.strerror, str(path)) from error
     finally:
-        with suppress(OSError):
-            part.unlink()
+        if part is not None:
+            with suppress(OSError):
+                part.unlink()
 
 
 @contextmanager
@@ -233,18 +241,44 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     Where `folder` is a link, what it leads to is replaced.
     """
     folder = folder.resolve()
-    for killed in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
-        if re.fullmatch("[0-9a-f]{8}", killed.name.rsplit(".", 2)[1]):
+    for killed in _parts(folder):
+        if is_left(killed) is not False:
             shutil.rmtree(killed, ignore_errors=True)
-    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    part, handle = _part(folder), None
     try:
         part.mkdir(parents=True)
+        handle = os.open(part, os.O_RDONLY)
+        hold(handle)
         yield part
         if folder.exists():
             shutil.rmtree(folder)
         part.rename(folder)
     finally:
+        if handle is not None:
+            os.close(handle)
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _part(path: Path) -> Path:
+    """Where what will be `path` is written: a name that nobody can have put a link under."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def _open_part(path: Path) -> tuple[Path, IO[bytes]]:
+    """A new file there, held while it is open."""
+    while True:
+        part = _part(path)
+        file = open(part, "xb")
+        hold(file.fileno())
+        if part.exists():
+            return part, file
+        file.close()  # before it was held, another process took it for one that was left, and removed it
+
+
+def _parts(path: Path) -> list[Path]:
+    """All such places of `path` that there are."""
+    parts = path.parent.glob(f".{glob.escape(path.name)}.*.part")
+    return [part for part in parts if re.fullmatch("[0-9a-f]{8}", part.name.rsplit(".", 2)[1]) and not part.is_symlink()]
 
 
 def refuse_foreign(folder: Path, names: Iterable[str], is_own: bool) -> None:

@@ -1,5 +1,8 @@
 """Where files lie, and that they appear whole or not at all."""
 
+import os
+import signal
+
 import pytest
 
 from pfiles import paths
@@ -73,6 +76,24 @@ def test_unfinished_files_have_names_that_nobody_can_guess(tmp_path):
         with atomic_write(tmp_path / "a") as file:
             names.add(file.name)
     assert len(names) == 2
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path):
+    def begin_and_die(where, unfinished):
+        child = os.fork()
+        if child == 0:
+            with unfinished(where):
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+
+    (tmp_path / ".a.json.notes.part").write_text("mine")
+    for unfinished, name in ((atomic_write, "a.json"), (atomic_folder, "folder")):
+        with unfinished(tmp_path / name):
+            begin_and_die(tmp_path / name, unfinished)
+            assert len([*tmp_path.glob(f".{name}.????????.part")]) == 2
+            with unfinished(tmp_path / name):
+                assert len([*tmp_path.glob(f".{name}.????????.part")]) == 2  # of two that live
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "folder", ".a.json.notes.part"}
 
 
 def test_a_folder_takes_the_place_of_what_a_link_leads_to(tmp_path):

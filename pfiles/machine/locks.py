@@ -1,4 +1,4 @@
-"""Folders that only one run at a time works in; the kernel gives a lock back however its process ends."""
+"""What only one process at a time works on; the kernel gives a lock back however its process ends."""
 
 import errno
 import os
@@ -57,3 +57,26 @@ def _open(folder: Path, wait: bool) -> int:
             if path != folder or isinstance(error, BlockingIOError):
                 raise
     raise AssertionError
+
+
+def hold(handle: int) -> None:
+    """Lock an open file or folder until it is closed, so that `is_left` knows that its process lives."""
+    if fcntl is not None:
+        with suppress(OSError):  # of a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+
+
+def is_left(path: Path) -> bool | None:
+    """Whether the process that had `path` to `hold` is gone; None: not known."""
+    handle = None
+    try:
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (OSError, AttributeError):  # AttributeError: on Windows
+        return None
+    finally:
+        if handle is not None:
+            os.close(handle)
+    return True
