@@ -23,6 +23,7 @@ from pfiles.checkpoints import START, find_checkpoint
 from pfiles.cli.estimate import estimate, has_vgg16
 from pfiles.discriminator import make_discriminator
 from pfiles.drawing.generator import STARTER
+from pfiles.drawing.sampling import interrupt_told
 from pfiles.errors import InputError
 from pfiles.machine.cpu import usable_cores
 from pfiles.machine.processes import in_notebook
@@ -32,6 +33,7 @@ from pfiles.unet_cond_base import make_unet
 from pfiles.vqvae import make_vqvae
 
 GREEN, RED, PLAIN = "\033[32m", "\033[31m", "\033[0m"  # as terminals and notebooks show colours
+STOPPED = "The check was stopped. Nothing of it is kept; measure = False, or --fast, leaves the times out."
 START_UP = 3.0  # seconds until a notebook has loaded its packages
 
 
@@ -60,9 +62,10 @@ def check(
     """
     run = open_run("check", n_clusters, clustering, data, preset, overrides, out=out)
     is_good = True
-    for line in _lines(run, measure):
-        print(line, flush=True)
-        is_good &= line.is_good
+    with interrupt_told(STOPPED):
+        for line in _lines(run, measure):
+            print(line, flush=True)
+            is_good &= line.is_good
     return is_good
 
 

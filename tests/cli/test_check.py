@@ -37,6 +37,18 @@ def test_the_precision_is_said_but_not_kept(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["tiles.npy"]
 
 
+def test_a_stopped_check_speaks_of_itself_and_of_no_training(tmp_path, capsys, monkeypatch):
+    def stopped(run):
+        raise KeyboardInterrupt("finetuning2 stopped after step 1 of 2: run it again to go on.")
+        yield
+
+    monkeypatch.setattr(check, "estimate", stopped)
+    assert main(arguments(tmp_path)) == 130
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"{check.STOPPED}\n")
+    assert "finetuning2" not in printed
+
+
 def test_several_numbers_of_clusters(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(estimate, "STEPS", 3)
     np.save(tmp_path / "tiles.npy", make_tiles(44))
