@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from pfiles import checkpoints
 from pfiles.checkpoints import START
 from pfiles.cluster_bank import ClusterBank
 from pfiles.errors import InputError
-from pfiles.latents import pair_cluster_ids, read_latent_csv
+from pfiles.latents import pair_cluster_ids
 from pfiles.machine import processes
 from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.provenance import (
@@ -37,7 +37,7 @@ from pfiles.provenance import (
 from pfiles.reporting import tables
 from pfiles.run import Run
 from pfiles.tiles.dataset import are_there
-from pfiles.tiles.files import image_files, list_images, load_pairs, read_images, refuse_other_images, write_tiles
+from pfiles.tiles.files import image_files, load_pairs, read_images, refuse_other_images, write_tiles
 from pfiles.tiles.pixels import match_size
 
 
@@ -101,11 +101,25 @@ BY_NAME = {artifact.name: artifact for artifact in ARTIFACTS}
 # What is recorded, what must be, and whether they agree
 
 
+def is_there(path: Path | None) -> TypeGuard[Path]:
+    """Whether a file is there, or a folder with something in it."""
+    return path is not None and path.exists() and (path.is_file() or any(path.iterdir()))
+
+
+def require_there(run: Run, name: str) -> Path:
+    """The path of an artefact; InputError where there is none, which names the numbers of clusters that have one."""
+    path = BY_NAME[name].path(run)
+    if is_there(path):
+        return path
+    others = (replace(run, n_clusters=n, paths=replace(run.paths, n_clusters=n)) for n in run.paths.numbers)
+    ks = ", ".join(str(other.n_clusters) for other in others if is_there(BY_NAME[name].path(other)))
+    advice = f", or set n_clusters to one that was made ({ks})" if ks else ""
+    raise InputError(f"There is no {path or name}: run {BY_NAME[name].made_by} first{advice}.")
+
+
 def recorded(run: Run, name: str) -> Provenance | None:
     """The provenance beside an artefact; None where it has none, as published files."""
-    path = BY_NAME[name].path(run)
-    if path is None or not path.exists():
-        raise InputError(f"There is no {path or name}: run {BY_NAME[name].made_by} first.")
+    path = require_there(run, name)
     if path.is_dir():
         return of_images(path)
     if path.suffix == ".csv":
@@ -165,9 +179,7 @@ def require(run: Run, name: str) -> Path:
 
 def _lack(run: Run, name: str) -> str:
     """How many images a folder of the `selected` tiles lacks, as it was left unfinished, and what to do; "" for none.
-
-    A folder gets its provenance before its first image.
-    """
+    A folder gets its provenance before its first image."""
     if name not in ("training images", "generated images"):
         return ""
     missing = {str(number) for number in run.selected + 1} - image_files(BY_NAME[name].path(run)).keys()
@@ -197,7 +209,7 @@ def status(run: Run) -> list[Status]:
 
 def _status(run: Run, artifact: Artifact) -> Status:
     path = artifact.path(run)
-    if path is None or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not is_there(path):
         return Status(artifact, path, "missing", f"run {artifact.made_by}")
     provenance = recorded(run, artifact.name)
     if provenance is None:
@@ -282,9 +294,8 @@ def write_latent_csv(run: Run, table: pd.DataFrame, clusters: ClusterBank | None
 def cluster_ids_of(run: Run, names: Sequence[str]) -> np.ndarray:
     """The clusters (N,) that the CSV gives the training tiles of these numbers, from 1. InputError where it is of
     other networks, data or settings."""
-    cluster_ids = pair_cluster_ids(run.paths.latent_csv, names)
     require(run, "latent CSV")
-    return cluster_ids
+    return pair_cluster_ids(run.paths.latent_csv, names)
 
 
 class LatentCSVs(NamedTuple):
@@ -311,16 +322,6 @@ def latent_csvs(run: Run) -> LatentCSVs:
     return LatentCSVs(paths, Provenance(data=of_first.data, inputs=inputs))
 
 
-def assigned_of_every_k(run: Run) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """The clusters (N,), 0-based, of the training tiles and their probabilities (N,), by k, as the CSVs have them."""
-    assigned = {}
-    for k, path in latent_csvs(run).paths.items():
-        _, cluster_ids = read_latent_csv(path, k)
-        if len(cluster_ids) == len(run.tiles.train):
-            assigned[k] = cluster_ids, pd.read_csv(path, header=None).iloc[:, -1].to_numpy()
-    return assigned
-
-
 # Generated images
 
 
@@ -335,9 +336,7 @@ def generated_provenance(run: Run) -> Provenance:
 
 def generated_files(run: Run) -> dict[str, Path]:
     """The files of `gen_k` by name. InputError where they are of other networks, data or settings, or not all there."""
-    files = list_images(run.paths.generated)
-    require(run, "generated images")
-    return files
+    return image_files(require(run, "generated images"))
 
 
 def generated_images(run: Run) -> tuple[list[str], Tensor]:
@@ -348,19 +347,18 @@ def generated_images(run: Run) -> tuple[list[str], Tensor]:
 
 class Pairs(NamedTuple):
     """Training tiles and the generated ones of the same numbers, both uint8 (N, 3, H, W), their clusters (N,), and what
-    is known of their provenance."""
+    is known of their provenance and of the microns per pixel of both."""
 
     real: Tensor
     generated: Tensor
     cluster_ids: np.ndarray
     provenance: Provenance
+    mpp: float | None
 
 
 def pairs(run: Run) -> Pairs:
     """The images of `org` and `gen_k`. InputError where they and the CSV are not of one run, or not all are there."""
-    original, generated, csv = run.paths.training_images, run.paths.generated, run.paths.latent_csv
-    for folder in (original, generated):
-        list_images(folder)
+    original, generated, csv = (require_there(run, n) for n in ("training images", "generated images", "latent CSV"))
     generated_provenance, csv_provenance = of_json(generated / GENERATED_WITH), of_csv(csv)
     expected = known_provenance(run)
     if expected.data is not None:
@@ -375,7 +373,9 @@ def pairs(run: Run) -> Pairs:
                 raise InputError(f"{BY_NAME[name].path(run)} lacks {lack}.")
     names, real, fake = load_pairs(original, generated)
     print(f"{len(names)} pairs of {real.shape[2]} px")
-    return Pairs(real, fake, pair_cluster_ids(csv, names), pair_provenance)
+    mpp, side = None if expected.data is None else run.tiles.mpp, run.settings.image_size_px
+    scale = mpp and mpp * side / real.shape[2]  # published files were enlarged
+    return Pairs(real, fake, pair_cluster_ids(csv, names), pair_provenance, scale)
 
 
 def known_provenance(run: Run) -> Provenance:

@@ -6,6 +6,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import date
 from itertools import count
 from pathlib import Path
@@ -60,9 +61,8 @@ def is_saved(module: nn.Module, path: Path, about: Mapping[str, Any]) -> bool:
     """Whether `path` holds these weights already, and its JSON tells the same of them."""
     note = read_json(path.with_suffix(".json")) if path.exists() else None
     expected = {**about, "weights": fingerprint(module)}
-    if note is None or not same_note(without(note, *NOT_LEARNT), expected):
-        return False
-    return _weights_in(path) == expected["weights"]
+    is_same = note is not None and same_note(without(note, *NOT_LEARNT), expected)
+    return is_same and _weights_in(path) == expected["weights"]
 
 
 def same_note(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
@@ -272,8 +272,10 @@ def find_checkpoint(paths: Paths, network: str, stage: str, clustering: str) -> 
         alternative = "kmeans" if clustering == "classifier" else "classifier"
         trained = newest(paths, "unet", stage, alternative) is not None
         advice = f"set clustering = {alternative!r}, which was trained" if trained else "put the published file there"
-        if ks := paths.numbers_with(checkpoint_name(network, stage, "*", "{}", "*", clustering)):
-            advice = f"set n_clusters to one that was trained ({', '.join(ks)})"
+        if ks := ", ".join(
+            n for n in paths.numbers if newest(replace(paths, n_clusters=n), network, stage, clustering)
+        ):
+            advice = f"set n_clusters to one that was trained ({ks})"
         raise InputError(f"There is no {expected} in {paths.models}: run {MADE_BY[stage]} first, or {advice}.")
     return path
 

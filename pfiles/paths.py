@@ -132,12 +132,11 @@ class Paths:
         named = ((pattern.fullmatch(path.relative_to(self.root).as_posix()), path) for path in csvs)
         return dict(sorted((int(match[1]), path) for match, path in named if match))
 
-    def numbers_with(self, name: str) -> list[str]:
-        """The numbers of clusters in whose models folder there is a file of that name, in which {} stands for them."""
-        folders = self.root.glob("clusters_*/models_*")
-        numbers = (folder.name.removeprefix("models_") for folder in folders)
-        there = (n for n in {*numbers} if any(self.root.glob(f"clusters_{n}/models_{n}/{name.format(n)}")))
-        return sorted(there, key=lambda n: (len(n), n))
+    @property
+    def numbers(self) -> list[str]:
+        """The numbers of clusters that have a folder here, as its name has them."""
+        folders = (re.fullmatch(r"clusters_(\d+(?:[-,]\d+)*)", path.name) for path in self.root.glob("clusters_*"))
+        return sorted((match[1] for match in folders if match), key=lambda n: (len(n), n))
 
     @property
     def choosing(self) -> Path:
@@ -207,8 +206,8 @@ def atomic_write(path: Path, by_every_process: bool = False) -> Iterator[IO[byte
     Raises OSError naming `path` where the disk is full or takes no file there; a file that was there stays as it was.
     """
     if not (is_first() or by_every_process):
-        with open(os.devnull, "wb") as file:
-            yield file
+        with open(os.devnull, "wb") as nowhere:
+            yield nowhere
         return
     part = None
     try:
@@ -268,7 +267,7 @@ def _open_part(path: Path) -> tuple[Path, IO[bytes]]:
     """A new file there, held while it is open."""
     while True:
         part = _part(path)
-        file = open(part, "xb")
+        file = open(part, "xb")  # noqa: SIM115 - closed by whom it is given to
         hold(file.fileno())
         if part.exists():
             return part, file
@@ -278,7 +277,9 @@ def _open_part(path: Path) -> tuple[Path, IO[bytes]]:
 def _parts(path: Path) -> list[Path]:
     """All such places of `path` that there are."""
     parts = path.parent.glob(f".{glob.escape(path.name)}.*.part")
-    return [part for part in parts if re.fullmatch("[0-9a-f]{8}", part.name.rsplit(".", 2)[1]) and not part.is_symlink()]
+    return [
+        part for part in parts if re.fullmatch("[0-9a-f]{8}", part.name.rsplit(".", 2)[1]) and not part.is_symlink()
+    ]
 
 
 def refuse_foreign(folder: Path, names: Iterable[str], is_own: bool) -> None:

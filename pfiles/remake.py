@@ -222,13 +222,14 @@ def _figure_1(paper: Paper) -> None:
     for name, images, title in (
         ("a", original, "Original"), ("b", to_uint8(reconstruct(run.vqvae, original)), "Reconstructed")
     ):  # fmt: skip
-        figures.save_figure(figures.show_tiles(images.cpu(), title=title), run.paths.figure(1, name))
+        figures.save_figure(figures.show_tiles(images.cpu(), title=title, mpp=run.tiles.mpp), run.paths.figure(1, name))
 
 
 def _figure_2(paper: Paper) -> None:
     run = paper.run
     _, cluster_ids = read_latent_csv(run.paths.latent_csv, K)
     random, strips = np.random.default_rng(derive_seed(run.seed, "figure 2")), []
+    mpp = run.tiles.mpp if "tiles" in paper.files else None
     for cluster in range(K):
         members = random.permutation(np.flatnonzero(cluster_ids == cluster))[:SHOWN]
         if not len(members):
@@ -239,7 +240,7 @@ def _figure_2(paper: Paper) -> None:
             files = list_images(run.paths.training_images)
             tiles = read_images(files[str(member + 1)] for member in members)
         strips.append(run.paths.figure(2, f"C_{K}_{cluster + 1}"))
-        figures.save_figure(figures.show_tiles(tiles, rows=[f"Cluster {cluster + 1}"]), strips[-1])
+        figures.save_figure(figures.show_tiles(tiles, rows=[f"Cluster {cluster + 1}"], mpp=mpp), strips[-1])
     figures.save_sheet(strips, run.paths.figure(2, f"sheet_k{K}"))
 
 
@@ -248,7 +249,8 @@ def _figure_3(paper: Paper) -> None:
     for cluster in range(K):
         number = run.settings.sampling.per_cluster if cluster == 0 else SHOWN
         images = _drawn(paper, cluster, number)[:SHOWN]
-        report.save_panel(run, figures.show_tiles(images, rows=[f"Cluster {cluster + 1}"]), 3, f"G{cluster + 1}")
+        figure = figures.show_tiles(images, rows=[f"Cluster {cluster + 1}"], mpp=paper.generator.mpp)
+        report.save_panel(run, figure, 3, f"G{cluster + 1}")
     strips = [run.paths.figure(3, f"G{cluster + 1}_k{K}") for cluster in range(K)]
     figures.save_sheet(strips, run.paths.figure(3, f"sheet_k{K}"))
 
@@ -264,13 +266,13 @@ def _drawn(paper: Paper, cluster: int, number: int) -> Tensor:
 
 
 def _figure_4(paper: Paper) -> None:
-    run = paper.run
+    run, mpp = paper.run, paper.run.tiles.mpp
     for panel, stage in zip("bcd", START, strict=True):
         test_tiles, cluster_ids, generated = draw.test_samples(run, stage)
         tops = [f"{cluster + 1}" for cluster in cluster_ids.tolist()]
         title = f"Generated samples after {stage}"
-        report.save_panel(run, figures.show_tiles(generated, 5, title, tops=tops), 4, panel)
-    report.save_panel(run, figures.show_tiles(test_tiles, 5, "Test samples", tops=tops), 4, "a")
+        report.save_panel(run, figures.show_tiles(generated, 5, title, tops=tops, mpp=mpp), 4, panel)
+    report.save_panel(run, figures.show_tiles(test_tiles, 5, "Test samples", tops=tops, mpp=mpp), 4, "a")
     figures.save_figure_4(run.paths)
 
 

@@ -8,10 +8,12 @@ data = report.evaluation_data(run, generated)
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pfiles import checkpoints
+from pfiles import artifacts, checkpoints
+from pfiles.latents import read_latent_csv
 from pfiles.machine import processes
 from pfiles.measuring.features import Extractor, make_extractor
 from pfiles.names import Reading, check_reader, readings_in
@@ -68,6 +70,16 @@ def assign_every_tile(run: Run) -> tuple[np.ndarray, np.ndarray]:
     for places, (ids, probabilities) in parts:
         cluster_ids[places], confidence[places] = ids, probabilities
     return cluster_ids, confidence
+
+
+def assigned_of_every_k(run: Run) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """The clusters (N,), 0-based, of the training tiles and their probabilities (N,), by k, as the CSVs have them."""
+    assigned = {}
+    for k, path in artifacts.latent_csvs(run).paths.items():
+        _, cluster_ids = read_latent_csv(path, k)
+        if len(cluster_ids) == len(run.tiles.train):
+            assigned[k] = cluster_ids, pd.read_csv(path, header=None).iloc[:, -1].to_numpy()
+    return assigned
 
 
 def map_clusters(run: Run) -> Section:

@@ -1,6 +1,7 @@
 """Every file that a run makes is known as its own, and as another's: other data, other settings, trained since."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from pfiles.artifacts import ARTIFACTS, BY_NAME
 from pfiles.errors import InputError
 from pfiles.paths import ROOT, read_json, write_json
 from pfiles.provenance import GENERATED_WITH, MADE_FROM
+from pfiles.tiles.pixels import resize
 from tests.conftest import OVERRIDES, finish, make_tiles, opened, tiny_options
 
 MADE = [artifact.name for artifact in ARTIFACTS if artifact.name != "maps"]  # tiles of an array have no maps
@@ -53,6 +55,19 @@ def test_a_finished_run_has_made_everything(made):
         artifacts.require(opened(made), "maps")
 
 
+@pytest.mark.parametrize(
+    ("name", "file"), [("generated images", "gen_{}/1.png"), ("latent CSV", "HHH{0}_C{0}_D{0}.csv")]
+)
+def test_a_forgotten_number_of_clusters_names_those_that_are_there(name, file, tmp_path):
+    for k in ("10", "9", "10-16"):
+        path = tmp_path / "out" / f"clusters_{k}" / file.format(k)
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (tmp_path / "out" / "clusters_old" / "gen_old").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"first, or set n_clusters to one that was made \(9, 10, 10-16\)\.$"):
+        artifacts.require(opened(tmp_path, n_clusters=14), name)
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_an_artefact_of_other_data_is_refused(name, made):
     with pytest.raises(InputError, match=r"data\.fingerprint was '\w+' and is '\w+'"):
@@ -85,6 +100,18 @@ def test_a_published_artefact_is_accepted_and_said_to_be_so(name, done, capsys):
     assert states(opened(done))[name] == "foreign"
     assert artifacts.require(opened(done), name) == path
     assert f"{path} does not say which run it is of" in capsys.readouterr().out
+
+
+def test_pairs_know_their_scale_also_where_they_were_enlarged(made, monkeypatch):
+    """Tiles of 48 px at 0.5 microns a pixel; as files of 96 px a pixel is half as large."""
+    run = opened(made)
+    vars(run)["tiles"] = replace(run.tiles, mpp=0.5)
+    assert artifacts.pairs(run).mpp == 0.5
+    names, real, generated = artifacts.load_pairs(run.paths.training_images, run.paths.generated)
+    monkeypatch.setattr(artifacts, "load_pairs", lambda *folders: (names, resize(real, 96), resize(generated, 96)))
+    assert artifacts.pairs(run).mpp == 0.25
+    monkeypatch.delenv("KPC_DATA", raising=False)
+    assert artifacts.pairs(opened(made, data=None)).mpp is None
 
 
 def test_a_unet_is_stale_once_the_one_before_it_was_trained_again(done):

@@ -1,5 +1,6 @@
 """README and docs: short enough, their links lead somewhere, their commands parse, their settings are real and true."""
 
+import ast
 import importlib
 import re
 import runpy
@@ -224,6 +225,24 @@ def test_site_refuses_a_link_that_leads_nowhere(tmp_path):
     assert done.returncode == 1
     assert "no-such-heading" in done.stderr
     assert not (tmp_path / "site").exists()
+
+
+def sources():
+    """Of every module and every notebook's code, by path."""
+    code = {path.relative_to(ROOT): path.read_text() for path in sorted((ROOT / "pfiles").rglob("*.py"))}
+    for notebook in NOTEBOOKS:
+        cells = (cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code")
+        code[notebook.relative_to(ROOT)] = "\n".join(cells)
+    return code
+
+
+def test_every_picture_of_tiles_is_told_its_scale():
+    """So that it has a bar wherever the scale is known."""
+    pictures = {"show_tiles", "show_rows", "show_pairs", "show_pair_rows", "cluster_sheet"}
+    for path, source in sources().items():
+        for call in ast.walk(ast.parse(source)):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in pictures:
+                assert re.search(r"\bmpp\b", ast.unparse(call)), f"{path}: {ast.unparse(call)}"
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)

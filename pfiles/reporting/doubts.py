@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 CLEARLY = 1.0  # dB by which an autoencoder must beat a flat colour
+NOTHING_LEARNT = 0.98  # error of a UNet; 1 is that of one that always answers 0
 CHANCE = 1.2  # times chance; a mean confidence below that says nothing
 
 
@@ -25,6 +26,16 @@ def doubts(scores: Mapping[str, Any], n_clusters: int | None = None) -> list[str
             "Every place of every tile has one and the same code: this autoencoder keeps nothing of a tile. Train it "
             "anew (restart) with another seed, or longer (autoencoder.epochs)."
         )
+    if (error := scores.get("last_mse")) is not None and error >= NOTHING_LEARNT:
+        sentences.append(
+            f"The UNet's error ({error:.3f}) is that of one that always answers 0: what it draws is noise. Train it "
+            "longer (training.epochs), or with a higher rate (training.learning_rate)."
+        )
+    if "second_judge" in scores and scores["second_judge"]["share_assigned"] <= scores["by_chance"]:
+        sentences.append(
+            f"Generated tiles are sorted as asked no more often ({scores['second_judge']['share_assigned']:.0%}) than "
+            f"by chance ({scores['by_chance']:.0%}): the UNet ignores the cluster. Train it longer (training.epochs)."
+        )
     if n_clusters is None or n_clusters < 2:
         return sentences
     if scores.get("clusters_used") == 1:
@@ -37,10 +48,5 @@ def doubts(scores: Mapping[str, Any], n_clusters: int | None = None) -> list[str
         sentences.append(
             f"The clusters are sure of no tile: the mean probability of a tile's cluster is {confidence:.3f}, and "
             f'{1 / n_clusters:.3f} is chance. Train them longer, or take clustering = "kmeans".'
-        )
-    if "second_judge" in scores and scores["second_judge"]["share_assigned"] <= scores["by_chance"]:
-        sentences.append(
-            f"Generated tiles are sorted as asked no more often ({scores['second_judge']['share_assigned']:.0%}) than "
-            f"by chance ({scores['by_chance']:.0%}): the UNet ignores the cluster. Train it longer (training.epochs)."
         )
     return sentences

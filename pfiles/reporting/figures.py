@@ -85,6 +85,17 @@ def show_rows(
     return show_tiles(torch.cat(filled), columns, title, rows=labels, mpp=mpp)
 
 
+def show_pair_rows(
+    real: Tensor, generated: Tensor, cluster_ids: Sequence[int] | Tensor | np.ndarray, mpp: float | None,
+    names: Mapping[int, str] | None = None, columns: int = 10,
+) -> Figure:  # fmt: skip
+    """The first `columns` training tiles above the generated ones of the same clusters (N,), 0-based."""
+    columns = min(columns, len(real))
+    tops = [cluster_label(int(cluster) + 1, names) for cluster in cluster_ids[:columns]]
+    tiles = torch.cat([real[:columns], generated[:columns]])
+    return show_tiles(tiles, columns, "Clusters", rows=["training tile", "generated"], tops=tops, mpp=mpp)
+
+
 def scale_bar_length(side_um: float) -> float:
     """The longest of 1, 2, 5, 10, 20, 50 ... microns that is no longer than a tile of `side_um`."""
     power = 10.0 ** math.floor(math.log10(side_um))

@@ -41,7 +41,7 @@ def show(*sections: Section) -> None:
     from IPython.display import display
 
     for section in sections:
-        print(section.title, "-" * len(section.title), *section.notes, sep="\n")
+        print(section.title, "-" * len(section.title), *_sentences(section), sep="\n")
         for figure in section.figures:
             display(figure)
             plt.close(figure)  # else the notebook shows it again at the end of the cell
@@ -59,6 +59,11 @@ def show_scores(scores: Mapping[str, Any], n_clusters: int | None = None) -> Non
         print(f"\nOf no use yet: {sentence}")
 
 
+def _sentences(section: Section) -> list[str]:
+    """The notes of a section, and that its result is of no use where it is."""
+    return [*section.notes, *(f"Of no use yet: {sentence}" for sentence in doubts(section.scores))]
+
+
 def all_scores(*sections: Section) -> dict[str, Any]:
     """The scores of several sections for one entry of a run's summary, their details together."""
     scores: dict[str, Any] = {}
@@ -73,7 +78,7 @@ def as_text(sections: Sequence[Section]) -> str:
     """A report for a terminal."""
     parts = []
     for section in sections:
-        parts += [f"{section.title}\n{'-' * len(section.title)}", *section.notes]
+        parts += [f"{section.title}\n{'-' * len(section.title)}", *_sentences(section)]
         parts += [_formatted(table).to_string() for table in section.tables]
     return "\n\n".join(parts)
 
@@ -97,7 +102,7 @@ def write_report(
     about: what was evaluated, in plain values.
     """
     contents = {
-        section.title: {"notes": list(section.notes), "tables": [plain(table) for table in section.tables]}
+        section.title: {"notes": _sentences(section), "tables": [plain(table) for table in section.tables]}
         for section in sections
     }
     json_file, html_file = folder / f"{name}.json", folder / f"{name}.html"
@@ -112,7 +117,7 @@ def _page(sections: Sequence[Section], about: dict[str, Any], title: str) -> str
     body = [f"<h1>{html.escape(title)}</h1><table><tbody>{facts}</tbody></table>"]
     for section in sections:
         body.append(f"<h2>{html.escape(section.title)}</h2>")
-        body += [f"<p>{html.escape(note)}</p>" for note in section.notes]
+        body += [f"<p>{html.escape(note)}</p>" for note in _sentences(section)]
         body += [f'<img alt="{html.escape(section.title)}" src="{_as_data(figure)}">' for figure in section.figures]
         body += [_formatted(table).to_html(border=0) for table in section.tables]
     lines = "\n".join(body)

@@ -2,10 +2,11 @@
 
 import pytest
 
+from pfiles.reporting import page
 from pfiles.reporting.doubts import doubts
 
 GOOD = {
-    "psnr_db": 18.8, "psnr_flat_colour_db": 13.8, "codes_used": 90, "codes_used_on_test_tiles": 70,
+    "psnr_db": 18.8, "psnr_flat_colour_db": 13.8, "codes_used": 90, "codes_used_on_test_tiles": 70, "last_mse": 0.6,
     "clusters_used": 9, "mean_confidence": 0.6, "by_chance": 0.1, "second_judge": {"share_assigned": 0.5},
 }  # fmt: skip
 
@@ -25,6 +26,7 @@ def test_good_results_raise_no_doubt():
         ({"codes_used_on_test_tiles": 1}, "Every place of every tile has one and the same code"),
         ({"clusters_used": 1}, "All tiles are in one of 10 clusters"),
         ({"mean_confidence": 0.102}, "The clusters are sure of no tile: the mean probability of"),
+        ({"last_mse": 1.0}, "The UNet's error (1.000) is that of one that always answers 0"),
         ({"second_judge": {"share_assigned": 0.1}}, "Generated tiles are sorted as asked no more often (10%) than by"),
     ],
 )  # fmt: skip
@@ -37,3 +39,12 @@ def test_a_useless_result_is_one_sentence_or_two_with_what_to_do(bad, sentence):
 
 def test_without_k_nothing_is_said_of_clusters():
     assert doubts(GOOD | {"mean_confidence": 0.0, "clusters_used": 1}) == []
+
+
+def test_a_report_says_it_where_the_result_stands(tmp_path, capsys):
+    """In a notebook, in a terminal, on the page and in the JSON."""
+    section = page.Section("Condition", ["A note."], scores={"by_chance": 0.1, "second_judge": {"share_assigned": 0.1}})
+    page.show(section)
+    page.write_report([section], tmp_path, {})
+    for text in (capsys.readouterr().out, page.as_text([section]), *(path.read_text() for path in tmp_path.iterdir())):
+        assert text.count("Of no use yet: Generated tiles are sorted as asked no more often (10%)") == 1

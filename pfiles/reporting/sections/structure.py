@@ -54,6 +54,7 @@ def make_section(data: EvaluationData, seed: int) -> Section:
             examples(data, block, seed),
             SHOWN,
             f"Above real tiles, in the middle real ones in shuffled blocks of {block} px, below generated ones",
+            mpp=data.mpp,
         ),
         plot_ladder(structure.shares(ladder), overall),
     ]
