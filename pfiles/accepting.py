@@ -42,6 +42,7 @@ def standard_of(run: Run) -> Standard | None:
     if path.exists() and checkpoints.same_note(read_json(note, {}), made_from):
         return quality.read_standard(path, run.k)
     standard = standard_for(run, run.networks())
+    note.unlink(missing_ok=True)  # a kill between both files leaves none that speaks of the other
     with atomic_write(path) as file:
         file.write(quality.as_bytes(standard))
     write_json(note, made_from)

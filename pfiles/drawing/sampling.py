@@ -15,6 +15,7 @@ from pfiles.drawing.samplers import make_solver
 from pfiles.errors import InputError
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine import processes
+from pfiles.machine.locks import is_left
 from pfiles.machine.processes import is_first
 from pfiles.machine.runtime import derive_seed, eval_mode, stop
 from pfiles.machine.speed import PLAIN, Speed
@@ -215,10 +216,11 @@ def _is_within(number: int, only: Any) -> bool:
 
 
 def _remove_parts(folder: Path, names: Sequence[str]) -> None:
-    """Remove what writing these files left in `folder` when it was killed; other jobs' files are theirs."""
+    """Remove what writing these files left in `folder` when it was killed; what is written right now stays, and other
+    jobs' files are theirs."""
     part_names = {f".{name}" for name in names}
     for part in folder.glob(".*.part"):
-        if part.name.rsplit(".", 2)[0] in part_names:  # as `atomic_write` names it
+        if part.name.rsplit(".", 2)[0] in part_names and is_left(part) is not False:  # as `atomic_write` names it
             part.unlink(missing_ok=True)
 
 

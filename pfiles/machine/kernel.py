@@ -1,6 +1,7 @@
 """The kernel of a notebook: how it shows a refusal, and what the notebook is given."""
 
 import ast
+import errno
 import sys
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -8,17 +9,19 @@ from typing import Any, NamedTuple
 from pfiles.errors import InputError
 
 OF_COMMAND = "# Parameters of python -m pfiles"  # how a cell begins that a program put behind the parameters
+OF_DISK = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS)  # where it takes no file
 INJECTED = {OF_COMMAND: "the command", "# Parameters": "papermill"}  # and which program
 
 
 def show_refusals_as_sentences() -> None:
-    """Let IPython show an `InputError`, and a training that was stopped, as one sentence; `%tb` shows the traceback.
+    """Let IPython show an `InputError`, a training that was stopped, and a disk that takes no file, as one sentence;
+    `%tb` shows the traceback.
 
     Does nothing outside of IPython.
     """
     shell = _shell()
     if shell is not None:
-        shell.set_custom_exc((InputError, KeyboardInterrupt), _show)
+        shell.set_custom_exc((InputError, KeyboardInterrupt, OSError), _show)
 
 
 def _shell() -> Any:
@@ -29,12 +32,15 @@ def _shell() -> Any:
 def _show(
     shell: Any, kind: type[BaseException], error: BaseException, traceback: TracebackType, tb_offset: int | None = None
 ) -> None:
-    """Show one error; an interrupt without a sentence of its own is shown as IPython shows all others."""
-    if not str(error):
+    """Show one error; an interrupt without a sentence of its own, and an error that is not the disk's, are shown as
+    IPython shows all others."""
+    is_of_disk = isinstance(error, OSError) and error.errno in OF_DISK
+    if not str(error) or (isinstance(error, OSError) and not is_of_disk):
         shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)
         return
     sys.last_type, sys.last_value, sys.last_traceback = kind, error, traceback  # what %tb shows
-    shell._showtraceback(kind, error, [f"{error}\n(%tb in a new cell shows where in the code this happened.)"])
+    sentence = f"{error}: mend that and run this cell again to go on." if is_of_disk else error
+    shell._showtraceback(kind, error, [f"{sentence}\n(%tb in a new cell shows where in the code this happened.)"])
 
 
 class Parameters(NamedTuple):

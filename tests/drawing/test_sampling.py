@@ -11,6 +11,7 @@ from pfiles.drawing import sampling
 from pfiles.drawing.sampling import generate_to_folder, image_seeds, sample
 from pfiles.errors import InputError
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
+from pfiles.paths import atomic_write
 from pfiles.unet_cond_base import UNet
 
 LATENT = (4, 8, 8)
@@ -161,6 +162,16 @@ def test_parts_of_a_kill_are_removed_when_the_work_goes_on(unet, tmp_path):
     assert {path.name for path in tmp_path.glob(".*")} == {*left[2:]}
     generate_to_folder(*arguments, **how)
     assert {path.name for path in tmp_path.glob(".*")} == {".notes.part"}
+
+
+def test_what_another_notebook_writes_right_now_stays(unet, tmp_path):
+    """Two notebooks draw the same images at once: each leaves the other's unfinished file alone."""
+    with atomic_write(tmp_path / "1.png", by_every_process=True) as file:
+        generate_to_folder(
+            lambda **kw: draw(unet, **kw), tmp_path, [1, 2], torch.arange(2), seed=5, batch_size=2, identity={}
+        )
+        file.write((tmp_path / "1.png").read_bytes())
+    assert {path.name for path in tmp_path.iterdir()} == {"1.png", "2.png", "generated_with.json"}
 
 
 def test_batch_sizes_change_few_values_by_one_level(unet):

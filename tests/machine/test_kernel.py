@@ -39,6 +39,15 @@ def test_a_stopped_training_says_so_and_other_errors_are_shown_whole(shell, caps
         assert "Traceback" in capsys.readouterr().out
 
 
+def test_a_disk_that_takes_no_file_is_a_sentence_and_a_missing_file_is_not(shell, capsys):
+    shell.run_cell("import errno\nraise OSError(errno.EDQUOT, 'Disk quota exceeded', '/out/resume.pt')")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("Disk quota exceeded: '/out/resume.pt': mend that and run this cell again to go on.")
+    assert second.startswith("(%tb ")
+    shell.run_cell("open('/none/at/all')")
+    assert "Traceback" in capsys.readouterr().out
+
+
 def test_outside_of_a_notebook_nothing_happens(monkeypatch):
     monkeypatch.setattr(IPython, "get_ipython", lambda: None)
     show_refusals_as_sentences()
