@@ -516,7 +516,8 @@ def test_the_command_names_its_restart_until_it_ends(tmp_path, monkeypatch):
         return ("KeyboardInterrupt", "stopped") if len(given) < 3 else None
 
     monkeypatch.setattr("pfiles.cli.notebooks.execute", execute)
-    monkeypatch.setattr("pfiles.cli.notebooks.prestarted_kernels", lambda notebooks: (None for _ in notebooks))
+    monkeypatch.setattr("pfiles.cli.notebooks.start_kernel", lambda: None)
+    monkeypatch.setattr("pfiles.cli.notebooks.end_kernel", lambda kernel: None)
     monkeypatch.setattr("pfiles.cli.notebooks.NOTEBOOKS", ("one",))
     np.save(tmp_path / "tiles.npy", make_tiles(44))
     data = str(tmp_path / "tiles.npy")
@@ -537,7 +538,8 @@ def test_several_k_are_run_one_after_the_other_but_trained_together(tmp_path, mo
         ran.append((notebook.stem, parameters["n_clusters"]))
 
     monkeypatch.setattr("pfiles.cli.notebooks.execute", execute)
-    monkeypatch.setattr("pfiles.cli.notebooks.prestarted_kernels", lambda notebooks: (None for _ in notebooks))
+    monkeypatch.setattr("pfiles.cli.notebooks.start_kernel", lambda: None)
+    monkeypatch.setattr("pfiles.cli.notebooks.end_kernel", lambda kernel: None)
     np.save(tmp_path / "tiles.npy", make_tiles(44))
     where = ["--preset", "demo", "--data", str(tmp_path / "tiles.npy"), "--out", str(tmp_path)]
     assert main(["run", *where, "--clusters", "3-4", *tiny_options()]) == 0

@@ -5,7 +5,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -27,36 +27,34 @@ CHOICES = {*DEFAULTS, "restart", "run_toml"} - {"n_clusters"}  # of a notebook, 
 SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: TerminatedError}  # and what they end as
 STOPPED = {error.__name__: 128 + number for number, error in SIGNALS.items()}  # exit status by error
 STOPPED_MESSAGE = "Stopped: run the same command again to go on."
+# What a kernel does before each notebook: it becomes as if it had just started in the notebook's folder.
+CLEAR = """
+import gc, os, sys
+import matplotlib.pyplot as plt
+plt.close("all")
+os.chdir({folder!r})
+sys.path[:] = [path for path in sys.path if path != ".."]
+get_ipython().reset()
+__import__("gc").collect()
+"""
 PATIENCE_S, LONGEST_WAIT_S = 60, 600  # for a kernel's first answer: without a word, and in all
 
 
-def prestarted_kernels(notebooks: Sequence[Path]) -> Iterator[AsyncKernelManager]:
-    """A kernel for each notebook in turn; the next one loads torch and pfiles while a notebook still runs."""
-    managers: list[AsyncKernelManager] = []
-    try:
-        for number in range(len(notebooks)):
-            managers += map(start_kernel, notebooks[len(managers) : number + 2])
-            yield managers[number]
-    finally:
-        for manager in managers:
-            end_kernel(manager, now=True)
-
-
-def start_kernel(notebook: Path) -> AsyncKernelManager:
-    """A kernel in the notebook's folder: this Python's own, whatever "python3" a user has registered."""
+def start_kernel() -> AsyncKernelManager:
+    """A kernel that loads torch and pfiles at once: this Python's own, whatever "python3" a user has registered."""
     os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
     load = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pfiles.run; del sys.path[0], sys, pfiles"
     manager = AsyncKernelManager(kernel_name="python3")
     quiet = "--log-level=ERROR"  # a kernel warns about its local ports each time it starts
     options = [quiet, f"--IPKernelApp.exec_lines={load}"]
-    asyncio.run(manager.start_kernel(cwd=str(notebook.parent), extra_arguments=options))
+    asyncio.run(manager.start_kernel(extra_arguments=options))
     return manager
 
 
-def end_kernel(manager: AsyncKernelManager, now: bool = False) -> None:
-    """End it, if that has not happened yet; `now`: without asking."""
+def end_kernel(manager: AsyncKernelManager) -> None:
+    """End it, if that has not happened yet."""
     if manager.has_kernel:
-        asyncio.run(manager.shutdown_kernel(now=now))
+        asyncio.run(manager.shutdown_kernel())
 
 
 def execute(
@@ -64,7 +62,8 @@ def execute(
 ) -> tuple[str, str] | None:
     """Run a notebook in its own folder with some of its parameters changed, and write it with its outputs to `target`.
 
-    kernel: one that was started for it, see `start_kernel`; it ends with the notebook.
+    kernel: one that earlier notebooks may have used and later ones may use, see `start_kernel`; the notebook begins
+    without their names, figures and numbers of cells, and without their searched folders. None: one of its own.
 
     Only what the cell tagged "parameters" assigns is changed, in a cell put behind it. An interrupt or SIGTERM
     goes on to the notebook, whose trainings then leave a resume point.
@@ -72,20 +71,26 @@ def execute(
     that stopped it takes no `target` either.
     """
     book = with_parameters(notebook, parameters)
-    if kernel is None or _exit_status(kernel) is not None:  # one that waited for its turn may have been killed
-        kernel = start_kernel(notebook)
+    clear = CLEAR.format(folder=str(notebook.parent))
+    is_shared = kernel is not None
+    kernel = kernel or start_kernel()
+    if _exit_status(kernel) is not None:  # it was killed between two notebooks
+        asyncio.run(kernel.restart_kernel(now=True))
     impatience = Timer(PATIENCE_S, _tell_waiting)
-    client = NotebookClient(
-        book, km=kernel, timeout=None, startup_timeout=LONGEST_WAIT_S,
-        on_notebook_start=lambda notebook: impatience.cancel(),
-    )  # fmt: skip
     received: list[int] = []
+
+    def begin(notebook: nbformat.NotebookNode) -> None:
+        impatience.cancel()
+        client.kc.execute(clear, silent=True)
 
     def pass_on(number: int, frame: Any) -> None:
         received.append(number)
         if kernel.has_kernel:
             os.kill(kernel.provisioner.pid, number)
 
+    client = NotebookClient(
+        book, km=kernel, timeout=None, startup_timeout=LONGEST_WAIT_S, on_notebook_start=begin
+    )  # fmt: skip
     handlers = {number: signal.signal(number, pass_on) for number in SIGNALS}
     failure = None
     try:
@@ -103,7 +108,8 @@ def execute(
         client.km = kernel  # nbclient lets go of one that never answered, and at exit asserts that it has one
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        end_kernel(kernel)
+        if not is_shared or failure:
+            end_kernel(kernel)
         with suppress(OSError) if failure else nullcontext(), atomic_write(target) as file:
             file.write(nbformat.writes(book).encode())
     if failure is None and received:

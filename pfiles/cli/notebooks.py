@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing, redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 
 from pfiles import choosing
 from pfiles.choices import DEFAULTS, OF_NO_CLUSTERS, choose
-from pfiles.cli.execute import STOPPED, execute, prestarted_kernels, run_cells
+from pfiles.cli.execute import STOPPED, end_kernel, execute, run_cells, start_kernel
 from pfiles.cli.options import parse_overrides, resolve_data
 from pfiles.cli.summary import print_summary
 from pfiles.clusterers import make_clusterer
@@ -184,18 +184,19 @@ def _execute_steps(
     restart = executed / f"restart_{section}.json"
     restart_parameters = {"restart": name_of_restart(restart, parameters)} if args.restart else {}
     began = time.monotonic()
-    notebooks = [ROOT / f"{name}.ipynb" for name, _ in steps]
     busy = (
         f"Another run with these clusters is at work in {paths.root}: wait for it, or name another folder with --out."
     )
-    with locked(executed, busy), closing(prestarted_kernels(notebooks)) as kernels:
-        for number, (notebook, (name, step_parameters)) in enumerate(zip(notebooks, steps, strict=True), start=1):
+    with locked(executed, busy), ExitStack() as stack:
+        kernel = start_kernel()
+        stack.callback(end_kernel, kernel)
+        for number, (name, step_parameters) in enumerate(steps, start=1):
             folder = f"clusters_{step_parameters['n_clusters']}{paths.suffix}"
             title = name if step_parameters is parameters else name.replace("clusters_14", folder)
             print(f"[{number:2}/{len(steps)}] {title} ", end="", flush=True)
             started = time.monotonic()
             target = _executed_path(paths, name, folder)
-            failure = execute(notebook, target, step_parameters | restart_parameters | READ, next(kernels))
+            failure = execute(ROOT / f"{name}.ipynb", target, step_parameters | restart_parameters | READ, kernel)
             if failure is not None:
                 return _tell_failure(*failure, target)
             print(f"{time.monotonic() - started:.0f} s", flush=True)

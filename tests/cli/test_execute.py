@@ -7,7 +7,7 @@ import nbformat
 import psutil
 
 from pfiles.cli import execute as executing
-from pfiles.cli.execute import execute, prestarted_kernels, start_kernel
+from pfiles.cli.execute import end_kernel, execute, start_kernel
 from pfiles.cli.notebooks import NOTEBOOKS
 from pfiles.paths import ROOT
 
@@ -43,7 +43,7 @@ def test_a_kernel_that_never_answers_is_waited_for_with_a_word_and_then_given_up
     monkeypatch.setattr(executing, "PATIENCE_S", 0)
     monkeypatch.setattr(executing, "LONGEST_WAIT_S", 1)
     waits = notebook(tmp_path / "waits.ipynb", "1")
-    kernel = start_kernel(waits)
+    kernel = start_kernel()
     process = psutil.Process(kernel.provisioner.pid)
     process.suspend()
     error, message = execute(waits, tmp_path / "executed.ipynb", {}, kernel)
@@ -56,22 +56,29 @@ def test_a_kernel_that_never_answers_is_waited_for_with_a_word_and_then_given_up
 def test_a_kernel_killed_before_its_turn_is_replaced(tmp_path):
     (tmp_path / "here").mkdir()
     says = notebook(tmp_path / "here" / "says.ipynb", "import os; print(os.getcwd())")
-    kernel = start_kernel(says)
+    kernel = start_kernel()
     os.kill(kernel.provisioner.pid, signal.SIGKILL)
     kernel.provisioner.process.wait()
     assert execute(says, tmp_path / "executed.ipynb", {}, kernel) is None
     assert str(tmp_path / "here") in (tmp_path / "executed.ipynb").read_text()
 
 
-def test_the_next_kernel_starts_ahead_and_none_stays(tmp_path):
-    before = psutil.Process().children()
-    kernels = prestarted_kernels([tmp_path / name for name in "abc"])
-    first = psutil.Process(next(kernels).provisioner.pid)
-    started = [child for child in psutil.Process().children() if child not in before]
-    assert first in started
-    assert [process.cwd() for process in started] == [str(tmp_path)] * 2
-    kernels.close()
-    assert not any(process.is_running() for process in started)
+def test_notebooks_share_a_kernel_and_nothing_else(tmp_path):
+    source = (
+        "import os, sys\nimport matplotlib.pyplot as plt\nassert 'earlier' not in globals()\n"
+        "assert not plt.get_fignums()\nassert '..' not in sys.path\nassert [len(In), In[1]] == [4, 'seed = 1']\n"
+        "earlier = plt.figure()\nsys.path.insert(0, '..')\nprint(os.getpid(), os.getcwd())"
+    )
+    kernel, outputs = start_kernel(), []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        assert execute(notebook(folder / "part.ipynb", source), folder / "executed.ipynb", {}, kernel) is None
+        cells = nbformat.read(folder / "executed.ipynb", as_version=4).cells
+        assert [cell.execution_count for cell in cells] == [1, 2, 3]  # parameters, those of the command, source
+        outputs.append(cells[-1].outputs[0].text.split(maxsplit=1))
+    end_kernel(kernel)
+    assert outputs == [[str(outputs[0][0]), f"{tmp_path / folder}\n"] for folder in ("one", "two")]
+    assert not psutil.pid_exists(int(outputs[0][0]))
 
 
 def test_a_kernel_has_loaded_pfiles_and_shows_nothing_of_it(tmp_path):
@@ -80,7 +87,8 @@ def test_a_kernel_has_loaded_pfiles_and_shows_nothing_of_it(tmp_path):
         f"assert {str(ROOT)!r} not in sys.path"
     )
     fresh = notebook(tmp_path / "fresh.ipynb", source)
-    kernel = start_kernel(fresh)
+    kernel = start_kernel()
     process = psutil.Process(kernel.provisioner.pid)
     assert execute(fresh, tmp_path / "executed.ipynb", {}, kernel) is None
-    assert not process.is_running()  # it ends with its notebook
+    end_kernel(kernel)
+    assert not process.is_running()
