@@ -6,6 +6,8 @@ infinity, arrays of other shapes. A cluster of one point is valid and has no wit
 not matter, nor does a name that no point carries. Moving, rotating or scaling X does not change an index.
 
 Where the points of every cluster coincide, ratios follow floating-point division: x / 0 is inf and 0 / 0 is nan.
+
+This file is longer than others here, as each index has its definition, its range and its edge cases above its code.
 """
 
 import math

@@ -83,7 +83,6 @@ ROWS = {
         for element, change in WITHOUT.items()
     },
     "kept": WITHOUT["views"] | WITHOUT["average"] | WITHOUT["clipping"],  # what recommended has today
-    "full with min-SNR 5": {"diffusion.min_snr_gamma": 5.0},
     "full, DDPM 50": {"sampling.sampler": "ddpm", "sampling.steps": 50},
     "full, guidance 1": {"sampling.guidance": 1.0},
     "full, guidance 2": {"sampling.guidance": 2.0},

@@ -64,7 +64,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "smooth, halved three times": SMOOTH | EIGHTH | {"diffusion.unet": FOLDED["diffusion.unet"] | {"fold": 1}},
     "smooth, folded, without guidance": SMOOTH | FOLDED | {"sampling.guidance": 1.0},
     "smooth, folded, batches of 64": SMOOTH | FOLDED | {"diffusion.batch_size": 64},
-    "smooth, folded, min-SNR 5": SMOOTH | FOLDED | {"diffusion.min_snr_gamma": 5.0},
 }
 COLUMNS = {  # of the table: title, the score's name, form
     "reach, px": ("reach", "{:.1f}"),

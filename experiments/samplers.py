@@ -31,7 +31,7 @@ from pfiles.reporting import figures
 from pfiles.run import open_run
 from pfiles.tiles.pixels import evenly_spaced, to_uint8
 
-WAYS = (("unipc", 10), ("dpm-solver++", 20), ("ddim", 50), ("ddpm", 50), ("ddpm", 1000))
+WAYS = (("dpm-solver++", 20), ("ddim", 50), ("ddpm", 50), ("ddpm", 1000))
 SHOWN = 20  # images of each sampler in the picture
 
 

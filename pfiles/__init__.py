@@ -15,7 +15,8 @@ ssim          the parts of SSIM and MS-SSIM, for scores and a loss
 clusterers, cluster_bank: both kinds of clusters, and those of several k as one
 latents       codes of tiles, their clusters, and the latents a UNet works on
 checkpoints, provenance: networks on disk, and what each file was made from
-learning/     loop, losses, log, resume; autoencoder; clusters; diffusion: what each training draws and minimises
+learning/     loop, progress, losses, log, resume; autoencoder; clusters; diffusion: what each training draws and
+              minimises
 drawing/      sampling, samplers, soundness, generator: images from noise; layout, field: tissue larger than a tile;
               starting: weights that a training begins from; in_diffusers: a generator as diffusers loads it
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the

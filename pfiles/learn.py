@@ -28,7 +28,7 @@ from pfiles.learning import autoencoder as vq_gan
 from pfiles.learning import clusters as information
 from pfiles.learning import diffusion
 from pfiles.learning.log import PICTURED, History
-from pfiles.learning.loop import Job, epoch_batches
+from pfiles.learning.loop import Job, steps_per_epoch
 from pfiles.learning.losses import information_weights
 from pfiles.learning.resume import load_resume_point, name_of_restart
 from pfiles.machine.runtime import seeded
@@ -275,7 +275,7 @@ def stage_settings(run: Run, stage: str) -> StageSettings:
 def objective_text(run: Run, stage: str) -> str:
     """The loss of a stage in words and numbers, and how often it is lowered by a step."""
     settings, diffusion_settings = stage_settings(run, stage), run.settings.diffusion
-    steps = settings.epochs * len(epoch_batches(len(run.codes), diffusion_settings.batch_size, torch.Generator()))
+    steps = settings.epochs * steps_per_epoch(len(run.codes), diffusion_settings.batch_size)
     target = {"noise": "the noise", "v": "the velocity v = alpha noise - sigma latent"}[diffusion_settings.prediction]
     text = f"{steps:,} steps ({settings.epochs} epochs) of {settings.optimizer}: mean squared error of {target}"
     text += ", the cluster being given"

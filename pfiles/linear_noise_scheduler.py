@@ -21,11 +21,6 @@ class LinearNoiseScheduler:
             self._copies[device] = self.alpha_cumprod.to(device)
         return self._copies[device]
 
-    def signal_to_noise(self, t: Tensor) -> Tensor:
-        """alpha_bar_t / (1 - alpha_bar_t) of the time steps t (B,)."""
-        alpha_bar = self._alpha_cumprod_on(t.device)[t]
-        return alpha_bar / (1 - alpha_bar)
-
     def velocity(self, original: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """v = sqrt(alpha_bar_t) noise - sqrt(1 - alpha_bar_t) x_0, Salimans & Ho 2022, section 4.
 

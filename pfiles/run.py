@@ -1,6 +1,7 @@
 """A run, opened once: its settings, its paths, and what is made of them when it is first asked for.
 
-`learn`, `draw`, `artifacts` and `report` are what is done with it.
+`learn`, `draw`, `artifacts` and `report` are what is done with it. `Run` has more members than other classes here, as
+each thing that can be asked of a run is one.
 """
 
 from collections.abc import Mapping, Sequence

@@ -109,7 +109,6 @@ class DiffusionSettings:
     conditional_entropy_weight: Weight = 0.06  # l_ce
     affine_fill: Colour | None = (130, 97, 154)  # RGB outside a moved tile; None: mean training colour
     dihedral_views: bool = False  # turn and mirror the view a tile must agree with, so that no cluster is a direction
-    min_snr_gamma: Positive | None = None  # weight min(SNR, gamma) / SNR of each tile's noise error; None: 1
     condition_dropout: Share = 0.0  # share of tiles that train without their cluster; guidance needs some
 
 
@@ -133,8 +132,7 @@ class SamplingSettings:
     """Drawing images."""
 
     steps: Count = 1000  # denoising steps per image; fewer than num_timesteps skips evenly
-    # the last two are made for 10 to 50 steps; unipc needs diffusers
-    sampler: Literal["ddpm", "ddim", "dpm-solver++", "unipc"] = "ddpm"
+    sampler: Literal["ddpm", "ddim", "dpm-solver++"] = "ddpm"  # the last one is made for 10 to 50 steps
     guidance: Weight = 1.0  # w: noise predicted without cluster + w * (with - without); needs condition_dropout
     accept: Part = 1.0  # of part 6: the share of drawn images that pass; the others are drawn anew
     batch_size: Count = 100  # images at once: memory and speed, and single values by one level of 255
@@ -258,6 +256,8 @@ PRESETS: dict[str, Settings] = {
 }
 
 
+# Settings that an earlier version had, and the value that left them out: it is read as before, another one refused.
+REMOVED = {"diffusion.min_snr_gamma": None}
 CLUSTERING = {"paper": "classifier", "recommended": "kmeans", "demo": "kmeans"}  # of presets, unless one is asked for
 
 
@@ -283,7 +283,10 @@ def get_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Set
     if not isinstance(overrides, Mapping | None):
         raise InputError(f'overrides must be values by name, such as {{"training.epochs": 2}}, but is {overrides!r}.')
     for name, value in (overrides or {}).items():
-        settings = _replace(settings, str(name), value)
+        if name not in REMOVED:
+            settings = _replace(settings, str(name), value)
+        elif value != REMOVED[name]:
+            raise InputError(f"{name} is no setting any more: leave it out, or take version 1.0.")
     if (steps := settings.sampling.steps) > (most := settings.diffusion.num_timesteps):
         raise InputError(f"sampling.steps must not exceed diffusion.num_timesteps, {most}, but is {steps}.")
     if settings.sampling.guidance != 1 and not settings.diffusion.condition_dropout:

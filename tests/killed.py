@@ -76,7 +76,7 @@ def stage(name: str, folder: Path) -> None:
     vqvae.eval().requires_grad_(False)
     images = _images()
     codes = latents.encode_tiles(vqvae, images)
-    settings = replace(SETTINGS.diffusion, condition_dropout=0.1, min_snr_gamma=5.0, dihedral_views=True)
+    settings = replace(SETTINGS.diffusion, condition_dropout=0.1, dihedral_views=True)
     how = replace(getattr(SETTINGS, name), epochs=5, ema_decay=0.99, warmup_steps=10)
     diffusion.train_stage(
         unet=unet, bank=ClusterBank([clusters]), space=latents.LatentSpace(vqvae), images=images, codes=codes,

@@ -15,7 +15,7 @@ import pytest
 
 from pfiles.cli.parser import make_parser
 from pfiles.paths import ROOT
-from pfiles.settings import PRESETS, Settings, get_settings
+from pfiles.settings import PRESETS, REMOVED, Settings, get_settings
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")), *DOCS]
@@ -142,7 +142,7 @@ def test_settings_exist(page):
     groups = {path.partition(".")[0] for path in known if "." in path}
     code = re.findall(r"`([^`]+)`", text) + re.findall(r"^    .*$", text, re.MULTILINE)
     named = {path for part in code for path in re.findall(r"\b[a-z_0-9]+(?:\.[a-z_0-9]+)+\b", part)}
-    assert {path for path in named if path.partition(".")[0] in groups} <= known.keys()
+    assert {path for path in named if path.partition(".")[0] in groups} <= {*known, *REMOVED}
     for given in re.findall(r"overrides = \{(.*?)\}", text, re.DOTALL):
         assert set(re.findall(r'"([\w.]+)":', given)) <= known.keys()
 

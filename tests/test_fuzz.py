@@ -161,7 +161,7 @@ ARGUMENTS = [
     ["run", "--data", "/dev/null"], ["run", "--data", "README.md"], ["run", "--data", "https://example.org/x.zip"],
     ["run", "--out", "/dev/null"], ["run", "--out", "/dev/null/x"], ["run", "--out", "a" * 5000],
     ["run", "--out", "~nobody_of_this_name/x"], ["run", "--restart=maybe"], ["run", "--out"],
-    ["run", "--set", "sampling.sampler=unipc", "--set", "sampling.steps=1000"],
+    ["run", "--set", "sampling.sampler=dpm-solver++", "--set", "sampling.steps=1000"],
 ]  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""The architecture: what imports what, that importing starts nothing, and that tests stand where their modules do."""
+"""The architecture: what imports what, how long files, functions and classes are, that importing starts nothing, and
+that tests stand where their modules do."""
 
 import ast
 import re
@@ -88,6 +89,58 @@ assert not torch.cuda.is_initialized()
     }
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
     assert list(tmp_path.iterdir()) == []
+
+
+FILE_LINES, FUNCTION_LINES, CLASS_MEMBERS = 400, 80, 25  # at most
+SOURCES = [
+    path
+    for folder in ("MODULE", "benchmarks", "docs", "experiments", "pfiles")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
+EXPLAINED = r"(?:This file|`(\w+)`)\s(?:is\slonger|has\smore\smembers)\sthan\sother\w*[^.]*,\sas\s[^.]+\."
+
+
+def members(class_definition):
+    """The public methods, properties and fields of a class."""
+    for node in class_definition.body:
+        name = getattr(node, "name", None) or getattr(getattr(node, "target", None), "id", "_")
+        if not name.startswith("_"):
+            yield name
+
+
+def too_large(source):
+    """The names of the functions and classes above their limits; "" is the file."""
+    if source.count("\n") > FILE_LINES:
+        yield ""
+    for node in ast.walk(ast.parse(source)):
+        is_function = isinstance(node, ast.FunctionDef)
+        if is_function and node.end_lineno - node.lineno + 1 > FUNCTION_LINES:
+            yield node.name
+        if isinstance(node, ast.ClassDef) and len({*members(node)}) > CLASS_MEMBERS:
+            yield node.name
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_large_says_why(path):
+    """In a sentence of its docstring, such as "`f` is longer than other functions here, as ..."; no other file does."""
+    source = path.read_text()
+    explained = re.findall(EXPLAINED, ast.get_docstring(ast.parse(source)) or "")
+    assert explained == sorted(too_large(source)), path
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("x = 1\n" * 400, []),
+        ("x = 1\n" * 401, [""]),
+        ("def f():\n" + "    pass\n" * 79, []),
+        ("def f():\n" + "    pass\n" * 80, ["f"]),
+        ("class A:\n" + "".join(f"    a{i}: int\n" for i in range(25)) + "    _b: int\n", []),
+        ("class A:\n" + "".join(f"    def a{i}(self): pass\n" for i in range(26)), ["A"]),
+    ],
+)
+def test_large_files_functions_and_classes_are_found(source, names):
+    assert [*too_large(source)] == names
 
 
 def test_no_measure_picks_a_device_by_itself():

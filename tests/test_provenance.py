@@ -37,3 +37,9 @@ def test_a_setting_that_an_older_version_did_not_have_had_its_published_value():
     whole = recorded.differences(Provenance(settings={"training": now, "finetuning1": {"clip_norm": None}}))
     assert whole == {}  # nothing and None are one in a note
     assert recorded.differences(Provenance(settings={"training": now, "finetuning1": {"decay": "constant"}}))
+
+
+@pytest.mark.parametrize(("gamma", "different"), [(None, {}), (5.0, {"settings.diffusion.min_snr_gamma": (5.0, None)})])
+def test_a_setting_that_is_no_more_counts_where_it_was_in_use(gamma, different):
+    recorded = Provenance(settings={"diffusion": {"batch_size": 8, "min_snr_gamma": gamma}})
+    assert recorded.differences(Provenance(settings={"diffusion": {"batch_size": 8}})) == different

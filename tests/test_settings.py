@@ -69,6 +69,10 @@ def test_overrides():
     assert PRESETS["paper"].training.epochs == 600
 
 
+def test_a_removed_setting_that_was_not_in_use_is_read_as_before():
+    assert get_settings("demo", {"diffusion.min_snr_gamma": None}) == get_settings("demo")
+
+
 @pytest.mark.parametrize(
     ("preset", "overrides", "message"),
     [
@@ -127,6 +131,8 @@ def test_overrides():
         ("demo", {"autoencoder.polish.adam_betas": [0.5]}, r"polish\.adam_betas must be 2 numbers, such as"),
         ("demo", {"autoencoder.polish.perceptual_weight": -1}, r"polish\.perceptual_weight must be at least 0"),
         ("demo", {"autoencoder.polish.adversarial_weight": True}, r"adversarial_weight must be a number, .* is True"),
+        ("demo", {"diffusion.min_snr_gamma": 5.0}, r"^diffusion\.min_snr_gamma is no setting any more: leave it out"),
+        ("demo", {"sampling.sampler": "unipc"}, r"^sampling\.sampler must be .*, but is 'unipc'\.$"),
         ("demo", {"diffusion.prediction": "x0"}, "diffusion.prediction must be 'noise' or 'v'"),
         ("demo", {"diffusion.latent_scaling": "yes"}, "diffusion.latent_scaling must be true or false"),
         ("demo", {"diffusion.latent_views": None}, "diffusion.latent_views must be true or false"),

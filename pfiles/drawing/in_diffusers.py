@@ -20,7 +20,6 @@ from diffusers import (
     ImagePipelineOutput,
     ModelMixin,
     SchedulerMixin,
-    UniPCMultistepScheduler,
 )
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
@@ -40,8 +39,8 @@ from pfiles.vqvae import VQVAE
 class TileUNet(ModelMixin, ConfigMixin):
     """`UNet` with the call of diffusers' UNet2DModel.
 
-    arguments: of `UNet`. drawing: how the pipeline draws: timesteps, those to visit, falling, or None; num_steps, where
-    timesteps is None; guidance, as in `sampling.sample`.
+    arguments: of `UNet`. drawing: how the pipeline draws: timesteps, those to visit, falling; guidance, as in
+    `sampling.sample`.
     """
 
     @register_to_config
@@ -87,13 +86,10 @@ class TilePipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput:
         """generator: one for all tiles, or one for each. output_type: "pil" or "np", floats (N, H, W, 3) in [0, 1]."""
         labels, drawing = torch.as_tensor(class_labels, device=self.device), self.unet.config.drawing
-        guidance, timesteps, side = drawing["guidance"], drawing["timesteps"], self.unet.config.sample_size
+        guidance, side = drawing["guidance"], self.unet.config.sample_size
         shape = (len(labels), self.unet.config.in_channels, side, side)
         x = randn_tensor(shape, generator=generator, device=self.device) * self.scheduler.init_noise_sigma
-        if timesteps is None:
-            self.scheduler.set_timesteps(drawing["num_steps"], device=self.device)
-        else:
-            self.scheduler.set_timesteps(timesteps=timesteps, device=self.device)
+        self.scheduler.set_timesteps(timesteps=drawing["timesteps"], device=self.device)
         extra = {"generator": generator} if isinstance(self.scheduler, DDPMScheduler) else {}
         with eval_mode(self.unet, self.vqvae):
             for t in self.progress_bar(self.scheduler.timesteps):
@@ -111,8 +107,8 @@ def make_pipeline(unet: UNet, space: LatentSpace, settings: Settings) -> TilePip
     diffusion, sampling = settings.diffusion, settings.sampling
     channels, side, _ = space.vqvae.latent_shape(settings.image_size_px)
     ours = LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
-    timesteps = None if sampling.sampler == "unipc" else make_solver(sampling.sampler, ours, sampling.steps).timesteps
-    drawing = {"timesteps": timesteps, "num_steps": sampling.steps, "guidance": sampling.guidance}
+    timesteps = make_solver(sampling.sampler, ours, sampling.steps).timesteps
+    drawing = {"timesteps": timesteps, "guidance": sampling.guidance}
     predictor = TileUNet(channels, unet.class_emb.num_embeddings, side, dict(diffusion.unet), drawing)
     predictor.unet.load_state_dict(unet.state_dict())
     scaling = space.as_json() or {"mean": [0.0] * channels, "std": [1.0] * channels}
@@ -130,7 +126,5 @@ def _scheduler(sampler: str, ours: LinearNoiseScheduler, prediction: str) -> Sch
     if sampler == "ddpm":
         return DDPMScheduler(**common, clip_sample=False)
     common["final_sigmas_type"] = "zero"
-    if sampler == "unipc":
-        return UniPCMultistepScheduler(**common, solver_order=2, use_exponential_sigmas=True)
     order = {"ddim": 1, "dpm-solver++": 2}[sampler]
     return DPMSolverMultistepScheduler(**common, solver_order=order, lower_order_final=False)

@@ -34,13 +34,13 @@ def make_solver(name: str, scheduler: LinearNoiseScheduler, num_steps: int) -> S
     """A solver of `num_steps` steps for the diffusion process of `scheduler`.
 
     name: "ddpm", ancestral sampling as in the paper (Ho et al. 2020, algorithm 2); "ddim", the same without noise
-        (Song et al. 2021); "dpm-solver++" of second order (Lu et al. 2022) or "unipc" (Zhao et al. 2023, from the
-        package diffusers), which reach in 10 to 50 steps what the others need hundreds for.
-    Raises InputError for another name, for too many steps, or where diffusers is missing for "unipc".
+        (Song et al. 2021); "dpm-solver++" of second order (Lu et al. 2022), which reaches in 10 to 50 steps what the
+        others need hundreds for.
+    Raises InputError for another name or too many steps.
     """
     if name not in SOLVERS:
         raise InputError(f"Unknown sampler {name!r}: choose {', '.join(SOLVERS)}.")
-    if SOLVERS[name] in (_dpm_solver, _unipc) and not num_steps < scheduler.num_timesteps:
+    if SOLVERS[name] is _dpm_solver and not num_steps < scheduler.num_timesteps:
         raise InputError(f'sampler "{name}" needs fewer than {scheduler.num_timesteps} steps, but got {num_steps}.')
     return SOLVERS[name](scheduler, num_steps)
 
@@ -102,29 +102,4 @@ def _dpm_solver(scheduler: LinearNoiseScheduler, num_steps: int) -> Solver:
     return Solver(steps, step)
 
 
-def _unipc(scheduler: LinearNoiseScheduler, num_steps: int) -> Solver:
-    try:
-        from diffusers import UniPCMultistepScheduler
-    except ImportError as error:
-        raise InputError(
-            'sampler "unipc" needs the package diffusers: pip install -c constraints.txt diffusers, '
-            'or choose "dpm-solver++".'
-        ) from error
-    theirs = UniPCMultistepScheduler(
-        scheduler.num_timesteps,
-        trained_betas=scheduler.betas.tolist(),
-        solver_order=2,
-        use_exponential_sigmas=True,  # even steps of log noise keep the variance of fine detail, of time do not
-        final_sigmas_type="zero",
-    )  # latents are not bounded: neither of the two clips unless told to
-    theirs.set_timesteps(num_steps)
-
-    def step(i: int, x: Tensor, predicted: Tensor, noise: Iterator[Tensor]) -> Tensor:
-        if theirs.step_index is None:  # the first one, which need not be that of most noise
-            theirs.set_begin_index(i)
-        return theirs.step(predicted, theirs.timesteps[i], x).prev_sample
-
-    return Solver(theirs.timesteps.tolist(), step)
-
-
-SOLVERS = {"ddpm": _ddpm, "ddim": _ddim, "dpm-solver++": _dpm_solver, "unipc": _unipc}
+SOLVERS = {"ddpm": _ddpm, "ddim": _ddim, "dpm-solver++": _dpm_solver}

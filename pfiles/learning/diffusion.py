@@ -13,7 +13,7 @@ from pfiles.latents import LatentSpace, predict_clusters
 from pfiles.learning.clusters import ClusterTrainer, draw_view
 from pfiles.learning.log import History
 from pfiles.learning.loop import Job, Objective, make_optimizer, pace_of, train
-from pfiles.learning.losses import denoising_terms, min_snr_weight
+from pfiles.learning.losses import denoising_terms
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine import processes
 from pfiles.settings import DiffusionSettings, StageSettings
@@ -85,8 +85,8 @@ def train_stage(
             cluster_ids = cluster_ids_of_views[k_index, view, index]  # (B,)
 
         # Error of what the UNet predicts under noise.
-        errors, error_weights = denoise(predict, space.scale(z), cluster_ids, random, scheduler, settings)
-        yield Objective([optimizer, *([trainer.optimizer] if trainer else [])], terms | errors, weights | error_weights)
+        terms |= denoise(predict, space.scale(z), cluster_ids, random, scheduler, settings)
+        yield Objective([optimizer, *([trainer.optimizer] if trainer else [])], terms, weights)
 
         if averaged:
             move_average(averaged, unet, stage.ema_decay, step)
@@ -148,8 +148,8 @@ def denoise(
     random: dict[str, Tensor],
     scheduler: LinearNoiseScheduler,
     settings: DiffusionSettings,
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """`losses.denoising_terms` of what the UNet predicts for latents under noise, and their weights in the loss.
+) -> dict[str, Tensor]:
+    """`losses.denoising_terms` of what the UNet predicts for latents under noise.
 
     predict: the UNet. x0: clean latents (B, z, h, w). cluster_ids: their conditions (B,). random: see `draw_noise`.
     """
@@ -161,9 +161,4 @@ def denoise(
     noise, t = random["noise"], random["t"]
     predicted = predict(scheduler.add_noise(x0, noise, t), t, cluster_ids).float()  # (B, z, h, w)
     target = noise if settings.prediction == "noise" else scheduler.velocity(x0, noise, t)
-
-    # Compare.
-    weight = None
-    if settings.min_snr_gamma is not None:
-        weight = min_snr_weight(scheduler.signal_to_noise(t), settings.min_snr_gamma, settings.prediction)
-    return denoising_terms(predicted, target, weight)
+    return denoising_terms(predicted, target)

@@ -72,7 +72,7 @@ class TrainingLog:
 
     @contextmanager
     def end_told(self) -> Iterator[None]:
-        """Where the block ends by a signal or an error, PROGRESS says by which, so that nobody waits for the rest."""
+        """Close the log at the end of the block; if a signal or an error ends it, PROGRESS says which."""
         try:
             yield
         except BaseException as error:
@@ -81,6 +81,9 @@ class TrainingLog:
                 with suppress(OSError):  # such as that of the full disk which ended it
                     write_json(self.csv.with_name(PROGRESS), {**self._last, "at": time.time(), "stopped_by": reason})
             raise
+        finally:
+            if self._events is not None:
+                self._events.close()
 
     def picture(self, step: int, steps_since: int, make: Callable[[], Tensor]) -> None:
         """Keep what `make` gives, uint8 (16, 3, S, S), as a picture of this step, also for TensorBoard.
@@ -111,7 +114,3 @@ class TrainingLog:
             self._table = display(recent, display_id=True)
         else:
             self._table.update(recent)
-
-    def close(self) -> None:
-        if self._events is not None:
-            self._events.close()

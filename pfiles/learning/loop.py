@@ -6,8 +6,7 @@ for the epoch, everything else from one made for the step, so a continued traini
 Several processes (see `processes`) share every batch: its random numbers are drawn whole by each, and losses and
 gradients are the means over the whole batch.
 
-`train` is longer than functions are elsewhere here, so that a step is read from its tiles to its resume point in one
-place.
+A step is read in `_step`, from its random numbers to the optimisers; what stands around a step is read in `train`.
 """
 
 import math
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from pfiles.errors import InputError
 from pfiles.learning.log import History, TrainingLog
+from pfiles.learning.progress import Progress
 from pfiles.learning.resume import (
     begin_restart,
     end_restart,
@@ -118,6 +118,7 @@ def make_optimizer(stage: StageSettings, network: nn.Module, speed: Speed) -> to
 
 DrawRandom = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
 Objectives = Callable[[Tensor, dict[str, Tensor], int], Iterator[Objective]]
+Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
 
 
 def _alone(train: Callable[..., History]) -> Callable[..., History]:
@@ -140,7 +141,7 @@ def train(
     num_tiles: int,
     draw_random: DrawRandom,
     objectives: Objectives,
-    parts: Mapping[str, nn.Module | torch.optim.Optimizer],
+    parts: Parts,
     pace: Pace = Pace(),
     counters: Mapping[str, Tensor] | None = None,
     after_epoch: Callable[[int], dict[str, float]] = lambda epoch: {},
@@ -157,110 +158,74 @@ def train(
     after_epoch: is told the number of the epoch just done and adds to its row of the history.
     picture: 16 tiles, uint8 (16, 3, S, S), that show at a resume point what the networks make by now.
     """
-    if job.batch_size < processes.world_size():
-        raise InputError(
-            f"A batch of {job.batch_size} tiles cannot be shared by {processes.world_size()} processes: "
-            "start fewer, or set a larger batch_size."
-        )
     # Where the training begins: at the start, or at its resume point.
     device = next(next(part for part in parts.values() if isinstance(part, nn.Module)).parameters()).device
     optimizers = [part for part in parts.values() if isinstance(part, torch.optim.Optimizer)]
     full_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    steps = len(epoch_batches(num_tiles, job.batch_size, torch.Generator()))  # per epoch
-    total_steps = num_epochs * steps
-    state = _begin(job, parts, counters or {}, total_steps, device)
-    history, first_step = state["history"], state["step"]
+    total_steps = num_epochs * steps_per_epoch(num_tiles, job.batch_size)
+    progress = _begin(job, parts, counters or {}, total_steps, device)
+    first_step, history = progress.step, progress.history
     if first_step >= total_steps:
-        end_restart(job.folder)
-        print(f"{job.name} is done already: {len(history)} epochs ({job.folder}). To train anew, set restart = True.")
-        return history
+        return _done_already(job, history)
 
-    def save() -> None:
-        weights = {name: part.state_dict() for name, part in parts.items()}
-        save_resume_point(job.folder, job.identity, {**state, "parts": weights, "counters": dict(counters or {})})
-        if picture is not None:
-            log.picture(state["step"], state["step"] - first_step, picture)
-
-    log = TrainingLog(job.folder, len(history))
-    rng = torch.Generator(device)
-    first_bad = torch.full((), -1, device=device)
-    began = saved = time.monotonic()
-    began -= state["seconds"]
-    batches: list[Tensor] = []
+    log, rng, saved = TrainingLog(job.folder, len(history)), torch.Generator(device), time.monotonic()
     with (
-        processes.progress(total=total_steps, initial=state["step"], desc=job.name, unit="step") as bar,
+        processes.progress(total=total_steps, initial=first_step, desc=job.name, unit="step") as bar,
         stop_signals() as signal_received,
         log.end_told(),
         processes.lost_processes_told(),
         threads_as_left(job.speed.sharing) as follow_load,
     ):
-        for number in range(state["step"], total_steps):
-            # Tiles, random numbers and learning rate of this step.
-            epoch, place = divmod(number, steps)
-            if not batches:
-                batches = [batch.to(device) for batch in _batches(job, num_tiles, epoch)]
+        for number, index, last_of_epoch in _steps(job, num_epochs, num_tiles, first_step, device):
+            # Random numbers and learning rate of this step.
             rng.manual_seed(derive_seed(job.seed, job.name, number))
-            for optimizer, full in zip(optimizers, full_rates, strict=True):
-                for group, rate in zip(optimizer.param_groups, full, strict=True):
-                    group["lr"] = rate * pace.factor(number, total_steps)
+            _set_rates(optimizers, full_rates, pace.factor(number, total_steps))
 
             # Losses, gradients, updates.
             job.speed.begin_step()
             follow_load()
-            terms, good = _step(batches[place], number, rng, draw_random, objectives, pace)
-
-            # Sums for the log; nothing is read from the device yet.
-            for name, value in terms.items():
-                state["sums"][name] = state["sums"].get(name, 0) + value
-                state["counts"][name] = state["counts"].get(name, 0) + 1
-            first_bad = torch.where(~good & (first_bad < 0), number, first_bad)
+            progress.add(*_step(index, number, rng, draw_random, objectives, pace))
             bar.update()
-            state["step"] = number + 1
 
             # Look for bad numbers, signals and the time, now and then.
-            last_of_epoch = place + 1 == steps
-            look = last_of_epoch or (number + 1) % CHECK_EVERY == 0
+            look = last_of_epoch or progress.step % CHECK_EVERY == 0
             received = processes.agree(signal_received(), device) if look or processes.world_size() == 1 else 0
             due = time.monotonic() - saved > 60 * job.saving.every_minutes
             if look or due or received:
-                _refuse_bad(int(first_bad), steps, num_tiles, job)
-                log.tell(number + 1, total_steps, number + 1 - first_step)
+                _refuse_bad(int(progress.first_bad), num_tiles, job)
+                log.tell(progress.step, total_steps, progress.step - first_step)
 
             # A row of the history for each epoch.
             if last_of_epoch:
-                row = _epoch_means(state["sums"], state["counts"]) | after_epoch(epoch)
-                row |= _machine_row(optimizers[0], num_tiles, time.monotonic() - began, device)
-                history.append({"epoch": epoch + 1, **row})
+                row = progress.means() | after_epoch(len(history))
+                progress.end_epoch(row | _machine_row(optimizers[0], num_tiles, progress.seconds(), device))
                 log.write(history)
                 bar.set_postfix({name: f"{row[name]:.4g}" for name in IN_BAR if name in row})
-                state["sums"], state["counts"], batches, began = {}, {}, [], time.monotonic()
-                every = job.saving.every_epochs
-                due = due or number + 1 == total_steps or (every is not None and (epoch + 1) % every == 0)
+                due = due or progress.step == total_steps or _saves_after(len(history), job.saving)
 
             # A resume point, and the end if a signal asked for it.
-            state["seconds"] = time.monotonic() - began
             if due or received:
-                save()
+                _save(job, parts, counters or {}, progress)
+                if picture is not None:
+                    log.picture(progress.step, progress.step - first_step, picture)
                 saved = time.monotonic()
             if received:
                 stop(received, f"{job.name} stopped after step {number + 1} of {total_steps}: run it again to go on.")
-    log.close()
     end_restart(job.folder)
     return history
 
 
-def _begin(
-    job: Job,
-    parts: Mapping[str, nn.Module | torch.optim.Optimizer],
-    counters: Mapping[str, Tensor],
-    total_steps: int,
-    device: torch.device,
-) -> dict[str, Any]:
-    """Where a training begins: "step", "history", "sums", "counts" and "seconds", of its resume point if it has one.
+def _begin(job: Job, parts: Parts, counters: Mapping[str, Tensor], total_steps: int, device: torch.device) -> Progress:
+    """Where a training begins: at its resume point, which fills `parts` and `counters`, if it has one.
 
     InputError, before any network is changed, if steps are left to do and `job.outdates` are there.
     """
-    state: dict[str, Any] = {"step": 0, "history": [], "sums": {}, "counts": {}, "seconds": 0.0}
+    if job.batch_size < processes.world_size():
+        raise InputError(
+            f"A batch of {job.batch_size} tiles cannot be shared by {processes.world_size()} processes: "
+            "start fewer, or set a larger batch_size."
+        )
+    progress = Progress(device)
     anew = processes.agree(int(restarts(job.folder, job.identity, job.restart)), device)
     if anew:
         _refuse_outdated(job)
@@ -276,15 +241,51 @@ def _begin(
                 part.load_state_dict(point["parts"][name])
             for name, counter in counters.items():
                 counter.copy_(point["counters"][name])
-            state = {name: point[name] for name in state}
-            state["sums"] = {name: value.to(device) for name, value in state["sums"].items()}
+            progress = Progress(device, point)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise not_a_resume_point(last_resume_point(job.folder)) from error
-        if state["step"] < total_steps:
-            print(f"{job.name} goes on after step {state['step']} of {total_steps} ({job.folder}).")
+        if progress.step < total_steps:
+            print(f"{job.name} goes on after step {progress.step} of {total_steps} ({job.folder}).")
     for leftover in job.folder.glob(".*.part"):
         leftover.unlink(missing_ok=True)  # of a write that was killed
-    return state
+    return progress
+
+
+def _done_already(job: Job, history: History) -> History:
+    end_restart(job.folder)
+    print(f"{job.name} is done already: {len(history)} epochs ({job.folder}). To train anew, set restart = True.")
+    return history
+
+
+def _save(job: Job, parts: Parts, counters: Mapping[str, Tensor], progress: Progress) -> None:
+    """Leave a resume point, for `_begin`."""
+    weights = {name: part.state_dict() for name, part in parts.items()}
+    state = {**progress.state(), "parts": weights, "counters": dict(counters)}
+    save_resume_point(job.folder, job.identity, state)
+
+
+def _steps(
+    job: Job, num_epochs: int, num_tiles: int, first_step: int, device: torch.device
+) -> Iterator[tuple[int, Tensor, bool]]:
+    """Each step from `first_step` on: its number, its tiles (B,), and whether it is the last one of its epoch."""
+    steps = steps_per_epoch(num_tiles, job.batch_size)
+    for epoch in range(first_step // steps, num_epochs):
+        batches = [batch.to(device) for batch in _batches(job, num_tiles, epoch)]
+        for number, batch in enumerate(batches, epoch * steps):
+            if number >= first_step:
+                yield number, batch, number + 1 == (epoch + 1) * steps
+
+
+def _saves_after(epochs: int, saving: SavingSettings) -> bool:
+    return saving.every_epochs is not None and epochs % saving.every_epochs == 0
+
+
+def _set_rates(
+    optimizers: Sequence[torch.optim.Optimizer], full_rates: Sequence[Sequence[float]], factor: float
+) -> None:
+    for optimizer, full in zip(optimizers, full_rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, full, strict=True):
+            group["lr"] = rate * factor
 
 
 def _step(
@@ -338,7 +339,11 @@ def epoch_batches(n: int, batch_size: int, generator: torch.Generator) -> list[T
 
     No tile is dropped: a remainder enlarges batches by one (10,000 tiles at 16 are 625 batches). CPU index tensors.
     """
-    return list(torch.randperm(n, generator=generator).tensor_split(max(1, n // batch_size)))
+    return list(torch.randperm(n, generator=generator).tensor_split(steps_per_epoch(n, batch_size)))
+
+
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    return max(1, n // batch_size)
 
 
 def _batches(job: Job, num_tiles: int, epoch: int) -> list[Tensor]:
@@ -358,11 +363,11 @@ def _refuse_outdated(job: Job) -> None:
             raise InputError(f"{path} is not of the networks that {job.name} will leave: move or delete it first.")
 
 
-def _refuse_bad(number: int, steps: int, num_tiles: int, job: Job) -> None:
+def _refuse_bad(number: int, num_tiles: int, job: Job) -> None:
     """FloatingPointError if `number` is a step, not -1: its loss or gradient was not finite."""
     if number < 0:
         return
-    epoch, place = divmod(number, steps)
+    epoch, place = divmod(number, steps_per_epoch(num_tiles, job.batch_size))
     tiles = _batches(job, num_tiles, epoch)[place]
     advice = '; with the setting precision = "fp32" it goes on from there in full precision' if job.speed.bf16 else ""
     raise FloatingPointError(
@@ -382,9 +387,3 @@ def _machine_row(
         "threads": torch.get_num_threads(),
         "seconds": seconds,
     }
-
-
-def _epoch_means(sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, float]:
-    """The means of the terms over the epoch's steps and over all processes."""
-    stacked = torch.stack([sums[name] / counts[name] for name in sums])
-    return dict(zip(sums, (processes.total(stacked) / processes.world_size()).tolist(), strict=True))

@@ -27,32 +27,14 @@ Perceptual = Callable[[Tensor, Tensor], Tensor]  # two batches of images -> a sc
 # The UNet: denoising
 
 
-def denoising_terms(
-    predicted: Tensor, target: Tensor, weight: Tensor | None = None
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """L = mean_i w_i |u(x_t, t, c)_i - target_i|^2 / dim, Ho et al. 2020, equation 14; the paper, section 3.4.
+def denoising_terms(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """L = mean_i |u(x_t, t, c)_i - target_i|^2 / dim, Ho et al. 2020, equation 14; the paper, section 3.4.
 
     predicted: u(x_t, t, c), what the UNet answers for the noisy latents x_t = sqrt(alpha_bar_t) x_0 +
         sqrt(1 - alpha_bar_t) noise at the times t with the clusters c (B, z, h, w).
     target: the noise, or the velocity sqrt(alpha_bar_t) noise - sqrt(1 - alpha_bar_t) x_0 (Salimans & Ho 2022).
-    weight: w (B,), such as `min_snr_weight`; None: 1.
-
-    Returns the terms, and their weights in the loss: an unweighted "mse" beside a weighted one is only recorded.
     """
-    error = (predicted - target).square().mean((1, 2, 3))  # (B,)
-    if weight is None:
-        return {"mse": error.mean()}, {}
-    return {"mse": error.mean(), "weighted_mse": (error * weight).mean()}, {"mse": 0.0}
-
-
-def min_snr_weight(signal_to_noise: Tensor, gamma: float, prediction: str) -> Tensor:
-    """w_i = min(SNR_i, gamma) / SNR_i of a predicted noise, min(SNR_i, gamma) / (SNR_i + 1) of a velocity.
-
-    Hang et al. 2023, section 3.4. Both weigh the error of the implied x_0 by min(SNR, gamma).
-    signal_to_noise: alpha_bar_t / (1 - alpha_bar_t) (B,). prediction: "noise" or "v". Returns (B,) in float32.
-    """
-    denominator = signal_to_noise + (prediction == "v")
-    return (signal_to_noise.clamp_max(gamma) / denominator).float()
+    return {"mse": F.mse_loss(predicted, target)}
 
 
 # The clusters: information maximisation (the paper, section 3.5; Krause et al. 2010, Hu et al. 2017)

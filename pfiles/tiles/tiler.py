@@ -85,11 +85,7 @@ def tile_slides(
     rows_of_user = {new.name: rows_of_user.get(old.name, {}) for old, new in zip(gathered.slides, slides, strict=True)}
     patient = {name: patients.get(of := row.get("patient", ""), of) for name, row in rows_of_user.items()}
     label = {name: row.get("label", "") for name, row in rows_of_user.items()}
-    is_own = any(read_json(out / ABOUT, {}).keys() & {"tiling"}) or (out / WORK).exists()
-    refuse_foreign(out, (TABLE, TILES, ABOUT), is_own)
-    for picture in (out / PICTURES / f"{slide.name}.jpg" for slide in slides):
-        if picture.exists() and not _is_own(picture):
-            raise InputError(f"{picture} lies where the slides' pictures are written: name another folder with --out.")
+    _refuse_foreign_files(out, slides)
     copies = _copies_of_files(slides, patient)
     to_cut = {slide: _tiling_of(slide, tiling, rows_of_user) for slide in slides if slide.name not in copies}
     original = {new.name: old.name for old, new in zip(gathered.slides, slides, strict=True)}
@@ -127,6 +123,15 @@ def tile_slides(
         warn_of_copies(read_source(out).images, rows, train, test, out)
     print_notes(gathered.notes, about["notes"], tiling.icc)
     return left_out
+
+
+def _refuse_foreign_files(out: Path, slides: Sequence[SlideFile]) -> None:
+    """InputError for a file that would be replaced in `out` and is not this command's."""
+    is_own = any(read_json(out / ABOUT, {}).keys() & {"tiling"}) or (out / WORK).exists()
+    refuse_foreign(out, (TABLE, TILES, ABOUT), is_own)
+    for picture in (out / PICTURES / f"{slide.name}.jpg" for slide in slides):
+        if picture.exists() and not _is_own(picture):
+            raise InputError(f"{picture} lies where the slides' pictures are written: name another folder with --out.")
 
 
 def _tiling_of(slide: SlideFile, tiling: Tiling, rows: Mapping[str, Mapping[str, str]]) -> Tiling:

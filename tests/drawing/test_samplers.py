@@ -1,7 +1,5 @@
 """Samplers: the time steps they take, and that they recover a distribution that is known."""
 
-import sys
-
 import pytest
 import torch
 
@@ -11,16 +9,10 @@ from pfiles.errors import InputError
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 
 
-@pytest.mark.parametrize(("name", "steps"), [("unknown", 10), ("dpm-solver++", 20), ("unipc", 25)])
+@pytest.mark.parametrize(("name", "steps"), [("unknown", 10), ("dpm-solver++", 20)])
 def test_impossible_samplers(name, steps):
     with pytest.raises(InputError, match=r"Unknown sampler|needs fewer than 20 steps"):
         make_solver(name, LinearNoiseScheduler(20), steps)
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(InputError, match="needs the package diffusers: pip install"):
-        make_solver("unipc", LinearNoiseScheduler(), 10)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 50, 1000])
@@ -55,12 +47,7 @@ class ExactNoise(torch.nn.Module):
 
 @pytest.mark.parametrize(
     ("sampler", "steps", "tolerance"),
-    [
-        ("ddpm", 1000, 0.02),
-        ("ddim", 100, 0.03),
-        ("dpm-solver++", 20, 0.03),
-        pytest.param("unipc", 20, 0.03, marks=pytest.mark.slow),
-    ],
+    [("ddpm", 1000, 0.02), ("ddim", 100, 0.03), ("dpm-solver++", 20, 0.03)],
 )
 def test_sampling_recovers_a_known_distribution(sampler, steps, tolerance):
     """Also latents far beyond [-1, 1], which a sampler that clips would never reach."""

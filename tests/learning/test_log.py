@@ -34,6 +34,5 @@ def test_a_training_without_tensorboard_writes_its_table(images, job, monkeypatc
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     log._began = 0.0
     log.picture(step=1000, steps_since=1000, make=lambda: images[:16])
-    log.close()
     assert pd.read_csv(job.folder / "log.csv").to_dict("records") == [{"epoch": 1, "mse": 0.5}]
     assert sorted(path.name for path in job.folder.iterdir()) == ["log.csv", "samples"]

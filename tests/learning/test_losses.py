@@ -19,7 +19,6 @@ from pfiles.learning.losses import (
     information_terms,
     information_weights,
     marginal_entropy,
-    min_snr_weight,
     ms_ssim_loss,
     passing_loss,
     polish_terms,
@@ -88,19 +87,8 @@ def test_ms_ssim_refuses_small_images():
 def test_denoising_terms():
     """Two latents of three numbers: squared errors (1 + 4 + 4) / 3 = 3 and (0 + 0 + 9) / 3 = 3, then halved weights."""
     predicted = torch.tensor([[1.0, 2.0, 2.0], [0.0, 0.0, 3.0]]).view(2, 3, 1, 1)
-    terms, weights = denoising_terms(predicted, torch.zeros(2, 3, 1, 1))
-    assert terms["mse"].item() == pytest.approx(3)
-    assert weights == {}
-    terms, weights = denoising_terms(predicted, torch.zeros(2, 3, 1, 1), torch.tensor([1.0, 0.5]))
-    assert {name: term.item() for name, term in terms.items()} == pytest.approx({"mse": 3, "weighted_mse": 2.25})
-    assert weights == {"mse": 0.0}  # recorded, not minimised
-
-
-def test_min_snr_weight():
-    """min(SNR, 5) / SNR and min(SNR, 5) / (SNR + 1) for SNR = 10 and 1/2."""
-    snr = torch.tensor([10.0, 0.5], dtype=torch.float64)
-    assert min_snr_weight(snr, 5.0, "noise").tolist() == pytest.approx([0.5, 1.0])
-    assert min_snr_weight(snr, 5.0, "v").tolist() == pytest.approx([5 / 11, 1 / 3])
+    terms = denoising_terms(predicted, torch.zeros(2, 3, 1, 1))
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx({"mse": 3})
 
 
 def test_hinge_loss():
