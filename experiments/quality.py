@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from pfiles import Generator
-from pfiles.checkpoints import cached_tensor
+from pfiles.cached import cached_tensor
 from pfiles.drawing.sampling import image_seeds
 from pfiles.machine.runtime import derive_seed
 from pfiles.measuring import quality

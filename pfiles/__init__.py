@@ -14,7 +14,7 @@ networks      blocks, vqvae, discriminator, unet_cond_base, classifier, linear_n
 ssim          the parts of SSIM and MS-SSIM, for scores and a loss
 clusterers, cluster_bank: both kinds of clusters, and those of several k as one
 latents       codes of tiles, their clusters, and the latents a UNet works on
-checkpoints, provenance: networks on disk, and what each file was made from
+checkpoints, provenance, cached: networks on disk, what each file was made from, and tensors computed once
 learning/     loop, progress, losses, log, resume; autoencoder; clusters; diffusion: what each training draws and
               minimises
 drawing/      sampling, samplers, soundness, generator: images from noise; layout, field: tissue larger than a tile;

@@ -1,10 +1,9 @@
 """Network weights on disk: plain state dicts under the published names, each with a JSON that says what it is."""
 
 import hashlib
-import json
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date
@@ -105,19 +104,6 @@ def _weights_in(path: Path) -> str | None:
     with suppress(InputError, AttributeError):
         return fingerprint_of_state(read_state(path))
     return None
-
-
-def cached_tensor(path: Path, key: Mapping[str, Any], make: Callable[[], Tensor]) -> Tensor:
-    """Compute a tensor once; cache it in `path` under the `key`, which says what it is made from."""
-    if path.exists():
-        with suppress(InputError, KeyError, TypeError, ValueError, AttributeError):
-            cached = read_state(path)
-            if same_note(json.loads(cached["made_from"]), key):
-                return cached["tensor"]
-    tensor = make()
-    with atomic_write(path) as file:
-        torch.save({"made_from": json.dumps(key, sort_keys=True), "tensor": tensor.cpu()}, file)
-    return tensor
 
 
 def save_stage(

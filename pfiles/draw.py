@@ -14,8 +14,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pfiles import artifacts, checkpoints
+from pfiles import artifacts
 from pfiles.accepting import Choice, choosing, qualities, standard_of
+from pfiles.cached import cached_tensor
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.sampling import generate_to_folder, write_table
 from pfiles.errors import InputError
@@ -102,7 +103,7 @@ def samples(run: Run, number: int) -> tuple[Tensor, Tensor]:
     cluster_ids = torch.arange(run.k).repeat_interleave(number)
     path = run.paths.models / f"atlas_tiles{run.paths.suffix}.pt"
     key = {**artifacts.generated_provenance(run).as_note(), "number": number}
-    return checkpoints.cached_tensor(path, key, lambda: tiles(run, cluster_ids)), cluster_ids
+    return cached_tensor(path, key, lambda: tiles(run, cluster_ids)), cluster_ids
 
 
 def to_folder(run: Run, cluster_ids: Tensor, only: tuple[int, int] | None = None) -> None:

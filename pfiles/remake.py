@@ -20,6 +20,7 @@ from torch import Tensor
 
 from MODULE import INDICES, all_indices
 from pfiles import checkpoints, draw, report
+from pfiles.cached import cached_tensor
 from pfiles.checkpoints import START
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
@@ -175,7 +176,7 @@ def _mean_score(
         return torch.cat(scores)
 
     key = {"score": name, "images": _digest([*original.values(), *(generated[number] for number in names)])}
-    return checkpoints.cached_tensor(run.paths.root / "paper" / f"{name}.pt", key, make).double().mean().item()
+    return cached_tensor(run.paths.root / "paper" / f"{name}.pt", key, make).double().mean().item()
 
 
 def _digest(files: list[Path]) -> str:
@@ -262,7 +263,7 @@ def _drawn(paper: Paper, cluster: int, number: int) -> Tensor:
     key |= {"sampling": asdict(paper.run.settings.sampling), "number": number, "cluster": cluster}
     path = paper.run.paths.root / "paper" / f"cluster_{cluster + 1}.pt"
     seed = derive_seed(SEED_OF_FIGURE_3, cluster)
-    return checkpoints.cached_tensor(path, key, lambda: paper.generator.draw(cluster, number, seed))
+    return cached_tensor(path, key, lambda: paper.generator.draw(cluster, number, seed))
 
 
 def _figure_4(paper: Paper) -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pfiles import artifacts, checkpoints
-from pfiles.latents import read_latent_csv
+from pfiles.latents import encode_tiles, predict_clusters, read_latent_csv
 from pfiles.machine import processes
 from pfiles.measuring.features import Extractor, make_extractor
 from pfiles.names import Reading, check_reader, readings_in
@@ -36,11 +36,13 @@ def evaluation_data(run: Run, generated: Tensor, cluster_ids: Tensor | np.ndarra
     real, held_out = (run.tiles.tensor(part) for part in (run.tiles.train, run.tiles.test))
     if cluster_ids is None:
         return EvaluationData(real, generated, held_out, vqvae=run.vqvae, codes=run.codes, mpp=run.tiles.mpp)
-    ids = (run.assigned[0], cluster_ids, run.assign(run.test_images)[0])
+    held_out_codes = encode_tiles(run.vqvae, run.test_images)
+    ids = (run.assigned[0], cluster_ids, predict_clusters(run.vqvae, run.bank, held_out_codes)[0])
     labels = map(run.tiles.labels_of, (run.tiles.train, run.tiles.test))
     return EvaluationData(
         real, generated, held_out, *map(np.asarray, ids), *labels, vqvae=run.vqvae, codes=run.codes,
-        clusterer=run.bank, n_clusters=run.n_clusters, names=run.names, mpp=run.tiles.mpp,
+        codes_of_held_out=held_out_codes, clusterer=run.bank, n_clusters=run.n_clusters, names=run.names,
+        mpp=run.tiles.mpp,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pfiles import checkpoints
+from pfiles.cached import cached_tensor
 from pfiles.choices import DEFAULTS, OF_NO_CLUSTERS, choose
 from pfiles.cluster_bank import ClusterBank
 from pfiles.clusterers import check_clustering
@@ -165,7 +166,7 @@ class Run:
             images = self.train_images
             return encode_views(self.vqvae, images) if views else encode_tiles(self.vqvae, images)[None]
 
-        return checkpoints.cached_tensor(path, made_from, encode).to(self.device)
+        return cached_tensor(path, made_from, encode).to(self.device)
 
     @cached_property
     def bank(self) -> ClusterBank:

@@ -72,7 +72,7 @@ def likeness_section(data: EvaluationData) -> Section:
     """Whether generated images lie closer to real ones than held-out ones do, in the published features of a tile."""
     real, generated, held_out = (
         latents.mean_channel_softmax(data.vqvae, codes).numpy()
-        for codes in (data.real_codes, data.generated_codes, data.encoded(data.held_out))
+        for codes in (data.real_codes, data.generated_codes, data.held_out_codes)
     )
     nearest, nearest_held_out = (memorisation.nearest_features(features, real) for features in (generated, held_out))
     judged = memorisation.against_held_out(nearest.distance, nearest_held_out.distance)

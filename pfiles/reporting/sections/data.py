@@ -25,10 +25,10 @@ class EvaluationData:
     real: of the mix of slides that was trained on; held_out: real ones of other slides or regions, where there are
     some. The ids are the clusters (N,), 0-based, those of `generated` the ones asked for; None where they are not
     known. The labels (N,) are of tissue, "" where unknown, which no training saw; None where there are none. vqvae: the
-    trained autoencoder. codes: of `real`, where they were encoded before. clusterer: the network that the clusters come
-    from; None where only its verdicts are known. n_clusters: None for as many as are seen. names: of clusters, by their
-    numbers from 1. is_paired: whether image i of `generated` belongs to image i of `real`, so that pairs have scores.
-    mpp: microns per pixel of all images; None where not known.
+    trained autoencoder. codes: of `real`, codes_of_held_out: of `held_out`, where they were encoded before. clusterer:
+    the network that the clusters come from; None where only its verdicts are known. n_clusters: None for as many as are
+    seen. names: of clusters, by their numbers from 1. is_paired: whether image i of `generated` belongs to image i of
+    `real`, so that pairs have scores. mpp: microns per pixel of all images; None where not known.
     """
 
     real: Tensor
@@ -41,6 +41,7 @@ class EvaluationData:
     held_out_labels: np.ndarray | None = None
     vqvae: VQVAE | None = None
     codes: Tensor | None = None
+    codes_of_held_out: Tensor | None = None
     clusterer: nn.Module | None = None
     n_clusters: int | None = None
     names: Mapping[int, str] | None = None
@@ -55,6 +56,11 @@ class EvaluationData:
     def real_codes(self) -> Tensor:
         """The codes (N, h, w) of `real`, encoded where that has not been done, on the autoencoder's device."""
         return self.encoded(self.real) if self.codes is None else self.codes
+
+    @cached_property
+    def held_out_codes(self) -> Tensor:
+        """The codes of `held_out`, likewise."""
+        return self.encoded(self.held_out) if self.codes_of_held_out is None else self.codes_of_held_out
 
     @cached_property
     def generated_codes(self) -> Tensor:
