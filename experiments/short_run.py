@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.inputs import TINY
+from experiments.ablation import absolute
 from pfiles import draw, learn
 from pfiles.cli.estimate import seconds_of_epoch, shortened
 from pfiles.errors import InputError, TerminatedError
@@ -42,15 +43,10 @@ IN_TINY = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, draw, and return the exit status: 0 done, 2 the tiles are not usable, 143 stopped by SIGTERM."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.short_run", description=__doc__.splitlines()[0])
-    parser.add_argument("tiles", nargs="?", default="embedded", help="folder, .zip or .npy; default embedded tissue")
-    parser.add_argument("--minutes", type=float, default=6.0, help="of both trainings together; default 6")
-    parser.add_argument("--size", choices=("paper", "tiny"), default="paper", help="of the networks; default paper")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "short", help="folder for the results")
-    args = parser.parse_args(arguments)
-    data = args.tiles if args.tiles == "embedded" else str(Path(args.tiles).resolve())
+    description, out = __doc__.splitlines()[0], ROOT / "runs" / "short"
+    args = make_parser("short_run", description, 6.0, "of both trainings together", out).parse_args(arguments)
     try:
-        short_run(data, args.size == "tiny", 60 * args.minutes, args.out.resolve())
+        short_run(absolute(args.tiles), args.size == "tiny", 60 * args.minutes, args.out.resolve())
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -58,6 +54,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(error)
         return 143
     return 0
+
+
+def make_parser(name: str, description: str, minutes: float, of_minutes: str, out: Path) -> argparse.ArgumentParser:
+    """The options of an experiment that trains on tiles for some minutes; `minutes` and `out` are the defaults."""
+    parser = argparse.ArgumentParser(prog=f"python -m experiments.{name}", description=description)
+    parser.add_argument("tiles", nargs="?", default="embedded", help="folder, .zip or .npy; default embedded tissue")
+    parser.add_argument("--minutes", type=float, default=minutes, help=f"{of_minutes}; default {minutes:g}")
+    parser.add_argument("--size", choices=("paper", "tiny"), default="paper", help="of the networks; default paper")
+    parser.add_argument("--out", type=Path, default=out, help="folder for the results")
+    return parser
 
 
 def short_run(data: str, tiny: bool, seconds: float, out: Path) -> None:

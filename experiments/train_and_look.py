@@ -7,7 +7,6 @@ Adam, for as many epochs as fit into the minutes by a step time measured first; 
 tiles. Leaves DIR/reconstructions.png, DIR/samples.png, a row for each cluster, and DIR/train_and_look.json.
 """
 
-import argparse
 import copy
 import sys
 import tempfile
@@ -22,6 +21,8 @@ from torch import Tensor, nn
 
 from benchmarks.inputs import TINY
 from benchmarks.measure import device_name
+from experiments.ablation import absolute
+from experiments.short_run import make_parser
 from pfiles.classifier import Classifier
 from pfiles.cluster_bank import ClusterBank
 from pfiles.discriminator import Discriminator
@@ -70,18 +71,13 @@ IN_TINY = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, write pictures and numbers, and return the exit status: 0 done, 2 the tiles are not usable."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.train_and_look", description=__doc__.splitlines()[0])
-    parser.add_argument("tiles", nargs="?", default="embedded", help="folder, .zip or .npy; default embedded tissue")
-    parser.add_argument("--minutes", type=float, default=4.0, help="about so long in all; default 4")
-    parser.add_argument("--size", choices=("paper", "tiny"), default="paper", help="of the networks; default paper")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the results")
-    args = parser.parse_args(arguments)
+    description, out = __doc__.splitlines()[0], ROOT / "benchmarks" / "results"
+    args = make_parser("train_and_look", description, 4.0, "about so long in all", out).parse_args(arguments)
     device = pick_device()
     overrides = CHANGES | (ON_A_GPU if device.type == "cuda" else {}) | (TINY | IN_TINY if args.size == "tiny" else {})
     settings = get_settings("paper", overrides)
     try:
-        report = train_and_look(str(Path(args.tiles).resolve()) if args.tiles != "embedded" else args.tiles,
-                                settings, device, 60 * args.minutes, args.out)  # fmt: skip
+        report = train_and_look(absolute(args.tiles), settings, device, 60 * args.minutes, args.out)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -71,9 +71,13 @@ def standard_for(run: Run, generator: Generator, search: bool = True) -> Standar
 
 @dataclass
 class Choice:
-    """What was taken and what was thrown away, as features of each tile that had no part in the choice."""
+    """What was taken and what was thrown away, as features of each tile that had no part in the choice.
+
+    odds: of the tiles taken, in the order in which they were asked for, see `quality.Standard.odds`.
+    """
 
     accept: float
+    odds: list[np.ndarray] = field(default_factory=list)
     taken: list[np.ndarray] = field(default_factory=list)
     thrown: list[np.ndarray] = field(default_factory=list)
     never: int = 0  # tiles that did not pass in as many draws as are made
@@ -139,6 +143,7 @@ def choosing(draw: Draw, standard: Standard | None, vqvae: VQVAE, choice: Choice
             images[failing[better]], odds[failing[better]] = others[better], of_others[better]
         choice.never += int((~standard.passes(odds, cluster_ids.numpy(), choice.accept)).sum())
         choice.taken.append(_seen(images))
+        choice.odds.append(odds)
         return images
 
     return draw_until_they_pass
@@ -150,10 +155,16 @@ def _seen(images: Tensor) -> np.ndarray:
 
 
 def qualities(
-    generator: Generator, standard: Standard | None, images: Tensor, cluster_ids: Tensor, run: Run | None
+    generator: Generator,
+    standard: Standard | None,
+    images: Tensor,
+    cluster_ids: Tensor,
+    run: Run | None,
+    choice: Choice | None = None,
 ) -> pd.DataFrame:
     """The quality of tiles as `tiles.csv` has it, see `quality.measure`; without a run it is not known how near a
-    training tile is."""
+    training tile is. choice: by which all of them were taken, if they were chosen."""
+    odds = np.concatenate(choice.odds) if choice is not None and choice.odds else None
     train = None if run is None else run.tiles.tensor(run.tiles.train)
-    table = quality.measure(standard, generator.space.vqvae, generator.bank, images, cluster_ids, train)
+    table = quality.measure(standard, generator.space.vqvae, generator.bank, images, cluster_ids, train, odds)
     return table.round({"probability": 3, "realism": 1, "nearest": 1, "structure": 2})

@@ -35,8 +35,6 @@ from pfiles.tiles.pixels import evenly_spaced
 from pfiles.vqvae import VQVAE
 
 INDEPENDENT_OF_K = ("device", "speed", "tiles", "vqvae", "views")  # assets that runs of several k share
-# commands that leave nothing in a run's folder; of `run`, the notebooks do
-LOOKS = ("check", "status", "draw", "field", "map", "share", "export", "run")
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,11 +214,12 @@ def open_run(
     restart: bool | str = False,
     run_toml: bool = True,
     assets: Mapping[str, Any] | None = None,
+    looks: bool = False,
     **misspelt: Any,
 ) -> Run:
     """Open the run that these parameters describe; nothing is read but its settings until it is asked for.
 
-    With precision="auto" the run's folder keeps which precision was chosen when it was first opened for work.
+    With precision="auto" the run's folder keeps which precision was chosen when it was first opened, unless `looks`.
 
     None takes the value from run.toml, or the default in `choices.DEFAULTS`.
     notebook: who opens it, such as "part_1_training"; its numbers are recorded under that name.
@@ -228,7 +227,8 @@ def open_run(
     clustering: "classifier" or "kmeans"; None: as the preset says. data: see `load_tiles`. preset, overrides: see
         `get_settings`.
     out: folder for all results; None: this repository. restart: train anew instead of going on.
-    run_toml: whether to read run.toml. assets: see `Run`. misspelt: any other name, which is refused.
+    run_toml: whether to read run.toml. assets: see `Run`. looks: it is opened to be looked at, and decides nothing for
+        its trainings. misspelt: any other name, which is refused.
     """
     if misspelt:
         names = ", ".join([*DEFAULTS, "restart"])
@@ -251,7 +251,7 @@ def open_run(
         raise InputError("sampling.num_generated must be at least 2, as part 13 compares distributions, but is 1.")
     paths = Paths(n_clusters, choices["out"], choices["clustering"])
     if settings.precision == "auto":
-        settings = replace(settings, precision=_precision(paths, notebook))
+        settings = replace(settings, precision=_precision(paths, looks))
     return Run(
         notebook, n_clusters, choices["clustering"], choices["data"], choices["preset"], settings, choices["seed"],
         paths, restart, assets or {},
@@ -267,7 +267,7 @@ def _require_learnt_clusters(settings: Settings) -> None:
         )
 
 
-def _precision(paths: Paths, notebook: str) -> Literal["fp32", "bf16"]:
+def _precision(paths: Paths, looks: bool) -> Literal["fp32", "bf16"]:
     """What "auto" is for this run: chosen when it is first opened for work and kept, so that a resumed run computes
     alike."""
     kept = read_json(paths.precision, {}).get("precision")
@@ -276,12 +276,9 @@ def _precision(paths: Paths, notebook: str) -> Literal["fp32", "bf16"]:
     device = pick_device()
     pays = processes.is_first() and pick_precision(device) == "bf16"
     precision: Literal["fp32", "bf16"] = "bf16" if processes.agree(int(pays), device) else "fp32"
-    if notebook in LOOKS:
-        if notebook != "run":  # whose notebooks say it
-            print(f"This run would compute in {precision} (setting precision='auto')")
-        return precision
-    write_json(paths.precision, {"precision": precision, "device": str(device)})
-    print(f"This run computes in {precision} (setting precision='auto'; {paths.precision} keeps it)")
+    if not looks:
+        write_json(paths.precision, {"precision": precision, "device": str(device)})
+        print(f"This run computes in {precision} (setting precision='auto'; {paths.precision} keeps it)")
     return precision
 
 

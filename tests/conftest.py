@@ -92,7 +92,7 @@ SLOW = {  # files of tests that train, start a kernel, a browser or another proc
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.stem in SLOW:
+        if item.path.stem in SLOW or {"job", "browser"} & {*item.fixturenames}:  # whoever asks for a job trains
             item.add_marker(pytest.mark.slow)
 
 

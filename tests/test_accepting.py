@@ -41,6 +41,7 @@ def test_tiles_are_drawn_anew_until_they_pass():
     passing = first[:, 0, 0, 0] >= 51
     assert torch.equal(images[passing], first[passing])  # what passes stays
     assert sum(map(len, choice.taken)) == 200
+    assert np.concatenate(choice.odds).tolist() == images[:, 0, 0, 0].tolist()  # of what was taken, in its order
     thrown = sum(map(len, choice.thrown))
     assert thrown >= (~passing).sum()
     assert str(choice).startswith(f"200 tiles passed of {200 + thrown} that were drawn, and {thrown} were thrown away")

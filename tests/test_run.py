@@ -687,16 +687,16 @@ def test_a_run_keeps_the_precision_it_began_with(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "a").exists()  # nothing to be chosen, nothing to be kept
 
 
-@pytest.mark.parametrize("command", ["check", "status"])
-def test_a_look_at_a_run_does_not_decide_its_precision(command, tmp_path, monkeypatch):
-    def precision(notebook, faster):
+def test_a_look_at_a_run_does_not_decide_its_precision(tmp_path, monkeypatch, capsys):
+    def precision(looks, faster):
         monkeypatch.setattr("pfiles.run.pick_precision", lambda device: faster)
-        return open_run(notebook, 3, preset="recommended", out=tmp_path / "out").settings.precision
+        return open_run("x", 3, preset="recommended", out=tmp_path / "out", looks=looks).settings.precision
 
-    assert precision(command, "fp32") == "fp32"  # as beside other work
+    assert precision(True, "fp32") == "fp32"  # as beside other work
     assert not (tmp_path / "out").exists()
-    assert precision("train_autoencoder", "bf16") == "bf16"
-    assert precision(command, "fp32") == "bf16"  # what the run keeps
+    assert capsys.readouterr().out == ""
+    assert precision(False, "bf16") == "bf16"
+    assert precision(True, "fp32") == "bf16"  # what the run keeps
 
 
 def test_a_copy_of_a_finished_folder_of_clusters_changes_nothing(done):

@@ -60,7 +60,7 @@ def check(
     What is None is as run.toml says. measure: train some steps of every training, in a folder that is removed again,
     and say how long each notebook will take: from seconds to two minutes.
     """
-    run = open_run("check", n_clusters, clustering, data, preset, overrides, out=out)
+    run = open_run("check", n_clusters, clustering, data, preset, overrides, out=out, looks=True)
     is_good = True
     with interrupt_told(STOPPED):
         for line in _lines(run, measure):
@@ -72,6 +72,7 @@ def check(
 def _lines(run: Run, measure: bool) -> Iterator[Line]:
     yield _packages()
     yield _gpu(run, measure)
+    yield Line(True, "precision", f"This run would compute in {run.settings.precision}")
     try:
         with redirect_stdout(StringIO()) as said:
             tiles = run.tiles

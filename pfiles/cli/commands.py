@@ -83,7 +83,7 @@ def _show_status(args: argparse.Namespace) -> int:
     folder = expand(args.folder).absolute()
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}: name that of a run with --run.")
-    run = open_run("status", **run_choices(args, folder), out=folder, run_toml=False)
+    run = open_run("status", **run_choices(args, folder), out=folder, run_toml=False, looks=True)
     print(f"{'artefact':<24} {'state':<8} {'where':<52} why")
     for artifact, path, state, reason in artifacts.status(run):
         where = "" if path is None else path.relative_to(run.paths.root)
@@ -102,7 +102,7 @@ def _draw(args: argparse.Namespace) -> int:
     standard = standard_in(generator_folder(args.folder), generator) if run is None else standard_of(run)
     cluster_ids = generator.cluster_ids(args.number, args.seed, args.cluster)
     images = choosing(generator.draw, standard, generator.space.vqvae, choice)(cluster_ids, seeds=seeds)
-    measured = qualities(generator, standard, images, cluster_ids, run)
+    measured = qualities(generator, standard, images, cluster_ids, run, choice)
     write_table(  # first: it says that the folder is ours
         out, numbers, cluster_ids, generator.names, args.seed, measured, choice.accept
     )
@@ -176,7 +176,7 @@ def _status(left_out: Mapping[str, str], args: argparse.Namespace) -> int:
 def _map(args: argparse.Namespace) -> int:
     folder, out = run_folder(args.folder), output_folder(args.out)
     if folder is not None:
-        run = open_run("map", **run_choices(args, folder), out=folder, run_toml=False)
+        run = open_run("map", **run_choices(args, folder), out=folder, run_toml=False, looks=True)
         trained = replace(run.networks(), names=run.names)
         mpp = args.mpp or read_json(run.paths.summary).get("run", {}).get("mpp")
     else:
@@ -242,7 +242,7 @@ def _export(args: argparse.Namespace) -> int:
     if side != PUBLISHED_SIDE:  # else they are tiles enlarged by the authors' way of saving them
         overrides["image_size_px"] = side
     data = None if args.data is None else resolve_data(args.data)
-    run = open_run("export", 2, "kmeans", data, args.preset, overrides)
+    run = open_run("export", 2, "kmeans", data, args.preset, overrides, looks=True)
     if run.data is None and export.made_from(generated) is None:
         raise InputError(f"Nothing in {generated} says which tiles its images were made from: name them with --data.")
     gate = export.export(generated, run.tiles, out)
@@ -262,7 +262,7 @@ def _share(args: argparse.Namespace) -> int:
     folder, out = expand(args.folder).absolute(), output_folder(args.out)
     card = read_card(args.card and expand(args.card), {name: getattr(args, name) for name in BLANKS})
     choices = run_choices(args, folder)
-    run = open_run("share", **choices, out=folder, run_toml=False)
+    run = open_run("share", **choices, out=folder, run_toml=False, looks=True)
     gate = share(run, out, card, preset=run.preset, overrides=choices.get("overrides", {}), judged=args.judged)
     print(
         f"The gate passed: {gate['closer']:.1%} of {gate['images']} tiles, drawn anew from these networks, are nearer "

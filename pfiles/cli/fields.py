@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pfiles import fields
-from pfiles.cli.options import open_generator, resolve_data
+from pfiles.cli.options import open_generator, real_tiles
 from pfiles.drawing.field import Field, make_field
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.layout import Box, Layout, read_layout
@@ -18,7 +18,6 @@ from pfiles.machine.runtime import pick_device
 from pfiles.measuring.field_check import Joints
 from pfiles.paths import expand, write_json
 from pfiles.reporting import field_report, page
-from pfiles.run import Run, open_run
 from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.slides import Tiling
 from pfiles.tiles.sources import read_source
@@ -37,7 +36,7 @@ def field(args: argparse.Namespace) -> int:
     if args.region is not None:
         x, y, width, height = args.region
         region = Box(y, x, y + height, x + width)
-    real = None if args.no_check else _real_tiles(args, generator, run)
+    real = None if args.no_check else real_tiles(args, generator, run)
     real_crops = None if args.no_check else _real_crops(args, generator, reader.mpp)
     made = fields.write_field(generator, asked, out, region, reader.mpp)
     width, height = made["size"]
@@ -51,15 +50,6 @@ def field(args: argparse.Namespace) -> int:
 def _field(generator: Generator, layout: Layout, args: argparse.Namespace) -> Field:
     networks = generator.unet, generator.space, generator.settings
     return make_field(*networks, layout, args.seed, args.stride, args.blend, generator.speed)
-
-
-def _real_tiles(args: argparse.Namespace, generator: Generator, run: Run | None) -> Tiles | None:
-    """The tiles that the generator learnt from: those of the run, or those that `--real` names."""
-    if run is not None or args.real is None:
-        return None if run is None else run.tiles
-    overrides = {"image_size_px": generator.settings.image_size_px, "max_train_tiles": None}
-    data = resolve_data(args.real)
-    return open_run(args.command, 2, data=data, preset="demo", overrides=overrides, run_toml=False).tiles
 
 
 def _real_crops(args: argparse.Namespace, generator: Generator, mpp: float | None) -> Tensor | None:
@@ -95,7 +85,7 @@ def twin(args: argparse.Namespace) -> int:
     mpp = args.mpp or generator.mpp
     if mpp is None:
         raise InputError(f"{args.folder} does not tell the scale of its tiles: give it as --mpp.")
-    real = _real_tiles(args, generator, run)
+    real = real_tiles(args, generator, run)
     if real is None:
         raise InputError("A twin is compared with the tiles that its generator learnt from: name them with --real.")
     tiling = Tiling(mpp, generator.settings.image_size_px, min_tissue=args.min_tissue, mpp_of_slide=args.mpp_of_slide)

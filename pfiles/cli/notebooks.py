@@ -131,7 +131,7 @@ def _open_and_check(args: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
     }  # fmt: skip
     choices = choose(options)
     data = resolve_data(args.data, choices["data"])
-    opened = open_run("run", **choices | {"data": data}, run_toml=False)
+    opened = open_run("run", **choices | {"data": data}, run_toml=False, looks=True)
     settings = opened.settings
     _try_networks(settings, opened.ks, opened.clustering)
     diffusion, sampling = settings.diffusion, settings.sampling

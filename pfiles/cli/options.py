@@ -13,7 +13,7 @@ from pfiles.errors import InputError
 from pfiles.machine.runtime import pick_device
 from pfiles.paths import ROOT, expand, read_json
 from pfiles.run import Run, choices_of, open_run
-from pfiles.tiles.dataset import EMBEDDED, data_or_default
+from pfiles.tiles.dataset import EMBEDDED, Tiles, data_or_default, load_tiles
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
@@ -72,8 +72,15 @@ def open_generator(args: argparse.Namespace, command: str) -> tuple[Generator, R
     folder = run_folder(args.folder)
     if folder is None:
         return Generator.load(generator_folder(args.folder), pick_device()), None
-    run = open_run(command, **run_choices(args, folder), out=folder, run_toml=False)
+    run = open_run(command, **run_choices(args, folder), out=folder, run_toml=False, looks=True)
     return draw.generator(run), run
+
+
+def real_tiles(args: argparse.Namespace, generator: Generator, run: Run | None) -> Tiles | None:
+    """The tiles that a generator learnt from: those of its run, or those that `--real` names; None if neither does."""
+    if run is not None or args.real is None:
+        return None if run is None else run.tiles
+    return load_tiles(resolve_data(args.real), generator.settings.image_size_px)
 
 
 def run_choices(args: argparse.Namespace, folder: Path) -> dict[str, Any]:

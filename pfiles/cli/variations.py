@@ -3,10 +3,9 @@
 import argparse
 
 from pfiles import variations
-from pfiles.cli.options import open_generator, output_folder, resolve_data
+from pfiles.cli.options import open_generator, output_folder, real_tiles
 from pfiles.errors import InputError
 from pfiles.paths import expand
-from pfiles.tiles.dataset import load_tiles
 from pfiles.tiles.files import list_images, read_images
 from pfiles.tiles.pixels import resize
 
@@ -24,10 +23,7 @@ def vary(args: argparse.Namespace) -> int:
     side = generator.settings.image_size_px
     originals = read_images(files)
     originals = originals if originals.shape[2] == side else resize(originals, side)
-    real = None
-    if run is not None or args.real is not None:
-        real = load_tiles(resolve_data(args.real) if run is None else run.data, side)
-    gate = variations.make_gate(real)
+    gate = variations.make_gate(real_tiles(args, generator, run))
     note = variations.write_variations(
         generator, [file.name for file in files], originals, out, gate,
         strengths=args.strength, number=args.number, seed=args.seed, clusters=args.cluster,

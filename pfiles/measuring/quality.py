@@ -159,11 +159,12 @@ def own_features(vqvae: VQVAE, images: Tensor) -> np.ndarray:
 
 def measure(
     standard: Standard | None, vqvae: VQVAE, clusterer: nn.Module, images: Tensor, cluster_ids: Tensor,
-    train: Tensor | None = None,
+    train: Tensor | None = None, odds: np.ndarray | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """A row for each of drawn tiles, uint8 (N, 3, S, S), that were asked for from the clusters (N,), 0-based.
 
-    standard: None where there is none; then the probability alone is known, and the rest is NaN.
+    standard: None where there is none; then the probability alone is known, and the rest is NaN. odds: `Standard.odds`
+    of the tiles (N,), where they are known already.
     probability: of the cluster asked for, by the run's clusters. realism: the percentage of held-out tiles that look
     less real. nearest: the percentage of held-out tiles that are nearer to a training tile, among `train`; NaN where
     these are not at hand. structure: 0 for noise and 1 for real tiles behind the same decoder, without bounds; NaN
@@ -176,7 +177,8 @@ def measure(
     table["probability"] = shares.gather(1, cluster_ids[:, None].cpu())[:, 0].numpy()
     if standard is None:
         return table
-    table["realism"] = np.interp(standard.odds(own_features(vqvae, images)), standard.held_out.numpy(), PERCENT)
+    odds = standard.odds(own_features(vqvae, images)) if odds is None else odds
+    table["realism"] = np.interp(odds, standard.held_out.numpy(), PERCENT)
     if train is not None and len(standard.nearest):
         table["nearest"] = np.interp(nearest_tiles(images, train).distance, standard.nearest.numpy(), PERCENT)
     if len(standard.scales):

@@ -414,6 +414,7 @@ def test_samples_of_all_points_are_the_indices_themselves(data):
     assert found["c_high"] - found["c_low"] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_intervals_of_samples_hold_the_exact_index():
     """At least 33 of 40 intervals of 95 % hold it; none is so wide as to say nothing.
 
@@ -487,6 +488,7 @@ def test_a_missing_gpu_is_named(monkeypatch):
         all_indices(*blobs(), device="cuda")
 
 
+@pytest.mark.slow
 def test_the_five_indices_load_neither_scikit_learn_nor_torch():
     code = (
         "import sys, MODULE; MODULE.all_indices([[0], [1], [3]], [0, 0, 1]);"

@@ -49,6 +49,7 @@ def test_no_command_replaces_what_it_did_not_make(arguments, name, tmp_path, mon
     assert set(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_what_a_command_made_it_replaces(tmp_path):
     for seed in ("1", "2"):
         assert main(["draw", "--number", "3", "--out", str(tmp_path), "--seed", seed]) == 0

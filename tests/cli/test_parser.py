@@ -38,11 +38,13 @@ finally:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [(), ("draw",)])
 def test_help_loads_nothing_heavy(arguments):
     assert help_of("kpc-ldm", *arguments).endswith("\n\n")
 
 
+@pytest.mark.slow
 def test_nobody_reads_on(tmp_path):
     """`| head` has read enough: the command ends without a word, and with the status of a closed pipe."""
     code = """
@@ -64,6 +66,7 @@ sys.exit(door.main(["watch"]))
     assert talking.wait(60) == 128 + signal.SIGPIPE
 
 
+@pytest.mark.slow
 def test_a_python_without_the_packages_is_told_which_kernel_to_choose(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pfiles import Generator"
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -80,6 +80,7 @@ def test_draw_command(generator, tmp_path, capsys):
     assert_refused(["draw", "--from", str(tmp_path / "g"), "--out", str(tmp_path / "p")], capsys, tmp_path / "p")
 
 
+@pytest.mark.slow
 def test_draw_until_tiles_pass(generator, tmp_path, capsys):
     generator.save(tmp_path / "g")
     arguments = ["draw", "--from", str(tmp_path / "g"), "--number", "6", "--out", str(tmp_path / "o")]
@@ -202,6 +203,7 @@ def serve(folder):
     return server
 
 
+@pytest.mark.slow
 def test_saved_as_pretrained_it_comes_back_to_the_bit_from_folder_and_hub(generator, tmp_path, monkeypatch):
     named = replace(generator, names={1: "keratin", 2: "dermis", 3: "glass | <b>"}, mpp=0.5)
     named.save_pretrained(tmp_path / "g")

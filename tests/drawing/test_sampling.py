@@ -174,6 +174,7 @@ def test_what_another_notebook_writes_right_now_stays(unet, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"1.png", "2.png", "generated_with.json"}
 
 
+@pytest.mark.slow
 def test_batch_sizes_change_few_values_by_one_level(unet):
     """Sums are rounded differently where a batch has one image, or few rows."""
     clusters, seeds = torch.arange(24) % 3, image_seeds(3, range(24))

@@ -9,7 +9,7 @@ import torch
 from pfiles import latents
 from pfiles.cluster_bank import ClusterBank
 from pfiles.learning.clusters import train_clusters
-from tests.conftest import classifiers, stage_networks, train_stage, weights
+from tests.conftest import classifiers, stage_networks, train_stage
 
 
 def test_clusters_learnt_alone_equal_those_learnt_beside_the_unet(tiny, images, job):
@@ -26,10 +26,16 @@ def test_clusters_learnt_alone_equal_those_learnt_beside_the_unet(tiny, images, 
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize(("epochs", "clip_norm"), [(34, None), (4, 1e-3)])
+def learnt(classifier):
+    """Its weights, less biases before a batch norm: of their gradient, rounding alone, Adam makes whole steps."""
+    layers = classifier.classifier
+    without_gradient = {layers.conv1.bias, layers.conv2.bias}
+    return torch.cat([p.detach().flatten() for p in classifier.parameters() if p not in without_gradient]).double()
+
+
+@pytest.mark.parametrize(("epochs", "clip_norm"), [(12, None), (4, 1e-3)])
 def test_many_classifiers_learn_as_each_alone(tiny, images, job, epochs, clip_norm):
-    """After 100 steps of Adam weights differ by less than a hundredth of what has changed (a tenth of that as measured;
-    biases before a batch norm, whose gradient is rounding alone, make most of it), and no tile by its cluster."""
+    """After 36 steps of Adam weights differ by less than a hundredth of their change, and no tile by its cluster."""
     vqvae, *_ = stage_networks(tiny)
     codes = latents.encode_views(vqvae, images)
     stage = replace(tiny.training, epochs=epochs, clip_norm=clip_norm)
@@ -44,8 +50,8 @@ def test_many_classifiers_learn_as_each_alone(tiny, images, job, epochs, clip_no
     losses = [row["loss"] for row in learn(together, "together")]
     for i, one in enumerate(classifiers(channels=16)):
         losses = np.subtract(losses, [row["loss"] for row in learn(ClusterBank([one]), f"alone {i}")])
-        change = (weights(one) - weights(begun[i])).norm()
+        change = (learnt(one) - learnt(begun[i])).norm()
         assert change > 0.1
-        assert (weights(together[i]) - weights(one)).norm() < 1e-2 * change
+        assert (learnt(together[i]) - learnt(one)).norm() < 1e-2 * change
         assert torch.equal(*(latents.predict_clusters(vqvae, of, codes[0])[0] for of in (together[i], one)))
     np.testing.assert_allclose(losses, 0, atol=1e-4)  # what they minimise together is the sum of their losses

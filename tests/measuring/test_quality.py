@@ -50,6 +50,10 @@ def test_the_more_blurred_the_less_real(standard, vqvae, tissue):
     with torch.no_grad():
         shares = clusterer(vqvae.embed(encode_tiles(vqvae, tissue[40:80]))).flatten(1).softmax(1)
     assert table.probability.to_numpy() == pytest.approx(shares[torch.arange(40), ids].numpy(), abs=1e-5)
+    odds = standard.odds(quality.own_features(vqvae, tissue[40:80]))
+    again = quality.measure(standard, vqvae, clusterer, tissue[40:80], ids, tissue[:40], odds - 1e9)
+    assert (again.realism == 0).all()  # by the odds it was told
+    assert again.drop(columns="realism").equals(table.drop(columns="realism"))
     copied = quality.measure(standard, vqvae, clusterer, tissue[:2], ids[:2], tissue[:40])
     assert copied.nearest.tolist() == [0, 0]
     without = quality.measure(None, vqvae, clusterer, tissue[:2], ids[:2])
