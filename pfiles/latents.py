@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -139,8 +140,16 @@ def centre_and_border(vqvae: VQVAE, clusterer: nn.Module, codes: Tensor) -> tupl
     return cluster_ids, (features - centres[cluster_ids]).norm(dim=1), (first - second).cpu()
 
 
-def read_latent_csv(path: Path, n_clusters: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The features (N, z) and the cluster (N,), 0-based, in each row of a CSV such as part 5 writes.
+class LatentRows(NamedTuple):
+    """The rows of a CSV such as part 5 writes: features (N, z), cluster (N,), 0-based, and its probability (N,)."""
+
+    features: np.ndarray
+    cluster_ids: np.ndarray
+    probabilities: np.ndarray
+
+
+def read_latent_csv(path: Path, n_clusters: int | None = None) -> LatentRows:
+    """Read a CSV such as part 5 writes.
 
     n_clusters: refuse clusters from this number on. InputError where the file is not such a table.
     """
@@ -151,7 +160,7 @@ def read_latent_csv(path: Path, n_clusters: int | None = None) -> tuple[np.ndarr
     expected = f"{path} must hold a row of features, cluster and probability for each tile"
     if table.shape[1] < 3:
         raise InputError(f"{expected}, but has {table.shape[1]} columns: run part 5 again.")
-    features, cluster_ids = table[:, :-2], table[:, -2]
+    cluster_ids = table[:, -2]
     if not np.isfinite(table).all():
         row = int(np.isfinite(table).all(axis=1).argmin()) + 1
         raise InputError(f"{expected}, but row {row} lacks a number or holds one that is not finite: run part 5 again.")
@@ -162,7 +171,7 @@ def read_latent_csv(path: Path, n_clusters: int | None = None) -> tuple[np.ndarr
             f"{expected}, but row {int(wrong.argmax()) + 1} has cluster {cluster_ids[wrong][0]:g}, where a whole "
             f"number from 0 on{below} belongs: run part 5 again."
         )
-    return features, cluster_ids.astype(int)
+    return LatentRows(table[:, :-2], cluster_ids.astype(int), table[:, -1])
 
 
 def mean_channel_softmax(vqvae: VQVAE, codes: Tensor) -> Tensor:
@@ -184,7 +193,7 @@ def pair_cluster_ids(latent_csv: Path, names: Sequence[str]) -> np.ndarray:
         raise InputError(f"There is no {latent_csv}: run part_5_latent_space_extraction first.")
     if wrong := [name for name in names if not name.isdecimal() or int(name) < 1]:
         raise InputError(f"Images must be named by their number from 1, such as 17.png, but there is {wrong[0]!r}.")
-    _, cluster_ids = read_latent_csv(latent_csv)
+    cluster_ids = read_latent_csv(latent_csv).cluster_ids
     rows = np.array([int(name) for name in names]) - 1
     if rows.max() >= len(cluster_ids):
         raise InputError(

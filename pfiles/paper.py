@@ -233,8 +233,7 @@ def _check_csv(member: Member, settings: Settings) -> None:
     with torch.device("meta"):
         channels = make_vqvae(settings.autoencoder).z_channels
     with member.file() as path:
-        features, cluster_ids = read_latent_csv(path, k)
-        probability = np.loadtxt(path, delimiter=",", usecols=-1)
+        features, cluster_ids, probability = read_latent_csv(path, k)
         expected = (
             f"{path} should hold {_training_tiles(settings):,} rows of {channels} features, cluster and probability"
         )

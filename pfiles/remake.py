@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -112,22 +111,21 @@ def numbers(paper: Paper) -> Iterator[Row]:
 def _of_csv(path: Path) -> Iterator[Row]:
     """The five indices, entropy and mean probability of a published CSV."""
     k = int(path.stem.split("_")[0].removeprefix("HHH"))
-    features, cluster_ids = read_latent_csv(path, k)
+    features, cluster_ids, probabilities = read_latent_csv(path, k)
     for (name, value), printed in zip(
         all_indices(features, cluster_ids).items(), NUMBERS.get(k, [None] * 5), strict=True
     ):
         yield _row(f"{INDICES[name].name}, k = {k}", printed, value, 5, "this is another table than the published one")
     shares = np.bincount(cluster_ids, minlength=k) / len(cluster_ids)
     entropy = -(shares[shares > 0] * np.log(shares[shares > 0])).sum()
-    probability = pd.read_csv(path, header=None).iloc[:, -1].mean()
     not_printed = "the authors print no such number; it follows from their table"
     yield Row(f"entropy of the clusters, k = {k}", "", f"{entropy:.4f} of at most {np.log(k):.4f}", not_printed)
-    yield _row(f"mean probability, k = {k}", None, probability, 4, not_printed)
+    yield _row(f"mean probability, k = {k}", None, probabilities.mean(), 4, not_printed)
 
 
 def _of_networks(run: Run) -> Iterator[Row]:
     """Features and clusters of the training tiles, from the published networks, held against the published CSV."""
-    features, cluster_ids = read_latent_csv(run.paths.latent_csv, K)
+    features, cluster_ids, _ = read_latent_csv(run.paths.latent_csv, K)
     error = np.abs(mean_channel_softmax(run.vqvae, run.codes).numpy() - features).max()
     why = "sums in another order change the last digits" if error < 1e-4 else "other networks or tiles made the table"
     yield Row("largest difference of a feature in the table", "0", f"{error:.1e}", why)
@@ -228,7 +226,7 @@ def _figure_1(paper: Paper) -> None:
 
 def _figure_2(paper: Paper) -> None:
     run = paper.run
-    _, cluster_ids = read_latent_csv(run.paths.latent_csv, K)
+    cluster_ids = read_latent_csv(run.paths.latent_csv, K).cluster_ids
     random, strips = np.random.default_rng(derive_seed(run.seed, "figure 2")), []
     mpp = run.tiles.mpp if "tiles" in paper.files else None
     for cluster in range(K):

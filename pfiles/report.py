@@ -8,7 +8,6 @@ data = report.evaluation_data(run, generated)
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -78,9 +77,9 @@ def assigned_of_every_k(run: Run) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """The clusters (N,), 0-based, of the training tiles and their probabilities (N,), by k, as the CSVs have them."""
     assigned = {}
     for k, path in artifacts.latent_csvs(run).paths.items():
-        _, cluster_ids = read_latent_csv(path, k)
+        _, cluster_ids, probabilities = read_latent_csv(path, k)
         if len(cluster_ids) == len(run.tiles.train):
-            assigned[k] = cluster_ids, pd.read_csv(path, header=None).iloc[:, -1].to_numpy()
+            assigned[k] = cluster_ids, probabilities
     return assigned
 
 

@@ -39,7 +39,7 @@ def test_a_finished_run_is_opened_and_judged(earlier, kind, capsys):
     run = earlier("one", kind)
     assert len(artifacts.generated_files(run)) == len(artifacts.pairs(run)[0]) == 12
     assert list(artifacts.latent_csvs(run).paths) == [6]
-    _, cluster_ids = read_latent_csv(run.paths.latent_csv, 6)
+    cluster_ids = read_latent_csv(run.paths.latent_csv, 6).cluster_ids
     assert run.assigned[0].tolist() == cluster_ids.tolist()
     assert artifacts.cluster_ids_of(run, ["1", "24"]).tolist() == cluster_ids[[0, 23]].tolist()
     assert [run.networks(stage).unet.class_emb.num_embeddings for stage in checkpoints.START] == [6] * 3

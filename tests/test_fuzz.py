@@ -472,7 +472,7 @@ def test_tables(name, tmp_path):
 
 def test_a_right_table(tmp_path):
     (tmp_path / "a.csv").write_bytes(ROW + b"0.5,0.5,0,1.0\n")
-    features, clusters = read_latent_csv(tmp_path / "a.csv", 3)
+    features, clusters, _ = read_latent_csv(tmp_path / "a.csv", 3)
     assert features.tolist() == [[0.25, 0.75], [0.5, 0.5]]
     assert clusters.tolist() == [1, 0]
 
@@ -483,7 +483,7 @@ def test_tables_of_anything(content, tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(content)
     try:
-        features, clusters = read_latent_csv(path, 3)
+        features, clusters, _ = read_latent_csv(path, 3)
     except InputError as error:
         assert re.fullmatch(r"[^\n]{30,}\.", str(error))  # noqa: PT017 - either may come
     else:

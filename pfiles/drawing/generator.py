@@ -318,7 +318,8 @@ class Generator(
         unet, bank, space = load_stage(paths, settings, "finetuning2", clustering, vqvae, device)
         shares = torch.empty(0)
         if paths.latent_csv.exists():
-            sizes = torch.from_numpy(read_latent_csv(paths.latent_csv, n_clusters)[1]).bincount(minlength=n_clusters)
+            cluster_ids = torch.from_numpy(read_latent_csv(paths.latent_csv, n_clusters).cluster_ids)
+            sizes = cluster_ids.bincount(minlength=n_clusters)
             shares = sizes / sizes.sum()
         readings = readings_in(paths.cluster_folder, fingerprint_of_clusters(vqvae, bank), n_clusters)
         mpp = read_json(paths.summary, {}).get("run", {}).get("mpp")
