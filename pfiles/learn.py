@@ -216,8 +216,8 @@ def unet(run: Run, stage: str, networks: Generator) -> History:
 
     Of several numbers of clusters the networks of each k are saved as well, as if they had been trained alone.
     """
-    parts = _with_each_k(run, networks)
-    notes = {part: _stage_note(part, stage, generator) for part, generator in parts.items()}
+    before = _with_each_k(run, networks)
+    notes = {part: _stage_note(part, stage, generator) for part, generator in before.items()}
     history = diffusion.train_stage(
         unet=networks.unet,
         bank=networks.bank,
@@ -229,7 +229,7 @@ def unet(run: Run, stage: str, networks: Generator) -> History:
         job=_stage_job(run, stage, notes[run]),
         picture=partial(_drawn, run, networks),
     )
-    for part, generator in parts.items():
+    for part, generator in _with_each_k(run, networks).items():
         checkpoints.save_stage(
             part.paths,
             stage,
@@ -245,7 +245,9 @@ def unet(run: Run, stage: str, networks: Generator) -> History:
 
 
 def _with_each_k(run: Run, networks: Generator) -> dict[Run, Generator]:
-    """The networks of a run and of the run of each k alone."""
+    """The networks of a run and, where it has several k, of the run of each k alone, whose UNet is a copy."""
+    if len(run.ks) == 1:
+        return {run: networks}
     return {run: networks} | dict(zip(run.per_k, networks.split_by_k(), strict=True))
 
 

@@ -12,6 +12,7 @@ import torch
 
 from pfiles import artifacts, choosing, draw, latents, learn
 from pfiles.__main__ import main
+from pfiles.checkpoints import fingerprint
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
 from pfiles.measuring import stability
@@ -65,6 +66,20 @@ def write_csv(run):
     artifacts.write_latent_csv(
         run, latents.latent_table(latents.mean_channel_softmax(run.vqvae, run.codes), *run.assigned)
     )
+
+
+@pytest.mark.parametrize("n_clusters", [3, "3-4"])
+def test_what_a_training_saves_is_what_it_learnt(opened, n_clusters):
+    run = opened("part_1_training", n_clusters, "kmeans")
+    networks = learn.new_networks(run)
+    untrained = fingerprint(networks.unet)
+    learn.unet(run, "training", networks)
+    assert fingerprint(networks.unet) != untrained
+    trained = [networks, *(networks.split_by_k() if n_clusters == "3-4" else [])]
+    for part, generator in zip(dict.fromkeys((run, *run.per_k)), trained, strict=True):
+        saved = opened("part_1_training", part.n_clusters, "kmeans").networks("training")
+        assert fingerprint(saved.unet) == fingerprint(generator.unet)
+        assert fingerprint(saved.bank) == fingerprint(generator.bank)
 
 
 def test_clusters_learnt_without_a_unet_are_those_of_parts_1_and_3(opened):
