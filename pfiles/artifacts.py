@@ -36,6 +36,7 @@ from pfiles.provenance import (
 )
 from pfiles.reporting import tables
 from pfiles.run import Run
+from pfiles.settings import DRAWING
 from pfiles.tiles.dataset import are_there
 from pfiles.tiles.files import image_files, load_pairs, read_images, refuse_other_images, write_tiles
 from pfiles.tiles.pixels import match_size
@@ -189,7 +190,7 @@ def _lack(run: Run, name: str) -> str:
 def _sampling(run: Run) -> dict[str, Any]:
     sampling = run.settings.sampling
     accept = {"accept": sampling.accept} if sampling.accept < 1 else {}  # else as if there were no such setting
-    return {"steps": sampling.steps, "sampler": sampling.sampler, "guidance": sampling.guidance, **accept}
+    return {name: getattr(sampling, name) for name in DRAWING} | accept
 
 
 class Status(NamedTuple):
@@ -292,10 +293,8 @@ def write_latent_csv(run: Run, table: pd.DataFrame, clusters: ClusterBank | None
 
 
 def cluster_ids_of(run: Run, names: Sequence[str]) -> np.ndarray:
-    """The clusters (N,) that the CSV gives the training tiles of these numbers, from 1. InputError where it is of
-    other networks, data or settings."""
-    require(run, "latent CSV")
-    return pair_cluster_ids(run.paths.latent_csv, names)
+    """The clusters (N,) of training tiles by their numbers, from 1, from the CSV; see `require`."""
+    return pair_cluster_ids(require(run, "latent CSV"), names)
 
 
 class LatentCSVs(NamedTuple):

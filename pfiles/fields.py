@@ -28,6 +28,7 @@ from pfiles.machine import processes
 from pfiles.machine.processes import is_first
 from pfiles.paths import atomic_write, read_json, refuse_foreign, write_json, write_text
 from pfiles.reporting import maps
+from pfiles.settings import DRAWING
 from pfiles.spreadsheet import write_csv
 from pfiles.tiles.pixels import as_array
 from pfiles.tiles.pyramid import write_pyramid
@@ -92,7 +93,7 @@ def _made_from(generator: Generator, field: Field, whole: Box, mpp: float | None
     layout, settings = field.layout, field.settings
     cells = hashlib.sha256(repr(layout.cells.shape).encode() + layout.cells.astype("<i8").tobytes()).hexdigest()
     networks = {"autoencoder": field.space.vqvae, "unet": field.unet, "clusters": generator.bank}
-    sampling = {name: getattr(settings.sampling, name) for name in ("steps", "sampler", "guidance")}
+    sampling = {name: getattr(settings.sampling, name) for name in DRAWING}
     return json.loads(
         json.dumps(
             {

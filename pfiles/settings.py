@@ -140,6 +140,9 @@ class SamplingSettings:
     per_cluster: Count = 100  # images of part 9 for each cluster
 
 
+DRAWING = ("steps", "sampler", "guidance")  # of SamplingSettings: those on which an image's pixels depend
+
+
 @dataclass(frozen=True, config=CHECKED)
 class SavingSettings:
     """How often a training leaves a resume point: whichever comes first, and always at its end and when stopped."""

@@ -64,7 +64,7 @@ ON_REQUEST = {  # by the option that asks for it
     "fields": "clusters_14/part_17_fields",  # takes minutes
     "reader_study": "clusters_14/part_18_reader_study",  # people have to answer
 }
-FOR_ALL_K = NOTEBOOKS[:6]  # run once for several k, as the last does; those between them run for each
+FOR_ALL_K = NOTEBOOKS[: NOTEBOOKS.index("clusters_14/part_3_finetuning2") + 1]  # once for several k, as the last one
 CHOOSE_K = ("choose_k", "internal_cluster_validation_metrics")
 READ = {"run_toml": False}  # for notebooks: run.toml has been read, they get its choices as parameters
 Step = tuple[str, dict[str, Any]]  # a notebook and its parameters

@@ -37,7 +37,7 @@ from pfiles.machine.runtime import make_generator
 from pfiles.machine.speed import PLAIN, Speed
 from pfiles.names import agreed, find_clusters, readings_in
 from pfiles.paths import CHECKOUT, ROOT, Paths, atomic_write, expand, read_json, write_json
-from pfiles.settings import Settings, get_settings
+from pfiles.settings import DRAWING, Settings, get_settings
 from pfiles.unet_cond_base import UNet, make_unet
 from pfiles.vqvae import make_vqvae
 
@@ -48,7 +48,7 @@ FILES = ("config.json", "model.safetensors")  # of a generator's folder
 NEEDED = (  # the settings that drawing depends on
     "image_size_px", "autoencoder.vqvae", "autoencoder.upsampling", "diffusion.unet", "diffusion.num_timesteps",
     "diffusion.beta_start", "diffusion.beta_end", "diffusion.prediction", "diffusion.latent_scaling",
-    "diffusion.condition_dropout", "sampling.steps", "sampling.sampler", "sampling.guidance",
+    "diffusion.condition_dropout", *(f"sampling.{name}" for name in DRAWING),
 )  # fmt: skip
 
 

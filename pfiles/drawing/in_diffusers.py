@@ -28,12 +28,15 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from pfiles.drawing.samplers import make_solver
+from pfiles.errors import InputError
 from pfiles.latents import LatentSpace
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import eval_mode
 from pfiles.settings import Settings
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
+
+ORDERS = {"ddim": 1, "dpm-solver++": 2}  # of DPM-Solver++, by sampler
 
 
 class TileUNet(ModelMixin, ConfigMixin):
@@ -126,5 +129,6 @@ def _scheduler(sampler: str, ours: LinearNoiseScheduler, prediction: str) -> Sch
     if sampler == "ddpm":
         return DDPMScheduler(**common, clip_sample=False)
     common["final_sigmas_type"] = "zero"
-    order = {"ddim": 1, "dpm-solver++": 2}[sampler]
-    return DPMSolverMultistepScheduler(**common, solver_order=order, lower_order_final=False)
+    if sampler not in ORDERS:
+        raise InputError(f"diffusers draws with ddpm, {', '.join(ORDERS)}, not with {sampler!r}: set sampling.sampler.")
+    return DPMSolverMultistepScheduler(**common, solver_order=ORDERS[sampler], lower_order_final=False)
