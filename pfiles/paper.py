@@ -8,9 +8,10 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import file_digest
+from io import BufferedIOBase
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -110,7 +111,8 @@ class Member(NamedTuple):
 
     def digest(self) -> bytes:
         with self.stream() as file:
-            return file_digest(file, "sha256").digest()
+            # typeshed does not know that what `ZipFile.open` returns has readinto
+            return file_digest(cast(BufferedIOBase, file), "sha256").digest()
 
 
 class Published(NamedTuple):

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import file_digest
+from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pfiles import artifacts, checkpoints
 from pfiles.errors import InputError
@@ -99,14 +100,17 @@ def _refuse_edited(archive: zipfile.ZipFile, path: Path) -> None:
     """InputError where a file is not the one that the crate's metadata describe."""
     graph = _json(archive, METADATA, path).get("@graph")
     entities = graph if isinstance(graph, list) else []
-    hashes = {each.get("@id"): each.get("sha256") for each in entities if isinstance(each, dict) and "sha256" in each}
+    hashes = {
+        str(each.get("@id")): each.get("sha256") for each in entities if isinstance(each, dict) and "sha256" in each
+    }
     members = {info.filename for info in archive.infolist() if not info.is_dir()} - {METADATA}
     if strange := sorted(members ^ hashes.keys()):
         where = "is not in it" if strange[0] in hashes else "was put into it"
         raise InputError(f"{path} was edited after it was packed: {strange[0]} {where}.")
     for name in sorted(members):
         with archive.open(name) as file:
-            if file_digest(file, "sha256").hexdigest() != hashes[name]:
+            # typeshed does not know that what `open` returns has readinto
+            if file_digest(cast(BufferedIOBase, file), "sha256").hexdigest() != hashes[name]:
                 raise InputError(f"{path} was edited after it was packed: {name} is another file.")
 
 
@@ -160,9 +164,10 @@ def compare(record: Mapping[str, Any], run: Run, changed: list[str]) -> list[Ver
     verdicts = []
     for name, then in record["artefacts"].items():
         path = artifacts.BY_NAME[name].path(run)
-        there = path is not None and path.exists()
-        now = content(path) if there else None
-        why = _why(_provenance(then["provenance"]), artifacts.recorded(run, name) if there else None, changed)
+        now = provenance = None
+        if path is not None and path.exists():
+            now, provenance = content(path), artifacts.recorded(run, name)
+        why = _why(_provenance(then["provenance"]), provenance, changed)
         if then["state"] != "made":
             why = f"in the crate it is {then['state']} ({then['why']}); {why}"
         verdicts.append(Verdict(name, EQUAL, then["content"], now) if now == then["content"] else

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from pfiles import checkpoints, draw
@@ -64,7 +64,7 @@ def share(
         _refuse_traces(part, " ".join(card.values()), telling)  # before the work
         loaded = Generator.load(part, run.device)  # what others will get
         gate = _gate(run, loaded.draw(number=judged, seed=run.seed))
-        tiles = loaded.draw(np.repeat(np.arange(loaded.n_clusters), TILES_SHOWN))
+        tiles = loaded.draw(torch.arange(loaded.n_clusters).repeat_interleave(TILES_SHOWN))
         labels = [figures.cluster_label(number + 1, loaded.names) for number in range(loaded.n_clusters)]
         sheet = figures.show_tiles(tiles, TILES_SHOWN, rows=labels, mpp=loaded.mpp)
         figures.save_figure(sheet, part / "sheet.jpg", dpi=110)
@@ -214,8 +214,8 @@ def _as_text(words: str) -> str:
 def _telling(run: Run, source: Source | None) -> set[str]:
     """What must not be said: the run's paths, and files, folders, slides and patients of its data."""
     words, people = {str(run.paths.root), str(Path.home())}, set()
-    if source is not None:
-        data = _data(run)
+    data = _data(run)
+    if source is not None and data is not None:
         words |= {str(data), str(data.parent), data.name, data.stem}
         words |= {part for name in source.names for part in (*name.parts, name.stem)}
         people |= set(source.patients)

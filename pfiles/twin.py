@@ -32,7 +32,7 @@ from pfiles.reporting.tables import plain
 from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.readers import open_slide
 from pfiles.tiles.slides import Tiling
-from pfiles.tiles.sources import read_source
+from pfiles.tiles.sources import TABLE, make_positions, positions_of, read_source, read_tile_table
 from pfiles.tiles.tiler import tile_slides
 
 ROUNDS = 20  # of drawing anew at most
@@ -56,10 +56,10 @@ def write_twin(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as private:
         tile_slides([slide], Path(private) / "tiles", tiling, show_split=False)
-        source = read_source(Path(private) / "tiles")
-        images = source.images[:].clone()
+        images = read_source(Path(private) / "tiles").images[:].clone()
+        positions = positions_of(read_tile_table(Path(private) / "tiles" / TABLE))
     slide_ids = _assign(generator, images)
-    cells, columns, rows = cells_of_tiles(*(source.positions[name] for name in ("x", "y", "side")), slide_ids)
+    cells, columns, rows = cells_of_tiles(positions.x, positions.y, positions.side, slide_ids)
     side = generator.settings.image_size_px
     layout = make_layout(cells, (cells.shape[1] * side, cells.shape[0] * side), generator.n_clusters)
     places = np.stack([columns, rows], axis=1) * side
@@ -138,8 +138,7 @@ def _report(
     shares.index = names
     x, y = places.T
     side = np.full(count, generator.settings.image_size_px)
-    columns = [np.full(count, "twin"), x, y, side, np.full(count, mpp or np.nan)]
-    positions = np.rec.fromarrays(columns, names="slide,x,y,side,mpp")
+    positions = make_positions(np.full(count, "twin"), x, y, side, np.full(count, mpp or np.nan))
     joins = {of: join_counts(positions, ids, n).loc["all", "share"] for of, ids in ids_of.items()}
     points = 100 * (shares["slide"] - shares["twin"]).abs().max()
     said = [

@@ -41,7 +41,7 @@ from pfiles.tiles.files import list_images, read_images, refuse_other_images, wr
 from pfiles.tiles.gather import gather
 from pfiles.tiles.join import join_parts
 from pfiles.tiles.slides import Tiling
-from pfiles.tiles.sources import PICTURES, TABLE, is_drawn, read_source
+from pfiles.tiles.sources import PICTURES, TABLE, is_drawn, positions_of, read_source, read_tile_table
 from pfiles.tiles.tiler import tile_slides
 
 LEFT_OUT = 3  # exit status
@@ -178,7 +178,7 @@ def _map(args: argparse.Namespace) -> int:
     if folder is not None:
         run = open_run("map", **run_choices(args, folder), out=folder, run_toml=False, looks=True)
         trained = replace(run.networks(), names=run.names)
-        mpp = args.mpp or read_json(run.paths.summary).get("run", {}).get("mpp")
+        mpp = args.mpp or read_json(run.paths.summary, {}).get("run", {}).get("mpp")
     else:
         trained = Generator.load(generator_folder(args.folder), pick_device())
         mpp = args.mpp or trained.mpp
@@ -190,7 +190,7 @@ def _map(args: argparse.Namespace) -> int:
     table = None if args.slides_csv is None else expand(args.slides_csv).absolute()
     paths = [expand(path).absolute() for path in args.slide]
     networks = {"autoencoder": trained.space.vqvae, "clusters": trained.bank}
-    of = {name: fingerprint_of_role(network) for name, network in networks.items()}
+    of: dict[str, Any] = {name: fingerprint_of_role(network) for name, network in networks.items()}
     slides = gather(paths, out, tiling.page).slides
     of["slides"] = sorted({slide.path.name for slide in slides})
     refuse_foreign(out, ("tiles", *maps.file_names(slide.name for slide in slides)), (out / MADE_FROM).exists())
@@ -201,7 +201,8 @@ def _map(args: argparse.Namespace) -> int:
     tiles = read_source(out / "tiles")
     bar = progress(tiles.images.split(4096), desc="assign tiles", unit="batch", leave=False, delay=2)
     parts = [trained.assign(batch) for batch in bar]
-    assigned = maps.Assigned(tiles.positions, *(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
+    positions = positions_of(read_tile_table(out / "tiles" / TABLE))
+    assigned = maps.Assigned(positions, *(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
     section = maps.write_maps(
         out, assigned, tiles.images, trained.n_clusters, names=trained.names, pictures=out / "tiles" / PICTURES,
         frame=args.frame, min_region=args.min_region,
@@ -211,14 +212,16 @@ def _map(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    options = {"clusters_csv": args.clusters_csv, "autoencoder": args.autoencoder, "held_out": args.held_out}
-    files = {name: None if value is None else expand(value).absolute() for name, value in options.items()}
+    clusters_csv, autoencoder, held_out = (
+        None if path is None else expand(path).absolute()
+        for path in (args.clusters_csv, args.autoencoder, args.held_out)
+    )
     real, generated = (expand(folder).absolute() for folder in (args.real, args.generated))
     out = output_folder(args.out)
     page.refuse_other_report(out)
     sections = evaluation.evaluate(
-        real, generated, **files, **_features(args.features or []), paired=not args.unpaired, seed=args.seed,
-        device=pick_device(),
+        real, generated, clusters_csv, autoencoder, held_out, **_features(args.features or []),
+        paired=not args.unpaired, seed=args.seed, device=pick_device(),
     )  # fmt: skip
     print(page.as_text(sections))
     about = {"real": str(real), "generated": str(generated), "seed": args.seed, **versions()}
@@ -286,8 +289,8 @@ def _paper(args: argparse.Namespace) -> int:
         print(f"{name:<28} missing: {source}")
     data = next(iter(published.files.get("tiles", [])), None)
     run = open_run("paper", paper.K, "classifier", data, "paper", overrides, out=out, run_toml=False)
-    source, rows = remake.Paper(run, published.files), []
-    for row in chain(remake.numbers(source), remake.save_figures(source)):
+    evidence, rows = remake.Paper(run, published.files), []
+    for row in chain(remake.numbers(evidence), remake.save_figures(evidence)):
         print(f"\n{row.what}\n    published {row.published or '-'}, re-made {row.remade or '-'}: {row.why}", flush=True)
         rows.append(row)
     table = run.paths.root / "paper" / "table.md"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import openslide
@@ -22,7 +23,8 @@ LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)  # px of an image that is read i
 TIFF_BEGINS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-class Plane(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Plane:
     """A level: an array of any kind that slices, its axes such as "YXS", and the index of axes that are no colours.
 
     most: what stands for full brightness.
@@ -168,8 +170,9 @@ def full_pages(file: tifffile.TiffFile) -> list[int]:
     A level says so, or its sides are a half, a quarter and so on of those of the last page that is none.
     """
     full: list[int] = []
-    for number, page in enumerate(file.pages):
-        if not page.subfiletype & 0b101 and not (full and _is_level(page, file.pages[full[-1]])):
+    pages = [page.aspage() for page in file.pages]
+    for number, page in enumerate(pages):
+        if not page.subfiletype & 0b101 and not (full and _is_level(page, pages[full[-1]])):
             full.append(number)
     return full
 
@@ -182,6 +185,6 @@ def _is_level(page: tifffile.TiffPage, of: tifffile.TiffPage) -> bool:
 
 def has_several_pyramids(file: tifffile.TiffFile) -> bool:
     """Whether smaller levels of a page follow a second one, which OpenSlide takes for levels of the first."""
-    levels = [number for number, page in enumerate(file.pages) if page.subfiletype & 1]
+    levels = [number for number, page in enumerate(file.pages) if page.aspage().subfiletype & 1]
     full = full_pages(file)
     return len(full) > 1 and any(number > full[1] for number in levels)

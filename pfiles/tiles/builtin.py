@@ -10,6 +10,7 @@ from pfiles.errors import extra
 from pfiles.tiles.pixels import as_tensor
 from pfiles.tiles.readers import open_slide, read_rgb
 from pfiles.tiles.scale import scale_of
+from pfiles.tiles.sources import make_positions
 
 SLIDE = Path(__file__).parent / "embedded" / "CMU-1-Small-Region.svs"
 SIDE = 128  # px of level 0
@@ -34,9 +35,8 @@ def he_tiles(stride: int = 32) -> tuple[Tensor, np.ndarray, np.ndarray, np.recar
     in_test = np.any([(y >= top) & (y + SIDE <= bottom) for top, bottom in TEST_BANDS], axis=0)
     in_train = np.all([(y + SIDE <= top - GAP) | (y >= bottom + GAP) for top, bottom in TEST_BANDS], axis=0)
     places = np.concatenate([np.flatnonzero(in_train), np.flatnonzero(in_test)])
-    positions = np.rec.fromarrays(
-        [np.full(len(places), SLIDE.stem), x[places], y[places], np.full(len(places), SIDE), np.full(len(places), mpp)],
-        names="slide,x,y,side,mpp",
+    positions = make_positions(
+        np.full(len(places), SLIDE.stem), x[places], y[places], np.full(len(places), SIDE), np.full(len(places), mpp)
     )
     images = np.stack([image[y : y + SIDE, x : x + SIDE] for x, y in zip(positions.x, positions.y, strict=True)])
     train, test = np.split(np.arange(len(places)), [in_train.sum()])
@@ -58,4 +58,5 @@ def ihc_tiles() -> tuple[Tensor, np.ndarray, np.ndarray, None]:
         [image[top : top + SIDE, left : left + SIDE] for top in range(0, height - SIDE + 1, stride) for left in columns]
         for columns in regions
     )
-    return as_tensor(np.stack(train + test)), *np.split(np.arange(len(train) + len(test)), [len(train)]), None
+    places = np.arange(len(train) + len(test))
+    return as_tensor(np.stack(train + test)), places[: len(train)], places[len(train) :], None

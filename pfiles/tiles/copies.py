@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from pfiles.paths import atomic_write
+from pfiles.tiles.mapped import Images
 from pfiles.tiles.pixels import as_array, evenly_spaced
 
 MOST = 4096, 65536  # test and training tiles among which near-copies are looked for, evenly spaced
@@ -23,7 +24,7 @@ SHOWN, SIDE = 6, 128  # pairs in a picture, and px of a tile in it
 PATIENTS = re.compile(r"(TCGA-\w{2}-\w{4}|C3[LN]-\d{5}|GTEX-\w+?)(?=-|_|\.|$)", re.IGNORECASE)  # of public archives
 
 
-def copies(images: Tensor, test: np.ndarray, train: np.ndarray) -> np.ndarray:
+def copies(images: Images, test: np.ndarray, train: np.ndarray) -> np.ndarray:
     """Pairs (M, 2) of a test tile and a training tile with the same pixels, one pair for each such test tile.
 
     images: (N, 3, S, S) uint8; test, train: indices into them. Tiles of a single colour do not count.
@@ -39,14 +40,14 @@ def copies(images: Tensor, test: np.ndarray, train: np.ndarray) -> np.ndarray:
     return np.array(pairs, int).reshape(-1, 2)
 
 
-def _two_rows(images: Tensor, indices: np.ndarray) -> Iterable[bytes]:
+def _two_rows(images: Images, indices: np.ndarray) -> Iterable[bytes]:
     """The pixels of two rows of each tile: of most files no more than that is read."""
     side = images.shape[2]
     for i in indices:
         yield as_array(images[i : i + 1, :, [side // 3, 2 * side // 3]]).tobytes()
 
 
-def near_copies(images: Tensor, test: np.ndarray, train: np.ndarray) -> np.ndarray:
+def near_copies(images: Images, test: np.ndarray, train: np.ndarray) -> np.ndarray:
     """Pairs (M, 2) of a test tile and the training tile that shows nearly the same, such as saved again as JPEG.
 
     The mean colours of 8 x 8 cells correlate by more than 0.97, also where one is turned by quarters or mirrored. Of
@@ -72,7 +73,7 @@ def _most_alike(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     return likeness, place
 
 
-def _cells(images: Tensor, indices: np.ndarray) -> Tensor:
+def _cells(images: Images, indices: np.ndarray) -> Tensor:
     """What a tile shows, as (N, 3, 8, 8) of length 1, and 0 of tiles that show nothing."""
     parts = []
     for part in torch.as_tensor(indices).split(1024):
@@ -83,7 +84,7 @@ def _cells(images: Tensor, indices: np.ndarray) -> Tensor:
     return torch.cat(parts) if parts else torch.empty(0, 3, CELLS, CELLS)
 
 
-def picture_of_pairs(images: Tensor, pairs: np.ndarray) -> Image.Image:
+def picture_of_pairs(images: Images, pairs: np.ndarray) -> Image.Image:
     """The first pairs, each test tile above its training tile."""
     tiles = [Image.fromarray(as_array(images[i : i + 1])[0]).resize((SIDE, SIDE)) for i in pairs[:SHOWN].T.ravel()]
     columns = len(tiles) // 2
@@ -101,7 +102,7 @@ def in_words(pairs: np.ndarray, of: int, name: Callable[[int], str], nearly: boo
 
 
 def warn_of_near_copies(
-    images: Tensor, test: np.ndarray, train: np.ndarray, name: Callable[[int], str], folder: Path
+    images: Images, test: np.ndarray, train: np.ndarray, name: Callable[[int], str], folder: Path
 ) -> None:
     """Print which test tiles are near-copies of training tiles, and write a picture of such pairs into `folder`."""
     pairs = near_copies(images, test, train)
@@ -121,7 +122,7 @@ def patients_on_both_sides(train: Iterable[str], test: Iterable[str]) -> list[st
     return sorted(first & second)
 
 
-def warn_of_patients(train: Sequence[str], test: Sequence[str]) -> None:
+def warn_of_patients(train: Iterable[str], test: Iterable[str]) -> None:
     """Print which patients seem to be on both sides."""
     if patients := patients_on_both_sides(train, test):
         more = f" and {len(patients) - 1} more" if len(patients) > 1 else ""

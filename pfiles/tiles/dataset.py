@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -19,14 +20,14 @@ from torch import Tensor
 from pfiles.errors import InputError
 from pfiles.paths import ROOT, atomic_write, expand
 from pfiles.tiles import builtin, copies
-from pfiles.tiles.mapped import MappedParts
+from pfiles.tiles.mapped import Images
 from pfiles.tiles.pixels import as_array, evenly_spaced
 from pfiles.tiles.sources import PICTURES, Source, is_cut, read_source
 from pfiles.tiles.split import TEST_PARTS, last_part, split_by_folder, split_by_patient
 
 MIN_TILES = 2 * TEST_PARTS
 PART = 1024  # tiles that are read and moved at once; changes memory and speed only
-EMBEDDED = {
+EMBEDDED: dict[str, tuple[Callable[[], tuple[Tensor, np.ndarray, np.ndarray, np.recarray | None]], str]] = {
     "embedded": (builtin.he_tiles, "embedded H&E tiles (CMU-1-Small-Region, Carnegie Mellon University)"),
     "embedded-ihc": (builtin.ihc_tiles, "embedded immunohistochemistry crops (scikit-image)"),
 }
@@ -48,7 +49,7 @@ class Tiles:
     pictures: the folder of the slides' pictures that `tile_slides` wrote; None where there is none.
     """
 
-    images: Tensor | MappedParts
+    images: Images
     train: np.ndarray
     test: np.ndarray
     source: str
@@ -96,7 +97,7 @@ class Tiles:
                     return found
         digest = hashlib.sha256()
         for i in range(0, len(self.images), 64):
-            digest.update(as_array(self.images[i : i + 64]))
+            digest.update(as_array(self.images[i : i + 64]).data)
         if kept is not None:
             with suppress(OSError), atomic_write(kept) as file:  # it only saves time
                 file.write(digest.hexdigest().encode())
@@ -161,6 +162,7 @@ def load_tiles(
     Raises InputError for anything that is not as described.
     """
     data = data_or_default(data)
+    images: Images
     positions = labels = patients = state = said = pictures = None
     if data in EMBEDDED:
         read, source = EMBEDDED[data]
@@ -206,7 +208,7 @@ def load_tiles(
     return Tiles(images, used, test, source, positions, labels, state, patients, pictures)
 
 
-def _refuse_copies(images: Tensor, train: np.ndarray, test: np.ndarray, source: Source) -> None:
+def _refuse_copies(images: Images, train: np.ndarray, test: np.ndarray, source: Source) -> None:
     """InputError where a test tile is a training tile as well; near-copies and likely patients are warned about."""
 
     def name(i: int) -> str:
@@ -227,17 +229,17 @@ def _refuse_copies(images: Tensor, train: np.ndarray, test: np.ndarray, source: 
             copies.warn_of_patients(*({slides[i] for i in side} for side in (train, test)))
 
 
-def _n_distinct(images: Tensor, indices: np.ndarray, enough: int) -> int:
+def _n_distinct(images: Images, indices: np.ndarray, enough: int) -> int:
     """How many of the tiles `indices` differ; counting stops at `enough`."""
     seen: set[bytes] = set()
     for i in indices:
-        seen.add(hashlib.sha256(as_array(images[i : i + 1])).digest())
+        seen.add(hashlib.sha256(as_array(images[i : i + 1]).data).digest())
         if len(seen) == enough:
             break
     return len(seen)
 
 
-def _resize(images: Tensor, size: int, data: str) -> Tensor:
+def _resize(images: Images, size: int, data: str) -> Images:
     """Average blocks of pixels where the tiles are larger than `size`."""
     factor, rest = divmod(images.shape[2], size)
     if factor < 1 or rest:
@@ -249,6 +251,7 @@ def _resize(images: Tensor, size: int, data: str) -> Tensor:
         return images
     resized = []
     for part in images.split(256):
-        total = sum(part[:, :, y::factor, x::factor].int() for y in range(factor) for x in range(factor))
+        places = [part[:, :, y::factor, x::factor].int() for y in range(factor) for x in range(factor)]
+        total = sum(places[1:], places[0])
         resized.append(((2 * total + factor**2) // (2 * factor**2)).to(torch.uint8))
     return torch.cat(resized)

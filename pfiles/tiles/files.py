@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 from torch import Tensor
 
 from pfiles.errors import InputError, extra
@@ -74,7 +74,8 @@ def stack_tiles(tiles: Iterator[tuple[str, Decoded]], count: int, where: Path) -
     It says how many files hold several pages, and whether their colour profiles differ. InputError where there is none,
     or they are not square and of one size.
     """
-    images, of_pages, profiles = None, [], Counter()
+    images, of_pages = None, []
+    profiles: Counter[bytes | None] = Counter()
     bar = progress(tiles, total=count, desc="read tiles", unit="tile", leave=False, delay=2)
     for i, (name, (tile, pages, profile)) in enumerate(bar):
         of_pages += [name] * (pages > 1)
@@ -117,7 +118,7 @@ def profile_name(content: bytes | None) -> str:
         return "a damaged one"
 
 
-def bits_per_channel(image: Image.Image) -> int:
+def bits_per_channel(image: ImageFile.ImageFile) -> int:
     """What the file holds; Pillow reads no more than the upper 8 of them."""
     bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))  # of a TIFF
     return 16 if any(";16" in repr(part.args) for part in image.tile) else max(bits)
@@ -204,7 +205,7 @@ def _decode_many_bits(name: str, content: bytes) -> np.ndarray:
                 pixels = samples if page.axes.endswith("S") else np.moveaxis(samples, 0, -1)
         except Exception as error:  # a broken image raises errors of many kinds in tifffile
             raise InputError(f"{name} cannot be read as an image ({error}): replace or remove it.") from error
-    if most is None:
+    if pixels is None or most is None:
         raise InputError(
             f"{name} has 16 bits per channel and does not say which range they use: scale it from that range, such as "
             "0 ... 4095 for 12 bits, to 0 ... 255, or write it as a TIFF with the tag MaxSampleValue."

@@ -23,7 +23,8 @@ from pfiles.tiles.sources import ABOUT, PARTS, PICTURES, TABLE, TILES, read_sour
 BUSY = "Another command is at work in {}: wait for it, or name another folder."
 OF_USER = ("patient", "label")  # columns of the table that only some parts may have
 
-Key, Value = TypeVar("Key"), TypeVar("Value")
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _refuse_doubled_slides(parts: Sequence[_Part]) -> None:
         for name in part.about["slides"]:
             if (other := folders.setdefault(name, part.folder)) != part.folder:
                 raise InputError(f"The slide {name} is in {other} and in {part.folder}: keep it in one part.")
-    alike = defaultdict(list)
+    alike: defaultdict[bytes, list[tuple[_Part, str, pd.Index]]] = defaultdict(list)
     for part in parts:
         for name, rows in part.rows.groupby("slide", sort=False):
             places = rows[["x", "y", "side"]].to_numpy(np.int64)
@@ -164,10 +165,10 @@ def _refuse_doubled_slides(parts: Sequence[_Part]) -> None:
             images, digest = read_source(part.folder).images, hashlib.sha256()
             for tiles in images[index[0] : index[-1] + 1].split(64):
                 digest.update(tiles.numpy().tobytes())
-            other, first = seen.setdefault(digest.digest(), (part, name))
-            if other is not part:
+            earlier, first = seen.setdefault(digest.digest(), (part, name))
+            if earlier is not part:
                 raise InputError(
-                    f"{first} in {other.folder} and {name} in {part.folder} have the same tiles: keep one of them."
+                    f"{first} in {earlier.folder} and {name} in {part.folder} have the same tiles: keep one of them."
                 )
 
 

@@ -55,3 +55,6 @@ class MappedParts:
     def _begin(self, part: int) -> int:
         """The place of its first tile among all."""
         return int(self.ends[part]) - len(self.parts[part])
+
+
+Images = Tensor | MappedParts  # uint8 tiles (N, 3, S, S), in memory or not

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,10 +15,11 @@ from pfiles.errors import InputError, extra
 from pfiles.tiles.arrays import ArraySlide, numbered, plane_of, profile_of
 from pfiles.tiles.companions import is_companion
 from pfiles.tiles.files import most_of_samples
-from pfiles.tiles.scale import microns, mpp_of_tiff
+from pfiles.tiles.scale import both, microns, mpp_of_tiff
 
 
-class _Image(NamedTuple):
+@dataclass(frozen=True)
+class _Image:
     """An image of an OME file: its levels as arrays, their axes, the index of other axes than colours, its scale.
 
     most: what stands for full brightness, where it says so. profile: of its colours.
@@ -40,7 +42,9 @@ def _planes_of_axes(axes: str, shape: Sequence[int]) -> list[dict[str, int]]:
 
 def tiff_images(file: tifffile.TiffFile) -> list[_Image]:
     """The images of an OME-TIFF but for companions; of each focal plane one."""
-    elements = [element for element in ElementTree.fromstring(file.ome_metadata) if element.tag.endswith("}Image")]
+    elements = [
+        element for element in ElementTree.fromstring(file.ome_metadata or "") if element.tag.endswith("}Image")
+    ]
     images = []
     for number, series in enumerate(file.series):
         if is_companion(series.name):
@@ -53,7 +57,7 @@ def tiff_images(file: tifffile.TiffFile) -> list[_Image]:
         bits = int(pixels.get("SignificantBits", 0))
         most = 2**bits - 1 if bits > 8 else most_of_samples(series.keyframe)
         profile = series.keyframe.tags.valueof("InterColorProfile")
-        mpp = mpp_of_tiff(series.keyframe) if None in sizes else (sizes[0], sizes[1])
+        mpp = both(*sizes) or mpp_of_tiff(series.keyframe)
 
         def levels(most: int | None, series: tifffile.TiffPageSeries = series) -> list[Any]:
             white = most or 255
@@ -92,15 +96,18 @@ def zarr_images(path: Path) -> list[_Image]:
             units = {axis["name"].upper(): axis.get("unit") for axis in multiscale["axes"]}
             datasets = multiscale["datasets"]
             scales = [scale for part in (datasets[0], multiscale) if (scale := _scale(part)) is not None]
-            scale = np.prod(scales, axis=0) if scales else [None] * len(axes)
-            sizes = [microns(scale[axes.index(axis)], units[axis]) for axis in "XY"]
+            steps = np.prod(scales, axis=0).tolist() if scales else [None] * len(axes)
+            mpp = both(*(microns(steps[axes.index(axis)], units[axis]) for axis in "XY"))
             arrays = [group[dataset["path"]] for dataset in datasets]
             channels = _ome(group).get("omero", {}).get("channels", [])
             tops = {channel.get("window", {}).get("max") for channel in channels} - {None}
             most = int(tops.pop()) if len(tops) == 1 else None
+
+            def levels(most: int | None, arrays: Sequence[Any] = arrays) -> Sequence[Any]:
+                return arrays
+
             for index in _planes_of_axes(axes, arrays[0].shape):
-                mpp = None if None in sizes else (sizes[0], sizes[1])
-                images.append(_Image(lambda most, arrays=arrays: arrays, axes, index, most, mpp))
+                images.append(_Image(levels, axes, index, most, mpp))
     return images
 
 

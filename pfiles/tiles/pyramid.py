@@ -34,10 +34,11 @@ def write_pyramid(
     ):
         for level in range(levels):
             shape = (height >> level, width >> level, 3)
-            scale = {} if mpp is None else {"resolution": (1e4 / (mpp * 2**level),) * 2, "resolutionunit": "CENTIMETER"}
+            per_cm = None if mpp is None else (1e4 / (mpp * 2**level),) * 2
             file.write(
                 _tiles(rows, level, shape), shape=shape, dtype=np.uint8, tile=(SIDE, SIDE), photometric="rgb",
-                compression="deflate", metadata=None, software=False, subfiletype=int(level > 0), **scale,
+                compression="deflate", metadata=None, software=False, subfiletype=int(level > 0),
+                resolution=per_cm, resolutionunit=None if mpp is None else "CENTIMETER",
             )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -28,10 +28,17 @@ class SlideReader(Protocol):
     one of it along a side. properties: what the file says, under OpenSlide's names. color_profile: of its pixels.
     """
 
-    level_dimensions: Sequence[tuple[int, int]]
-    level_downsamples: Sequence[float]
-    properties: Mapping[str, str]
-    color_profile: ImageCms.ImageCmsProfile | None
+    @property
+    def level_dimensions(self) -> Sequence[tuple[int, int]]: ...
+
+    @property
+    def level_downsamples(self) -> Sequence[float]: ...
+
+    @property
+    def properties(self) -> Mapping[str, str]: ...
+
+    @property
+    def color_profile(self) -> ImageCms.ImageCmsProfile | None: ...
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
         """RGB or RGBA; location: x and y in pixels of level 0; size: width and height in pixels of `level`."""
@@ -42,16 +49,20 @@ class SlideReader(Protocol):
 class InSrgb:
     """A `SlideReader` whose pixels are brought from the slide's colour profile to sRGB, which leaves none."""
 
-    def __init__(self, slide: SlideReader):
+    color_profile = None
+
+    def __init__(self, slide: SlideReader, profile: ImageCms.ImageCmsProfile):
         self._slide = slide
         self.level_dimensions, self.level_downsamples = slide.level_dimensions, slide.level_downsamples
-        self.properties, self.color_profile, self.close = slide.properties, None, slide.close
-        profile, srgb = slide.color_profile, ImageCms.createProfile("sRGB")
-        self._transform = ImageCms.buildTransform(profile, srgb, "RGB", "RGB", ImageCms.getDefaultIntent(profile))
+        self.properties, self.close = slide.properties, slide.close
+        # Pillow returns this as a number, and takes numbers, but declares an enumeration
+        intent = cast(ImageCms.Intent, ImageCms.getDefaultIntent(profile))
+        self._transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), "RGB", "RGB", intent)
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
         region = self._slide.read_region(location, level, size)
-        colours = ImageCms.applyTransform(region.convert("RGB"), self._transform)
+        colours = region.convert("RGB")
+        ImageCms.applyTransform(colours, self._transform, inPlace=True)
         if region.mode == "RGBA":
             colours.putalpha(region.getchannel("A"))
         return colours
@@ -79,7 +90,8 @@ def open_slide(path: Path, page: int = 1, to_srgb: bool = False) -> Iterator[Sli
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are refused
             with closing(_open(path, page)) as slide:
-                yield InSrgb(slide) if to_srgb and slide.color_profile is not None else slide
+                profile = slide.color_profile if to_srgb else None
+                yield slide if profile is None else InSrgb(slide, profile)
     except InputError:
         raise
     except damage as error:

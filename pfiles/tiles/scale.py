@@ -33,14 +33,14 @@ def scale_of(properties: Mapping[str, str], path: Path, of_user: float | None = 
     Raises InputError where neither says it, and where nothing but the file does and it says what no microscope has, or
     that pixels are not square.
     """
-    x, y = (_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
-    is_said = x is not None and y is not None
-    in_words = "" if not is_said else f"{x:.6g}" if x == y else f"{x:.6g} x {y:.6g}"
+    sides = both(*(_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"))
+    in_words = " x ".join(f"{side:.6g}" for side in dict.fromkeys(sides or ()))  # one number for a square
     if of_user is not None:
-        return Scale(of_user, f"given; the file says {in_words}" if is_said else "given")
+        return Scale(of_user, f"given; the file says {in_words}" if sides else "given")
     to_give = "give the true one as --mpp-of-slide, or in a column mpp of --slides-csv"
-    if not is_said:
+    if sides is None:
         raise InputError(f"{path} does not tell its microns per pixel: {to_give}.")
+    x, y = sides
     if max(x, y) / min(x, y) - 1 > SKEWED + 1e-9:
         raise InputError(f"{path} says that its pixels are {in_words} um, but they must be square: {to_give}.")
     mpp = (x + y) / 2
@@ -75,10 +75,15 @@ def microns(value: Any, unit: str | None) -> float | None:
     return None if factor is None or number is None else number * factor
 
 
+def both(x: float | None, y: float | None) -> tuple[float, float] | None:
+    """Lengths along x and y; None unless both are known."""
+    return None if x is None or y is None else (x, y)
+
+
 def mpp_of_dpi(dpi: Any) -> tuple[float, float] | None:
     """Microns per pixel along x and y of a PNG or JPEG, from its dots per inch; None where it tells none."""
     sizes = [microns(1 / float(value) if value else None, "inch") for value in dpi or ()]
-    return None if len(sizes) != 2 or None in sizes else (sizes[0], sizes[1])
+    return both(*sizes) if len(sizes) == 2 else None
 
 
 def mpp_of_tiff(page: tifffile.TiffPage) -> tuple[float, float] | None:
@@ -91,4 +96,4 @@ def mpp_of_tiff(page: tifffile.TiffPage) -> tuple[float, float] | None:
     for tag in ("XResolution", "YResolution"):
         pixels, units = page.tags.valueof(tag, (0, 1))
         sizes.append(microns(units / pixels if pixels else None, unit))
-    return None if None in sizes else (sizes[0], sizes[1])
+    return both(*sizes)

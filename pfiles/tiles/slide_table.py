@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
 from pfiles.errors import InputError
 from pfiles.spreadsheet import composed, number_in, read_table
 from pfiles.tiles.copies import copies, in_words, warn_of_near_copies, warn_of_patients
 from pfiles.tiles.gather import SUFFIXES, SlideFile
+from pfiles.tiles.mapped import Images
 from pfiles.tiles.slides import MAX_MPP
 from pfiles.tiles.sources import positions_of
 from pfiles.tiles.split import split_by_patient
@@ -75,7 +75,7 @@ def print_slides(
     Returns the indices of training and test tiles.
     """
     positions = positions_of(rows)
-    columns, verdict = {"tiles": [True] * len(rows)}, ""
+    columns, verdict = {"tiles": np.ones(len(rows), bool)}, ""
     if patients is not None:
         in_train, in_test, verdict = split_by_patient(positions, rows["slide"].map(patients).tolist())
         columns = {"training": in_train, "test": in_test}
@@ -85,7 +85,7 @@ def print_slides(
     for name in [*names, *(left_out.keys() - set(names))]:
         patient = "" if patients is None else patients.get(name, "")
         tiles = " ".join(f"{count[name]:>8}" for count in counts.values())
-        scale = notes.get(name, {}).get("scale")
+        scale = notes.get(name, {}).get("scale", {})
         mpp, source = (
             ("", f"left out: {left_out[name]}") if name in left_out else (f"{scale['mpp']:.6g}", scale["source"])
         )
@@ -94,10 +94,11 @@ def print_slides(
     print(verdict, end="\n" * bool(verdict))
     if patients is not None and not any(patients.values()):
         warn_of_patients(*(rows["slide"][side].unique() for side in columns.values()))
-    return tuple(np.flatnonzero(columns.get(side, [])) for side in ("training", "test"))
+    train, test = (np.flatnonzero(columns.get(side, [])) for side in ("training", "test"))
+    return train, test
 
 
-def warn_of_copies(images: Tensor, rows: pd.DataFrame, train: np.ndarray, test: np.ndarray, folder: Path) -> None:
+def warn_of_copies(images: Images, rows: pd.DataFrame, train: np.ndarray, test: np.ndarray, folder: Path) -> None:
     """Print which test tiles are training tiles as well or nearly so, with a picture of the latter in `folder`."""
 
     def name(i: int) -> str:

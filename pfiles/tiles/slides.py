@@ -134,6 +134,7 @@ def plan_tiles(slide: SlideReader, path: Path, tiling: Tiling, offset: float) ->
     if tiling.regions is not None:
         mask &= region_mask(tiling.regions, mask.shape, scale, path)
     stride = tiling.stride or tiling.size
+    corners: np.ndarray
     if tiling.coordinates is None:
         columns, rows = (int((length / downsample - tiling.size) // stride) + 1 for length in (width, height))
         corners = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2) * stride
@@ -188,13 +189,14 @@ def cut_tiles(
         inside = np.round(corners - low).astype(int)
         width, height = inside.max(axis=0) + tiling.size
         x, y = (round(start + corner * plan.downsample) for start, corner in zip(plan.bounds[:2], low, strict=True))
-        pixels = [math.ceil(length * plan.factor) for length in (width, height)]
-        whole = isinstance(plan.factor, int)
-        block = read_rgb(slide, x, y, plan.level, *pixels, plan.factor if whole else 1)
-        if not whole:
-            block = block.resize((width, height), Image.BOX, box=(0, 0, width * plan.factor, height * plan.factor))
-        block = np.asarray(block)
-        tiles = np.stack([block[y : y + tiling.size, x : x + tiling.size] for x, y in inside])
+        wide, high = (math.ceil(length * plan.factor) for length in (width, height))
+        factor = plan.factor if isinstance(plan.factor, int) else None
+        block = read_rgb(slide, x, y, plan.level, wide, high, factor or 1)
+        if factor is None:
+            box = (0, 0, width * plan.factor, height * plan.factor)
+            block = block.resize((width, height), Image.Resampling.BOX, box)
+        pixels = np.asarray(block)
+        tiles = np.stack([pixels[y : y + tiling.size, x : x + tiling.size] for x, y in inside])
         return members, tiles, sharpness(tiles)
 
     waiting: deque = deque()

@@ -17,7 +17,7 @@ from torch import Tensor
 from pfiles.errors import InputError
 from pfiles.spreadsheet import columns_of, composed, file_name, numbers, parse_table, read_table
 from pfiles.tiles.files import decode, is_image_name, quietly, read_files, stack_tiles, types_in_words
-from pfiles.tiles.mapped import MappedParts
+from pfiles.tiles.mapped import Images, MappedParts
 from pfiles.tiles.pixels import as_tensor
 
 TILES, TABLE, PICTURES = "tiles.npy", "tiles.csv", "slides"  # of a folder that `python -m pfiles tile` wrote
@@ -25,6 +25,7 @@ ABOUT = "tiling.json"  # of it: what was asked for, and a note on each slide
 PARTS = "parts"  # of such a folder that was joined: several files of tiles instead of one
 DRAWN = ("file", "cluster", "name", "seed")  # the columns of that table beside generated tiles
 WHOLE, FRACTIONS = ("x", "y", "side", "level"), ("mpp", "tissue", "sharpness")  # numbers of its columns
+POSITION = ("slide", "x", "y", "side", "mpp")  # what is kept of the place of a tile
 HE_SLOT = 0  # the stain of the published array's second axis that is used here
 MAX_MEMBER_BYTES = 2**27  # of a file in an archive once unpacked: a tile of 6,000 px without compression
 SETTLED_SECONDS = 2  # a file changed later than this might change again under the same time
@@ -41,7 +42,7 @@ class Source:
     positions, patients: of tiles that were cut from slides, as `Tiles` holds the former; the latter "" where unknown.
     """
 
-    images: Tensor | MappedParts
+    images: Images
     names: Sequence[PurePosixPath] = ()
     labels: np.ndarray | None = None
     state: str | None = None
@@ -145,8 +146,12 @@ def read_tile_table(path: Path) -> pd.DataFrame:
 
 def positions_of(rows: pd.DataFrame) -> np.recarray:
     """The columns slide, x, y, side and mpp of a table of tiles, as `Tiles.positions`."""
-    names = ["slide", "x", "y", "side", "mpp"]
-    return np.rec.fromarrays([rows["slide"].to_numpy(str), *(rows[name].to_numpy() for name in names[1:])], names=names)
+    return make_positions(rows["slide"].to_numpy(str), *(rows[name].to_numpy() for name in POSITION[1:]))
+
+
+def make_positions(*columns: np.ndarray) -> np.recarray:
+    """The columns slide, x, y, side and mpp (N,) as `Tiles.positions`."""
+    return np.rec.fromarrays(columns, dtype=[(name, of.dtype) for name, of in zip(POSITION, columns, strict=True)])
 
 
 def _read_folder(folder: Path) -> Source:
@@ -189,7 +194,10 @@ def walk(folder: Path) -> list[Path]:
     """All files below a folder, OME-Zarrs among them; links are followed, but what is there without them is not found a
     second time."""
     root = folder.resolve()
-    plain, folder_links, file_links, files, visited = [folder], [], [], [], set()
+    plain, visited = [folder], set()
+    folder_links: list[Path] = []
+    file_links: list[Path] = []
+    files: list[Path] = []
     while plain or folder_links:
         here = plain.pop() if plain else folder_links.pop()
         real = here.resolve()
@@ -232,7 +240,9 @@ def _read_zip(path: Path) -> Source:
             names = sorted(filter(is_image_name, members), key=lambda name: name.parts)
             _tell_unread(members, path)
             label_file = _label_file(members, path)
-            labels = label_file and _labels(archive.read(members[label_file]), f"{path}:{label_file}", names)
+            labels = None
+            if label_file is not None:
+                labels = _labels(archive.read(members[label_file]), f"{path}:{label_file}", names)
             texts = [f"{path}:{name}" for name in names]
             tiles = ((text, decode(text, archive.read(members[name]))) for text, name in zip(texts, names, strict=True))
             return Source(stack_tiles(tiles, len(names), path), names, labels, state)
@@ -278,7 +288,8 @@ def _labels(content: bytes, origin: str, names: Sequence[PurePosixPath]) -> np.n
             raise InputError(
                 f"{origin} calls {file} both {label_of_file[file]!r} and {label!r}: keep one row for each file."
             )
-    labels, used = [], {}
+    labels = []
+    used: dict[str, PurePosixPath] = {}
     for name in names:
         ends = (composed("/".join(name.parts[i:])) for i in range(len(name.parts)))
         file = next((end for end in ends if end in label_of_file), None)

@@ -77,7 +77,8 @@ def tile_slides(
     table = read_slide_table(slides_csv) if slides_csv else {}
     gathered = gather(paths, skipped or out, tiling.page, [*table])
     rows_of_user = match_rows(table, gathered.slides, slides_csv) if slides_csv else {}
-    slides, patients = gathered.slides, {}
+    slides = gathered.slides
+    patients: dict[str, str] = {}
     if pseudonyms:
         slides, patients = _with_pseudonyms(slides, rows_of_user, out, keep=not dry_run)
     else:
@@ -170,7 +171,8 @@ def _copies_of_files(slides: Sequence[SlideFile], patients: Mapping[str, str]) -
     for slide in slides:
         if slide.path.is_file():
             by_size.setdefault(slide.path.stat().st_size, []).append(slide)
-    firsts, copies = {}, {}
+    firsts: dict[tuple[str, int], SlideFile] = {}
+    copies = {}
     for slide in (slide for of_size in by_size.values() if len(of_size) > 1 for slide in of_size):
         with open(slide.path, "rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
@@ -197,9 +199,8 @@ def _files_of(path: Path) -> list[Path]:
 
 def _state(slide: SlideFile, tiling: Tiling) -> str:
     """What tells a slide, its page and its scale from others, also from one that took its place under the same date."""
-    of_user = () if tiling.mpp_of_slide is None else (tiling.mpp_of_slide,)
-    of_user += () if tiling.regions is None else (tiling.regions,)
-    of_user += () if tiling.coordinates is None else (tiling.coordinates,)
+    choices = (tiling.mpp_of_slide, tiling.regions, tiling.coordinates)
+    of_user = [choice for choice in choices if choice is not None]
     about = (*map(_state_of_file, _files_of(slide.path)), slide.page, *of_user)
     return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
@@ -377,7 +378,7 @@ def _cut_slide(
             for members, tiles, sharp in cut_tiles(reader, plan, tiling, threads):
                 bar.update(len(members))
                 keep = sharp >= tiling.min_sharpness
-                file.write(tiles if keep.all() else tiles[keep])
+                file.write((tiles if keep.all() else tiles[keep]).data)
                 kept.append(members[keep])
                 sharpness.append(sharp[keep])
     members = np.concatenate(kept)
