@@ -171,7 +171,7 @@ def _weights(path: Path | None) -> str | None:
 def require(run: Run, name: str) -> Path:
     """The path of an artefact; InputError where there is none, where its provenance is not what this run expects, or
     where images are missing."""
-    path, provenance = BY_NAME[name].path(run), recorded(run, name)
+    path, provenance = require_there(run, name), recorded(run, name)
     require_same_run(provenance, expected(run, name), path)
     if provenance is not None and (lack := _lack(run, name)):
         raise InputError(f"{path} lacks {lack}.")
@@ -183,7 +183,7 @@ def _lack(run: Run, name: str) -> str:
     A folder gets its provenance before its first image."""
     if name not in ("training images", "generated images"):
         return ""
-    missing = {str(number) for number in run.selected + 1} - image_files(BY_NAME[name].path(run)).keys()
+    missing = {str(number) for number in run.selected + 1} - image_files(require_there(run, name)).keys()
     return f"{len(missing)} of {len(run.selected)} images: run {BY_NAME[name].made_by} again" if missing else ""
 
 
@@ -254,7 +254,7 @@ def write_training_images(run: Run) -> None:
     provenance = require_own_training_images(run)
     processes.wait_for_all()  # before any of them writes what another would find there
     write_json(note, provenance.as_note())
-    write_tiles(folder, run.selected + 1, run.tiles.tensor(run.tiles.train[run.selected]))
+    write_tiles(folder, (run.selected + 1).tolist(), run.tiles.tensor(run.tiles.train[run.selected]))
 
 
 def require_own_training_images(run: Run) -> Provenance:
@@ -278,8 +278,8 @@ def write_latent_csv(run: Run, table: pd.DataFrame, clusters: ClusterBank | None
     there is a file without provenance, such as the published one.
     """
     path = run.paths.latent_csv
-    csv_weights = clusters is not None and path.exists() and _weights(_clusters(run))
-    if csv_weights and csv_weights != checkpoints.fingerprint(clusters):
+    csv_weights = _weights(_clusters(run)) if clusters is not None and path.exists() else None
+    if clusters is not None and csv_weights not in (None, checkpoints.fingerprint(clusters)):
         print(f"{path} is left as it is: it is of clusters that were trained with a UNet.")
         return
     content = table.to_csv(header=False, index=False).encode()
@@ -315,8 +315,8 @@ def latent_csvs(run: Run) -> LatentCSVs:
     shared = of_first.without(*IGNORED, "n_clusters", "clustering", "starts_from.clusters", "sha256")
     for path, provenance in ours.items():
         require_same_run(provenance, shared, f"{path} beside {first}")
-    for path, provenance in recorded_in.items():
-        require_same_run(provenance, known_provenance(run).without("n_clusters", "clustering"), path)
+    for path, of_path in recorded_in.items():
+        require_same_run(of_path, known_provenance(run).without("n_clusters", "clustering"), path)
     inputs = {name: value for name, value in of_first.inputs.items() if name == "clustering"}
     return LatentCSVs(paths, Provenance(data=of_first.data, inputs=inputs))
 

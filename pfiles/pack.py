@@ -96,8 +96,8 @@ def describe(run: Run, notebooks: Sequence[str], choices: Mapping[str, Any]) -> 
         "notebooks": steps,
         "artefacts": {
             name: {
-                "state": status.state, "why": status.reason, "content": content(status.path),
-                "provenance": None if status.state == "foreign" else artifacts.recorded(run, name).as_note(),
+                "state": status.state, "why": status.reason, "content": content(artifacts.require_there(run, name)),
+                "provenance": None if (note := artifacts.recorded(run, name)) is None else note.as_note(),
             }
             for name, status in statuses.items()
         },

@@ -36,12 +36,12 @@ def evaluation_data(run: Run, generated: Tensor, cluster_ids: Tensor | np.ndarra
     if cluster_ids is None:
         return EvaluationData(real, generated, held_out, vqvae=run.vqvae, codes=run.codes, mpp=run.tiles.mpp)
     held_out_codes = encode_tiles(run.vqvae, run.test_images)
-    ids = (run.assigned[0], cluster_ids, predict_clusters(run.vqvae, run.bank, held_out_codes)[0])
-    labels = map(run.tiles.labels_of, (run.tiles.train, run.tiles.test))
+    held_out_ids, _ = predict_clusters(run.vqvae, run.bank, held_out_codes)
+    real_labels, held_out_labels = map(run.tiles.labels_of, (run.tiles.train, run.tiles.test))
     return EvaluationData(
-        real, generated, held_out, *map(np.asarray, ids), *labels, vqvae=run.vqvae, codes=run.codes,
-        codes_of_held_out=held_out_codes, clusterer=run.bank, n_clusters=run.n_clusters, names=run.names,
-        mpp=run.tiles.mpp,
+        real, generated, held_out, run.assigned[0].numpy(), np.asarray(cluster_ids), held_out_ids.numpy(),
+        real_labels, held_out_labels, vqvae=run.vqvae, codes=run.codes, codes_of_held_out=held_out_codes,
+        clusterer=run.bank, n_clusters=run.k, names=run.names, mpp=run.tiles.mpp,
     )  # fmt: skip
 
 

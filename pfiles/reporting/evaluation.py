@@ -12,7 +12,7 @@ from pfiles import latents
 from pfiles.checkpoints import fingerprint_of_role, load_weights, provenance_of
 from pfiles.drawing.sampling import were_chosen
 from pfiles.errors import InputError
-from pfiles.measuring.features import make_extractor, read_features
+from pfiles.measuring.features import Extractor, ReadFeatures, make_extractor, read_features
 from pfiles.paths import read_json
 from pfiles.provenance import IGNORED, Provenance, of_csv, of_images, require_same_run
 from pfiles.reporting import figures
@@ -118,19 +118,23 @@ def evaluate(
     recorded = {folder: of_images(folder) for folder in (generated_folder, real_folder)}
     if clusters_csv is not None:
         recorded[clusters_csv] = of_csv(clusters_csv)
-    if vqvae is not None:
+    if autoencoder is not None and vqvae is not None:
         recorded[autoencoder] = provenance_of(autoencoder, vqvae)
     _refuse_mixed_runs(recorded, {} if vqvae is None else {"autoencoder": fingerprint_of_role(vqvae)})
     real_names, real, generated_names, generated = _read(real_folder, generated_folder, paired)
-    ids = [None if clusters_csv is None else latents.pair_cluster_ids(clusters_csv, names)
-           for names in (real_names, generated_names)]  # fmt: skip
+    real_ids, generated_ids = (
+        None if clusters_csv is None else latents.pair_cluster_ids(clusters_csv, names)
+        for names in (real_names, generated_names)
+    )
     if vqvae is not None and real.shape[2] % vqvae.downscale:
         raise InputError(
             f"The autoencoder takes sides that are a multiple of {vqvae.downscale} px, but images have {real.shape[2]}."
         )
     kinds = [features] if features else ["random"] + ["autoencoder"] * (vqvae is not None and not selected)
-    extractors = [make_extractor(kind, vqvae, device) for kind in kinds]
-    data = EvaluationData(real, generated, None, *ids, vqvae=vqvae, is_paired=paired)
+    extractors: list[Extractor | ReadFeatures] = [make_extractor(kind, vqvae, device) for kind in kinds]
+    data = EvaluationData(
+        real, generated, real_ids=real_ids, generated_ids=generated_ids, vqvae=vqvae, is_paired=paired
+    )
     if held_out is not None:
         others = read_source(held_out)
         data = replace(

@@ -226,7 +226,7 @@ def plot_history(history: Sequence[dict[str, float]], title: str, reference: dic
     for ax, name in zip(axes.flat, names, strict=False):
         points = [(row["epoch"], row[name]) for row in history if name in row]
         ax.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
-        if name in (reference or {}):
+        if reference is not None and name in reference:
             ax.axhline(reference[name], color="grey", linestyle="--")
         ax.set(title=name.replace("_", " "), xlabel="epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -319,7 +319,7 @@ def plot_flow(by_k: Mapping[int, np.ndarray]) -> Figure:
     fig, ax = plt.subplots(figsize=(1.9 * len(ks) + 1, 7), layout="constrained")
     palette = plt.get_cmap("tab20")(np.arange(20))
     height = np.empty(n)  # of each tile in the column before: where bands come from, and what orders the next column
-    colour: np.ndarray | None = None
+    colour = np.empty((n, 4))  # of each cluster in the column before
     bottoms: dict[int, np.ndarray] = {}
     for column, k in enumerate(ks):
         ids, used = by_k[k], np.unique(by_k[k])
@@ -343,8 +343,9 @@ def plot_flow(by_k: Mapping[int, np.ndarray]) -> Figure:
         if column:
             left, right = bottoms[column - 1].copy(), bottom.copy()
             rank = {c: i for i, c in enumerate(order)}
-            for a in sorted(np.unique(before), key=bottoms[column - 1].__getitem__):
-                for b in sorted(np.flatnonzero(table[a]), key=rank.get):
+            members = np.unique(before)
+            for a in members[np.argsort(bottoms[column - 1][members], kind="stable")]:
+                for b in sorted(np.flatnonzero(table[a]), key=rank.__getitem__):
                     width = table[a, b]
                     _band(ax, column - 0.92, column - 0.08, left[a], right[b], width, colour[a])
                     left[a] += width

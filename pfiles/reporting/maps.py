@@ -2,9 +2,9 @@
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from PIL import Image
-from torch import Tensor
 
 from pfiles.errors import InputError, extra
 from pfiles.machine.processes import progress
@@ -26,6 +25,7 @@ from pfiles.reporting.figures import draw_bar_inside, save_figure
 from pfiles.reporting.page import Section
 from pfiles.reporting.tables import plain
 from pfiles.spreadsheet import write_csv
+from pfiles.tiles.mapped import Images
 from pfiles.tiles.pixels import as_array
 from pfiles.tiles.sources import picture_part
 
@@ -117,9 +117,9 @@ def _step(positions: np.recarray) -> float:
         order = np.lexsort((along, across))
         is_next = np.diff(across[order]) == 0
         gaps.append(np.diff(along[order])[is_next])
-    gaps = np.concatenate(gaps)
-    gaps = gaps[gaps > 0]
-    return float(np.quantile(gaps, 0.05, method="lower")) if len(gaps) else np.inf  # few tiles may lie off the grid
+    steps = np.concatenate(gaps)
+    steps = steps[steps > 0]
+    return float(np.quantile(steps, 0.05, method="lower")) if len(steps) else np.inf  # few tiles may lie off the grid
 
 
 def regions(tiles: Assigned) -> list[Region]:
@@ -131,7 +131,7 @@ def regions(tiles: Assigned) -> list[Region]:
         import shapely
 
     boxes = shapely.box(*boxes_of(tiles.positions).T)
-    connected = []
+    connected: list[Region] = []
     for cluster in np.unique(tiles.cluster_ids):
         members = np.flatnonzero(tiles.cluster_ids == cluster)
         parts = shapely.get_parts(shapely.disjoint_subset_union_all(boxes[members]))
@@ -225,7 +225,7 @@ def _thumbnail(slide: str, pictures: Path | None) -> Picture | None:
 
 
 def picture_of(
-    slide: str, tiles: Assigned, images: Tensor, members: np.ndarray, pictures: Path | None = None
+    slide: str, tiles: Assigned, images: Images, members: np.ndarray, pictures: Path | None = None
 ) -> Picture:
     """A slide's thumbnail from the folder `pictures`, as `tile_slides` wrote it, or else its tiles put together.
 
@@ -240,7 +240,7 @@ def picture_of(
     places = np.round(np.stack([x - left, y - top, x + side - left, y + side - top], axis=1) * scale).astype(int)
     for i, (x0, y0, x1, y1) in zip(members, places, strict=True):
         [image] = as_array(images[i : i + 1])
-        canvas.paste(Image.fromarray(image).resize((x1 - x0, y1 - y0), Image.BOX), (x0, y0))
+        canvas.paste(Image.fromarray(image).resize((x1 - x0, y1 - y0), Image.Resampling.BOX), (x0, y0))
     return Picture(np.asarray(canvas), (left, top, right - left, bottom - top))
 
 
@@ -286,7 +286,8 @@ def _draw_clusters(ax: plt.Axes, tiles: Assigned) -> None:
     colours = np.array([(*to_rgb(colour(cluster)), 1.0) for cluster in tiles.cluster_ids])
     colours[:, 3] = tiles.confidence
     corners = boxes_of(tiles.positions)[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]  # (N, 4, 2)
-    ax.add_collection(PolyCollection(corners, facecolors=colours, linewidths=0, antialiased=False), autolim=False)
+    polygons = cast(Sequence[np.ndarray], corners)  # as Matplotlib declares it; it draws an array faster than a list
+    ax.add_collection(PolyCollection(polygons, facecolors=colours, linewidths=0, antialiased=False), autolim=False)
     largest = {region.cluster: region.outline for region in reversed(regions(tiles))}
     for cluster, outline in largest.items():
         point = outline.representative_point()
@@ -302,7 +303,7 @@ def file_names(slides: Iterable[str]) -> list[str]:
 def write_maps(
     folder: Path,
     tiles: Assigned,
-    images: Tensor,
+    images: Images,
     n_clusters: int,
     *,
     names: Mapping[int, str] | None = None,
@@ -322,7 +323,7 @@ def write_maps(
     if frame not in FRAMES or min_region < 1:
         raise InputError(f"frame must be {' or '.join(FRAMES)}, and min_region at least 1: got {frame}, {min_region}.")
     figures, moved, small = [], [], 0
-    for slide in progress(np.unique(tiles.positions.slide), desc="maps", unit="slide", leave=False, delay=2):
+    for number, slide in enumerate(progress(np.unique(tiles.positions.slide), desc="maps", unit="slide", leave=False, delay=2)):
         there = tiles.on(slide)
         connected = regions(there)
         large = [region for region in connected if region.tiles >= min_region]
@@ -336,7 +337,7 @@ def write_maps(
         mpp = there.positions.mpp[0] * images.shape[-1] / there.positions.side[0]
         figure = draw_maps(slide, picture, {"clusters": there}, n_clusters, names, mpp)
         save_figure(figure, folder / f"{slide}.jpg", DPI)
-        if len(figures) < SHOWN:
+        if number < SHOWN:
             figures.append(figure)
         else:
             plt.close(figure)
@@ -373,7 +374,7 @@ def write_every_k(
     folder: Path,
     by_k: Mapping[int, tuple[np.ndarray, np.ndarray]],
     positions: np.recarray,
-    images: Tensor,
+    images: Images,
     places: np.ndarray,
     pictures: Path | None = None,
 ) -> Section:
@@ -382,7 +383,8 @@ def write_every_k(
     by_k: by k, the clusters (M,), 0-based, and confidence (M,) of the tiles `places` (M,) among N. positions, images,
     pictures: see `write_maps`.
     """
-    figures, slides = [], np.unique(positions.slide[places])
+    figures: list[Figure] = []
+    slides = np.unique(positions.slide[places])
     for slide in progress(slides, desc="maps of every k", unit="slide", leave=False, delay=2):
         maps = {f"k = {k}": Assigned(positions[places], *of_k).on(slide) for k, of_k in by_k.items()}
         members = places[positions.slide[places] == slide]

@@ -183,11 +183,14 @@ def _labels_among(
     return None if name is None else _labels(files[name].read_bytes(), str(files[name]), names)
 
 
-def picture_part(picture: Image.Image) -> tuple[float, ...] | None:
+def picture_part(picture: Image.Image) -> tuple[float, float, float, float] | None:
     """Which part of a slide's finest level a picture in PICTURES shows: left, top, width and height, as `tile_slides`
     noted it there; None of any other picture."""
     part = picture.info.get("comment", b"").split()
-    return tuple(map(float, part)) if len(part) == 4 else None
+    if len(part) != 4:
+        return None
+    left, top, width, height = map(float, part)
+    return left, top, width, height
 
 
 def walk(folder: Path) -> list[Path]:

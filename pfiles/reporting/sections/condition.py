@@ -23,12 +23,12 @@ def make_section(data: EvaluationData, seed: int) -> Section:
     by a second judge."""
     from sklearn.metrics import confusion_matrix  # half a second to import, which few notebooks need
 
-    vqvae, k = data.vqvae, data.k
-    judge, ceiling = fidelity.train_judge(vqvae, data.real_codes, torch.as_tensor(data.real_ids), k, seed)
+    vqvae, k, (real_ids, generated_ids) = data.autoencoder, data.k, data.ids
+    judge, ceiling = fidelity.train_judge(vqvae, data.real_codes, torch.as_tensor(real_ids), k, seed)
     judges = ({} if data.clusterer is None else {"the clusters": data.clusterer}) | {"second judge": judge}
     matrices = {
         name: confusion_matrix(
-            data.generated_ids, predict_clusters(vqvae, network, data.generated_codes)[0], labels=range(k)
+            generated_ids, predict_clusters(vqvae, network, data.generated_codes)[0], labels=range(k)
         )
         for name, network in judges.items()
     }

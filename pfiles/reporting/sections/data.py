@@ -50,7 +50,21 @@ class EvaluationData:
 
     @property
     def k(self) -> int:
-        return self.n_clusters or 1 + int(max(self.real_ids.max(), self.generated_ids.max()))
+        return self.n_clusters or 1 + int(max(ids.max() for ids in self.ids))
+
+    @property
+    def ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """The clusters of `real` and those of `generated`, of data that have them."""
+        if self.real_ids is None or self.generated_ids is None:
+            raise ValueError("These data have no clusters.")
+        return self.real_ids, self.generated_ids
+
+    @property
+    def autoencoder(self) -> VQVAE:
+        """`vqvae`, of data that have one."""
+        if self.vqvae is None:
+            raise ValueError("These data have no autoencoder.")
+        return self.vqvae
 
     @cached_property
     def real_codes(self) -> Tensor:
@@ -74,11 +88,11 @@ class EvaluationData:
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """What the autoencoder makes of some images, both uint8 (N, 3, H, W), on the CPU."""
-        return to_uint8(decode_codes(self.vqvae, self.encoded(images))).cpu()
+        return to_uint8(decode_codes(self.autoencoder, self.encoded(images))).cpu()
 
     def encoded(self, images: Tensor) -> Tensor:
         """The codes of some images, uint8 (N, 3, H, W)."""
-        return encode_tiles(self.vqvae, images.to(next(self.vqvae.parameters()).device))
+        return encode_tiles(self.autoencoder, images.to(next(self.autoencoder.parameters()).device))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,6 @@ def make_section(extractor: Extractor | ReadFeatures, data: EvaluationData, seed
         table = distribution_table(extractor, data.real[first], real[first], real[second], generated, seed)
         tables = [pd.concat([whole, table])]
         notes = [f"{halves}. The first row compares all images, the rows below compare with the first half."]
-        sides = {"real": (real, data.real_ids), "generated": (generated, data.generated_ids)}
     else:
         table = distribution_table(extractor, data.real, real, held_out, generated, seed)
         size = min(int(table.images.min()), len(second))
@@ -45,12 +44,12 @@ def make_section(extractor: Extractor | ReadFeatures, data: EvaluationData, seed
         table = pd.concat([table, pd.DataFrame([half], index=[OTHER_HALF])])
         tables = [table]
         notes = [f"{halves}. Held-out tiles come from other slides or regions: they differ by that too."]
-        sides = {"real": (real, data.real_ids), "generated": (generated, data.generated_ids)}
-        if data.held_out_ids is not None:
-            sides[HELD_OUT] = held_out, data.held_out_ids
     notes.append(caveat(extractor, table, real.shape[1]))
     details = {"overall": plain(tables[0])}
-    if data.real_ids is not None:
+    if data.real_ids is not None and data.generated_ids is not None:
+        sides = {"real": (real, data.real_ids), "generated": (generated, data.generated_ids)}
+        if held_out is not None and data.held_out_ids is not None:
+            sides[HELD_OUT] = held_out, data.held_out_ids
         by_cluster, left_out = distribution_by_cluster(extractor, sides, seed)
         tables += [by_cluster] * (not by_cluster.empty)
         notes += [left_out] * bool(left_out)

@@ -17,9 +17,8 @@ MOST_CLUSTERS = 32  # that have boxes of their own
 def make_section(data: EvaluationData, seed: int) -> Section:
     """What a pathologist would measure, of all images and of each cluster."""
     threshold = morphometry.nucleus_threshold(data.real)
-    measured = [morphometry.measure(images, threshold) for images in (data.real, data.generated)]
-    clusters = data.real_ids, data.generated_ids
-    table, left_out = morphometry_by_cluster(*measured, *clusters, seed)
+    real, generated = (morphometry.measure(images, threshold) for images in (data.real, data.generated))
+    table, left_out = morphometry_by_cluster(real, generated, data.real_ids, data.generated_ids, seed)
     notes = [
         f"Nuclei are where haematoxylin exceeds an optical density of {threshold:.3f}, found in the real images. The "
         "Wasserstein distance has a 95 % interval; its floor is that of two random halves of the real images. The "
@@ -29,7 +28,7 @@ def make_section(data: EvaluationData, seed: int) -> Section:
         "Wasserstein distance": table.distance[: len(morphometry.FEATURES)].dropna().to_dict(),
         "details": {"morphometry": plain(table)},
     }
-    pictures = [plot_morphometry(*measured, *clusters)]
+    pictures = [plot_morphometry(real, generated, data.real_ids, data.generated_ids)]
     ranking = table[[name.rpartition(": ")[2] in morphometry.RANKS for name in table.index]]
     return Section("Morphometry", notes + [left_out] * bool(left_out), [ranking], pictures, scores)
 
@@ -47,7 +46,10 @@ def morphometry_by_cluster(
     or None for all alone.
     """
     tables, left_out = {"all": morphometry.compare(real, generated, seed)}, []
-    for cluster in [] if real_ids is None else np.unique([*real_ids, *generated_ids]):
+    clusters = np.zeros(0, int)
+    if real_ids is not None and generated_ids is not None:
+        clusters = np.unique([*real_ids, *generated_ids])
+    for cluster in clusters:
         of = real[real_ids == cluster], generated[generated_ids == cluster]
         if min(map(len, of)) < MIN_IMAGES:
             left_out.append(f"{cluster + 1} ({len(of[0])} real, {len(of[1])} generated)")
@@ -70,8 +72,10 @@ def plot_morphometry(
     clusters those with most real images are drawn, and the figure says so. Boxes span the middle half, whiskers 5 to
     95 %, the line is the median.
     """
-    k = 0 if real_ids is None else 1 + int(max(np.max(real_ids), np.max(generated_ids)))
-    sizes = np.bincount(real_ids, minlength=k) if k else np.zeros(0)
+    k, sizes = 0, np.zeros(0, int)
+    if real_ids is not None and generated_ids is not None:
+        k = 1 + int(max(real_ids.max(), generated_ids.max()))
+        sizes = np.bincount(real_ids, minlength=k)
     largest = np.sort(np.argsort(-sizes, kind="stable")[:MOST_CLUSTERS])
     sides = (
         ("real", real, real_ids, -0.19, "C0"),

@@ -18,16 +18,15 @@ def make_section(data: EvaluationData, seed: int, device: torch.device | str) ->
 
     Without held-out tiles of known clusters every other real one is held out.
     """
-    if data.held_out_ids is None:
-        real, held_out = ((data.real[half], data.real_ids[half]) for half in (slice(0, None, 2), slice(1, None, 2)))
+    real_ids, generated_ids = data.ids
+    if data.held_out is None or data.held_out_ids is None:
+        real, held_out = ((data.real[half], real_ids[half]) for half in (slice(0, None, 2), slice(1, None, 2)))
     else:
-        real, held_out = (data.real, data.real_ids), (data.held_out, data.held_out_ids)
-    learn, *tested = (
-        (images, torch.as_tensor(ids)) for images, ids in ((data.generated, data.generated_ids), real, held_out)
-    )
-    if (fewest := min(len(images) for images, _ in (learn, *tested))) < usefulness.MIN_TILES:
+        real, held_out = (data.real, real_ids), (data.held_out, data.held_out_ids)
+    sides = [(images, torch.as_tensor(ids)) for images, ids in ((data.generated, generated_ids), real, held_out)]
+    if (fewest := min(len(images) for images, _ in sides)) < usefulness.MIN_TILES:
         return Section("Use to a classifier", [too_few(usefulness.MIN_TILES, fewest)])
-    result = usefulness.cas(*learn, *tested[0], *tested[1], data.k, seed, device)
+    result = usefulness.cas(*sides[0], *sides[1], *sides[2], data.k, seed, device)
     scores = result.table.accuracy
     notes = [
         f"A small network that learnt the clusters from generated tiles sorts {scores[usefulness.GENERATED]:.1%} of "
@@ -47,8 +46,9 @@ def make_section(data: EvaluationData, seed: int, device: torch.device | str) ->
 def make_labels_section(data: EvaluationData, seed: int, device: torch.device | str) -> Section:
     """`usefulness.with_labels`: a classifier of the tissue, tested on held-out real tiles."""
     title = "Use to a classifier of the labels"
-    if data.real_labels is None or data.held_out_labels is None:
+    if data.real_labels is None or data.held_out is None or data.held_out_labels is None:
         return Section(title, ["Left out: the tiles have no labels."])
+    real_ids, generated_ids = data.ids
     labelled = data.real_labels != ""
     names = np.unique(data.real_labels[labelled])
     tested = np.isin(data.held_out_labels, names)
@@ -57,8 +57,8 @@ def make_labels_section(data: EvaluationData, seed: int, device: torch.device | 
     if len(names) < 2:
         return Section(title, [f"Left out: all labelled tiles are {names[0]}."])
     result = usefulness.with_labels(
-        data.generated, torch.as_tensor(data.generated_ids), data.real[labelled],
-        torch.as_tensor(data.real_ids[labelled]), data.real_labels[labelled], data.held_out[tested],
+        data.generated, torch.as_tensor(generated_ids), data.real[labelled],
+        torch.as_tensor(real_ids[labelled]), data.real_labels[labelled], data.held_out[tested],
         data.held_out_labels[tested], seed, device,
     )  # fmt: skip
     scores = result.table.accuracy
