@@ -3,7 +3,7 @@
 import base64
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -118,12 +118,16 @@ def write_page(rows: Sequence[Row], names: Mapping[int, str], source: str, path:
 
 def row_html(row: Row, pictures: Mapping[str, Any]) -> str:
     """What the page shows of one cluster, without its name: for a notebook."""
-    return _template().module.body(row, pictures)
+    return _macro("body")(row, pictures)
 
 
 def style() -> str:
     """The style sheet that `row_html` needs."""
-    return _template().module.style()
+    return _macro("style")()
+
+
+def _macro(name: str) -> Callable[..., str]:
+    return vars(_template().module)[name]
 
 
 @cache
@@ -172,10 +176,10 @@ def _in_words(tiles: Tiles, cluster_ids: Tensor) -> dict[int, str]:
         sample = members[evenly_spaced(len(members), number)]
         selection.append(sample)
         weights.append(np.full(len(sample), len(members) / len(sample)))
-    selection = torch.cat(selection).numpy()
-    images = tiles.tensor(tiles.train[selection])
+    measured = torch.cat(selection).numpy()
+    images = tiles.tensor(tiles.train[measured])
     table = morphometry.measure(images, morphometry.nucleus_threshold(images))
-    return morphometry.in_words(table, cluster_ids[selection].numpy(), np.concatenate(weights))
+    return morphometry.in_words(table, cluster_ids[measured].numpy(), np.concatenate(weights))
 
 
 def _origin(tiles: Tiles, members: np.ndarray) -> tuple[list[str], list[str]]:
@@ -212,26 +216,26 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' * (n != 1)}"
 
 
-def _map(tiles: Tiles, members: np.ndarray, small: Tensor) -> tuple[np.ndarray, str] | None:
+def _map(tiles: Tiles, members: np.ndarray, small: Tensor | None) -> tuple[np.ndarray, str] | None:
     """The slide with most of these training tiles, small: all its tiles pale, these in their colours."""
-    if tiles.positions is None or not len(members):
+    if tiles.positions is None or small is None or not len(members):
         return None
     indices = tiles.train[members]
     slide = Counter(tiles.positions.slide[indices].tolist()).most_common(1)[0][0]
     on_it = np.flatnonzero(tiles.positions.slide == slide)
     lit = np.isin(on_it, indices)
     on_it = on_it[lit.argsort(kind="stable")]  # those in colour lie on top
-    where = tiles.positions[on_it]
-    left, top = where.x.min(), where.y.min()
-    width, height = ((at + where.side).max() - at.min() for at in (where.x, where.y))
+    x, y, sides = (tiles.positions[name][on_it] for name in ("x", "y", "side"))
+    left, top = x.min(), y.min()
+    width, height = ((at + sides).max() - at.min() for at in (x, y))
     scale = MAP_SIDE / max(width, height)
     picture = np.full((max(1, round(height * scale)), max(1, round(width * scale)), 3), 255, np.uint8)
-    side = max(1, int(np.ceil(where.side.max() * scale)))
+    side = max(1, int(np.ceil(sides.max() * scale)))
     images = F.interpolate(small[on_it].float(), (side, side), mode="area")
     n_grey = len(on_it) - lit.sum()
     images[:n_grey] = 255 - 0.35 * (255 - images[:n_grey].mean(1, keepdim=True))
-    for x, y, image in zip((where.x - left) * scale, (where.y - top) * scale, images.byte(), strict=True):
-        part = picture[int(y) : int(y) + side, int(x) : int(x) + side]
+    for column, row, image in zip((x - left) * scale, (y - top) * scale, images.byte(), strict=True):
+        part = picture[int(row) : int(row) + side, int(column) : int(column) + side]
         part[:] = image.permute(1, 2, 0).numpy()[: part.shape[0], : part.shape[1]]
     return picture, f"{slide}: tiles of this cluster in colour, others in grey"
 
