@@ -2,9 +2,9 @@
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -286,8 +286,7 @@ def _draw_clusters(ax: plt.Axes, tiles: Assigned) -> None:
     colours = np.array([(*to_rgb(colour(cluster)), 1.0) for cluster in tiles.cluster_ids])
     colours[:, 3] = tiles.confidence
     corners = boxes_of(tiles.positions)[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]  # (N, 4, 2)
-    polygons = cast(Sequence[np.ndarray], corners)  # as Matplotlib declares it; it draws an array faster than a list
-    ax.add_collection(PolyCollection(polygons, facecolors=colours, linewidths=0, antialiased=False), autolim=False)
+    ax.add_collection(PolyCollection([*corners], facecolors=colours, linewidths=0, antialiased=False), autolim=False)
     largest = {region.cluster: region.outline for region in reversed(regions(tiles))}
     for cluster, outline in largest.items():
         point = outline.representative_point()
@@ -323,7 +322,7 @@ def write_maps(
     if frame not in FRAMES or min_region < 1:
         raise InputError(f"frame must be {' or '.join(FRAMES)}, and min_region at least 1: got {frame}, {min_region}.")
     figures, moved, small = [], [], 0
-    for number, slide in enumerate(progress(np.unique(tiles.positions.slide), desc="maps", unit="slide", leave=False, delay=2)):
+    for slide in progress(np.unique(tiles.positions.slide), desc="maps", unit="slide", leave=False, delay=2):
         there = tiles.on(slide)
         connected = regions(there)
         large = [region for region in connected if region.tiles >= min_region]
@@ -337,10 +336,9 @@ def write_maps(
         mpp = there.positions.mpp[0] * images.shape[-1] / there.positions.side[0]
         figure = draw_maps(slide, picture, {"clusters": there}, n_clusters, names, mpp)
         save_figure(figure, folder / f"{slide}.jpg", DPI)
-        if number < SHOWN:
-            figures.append(figure)
-        else:
-            plt.close(figure)
+        figures.append(figure)
+        if len(figures) > SHOWN:
+            plt.close(figures.pop())
     groups = {"slide": tiles.positions.slide} | ({} if patients is None else {"patient": patients})
     tables = {name: shares(tiles, n_clusters, group, name, names) for name, group in groups.items()}
     for name, table in tables.items():
@@ -383,8 +381,7 @@ def write_every_k(
     by_k: by k, the clusters (M,), 0-based, and confidence (M,) of the tiles `places` (M,) among N. positions, images,
     pictures: see `write_maps`.
     """
-    figures: list[Figure] = []
-    slides = np.unique(positions.slide[places])
+    figures, slides = [], np.unique(positions.slide[places])
     for slide in progress(slides, desc="maps of every k", unit="slide", leave=False, delay=2):
         maps = {f"k = {k}": Assigned(positions[places], *of_k).on(slide) for k, of_k in by_k.items()}
         members = places[positions.slide[places] == slide]
@@ -393,9 +390,8 @@ def write_every_k(
         mpp = of_slide.mpp[0] * images.shape[-1] / of_slide.side[0]
         figure = draw_maps(slide, picture, maps, max(by_k), mpp=mpp)
         save_figure(figure, folder / "every_k" / f"{slide}.jpg", DPI)
-        if len(figures) < SHOWN:
-            figures.append(figure)
-        else:
-            plt.close(figure)
+        figures.append(figure)
+        if len(figures) > SHOWN:
+            plt.close(figures.pop())
     said = f"The training tiles of {len(slides)} slides; a colour of one k has nothing to do with that of another."
     return Section(f"Every k: {', '.join(map(str, by_k))}", [said], figures=figures)

@@ -73,8 +73,12 @@ class EvaluationData:
 
     @cached_property
     def held_out_codes(self) -> Tensor:
-        """The codes of `held_out`, likewise."""
-        return self.encoded(self.held_out) if self.codes_of_held_out is None else self.codes_of_held_out
+        """The codes of `held_out`, likewise, of data that have it."""
+        if self.codes_of_held_out is not None:
+            return self.codes_of_held_out
+        if self.held_out is None:
+            raise ValueError("These data have no held-out tiles.")
+        return self.encoded(self.held_out)
 
     @cached_property
     def generated_codes(self) -> Tensor:
