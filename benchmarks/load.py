@@ -95,7 +95,7 @@ def measure(steps: int, sharing: bool) -> None:
     cpu.LOOK_EVERY = LOOK_EVERY
     times = []
     started = time.monotonic()
-    with cpu.threads_as_left(sharing) as follow_load:
+    with cpu.follow_idle_cores(sharing) as follow_load:
         while len(times) < steps:
             began = time.perf_counter()
             follow_load()

@@ -26,8 +26,8 @@ from pfiles.unet_cond_base import UNet, make_unet
 from pfiles.vqvae import VQVAE, make_vqvae
 
 # what a UNet is bound to
-LEARNT_WITH = ("prediction", "latent_scaling", "shared_scale", "num_timesteps", "beta_start", "beta_end")
-NOT_LEARNT = ("versions", "number", "replaces")  # what a checkpoint's JSON tells besides, see `save_weights`
+BOUND_SETTINGS = ("prediction", "latent_scaling", "shared_scale", "num_timesteps", "beta_start", "beta_end")
+NOTE_FIELDS = ("versions", "number", "replaces")  # what a checkpoint's JSON tells besides, see `save_weights`
 START = {"training": None, "finetuning1": "training", "finetuning2": "finetuning1"}  # the stage that each goes on from
 MADE_BY = {"training": "part_1_training", "finetuning1": "part_2_finetuning1", "finetuning2": "part_3_finetuning2"}
 
@@ -60,7 +60,7 @@ def is_saved(module: nn.Module, path: Path, about: Mapping[str, Any]) -> bool:
     """Whether `path` holds these weights already, and its JSON tells the same of them."""
     note = read_json(path.with_suffix(".json")) if path.exists() else None
     expected = {**about, "weights": fingerprint(module)}
-    is_same = note is not None and same_note(without(note, *NOT_LEARNT), expected)
+    is_same = note is not None and same_note(without(note, *NOTE_FIELDS), expected)
     return is_same and _weights_in(path) == expected["weights"]
 
 
@@ -160,7 +160,7 @@ def _keep_aside(path: Path, about: Mapping[str, Any]) -> None:
     """Rename the weights in `path` where they were not made here, or by another training than that of `about`."""
     ours = is_made_here(path)
     note = read_json(path.with_suffix(".json"), {})
-    if ours and same_note(without(note, "weights", *NOT_LEARNT), about):
+    if ours and same_note(without(note, "weights", *NOTE_FIELDS), about):
         return
     numbered = (path.with_name(f"{path.stem}.kept_{n}{path.suffix}") for n in count(1))
     free = next(name for name in numbered if not name.exists())
@@ -274,11 +274,11 @@ def _checkpoints(paths: Paths, network: str, stage: str, clustering: str) -> lis
         match = pattern.fullmatch(path.name)
         about = read_json(path.with_suffix(".json"), {"clustering": "classifier"})
         if match and about.get("clustering") == clustering:
-            by_age.append(in_time(path, match[2]))
+            by_age.append(age_of(path, match[2]))
     return [path for *_, path in sorted(by_age)]
 
 
-def in_time(path: Path, day: str) -> tuple[int, str, int, Path]:
+def age_of(path: Path, day: str) -> tuple[int, str, int, Path]:
     """What sorts the checkpoints of a stage by their age, see `find_checkpoint`."""
     return _number(path), day, path.stat().st_mtime_ns, path
 
@@ -363,11 +363,11 @@ def load_stage(
 
 
 def require_learnt_with(path: Path, learnt: Mapping[str, Any], settings: DiffusionSettings) -> None:
-    """InputError where the UNet in `path` learnt with other LEARNT_WITH than the settings say.
+    """InputError where the UNet in `path` learnt with other BOUND_SETTINGS than the settings say.
 
     learnt: what is recorded of it; nothing of the published ones.
     """
-    for name in LEARNT_WITH:
+    for name in BOUND_SETTINGS:
         now = getattr(settings, name)
         then = learnt.get(name, now if learnt else getattr(DiffusionSettings(), name))
         if then != now:

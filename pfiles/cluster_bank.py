@@ -51,7 +51,7 @@ class ClusterBank(nn.ModuleList):
     def split(self, unet: UNet) -> list[tuple[UNet, "ClusterBank"]]:
         """For each k alone its clusterer, and a copy of the UNet that knows its clusters only."""
         return [
-            (unet.of_clusters(first, k), ClusterBank([clusterer]))
+            (unet.with_clusters(first, k), ClusterBank([clusterer]))
             for clusterer, first, k in zip(self, self.first_rows, self.ks, strict=True)
         ]
 

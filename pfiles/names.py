@@ -181,10 +181,10 @@ def agreed(readings: Sequence[Reading]) -> dict[int, str]:
     """The name of each cluster on which more than half of those who named it agree, in the first one's spelling."""
     names = {}
     for number in sorted({number for reading in readings for number in reading.names}):
-        said = [reading.names[number] for reading in readings if number in reading.names]
-        word, count = Counter(map(str.casefold, said)).most_common(1)[0]
-        if 2 * count > len(said):
-            names[number] = next(name for name in said if name.casefold() == word)
+        spellings = [reading.names[number] for reading in readings if number in reading.names]
+        word, count = Counter(map(str.casefold, spellings)).most_common(1)[0]
+        if 2 * count > len(spellings):
+            names[number] = next(name for name in spellings if name.casefold() == word)
     return names
 
 
@@ -209,12 +209,12 @@ def agreement(readings: Sequence[Reading]) -> tuple[pd.DataFrame, pd.DataFrame]:
             "kappa": cohen_kappa_score(first, second) if len({*first, *second}) > 1 else float("nan"),
         }
     for number in sorted({number for reading in readings for number in reading.names}):
-        said = {reading.reader: reading.names[number] for reading in readings if number in reading.names}
-        if len(set(map(str.casefold, said.values()))) > 1:
+        name_by_reader = {reading.reader: reading.names[number] for reading in readings if number in reading.names}
+        if len(set(map(str.casefold, name_by_reader.values()))) > 1:
             marks = {reading.reader: reading.entries[number].mark for reading in readings}
             differing[f"cluster {number}"] = {
                 reader: f"{name} ({marks[reader]})" if marks[reader] not in ("", name) else name
-                for reader, name in said.items()
+                for reader, name in name_by_reader.items()
             }
     return pd.DataFrame.from_dict(pairs, orient="index"), pd.DataFrame.from_dict(differing, orient="index").fillna("")
 

@@ -220,7 +220,7 @@ def _why(then: Provenance | None, now: Provenance | None, changed: list[str]) ->
     return "; ".join(causes) or UNEXPLAINED
 
 
-NOT_INPUTS = (*checkpoints.NOT_LEARNT, "weights", "sha256", "epochs", "latent_scaling")
+NOT_INPUTS = (*checkpoints.NOTE_FIELDS, "weights", "sha256", "epochs", "latent_scaling")
 
 
 def show(verdicts: list[Verdict], report: Path) -> int:

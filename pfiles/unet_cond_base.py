@@ -86,7 +86,7 @@ class UNet(nn.Module):
             out = up(out, skips.pop(), t_emb)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(out))), self.fold)
 
-    def of_clusters(self, first: int, number: int) -> "UNet":
+    def with_clusters(self, first: int, number: int) -> "UNet":
         """A UNet of its own, a copy that knows `number` of these clusters, from `first` on, and draws them the same."""
         part = copy.deepcopy(self)
         rows = self.class_emb.weight[first : first + number].detach().clone()

@@ -146,7 +146,7 @@ def test_the_rows_of_one_k_are_a_published_unet():
     """As the authors' code would compute it: 10 of the 91 clusters of k = 10 ... 16, those of k = 10."""
     whole = UNet(cls=91).eval()
     state = random_state(whole, seed=12)
-    part = whole.of_clusters(0, 10)
+    part = whole.with_clusters(0, 10)
     published = UNet(cls=10).state_dict()
     assert {name: value.shape for name, value in part.state_dict().items()} == {
         n: v.shape for n, v in published.items()

@@ -66,7 +66,7 @@ ON_REQUEST = {  # by the option that asks for it
 }
 FOR_ALL_K = NOTEBOOKS[: NOTEBOOKS.index("clusters_14/part_3_finetuning2") + 1]  # once for several k, as the last one
 CHOOSE_K = ("choose_k", "internal_cluster_validation_metrics")
-READ = {"run_toml": False}  # for notebooks: run.toml has been read, they get its choices as parameters
+NO_TOML = {"run_toml": False}  # for notebooks: run.toml has been read, they get its choices as parameters
 Step = tuple[str, dict[str, Any]]  # a notebook and its parameters
 
 
@@ -102,7 +102,7 @@ def cells(args: argparse.Namespace) -> int:
     if name is None:
         raise InputError(f"There is no notebook {args.notebook!r}: choose one of {', '.join(notebooks)}.")
     _, parameters = _open_and_check(args)
-    run_cells(ROOT / f"{name}.ipynb", {**parameters, "seeds": args.seeds} | READ)
+    run_cells(ROOT / f"{name}.ipynb", {**parameters, "seeds": args.seeds} | NO_TOML)
     return 0
 
 
@@ -115,7 +115,7 @@ def make_again(notebooks: Sequence[str], choices: Mapping[str, Any], out: Path) 
     for number, name in enumerate(notebooks, start=1):
         print(f"[{number:2}/{len(notebooks)}] {name}", flush=True)
         with open(log, "a") as said, redirect_stdout(said):
-            run_cells(ROOT / f"{name}.ipynb", {**choices, "restart": False} | READ)
+            run_cells(ROOT / f"{name}.ipynb", {**choices, "restart": False} | NO_TOML)
         plt.close("all")
 
 
@@ -196,7 +196,7 @@ def _execute_steps(
             print(f"[{number:2}/{len(steps)}] {title} ", end="", flush=True)
             started = time.monotonic()
             target = _executed_path(paths, name, folder)
-            failure = execute(ROOT / f"{name}.ipynb", target, step_parameters | restart_parameters | READ, kernel)
+            failure = execute(ROOT / f"{name}.ipynb", target, step_parameters | restart_parameters | NO_TOML, kernel)
             if failure is not None:
                 return _tell_failure(*failure, target)
             print(f"{time.monotonic() - started:.0f} s", flush=True)

@@ -204,9 +204,9 @@ class Generator(
             raise InputError(f"The number of tiles to draw must be a whole number of at least 1, but is {number!r}.")
         shares = self.shares.double()
         if name is not None:
-            among, everything = find_clusters(name, self.names, self.n_clusters), shares
-            shares = torch.zeros_like(everything)
-            shares[among] = everything[among] if everything[among].any() else 1.0
+            ids, all_shares = find_clusters(name, self.names, self.n_clusters), shares
+            shares = torch.zeros_like(all_shares)
+            shares[ids] = all_shares[ids] if all_shares[ids].any() else 1.0
         return torch.multinomial(shares, number, replacement=True, generator=make_generator(seed, "clusters"))
 
     def assign(self, images: Tensor) -> tuple[Tensor, Tensor]:

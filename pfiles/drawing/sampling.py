@@ -83,15 +83,15 @@ def sample(
     device = next(unet.parameters()).device
     num_steps = num_steps or scheduler.num_timesteps
     batches = list(zip(cluster_ids.split(batch_size), _chunks(seeds, batch_size), strict=True))
-    below = [None] * len(batches) if originals is None else originals.split(batch_size)
+    batches_of_originals = [None] * len(batches) if originals is None else originals.split(batch_size)
     images = []
-    hidden = {} if progress else {"disable": True}
+    bar_options = {} if progress else {"disable": True}
     with (
         eval_mode(unet),
-        processes.progress(total=len(batches) * steps_taken(strength, num_steps), **SHOWN, **hidden) as bar,
+        processes.progress(total=len(batches) * steps_taken(strength, num_steps), **SHOWN, **bar_options) as bar,
     ):
         predict = speed.fast(unet)
-        for (ids, batch_seeds), latents in zip(batches, below, strict=True):
+        for (ids, batch_seeds), latents in zip(batches, batches_of_originals, strict=True):
             ids = ids.to(device)
             solver = make_solver(sampler, scheduler, num_steps)
             times = torch.tensor(solver.timesteps, device=device)

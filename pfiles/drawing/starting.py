@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pfiles.checkpoints import fingerprint_of_encoder, fingerprint_of_state, in_time, read_state, require_learnt_with
+from pfiles.checkpoints import age_of, fingerprint_of_encoder, fingerprint_of_state, read_state, require_learnt_with
 from pfiles.drawing import soundness
 from pfiles.drawing.generator import STARTER, read_weights
 from pfiles.errors import InputError
@@ -61,7 +61,7 @@ def newest_unet(root: Path) -> Path | None:
     by_kind: dict[tuple[Path, str | None], list[tuple[int, str, int, Path]]] = {}
     for path in root.glob("clusters_*/models_*/unet_*.pth"):
         if match := name.fullmatch(path.relative_to(root).as_posix()):  # not in a copy of its folder
-            by_kind.setdefault((path.parent, match[2]), []).append(in_time(path, match[3]))
+            by_kind.setdefault((path.parent, match[2]), []).append(age_of(path, match[3]))
     return max((max(of)[2:] for of in by_kind.values()), default=(0, None))[1]
 
 

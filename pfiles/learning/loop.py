@@ -33,7 +33,7 @@ from pfiles.learning.resume import (
     save_resume_point,
 )
 from pfiles.machine import processes
-from pfiles.machine.cpu import threads_as_left
+from pfiles.machine.cpu import follow_idle_cores
 from pfiles.machine.locks import locked
 from pfiles.machine.runtime import derive_seed, make_generator, peak_memory_gb, stop, stop_signals
 from pfiles.machine.speed import Speed
@@ -174,7 +174,7 @@ def train(
         stop_signals() as signal_received,
         log.end_told(),
         processes.lost_processes_told(),
-        threads_as_left(job.speed.sharing) as follow_load,
+        follow_idle_cores(job.speed.sharing) as follow_load,
     ):
         for number, index, last_of_epoch in _steps(job, num_epochs, num_tiles, first_step, device):
             # Random numbers and learning rate of this step.

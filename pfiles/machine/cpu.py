@@ -41,7 +41,7 @@ def prepare_threads() -> None:
 
 
 @contextmanager
-def threads_as_left(on: bool) -> Iterator[Callable[[], None]]:
+def follow_idle_cores(on: bool) -> Iterator[Callable[[], None]]:
     """Inside the block, where `on`, torch computes in no more threads than other programs leave cores for.
 
     All threads of a step wait for the slowest, so that one thread too many, which shares its core with another program,

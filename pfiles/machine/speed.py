@@ -22,7 +22,7 @@ class Speed:
     channels_last: weights and feature maps in the memory layout that convolutions like best.
     compiled: networks compiled by torch, on a GPU replayed as CUDA graphs; the first steps take a minute.
     fused: Adam updates all weights in one kernel.
-    sharing: on a CPU trainings compute in no more threads than other programs leave cores for, see `threads_as_left`.
+    sharing: on a CPU trainings compute in no more threads than other programs leave cores for, see `follow_idle_cores`.
     """
 
     bf16: bool = False

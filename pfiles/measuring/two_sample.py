@@ -226,7 +226,7 @@ def same_part(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.concatenate([by_turns, of_b])
 
 
-def steps_to_blame(
+def stage_comparisons(
     generated: Tensor, real: Tensor, reconstructed: Tensor | None = None, held_out: Tensor | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """The pairs that say which part gives generated tiles away, for `compare`; all uint8 tiles (N, 3, S, S).

@@ -22,14 +22,16 @@ def split_by_folder(names: Sequence[PurePosixPath]) -> tuple[np.ndarray, str]:
     """
     folders, level, above = [name.parts[:-1] for name in names], *level_of_slides(names)
     if level is not None:
-        test, said = split_by_slide(["/".join(folder[:level]) for folder in folders], "folders")
+        test, sentence = split_by_slide(["/".join(folder[:level]) for folder in folders], "folders")
         if above > 1:
-            said += f" They lie in {above} folders: where those are the slides, a slide may be on both sides."
-        return test, said
-    few = (
+            sentence += f" They lie in {above} folders: where those are the slides, a slide may be on both sides."
+        return test, sentence
+    too_few = (
         f"The tiles lie in {above} folders, but slides are told apart from {TEST_PARTS} folders on: the last eleventh "
     )
-    return last_part(len(names)), f"{few}of the tiles is the test set, and a slide may be on both sides." * (above > 1)
+    return last_part(len(names)), f"{too_few}of the tiles is the test set, and a slide may be on both sides." * (
+        above > 1
+    )
 
 
 def level_of_slides(names: Sequence[PurePosixPath]) -> tuple[int | None, int]:
@@ -54,8 +56,8 @@ def split_by_patient(positions: np.recarray, patients: Sequence[str]) -> tuple[n
     """
     slides = [patient or slide for patient, slide in zip(patients, positions.slide, strict=True)]
     if len(set(slides)) > 1:
-        test, said = split_by_slide(slides, "patients" if all(patients) else "slides")
-        return ~test, test, said
+        test, sentence = split_by_slide(slides, "patients" if all(patients) else "slides")
+        return ~test, test, sentence
     border = np.sort(positions.y)[-max(1, len(slides) // TEST_PARTS)]
     train, test = positions.y + positions.side <= border, positions.y >= border
     return train, test, f"All tiles are from one slide: those from row {border} on are the test set."

@@ -105,7 +105,7 @@ def test_threads_are_as_many_as_other_programs_leave_cores_for(four_threads, mon
     monkeypatch.setattr(cpu, "_cores", lambda: {0, 1, 2, 3})
     monkeypatch.setattr(cpu, "_seconds_of_others", lambda cores: taken[0])
     found = []
-    with cpu.threads_as_left(True) as follow:
+    with cpu.follow_idle_cores(True) as follow:
         for seconds, of_others in ((19, 57), (1, 3), (20, 34), (20, 76), (30, 0), (20, -20)):
             now[0] += seconds
             taken[0] += of_others
@@ -114,13 +114,13 @@ def test_threads_are_as_many_as_other_programs_leave_cores_for(four_threads, mon
         follow()  # no time has passed
     # too early; three cores taken; 1.7; 3.8; none; and where nobody counts, only this process's own time is subtracted
     assert found == [4, 1, 2, 1, 4, 4]
-    with cpu.threads_as_left(True) as follow:
+    with cpu.follow_idle_cores(True) as follow:
         now[0] += 20
         taken[0] += 60
         follow()
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 4  # as before
-    with cpu.threads_as_left(False) as follow:
+    with cpu.follow_idle_cores(False) as follow:
         now[0] += 20
         taken[0] += 60
         follow()

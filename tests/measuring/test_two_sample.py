@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from pfiles.errors import InputError
 from pfiles.measuring import two_sample
 from pfiles.measuring.tile_network import TileNetwork, Trained, train
-from pfiles.measuring.two_sample import blur, compare, steps_to_blame, two_sample_test
+from pfiles.measuring.two_sample import blur, compare, stage_comparisons, two_sample_test
 from pfiles.tiles.dataset import load_tiles
 from tests.conftest import shared
 
@@ -170,7 +170,7 @@ def test_who_is_to_blame():
     """A decoder that blurs and a UNet that draws what the decoder can show: the blame is the autoencoder's alone."""
     real, held_out = texture(160, seed=1), texture(80, seed=2)
     generated, reconstructed = blur(texture(160, seed=4), 1.0), blur(real, 1.0)
-    pairs = steps_to_blame(generated, real, reconstructed, held_out)
+    pairs = stage_comparisons(generated, real, reconstructed, held_out)
     found = compare(pairs, 0, "cpu", blurs_px=(0.0,), trials=2)
     drawn, unet, autoencoder, floor, others = (tests[0.0] for tests in found.values())
     assert drawn.interval[0] > 0.8
@@ -178,7 +178,7 @@ def test_who_is_to_blame():
     assert unet.interval[0] < 0.5 < unet.interval[1]
     assert floor.interval[0] < 0.5 < floor.interval[1]
     assert others.interval[0] < 0.5 < others.interval[1]
-    assert list(steps_to_blame(generated, real)) == ["generated from real", "real from real: the floor"]
+    assert list(stage_comparisons(generated, real)) == ["generated from real", "real from real: the floor"]
     table = two_sample.table(found)
     assert list(table.index) == list(pairs)
     assert table.columns.tolist() == ["accuracy", "low", "high", "test tiles", "learned", "guard"]

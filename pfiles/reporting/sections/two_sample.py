@@ -13,7 +13,7 @@ from pfiles.reporting.sections.record import BY_FEATURES, SectionRecord, Summary
 from pfiles.reporting.tables import plain
 
 SHOWN = 20  # of the most and least convincing images
-GENERATED_FROM_REAL, FLOOR = "generated from real", "real from real: the floor"  # pairs of `steps_to_blame`
+GENERATED_FROM_REAL, FLOOR = "generated from real", "real from real: the floor"  # pairs of `stage_comparisons`
 MOST_PAIRS = 9  # that are told apart, those of the guards among them
 
 
@@ -26,7 +26,7 @@ def make_section(
         return Section("Two-sample test", [too_few(two_sample.MIN_TILES, fewest)])
     held_out = None if data.held_out is None or len(data.held_out) < MIN_IMAGES else data.held_out
     floor = len(real) >= 2 * two_sample.MIN_TILES
-    steps = two_sample.steps_to_blame(generated, real, data.reconstructed, held_out)
+    steps = two_sample.stage_comparisons(generated, real, data.reconstructed, held_out)
     tests_by_pair = two_sample.compare(
         {name: p for name, p in steps.items() if floor or name != FLOOR}, seed, device, blurs_px
     )
