@@ -39,7 +39,7 @@ INDEPENDENT_OF_K = ("device", "speed", "tiles", "vqvae", "views")  # assets that
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """See `open_run`. What takes time is made when it is first asked for, and kept.
+    """See `open_run`. What takes time is made when it is first asked for, and kept, the codes of the tiles in a file.
 
     restart: whether trainings begin anew, or the name under which they do so once.
     assets: what is there already, by the name of the property that would make it.

@@ -26,7 +26,7 @@ from pfiles.machine.runtime import make_generator, seeded
 from pfiles.paths import ROOT, atomic_write, write_json
 from pfiles.reporting.figures import save_figure
 from pfiles.reporting.tables import record
-from pfiles.tiles.files import decode_image, write_tiles
+from pfiles.tiles.files import decode, write_tiles
 from pfiles.tiles.pixels import as_tensor
 from tests.conftest import TINY, make_tiles
 
@@ -246,4 +246,4 @@ def test_a_disk_that_is_really_full(tmp_path, monkeypatch, capfd):
 def test_a_tile_that_was_written_is_the_tile(tmp_path):
     write_tiles(tmp_path, [1, 2, 3], tiles(1))
     for number, tile in enumerate(tiles(1), start=1):
-        assert (decode_image("x", (tmp_path / f"{number}.png").read_bytes()) == tile).all()
+        assert (decode("x", (tmp_path / f"{number}.png").read_bytes()).image == tile).all()

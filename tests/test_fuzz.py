@@ -39,7 +39,7 @@ from pfiles.paths import Paths
 from pfiles.reporting import tables
 from pfiles.settings import Settings, get_settings
 from pfiles.tiles.dataset import load_tiles
-from pfiles.tiles.files import decode_image
+from pfiles.tiles.files import decode
 from pfiles.tiles.pixels import as_array
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE, make_vqvae
@@ -355,7 +355,7 @@ def test_images_that_end_too_soon(kind, cut, tmp_path):
 def test_images_with_flipped_bits(bits):
     """A PNG has checksums: no pixel may change unnoticed."""
     try:
-        image = decode_image("tile.png", flip(PNG, bits))
+        image = decode("tile.png", flip(PNG, bits)).image
     except InputError as error:
         assert re.fullmatch(r"[^\n]{30,}\.", str(error))  # noqa: PT017 - either may come
     else:

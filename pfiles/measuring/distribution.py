@@ -31,15 +31,6 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     return _frechet(a.mean(0), _root(a), b.mean(0), _root(b))
 
 
-def frechet_from_moments(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
-    """`frechet_distance` of two Gaussians with means (d,) and covariances (d, d)."""
-    roots = []
-    for covariance in (cov_a, cov_b):
-        values, vectors = np.linalg.eigh(covariance)
-        roots.append(np.sqrt(values.clip(0))[:, None] * vectors.T)
-    return _frechet(mean_a, roots[0], mean_b, roots[1])
-
-
 def _root(features: np.ndarray) -> np.ndarray:
     """R with R^T R the covariance of features (N, d), at most d rows."""
     centred = (features - features.mean(0)) / np.sqrt(len(features) - 1)

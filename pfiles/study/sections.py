@@ -1,7 +1,6 @@
 """A reader study as sections of a report: what was done, in words for a paper, and what came out, with a figure."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -198,8 +197,3 @@ def _dots(ax: Axes, measure: Measure, chance: float) -> None:
         ax.plot(value, i, "D" if last else "o", color=colour, markersize=6 if last else 5)
     ax.axvline(chance, color="grey", linestyle=":")
     ax.set(xlim=(0, 1), xticks=(0, 0.5, 1), ylim=(len(rows) - 0.5, -0.5))
-
-
-def scores_of(report: list[Section]) -> Mapping[str, Any]:
-    """What a run's summary keeps of a study."""
-    return report[1].scores

@@ -148,11 +148,6 @@ def types_in_words(names: Iterable[PurePath]) -> str:
     return f"{kinds} are not read: convert them." if counts else ""
 
 
-def decode_image(name: str, content: bytes) -> Tensor:
-    """The image of `decode`."""
-    return decode(name, content).image
-
-
 def decode(name: str, content: bytes) -> Decoded:
     """The first page of the bytes of an image file, transparent pixels white.
 

@@ -105,15 +105,20 @@ def test_train_and_look_refuses_bad_tiles(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def short_measures(monkeypatch):
+    """Networks that measure learn for a few steps: their verdicts are recorded, and mean nothing."""
+    monkeypatch.setattr(two_sample, "STEPS", 10)
+    monkeypatch.setattr(usefulness, "EPOCHS", 2)
+    monkeypatch.setattr(fidelity, "JUDGE_EPOCHS", 1)
+
+
 # the ladder
 
 
 @pytest.fixture
-def a_run(tmp_path, monkeypatch):
+def a_run(tmp_path, short_measures):
     """A run of random weights on 242 tiles, 22 of them held out: what the ladder reads, not what it should find."""
-    monkeypatch.setattr(two_sample, "STEPS", 10)
-    monkeypatch.setattr(two_sample, "TRIALS", 1)
-    monkeypatch.setattr(usefulness, "EPOCHS", 2)
     np.save(tmp_path / "tiles.npy", make_tiles(242))
     changed = TINY | {"max_train_tiles": 60}
     settings, paths = get_settings("demo", changed), Paths(K, tmp_path)
@@ -191,11 +196,9 @@ def test_verdict_on_structure_by_hand():
     assert not blind["rightly"]
 
 
-def test_a_generator_climbs_without_a_run(tmp_path, monkeypatch):
+def test_a_generator_climbs_without_a_run(tmp_path, monkeypatch, short_measures):
     """The starter on the embedded slide: rungs of real tiles alone, whose structure is measured."""
     monkeypatch.setattr(two_sample, "STEPS", 2)
-    monkeypatch.setattr(two_sample, "TRIALS", 1)
-    monkeypatch.setattr(fidelity, "JUDGE_EPOCHS", 1)
     monkeypatch.setattr(usefulness, "MIN_TILES", 1000)
     arguments = ["--generator", str(STARTER), "--data", "embedded", "--images", "60", "--train", "80", "--real-only"]
     assert ladder.main([*arguments, "--blurs", "0", "--features", "random", "--out", str(tmp_path)]) == 0
@@ -207,7 +210,7 @@ def test_a_generator_climbs_without_a_run(tmp_path, monkeypatch):
     assert "orders structure" in (tmp_path / "ladder.md").read_text()
 
 
-def test_ablation(tmp_path, capsys):
+def test_ablation(tmp_path, capsys, short_measures):
     """Rows of one budget on one autoencoder; what is done is not done again."""
     np.save(tmp_path / "tiles.npy", make_tiles(264, 48))
     settings = {**TINY, "max_train_tiles": 220, "autoencoder.epochs": 1, "autoencoder.polish.epochs": 1}
@@ -228,7 +231,7 @@ def test_ablation(tmp_path, capsys):
     assert plain["settings"]["diffusion.prediction"] == "noise"
 
 
-def test_race(tmp_path, capsys):
+def test_race(tmp_path, capsys, short_measures):
     """Two recipes at one budget: table, figure, what each took; what is done is not done again."""
     settings = {**TINY, "image_size_px": 64, "max_train_tiles": 96, "autoencoder.polish.epochs": 0}
     arguments = ["--data", "embedded", "--out", str(tmp_path / "out"), "--clusters", "3", "--budget", "2"]
@@ -276,7 +279,7 @@ def test_epochs_of_a_race_are_those_that_fit(tmp_path, monkeypatch):
     }  # fmt: skip
 
 
-def test_every_k(tmp_path):
+def test_every_k(tmp_path, short_measures):
     """One UNet for two k against the k's own, each row in its own number of steps; what is done is not done again."""
     np.save(tmp_path / "tiles.npy", make_tiles(264, 48))
     settings = {**TINY, "max_train_tiles": 220, "autoencoder.epochs": 1, "autoencoder.polish.epochs": 1}
@@ -303,7 +306,7 @@ def test_every_k(tmp_path):
     assert "+" not in table[1]  # the k's own is compared with nothing
 
 
-def test_start_from(tmp_path, capsys):
+def test_start_from(tmp_path, capsys, short_measures):
     """Three runs: all epochs, a third of them, and a third from the starter's weights."""
     settings = {"image_size_px": 48, "max_train_tiles": 60, "sampling.steps": 2, "training.warmup_steps": 1}
     np.save(tmp_path / "tiles.npy", make_tiles(242, 48))

@@ -26,22 +26,17 @@ def test_frechet_distance_of_two_known_gaussians():
     """In one dimension it is (difference of means)^2 + (difference of deviations)^2; the same along each axis."""
     means, deviations = np.array([[0.0, 2.0, -1.0], [3.0, 2.0, 1.0]]), np.array([[1.0, 2.0, 0.0], [3.0, 2.0, 0.5]])
     expected = 9 + 0 + 4 + 4 + 0 + 0.25
-    covariances = [np.diag(d**2) for d in deviations]
-    found = distribution.frechet_from_moments(means[0], covariances[0], means[1], covariances[1])
-    assert found == pytest.approx(expected)
+    steps = [np.sqrt(5 / 2) * np.diag(d) for d in deviations]  # six points on the axes have these moments
+    a, b = (mean + np.concatenate([step, -step]) for mean, step in zip(means, steps, strict=True))
+    np.testing.assert_allclose(np.cov(a.T), np.diag(deviations[0] ** 2), atol=1e-12)
+    assert distribution.frechet_distance(a, b) == pytest.approx(expected)
     turn = linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]  # axes do not matter
-    turned = [turn @ c @ turn.T for c in covariances]
-    assert distribution.frechet_from_moments(turn @ means[0], turned[0], turn @ means[1], turned[1]) == pytest.approx(
-        expected
-    )
+    assert distribution.frechet_distance(a @ turn.T, b @ turn.T) == pytest.approx(expected)
 
 
 def test_frechet_distance_of_points_is_that_of_their_moments(clouds):
     a, b = clouds
     moments = [(x.mean(0), np.cov(x.T)) for x in clouds]
-    assert distribution.frechet_distance(a, b) == pytest.approx(
-        distribution.frechet_from_moments(*moments[0], *moments[1])
-    )
     (mean_a, cov_a), (mean_b, cov_b) = moments
     root = linalg.sqrtm(cov_a @ cov_b).real  # the textbook formula, which wants covariances of full rank
     textbook = np.square(mean_a - mean_b).sum() + np.trace(cov_a + cov_b - 2 * root)

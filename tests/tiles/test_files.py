@@ -14,7 +14,7 @@ from pfiles.errors import InputError
 from pfiles.measuring import pairs
 from pfiles.tiles import files, pixels
 from pfiles.tiles.dataset import load_tiles
-from pfiles.tiles.files import decode_image
+from pfiles.tiles.files import decode
 from tests.conftest import make_tiles, write
 from tests.tiles.conftest import wide_profile
 
@@ -97,9 +97,9 @@ def test_16_bit_images_are_refused():
         images[name] = buffer.getvalue()
     for name, content in images.items():
         with pytest.raises(InputError, match=f"{name}.*(16 bits per channel|cannot be read)"):
-            decode_image(name, content)
+            decode(name, content)
     with pytest.raises(InputError, match="12 bits"):
-        decode_image("a.png", png_16_bit(twelve_bit))
+        decode("a.png", png_16_bit(twelve_bit))
 
 
 def test_16_bits_are_scaled_where_a_tiff_says_their_range():
@@ -109,7 +109,7 @@ def test_16_bits_are_scaled_where_a_tiff_says_their_range():
         buffer = io.BytesIO()
         tag = [(281, "H", 3, (4095, 4095, 4095), True)]
         tifffile.imwrite(buffer, image, photometric="rgb", planarconfig=planes, extratags=tag)
-        found = decode_image("a.tif", buffer.getvalue()).permute(1, 2, 0).numpy()
+        found = decode("a.tif", buffer.getvalue()).image.permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(found, np.rint(twelve_bit * (255 / 4095)).astype(np.uint8))
 
 
@@ -120,21 +120,21 @@ def test_16_bits_with_a_range_by_ome_and_with_an_alpha_channel():
     buffer = io.BytesIO()
     about = {"axes": "YXS", "SignificantBits": 12}
     tifffile.imwrite(buffer, twelve_bit, ome=True, photometric="rgb", metadata=about)
-    np.testing.assert_array_equal(decode_image("a.tif", buffer.getvalue()).permute(1, 2, 0), expected)
+    np.testing.assert_array_equal(decode("a.tif", buffer.getvalue()).image.permute(1, 2, 0), expected)
     alpha = np.zeros((48, 48, 1), np.uint16)
     alpha[:16] = 4095
     buffer = io.BytesIO()
     options = {"extrasamples": ["unassalpha"], "extratags": [(281, "H", 4, (4095,) * 4, True)], "metadata": None}
     tifffile.imwrite(buffer, np.dstack([twelve_bit, alpha]), photometric="rgb", **options)
-    found = decode_image("a.tif", buffer.getvalue()).permute(1, 2, 0).numpy()
+    found = decode("a.tif", buffer.getvalue()).image.permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(found[:16], expected[:16])
     assert (found[16:] == 255).all()
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, (tile / 255).astype(np.float32), photometric="rgb")
     with pytest.raises(InputError, match="it holds float32, where 8 or 16 bits per channel are read"):
-        decode_image("a.tif", buffer.getvalue())
+        decode("a.tif", buffer.getvalue())
     with pytest.raises(InputError, match=r"a\.png cannot be read as an image .it is no PNG, JPEG or TIFF, or damaged"):
-        decode_image("a.png", b"RIFF")
+        decode("a.png", b"RIFF")
 
 
 def test_mixed_colour_profiles_of_tiles_are_told(tmp_path, capsys):
@@ -156,7 +156,7 @@ def test_transparent_pixels_are_glass():
     expected = np.rint(tile * (alpha[..., None] / 255) + 255 - alpha[..., None]).astype(int)
     buffer = io.BytesIO()
     Image.fromarray(np.dstack([tile, alpha])).save(buffer, "PNG")
-    found = decode_image("a.png", buffer.getvalue()).permute(1, 2, 0).numpy()
+    found = decode("a.png", buffer.getvalue()).image.permute(1, 2, 0).numpy()
     assert np.abs(found - expected).max() <= 1
     keyed = tile.copy()
     keyed[:9] = 1, 2, 3
@@ -165,7 +165,7 @@ def test_transparent_pixels_are_glass():
     for image, key in ((colours, (1, 2, 3)), (palette, palette.getpixel((0, 0)))):
         buffer = io.BytesIO()
         image.save(buffer, "PNG", transparency=key)
-        found = decode_image("a.png", buffer.getvalue()).permute(1, 2, 0).numpy()
+        found = decode("a.png", buffer.getvalue()).image.permute(1, 2, 0).numpy()
         assert (found[:9] == 255).all()
         assert (found[9:] != 255).any()
 
@@ -185,4 +185,4 @@ def test_alpha_and_palette_stay_allowed():
     tile = make_tiles(1)[0]
     buffer = io.BytesIO()
     Image.fromarray(tile).convert("P", palette=Image.Palette.ADAPTIVE).save(buffer, "PNG")
-    assert decode_image("a.png", buffer.getvalue()).shape == (3, 48, 48)
+    assert decode("a.png", buffer.getvalue()).image.shape == (3, 48, 48)
