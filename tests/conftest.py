@@ -285,6 +285,22 @@ def finish(run):
     artifacts.write_latent_csv(run, table)
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A finished tiny run with the classifier, which no test changes, and other tiles of the same shape and number."""
+    folder = tmp_path_factory.mktemp("made")
+    np.save(folder / "tiles.npy", make_tiles(44))
+    np.save(folder / "other.npy", make_tiles(44, seed=1))
+    finish(opened(folder))
+    return folder
+
+
+@pytest.fixture
+def done(made, tmp_path):
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
 def tiny_options(overrides=OVERRIDES):
     """Settings as options of a command."""
     return [part for name, value in overrides.items() for part in ("--set", f"{name}={json.dumps(value)}")]

@@ -1,10 +1,7 @@
 """Every file that a run makes is known as its own, and as another's: other data, other settings, trained since."""
 
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pfiles import artifacts
@@ -14,26 +11,10 @@ from pfiles.errors import InputError
 from pfiles.paths import ROOT, read_json, write_json
 from pfiles.provenance import GENERATED_WITH, MADE_FROM
 from pfiles.tiles.pixels import resize
-from tests.conftest import OVERRIDES, finish, make_tiles, opened, tiny_options
+from tests.conftest import OVERRIDES, opened, tiny_options
 
 MADE = [artifact.name for artifact in ARTIFACTS if artifact.name != "maps"]  # tiles of an array have no maps
 ANOTHER = {"autoencoder": ("autoencoder.commitment_weight", 0.3), "diffusion": ("diffusion.beta_end", 0.03)}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A finished tiny run with the classifier, and other tiles of the same shape and number."""
-    folder = tmp_path_factory.mktemp("artifacts")
-    np.save(folder / "tiles.npy", make_tiles(44))
-    np.save(folder / "other.npy", make_tiles(44, seed=1))
-    finish(opened(folder))
-    return folder
-
-
-@pytest.fixture
-def done(made, tmp_path):
-    """A copy of it that a test may change."""
-    return Path(shutil.copytree(made, tmp_path / "run"))
 
 
 def note_of(path):

@@ -36,22 +36,6 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A finished tiny run with the classifier, and other tiles of the same shape and number."""
-    folder = tmp_path_factory.mktemp("made")
-    np.save(folder / "tiles.npy", make_tiles(44))
-    np.save(folder / "other.npy", make_tiles(44, seed=1))
-    finish(opened(folder))
-    return folder
-
-
-@pytest.fixture
-def done(made, tmp_path):
-    """A copy of it that a test may change."""
-    return Path(shutil.copytree(made, tmp_path / "run"))
-
-
 @pytest.fixture
 def in_notebooks(monkeypatch):
     monkeypatch.chdir(ROOT)
