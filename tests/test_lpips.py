@@ -41,6 +41,7 @@ def weights_at(monkeypatch, url):
     monkeypatch.setattr(torchvision.models, "VGG16_Weights", SimpleNamespace(IMAGENET1K_V1=SimpleNamespace(url=url)))
 
 
+@pytest.mark.slow
 def test_lpips_downloads_checks_and_keeps_vgg16(tmp_path, torch_home, monkeypatch):
     folder = tmp_path / "server"
     folder.mkdir()

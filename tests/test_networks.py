@@ -118,6 +118,7 @@ def test_golden_lpips():
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_independent_unet():
     unet = UNet().eval()
     state = random_state(unet, seed=11)
@@ -142,6 +143,7 @@ def test_a_folded_unet_is_the_published_one_on_stacked_blocks():
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_the_rows_of_one_k_are_a_published_unet():
     """As the authors' code would compute it: 10 of the 91 clusters of k = 10 ... 16, those of k = 10."""
     whole = UNet(cls=91).eval()

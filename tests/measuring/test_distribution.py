@@ -119,6 +119,7 @@ def test_unbiased_mmd_by_its_definition():
     assert distribution.polynomial_mmd(a, b) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_standard_error_of_kid_is_the_spread_over_samples():
     """Over fresh samples of one law estimates must scatter by about the error that each states, at any subset size."""
     rng = np.random.default_rng(0)

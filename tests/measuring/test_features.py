@@ -71,6 +71,7 @@ def test_extractors_that_cannot_be_had(tmp_path, monkeypatch):
     assert str(info.value).count(". ") == 0
 
 
+@pytest.mark.slow
 def test_inception_is_torch_fidelitys(tmp_path, monkeypatch):
     """With weights that are not the pretrained ones, which a test cannot have; the way through the file is the same."""
     from torch_fidelity import feature_extractor_inceptionv3 as fidelity

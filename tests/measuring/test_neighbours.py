@@ -92,6 +92,7 @@ def test_what_is_said():
     assert in_words(join_counts(at([(0, 0), (500, 0)]), np.array([0, 0]), 1)).startswith("No two tiles touch")
 
 
+@pytest.mark.slow
 def test_the_interval_holds_as_often_as_it_says():
     """Labels dealt at random lie outside the 95 % interval in about 5 % of cases."""
     positions, rng = at(grid(10, 10, 100, 100)), np.random.default_rng(1)

@@ -74,6 +74,7 @@ def test_scores_do_not_depend_on_the_batch(score, two_sets):
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_lpips_score_takes_uint8(two_sets):
     network = LPIPS()
     state = {name: torch.rand(tensor.shape) for name, tensor in network.state_dict().items()}

@@ -37,6 +37,7 @@ def standard(vqvae, tissue):
     return quality.make_standard(vqvae, tissue[:40], tissue[40:80], drawn, np.arange(40) % K, K, 1)
 
 
+@pytest.mark.slow
 def test_the_more_blurred_the_less_real(standard, vqvae, tissue):
     means = [standard.odds(quality.own_features(vqvae, blur(tissue[40:80], px))).mean() for px in (0, 0.7, 1.5)]
     assert means[0] > means[1] > means[2]

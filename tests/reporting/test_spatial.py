@@ -20,6 +20,7 @@ def two_slides():
     return maps.Assigned(positions, np.array([2, 0, 2, 1]), np.array([0.9, 0.5, 0.25, 1.0]))
 
 
+@pytest.mark.slow
 def test_maps_are_read_back_as_they_were_written(tmp_path):
     images = torch.full((4, 3, 64, 64), 200, dtype=torch.uint8)
     patients = np.array(["p1", "p1", "p1", ""])
@@ -42,6 +43,7 @@ def test_maps_are_read_back_as_they_were_written(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_an_earlier_file_goes_where_anndata_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "anndata", None)
     monkeypatch.setattr(spatial, "is_installed", lambda: False)

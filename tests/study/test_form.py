@@ -46,6 +46,7 @@ def test_the_page_loads_nothing_and_names_no_kind_or_source(tmp_path):
     assert len({path.stat().st_size for path in (tmp_path / "study").glob("*.html")}) == 1
 
 
+@pytest.mark.slow
 def test_what_surrounds_the_pixels_gives_no_tile_away():
     """A forest that sees place, length, header and compressed length of the header of 800 tiles is at 50 %."""
     real = torch.tensor(make_tiles(400)).permute(0, 3, 1, 2)  # smooth, which a PNG would tell by its length

@@ -8,6 +8,7 @@ import tifffile
 from pfiles.tiles.pyramid import write_pyramid
 
 
+@pytest.mark.slow
 def test_openslide_reads_every_level(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (1300, 2100, 3), dtype=np.uint8)
     asked = []

@@ -62,6 +62,7 @@ def test_members_outside_the_packed_folder_are_refused(tmp_path, name, tiles):
         load_tiles(pack(tmp_path / "a.zip", names, tiles), 48)
 
 
+@pytest.mark.slow
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, tiles, monkeypatch):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

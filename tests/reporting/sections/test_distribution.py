@@ -18,6 +18,7 @@ def table_of(extractor, real, held_out, generated):
     return distribution.distribution_table(extractor, real, *rows, seed=0)
 
 
+@pytest.mark.slow
 def test_references_order_generators():
     """Held-out tiles are the floor; a copier is at 0; a flat colour is where the flat reference is; blur in between."""
     extractor = features.random_convolutions()

@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pytest
 
 from pfiles.measuring.morphometry import FEATURES, measure
 from pfiles.reporting.sections import morphometry
@@ -17,6 +18,7 @@ def test_small_clusters_are_said_not_dropped(real):
     assert table.distance.abs().max() < 1e-9
 
 
+@pytest.mark.slow
 def test_of_many_clusters_the_largest_have_boxes():
     """The figure says so; each row keeps its own cluster's number."""
     labels = np.repeat(np.arange(40), np.where(np.arange(40) % 5 == 0, 2, 3))  # 0, 5, 10 ... are smaller
