@@ -20,7 +20,7 @@ from pfiles.machine.processes import progress
 from pfiles.measuring import stability
 from pfiles.provenance import Provenance
 from pfiles.reporting import tables
-from pfiles.run import Run
+from pfiles.run import Run, encoded_tiles
 from pfiles.spreadsheet import write_csv
 from pfiles.tiles.dataset import Tiles
 
@@ -157,7 +157,7 @@ def compare(
 
 def all_orientations(run: Run) -> Tensor:
     """The codes of the eight views of the training tiles (8, N, h, w), whatever the UNet learns from."""
-    return run.views if len(run.views) == 8 else run.encoded(True, run.paths.choosing / "eight_views.pt")
+    return run.views if len(run.views) == 8 else encoded_tiles(run, True, run.paths.choosing / "eight_views.pt")
 
 
 def conclude(run: Run, table: pd.DataFrame, same: pd.DataFrame) -> str:

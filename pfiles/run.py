@@ -145,26 +145,12 @@ class Run:
     @cached_property
     def views(self) -> Tensor:
         """The codes that the UNet learns from, (V, N, h, w): of the training tiles, or of their eight views."""
-        return self.encoded(self.settings.diffusion.latent_views, self.paths.codes)
+        return encoded_tiles(self, self.settings.diffusion.latent_views, self.paths.codes)
 
     @property
     def codes(self) -> Tensor:
         """The codebook indices (N, h, w) of the training tiles."""
         return self.views[0]
-
-    def encoded(self, views: bool, path: Path) -> Tensor:
-        """The codes of the training tiles (1, N, h, w), or of their eight views (8, N, h, w), cached in `path`."""
-        made_from = {
-            "autoencoder": checkpoints.fingerprint_of_role(self.vqvae),
-            "data": self.tiles.fingerprint(),
-            "views": views,
-        }
-
-        def encode() -> Tensor:
-            images = self.train_images
-            return encode_views(self.vqvae, images) if views else encode_tiles(self.vqvae, images)[None]
-
-        return cached_tensor(path, made_from, encode).to(self.device)
 
     @cached_property
     def bank(self) -> ClusterBank:
@@ -200,6 +186,21 @@ class Run:
         """The names of the clusters, by their numbers from 1, on which those who named them agree."""
         fingerprint = checkpoints.fingerprint_of_clusters(self.vqvae, self.bank)
         return agreed(readings_in(self.paths.cluster_folder, fingerprint, self.k))
+
+
+def encoded_tiles(run: Run, views: bool, path: Path) -> Tensor:
+    """The codes of the training tiles (1, N, h, w), or of their eight views (8, N, h, w), cached in `path`."""
+    made_from = {
+        "autoencoder": checkpoints.fingerprint_of_role(run.vqvae),
+        "data": run.tiles.fingerprint(),
+        "views": views,
+    }
+
+    def encode() -> Tensor:
+        images = run.train_images
+        return encode_views(run.vqvae, images) if views else encode_tiles(run.vqvae, images)[None]
+
+    return cached_tensor(path, made_from, encode).to(run.device)
 
 
 def open_run(

@@ -217,6 +217,7 @@ def test_ablation(tmp_path, capsys, short_measures):
     settings |= {"autoencoder.polish.discriminator": {"conv_channels": [8, 16]}, "training.warmup_steps": 2}
     arguments = ["--data", str(tmp_path / "tiles.npy"), "--out", str(tmp_path / "out"), "--clusters", "3"]
     arguments += ["--epochs", "1", "--set", json.dumps(settings), "--rows", "plain", "full", "full, guidance 1"]
+    arguments += ["--features", "random", "autoencoder"]
     for _ in range(2):
         ablation.main(arguments)
         written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.j*")}
