@@ -15,6 +15,7 @@ from torch import Tensor
 from pfiles.paths import atomic_write
 from pfiles.tiles.mapped import Images
 from pfiles.tiles.pixels import as_array, evenly_spaced
+from pfiles.tiles.shifted import shifted_copies
 
 MOST = 4096, 65536  # test and training tiles among which near-copies are looked for, evenly spaced
 CELLS = 8  # along a side, whose mean colours are compared
@@ -94,24 +95,30 @@ def picture_of_pairs(images: Images, pairs: np.ndarray) -> Image.Image:
     return sheet
 
 
-def in_words(pairs: np.ndarray, of: int, name: Callable[[int], str], nearly: bool = False) -> str:
+def in_words(pairs: np.ndarray, of: int, name: Callable[[int], str], verb: str = "have the same pixels as") -> str:
     """What copies there are, by the names of a pair; of: how many test tiles there are."""
     first, second = (name(int(i)) for i in pairs[0])
-    alike = "look nearly like" if nearly else "have the same pixels as"
-    return f"{len(pairs)} of {of} test tiles {alike} training tiles, such as {first} and {second}"
+    return f"{len(pairs)} of {of} test tiles {verb} training tiles, such as {first} and {second}"
 
 
 def warn_of_near_copies(
     images: Images, test: np.ndarray, train: np.ndarray, name: Callable[[int], str], folder: Path
 ) -> None:
-    """Print which test tiles are near-copies of training tiles, and write a picture of such pairs into `folder`."""
+    """Print which test tiles are near-copies of training tiles, or show a part of one, see `shifted_copies`; and write
+    pictures of such pairs into `folder`."""
     pairs = near_copies(images, test, train)
-    if len(pairs):
-        sheet = picture_of_pairs(images, pairs)
-        path = folder / f"near_copies_{hashlib.sha256(sheet.tobytes()).hexdigest()[:8]}.png"
-        with atomic_write(path) as file:
-            sheet.save(file, format="PNG")
-        print(f"Warning: {in_words(pairs, len(test), name, nearly=True)}: see {path}.")
+    others = np.setdiff1d(test, pairs[:, 0])
+    for verb, of_kind in (("look nearly like", pairs), ("show a part of", shifted_copies(images, others, train))):
+        if len(of_kind):
+            sheet = picture_of_pairs(images, of_kind)
+            path = folder / f"near_copies_{hashlib.sha256(sheet.tobytes()).hexdigest()[:8]}.png"
+            try:
+                with atomic_write(path) as file:
+                    sheet.save(file, format="PNG")
+                where = f"see {path}"
+            except OSError as error:
+                where = f"no picture shows them ({error})"
+            print(f"Warning: {in_words(of_kind, len(test), name, verb)}: {where}.")
 
 
 def patients_on_both_sides(train: Iterable[str], test: Iterable[str]) -> list[str]:

@@ -96,6 +96,13 @@ def encode(image: np.ndarray, kind: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
+def as_jpeg(tile, quality=60):
+    """The tile as a JPEG shows it."""
+    buffer = io.BytesIO()
+    Image.fromarray(tile).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer))
+
+
 def write_folder(folder, tiles):
     """Tiles in two levels of folders, beside files that are not tiles."""
     for i, tile in enumerate(tiles):

@@ -1,7 +1,5 @@
 """Copies over the split: found by their pixels whatever their names, refused or shown; patients by slides' names."""
 
-import io
-
 import numpy as np
 import pytest
 import tifffile
@@ -15,13 +13,7 @@ from pfiles.tiles.pixels import as_array, as_tensor
 from pfiles.tiles.slides import Tiling
 from pfiles.tiles.tiler import tile_slides
 from tests.conftest import make_tiles
-from tests.tiles.conftest import island, lay_out, tissue, write_slide
-
-
-def as_jpeg(tile, quality=60):
-    buffer = io.BytesIO()
-    Image.fromarray(tile).save(buffer, "JPEG", quality=quality)
-    return np.asarray(Image.open(buffer))
+from tests.tiles.conftest import as_jpeg, island, lay_out, tissue, write_slide
 
 
 def photographs(n, side=64):
