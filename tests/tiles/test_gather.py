@@ -53,6 +53,43 @@ def test_a_thumbnail_is_told_by_what_it_shows(tmp_path):
     assert gathered.notes == ["export_1.jpg is no slide: it is a thumbnail of case1.tiff."]
 
 
+def with_margin(picture, corner):
+    canvas = Image.new("RGB", (200, 200), "white")
+    canvas.paste(picture.resize((200, 133)), corner)
+    return canvas
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda picture: picture.resize((624, 416)),
+        lambda picture: picture.resize((61, 41)),
+        lambda picture: picture.resize((207, 138), Image.Resampling.NEAREST),
+        lambda picture: picture.resize((150, 150)),
+        lambda picture: picture.resize((192, 128)).rotate(90, expand=True),
+        lambda picture: with_margin(picture, (0, 33)),
+        lambda picture: with_margin(picture, (0, 0)),
+    ],
+)
+def test_a_thumbnail_of_any_ratio_is_told(tmp_path, made):
+    write_slide(tmp_path / "case1.tiff", island(512, 768, 64, 64, 300, 300), levels=(1,))
+    made(Image.open(tmp_path / "case1.tiff")).save(tmp_path / "export.jpg", quality=85)
+    assert gather([tmp_path], tmp_path / "out").notes == ["export.jpg is no slide: it is a thumbnail of case1.tiff."]
+
+
+def test_other_tissue_of_the_same_outline_is_no_thumbnail(tmp_path):
+    write_slide(tmp_path / "case1.tiff", island(512, 768, 64, 64, 300, 300, seed=0), levels=(1,))
+    save(tmp_path / "case2.png", island(256, 384, 32, 32, 150, 150, seed=1))
+    assert names(gather([tmp_path], tmp_path / "out")) == ["case1", "case2"]
+
+
+def test_pictures_of_an_unfinished_cut_are_no_slides(tmp_path):
+    write_slide(tmp_path / "case1.tiff", island(512, 512, 64, 64, 300, 300), levels=(1,))
+    save(tmp_path / "stopped" / "slides" / "case1.jpg", tissue(100, 90))
+    (tmp_path / "stopped" / ".work").mkdir()
+    assert names(gather([tmp_path], tmp_path / "out")) == ["case1"]
+
+
 def test_a_thumbnail_of_a_slide_with_more_pixels_than_pillow_opens(tmp_path, monkeypatch):
     image = island(512, 768, 64, 64, 300, 300)
     write_slide(tmp_path / "case1.tiff", image)
