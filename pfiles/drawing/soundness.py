@@ -20,6 +20,8 @@ MOST_BYTES = 2**20  # of config.json, and of the head of model.safetensors
 LARGEST_SIDE, MOST_TIMESTEPS = 4096, 100_000
 KINDS = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I64": 8}  # bytes of a number in model.safetensors
 TENSORS_OF_LAYER = 10  # that a layer of the UNet has at least
+MOST_WIDTHS, MOST_LAYERS = 16, 64  # in a list of widths, and of the UNet: more would take seconds to build and refuse
+PART = 2**20  # numbers that are looked at at once
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -56,7 +58,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         shapes, parts = {}, []
         for name, tensor in head.items():
             shape, (begin, end) = tuple(tensor["shape"]), tensor["data_offsets"]
-            if any(type(side) is not int or side < 0 for side in shape):
+            if any(type(side) is not int or side < 1 for side in shape):
                 raise ValueError(f"{name} has the shape {shape}")
             if end - begin != math.prod(shape) * KINDS[tensor["dtype"]]:
                 raise ValueError(f"{name} has {end - begin} bytes for the shape {shape} of {tensor['dtype']}")
@@ -73,7 +75,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def check_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
     """InputError where a number among the tensors of a generator's folder is infinite or none."""
     for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
+        if not all(torch.isfinite(part).all() for part in tensor.flatten().split(PART)):
             raise InputError(f"{folder} holds infinite or undefined numbers in {name}: get it anew.")
 
 
@@ -87,11 +89,13 @@ def _check_config(config: Mapping[str, Any], shapes: Shapes) -> None:
         *((f"{group}.{n}", v) for group in widths for n, v in widths[group].items()),
     ):
         values = value if isinstance(value, list) else [value]
-        if len(values) > len(shapes) or any(isinstance(v, int | float) and not abs(v) <= most for v in values):
+        if len(values) > MOST_WIDTHS or any(isinstance(v, int | float) and not abs(v) <= most for v in values):
             raise ValueError(f"{name} is larger than any tensor")
     unet = settings["diffusion.unet"]
-    if unet.get("num_layers", 1) * len(unet.get("down_channels", [])) > len(shapes) / TENSORS_OF_LAYER:
-        raise ValueError("diffusion.unet has more layers than there are tensors")
+    if unet.get("num_layers", 1) * len(unet.get("down_channels", [])) > min(
+        MOST_LAYERS, len(shapes) / TENSORS_OF_LAYER
+    ):
+        raise ValueError(f"diffusion.unet has more layers than there are tensors, or than {MOST_LAYERS}")
     if type(k) is not int or k < 1:
         raise ValueError(f"n_clusters is {k!r}")
     for name, limit in (("image_size_px", LARGEST_SIDE), ("diffusion.num_timesteps", MOST_TIMESTEPS)):
@@ -119,11 +123,15 @@ def _check_networks(config: Mapping[str, Any], shapes: Shapes) -> None:
         vqvae = make_vqvae(settings.autoencoder)
         unet = make_unet(settings.diffusion, vqvae.z_channels, k)
         networks = {"vqvae": vqvae, "unet": unet, "clusterer": make_clusterer(kind, vqvae.z_channels, k)}
+    others = set(shapes)
     for name, network in networks.items():
         for key, tensor in network.state_dict().items():
             shape = shapes.get(f"{name}.{key}")
             if shape != tuple(tensor.shape):
                 raise ValueError(f"{name}.{key} has the shape {shape}, where {tuple(tensor.shape)} is needed")
+            others.remove(f"{name}.{key}")
+    if others:
+        raise ValueError(f"it has the tensor {min(others)[:80]!r}, which belongs to no network")
     scaling = config["latent_scaling"]
     if scaling is not None:
         mean, std = scaling["mean"], scaling["std"]

@@ -32,6 +32,7 @@ CONFIGS = {
     "huge widths": (settings(autoencoder_vqvae={"down_channels": [10**9] * 3}), "down_channels is larger"),
     "infinite": (settings(diffusion_unet={"t_emb_dim": float("inf")}), "t_emb_dim is larger"),
     "many widths": (settings(diffusion_unet={"down_channels": [64] * 10**4}), "down_channels is larger"),
+    "long list": (settings(diffusion_unet={"down_channels": [64] * 17}), "down_channels is larger"),
     "many layers": (settings(diffusion_unet={"num_layers": 100}), "more layers"),
     "other width": (settings(autoencoder_vqvae={"down_channels": [24, 48, 64]}), "has the shape"),
     "huge k": (lambda c: c.update(n_clusters=10**9), "n_clusters is larger"),
@@ -63,6 +64,7 @@ def test_a_config_that_does_not_fit_is_refused(tmp_path, fault):
     [
         (lambda t: t.pop("unet.conv_in.weight", t.popitem()), "has the shape None"),
         (lambda t: t.update({next(iter(t)): torch.zeros(3)}), "has the shape"),
+        (lambda t: t.update(more=torch.zeros(3)), "the tensor 'more', which belongs to no network"),
         (lambda t: next(v for v in t.values() if v.is_floating_point()).view(-1)[:1].fill_(float("nan")), "undefined"),
     ],
 )
