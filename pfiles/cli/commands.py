@@ -41,7 +41,7 @@ from pfiles.tiles.files import list_images, read_images, refuse_other_images, wr
 from pfiles.tiles.gather import gather
 from pfiles.tiles.join import join_parts
 from pfiles.tiles.slides import Tiling
-from pfiles.tiles.sources import PICTURES, TABLE, is_drawn, positions_of, read_source, read_tile_table
+from pfiles.tiles.sources import PICTURES, TABLE, is_drawn, patients_of, positions_of, read_source, read_tile_table
 from pfiles.tiles.tiler import tile_slides
 
 LEFT_OUT = 3  # exit status
@@ -204,8 +204,8 @@ def _map(args: argparse.Namespace) -> int:
     positions = positions_of(read_tile_table(out / "tiles" / TABLE))
     assigned = maps.Assigned(positions, *(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
     section = maps.write_maps(
-        out, assigned, tiles.images, trained.n_clusters, names=trained.names, pictures=out / "tiles" / PICTURES,
-        frame=args.frame, min_region=args.min_region,
+        out, assigned, tiles.images, trained.n_clusters, names=trained.names, patients=patients_of(tiles),
+        pictures=out / "tiles" / PICTURES, frame=args.frame, min_region=args.min_region,
     )  # fmt: skip
     print(page.as_text([section]))
     return _status(left_out, args)

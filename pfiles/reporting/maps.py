@@ -341,6 +341,7 @@ def write_maps(
             plt.close(figures.pop())
     groups = {"slide": tiles.positions.slide} | ({} if patients is None else {"patient": patients})
     tables = {name: shares(tiles, n_clusters, group, name, names) for name, group in groups.items()}
+    (folder / "shares_by_patient.csv").unlink(missing_ok=True)  # of an earlier table of patients
     for name, table in tables.items():
         write_csv(folder / f"shares_by_{name}.csv", table, index=True)
     rows = pd.DataFrame({name: tiles.positions[name] for name in ("slide", "x", "y", "side")})

@@ -22,7 +22,7 @@ from pfiles.paths import ROOT, atomic_write, expand
 from pfiles.tiles import builtin, copies
 from pfiles.tiles.mapped import Images
 from pfiles.tiles.pixels import as_array, evenly_spaced
-from pfiles.tiles.sources import PICTURES, Source, is_cut, read_source
+from pfiles.tiles.sources import PICTURES, Source, is_cut, patients_of, read_source
 from pfiles.tiles.split import TEST_PARTS, last_part, split_by_folder, split_by_patient
 
 MIN_TILES = 2 * TEST_PARTS
@@ -175,7 +175,7 @@ def load_tiles(
         if found.positions is not None:
             positions = found.positions
             in_train, in_test, said = split_by_patient(positions, found.patients)
-            patients = np.array(found.patients, str) if any(found.patients) else None
+            patients = patients_of(found)
             pictures = path / PICTURES
         else:
             in_test, said = split_by_folder(found.names) if found.names else (last_part(len(images)), LAST_PART)

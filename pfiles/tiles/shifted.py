@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pfiles.tiles.mapped import Images
 from pfiles.tiles.pixels import evenly_spaced
 
 MOST = 256, 4096  # test and training tiles that are searched, evenly spaced
@@ -31,7 +32,7 @@ class _Blobs(NamedTuple):
     around: Tensor
 
 
-def shifted_copies(images: Tensor, test: np.ndarray, train: np.ndarray) -> np.ndarray:
+def shifted_copies(images: Images, test: np.ndarray, train: np.ndarray) -> np.ndarray:
     """Pairs (M, 2) of a test tile and a training tile that show the same in a quarter of their area or more.
 
     images: (N, 3, S, S) uint8; test, train: indices into them. Of very many tiles some are searched, see `MOST`.
@@ -53,7 +54,7 @@ def shifted_copies(images: Tensor, test: np.ndarray, train: np.ndarray) -> np.nd
     return np.array(pairs, int).reshape(-1, 2)
 
 
-def _smooth(images: Tensor, indices: np.ndarray) -> Tensor:
+def _smooth(images: Images, indices: np.ndarray) -> Tensor:
     """Tiles in grey and without their finest detail, (N, 1, s, s) float."""
     factor = max(1, images.shape[2] // LARGEST)
     parts = (images[part].float().mean(1, keepdim=True) for part in torch.as_tensor(indices).split(PART))

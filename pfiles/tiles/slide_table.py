@@ -11,13 +11,14 @@ import pandas as pd
 from pfiles.errors import InputError
 from pfiles.spreadsheet import composed, number_in, read_table
 from pfiles.tiles.copies import copies, in_words, warn_of_near_copies, warn_of_patients
-from pfiles.tiles.gather import SUFFIXES, SlideFile
+from pfiles.tiles.gather import SUFFIXES, Gathered
 from pfiles.tiles.mapped import Images
 from pfiles.tiles.slides import MAX_MPP
 from pfiles.tiles.sources import positions_of
 from pfiles.tiles.split import split_by_patient
 
 ABOUT_SLIDES = ("patient", "label", "mpp")  # what a table may say beside the slide's name
+NOBODY = ("na", "n/a", "nan", "none", "null", "unknown", "-", "?")  # how tables say that a patient is not known
 
 
 def read_slide_table(path: Path) -> dict[str, dict[str, str]]:
@@ -34,8 +35,10 @@ def read_slide_table(path: Path) -> dict[str, dict[str, str]]:
             if mpp is None or not 0 < mpp <= MAX_MPP:
                 raise InputError(f"{path} gives {name} the mpp {text!r}: write microns per pixel, such as 0.25.")
             row["mpp"] = str(mpp)
-        if table.setdefault(name, row) != row:
-            raise InputError(f"{path} holds two different rows for the slide {name}: keep one.")
+        if row.get("patient", "").lower() in NOBODY:
+            row["patient"] = ""
+        if _said(table.setdefault(name, row)) != _said(row):
+            raise _two_rows(path, name, table[name], row)
     return table
 
 
@@ -46,56 +49,88 @@ def plain_name(text: str) -> str:
     return name.removesuffix(suffix) + suffix.lower() if suffix.lower() in SUFFIXES else name
 
 
-def match_rows(
-    table: Mapping[str, dict[str, str]], slides: Sequence[SlideFile], path: Path
-) -> dict[str, dict[str, str]]:
-    """The row of each slide that has one, by the slide's name. path: of the table, for messages."""
-    names = {slide: [*map(plain_name, (slide.name, slide.path.name, slide.path.stem))] for slide in slides}
-    rows = {slide.name: table[name] for slide, of in names.items() for name in of[::-1] if name in table}
+def match_rows(table: Mapping[str, dict[str, str]], gathered: Gathered, path: Path) -> dict[str, dict[str, str]]:
+    """The row of each slide that has one, by the slide's name. path: of the table, for messages.
+
+    Rows of no slide are told in the notes of `gathered`.
+    """
+    slides = gathered.slides
+    rows: dict[str, dict[str, str]] = {}
+    used: set[str] = set()
+    for slide in slides:
+        own, of_file = plain_name(slide.name), {*map(plain_name, (slide.path.name, slide.path.stem))} & table.keys()
+        is_page = own in table and own not in of_file  # its row counts more than that of the file
+        used |= {own, *of_file}
+        for match in [own] if is_page else sorted(of_file):
+            if _said(rows.setdefault(slide.name, table[match])) != _said(table[match]):
+                raise _two_rows(path, slide.name, rows[slide.name], table[match])
     if not rows:
         raise InputError(f"{path} names none of the slides, such as {slides[0].path.name}: correct its column slide.")
-    without = [slide.path.name for slide in slides if slide.name not in rows]
+    others = sorted(table.keys() - used)
+    without = [slide.path.name for slide in slides if not rows.get(slide.name, {}).get("patient")]
     if without and any(row.get("patient") for row in table.values()):
-        others = ", ".join(sorted(table.keys() - {name for of in names.values() for name in of}))
-        unknown = f", but others that are not there, {others}," if others else ""
-        raise InputError(f"{path} has no row for {', '.join(without)}{unknown}: add it, as patients are kept together.")
+        unknown = f", but others that are not there, {', '.join(others)}," if others else ""
+        raise InputError(
+            f"{path} gives no patient for {', '.join(without)}{unknown}: add it, as patients are kept together."
+        )
+    if others:
+        gathered.notes.append(f"{path} has {len(others)} rows of no slide that is asked for, such as {others[0]}.")
     return rows
+
+
+def _said(row: Mapping[str, str]) -> list[str]:
+    """What a row says of its slide."""
+    return [row.get(column, "") for column in ABOUT_SLIDES]
+
+
+def _two_rows(path: Path, slide: str, first: Mapping[str, str], second: Mapping[str, str]) -> InputError:
+    """What to raise where two rows of a table differ in what they say of a slide."""
+    rows = zip(ABOUT_SLIDES, _said(first), _said(second), strict=True)
+    column, one, other = next(row for row in rows if row[1] != row[2])
+    return InputError(f"{path} gives the slide {slide} in two rows the {column} {one!r} and {other!r}: keep one.")
 
 
 def print_slides(
     names: Sequence[str],
     rows: pd.DataFrame,
-    patients: Mapping[str, str] | None,
+    patients: Mapping[str, str],
     notes: Mapping[str, Mapping[str, Any]],
     left_out: Mapping[str, str],
+    show_split: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A line for each slide: its tiles, its scale and where that comes from, or why it was left out.
 
-    rows: of the tiles. patients: of each slide, "" where unknown; None where tiles are not split. notes: scales.
-    Returns the indices of training and test tiles.
+    rows: of the tiles. patients: of each slide, "" where unknown. notes: scales. show_split: count training and test
+    tiles apart. Returns the indices of both, empty where they are not split.
     """
     positions = positions_of(rows)
     columns, verdict = {"tiles": np.ones(len(rows), bool)}, ""
-    if patients is not None:
+    if show_split:
         in_train, in_test, verdict = split_by_patient(positions, rows["slide"].map(patients).tolist())
         columns = {"training": in_train, "test": in_test}
     counts = {column: Counter(rows["slide"][members]) for column, members in columns.items()}
     head = f"{'slide':<40} {'patient':<16} " + " ".join(f"{column:>8}" for column in columns)
     print(f"\n{head} {'um/px':>9}  scale from, or why left out")
     for name in [*names, *(left_out.keys() - set(names))]:
-        patient = "" if patients is None else patients.get(name, "")
         tiles = " ".join(f"{count[name]:>8}" for count in counts.values())
         scale = notes.get(name, {}).get("scale", {})
         mpp, source = (
             ("", f"left out: {left_out[name]}") if name in left_out else (f"{scale['mpp']:.6g}", scale["source"])
         )
-        print(f"{name:<40} {patient:<16} {tiles} {mpp:>9}  {source}")
+        print(f"{name:<40} {patients.get(name, ''):<16} {tiles} {mpp:>9}  {source}")
     print(f"{'all':<40} {'':<16} " + " ".join(f"{sum(count.values()):>8}" for count in counts.values()))
     print(verdict, end="\n" * bool(verdict))
-    if patients is not None and not any(patients.values()):
+    if show_split and not any(patients.values()):
         warn_of_patients(*(rows["slide"][side].unique() for side in columns.values()))
     train, test = (np.flatnonzero(columns.get(side, [])) for side in ("training", "test"))
     return train, test
+
+
+def nothing_left(left_out: Mapping[str, str]) -> InputError:
+    """What to raise where every slide was left out; of several it prints why for each, by name."""
+    if len(left_out) > 1:
+        print_slides([*left_out], pd.DataFrame(columns=["slide", "x", "y", "side", "mpp"]), {}, {}, left_out, False)
+    return InputError(next(iter(left_out.values())))
 
 
 def warn_of_copies(images: Images, rows: pd.DataFrame, train: np.ndarray, test: np.ndarray, folder: Path) -> None:

@@ -154,6 +154,11 @@ def make_positions(*columns: np.ndarray) -> np.recarray:
     return np.rec.fromarrays(columns, dtype=[(name, of.dtype) for name, of in zip(POSITION, columns, strict=True)])
 
 
+def patients_of(source: Source) -> np.ndarray | None:
+    """The patient of each tile (N,), "" where unknown; None where no patient is known."""
+    return np.array(source.patients, str) if any(source.patients) else None
+
+
 def _read_folder(folder: Path) -> Source:
     files = {PurePosixPath(path.relative_to(folder).as_posix()): path for path in walk(folder)}
     names = sorted((name for name in files if is_image_name(name)), key=lambda name: name.parts)

@@ -22,24 +22,15 @@ from pfiles.machine.processes import progress
 from pfiles.machine.runtime import make_generator
 from pfiles.paths import atomic_write, read_json, refuse_foreign, write_json
 from pfiles.spreadsheet import composed, file_name, read_table, write_csv
+from pfiles.tiles import slide_table
 from pfiles.tiles.coordinates import no_places, read_coordinates
 from pfiles.tiles.croissant import describe_tiles
 from pfiles.tiles.gather import SlideFile, gather, name_of
 from pfiles.tiles.join import BUSY, about_part, share_of
 from pfiles.tiles.readers import open_slide, profile_name
 from pfiles.tiles.regions import read_regions
-from pfiles.tiles.slide_table import match_rows, print_notes, print_slides, read_slide_table, warn_of_copies
 from pfiles.tiles.slides import Plan, Tiling, cut_tiles, plan_tiles
-from pfiles.tiles.sources import (
-    ABOUT,
-    PARTS,
-    PICTURES,
-    TABLE,
-    TILES,
-    picture_part,
-    read_source,
-    read_tile_table,
-)
+from pfiles.tiles.sources import ABOUT, PARTS, PICTURES, TABLE, TILES, picture_part, read_source, read_tile_table
 
 COLUMNS = ("slide", "x", "y", "side", "level", "mpp", "tissue", "sharpness")
 WORK = ".work"  # slides that are done before all are
@@ -74,9 +65,9 @@ def tile_slides(
     tissue or has another's file is left out. A table at the end names every slide. Returns why slides were left out, by
     name. Raises InputError where none is left, or for anything that is not as described.
     """
-    table = read_slide_table(slides_csv) if slides_csv else {}
+    table = slide_table.read_slide_table(slides_csv) if slides_csv else {}
     gathered = gather(paths, skipped or out, tiling.page, [*table])
-    rows_of_user = match_rows(table, gathered.slides, slides_csv) if slides_csv else {}
+    rows_of_user = slide_table.match_rows(table, gathered, slides_csv) if slides_csv else {}
     slides = gathered.slides
     patients: dict[str, str] = {}
     if pseudonyms:
@@ -106,7 +97,8 @@ def tile_slides(
             print(f"The tiles of all slides are in {out} already.")
             rows = read_tile_table(out / TABLE)
         else:
-            rows, notes = _cut_all(to_cut, out, asked, tiling.size, threads or usable_cores())
+            others = copies | gathered.unread
+            rows, notes = _cut_all(to_cut, out, asked, tiling.size, threads or usable_cores(), others)
             about = {**asked, "notes": notes}
         rows = rows[[*COLUMNS]]
         for column, values in (("patient", patient), ("label", label)):
@@ -118,11 +110,11 @@ def tile_slides(
         shutil.rmtree(out / WORK, ignore_errors=True)
     left_out = {name: note["left_out"] for name, note in about["notes"].items() if "left_out" in note}
     left_out |= copies | gathered.unread
-    split = patient if show_split and part is None else None
-    train, test = print_slides([slide.name for slide in slides], rows, split, about["notes"], left_out)
+    names, show_split = [slide.name for slide in slides], show_split and part is None
+    train, test = slide_table.print_slides(names, rows, patient, about["notes"], left_out, show_split)
     if rows["slide"].nunique() > 1 and part is None:
-        warn_of_copies(read_source(out).images, rows, train, test, out)
-    print_notes(gathered.notes, about["notes"], tiling.icc)
+        slide_table.warn_of_copies(read_source(out).images, rows, train, test, out)
+    slide_table.print_notes(gathered.notes, about["notes"], tiling.icc)
     return left_out
 
 
@@ -212,13 +204,13 @@ def _state_of_file(path: Path) -> tuple[int, int, int]:
 
 
 def _cut_all(
-    slides: Mapping[SlideFile, Tiling], out: Path, asked: Mapping, size: int, threads: int
+    slides: Mapping[SlideFile, Tiling], out: Path, asked: Mapping, size: int, threads: int, others: Mapping[str, str]
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
     """Cut all slides and write their tiles.npy; returns the table's rows, and a note on each slide by name.
 
-    Tiles are appended to one file, which takes its place when it is whole. A note says of each slide its scale, or why
-    it was left out. A slide whose note is another's, or whose tiles the file lacks, is cut anew, and so are those after
-    it.
+    others: why further slides are left out, by name. Tiles are appended to one file, which takes its place when it is
+    whole. A note says of each slide its scale, or why it was left out. A slide whose note is another's, or whose tiles
+    the file lacks, is cut anew, and so are those after it.
     """
     work, parts, count, notes, is_done = out / WORK, [], 0, {}, True
     stack = work / "all" / TILES  # where no slide's own file lies, whatever its name
@@ -267,7 +259,7 @@ def _cut_all(
             if "doubt" in note:
                 print(f"{slide.name}: {note['doubt']}.", flush=True)
         if not count and "part" not in asked:
-            raise InputError(next(iter(notes.values()))["left_out"])
+            raise slide_table.nothing_left({**{name: note["left_out"] for name, note in notes.items()}, **others})
         file.truncate(begin + count * bytes_of_tile)
         file.seek(0)
         _write_header(file, count, size)
@@ -380,13 +372,18 @@ def _cut_slide(
                 keep = sharp >= tiling.min_sharpness
                 file.write((tiles if keep.all() else tiles[keep]).data)
                 kept.append(members[keep])
-                sharpness.append(sharp[keep])
+                sharpness.append(sharp)
     members = np.concatenate(kept)
     if not len(members):
-        raise InputError(f"{slide.path} has no tile as sharp as {tiling.min_sharpness:g}: ask for less.")
+        least, middle, most = np.quantile(np.concatenate(sharpness), (0, 0.5, 1))
+        raise InputError(
+            f"{slide.path} has no tile as sharp as {tiling.min_sharpness:g}: they are {least:.3g} to {most:.3g} sharp, "
+            f"half of them above {middle:.3g}. Ask for less."
+        )
     _write_picture(out / PICTURES / f"{name}.jpg", picture, plan)
     x, y = np.round(plan.bounds[:2] + plan.corners[members] * plan.downsample).astype(int).T
-    sharp = np.concatenate(sharpness).astype(float).round(1)
+    sharp = np.concatenate(sharpness)
+    sharp = sharp[sharp >= tiling.min_sharpness].astype(float).round(1)
     values = name, x, y, side, plan.level, round(plan.mpp, 6), plan.tissue[members].round(3), sharp
     note = {"scale": plan.scale._asdict(), "profile": profile, **({"doubt": plan.doubt} if plan.doubt else {})}
     return pd.DataFrame(dict(zip(COLUMNS, values, strict=True))), note

@@ -351,12 +351,18 @@ def test_a_generator_that_knows_its_scale_maps_a_slide(tmp_path, monkeypatch, ca
     plt.close("all")
 
 
-def test_maps_beside_their_slides_are_no_slides(tmp_path, monkeypatch):
+def test_maps_beside_their_slides_are_no_slides_and_know_patients(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     two_colours(tmp_path / "new.tiff")
-    for _ in range(2):
-        assert main(["map", "--slide", ".", "--run", "starter", "--mpp", "1"]) == 0
+    (tmp_path / "slides.csv").write_text("slide,patient\nnew,p1\n")
+    shares = tmp_path / "maps" / "shares_by_patient.csv"
+    for options in (["--slides-csv", "slides.csv"], []):
+        assert main(["map", "--slide", ".", "--run", "starter", "--mpp", "1", *options]) == 0
         assert set(read_source(tmp_path / "maps" / "tiles").positions.slide) == {"new"}
+        assert shares.exists() == bool(options)
+        if options:
+            [row] = read_table(shares).to_dict("records")
+            assert (row["patient"], int(row["tiles"])) == ("p1", len(read_source(tmp_path / "maps" / "tiles").images))
     plt.close("all")
 
 

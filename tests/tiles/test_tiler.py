@@ -4,12 +4,14 @@ import csv
 import io
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import struct
 
 import matplotlib.pyplot as plt
 import numpy as np
+import openslide
 import pytest
 from PIL import Image
 
@@ -21,6 +23,7 @@ from pfiles.tiles import tiler
 from pfiles.tiles.builtin import SLIDE
 from pfiles.tiles.dataset import load_tiles
 from pfiles.tiles.gather import SlideFile
+from pfiles.tiles.jpeg_slide import JpegSlide
 from pfiles.tiles.readers import open_slide
 from pfiles.tiles.slides import Tiling, cut_tiles
 from pfiles.tiles.sources import ABOUT
@@ -62,16 +65,20 @@ def test_tiles_come_from_their_place_at_their_scale(tmp_path, mpp, level, factor
     assert all(x + side > 512 and x < 1280 and y + side > 256 and y < 768 for x, y in taken)
 
 
-def test_a_scale_between_levels_is_averaged_over_fractions_of_pixels(tmp_path):
-    """A ramp keeps its values: pixel i of a tile at 0.75 um/px is the mean of 1.5 pixels of 0.5 um."""
+@pytest.mark.parametrize(
+    ("of_slide", "mpp", "size", "stride"), [(0.5, 0.75, 64, None), (0.25, 0.3, 96, 60), (0.16, 0.25, 48, None)]
+)
+def test_a_scale_between_levels_is_averaged_over_fractions_of_pixels(tmp_path, of_slide, mpp, size, stride):
+    """A ramp keeps its values over the whole slide: pixel i of a tile is the mean of mpp / of_slide of its pixels."""
     ramp = np.arange(480, dtype=np.float64) / 2
     image = np.stack([np.tile(ramp, (480, 1)), np.full((480, 480), 40.0), np.full((480, 480), 120.0)], axis=2)
-    path = write_slide(tmp_path / "a.tiff", image.round().astype(np.uint8), levels=(1,))
-    tile_slides([path], tmp_path / "out", Tiling(mpp=0.75, size=64, min_tissue=0.01))
+    path = write_slide(tmp_path / "a.tiff", image.round().astype(np.uint8), of_slide, levels=(1,))
+    tile_slides([path], tmp_path / "out", Tiling(mpp, size, stride, min_tissue=0.01))
+    factor = mpp / of_slide
     for tile, row in zip(np.load(tmp_path / "out" / "tiles.npy"), rows_of(tmp_path / "out"), strict=True):
-        expected = (int(row["x"]) + 1.5 * np.arange(64) + 0.25) / 2
+        expected = (int(row["x"]) + factor * np.arange(size) + (factor - 1) / 2) / 2
         assert np.abs(tile[..., 0] - expected).max() < 1.01
-        assert int(row["side"]) == 96
+        assert int(row["side"]) == round(size * factor)
 
 
 def test_no_tile_is_cut_of_pen_marks_and_borders(tmp_path):
@@ -469,7 +476,7 @@ def test_a_table_that_misses_a_slide_is_refused(tmp_path, capsys):
         str(tmp_path / "t.csv"),
     ]
     assert main([*command, "--size", "64", "--mpp", "0.5"]) == 2
-    assert "has no row for s02.tiff, but others that are not there, s2," in capsys.readouterr().err
+    assert "gives no patient for s02.tiff, but others that are not there, s2," in capsys.readouterr().err
     (tmp_path / "t.csv").write_text("slide,patient,label\ns00,,a\ns01,,b\n")  # without patients no row is needed
     assert main(command) == 0
 
@@ -526,6 +533,39 @@ def test_a_bad_slide_among_good_ones_is_left_out_by_name(tmp_path, capsys):
     assert main([*command, "--allow-missing"]) == 0
     assert "cut.tiff cannot be read as a slide" in capsys.readouterr().out
     assert {row["slide"] for row in rows_of(tmp_path / "out")} == {"s00", "s01"}
+
+
+def test_a_slide_that_fails_half_way_leaves_no_tile(tmp_path, monkeypatch, capsys):
+    twelve_slides(tmp_path / "slides", 3)
+    read, calls = JpegSlide.read_region, []
+
+    def failing(self, *args):
+        calls.append("s01" in self._file.name)
+        if sum(calls) == 2:  # the first read is of the thumbnail
+            raise openslide.OpenSlideError("read error")
+        return read(self, *args)
+
+    monkeypatch.setattr(JpegSlide, "read_region", failing)
+    out = tmp_path / "out"
+    assert main(["tile", str(tmp_path / "slides"), "--out", str(out), "--mpp", "0.5", "--size", "64"]) == 3
+    assert "left out: " in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("s01 "))
+    rows = rows_of(out)
+    assert {row["slide"] for row in rows} == {"s00", "s02"}
+    assert len(np.load(out / "tiles.npy")) == len(rows)
+    assert sorted(path.stem for path in (out / "slides").iterdir()) == ["s00", "s02"]
+
+
+def test_where_nothing_is_left_every_reason_is_told(tmp_path, capsys):
+    twelve_slides(tmp_path, 2)
+    out = ["--out", str(tmp_path / "out"), "--size", "64"]
+    assert main(["tile", str(tmp_path), *out, "--mpp", "0.1"]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("s00", "s01"):
+        assert any(line.startswith(f"{name} ") and "would be invented" in line for line in lines)
+    assert main(["tile", str(tmp_path / "s00.tiff"), *out, "--mpp", "0.5", "--min-sharpness", "1e6"]) == 2
+    said = re.search(r"they are (\S+) to (\S+) sharp, half of them above (\S+)\. Ask", capsys.readouterr().err)
+    least, most, middle = map(float, said.groups())
+    assert 0 < least <= middle <= most < 1e6
 
 
 def test_plain_images_need_the_scale_given(tmp_path):
