@@ -1,14 +1,19 @@
 """Does throwing the least real tiles away help, to judges that had no part in the choice?
 
-    python -m experiments.quality --data lung_he_5500.zip [--number 1000] [--seed 28] [--standard FILE] [--tiles FILE]
+    python -m experiments.quality --data lung_he_5500.zip [--number 1000] [--seed 28] [--judges random]
+        [--standard FILE] [--tiles FILE]
 
 Tiles are drawn from the starter; each half of them is chosen by what was learnt from the other half, within each
-cluster, as `draw --accept` does. Judges are linear classifiers of random convolutions and of photographs, against the
-held-out tiles; beside the tiles that were kept stand as many that were picked at random. --standard writes what all
-drawn tiles teach, for the starter's folder; --tiles keeps the drawn tiles.
+cluster, as `draw --accept` does, which learns against training tiles. Two other choices stand beside it: one that
+learns against reconstructed training tiles, so that it cannot look at what the decoder does to all tiles, and one that
+cheats, as it learns from the judge's own features. Judges are linear classifiers of random convolutions and of
+photographs, against the held-out tiles as they are and reconstructed; beside the tiles that were kept stand as many
+that were picked at random. --standard writes what all drawn tiles teach, for the starter's folder; --tiles keeps the
+drawn tiles.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +23,7 @@ import torch
 from pfiles import Generator
 from pfiles.cached import cached_tensor
 from pfiles.drawing.sampling import image_seeds
+from pfiles.latents import reconstruct
 from pfiles.machine.runtime import derive_seed
 from pfiles.measuring import quality
 from pfiles.measuring.distribution import prdc
@@ -25,7 +31,7 @@ from pfiles.measuring.features import make_extractor
 from pfiles.measuring.two_sample import told_apart
 from pfiles.paths import atomic_write
 from pfiles.tiles.dataset import load_tiles
-from pfiles.tiles.pixels import evenly_spaced
+from pfiles.tiles.pixels import evenly_spaced, to_uint8
 
 ACCEPT = (0.8, 0.5)
 JUDGES = ("random", "imagenet")
@@ -42,7 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
         args.tiles, {"number": args.number, "seed": args.seed},
         lambda: generator.draw(torch.from_numpy(ids), seeds=image_seeds(args.seed, range(args.number))),
     )  # fmt: skip
-    print(measure(generator, train, held_out, drawn, ids, args.seed).to_string(float_format="{:.3f}".format))
+    table = measure(generator, train, held_out, drawn, ids, args.seed, args.judges)
+    print(table.to_string(float_format="{:.3f}".format))
     if args.standard is not None:
         vqvae, k = generator.space.vqvae, generator.n_clusters
         standard = quality.make_standard(vqvae, train, held_out, drawn, ids, k, args.seed, search=False)
@@ -51,37 +58,59 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(
-    generator: Generator, train: torch.Tensor, held_out: torch.Tensor, drawn: torch.Tensor, ids: np.ndarray, seed: int
-) -> pd.DataFrame:
-    """What each judge says of the tiles that pass and of as many at random, a row for each share and judge."""
-    train = train[evenly_spaced(len(train), quality.TRAIN_TILES)]
-    of_train, of_drawn = (quality.own_features(generator.space.vqvae, tiles) for tiles in (train, drawn))
-    passes = {accept: np.zeros(len(drawn), bool) for accept in ACCEPT}
-    half = np.arange(len(drawn)) % 2
-    for side in (0, 1):
-        mean, scale, weights = quality.learn(of_train, of_drawn[half == side])
-        odds = (of_drawn - mean) / scale @ weights
-        for cluster in range(generator.n_clusters):
-            judged = np.flatnonzero((half != side) & (ids == cluster))
-            for accept, passing in passes.items():
-                best = judged[odds[judged].argsort()[::-1]]
-                passing[best[: round(accept * len(best))]] = True
+    generator: Generator, train: torch.Tensor, held_out: torch.Tensor, drawn: torch.Tensor, ids: np.ndarray, seed: int,
+    judges: Sequence[str] = JUDGES,
+) -> pd.DataFrame:  # fmt: skip
+    """What each judge says of the tiles that pass and of as many at random, a row for each judge, choice and share."""
+    vqvae, train = generator.space.vqvae, train[evenly_spaced(len(train), quality.TRAIN_TILES)]
+    decoded, decoded_held_out = (to_uint8(reconstruct(vqvae, tiles)).cpu() for tiles in (train, held_out))
+    own, own_decoded, own_drawn = (quality.own_features(vqvae, tiles) for tiles in (train, decoded, drawn))
     rows = {}
-    for judge in JUDGES:
-        extractor = make_extractor(judge)
-        real, seen = extractor(held_out), extractor(drawn)
-        for accept, passing in passes.items():
-            rng = np.random.default_rng(derive_seed(seed, "at random"))
-            at_random = [np.sort(rng.permutation(len(drawn))[: passing.sum()]) for _ in range(RANDOM)]
-            rows[f"{judge}, accept {accept:g}"] = {
-                "kept": passing.sum(),
-                "told apart, random": np.mean([told_apart(real, seen[places]) for places in at_random]),
-                "told apart, kept": told_apart(real, seen[passing]),
-                "told apart, thrown away": told_apart(real, seen[~passing]),
-                "recall, random": np.mean([prdc(real, seen[places])["recall"] for places in at_random]),
-                "recall, kept": prdc(real, seen[passing])["recall"],
-            }
+    for judge in judges:
+        sets = (held_out, decoded_held_out, drawn, train)
+        real, reconstructed, seen, learnt = map(make_extractor(judge), sets)
+        choices = {
+            "training tiles": (own, own_drawn), "reconstructions": (own_decoded, own_drawn), "cheating": (learnt, seen)
+        }  # fmt: skip
+        for choice, features in choices.items():
+            for accept in ACCEPT:
+                passing = passes(*features, ids, accept)
+                rows[f"{judge}, {choice}, accept {accept:g}"] = judged(real, reconstructed, seen, passing, seed)
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def passes(of_real: np.ndarray, of_drawn: np.ndarray, ids: np.ndarray, accept: float) -> np.ndarray:
+    """Which drawn tiles of these features (N, d) and clusters (N,) are the best of their cluster, as booleans (N,).
+
+    A tile is judged by what was learnt from the other half of the tiles.
+    """
+    passing, half = np.zeros(len(of_drawn), bool), np.arange(len(of_drawn)) % 2
+    for side in (0, 1):
+        mean, scale, weights = quality.learn(of_real, of_drawn[half == side])
+        odds = (of_drawn - mean) / scale @ weights
+        for cluster in np.unique(ids):
+            others = np.flatnonzero((half != side) & (ids == cluster))
+            best = others[odds[others].argsort()[::-1]]
+            passing[best[: round(accept * len(best))]] = True
+    return passing
+
+
+def judged(
+    real: np.ndarray, reconstructed: np.ndarray, seen: np.ndarray, passing: np.ndarray, seed: int
+) -> dict[str, float]:
+    """What is said of the tiles of the features `seen` (N, d) that pass, and of as many at random."""
+    rng = np.random.default_rng(derive_seed(seed, "at random"))
+    at_random = [np.sort(rng.permutation(len(seen))[: passing.sum()]) for _ in range(RANDOM)]
+    return {
+        "kept": passing.sum(),
+        "told apart, random": np.mean([told_apart(real, seen[places]) for places in at_random]),
+        "told apart, kept": told_apart(real, seen[passing]),
+        "told apart, thrown away": told_apart(real, seen[~passing]),
+        "from reconstructions, random": np.mean([told_apart(reconstructed, seen[places]) for places in at_random]),
+        "from reconstructions, kept": told_apart(reconstructed, seen[passing]),
+        "recall, random": np.mean([prdc(real, seen[places])["recall"] for places in at_random]),
+        "recall, kept": prdc(real, seen[passing])["recall"],
+    }
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--number", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=28)
+    parser.add_argument("--judges", nargs="+", choices=JUDGES, default=JUDGES)
     parser.add_argument("--standard", type=Path)
     parser.add_argument("--tiles", type=Path, default=Path("drawn.pt"))
     return parser
