@@ -4,8 +4,9 @@ import ast
 import asyncio
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -20,11 +21,15 @@ from pfiles.paths import ROOT, atomic_write
 with extra("notebooks"):
     import nbformat
     from jupyter_client.manager import AsyncKernelManager
+    from jupyter_client.provisioning.local_provisioner import LocalProvisioner
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 CHOICES = {*DEFAULTS, "restart", "run_toml"} - {"n_clusters"}  # of a notebook, beside the parameters of its own
-SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: TerminatedError}  # and what they end as
+SIGNALS: dict[int, type[BaseException]] = {  # and what they end as
+    signal.SIGINT: KeyboardInterrupt,
+    signal.SIGTERM: TerminatedError,
+}
 STOPPED = {error.__name__: 128 + number for number, error in SIGNALS.items()}  # exit status by error
 STOPPED_MESSAGE = "Stopped: run the same command again to go on."
 # What a kernel does before each notebook: it becomes as if it had just started in the notebook's folder.
@@ -47,14 +52,19 @@ def start_kernel() -> AsyncKernelManager:
     manager = AsyncKernelManager(kernel_name="python3")
     quiet = "--log-level=ERROR"  # a kernel warns about its local ports each time it starts
     options = [quiet, f"--IPKernelApp.exec_lines={load}"]
-    asyncio.run(manager.start_kernel(extra_arguments=options))
+    asyncio.run(_result(manager.start_kernel(extra_arguments=options)))
     return manager
 
 
 def end_kernel(manager: AsyncKernelManager) -> None:
     """End it, if that has not happened yet."""
     if manager.has_kernel:
-        asyncio.run(manager.shutdown_kernel())
+        asyncio.run(_result(manager.shutdown_kernel()))
+
+
+async def _result(awaitable: Awaitable[Any]) -> Any:
+    """What `asyncio.run` takes: Jupyter declares no coroutines."""
+    return await awaitable
 
 
 def execute(
@@ -75,18 +85,19 @@ def execute(
     is_shared = kernel is not None
     kernel = kernel or start_kernel()
     if _exit_status(kernel) is not None:  # it was killed between two notebooks
-        asyncio.run(kernel.restart_kernel(now=True))
+        asyncio.run(_result(kernel.restart_kernel(now=True)))
     impatience = Timer(PATIENCE_S, _tell_waiting)
     received: list[int] = []
 
     def begin(notebook: nbformat.NotebookNode) -> None:
         impatience.cancel()
+        assert client.kc is not None  # as nbclient connects before, which its types do not say
         client.kc.execute(clear, silent=True)
 
     def pass_on(number: int, frame: Any) -> None:
         received.append(number)
-        if kernel.has_kernel:
-            os.kill(kernel.provisioner.pid, number)
+        if (process := _process(kernel)) is not None:
+            os.kill(process.pid, number)
 
     client = NotebookClient(
         book, km=kernel, timeout=None, startup_timeout=LONGEST_WAIT_S, on_notebook_start=begin
@@ -117,9 +128,14 @@ def execute(
     return failure
 
 
+def _process(kernel: AsyncKernelManager) -> subprocess.Popen | None:
+    """The process of a kernel on this machine; None where it has ended and was seen to."""
+    return kernel.provisioner.process if isinstance(kernel.provisioner, LocalProvisioner) else None
+
+
 def _exit_status(kernel: AsyncKernelManager) -> int | None:
     """How a kernel's process ended; None while it runs, or where that is not known any more."""
-    process = kernel.provisioner.process if kernel.has_kernel else None
+    process = _process(kernel)
     return None if process is None else process.poll()
 
 

@@ -1,7 +1,7 @@
 """Generated images that repeat no training tile, copied to a folder with a report."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -45,7 +45,7 @@ def show_closest(
     return figures.show_pairs(images[rows.index.to_numpy()], torch.stack(tiles), captions, title, mpp=mpp)
 
 
-def made_from(generated: Path) -> dict[str, Any] | None:
+def made_from(generated: Path) -> Mapping[str, Any] | None:
     """What is noted beside images about the tiles they were made from: source, fingerprint, training tiles.
 
     None for a folder without such a note, such as the published images.
@@ -53,8 +53,9 @@ def made_from(generated: Path) -> dict[str, Any] | None:
     provenance = of_images(generated)
     data = None if provenance is None else provenance.data
     kinds = {"source": str, "fingerprint": str, "training tiles": int}
-    complete = isinstance(data, dict) and all(type(data.get(name)) is kind for name, kind in kinds.items())
-    return data if complete and data["training tiles"] > 0 else None
+    if not isinstance(data, dict) or any(type(data.get(name)) is not kind for name, kind in kinds.items()):
+        return None
+    return data if data["training tiles"] > 0 else None
 
 
 def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def copies_section(
 def likeness_section(data: EvaluationData) -> Section:
     """Whether generated images lie closer to real ones than held-out ones do, in the published features of a tile."""
     real, generated, held_out = (
-        latents.mean_channel_softmax(data.vqvae, codes).numpy()
+        latents.mean_channel_softmax(data.autoencoder, codes).numpy()
         for codes in (data.real_codes, data.generated_codes, data.held_out_codes)
     )
     nearest, nearest_held_out = (memorisation.nearest_features(features, real) for features in (generated, held_out))
@@ -102,7 +102,7 @@ def plot_nearest(distances: Mapping[str, np.ndarray], threshold: float, xlabel: 
     threshold: a dashed line. Heights are shares, as the sets differ in size.
     """
     fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
-    edges = np.histogram_bin_edges(np.concatenate([*distances.values(), [threshold]]), 40)
+    edges = np.histogram_bin_edges(np.concatenate([*distances.values(), [threshold]]), 40).tolist()
     for name, values in distances.items():
         ax.hist(
             values, edges, weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=f"{name} ({len(values)})"
