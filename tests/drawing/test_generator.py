@@ -252,6 +252,7 @@ def test_one_cluster_by_number_or_name(generator):
         generator.draw("keratin")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classifier", "kmeans"])
 def test_published_files_come_out_of_it_and_go_in_again(kind, tiny, tmp_path):
     vqvae, unet, clusterer = stage_networks(tiny, kind)
@@ -281,6 +282,7 @@ def test_the_scaling_of_latents_comes_through_the_published_files(generator, tmp
     assert torch.equal(loaded.draw([0, 1, 2], seed=3), generator.draw([0, 1, 2], seed=3))
 
 
+@pytest.mark.slow
 def test_the_published_classifier_and_table_go_in(tmp_path):
     """Networks of the paper's size, files without any JSON, as they are published."""
     models = tmp_path / "clusters_14" / "models_14"

@@ -52,6 +52,7 @@ def draw(unet, cluster_ids, seeds, batch_size=100):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_image_depends_on_its_seed_and_cluster_alone(unet):
     clusters, seeds = torch.tensor([0, 1, 2, 0, 1, 2, 0]), image_seeds(7, range(7))
     together = draw(unet, clusters, seeds)

@@ -134,6 +134,7 @@ def test_more_clusters_than_training_tiles(npy):
         load_tiles(npy, 48, n_clusters=29)
 
 
+@pytest.mark.slow
 def test_real_tissue_zip():
     tiles = load_tiles(shared("data/lung_he_5500.zip"), 128)
     assert tiles.images.shape == (5500, 3, 128, 128)

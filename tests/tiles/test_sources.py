@@ -126,6 +126,7 @@ def test_two_files_of_labels(tmp_path):
         load_tiles(data, 48)
 
 
+@pytest.mark.slow
 def test_labels_of_real_tissue():
     tiles = load_tiles(shared("data/lung_he_5500.zip"), 128)
     np.testing.assert_array_equal(tiles.test, np.arange(5000, 5500))
