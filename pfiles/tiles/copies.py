@@ -55,6 +55,8 @@ def near_copies(images: Images, test: np.ndarray, train: np.ndarray) -> np.ndarr
     very many tiles some are searched, see `MOST`.
     """
     test, train = (part[evenly_spaced(len(part), most)] for part, most in zip((test, train), MOST, strict=True))
+    if not len(test) or not len(train):
+        return np.empty((0, 2), int)
     ours, theirs = _cells(images, test), _cells(images, train).flatten(1).T
     pairs = []
     for first in range(0, len(test), 512):

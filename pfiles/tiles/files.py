@@ -172,7 +172,7 @@ def decode(name: str, content: bytes) -> Decoded:
             raise InputError(f"{name} cannot be read as an image ({reason}): replace or remove it.") from error
     except Exception as error:  # a broken image raises errors of many kinds in Pillow
         raise InputError(f"{name} cannot be read as an image ({error}): replace or remove it.") from error
-    return Decoded(as_tensor(_decode_many_bits(name, content)[None])[0])
+    return _decode_many_bits(name, content)
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -183,9 +183,10 @@ def on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def _decode_many_bits(name: str, content: bytes) -> np.ndarray:
-    """A TIFF of more than 8 bits per channel as uint8 (H, W, 3), transparent pixels white."""
-    pixels = most = None
+def _decode_many_bits(name: str, content: bytes) -> Decoded:
+    """`decode` of a TIFF of more than 8 bits per channel."""
+    pixels = most = profile = None
+    pages = 1
     if content.startswith((b"II", b"MM")):
         with extra("slides"):
             import tifffile
@@ -197,6 +198,7 @@ def _decode_many_bits(name: str, content: bytes) -> np.ndarray:
                 if page.dtype != np.uint16:
                     raise ValueError(f"it holds {page.dtype}, where 8 or 16 bits per channel are read")
                 most, samples = most_of_samples(page), page.asarray()
+                pages, profile = len(file.pages), page.tags.valueof("InterColorProfile")
                 pixels = samples if page.axes.endswith("S") else np.moveaxis(samples, 0, -1)
         except Exception as error:  # a broken image raises errors of many kinds in tifffile
             raise InputError(f"{name} cannot be read as an image ({error}): replace or remove it.") from error
@@ -207,7 +209,8 @@ def _decode_many_bits(name: str, content: bytes) -> np.ndarray:
         )
     if pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
         raise InputError(f"{name} is of shape {pixels.shape}, but tiles must be RGB.")
-    return np.asarray(on_white(Image.fromarray(to_8_bits(pixels, most))))
+    tile = np.asarray(on_white(Image.fromarray(to_8_bits(pixels, most))))
+    return Decoded(as_tensor(tile[None])[0], pages, profile)
 
 
 def image_files(folder: Path) -> dict[str, Path]:

@@ -112,7 +112,7 @@ def tile_slides(
     left_out |= copies | gathered.unread
     names, show_split = [slide.name for slide in slides], show_split and part is None
     train, test = slide_table.print_slides(names, rows, patient, about["notes"], left_out, show_split)
-    if rows["slide"].nunique() > 1 and part is None:
+    if rows["slide"].nunique() > 1 and show_split:
         slide_table.warn_of_copies(read_source(out).images, rows, train, test, out)
     slide_table.print_notes(gathered.notes, about["notes"], tiling.icc)
     return left_out

@@ -86,6 +86,14 @@ def test_the_same_file_under_two_names_is_cut_once(tmp_path, capsys):
     assert "b and c are the same file, but of the patients 'p2' and 'p3'" in capsys.readouterr().err
 
 
+def test_slides_that_are_not_split_have_no_copies_over_a_split(tmp_path, capsys):
+    for name in "ab":
+        write_slide(tmp_path / f"{name}.tiff", island(256, 256, 64, 64, 128, 128, ord(name)), levels=(1,))
+    assert not tile_slides([tmp_path], tmp_path / "out", Tiling(0.5, 64), show_split=False)
+    assert "Warning" not in capsys.readouterr().out
+    assert not len(copies.near_copies(as_tensor(photographs(4)), np.arange(0), np.arange(4)))
+
+
 def test_the_same_pixels_in_two_kinds_of_files_are_refused(tmp_path, capsys):
     image = island(512, 512, 64, 64, 300, 300)
     write_slide(tmp_path / "slides" / "a.tiff", image, levels=(1,))

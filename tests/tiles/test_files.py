@@ -113,6 +113,14 @@ def test_16_bits_are_scaled_where_a_tiff_says_their_range():
         np.testing.assert_array_equal(found, np.rint(twelve_bit * (255 / 4095)).astype(np.uint8))
 
 
+def test_pages_and_profile_of_16_bits_are_known():
+    buffer, tile = io.BytesIO(), make_tiles(1)[0].astype(np.uint16) * 16
+    options = {"photometric": "rgb", "metadata": None, "extratags": [(281, "H", 3, (4095,) * 3, True)]}
+    tifffile.imwrite(buffer, np.stack([tile, tile]), iccprofile=wide_profile(), **options)
+    decoded = decode("a.tif", buffer.getvalue())
+    assert (decoded.pages, decoded.profile) == (2, wide_profile())
+
+
 def test_16_bits_with_a_range_by_ome_and_with_an_alpha_channel():
     tile = make_tiles(1)[0]
     twelve_bit = tile.astype(np.uint16) * 16
