@@ -55,10 +55,11 @@ def look(out: str | Path | None = None) -> Progress:
     """The training below the folder `out` (None: this repository) that was heard of last; InputError where none was."""
     root = (ROOT / expand(choose({"out": out})["out"] or "")).resolve()
     folders = [path for where in TRAININGS for path in root.glob(where)]
-    heard = [(_read_progress(folder)[0]["at"], folder) for folder in folders if (folder / PROGRESS).exists()]
+    heard = {folder: _read_progress(folder)[0]["at"] for folder in folders if (folder / PROGRESS).exists()}
     if not heard:
         raise InputError(f"No training has begun in {root}: name the folder that was given to it as out.")
-    folder = max(heard)[1]
+    # a time to come is of a clock that was set back since, and so before all that was heard by the present one
+    folder = max(heard, key=lambda folder: (heard[folder] <= time.time() + SILENT, heard[folder], folder))
     progress, stopped_by = _read_progress(folder)
     log = folder / "log.csv"
     pictures = sorted((folder / PICTURES).glob("*.jpg"))

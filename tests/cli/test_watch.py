@@ -167,6 +167,15 @@ def test_a_run_is_followed_from_training_to_training(tmp_path, monkeypatch):
     assert clock[0] == 1180
 
 
+def test_a_clock_that_was_set_back_hides_no_training(tmp_path):
+    for name, at in (("autoencoder", time.time() + 3600), ("polish", time.time() + 1)):  # the second of another machine
+        folder = tmp_path / "kpc_ldm" / f"{name}_training"
+        folder.mkdir(parents=True)
+        told = {"step": 6, "total_steps": 6, "steps_per_second": 1.0, "at": at}
+        (folder / log.PROGRESS).write_text(json.dumps(told))
+    assert watch.look(tmp_path).folder.name == "polish_training"
+
+
 def test_the_clusters_of_every_k_are_seen_as_well(tmp_path):
     folder = tmp_path / "choose_k" / "clusters_all"
     folder.mkdir(parents=True)
