@@ -74,7 +74,7 @@ def match_rows(table: Mapping[str, dict[str, str]], gathered: Gathered, path: Pa
             f"{path} gives no patient for {', '.join(without)}{unknown}: add it, as patients are kept together."
         )
     if others:
-        gathered.notes.append(f"{path} has {len(others)} rows of no slide that is asked for, such as {others[0]}.")
+        gathered.notes.append(f"{path} names slides that are not asked for: {others[0]}, one of {len(others)}.")
     return rows
 
 

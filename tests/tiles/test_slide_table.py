@@ -30,7 +30,7 @@ def rows_of(tmp_path, text):
 def test_a_page_has_its_own_row_or_that_of_its_file(tmp_path):
     rows, notes = rows_of(tmp_path, "slide,patient\na,p1\nb.tif,p2\nb_page2,p3\nA.SVS,p4\nlost,p5\n")
     assert {name: row["patient"] for name, row in rows.items()} == {"a": "p1", "b_page1": "p2", "b_page2": "p3"}
-    assert notes == [f"{tmp_path / 't.csv'} has 2 rows of no slide that is asked for, such as A.svs."]
+    assert notes == [f"{tmp_path / 't.csv'} names slides that are not asked for: A.svs, one of 2."]
 
 
 @pytest.mark.parametrize(
