@@ -19,7 +19,8 @@ from pfiles import checkpoints, draw
 from pfiles.accepting import standard_of
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
-from pfiles.measuring.memorisation import COPY, held_against, nearest_tiles
+from pfiles.measuring import certificate
+from pfiles.measuring.memorisation import repeated
 from pfiles.measuring.quality import FILE as QUALITY_FILE
 from pfiles.measuring.quality import as_bytes
 from pfiles.paths import ROOT, atomic_folder, atomic_write, expand, read_json, write_text
@@ -42,7 +43,7 @@ TILES_SHOWN = 8  # of each cluster
 def share(
     run: Run, folder: Path, card: Mapping[str, str], preset: str = "",
     overrides: Mapping[str, Any] | None = None, judged: int = JUDGED,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """Write the new `folder`, all at once: config.json, model.safetensors, quality.safetensors,
     README.md and sheet.jpg.
 
@@ -74,7 +75,7 @@ def share(
     return gate
 
 
-def _gate(run: Run, images: Tensor) -> dict[str, float]:
+def _gate(run: Run, images: Tensor) -> dict[str, Any]:
     """How near the images are to the run's training tiles; InputError where they repeat them, or can show nothing.
 
     The images are drawn for this from the networks that are handed on: files of images could be edited.
@@ -82,10 +83,10 @@ def _gate(run: Run, images: Tensor) -> dict[str, float]:
     tiles = run.tiles
     train, held_out = (tiles.tensor(part) for part in (tiles.train, tiles.test))
     flat, alike = _refuse_no_evidence(images, train)
-    nearest, _, closeness, leak = held_against(images, train, held_out, tiles.source)
-    if leak:
+    nearest, _, closeness, leak, certified = certificate.search(images, train, held_out, tiles.source)
+    if leak or certified is None:
         raise InputError(f"The gate cannot judge this generator. {leak}")
-    copies = int((nearest.distance < COPY).sum())
+    copies = int((nearest.distance < closeness["outright"]).sum())
     if copies or closeness["chance"] < UNLIKELY:
         raise InputError(
             f"The memorisation gate fails: {copies} of {len(images)} tiles that were drawn for it are outright copies "
@@ -93,8 +94,10 @@ def _gate(run: Run, images: Tensor) -> dict[str, float]:
             f"tiles (chance {closeness['chance']:.2g}). Whoever gets this generator can draw training tiles: train on "
             "more tiles, or for fewer epochs, and see part 14."
         )
-    smallest = float(nearest.distance.min())
-    return {**closeness, "images": len(images), "smallest": smallest, "flat": flat, "alike": alike, "seed": run.seed}
+    return {
+        **closeness, "certificate": str(certified), "images": len(images), "smallest": float(nearest.distance.min()),
+        "flat": flat, "alike": alike, "seed": run.seed,
+    }  # fmt: skip
 
 
 def _refuse_no_evidence(images: Tensor, train: Tensor) -> tuple[float, float]:
@@ -109,7 +112,7 @@ def _refuse_no_evidence(images: Tensor, train: Tensor) -> tuple[float, float]:
             f"The gate cannot judge this generator: {flat:.0%} of {len(images)} tiles that were drawn for it show "
             f"nothing but one colour, and {usual:.0%} of the training tiles. Train it longer."
         )
-    alike = (nearest_tiles(images[1::2], images[::2]).distance < COPY).to_numpy().mean().item()
+    alike = repeated(images)
     if alike > MOST_ALIKE:
         raise InputError(
             f"The gate cannot judge this generator: {alike:.0%} of the tiles that were drawn for it repeat another one "
@@ -147,7 +150,7 @@ def _source(run: Run) -> Source | None:
 
 
 def _card(
-    run: Run, generator: Generator, source: Source | None, card: Mapping[str, str], gate: Mapping[str, float],
+    run: Run, generator: Generator, source: Source | None, card: Mapping[str, str], gate: Mapping[str, Any],
     preset: str, overrides: Mapping[str, Any],
 ) -> str:  # fmt: skip
     cells = {name: _as_text(value) for name, value in card.items()}
@@ -160,7 +163,7 @@ def _card(
     few = "" if gate["images"] >= JUDGED else f"; fewer than the usual {JUDGED}, so that rarer copies stay unseen"
     return CARD.format(
         metadata=metadata(card), few=few, begun=_begun_in_words(run, generator),
-        title=f"A generator of {card['organ']} tissue", **cells, **gate, copy=COPY,
+        title=f"A generator of {card['organ']} tissue", **cells, **gate,
         side=generator.settings.image_size_px, scale=scale, k=generator.n_clusters, shown=TILES_SHOWN,
         train=len(run.tiles.train), test=len(run.tiles.test), split=_split(source),
         slides=f"{len(slides)} slide{'s' * (len(slides) > 1)}" if slides else "number of slides not known",

@@ -83,12 +83,14 @@ def test_the_folder_draws_and_says_all_that_is_known(made, named, tmp_path):
     ):  # fmt: skip
         assert said in text
     assert gate["images"] == 500
+    assert f"**{gate['certificate']}**" in text
+    assert gate["certificate"].startswith("Of planted copies of 17 kinds at most ")
     assert Image.open(tmp_path / "shared" / "sheet.jpg").size[0] > 100
 
 
 def test_no_file_says_whose_tissue_it_is(made, tmp_path):
     overrides = {**TINY, "start_from": str(made / "StMarysHospital")}
-    share(opened(made), tmp_path / "shared", CARD, overrides=overrides)
+    share(opened(made), tmp_path / "shared", CARD, overrides=overrides, judged=40)
     for path in (tmp_path / "shared").iterdir():
         content = path.read_bytes().lower()
         for word in (*TELLING, str(made)):
@@ -114,7 +116,7 @@ def test_short_names_of_people_are_looked_for_too(made, tmp_path):
 
 def test_markup_in_a_name_is_text(made, named, tmp_path):
     run = named(opened(made), {1: "<img src=x onerror=alert(1)> & so on", 2: "![](http://x) $a$"})
-    share(run, tmp_path / "shared", {**CARD, "organ": "<b>lung</b>"})
+    share(run, tmp_path / "shared", {**CARD, "organ": "<b>lung</b>"}, judged=40)
     written = (tmp_path / "shared" / "README.md").read_text()
     assert "&lt;img src=x onerror=alert(1)&gt; &amp; so on" in written
     assert r"| !\[\](http://x) \$a\$ |" in written

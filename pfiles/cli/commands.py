@@ -256,6 +256,7 @@ def _export(args: argparse.Namespace) -> int:
         f"the closest 1 % of {gate['held_out_tiles']} held-out tiles are.\n"
         f"That is {share_closer}, 95 % interval {low} to {high}. Of images like the held-out tiles {expected} would be "
         f"expected, and this share or a larger one has a chance of {gate['chance']:.2g}.\n"
+        f"{gate['certificate']['in_words']}\n"
         "These are the files that were given: it says nothing of images that were deleted before, or of the generator."
     )
     return 0
@@ -269,8 +270,8 @@ def _share(args: argparse.Namespace) -> int:
     gate = share(run, out, card, preset=run.preset, overrides=choices.get("overrides", {}), judged=args.judged)
     print(
         f"The gate passed: {gate['closer']:.1%} of {gate['images']} tiles, drawn anew from these networks, are nearer "
-        f"to a training tile than the closest 1 % of held-out tiles.\n{out} is ready. Read its README.md. To put it on "
-        "the Hugging Face hub:\n"
+        f"to a training tile than the closest 1 % of held-out tiles.\n{gate['certificate']}\n"
+        f"{out} is ready. Read its README.md. To put it on the Hugging Face hub:\n"
         f"    hf auth login\n    hf upload YOUR-NAME/NAME-OF-THE-GENERATOR {out}"
     )
     return 0

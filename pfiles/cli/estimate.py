@@ -15,7 +15,9 @@ from pfiles.errors import extra
 from pfiles.latents import encode_tiles
 from pfiles.machine.processes import progress
 from pfiles.measuring import tile_network
+from pfiles.measuring.certificate import copies_of_a_kind
 from pfiles.measuring.memorisation import nearest_tiles
+from pfiles.measuring.planted import KINDS
 from pfiles.measuring.two_sample import BLURS_PX
 from pfiles.paths import Paths
 from pfiles.reporting import atlas, evaluation
@@ -86,9 +88,11 @@ def estimate(run: Run) -> Iterator[tuple[str, float, str]]:
     for part, score in scoring.items():
         yield part, real * score, f"from {AT_ONCE} pairs" if score else "as VGG16's weights are not there"
     search = f"from a search for copies of {AT_ONCE} images"
-    yield "part 14", read + copies.seconds_of_search(work, real + len(run.tiles.test)), search
+    planted = len(KINDS) * copies_of_a_kind(len(run.tiles.train))
+    yield "part 14", read + copies.seconds_of_search(work, real + len(run.tiles.test) + planted), search
     atlas_tiles = atlas.SHOWN * k
-    yield "part 16", read + atlas_tiles * tile_seconds + prepared + atlas_tiles * searched, f"{said} and {search}"
+    seconds_16 = copies.seconds_of_search(work, atlas_tiles + min(atlas.HELD_OUT, len(run.tiles.test)))
+    yield "part 16", read + atlas_tiles * tile_seconds + seconds_16, f"{said} and {search}"
     yield "the others, each", read, f"from encoding {n_tiles} tiles"
 
 

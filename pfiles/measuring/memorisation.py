@@ -6,7 +6,6 @@ found in the same way. An honest generator's images lie no closer to the trainin
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,23 +17,24 @@ from torch import Tensor
 from pfiles.errors import InputError
 from pfiles.machine.processes import progress
 from pfiles.measuring.fidelity import wilson_interval
+from pfiles.measuring.overlays import LAYOUT, Library, Overlays, best_overlays, make_library, shrunk
+
+Pose = tuple[tuple[float, ...], ...] | None  # 2 x 3 numbers, see `overlays.Overlays`
 
 CLOSEST = 0.01  # share of the held-out tiles, the closest ones, whose distance is too close for a generated image
 COPY = 0.1  # distance; copies of tissue saved as JPEG, moved and 5 % brighter come out below it
+OUTRIGHT = 1 / 2  # of the usual distance of held-out tiles: anyone would call closer ones a copy
+LEFT_OUT = 0.02  # share of the held-out tiles that may be outright copies, which then have no say in the threshold
 NEAR = 2  # pixels: shifts of up to so much, up, down, left and right, always count
-FAR = 1 / 4  # of the side: shifts of up to so much count where the correlation is evident
-EVIDENT = 0.5  # correlation; of all far shifts of unrelated tissue the best stays below it
+FAR = 1 / 4  # of the side: shifts of up to so much are told to the pixel
+EVIDENT = 0.5  # correlation, or likeness of an overlay, from which far shifts, inverted grey and overlays count
+CLEARLY = 0.01  # by which an overlay must be better than a view shifted by up to NEAR pixels to count instead
 SEEN = 1 / 4  # of the energy of either tile that must lie where they overlap
-LAYOUT = 5 / 16  # of the side: structure coarser than this, such as an empty corner, does not count
 COARSE_SIDE = 24  # pixels of the small images that make the shortlist
-SHORTLIST = 64  # (view, training tile) pairs compared at full resolution for each image
-KEYPOINTS = 20  # spots of a tile that stand out most; their patches make the shortlist of far shifts
-PATCH = 7  # samples along the side of a patch, 1/32 of the tile's side apart
-ALIKE = 64  # training tiles that hold a patch most like one of the image
-FAR_SHORTLIST = 6  # of them, training tiles compared at all far shifts
+SHORTLIST, INVERTED = 64, 8  # (view, training tile) pairs compared at full resolution for each image: most, least alike
+STRAIGHT = 0.1  # by which the numbers of an overlay's matrix may differ from those of a view for it to be a far shift
 BATCH_SIZE = 32  # images at once; changes memory and speed only
-TILES_AT_ONCE = 1024  # whose patches are compared in the processor's cache
-AT_ONCE = 2**14  # training tiles that are in memory as structure, and have shortlists of their own
+AT_ONCE = 2**13  # training tiles that are in memory as structure, and have shortlists of their own
 
 
 def nearest_tiles(images: Tensor, train: Tensor) -> pd.DataFrame:
@@ -44,19 +44,22 @@ def nearest_tiles(images: Tensor, train: Tensor) -> pd.DataFrame:
     over windows of 5/16 of the side is taken off, so that brightness, contrast and the coarse layout do not count.
     The distance of two tiles is 1 - c, where c is the correlation of what is left, the highest of the 8 views of the
     image (quarter turns, mirrored or not) and of the 25 shifts of up to 2 px each way: 0 for a copy, about 1 for tiles
-    that share nothing, and 1 where one of them has no structure at all. Shifts of up to a quarter of the side each way
-    count as well, with the correlation over the part that both tiles show, where it reaches 0.5; among so many shifts
-    unrelated tissue reaches 0.3 by chance.
+    that share nothing, and 1 where one of them has no structure at all.
 
-    Exact: c at full resolution, of all shifts, for the pairs on the shortlists. Shortlist of all shifts up to 2 px: the
-    64 pairs of a view and a training tile whose versions of 24 x 24 px correlate best. Shortlist of far shifts: of the
-    64 tiles that hold the patch most like one of the image, of 20 patches of each around the spots that stand out most,
-    the 6 whose like patches lie no further apart than a quarter of the side. A copy leads them by far, so that it is
-    seldom missed; among tiles that share next to nothing, the nearest of all can be missed for one nearly as near.
+    Where it reaches 0.5, so does the likeness of an overlay: a tile turned by any angle, up to twice as large, moved or
+    stretched, see `overlays.Overlays`; among so many, unrelated tissue reaches 0.4 by chance. Where the overlay is a
+    shift of a view by up to a quarter of the side, it is told to the pixel, and c is that over the part that both tiles
+    show. Tiles with inverted grey values count from 0.5 on as well.
 
-    Returns a row for each image: tile (index into train), distance, view (0 ... 7), shift_y and shift_x (pixels), to
-    be shown by `aligned`. Of more than 16,384 training tiles, so many at a time have shortlists of their own, so that
-    memory stays as it is for these: 4 bytes for each of their pixels, and 10 kB for each tile.
+    Exact: c at full resolution, of all shifts, for the pairs on a shortlist: the 64 pairs of a view and a training tile
+    whose versions of 24 x 24 px correlate best, and the 8 whose versions do worst. Overlays are proposed by spots that
+    look alike. A copy leads both by far, so that it is seldom missed; among tiles that share next to nothing, the
+    nearest of all can be missed for one nearly as near.
+
+    Returns a row for each image: tile (index into train), distance, view (0 ... 7), shift_y and shift_x (pixels), pose
+    (the 2 x 3 numbers of an overlay, or None), to be shown by `aligned`. Of more than 8,192 training tiles, so many at
+    a time have shortlists of their own, so that memory stays as it is for these: 5 bytes for each of their pixels, and
+    100 kB for each tile besides.
     """
     if images.shape[1:] != train.shape[1:] or images.shape[2] != images.shape[3]:
         raise InputError(
@@ -73,36 +76,55 @@ def nearest_tiles(images: Tensor, train: Tensor) -> pd.DataFrame:
 
 def _nearest_of(images: Tensor, train: Tensor) -> pd.DataFrame:
     """`nearest_tiles` of training tiles that are searched at once."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        structure = torch.cat([*pool.map(_structure, train.split(BATCH_SIZE))])
-        batches = pool.map(_patches, structure.split(BATCH_SIZE))
-        patches = _Patches(*map(torch.cat, zip(*batches, strict=True)))
-    by_spot = patches.patch.permute(1, 2, 0).contiguous()
+    structure, library = _prepared(train)
     energy = torch.cat([_energy(part) for part in structure.split(BATCH_SIZE)])
     coarse = _coarse(structure)
     rows = []
-    for start in progress(range(0, len(images), BATCH_SIZE), desc="nearest tiles", unit="batch", leave=False):
-        views = _views(_structure(images[start : start + BATCH_SIZE]))  # (B, 8, S, S)
-        scores = _coarse(views.flatten(0, 1)).unflatten(0, views.shape[:2]) @ coarse.T  # (B, 8, M)
-        best = scores.flatten(1).topk(min(SHORTLIST, scores[0].numel())).indices  # (B, C)
-        shared = _share_a_patch(_patches(views[:, 0]), patches, by_spot, int(FAR * train.shape[2]))  # (B, F) twice
-        for image, pairs, far_tile, far_view in zip(views, best, *shared, strict=True):
+    for batch in progress(images.split(BATCH_SIZE), desc="nearest tiles", unit="batch", leave=False):
+        views = _views(_structure(batch))  # (B, 8, S, S)
+        scores = (_coarse(views.flatten(0, 1)).unflatten(0, views.shape[:2]) @ coarse.T).flatten(1)  # (B, 8 M)
+        like = scores.topk(min(SHORTLIST, scores.shape[1])).indices
+        unlike = scores.topk(min(INVERTED, scores.shape[1]), largest=False).indices
+        overlays = None if library is None else best_overlays(library, batch)
+        for i, (image, pairs) in enumerate(zip(views, torch.cat([like, unlike], dim=1), strict=True)):
             view, tile = pairs // len(train), pairs % len(train)
-            peak = _peak(_correlate(image[view], structure[tile], energy[tile]))
-            far = _peak(_correlate_far(image[far_view], structure[far_tile]))
-            if far[0] >= max(EVIDENT, peak[0]):
-                peak, view, tile = far, far_view, far_tile
-            correlation, place, shift_y, shift_x = peak
-            rows.append(
-                {
-                    "tile": int(tile[place]),
-                    "distance": max(0.0, 1 - correlation),
-                    "view": int(view[place]),
-                    "shift_y": shift_y,
-                    "shift_x": shift_x,
-                }
-            )
+            correlation = _correlate(image[view], structure[tile], energy[tile])
+            inverse = -correlation[like.shape[1] :]
+            correlation[like.shape[1] :] = torch.where(inverse < EVIDENT, -1, inverse)
+            peak, place, shift_y, shift_x = _peak(correlation)
+            best = _row(tile[place], peak, view[place], shift_y, shift_x)
+            if overlays is not None and overlays.likeness[i] > max(EVIDENT, peak + CLEARLY):
+                best = _overlaid(image, structure, Overlays(*(of_all[i] for of_all in overlays)))
+            rows.append(best)
     return pd.DataFrame(rows)
+
+
+def _prepared(train: Tensor) -> tuple[Tensor, Library | None]:
+    """The structure of training tiles, and what is laid over images; None for tiles too small for that."""
+    bar = progress(train.split(BATCH_SIZE), desc="training tiles", unit="batch", leave=False, delay=2)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        structure = torch.cat([*pool.map(_structure, bar)])
+        return structure, make_library([*pool.map(shrunk, train.split(BATCH_SIZE))], pool.map)
+
+
+def _row(tile: Tensor, likeness: float, view: Tensor | int, shift_y: int, shift_x: int, pose: Pose = None) -> dict:
+    return {
+        "tile": int(tile), "distance": max(0.0, 1 - likeness), "view": int(view), "shift_y": shift_y,
+        "shift_x": shift_x, "pose": pose,
+    }  # fmt: skip
+
+
+def _overlaid(views: Tensor, structure: Tensor, overlay: Overlays) -> dict:
+    """The row of the overlay of one image, whose views (8, S, S) are given: to the pixel where it is a far shift."""
+    matrix = overlay.pose[:, :2].flip(0, 1)  # of y and x
+    apart = (_turns() - matrix).abs().amax((1, 2))
+    if apart.min() < STRAIGHT:
+        view = apart.argmin()
+        peak, _, shift_y, shift_x = _peak(_correlate_far(views[view][None], structure[overlay.tile][None]))
+        if peak >= overlay.likeness:
+            return _row(overlay.tile, peak, view, shift_y, shift_x)
+    pose = tuple(tuple(row) for row in overlay.pose.tolist())
+    return _row(overlay.tile, float(overlay.likeness), 0, 0, 0, pose)
 
 
 def _structure(images: Tensor) -> Tensor:
@@ -169,85 +191,23 @@ def _correlate_far(images: Tensor, tiles: Tensor) -> Tensor:
     return correlation
 
 
-class _Patches(NamedTuple):
-    """Of N tiles the patches around the K spots of each that stand out most."""
-
-    patch: Tensor  # (N, K, 49), of length 1, in the view that makes all views of a patch equal
-    view: Tensor  # (N, K): that view
-    place: Tensor  # (N, K, 2): y and x of the spot from the middle of the tile, pixels
-
-
-def _patches(structure: Tensor) -> _Patches:
-    """Patches that are the same wherever a tile is shifted to and however it is turned, of (N, S, S).
-
-    A spot is a local maximum of the difference between the means over a small and over a larger window. The patch
-    around it, sampled from the smaller means, is given in that one of its 8 views in which it is brightest towards one
-    side, in a direction that no view leaves as it is.
-    """
-    side, images = structure.shape[1], structure.numpy()
-    small, large, apart = (round(side * part / 128) | 1 for part in (7, 13, 9))  # odd, as in `_structure`
-    smooth = scipy.ndimage.uniform_filter(images, (0, small, small))
-    contrast = np.abs(smooth - scipy.ndimage.uniform_filter(images, (0, large, large)))
-    contrast[contrast < scipy.ndimage.maximum_filter(contrast, (1, apart, apart))] = 0
-    offsets = torch.from_numpy(np.rint((np.arange(PATCH) - PATCH // 2) * side / 32).astype(np.int64))
-    margin = int(offsets[-1])
-    inner = torch.from_numpy(contrast)[:, margin : side - margin, margin : side - margin]
-    spot = inner.flatten(1).topk(KEYPOINTS).indices  # (N, K)
-    y, x = spot // inner.shape[2] + margin, spot % inner.shape[2] + margin
-    where = (y[..., None, None] + offsets[:, None]) * side + x[..., None, None] + offsets  # (N, K, 7, 7)
-    patch = torch.from_numpy(smooth).flatten(1).gather(1, where.flatten(1)).view(*spot.shape, PATCH**2)
-    patch = F.normalize(patch - patch.mean(2, keepdim=True), dim=2)
-    pixels = _views(torch.arange(PATCH**2).view(1, PATCH, PATCH))[0].flatten(1)  # (8, 49): of the patch in each view
-    direction = (2 * offsets[:, None] + offsets).flatten().float()
-    view = (patch[..., pixels] @ direction).argmax(2)  # (N, K)
-    return _Patches(patch.gather(2, pixels[view]), view, torch.stack([y, x], dim=2) - (side - 1) / 2)
-
-
-def _share_a_patch(images: _Patches, tiles: _Patches, by_spot: Tensor, radius: int) -> tuple[Tensor, Tensor]:
-    """For each of B images the F tiles that share a patch with it, such that it is shifted by up to `radius` pixels.
-
-    by_spot: the tiles' patches (K, 49, M).
-
-    -> (B, F) indices of the tiles, and (B, F) views of the image that then look like them.
-    """
-    flat, best = images.patch.flatten(0, 1), []
-    for some in by_spot.split(TILES_AT_ONCE, dim=2):
-        highest = flat @ some[0]  # (B K, M')
-        for of_spot in some[1:]:
-            torch.maximum(highest, flat @ of_spot, out=highest)
-        best.append(highest.view(-1, KEYPOINTS, some.shape[2]).amax(1))
-    tile = torch.cat(best, dim=1).topk(min(ALIKE, len(tiles.patch))).indices  # (B, A)
-    likeness = torch.einsum("bkd, bald -> bakl", images.patch, tiles.patch[tile])  # of each two of their patches
-    likeness, pair = likeness.flatten(2).max(2)  # (B, A)
-    own, its = pair // KEYPOINTS, pair % KEYPOINTS
-    between, turns = _dihedral()
-    view = between[images.view.gather(1, own), tiles.view[tile, its]]  # (B, A)
-    place = images.place[torch.arange(len(own))[:, None], own]  # (B, A, 2)
-    shift = tiles.place[tile, its] - (turns[view] @ place[..., None])[..., 0]
-    likeness[shift.abs().amax(2) > radius] = -1
-    chosen = likeness.topk(min(FAR_SHORTLIST, likeness.shape[1])).indices  # (B, F)
-    return tile.gather(1, chosen), view.gather(1, chosen)
-
-
-def _dihedral() -> tuple[Tensor, Tensor]:
-    """The view that leads from one view to another, and what a view does to a place.
-
-    -> (8, 8): at [i, j] the view v of anything whose view j equals the thing's own view i; (8, 2, 2): the matrices
-    that take y and x, from the middle, to where they are in each view.
-    """
-    corners = _views(torch.arange(4).view(1, 2, 2))[0]
-    twice = _views(corners).transpose(0, 1)  # [j, v]
-    between = (twice == corners[:, None, None]).all(-1).all(-1).int().argmax(2)
+def _turns() -> Tensor:
+    """(8, 2, 2): the matrices that take y and x, from the middle, to where they are in each view."""
     quarter, mirror = torch.tensor([[0.0, -1], [1, 0]]), torch.tensor([[1.0, 0], [0, -1]])
     turned = torch.stack([torch.linalg.matrix_power(quarter, n) for n in range(4)])
-    return between, torch.cat([turned, mirror @ turned])
+    return torch.cat([turned, mirror @ turned])
 
 
-def aligned(tile: Tensor, view: int, shift_y: int, shift_x: int) -> tuple[Tensor, Tensor]:
-    """A training tile (3, S, S), shifted and turned as the image lies that `nearest_tiles` found it for.
+def aligned(tile: Tensor, view: int, shift_y: int, shift_x: int, pose: Pose = None) -> tuple[Tensor, Tensor]:
+    """A training tile (3, S, S), laid as the image lies that `nearest_tiles` found it for: by a view and a shift, or by
+    a `pose`.
 
     Beside it, as bool (S, S), where the tile reaches; its border is drawn on to fill the rest.
     """
+    if pose is not None:
+        grid = F.affine_grid(torch.tensor([pose]), [1, *tile.shape], align_corners=False)
+        laid = F.grid_sample(tile[None].float(), grid, padding_mode="border", align_corners=False)[0]
+        return laid.round().to(torch.uint8), (grid[0].abs() <= 1).all(2)
     rows, columns = (torch.arange(tile.shape[1]) + shift for shift in (shift_y, shift_x))
     last = tile.shape[1] - 1
     moved = tile[:, rows.clamp(0, last)][:, :, columns.clamp(0, last)]
@@ -295,27 +255,52 @@ def against_held_out(distances: np.ndarray, held_out: np.ndarray) -> dict[str, f
     }
 
 
+def repeated(images: Tensor, limit: float = COPY) -> float:
+    """The share of every second image that repeats one of the others, closer than `limit`; 0 of fewer than 2 images."""
+    if len(images) < 2:
+        return 0.0
+    return float((nearest_tiles(images[1::2], images[::2]).distance < limit).mean())
+
+
+def outright_limit(held_out: np.ndarray) -> float:
+    """The distance below which anyone would call an image a copy: half of the median of held-out tiles, or COPY."""
+    return max(COPY, OUTRIGHT * float(np.median(held_out)))
+
+
 def held_against(
     images: Tensor, train: Tensor, held_out: Tensor, source: str
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float | None], str]:
     """`nearest_tiles` among `train` of images and of held-out tiles, and what `judge` says of their distances."""
-    nearest, nearest_held_out = (nearest_tiles(some, train) for some in (images, held_out))
+    nearest = nearest_tiles(torch.cat([images, held_out]), train)
+    nearest, nearest_held_out = nearest[: len(images)], nearest[len(images) :].reset_index(drop=True)
     return nearest, nearest_held_out, *judge(nearest.distance, nearest_held_out.distance, source)
 
 
 def judge(distances: np.ndarray, held_out: np.ndarray, source: str) -> tuple[dict[str, float | None], str]:
     """`against_held_out` for distances of `nearest_tiles`, and a sentence where the held-out tiles cannot say so much.
 
-    That is where the closest 1 % of them are themselves copies of training tiles, closer than COPY: how close is too
-    close is then unknown. The threshold becomes COPY, below which an image is a copy whatever the tissue, and expected
-    and chance become None. The sentence, which names the `source` of the tiles, is empty otherwise.
+    Besides, outright: the distance below which an image is an outright copy, that of `outright_limit` or the
+    threshold. left_out: how many held-out tiles are outright copies themselves. They show what a training tile shows,
+    and have no say in the threshold where they are at most 2 % of all.
+
+    The sentence is for sets in which more of them are: where the closest 1 % of the held-out tiles are closer than
+    COPY, how close is too close is unknown. The threshold becomes COPY, below which an image is a copy whatever the
+    tissue, and expected and chance become None. The sentence, which names the `source` of the tiles, is empty
+    otherwise.
     """
-    found = against_held_out(distances, held_out)
+    held_out = np.asarray(held_out)
+    limit = outright_limit(held_out)
+    is_copy = held_out < limit
+    left_out = int(is_copy.sum()) if is_copy.mean() <= LEFT_OUT else 0
+    found = against_held_out(distances, held_out[~is_copy] if left_out else held_out)
     if found["threshold"] >= COPY:
-        return {**found}, ""
+        return {**found, "outright": min(limit, found["threshold"]), "left_out": left_out}, ""
     count, n = int((np.asarray(distances) < COPY).sum()), len(distances)
     low, high = wilson_interval(count, n)
-    outright = {"threshold": COPY, "closer": count / n, "low": low, "high": high, "expected": None, "chance": None}
+    outright = {
+        "threshold": COPY, "closer": count / n, "low": low, "high": high, "expected": None, "chance": None,
+        "outright": COPY, "left_out": 0,
+    }  # fmt: skip
     return outright, (
         f"The closest 1 % of the held-out tiles of {source} are themselves copies of training tiles (distance "
         f"{found['threshold']:.3f}): remove duplicates, or name files so that no slide is on both sides of the split."

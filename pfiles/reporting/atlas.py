@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from pfiles.measuring import morphometry
-from pfiles.measuring.memorisation import COPY, nearest_tiles
+from pfiles.measuring.memorisation import held_against
 from pfiles.paths import write_text
 from pfiles.reporting.figures import tile_grid
 from pfiles.tiles.dataset import Tiles
@@ -29,6 +29,7 @@ MEASURED, AT_MOST = 40, 1000  # real tiles of each cluster, and of all, whose st
 DOMINATES = 0.5  # share of a cluster's tiles from one slide that is marked ...
 ODDS = 4  # ... where the odds of a tile to be from it are so many times those among all tiles
 SEVERAL = 3  # slides at most that are named
+HELD_OUT = 200  # tiles at most that say how close is a copy
 MAP_SIDE = 240  # pixels
 MOST_PIXELS = 16_000_000  # of all tiles of a page: more clusters have smaller tiles
 MOST_BYTES = 9_000_000  # of all pictures of a page
@@ -66,7 +67,9 @@ def make_rows(tiles: Tiles, standing: tuple[Tensor, Tensor, Tensor], generated: 
     sizes = cluster_ids.bincount(minlength=int(generated.cluster_ids.max()) + 1)
     words = _in_words(tiles, cluster_ids)
     train = tiles.tensor(tiles.train)
-    copies = torch.tensor(nearest_tiles(generated.images, train).distance.to_numpy() < COPY)
+    held_out = tiles.tensor(tiles.test[evenly_spaced(len(tiles.test), HELD_OUT)])
+    nearest, _, judged, _ = held_against(generated.images, train, held_out, tiles.source)
+    copies = torch.tensor(nearest.distance.to_numpy() < judged["outright"])
     small = _small(tiles) if tiles.positions is not None else None
     rows = []
     for cluster, size in enumerate(sizes.tolist()):

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pfiles.errors import InputError
-from pfiles.measuring.memorisation import aligned, held_against
+from pfiles.measuring import certificate
+from pfiles.measuring.memorisation import aligned
 from pfiles.paths import atomic_folder, read_json, write_json
 from pfiles.provenance import of_images
 from pfiles.reporting import figures
@@ -39,7 +40,7 @@ def show_closest(
     mpp: microns per pixel, for a scale bar; None: not known.
     """
     rows = nearest.sort_values("distance", kind="stable")[:SHEET_PAIRS]
-    tiles = [aligned(train[row.tile], row.view, row.shift_y, row.shift_x)[0] for row in rows.itertuples()]
+    tiles = [aligned(train[row.tile], row.view, row.shift_y, row.shift_x, row.pose)[0] for row in rows.itertuples()]
     captions = [f"{names[row.Index]} | {row.tile + 1}: {row.distance:.2f}" for row in rows.itertuples()]
     title = f"generated image | training tile: distance (threshold {threshold:.2f})"
     return figures.show_pairs(images[rows.index.to_numpy()], torch.stack(tiles), captions, title, mpp=mpp)
@@ -80,8 +81,8 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
     files = [*list_images(generated).values()]
     images = match_size(read_images(files), tiles.images.shape[2])
     train, held_out = (tiles.tensor(part) for part in (tiles.train, tiles.test))
-    nearest, _, closeness, leak = held_against(images, train, held_out, tiles.source)
-    if leak:
+    nearest, _, closeness, leak, certified = certificate.search(images, train, held_out, tiles.source)
+    if leak or certified is None:
         raise InputError(leak)
     limit = closeness["threshold"]
     passed = nearest.distance >= limit
@@ -89,8 +90,8 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
         "made_by": MADE_BY,
         "judged": "the files that were given; nothing of images deleted before, or of the generator that drew them",
         "rule": "withheld where closer to a training tile than the closest 1 % of the held-out tiles",
-        "distance": "1 - correlation of local structure, best of 8 views and of shifts up to a quarter of the side: "
-        "0 copy, 1 unrelated",
+        "distance": "1 - correlation of local structure, best of 8 views, shifts, and overlays at any angle and up to "
+        "twice the size: 0 copy, 1 unrelated",
         "rms_difference": "of the image and the training tile laid over it where they overlap, in levels of 0 ... 255",
         "nearest_training_tile": "its number among all training tiles, from 1; as in org/ where training used all",
         "nearest_tile_in_data": "its place in the data, from 0",
@@ -99,6 +100,7 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
         "training_tiles": len(train),
         "held_out_tiles": len(held_out),
         **closeness,
+        "certificate": {**certified.as_note(), "in_words": str(certified)},
         "exported": int(passed.sum()),
         "withheld": int((~passed).sum()),
         "images": [
@@ -109,7 +111,7 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
                 "nearest_training_tile": row.tile + 1,
                 "nearest_tile_in_data": int(tiles.train[row.tile]),
                 "distance": row.distance,
-                "rms_difference": _rms(image, train[row.tile], row.view, row.shift_y, row.shift_x),
+                "rms_difference": _rms(image, *aligned(train[row.tile], row.view, row.shift_y, row.shift_x, row.pose)),
                 "threshold": limit,
             }
             for file, image, passes, row in zip(files, images, passed, nearest.itertuples(), strict=True)
@@ -170,7 +172,6 @@ def _refuse_other_data(generated: Path, tiles: Tiles) -> None:
         )
 
 
-def _rms(image: Tensor, tile: Tensor, view: int, shift_y: int, shift_x: int) -> float:
+def _rms(image: Tensor, over: Tensor, inside: Tensor) -> float:
     """Of the image and the tile laid over it, where they overlap."""
-    over, inside = aligned(tile, view, shift_y, shift_x)
     return float((image.double() - over)[:, inside].square().mean().sqrt())

@@ -168,7 +168,7 @@ def _copies(
     if real is None:
         return ["Copies of training tiles were not looked for: name the generator's tiles with --real."]
     crop, nearest, judged, leak = gate(slide, places, side, seed, real)
-    copies = int((nearest.distance < COPY).sum())
+    copies = int((nearest.distance < judged["outright"]).sum())
     scores["copies"] = {**judged, "copies": copies, "searched": len(crop), "hand_on": not copies}
     sentence = (
         f"{copies} of {len(crop)} crops at random places are copies of a training tile; {judged['closer']:.1%} are "

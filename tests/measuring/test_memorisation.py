@@ -8,6 +8,7 @@ from scipy.stats import norm
 
 from pfiles.errors import InputError
 from pfiles.measuring import memorisation
+from pfiles.measuring import planted as planted_kinds
 from tests.measuring.conftest import COPIES, FAR, as_jpeg, cut_from_larger, moved, tissue
 
 
@@ -211,7 +212,62 @@ def test_a_split_that_leaks_is_judged_by_plain_copies():
     assert sentence.endswith(".")
     assert memorisation.judge(np.full(40, 0.6), leaking, "x")[0]["closer"] == 0
     sound = np.linspace(0.5, 1, 99)
-    assert memorisation.judge(np.full(4, 0.6), sound, "x") == (memorisation.against_held_out([0.6] * 4, sound), "")
+    scores, sentence = memorisation.judge(np.full(4, 0.6), sound, "x")
+    assert scores == {**memorisation.against_held_out([0.6] * 4, sound), "outright": 0.375, "left_out": 0}
+    assert sentence == ""
+
+
+def test_a_few_held_out_tiles_that_are_copies_have_no_say():
+    """Of 500 held-out tiles 5 show what training tiles show; without them the threshold is that of the others."""
+    others = np.linspace(0.7, 0.9, 495)
+    scores, sentence = memorisation.judge(np.full(40, 0.3), np.concatenate([np.full(5, 0.3), others]), "x")
+    assert scores["left_out"] == 5
+    assert scores["threshold"] == np.quantile(others, 0.01, method="weibull")
+    assert scores["outright"] == pytest.approx(0.4, abs=0.001)
+    assert scores["closer"] == 1
+    assert sentence == ""
+    many = np.concatenate([np.full(50, 0.3), others[:450]])  # too many to be left out: the threshold is lower
+    assert memorisation.judge(np.full(40, 0.3), many, "x")[0]["threshold"] == pytest.approx(0.3)
+
+
+def test_an_outright_copy_is_no_closer_than_the_threshold():
+    assert memorisation.outright_limit(np.full(9, 0.8)) == 0.4
+    assert memorisation.outright_limit(np.full(9, 0.1)) == memorisation.COPY
+    wide = np.concatenate([[0.2] * 10, np.full(90, 0.9)])
+    assert memorisation.judge(np.ones(4), wide, "x")[0]["outright"] == 0.2
+
+
+@pytest.mark.parametrize(
+    "kind", ["turned by 45 degrees", "middle of 0.75, enlarged", "neighbour that overlaps by 60 %"]
+)
+def test_what_is_laid_over_a_copy_looks_like_it(real, kind):
+    """Where the tile reaches, it differs from the copy as little as two ways of sampling do."""
+    train = real.images[:60]
+    copies = planted_kinds.KINDS[kind](train[:6], real.images[170:176], torch.Generator())
+    nearest = memorisation.nearest_tiles(copies, train)
+    assert nearest.tile.tolist() == [*range(6)]
+    assert (nearest.distance < 0.5).all()
+    for row, copy in zip(nearest.itertuples(), copies, strict=True):
+        over, inside = memorisation.aligned(train[row.tile], row.view, row.shift_y, row.shift_x, row.pose)
+        inside &= (torch.arange(64) < 38) & (torch.arange(64) >= 10) & ((torch.arange(64) - 32).abs() < 22)[:, None]
+        assert inside.sum() > 300
+        apart = (over.double() - copy)[:, inside].square().mean()
+        assert apart < 0.25 * (train[row.tile].double() - copy)[:, inside].square().mean()
+
+
+def test_inverted_tiles_are_found(real):
+    nearest = memorisation.nearest_tiles(255 - real.images[:5].flip(2), real.images[:60])
+    assert nearest.tile.tolist() == [*range(5)]
+    assert nearest.distance.max() < 1e-3
+
+
+def test_images_that_repeat_each_other():
+    images = tissue(8)
+    assert memorisation.repeated(images) == 0
+    images[3] = images[4].flip(2)
+    assert memorisation.repeated(images) == 1 / 4
+    assert memorisation.repeated(images[:1].expand(9, -1, -1, -1)) == 1
+    assert memorisation.repeated(images[:1]) == 0
 
 
 def test_chance_agrees_with_a_simulation():

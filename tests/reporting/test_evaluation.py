@@ -84,6 +84,7 @@ def test_evaluate_writes_the_whole_table(tmp_path, real, capsys):
         "Of use to a classifier",
         "Copies",
         "Worst tissue",
+        "Alike",
     ]
     assert [line.partition(":")[0] for line in short] == names
     assert [name for name, line in zip(names, short, strict=True) if "not known" in line] == ["Built like tissue"]
@@ -205,6 +206,7 @@ def test_summary_lines_of_what_is_known():
         "Of use to a classifier: not known without clusters or with so few tiles.",
         "Copies: not looked for.",
         "Worst tissue: not known without the clusters and the autoencoder.",
+        "Alike: not looked for.",
     ]
     scores = {
         "told_from_real": {two_sample_section.GENERATED_FROM_REAL: 0.857, two_sample_section.FLOOR: 0.51},
@@ -213,6 +215,7 @@ def test_summary_lines_of_what_is_known():
         "of_use_as_real": 0.844,
         "copies": 2,
         "images_searched_for_copies": 200,
+        "repeat_each_other": 1.0,
         "built_like_tissue": "up to 9 px; real tissue beyond 32 px",
         "worst_cluster": "cluster 3, of which 20% are sorted as asked",
         "told from real by random convolutions": 0.7,
@@ -226,6 +229,7 @@ def test_summary_lines_of_what_is_known():
         "Of use to a classifier: as 84% of real tiles.",
         "Copies: 2 of 200 images that were looked at.",
         "Worst tissue: cluster 3, of which 20% are sorted as asked.",
+        "Alike: 100% of the generated tiles repeat another one.",
     ]
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pfiles import latents
-from pfiles.measuring import memorisation
+from pfiles.measuring import certificate, memorisation
 from pfiles.measuring.memorisation import COPY
 from pfiles.reporting import export
 from pfiles.reporting.page import Section
@@ -43,29 +43,49 @@ def copies_section(
     tiles, whether generated ones lie closer to the real ones than these do, see `memorisation.judge`.
 
     names: of the generated images; None: their numbers from 1. source: of the real tiles, in a few words. at_most: of
-    the generated and of the held-out images so many are searched, evenly spaced; None: all.
+    the generated and of the held-out images so many are searched, evenly spaced; None: all, and planted copies besides,
+    which say what the search is worth, see `certificate.search`.
     """
     places = evenly_spaced(len(data.generated), at_most or len(data.generated))
     images, names = data.generated[places], [str(i + 1) if names is None else names[i] for i in places]
+    outright, certified = COPY, None
     if data.held_out is None:
         nearest = memorisation.nearest_tiles(images, data.real)
     else:
         held_out = data.held_out[evenly_spaced(len(data.held_out), at_most or len(data.held_out))]
-        nearest, nearest_held_out, judged, leak = memorisation.held_against(images, data.real, held_out, source)
-    copies = int((nearest.distance < COPY).sum())
+        if at_most is None:
+            nearest, nearest_held_out, judged, leak, certified = certificate.search(images, data.real, held_out, source)
+        else:
+            nearest, nearest_held_out, judged, leak = memorisation.held_against(images, data.real, held_out, source)
+        outright = judged["outright"]
+    copies, repeated = int((nearest.distance < outright).sum()), memorisation.repeated(images)
     notes = [
         f"{copies} of {len(images)} generated images are copies of a real one: their structure differs by less than "
-        f"{COPY} (0: the same, 1: nothing in common). The closest differs by {nearest.distance.min():.2f}."
+        f"{outright:.2f} (0: the same, 1: nothing in common). The closest differs by {nearest.distance.min():.2f}.",
+        f"{repeated:.0%} of the generated images repeat another generated one.",
     ]
-    scores = {"copies": copies, "images_searched_for_copies": len(images)}
+    scores = {"copies": copies, "images_searched_for_copies": len(images), "repeat_each_other": repeated}
     limit, pictures, judgement = COPY, [], []
     if data.held_out is not None:
         limit, scores["pixel space"] = judged["threshold"], judged
         notes += [leak] if leak else [_closer(judged, len(held_out))]
+        if judged["left_out"]:
+            notes.append(left_out_in_words(judged, len(held_out)))
+        if certified is not None:
+            notes.append(str(certified))
+            scores["certificate"] = certified.as_note()
         judgement = [pd.DataFrame({"pixel space": judged}).T]
         pictures = [_histograms(nearest, nearest_held_out, limit, "pixel space")]
     pictures.append(export.show_closest(names, images, data.real, nearest, limit, data.mpp))
     return Section("Copies", notes, judgement, pictures, scores)
+
+
+def left_out_in_words(judged: Mapping[str, float], held_out: int) -> str:
+    """The held-out tiles that `memorisation.judge` left out, in a sentence."""
+    return (
+        f"{judged['left_out']} of {held_out} held-out tiles show what a training tile shows, and do not count: look "
+        "for slides or photographs on both sides of the split."
+    )
 
 
 def likeness_section(data: EvaluationData) -> Section:
@@ -119,9 +139,14 @@ def _copies(scores: Mapping[str, Any]) -> str | None:
     return "{copies} of {images_searched_for_copies} images that were looked at".format_map(scores)
 
 
+def _alike(scores: Mapping[str, Any]) -> str | None:
+    share = scores.get("repeat_each_other")
+    return None if share is None else f"{share:.0%} of the generated tiles repeat another one"
+
+
 def seconds_of_search(work: Work, images: int) -> float:
-    """Of a search for copies of so many images, generated and held-out ones together."""
-    return 2 * work.search_setup + images * work.search_image
+    """Of a search for copies of so many images, generated, held-out and planted ones together."""
+    return work.search_setup + images * work.search_image
 
 
 RECORD = SectionRecord(
@@ -134,6 +159,11 @@ RECORD = SectionRecord(
             5, "Copies", _copies, "not looked for",
             says=f"how many of at most {SEARCHED} generated tiles repeat a training tile",
             best="0",
+        ),
+        SummaryLine(
+            7, "Alike", _alike, "not looked for",
+            says="how many generated tiles repeat another generated one; 100 % where all are the same",
+            best="near 0 %",
         ),
     ),
 )  # fmt: skip

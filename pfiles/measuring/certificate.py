@@ -1,0 +1,130 @@
+"""What a search for copies is worth on these very tiles: how many planted copies pass it, at how many false alarms.
+
+"None found" says little by itself. So copies of training tiles, changed in all ways of `planted.KINDS`, go through the
+same search, and both rates get a limit that they keep with 95 % certainty.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pfiles.machine.runtime import make_generator
+from pfiles.measuring import memorisation
+from pfiles.measuring.memorisation import CLOSEST, nearest_tiles
+from pfiles.measuring.planted import KINDS, Kind
+
+PLANTED = 32  # copies of each kind at most ...
+ONE_IN = 40  # ... and at least 4, one for so many training tiles, so that small sets are judged in seconds
+UNSURE = 0.05  # how often the certificate may be wrong, in either of its two limits
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Of planted copies how many pass the search.
+
+    passed: of each kind the number that pass. planted: how many there are of each kind. held_out: tiles that set the
+    threshold, of which `CLOSEST` lie below it.
+    """
+
+    passed: dict[str, int]
+    planted: int
+    held_out: int
+
+    @property
+    def at_most(self) -> float:
+        """The share of copies, of all kinds alike, that would pass at most, with 97.5 % certainty."""
+        return upper_limit(sum(self.passed.values()), self.planted * len(self.passed), UNSURE / 2)
+
+    @property
+    def false_alarms(self) -> float:
+        """The share of images like held-out tiles that lie below the threshold at most, with 97.5 % certainty.
+
+        Exact: the share below the smallest but r - 1 of m values has the beta distribution of r and m + 1 - r.
+        """
+        from scipy.stats import beta
+
+        rank = int(np.ceil(max(1.0, CLOSEST * (self.held_out + 1))))
+        return float(beta.ppf(1 - UNSURE / 2, rank, self.held_out + 1 - rank))
+
+    def __str__(self) -> str:
+        kinds, count = len(self.passed), self.planted * len(self.passed)
+        passed = sum(self.passed.values())
+        worst = max(self.passed, key=lambda kind: self.passed[kind])
+        most = f", most of the kind '{worst}' ({self.passed[worst]} of {self.planted})" if passed else ""
+        return (
+            f"Of planted copies of {kinds} kinds at most {self.at_most:.1%} would pass, at {self.false_alarms:.1%} "
+            f"false alarms at most, with 95 % certainty: {passed} of {count} passed{most}."
+        )
+
+    def as_note(self) -> dict[str, object]:
+        """For a record."""
+        return {
+            "kinds": len(self.passed), "planted": self.planted * len(self.passed), "passed": self.passed,
+            "pass_at_most": self.at_most, "false_alarms_at_most": self.false_alarms, "certainty": 1 - UNSURE,
+        }  # fmt: skip
+
+
+def upper_limit(count: int, n: int, unsure: float) -> float:
+    """What a rate keeps below where `count` of n were seen, but for a chance of `unsure` (Clopper and Pearson 1934).
+
+    It holds for n draws of several rates too, for their mean (Hoeffding 1956).
+    """
+    from scipy.stats import beta
+
+    return 1.0 if count == n else float(beta.ppf(1 - unsure, count + 1, n - count))
+
+
+class Search(NamedTuple):
+    """nearest, held_out: of images and of held-out tiles, see `nearest_tiles`. scores, leak: see `memorisation.judge`.
+    certificate: None where the held-out tiles cannot set a threshold."""
+
+    nearest: pd.DataFrame
+    held_out: pd.DataFrame
+    scores: dict[str, float | None]
+    leak: str
+    certificate: Certificate | None
+
+
+def search(images: Tensor, train: Tensor, held_out: Tensor, source: str) -> Search:
+    """`memorisation.held_against`, with a certificate; all images are looked up at once.
+
+    images, train, held_out: uint8 (N, 3, S, S).
+    """
+    copies = plant(train, held_out)
+    rows = nearest_tiles(torch.cat([images, held_out, *copies.values()]), train)
+    first, second = len(images), len(images) + len(held_out)
+    nearest, of_held_out, of_copies = rows[:first], rows[first:second].reset_index(drop=True), rows[second:]
+    scores, leak = memorisation.judge(nearest.distance, of_held_out.distance, source)
+    if leak:
+        return Search(nearest, of_held_out, scores, leak, None)
+    passed = (of_copies.distance.to_numpy() >= scores["threshold"]).reshape(len(copies), -1).sum(1)
+    certificate = Certificate(
+        dict(zip(copies, passed.tolist(), strict=True)), len(of_copies) // len(copies),
+        len(held_out) - int(scores["left_out"] or 0),
+    )  # fmt: skip
+    return Search(nearest, of_held_out, scores, leak, certificate)
+
+
+def copies_of_a_kind(training_tiles: int) -> int:
+    return min(PLANTED, max(4, training_tiles // ONE_IN))
+
+
+def plant(
+    train: Tensor, others: Tensor, number: int | None = None, seed: int = 0, kinds: Mapping[str, Kind] = KINDS
+) -> dict[str, Tensor]:
+    """So many copies of each kind, each of a training tile drawn at random, mixed with one of `others`.
+
+    number: None: one for 40 training tiles, at least 4 and at most 32.
+    """
+    number = copies_of_a_kind(len(train)) if number is None else number
+    copies = {}
+    for kind, change in kinds.items():
+        random = make_generator(seed, "planted copies", kind)
+        of, beside = (torch.randint(len(tiles), (number,), generator=random) for tiles in (train, others))
+        copies[kind] = change(train[of], others[beside], random)
+    return copies

@@ -1,0 +1,157 @@
+"""A training tile laid over an image, turned, enlarged, moved or stretched: where does one show what the other shows?
+
+Like spots propose overlays, see `spots`; each is compared at 32 x 32 px, and the best few are fitted by Gauss-Newton
+steps, as images are registered (Lucas and Kanade 1981; Baker and Matthews 2004).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pfiles.measuring.spots import SIDE, SMALLEST, Matches, SpotIndex, Spots, find_spots, index_spots, match_spots
+
+LAYOUT = 5 / 16  # of the side: structure coarser than this, such as an empty corner, does not count
+COMPARED = 32  # pixels: the side at which proposals are compared and fitted first
+FLAT = 10.0  # levels of 255: where tissue deviates less, its structure counts less
+LIKE, ALIKE = 0.5, 96  # correlation from which on like spots vote for a tile, and the votes of an image that count
+PROPOSALS, FITTED = 32, 4  # of an image, compared and fitted
+STEPS, LAST_STEPS = 5, 2  # of the fit at 32 px, and at the full 64 px
+FARTHEST = 0.15  # that a step may change a number of the matrix by
+SEEN = 1 / 4  # of the image must have structure and lie where the tile lies, at least
+FAINT = 0.2  # contrast of the image, of the tile's, below which a step is not made larger
+
+
+class Overlays(NamedTuple):
+    """Of B images the best overlay of each.
+
+    tile: (B,). pose: (B, 2, 3), the matrix that takes places of the image to places of the tile, both from -1 to 1.
+    likeness: (B,), the square root of the share of the image's structure that the tile accounts for: c sqrt(e), where c
+    is the correlation over the part that both show, and e the share of the image's structure in that part.
+    """
+
+    tile: Tensor
+    pose: Tensor
+    likeness: Tensor
+
+
+class Library(NamedTuple):
+    """M tiles that can be laid over images: their grey values (M, P, P), see `shrunk`, and their spots."""
+
+    grey: Tensor
+    spots: SpotIndex
+
+
+def shrunk(images: Tensor) -> Tensor:
+    """uint8 (N, 3, S, S) -> float (N, P, P): grey, of 64 px at most."""
+    grey = images.float().mean(1)
+    return F.adaptive_avg_pool2d(grey[:, None], min(SIDE, grey.shape[1]))[:, 0]
+
+
+def make_library(parts: list[Tensor], map_parts: Callable = map) -> Library | None:
+    """Of `shrunk` tiles, in parts; map_parts: as `map`, in threads if it likes. None for tiles smaller than 16 px."""
+    if parts[0].shape[1] < SMALLEST:
+        return None
+    spots = Spots(*map(torch.cat, zip(*map_parts(find_spots, parts), strict=True)))
+    return Library(torch.cat(parts), index_spots(spots))
+
+
+def best_overlays(library: Library, images: Tensor) -> Overlays:
+    """The overlay of a tile that accounts for most of each image's structure; images: uint8 (B, 3, S, S).
+
+    Approximate: where no tile accounts for half of it, a better overlay than the one returned may exist.
+    """
+    grey = shrunk(images)
+    tile, pose = _proposals(match_spots(library.spots, grey))  # (B, T)
+    small = _structure(F.adaptive_avg_pool2d(grey[:, None], COMPARED)[:, 0])
+
+    def per_image(x: Tensor) -> Tensor:
+        return x.unflatten(0, (len(images), -1))
+
+    likeness = per_image(_compare(small, library.grey[tile.flatten()], pose.flatten(0, 1)).likeness)
+    best = likeness.topk(min(FITTED, likeness.shape[1])).indices
+    tile, pose = tile.gather(1, best), pose[torch.arange(len(pose))[:, None], best]
+    likeness, pose = map(per_image, _fit(small, library.grey[tile.flatten()], pose.flatten(0, 1), STEPS))
+    best = likeness.argmax(1, keepdim=True)
+    tile, pose = tile.gather(1, best)[:, 0], pose[torch.arange(len(pose)), best[:, 0]]
+    likeness, pose = _fit(_structure(grey), library.grey[tile], pose, LAST_STEPS)
+    return Overlays(tile, pose, likeness)
+
+
+def _proposals(matches: Matches) -> tuple[Tensor, Tensor]:
+    """Of each image the T like spots that most others agree with on the tile. -> (B, T) tiles, (B, T, 2, 3) poses"""
+    likeness, place = matches.likeness.topk(min(ALIKE, matches.likeness.shape[1]))
+    tile = matches.tile.gather(1, place)
+    weight = (likeness - LIKE).clamp_min(0) ** 4
+    votes = ((tile[:, :, None] == tile[:, None]) * weight[:, None]).sum(2)
+    place = place.gather(1, (votes + weight).topk(min(PROPOSALS, place.shape[1])).indices)
+    return matches.tile.gather(1, place), matches.pose[torch.arange(len(place))[:, None], place]
+
+
+def _structure(grey: Tensor, inside: Tensor | None = None) -> Tensor:
+    """(N, P, P) less the local mean, over the local deviation, of what is inside; 0 elsewhere and where all is even."""
+    inside = torch.ones_like(grey[:1]) if inside is None else inside
+    at = torch.arange(grey.shape[1])
+    near = ((at[:, None] - at).abs() <= round(LAYOUT * grey.shape[1]) // 2).float()
+    number = (near @ inside @ near).clamp_min(1)
+    grey = (grey - near @ (grey * inside) @ near / number) * inside
+    return grey / (near @ grey.square() @ near / number + FLAT**2).sqrt()
+
+
+class _Comparison(NamedTuple):
+    """likeness: (N,), see `Overlays`. laid: (N, P, P), the structure of the tile where it lies. inside: where that is,
+    0 or 1."""
+
+    likeness: Tensor
+    laid: Tensor
+    inside: Tensor
+
+
+def _compare(structure: Tensor, grey: Tensor, pose: Tensor) -> _Comparison:
+    """Of images (B, P, P) with n tiles each, (B n, P, P), laid by poses (B n, 2, 3)."""
+    side = structure.shape[1]
+    grid = F.affine_grid(pose, [len(pose), 1, side, side], align_corners=False)
+    inside = (grid.abs() <= 1).all(3).float()
+    laid = _structure(F.grid_sample(grey[:, None], grid, padding_mode="border", align_corners=False)[:, 0], inside)
+    image = structure.repeat_interleave(len(pose) // len(structure), 0)
+    energy = image.square().sum((1, 2)) * laid.square().sum((1, 2))
+    likeness = (image * laid).sum((1, 2)) / energy.sqrt().clamp_min(1e-6)
+    seen = (image.square() * inside).mean((1, 2))
+    return _Comparison(torch.where(seen < SEEN, 0, likeness), laid, inside)
+
+
+def _fit(structure: Tensor, grey: Tensor, pose: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """The best likeness (N,) and pose (N, 2, 3) on the way of so many Gauss-Newton steps from `pose`."""
+    best = _compare(structure, grey, pose)
+    likeness, now, fitted = best.likeness, pose, pose
+    for _ in range(steps):
+        now = _step(structure, best, now)
+        best = _compare(structure, grey, now)
+        better = best.likeness > likeness
+        likeness = torch.where(better, best.likeness, likeness)
+        fitted = torch.where(better[:, None, None], now, fitted)
+    return likeness, fitted
+
+
+def _step(structure: Tensor, there: _Comparison, pose: Tensor) -> Tensor:
+    """The pose at which the tile, stretched and moved by the slopes of its structure, would fit the image best.
+
+    Least squares: the image is a multiple of the tile, a constant, and the change that each number of a matrix brings.
+    """
+    side = structure.shape[1]
+    image = structure.repeat_interleave(len(pose) // len(structure), 0) * there.inside
+    padded = F.pad(there.laid[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    along_x = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) * side / 4
+    along_y = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) * side / 4
+    x = (2 * torch.arange(side) + 1) / side - 1
+    y = x[:, None]
+    changes = [slope * by for slope in (along_x, along_y) for by in (x, y, 1)]
+    columns = (torch.stack([there.laid, there.inside, *changes], dim=3) * there.inside[..., None]).flatten(1, 2)
+    products = columns.transpose(1, 2) @ columns
+    products = products + torch.diag_embed(1e-3 * products.diagonal(dim1=1, dim2=2) + 1e-6)
+    weights = torch.linalg.solve(products, columns.transpose(1, 2) @ image.flatten(1)[..., None])[..., 0]  # (N, 8)
+    change = (weights[:, 2:] / weights[:, :1].clamp_min(FAINT)).clamp(-FARTHEST, FARTHEST).view(-1, 2, 3)
+    matrix = pose[:, :, :2]
+    return pose + torch.cat([matrix @ change[:, :, :2], matrix @ change[:, :, 2:]], dim=2)

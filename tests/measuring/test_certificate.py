@@ -1,0 +1,80 @@
+"""The certificate: its limits are exact, hold in 19 of 20 repeats, and say what the search on these tiles is worth."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from pfiles.measuring import certificate, memorisation
+from pfiles.measuring.certificate import Certificate, upper_limit
+from tests.measuring.conftest import tissue
+
+
+@pytest.mark.parametrize(("count", "n"), [(0, 20), (3, 544), (17, 60), (20, 20)])
+def test_the_limit_is_that_of_clopper_and_pearson(count, n):
+    interval = binomtest(count, n).proportion_ci(0.95, "exact")
+    assert upper_limit(count, n, 0.025) == pytest.approx(interval.high)
+
+
+def test_both_limits_hold_in_19_of_20_repeats():
+    """Copies of two kinds pass at known rates; the share of false alarms follows from a known distribution."""
+    rng, repeats, kept = np.random.default_rng(0), 2000, 0
+    rates = np.array([0.02, 0.3])
+    for _ in range(repeats):
+        passed = rng.binomial(32, rates)
+        written = Certificate({"a": int(passed[0]), "b": int(passed[1])}, 32, 99)
+        threshold = np.quantile(rng.random(99), memorisation.CLOSEST, method="weibull")  # of a uniform one: the share
+        kept += rates.mean() <= written.at_most and threshold <= written.false_alarms
+    assert kept / repeats >= 0.95
+
+
+def test_the_limit_of_false_alarms_is_no_wider_than_it_must_be():
+    """It is exceeded in 2.5 % where the rank of the threshold is whole."""
+    rng, written = np.random.default_rng(0), Certificate({"a": 0}, 4, 199)
+    shares = np.quantile(rng.random((20_000, 199)), memorisation.CLOSEST, axis=1, method="weibull")
+    assert (shares > written.false_alarms).mean() == pytest.approx(0.025, abs=0.004)
+
+
+def test_words_name_the_worst_kind():
+    written = Certificate({"exact": 0, "turned": 2, "blurred": 1}, 20, 500)
+    assert str(written) == (
+        "Of planted copies of 3 kinds at most 13.9% would pass, at 2.3% false alarms at most, with 95 % certainty: "
+        "3 of 60 passed, most of the kind 'turned' (2 of 20)."
+    )
+    assert written.as_note()["pass_at_most"] == pytest.approx(binomtest(3, 60).proportion_ci(0.95, "exact").high)
+    assert str(Certificate({"exact": 0}, 4, 4)).endswith("0 of 4 passed.")
+
+
+def test_originals_are_training_tiles_and_differ_between_kinds():
+    train, others = tissue(60), tissue(10, seed=1)
+    copies = certificate.plant(train, others, 10)
+    assert {len(made) for made in copies.values()} == {10}
+    assert {len(made) for made in certificate.plant(train, others).values()} == {4}
+    assert len(certificate.plant(train.repeat(4, 1, 1, 1), others)["exact"]) == 6  # one for 40 of 240
+    same = (copies["exact"][:, None] == train).flatten(2).all(2)
+    assert same.any(1).all()
+    inverted = (255 - copies["inverted"][:, None] == train).flatten(2).all(2)
+    assert not torch.equal(same, inverted)
+
+
+@pytest.mark.slow
+def test_a_search_judges_as_without_planted_copies():
+    train, held_out, images = tissue(60), tissue(20, seed=1), tissue(8, seed=2)
+    images[3] = train[7].flip(2)
+    result = certificate.search(images, train, held_out, "tissue")
+    nearest, of_held_out, scores, leak = memorisation.held_against(images, train, held_out, "tissue")
+    assert result.scores == pytest.approx(scores)
+    assert result.leak == leak == ""
+    assert result.nearest.tile.tolist() == nearest.tile.tolist()
+    assert result.held_out.index.tolist() == of_held_out.index.tolist() == [*range(20)]
+    assert result.certificate.planted == 4
+    assert result.certificate.held_out == 20
+    assert result.certificate.passed["exact"] == result.certificate.passed["in another view"] == 0
+    assert result.certificate.at_most < 0.5
+
+
+def test_held_out_tiles_that_are_copies_leave_nothing_to_certify():
+    train = tissue(24)
+    result = certificate.search(train[:2], train, train[:4], "tissue")
+    assert result.certificate is None
+    assert "are themselves copies" in result.leak
