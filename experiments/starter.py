@@ -20,6 +20,7 @@ from experiments import ablation
 from pfiles import accepting, draw, report
 from pfiles.drawing.generator import STARTER, Generator
 from pfiles.measuring import quality, structure
+from pfiles.measuring.smoothness import smoothness_of_codes
 from pfiles.measuring.usefulness import BOTH, GENERATED, REAL
 from pfiles.paths import atomic_write, write_json, write_text
 from pfiles.reporting import figures
@@ -42,7 +43,8 @@ Draws H&E tiles of lung, 64 px (about 1 um per pixel), from any of {k} clusters 
 | Training data | {train} tiles of LC25000, lung (Borkowski et al. 2019, [arXiv 1912.12142](https://arxiv.org/abs/1912.12142)): adenocarcinoma, squamous cell carcinoma and normal tissue, without their labels. Its authors release the images to be used by AI researchers in any way they see fit. No tile of it is in this folder but those of the picture. |
 | Test data | {test} tiles of other source images |
 | Networks | VQ-GAN with {codes} codes, UNet with {parameters:.1f} million parameters, {clustering} clusters; half precision, {size:.1f} MB |
-| Training | preset `recommended` with the settings in `settings.json`; {epochs}. {history} |
+| Training | preset `recommended` with the settings in `settings.json`: {epochs}. The UNet saw {seen:.2f} million tiles, each in one of its eight views. `python -m pfiles run --data lung_he_5500.zip --clusters {k} --set SETTINGS` trains it again. |
+| Latents | averaged over 2 x 2, 4 x 4, 8 x 8 places they keep {kept} of their variance; effective rank {rank:.1f} |
 | Drawing | {sampler}, {steps} steps, guidance {guidance} |
 | Measured | {day}, {device}: `python -m experiments.starter --run DIR --data lung_he_5500.zip --settings weights/starter/settings.json`; all numbers in `measured.json` |
 | Intended use | trying the project out, teaching, a start for trainings on other tissue |
@@ -74,11 +76,6 @@ specks. The small network, which learns from 400 tiles, misses much of that; fea
 photographs do not.
 """  # noqa: E501 - rows of a table
 KINDS = ("random", "autoencoder", "imagenet")
-HISTORY = (  # of the weights in weights/starter, which are older than some of the code
-    "The autoencoder was trained at first by an earlier version, whose settings for it are not on record but for its "
-    "sizes; then its decoder alone for 4 epochs by `learning.autoencoder.polish_decoder` with "
-    "`PolishSettings(epochs=4, batch_size=8, learning_rate=3e-4, adversarial_weight=0.1)`, MS-SSIM and seed 5"
-)
 BY_LABEL = "tissue sorted rightly, learnt from "
 LABELLED = 1000  # tiles drawn for a classifier of the labels
 
@@ -125,7 +122,11 @@ def _card(run: Run, shipped: Generator, values: dict[str, float | None], folder:
     )
     reached = reach is not None
     sampling, stages = run.settings.sampling, ("training", "finetuning1", "finetuning2")
-    epochs = ", ".join(f"{getattr(run.settings, stage).epochs} epochs ({stage})" for stage in stages)
+    autoencoder = run.settings.autoencoder
+    number = {"autoencoder": autoencoder.epochs, "polish of its decoder": autoencoder.polish.epochs}
+    of_unet = {stage: getattr(run.settings, stage).epochs for stage in stages}
+    epochs = ", ".join(f"{count} epochs ({name})" for name, count in {**number, **of_unet}.items())
+    smoothness = smoothness_of_codes(run.vqvae, run.codes)
     bands = [ratio for name, ratio in values.items() if name.startswith("power")]
     return CARD.format(
         k=shipped.n_clusters, train=len(run.tiles.train), test=len(run.tiles.test), number=len(run.test_images),
@@ -146,7 +147,9 @@ def _card(run: Run, shipped: Generator, values: dict[str, float | None], folder:
         cas=values["CAS, of real"], closer=values["closer"], told=share("told from real, blur 0"),
         linear=linear(LINEAR_PROBE), linear_floor=linear(f"floor, {LINEAR_PROBE}"),
         linear_r=linear(f"{LINEAR_PROBE} from reconstructed"), labels=", ".join(labels), by_label=" / ".join(by_label),
-        label_chance=1 / len(labels), history=HISTORY,
+        label_chance=1 / len(labels), seen=sum(of_unet.values()) * len(run.tiles.train) / 1e6,
+        kept=", ".join(f"{smoothness[f'kept_{side}x{side}']:.2f}" for side in (2, 4, 8)),
+        rank=smoothness["effective_rank"],
         reach=f"{structure.in_words(reach, side, shipped.mpp)}, {low:.1f} to {high:.1f} px" if reached else "not known",
         reach_rebuilt=structure.in_words(rebuilt, side, shipped.mpp) if reached else "not known", half=side // 2,
         told_1=share("told from real, blur 1"), told_r=share("told from reconstructed, blur 0"),

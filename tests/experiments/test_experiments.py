@@ -251,7 +251,7 @@ def test_race(tmp_path, capsys, short_measures):
         written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("* 2.j*")}
     assert written.keys() == {"today 2.json", "today 2.jpg", "colour 2.json", "colour 2.jpg"}
     rows = [json.loads((tmp_path / "out" / f"{name} 2.json").read_text()) for name in ("today", "colour")]
-    assert [row["settings"].get("autoencoder.colour_weight", 0) for row in rows] == [0, 0.04]
+    assert [row["settings"].get("autoencoder.colour_weight", 0) for row in rows] == [0, 0.1]
     for row in rows:
         assert row["values"]["reach"] is None  # so small an autoencoder leaves no structure to measure
         assert 0 < row["values"]["kept_2x2"] <= 1
