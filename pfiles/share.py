@@ -84,14 +84,14 @@ def _gate(run: Run, images: Tensor) -> dict[str, Any]:
     train, held_out = (tiles.tensor(part) for part in (tiles.train, tiles.test))
     flat, alike = _refuse_no_evidence(images, train)
     nearest, _, closeness, leak, certified = certificate.search(images, train, held_out, tiles.source)
-    if leak or certified is None:
+    if leak or certified is None or (chance := closeness["chance"]) is None:
         raise InputError(f"The gate cannot judge this generator. {leak}")
     copies = int((nearest.distance < closeness["outright"]).sum())
-    if copies or closeness["chance"] < UNLIKELY:
+    if copies or chance < UNLIKELY:
         raise InputError(
             f"The memorisation gate fails: {copies} of {len(images)} tiles that were drawn for it are outright copies "
             f"of training tiles, and {closeness['closer']:.1%} are nearer to one than the closest 1 % of held-out "
-            f"tiles (chance {closeness['chance']:.2g}). Whoever gets this generator can draw training tiles: train on "
+            f"tiles (chance {chance:.2g}). Whoever gets this generator can draw training tiles: train on "
             "more tiles, or for fewer epochs, and see part 14."
         )
     return {

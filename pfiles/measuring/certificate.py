@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pfiles.machine.runtime import make_generator
 from pfiles.measuring import memorisation
-from pfiles.measuring.memorisation import CLOSEST, nearest_tiles
+from pfiles.measuring.memorisation import CLOSEST, Judgement, nearest_tiles
 from pfiles.measuring.planted import KINDS, Kind
 
 PLANTED = 32  # copies of each kind at most ...
@@ -85,7 +85,7 @@ class Search(NamedTuple):
 
     nearest: pd.DataFrame
     held_out: pd.DataFrame
-    scores: dict[str, float | None]
+    scores: Judgement
     leak: str
     certificate: Certificate | None
 

@@ -6,6 +6,7 @@ found in the same way. An honest generator's images lie no closer to the trainin
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -230,7 +231,25 @@ def nearest_features(features: np.ndarray, train_features: np.ndarray) -> pd.Dat
     return pd.DataFrame({"tile": tile, "distance": distance})
 
 
-def against_held_out(distances: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
+class Closeness(TypedDict):
+    """See `against_held_out`."""
+
+    threshold: float
+    closer: float
+    low: float
+    high: float
+    expected: float | None
+    chance: float | None
+
+
+class Judgement(Closeness):
+    """See `judge`."""
+
+    outright: float
+    left_out: int
+
+
+def against_held_out(distances: np.ndarray, held_out: np.ndarray) -> Closeness:
     """How many of the nearest distances (N,) of images are closer than those of the closest 1 % of held-out tiles (M,).
 
     threshold: the distance below which those 1 % lie, the smallest of all where there are fewer than 99;
@@ -269,14 +288,14 @@ def outright_limit(held_out: np.ndarray) -> float:
 
 def held_against(
     images: Tensor, train: Tensor, held_out: Tensor, source: str
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float | None], str]:
+) -> tuple[pd.DataFrame, pd.DataFrame, Judgement, str]:
     """`nearest_tiles` among `train` of images and of held-out tiles, and what `judge` says of their distances."""
     nearest = nearest_tiles(torch.cat([images, held_out]), train)
     nearest, nearest_held_out = nearest[: len(images)], nearest[len(images) :].reset_index(drop=True)
     return nearest, nearest_held_out, *judge(nearest.distance, nearest_held_out.distance, source)
 
 
-def judge(distances: np.ndarray, held_out: np.ndarray, source: str) -> tuple[dict[str, float | None], str]:
+def judge(distances: np.ndarray, held_out: np.ndarray, source: str) -> tuple[Judgement, str]:
     """`against_held_out` for distances of `nearest_tiles`, and a sentence where the held-out tiles cannot say so much.
 
     Besides, outright: the distance below which an image is an outright copy, that of `outright_limit` or the
@@ -297,7 +316,7 @@ def judge(distances: np.ndarray, held_out: np.ndarray, source: str) -> tuple[dic
         return {**found, "outright": min(limit, found["threshold"]), "left_out": left_out}, ""
     count, n = int((np.asarray(distances) < COPY).sum()), len(distances)
     low, high = wilson_interval(count, n)
-    outright = {
+    outright: Judgement = {
         "threshold": COPY, "closer": count / n, "low": low, "high": high, "expected": None, "chance": None,
         "outright": COPY, "left_out": 0,
     }  # fmt: skip

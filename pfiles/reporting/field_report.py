@@ -14,7 +14,7 @@ from pfiles.machine.processes import progress
 from pfiles.machine.runtime import derive_seed
 from pfiles.measuring import field_check, structure
 from pfiles.measuring.field_check import SEARCHED, Joints
-from pfiles.measuring.memorisation import COPY, held_against
+from pfiles.measuring.memorisation import COPY, Judgement, held_against
 from pfiles.measuring.two_sample import TwoSampleTest
 from pfiles.reporting.page import Section
 from pfiles.reporting.tables import plain
@@ -179,7 +179,7 @@ def _copies(
 
 def gate(
     slide: SlideReader, places: np.ndarray, side: int, seed: int, real: Tiles
-) -> tuple[Tensor, pd.DataFrame, dict[str, float | None], str]:
+) -> tuple[Tensor, pd.DataFrame, Judgement, str]:
     """At most 200 crops near `places` of tissue, moved at random, and what `held_against` says of them."""
     rng = np.random.default_rng(derive_seed(seed, "crops for the gate"))
     corners = places[np.sort(rng.permutation(len(places))[:SEARCHED])]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from pfiles import latents
 from pfiles.measuring import certificate, memorisation
-from pfiles.measuring.memorisation import COPY
+from pfiles.measuring.memorisation import COPY, Closeness, Judgement
 from pfiles.reporting import export
 from pfiles.reporting.page import Section
 from pfiles.reporting.sections.data import EvaluationData
@@ -64,7 +64,11 @@ def copies_section(
         f"{outright:.2f} (0: the same, 1: nothing in common). The closest differs by {nearest.distance.min():.2f}.",
         f"{repeated:.0%} of the generated images repeat another generated one.",
     ]
-    scores = {"copies": copies, "images_searched_for_copies": len(images), "repeat_each_other": repeated}
+    scores: dict[str, Any] = {
+        "copies": copies,
+        "images_searched_for_copies": len(images),
+        "repeat_each_other": repeated,
+    }
     limit, pictures, judgement = COPY, [], []
     if data.held_out is not None:
         limit, scores["pixel space"] = judged["threshold"], judged
@@ -80,7 +84,7 @@ def copies_section(
     return Section("Copies", notes, judgement, pictures, scores)
 
 
-def left_out_in_words(judged: Mapping[str, float], held_out: int) -> str:
+def left_out_in_words(judged: Judgement, held_out: int) -> str:
     """The held-out tiles that `memorisation.judge` left out, in a sentence."""
     return (
         f"{judged['left_out']} of {held_out} held-out tiles show what a training tile shows, and do not count: look "
@@ -102,7 +106,7 @@ def likeness_section(data: EvaluationData) -> Section:
     return Section("Likeness", notes, [table], pictures, {"feature space": judged})
 
 
-def _closer(judged: Mapping[str, float], held_out: int) -> str:
+def _closer(judged: Closeness, held_out: int) -> str:
     """What `memorisation.against_held_out` found, in a sentence."""
     return (
         "{closer:.1%} of the generated images ({low:.1%} to {high:.1%}) are closer to a real one than the closest 1 % "
