@@ -81,8 +81,8 @@ class Generator(
     `save_pretrained` writes it to a folder, `from_pretrained` reads it from there or from the Hugging Face hub.
 
     bank: the clusters that are the UNet's condition, of one k or of several. space: the latents that the UNet learnt.
-    shares: of the training tiles in each cluster (k,), by which clusters are drawn when none are asked for; an empty
-        tensor: all alike.
+    shares: of the training tiles in each cluster (k,), by which clusters are drawn when none are asked for; None or an
+        empty tensor: all alike.
     about: whatever else is known, in plain values; it stays with the folder.
     names: of clusters, by their numbers from 1. mpp: microns per pixel of the tiles; None: not known.
     """
@@ -98,7 +98,7 @@ class Generator(
     mpp: float | None = None
 
     def __post_init__(self):
-        if not self.shares.numel():
+        if self.shares is None or not self.shares.numel():
             self.shares = torch.full((self.n_clusters,), 1 / self.n_clusters)
 
     @property
