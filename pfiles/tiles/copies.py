@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pfiles.paths import atomic_write
+from pfiles.errors import InputError
+from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.tiles.mapped import Images
 from pfiles.tiles.pixels import as_array, evenly_spaced
 from pfiles.tiles.shifted import shifted_copies
@@ -104,23 +106,52 @@ def in_words(pairs: np.ndarray, of: int, name: Callable[[int], str], verb: str =
 
 
 def warn_of_near_copies(
-    images: Images, test: np.ndarray, train: np.ndarray, name: Callable[[int], str], folder: Path
+    images: Images,
+    test: np.ndarray,
+    train: np.ndarray,
+    name: Callable[[int], str],
+    folder: Path,
+    state: str | None = None,
 ) -> None:
     """Print which test tiles are near-copies of training tiles, or show a part of one, see `shifted_copies`; and write
-    pictures of such pairs into `folder`."""
+    pictures of such pairs into `folder`.
+
+    state: of the tiles' files, see `Source`. What was found in them before is kept in `folder`, and no search repeated.
+    """
+    searched = repr((state, tuple(images.shape), test.tolist(), train.tolist()))
+    kept = folder / f"near_copies_{hashlib.sha256(searched.encode()).hexdigest()[:16]}.json"
+    warnings = None
+    if state is not None:
+        with suppress(InputError, OSError):  # of a damaged file
+            warnings = read_json(kept)
+    if warnings is None or not all(Path(str(picture)).is_file() for picture in warnings.values()):
+        warnings = _near_copy_warnings(images, test, train, name, folder)
+        if state is not None and "" not in warnings.values():
+            with suppress(OSError):  # it only saves time
+                write_json(kept, warnings)
+    for sentence in warnings:
+        print(sentence)
+
+
+def _near_copy_warnings(
+    images: Images, test: np.ndarray, train: np.ndarray, name: Callable[[int], str], folder: Path
+) -> dict[str, str]:
+    """The sentences of `warn_of_near_copies`, each with the path of its picture, "" where that cannot be written."""
+    warnings = {}
     pairs = near_copies(images, test, train)
     others = np.setdiff1d(test, pairs[:, 0])
     for verb, of_kind in (("look nearly like", pairs), ("show a part of", shifted_copies(images, others, train))):
         if len(of_kind):
             sheet = picture_of_pairs(images, of_kind)
             path = folder / f"near_copies_{hashlib.sha256(sheet.tobytes()).hexdigest()[:8]}.png"
+            picture, where = str(path), f"see {path}"
             try:
                 with atomic_write(path) as file:
                     sheet.save(file, format="PNG")
-                where = f"see {path}"
             except OSError as error:
-                where = f"no picture shows them ({error})"
-            print(f"Warning: {in_words(of_kind, len(test), name, verb)}: {where}.")
+                picture, where = "", f"no picture shows them ({error})"
+            warnings[f"Warning: {in_words(of_kind, len(test), name, verb)}: {where}."] = picture
+    return warnings
 
 
 def patients_on_both_sides(train: Iterable[str], test: Iterable[str]) -> list[str]:

@@ -222,7 +222,7 @@ def _refuse_copies(images: Images, train: np.ndarray, test: np.ndarray, source: 
             f"{copies.in_words(pairs, len(test), name)}: keep one of each, or give slides of one patient as such, so "
             "that they are on one side."
         )
-    copies.warn_of_near_copies(images, test, train, name, _cache_folder().parent)
+    copies.warn_of_near_copies(images, test, train, name, _cache_folder().parent, source.state)
     if not any(source.patients):
         slides = source.positions.slide if source.positions is not None else list(map(str, source.names))
         if len(slides):

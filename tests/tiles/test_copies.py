@@ -1,5 +1,7 @@
 """Copies over the split: found by their pixels whatever their names, refused or shown; patients by slides' names."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
@@ -70,6 +72,29 @@ def test_near_copies_are_warned_about_with_a_picture(tmp_path, capsys):
     assert Image.open(path).size == (132, 264)
     assert main(["check", "--fast", "--preset", "demo", "--data", str(data), "--clusters", "4"]) in (0, 1)
     assert "43.png and 07.png" in capsys.readouterr().out
+
+
+def test_near_copies_of_unchanged_files_are_told_again_without_a_search(tmp_path, capsys, monkeypatch):
+    tiles, searches = photographs(44), []
+    tiles[43] = as_jpeg(tiles[7])
+    data = lay_out(tmp_path / "data", [f"{i:02}.png" for i in range(44)], tiles)
+    near_copies = copies.near_copies
+    monkeypatch.setattr("pfiles.tiles.sources.SETTLED_SECONDS", -60)  # files of just now count as unchanged
+    monkeypatch.setattr(copies, "near_copies", lambda *tiles: searches.append(1) or near_copies(*tiles))
+
+    def told():
+        load_tiles(data, 64)
+        return next(line for line in capsys.readouterr().out.splitlines() if "look nearly like" in line)
+
+    warning = told()
+    assert [told(), len(searches)] == [warning, 1]
+    Path(warning.split(": see ")[1].removesuffix(".")).unlink()
+    assert [told(), len(searches)] == [warning, 2]
+    Image.fromarray(tiles[8]).save(data / "42.png", compress_level=1)
+    with pytest.raises(InputError, match=r"42\.png"):
+        told()
+    Image.fromarray(as_jpeg(tiles[8])).save(data / "42.png")
+    assert "2 of 4 test tiles" in told()
 
 
 def test_the_same_file_under_two_names_is_cut_once(tmp_path, capsys):
