@@ -38,6 +38,9 @@ def check_folder(folder: Path) -> None:
     config = read_json(path, {})
     shapes = read_shapes(folder / "model.safetensors")
     try:
+        for name, shape in shapes.items():
+            if 0 in shape:
+                raise ValueError(f"{name} has the shape {shape}")
         _check_config(config, shapes)
         _check_networks(config, shapes)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -58,7 +61,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         shapes, parts = {}, []
         for name, tensor in head.items():
             shape, (begin, end) = tuple(tensor["shape"]), tensor["data_offsets"]
-            if any(type(side) is not int or side < 1 for side in shape):
+            if any(type(side) is not int or side < 0 for side in shape):
                 raise ValueError(f"{name} has the shape {shape}")
             if end - begin != math.prod(shape) * KINDS[tensor["dtype"]]:
                 raise ValueError(f"{name} has {end - begin} bytes for the shape {shape} of {tensor['dtype']}")

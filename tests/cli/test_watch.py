@@ -79,7 +79,6 @@ def test_pictures_take_no_more_than_their_share(tmp_path, monkeypatch):
     assert len(made) >= 5
     assert 30 * len(made) <= 0.1 * clock[0] + 1
     assert made[0] == 200 + 30  # before one was timed it is taken to cost as much as 20 steps
-    training.close()
 
 
 def test_how_far_it_is(tmp_path, monkeypatch, capsys):
@@ -138,7 +137,6 @@ def test_a_training_that_failed_says_so(tmp_path):
     training.tell(1, 4, 1)
     with pytest.raises(FloatingPointError), training.end_told():
         raise FloatingPointError("Loss became NaN.\nIn step 2.")
-    training.close()
     assert json.loads((tmp_path / log.PROGRESS).read_text())["stopped_by"] == "FloatingPointError: Loss became NaN."
 
 
