@@ -339,8 +339,8 @@ def _line(row: dict[str, Any]) -> str:
     seconds_each = float(np.median(row["seconds"]))
     size = f"{row['parameters'] / 1e6:5.1f} M" if "parameters" in row else " " * 7
     rate = f"{row['gflop'] / seconds_each:5.0f} GFLOP/s" if "gflop" in row else " " * 13
-    ratio = f"{row['ratio']:5.2f} ({row['low']:.2f} to {row['high']:.2f})"
-    return f"{row['work']:12}{row['by']:30}{seconds_each:8.3f} s  {size}  {rate}  {row['peak_mb']:7,.0f} MB  {ratio}"
+    times = f"{row['ratio']:5.2f} ({row['low']:.2f} to {row['high']:.2f})"
+    return f"{row['work']:12}{row['by']:30}{seconds_each:8.3f} s  {size}  {rate}  {row['peak_mb']:7,.0f} MB  {times}"
 
 
 def _parser() -> argparse.ArgumentParser:

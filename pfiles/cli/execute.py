@@ -32,16 +32,7 @@ SIGNALS: dict[int, type[BaseException]] = {  # and what they end as
 }
 STOPPED = {error.__name__: 128 + number for number, error in SIGNALS.items()}  # exit status by error
 STOPPED_MESSAGE = "Stopped: run the same command again to go on."
-# What a kernel does before each notebook: it becomes as if it had just started in the notebook's folder.
-CLEAR = """
-import gc, os, sys
-import matplotlib.pyplot as plt
-plt.close("all")
-os.chdir({folder!r})
-sys.path[:] = [path for path in sys.path if path != ".."]
-get_ipython().reset()
-__import__("gc").collect()
-"""
+BEGIN = "__import__('sys').modules['pfiles.machine.kernel'].begin_notebook({folder!r})"  # in a kernel
 PATIENCE_S, LONGEST_WAIT_S = 60, 600  # for a kernel's first answer: without a word, and in all
 
 
@@ -73,7 +64,7 @@ def execute(
     """Run a notebook in its own folder with some of its parameters changed, and write it with its outputs to `target`.
 
     kernel: one that earlier notebooks may have used and later ones may use, see `start_kernel`; the notebook begins
-    without their names, figures and numbers of cells, and without their searched folders. None: one of its own.
+    without what they left, see `kernel.begin_notebook`. None: one of its own.
 
     Only what the cell tagged "parameters" assigns is changed, in a cell put behind it. An interrupt or SIGTERM
     goes on to the notebook, whose trainings then leave a resume point.
@@ -81,7 +72,7 @@ def execute(
     that stopped it takes no `target` either.
     """
     book = with_parameters(notebook, parameters)
-    clear = CLEAR.format(folder=str(notebook.parent))
+    ready = BEGIN.format(folder=str(notebook.parent))
     is_shared = kernel is not None
     kernel = kernel or start_kernel()
     if _exit_status(kernel) is not None:  # it was killed between two notebooks
@@ -92,7 +83,7 @@ def execute(
     def begin(notebook: nbformat.NotebookNode) -> None:
         impatience.cancel()
         assert client.kc is not None  # as nbclient connects before, which its types do not say
-        client.kc.execute(clear, silent=True)
+        client.kc.execute(ready, silent=True)
 
     def pass_on(number: int, frame: Any) -> None:
         received.append(number)

@@ -2,6 +2,8 @@
 
 import ast
 import errno
+import gc
+import os
 import sys
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -22,6 +24,26 @@ def show_refusals_as_sentences() -> None:
     shell = _shell()
     if shell is not None:
         shell.set_custom_exc((InputError, KeyboardInterrupt, OSError), _show)
+
+
+def begin_notebook(folder: str) -> None:
+    """Ready this kernel for a notebook in `folder`, after another one: names, figures, compiled networks and unused
+    memory of that one are given up.
+
+    The peak of memory that a training logs is on a CPU that of the process, earlier notebooks included.
+    """
+    plt = sys.modules.get("matplotlib.pyplot")
+    if plt is not None:
+        plt.close("all")
+    os.chdir(folder)
+    sys.path[:] = [path for path in sys.path if path != ".."]
+    _shell().reset()
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch._dynamo.reset()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _shell() -> Any:
