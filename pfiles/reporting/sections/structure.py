@@ -141,8 +141,8 @@ RECORD = SectionRecord(
         SummaryLine(
             2, "Built like tissue", _built_like_tissue,
             "not known, with so few tiles or as the real ones have no structure to measure",
-            says="up to which size of block generated tiles are like real ones; those cut into smaller blocks and "
-            "shuffled are less built than these",
+            says="the largest scale of structure in generated tiles: real tiles cut into blocks of this size and "
+            "shuffled show as much",
             best="as far as real tissue",
         ),
     ),

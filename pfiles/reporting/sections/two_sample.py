@@ -76,8 +76,8 @@ RECORD = SectionRecord(
     lines=(
         SummaryLine(
             1, "Told from real tiles", _told_from_real, "not known, with so few tiles or as the network did not learn",
-            says="in how many of 100 cases a small network sees which tile is generated, and a linear classifier of "
-            "the features below, the better one",
+            says="how many of 100 tiles a small network sorts rightly into generated and real, or a linear classifier "
+            "of the features below; the better of the two counts",
             best="near 50 %, and near the same for real against real",
         ),
     ),
