@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from pfiles import artifacts
@@ -11,6 +12,7 @@ from pfiles.errors import InputError
 from pfiles.paths import ROOT, read_json, write_json
 from pfiles.provenance import GENERATED_WITH, MADE_FROM
 from pfiles.tiles.pixels import resize
+from pfiles.tiles.sources import make_positions
 from tests.conftest import OVERRIDES, opened, tiny_options
 
 MADE = [artifact.name for artifact in ARTIFACTS if artifact.name != "maps"]  # tiles of an array have no maps
@@ -86,7 +88,9 @@ def test_a_published_artefact_is_accepted_and_said_to_be_so(name, done, capsys):
 def test_pairs_know_their_scale_also_where_they_were_enlarged(made, monkeypatch):
     """Tiles of 48 px at 0.5 microns a pixel; as files of 96 px a pixel is half as large."""
     run = opened(made)
-    vars(run)["tiles"] = replace(run.tiles, mpp=0.5)
+    places = np.zeros(len(run.tiles.images), int)
+    positions = make_positions(np.full(len(places), "a"), places, places, places + 48, np.full(len(places), 0.5))
+    vars(run)["tiles"] = replace(run.tiles, positions=positions)
     assert artifacts.pairs(run).mpp == 0.5
     names, real, generated = artifacts.load_pairs(run.paths.training_images, run.paths.generated)
     monkeypatch.setattr(artifacts, "load_pairs", lambda *folders: (names, resize(real, 96), resize(generated, 96)))
