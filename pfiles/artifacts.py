@@ -38,7 +38,7 @@ from pfiles.reporting import tables
 from pfiles.run import Run
 from pfiles.settings import DRAWING
 from pfiles.tiles.dataset import are_there
-from pfiles.tiles.files import image_files, load_pairs, read_images, refuse_other_images, write_tiles
+from pfiles.tiles.files import image_files, list_images, load_pairs, read_images, refuse_other_images, write_tiles
 from pfiles.tiles.pixels import match_size
 
 
@@ -335,7 +335,7 @@ def generated_provenance(run: Run) -> Provenance:
 
 def generated_files(run: Run) -> dict[str, Path]:
     """The files of `gen_k` by name. InputError where they are of other networks, data or settings, or not all there."""
-    return image_files(require(run, "generated images"))
+    return list_images(require(run, "generated images"))
 
 
 def generated_images(run: Run) -> tuple[list[str], Tensor]:

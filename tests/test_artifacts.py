@@ -125,6 +125,16 @@ def test_a_folder_that_was_left_unfinished_misses_images(name, done):
     assert artifacts.require(opened(done), name) == folder
 
 
+def test_a_folder_without_images_is_refused(done):
+    folder = opened(done).paths.generated
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / ".DS_Store").touch()
+    for read in (artifacts.generated_files, artifacts.generated_images):
+        with pytest.raises(InputError, match=f"There are no images in {folder}: run the notebook"):
+            read(opened(done))
+
+
 def test_a_folder_of_more_images_misses_none(done):
     """Part 6 drew more of them before."""
     run = opened(done, overrides=OVERRIDES | {"sampling.num_generated": 2})

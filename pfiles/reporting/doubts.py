@@ -31,10 +31,11 @@ def doubts(scores: Mapping[str, Any], n_clusters: int | None = None) -> list[str
             f"The UNet's error ({error:.3f}) is that of one that always answers 0: what it draws is noise. Train it "
             "longer (training.epochs), or with a higher rate (training.learning_rate)."
         )
-    if "second_judge" in scores and scores["second_judge"]["share_assigned"] <= scores["by_chance"]:
+    judge, chance = scores.get("second_judge"), scores.get("by_chance", 1)  # 1 with one cluster: nothing to tell
+    if judge is not None and judge["share_assigned"] <= chance < 1:
         sentences.append(
-            f"Generated tiles are sorted as asked no more often ({scores['second_judge']['share_assigned']:.0%}) than "
-            f"by chance ({scores['by_chance']:.0%}): the UNet ignores the cluster. Train it longer (training.epochs)."
+            f"Generated tiles are sorted as asked no more often ({judge['share_assigned']:.0%}) than "
+            f"by chance ({chance:.0%}): the UNet ignores the cluster. Train it longer (training.epochs)."
         )
     if n_clusters is None or n_clusters < 2:
         return sentences

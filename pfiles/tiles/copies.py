@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pfiles.errors import InputError
 from pfiles.paths import atomic_write, read_json, write_json
+from pfiles.tiles import shifted
 from pfiles.tiles.mapped import Images
 from pfiles.tiles.pixels import as_array, evenly_spaced
-from pfiles.tiles.shifted import shifted_copies
 
 MOST = 4096, 65536  # test and training tiles among which near-copies are looked for, evenly spaced
 CELLS = 8  # along a side, whose mean colours are compared
@@ -113,8 +113,8 @@ def warn_of_near_copies(
     folder: Path,
     state: str | None = None,
 ) -> None:
-    """Print which test tiles are near-copies of training tiles, or show a part of one, see `shifted_copies`; and write
-    pictures of such pairs into `folder`.
+    """Print which test tiles are near-copies of training tiles or show a part of one, see `shifted.shifted_copies`; and
+    write pictures of such pairs into `folder`.
 
     state: of the tiles' files, see `Source`. What was found in them before is kept in `folder`, and no search repeated.
     """
@@ -140,7 +140,11 @@ def _near_copy_warnings(
     warnings = {}
     pairs = near_copies(images, test, train)
     others = np.setdiff1d(test, pairs[:, 0])
-    for verb, of_kind in (("look nearly like", pairs), ("show a part of", shifted_copies(images, others, train))):
+    parts = shifted.shifted_copies(images, others, train)
+    for verb, of_kind, tests, most in (
+        ("look nearly like", pairs, test, MOST),
+        ("show a part of", parts, others, shifted.MOST),
+    ):
         if len(of_kind):
             sheet = picture_of_pairs(images, of_kind)
             path = folder / f"near_copies_{hashlib.sha256(sheet.tobytes()).hexdigest()[:8]}.png"
@@ -150,8 +154,17 @@ def _near_copy_warnings(
                     sheet.save(file, format="PNG")
             except OSError as error:
                 picture, where = "", f"no picture shows them ({error})"
-            warnings[f"Warning: {in_words(of_kind, len(test), name, verb)}: {where}."] = picture
+            of = most[0] if len(tests) > most[0] else len(test)  # those that are near-copies need no other search
+            words = in_words(of_kind, of, name, verb) + _limits_in_words(len(tests), len(train), most)
+            warnings[f"Warning: {words}: {where}."] = picture
     return warnings
+
+
+def _limits_in_words(test: int, train: int, most: tuple[int, int]) -> str:
+    """How many of so many tiles on both sides are searched, "" where all are."""
+    if test <= most[0] and train <= most[1]:
+        return ""
+    return f" ({min(test, most[0])} of {test} test tiles and {min(train, most[1])} of {train} training tiles searched)"
 
 
 def patients_on_both_sides(train: Iterable[str], test: Iterable[str]) -> list[str]:

@@ -1,22 +1,20 @@
 """Which slides are meant: files, folders of them, DICOM series and pages; and what lies beside them and is none."""
 
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import scipy
 from PIL import Image
 
 from pfiles.errors import InputError, extra
 from pfiles.spreadsheet import composed, file_name
 from pfiles.tiles.companions import word_at_end, word_beside_name
 from pfiles.tiles.files import UNREAD_SUFFIXES, types_in_words
-from pfiles.tiles.readers import open_slide, pages_of, thumbnail
+from pfiles.tiles.readers import open_slide, pages_of
 from pfiles.tiles.sources import walk
+from pfiles.tiles.thumbnails import thumbnails
 
 PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SUFFIXES = (*PLAIN_SUFFIXES, ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".czi", ".dcm", ".vms", ".vmu", ".svslide",
@@ -24,10 +22,6 @@ SUFFIXES = (*PLAIN_SUFFIXES, ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".czi", "
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # DICOM's class of whole slide images
 LONGEST_NAME = 200  # bytes, so that names of files made from it stay within 255
 RECORDS = ("tiling.json", "made_from.json", "generated_with.json", ".work")  # beside what this project made or makes
-MOST_OF_SLIDE = 0.9  # of a slide's pixels that its thumbnail has
-SIGHT = 64  # px of a side at which they are compared, at most
-ALIKE, ALIKE_INSIDE = 0.97, 0.7  # correlation of both, and of what lies within the outlines of tissue
-PLAIN, OFF_GLASS, FEW = 1.0, 8, 64  # levels that say nothing, and from which it is no glass; px that say too little
 
 
 @dataclass(frozen=True)
@@ -165,10 +159,8 @@ def _companions(files: Sequence[Path], candidates: Sequence[Path], roots: Sequen
             companions[file] = f"its name says {word}"
     plain = [file for file in candidates if file.suffix.lower() in PLAIN_SUFFIXES and file not in companions]
     sizes = {file: size for file in files if (size := _size_of(file)) is not None} if len(files) > 1 and plain else {}
-    seen: dict[Path, Image.Image] = {}
-    for file in (file for file in plain if file in sizes):
-        if slide := next((slide for slide in sizes if _is_thumbnail(file, slide, sizes, seen)), None):
-            companions[file] = f"it is a thumbnail of {slide.name}"
+    for file, slide in thumbnails([file for file in plain if file in sizes], sizes).items():
+        companions[file] = f"it is a thumbnail of {slide.name}"
     return companions
 
 
@@ -183,60 +175,3 @@ def _size_of(file: Path) -> tuple[int, int] | None:
             return width, height
     except (InputError, OSError, ValueError, SyntaxError):
         return None
-
-
-def _is_thumbnail(
-    image: Path, slide: Path, sizes: Mapping[Path, tuple[int, int]], seen: dict[Path, Image.Image]
-) -> bool:
-    """Whether an image is smaller than a slide and shows the same: at any ratio, turned, stretched or with a margin.
-
-    seen: small pictures of files, which are added.
-    """
-    if math.prod(sizes[image]) > MOST_OF_SLIDE * math.prod(sizes[slide]):
-        return False
-    try:
-        for file in (image, slide):
-            if file not in seen:
-                seen[file] = _small_picture(file, sizes[file])
-    except InputError:
-        return False
-    width, height = sizes[slide]
-    side = min(SIGHT, *seen[image].size)
-    whole = np.asarray(seen[slide].resize((side, side), Image.Resampling.BOX)).astype(float)
-    return any(_show_same(view, whole) for view in _views(seen[image], width / height, side))
-
-
-def _small_picture(file: Path, size: tuple[int, int]) -> Image.Image:
-    """A slide, its longer side about 4 * SIGHT px."""
-    with open_slide(file) as slide:
-        return Image.fromarray(thumbnail(slide, max(size) / (4 * SIGHT), (0, 0, *size)))
-
-
-def _views(image: Image.Image, shape: float, side: int) -> Iterator[np.ndarray]:
-    """What a slide of that shape, its width by its height, may be in an image: each (side, side, 3) float.
-
-    That is the image turned by quarters, or the part of that shape in its middle or its upper left corner.
-    """
-    for quarters in range(4):
-        turned = image.rotate(90 * quarters, expand=True)
-        width, height = min(turned.width, turned.height * shape), min(turned.height, turned.width / shape)
-        x, y = (turned.width - width) / 2, (turned.height - height) / 2
-        whole = (0.0, 0.0, float(turned.width), float(turned.height))
-        for box in {whole, (x, y, x + width, y + height), (0.0, 0.0, width, height)}:
-            yield np.asarray(turned.resize((side, side), Image.Resampling.BOX, box)).astype(float)
-
-
-def _show_same(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether two pictures (H, W, 3) float are alike, and not by the outline of what they show alone."""
-
-    def correlation(members: np.ndarray) -> float:
-        one, other = first[members].mean(axis=1), second[members].mean(axis=1)
-        return np.corrcoef(one, other)[0, 1] if min(one.std(), other.std()) > PLAIN else 1.0
-
-    border = np.concatenate([second[0], second[-1], second[:, 0], second[:, -1]])
-    inside = np.abs(second - np.median(border, axis=0)).max(axis=2) > OFF_GLASS
-    inside = scipy.ndimage.binary_erosion(inside, iterations=2)
-    everywhere = np.ones_like(inside)
-    if min(first.std(), second.std()) == 0 or correlation(everywhere) < ALIKE:
-        return False
-    return inside.sum() < FEW or correlation(inside) > ALIKE_INSIDE

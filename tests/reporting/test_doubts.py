@@ -41,6 +41,10 @@ def test_without_k_nothing_is_said_of_clusters():
     assert doubts(GOOD | {"mean_confidence": 0.0, "clusters_used": 1}) == []
 
 
+def test_of_one_cluster_chance_is_all_there_is():
+    assert doubts({"by_chance": 1.0, "second_judge": {"share_assigned": 1.0}}) == []
+
+
 def test_a_report_says_it_where_the_result_stands(tmp_path, capsys):
     """In a notebook, in a terminal, on the page and in the JSON."""
     section = page.Section("Condition", ["A note."], scores={"by_chance": 0.1, "second_judge": {"share_assigned": 0.1}})

@@ -2,12 +2,14 @@
 
 import unicodedata
 
+import numpy as np
 import pydicom
 import pytest
 import tifffile
 from PIL import Image
 
 from pfiles.errors import InputError
+from pfiles.tiles import thumbnails
 from pfiles.tiles.gather import gather
 from tests.tiles.conftest import DICOM, island, tissue, write_slide
 
@@ -81,6 +83,32 @@ def test_other_tissue_of_the_same_outline_is_no_thumbnail(tmp_path):
     write_slide(tmp_path / "case1.tiff", island(512, 768, 64, 64, 300, 300, seed=0), levels=(1,))
     save(tmp_path / "case2.png", island(256, 384, 32, 32, 150, 150, seed=1))
     assert names(gather([tmp_path], tmp_path / "out")) == ["case1", "case2"]
+
+
+def test_tissue_is_no_thumbnail_of_a_blank_slide(tmp_path):
+    blank = np.full((600, 900, 3), (244, 241, 236), np.uint8)  # the glass of a scanner is not quite grey
+    save(tmp_path / "blank.tif", blank + np.random.default_rng(0).integers(0, 2, blank.shape, np.uint8))
+    save(tmp_path / "s1.png", island(256, 384, 32, 32, 150, 150))
+    gathered = gather([tmp_path], tmp_path / "out")
+    assert names(gathered) == ["blank", "s1"]
+    assert gathered.notes == []
+
+
+def test_thumbnails_among_many_slides_cost_few_looks(tmp_path, monkeypatch):
+    """Each file is read once, and two are looked at closely only where their coarse pictures are alike."""
+    reads, looks = [], []
+    small_picture, show_same = thumbnails._small_picture, thumbnails._show_same
+    monkeypatch.setattr(thumbnails, "_small_picture", lambda *args: reads.append(args[0]) or small_picture(*args))
+    monkeypatch.setattr(thumbnails, "_show_same", lambda *views: looks.append(1) or show_same(*views))
+    for i in range(6):  # islands in six places, on slides of six sizes
+        slide = island(240 + 40 * i, 300 + 20 * i, 20 + 40 * (i % 3), 20 + 100 * (i // 3), 90, 60 + 10 * i, seed=i)
+        save(tmp_path / f"s{i}.png", slide)
+    Image.open(tmp_path / "s5.png").reduce(3).rotate(90, expand=True).save(tmp_path / "t.png")
+    gathered = gather([tmp_path], tmp_path / "out")
+    assert names(gathered) == [f"s{i}" for i in range(6)]
+    assert gathered.notes == ["t.png is no slide: it is a thumbnail of s5.png."]
+    assert sorted(reads) == sorted(tmp_path.glob("*.png"))
+    assert len(looks) <= 21  # of as many pairs, in 12 views each
 
 
 def test_pictures_of_an_unfinished_cut_are_no_slides(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pfiles.__main__ import main
+from pfiles.tiles import copies
 from pfiles.tiles.pixels import as_tensor
 from pfiles.tiles.shifted import shifted_copies
 from tests.tiles.conftest import as_jpeg, tissue, write_slide
@@ -49,6 +50,27 @@ def test_glass_and_small_tiles_say_nothing():
     assert not len(shifted_copies(as_tensor(glass), np.arange(10), np.arange(10, 20)))
     tiles = np.stack([tissue(24, 24)] * 4)
     assert not len(shifted_copies(as_tensor(tiles), np.arange(2), np.arange(2, 4)))
+
+
+def test_a_warning_says_how_many_tiles_were_searched(tmp_path, capsys, monkeypatch):
+    slides = [tissue_of_many_nuclei(80, seed) for seed in range(8)]
+    train = [slide[:64, :64] for slide in slides[:4]]
+    tiles = np.stack([*train, as_jpeg(train[0]), *(slide[:64, 16:] for slide in (slides[4], slides[5], slides[3]))])
+    arguments = as_tensor(tiles), np.arange(4, 8), np.arange(4), str, tmp_path
+
+    def warnings():
+        copies.warn_of_near_copies(*arguments)
+        return [line.split(": see ")[0] for line in capsys.readouterr().out.splitlines()]
+
+    near = "Warning: 1 of {} test tiles look nearly like training tiles, such as 4 and 0{}"
+    part = "Warning: 1 of {} test tiles show a part of training tiles, such as 7 and 3{}"
+    assert warnings() == [near.format(4, ""), part.format(4, "")]
+    monkeypatch.setattr(copies, "MOST", (3, 4))
+    monkeypatch.setattr(copies.shifted, "MOST", (2, 4))
+    assert warnings() == [
+        near.format(3, " (3 of 4 test tiles and 4 of 4 training tiles searched)"),
+        part.format(2, " (2 of 3 test tiles and 4 of 4 training tiles searched)"),
+    ]
 
 
 def test_a_slide_that_was_scanned_twice_is_told_with_a_picture(tmp_path, capsys):

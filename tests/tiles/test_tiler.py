@@ -541,7 +541,7 @@ def test_a_slide_that_fails_half_way_leaves_no_tile(tmp_path, monkeypatch, capsy
 
     def failing(self, *args):
         calls.append("s01" in self._file.name)
-        if sum(calls) == 2:  # the first read is of the thumbnail
+        if calls[-1] and sum(calls) == 2:  # the first read is of the thumbnail
             raise openslide.OpenSlideError("read error")
         return read(self, *args)
 
