@@ -43,7 +43,7 @@ Draws H&E tiles of lung, 64 px (about 1 um per pixel), from any of {k} clusters 
 | Training data | {train} tiles of LC25000, lung (Borkowski et al. 2019, [arXiv 1912.12142](https://arxiv.org/abs/1912.12142)): adenocarcinoma, squamous cell carcinoma and normal tissue, without their labels. Its authors release the images to be used by AI researchers in any way they see fit. No tile of it is in this folder but those of the picture. |
 | Test data | {test} tiles of other source images |
 | Networks | VQ-GAN with {codes} codes, UNet with {parameters:.1f} million parameters, {clustering} clusters; half precision, {size:.1f} MB |
-| Training | preset `recommended` with the settings in `settings.json`: {epochs}. The UNet saw {seen:.2f} million tiles, each in one of its eight views. `python -m pfiles run --data lung_he_5500.zip --clusters {k} --set SETTINGS` trains it again. |
+| Training | preset `recommended` with the settings in `settings.json`: {epochs}. The UNet saw {seen:.2f} million tiles, each in one of its eight views. `python -m pfiles run --data lung_he_5500.zip --clusters {k}`, with each of them after `--set`, trains it again. |
 | Latents | averaged over 2 x 2, 4 x 4, 8 x 8 places they keep {kept} of their variance; effective rank {rank:.1f} |
 | Drawing | {sampler}, {steps} steps, guidance {guidance} |
 | Measured | {day}, {device}: `python -m experiments.starter --run DIR --data lung_he_5500.zip --settings weights/starter/settings.json`; all numbers in `measured.json` |
