@@ -20,7 +20,7 @@ from pfiles.accepting import standard_of
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
 from pfiles.measuring import certificate
-from pfiles.measuring.memorisation import repeated
+from pfiles.measuring.memorisation import is_flat, repeated
 from pfiles.measuring.quality import FILE as QUALITY_FILE
 from pfiles.measuring.quality import as_bytes
 from pfiles.paths import ROOT, atomic_folder, atomic_write, expand, read_json, write_text
@@ -35,7 +35,6 @@ from pfiles.tiles.split import level_of_slides
 
 JUDGED = 500  # tiles that the gate draws; of fewer the card says so
 UNLIKELY = 0.01  # the gate fails where so many tiles near to training tiles have less than this chance
-FLAT = 2.0  # levels of 255: a tile whose grey levels deviate less shows nothing that could be compared
 MOST_FLAT, MOST_ALIKE = 0.1, 0.5  # shares of the judged tiles: more flat ones than training has, or repeated ones
 TILES_SHOWN = 8  # of each cluster
 
@@ -106,7 +105,7 @@ def _refuse_no_evidence(images: Tensor, train: Tensor) -> tuple[float, float]:
     InputError where they are large: what shows nothing, or one thing only, is near to no training tile whatever the
     networks keep of them.
     """
-    flat, usual = ((tiles.float().mean(1).flatten(1).std(1) < FLAT).double().mean().item() for tiles in (images, train))
+    flat, usual = (is_flat(tiles).double().mean().item() for tiles in (images, train))
     if flat > MOST_FLAT + usual:
         raise InputError(
             f"The gate cannot judge this generator: {flat:.0%} of {len(images)} tiles that were drawn for it show "

@@ -80,7 +80,7 @@ def estimate(run: Run) -> Iterator[tuple[str, float, str]]:
     generated, real = drawing.per_cluster * k, drawing.num_generated or n
     small_networks = f"from {STEPS} steps of the small networks that measure"
     blurs = 1 if run.preset == "demo" else len(BLURS_PX)
-    work = Work(real, blurs, sorting, prepared, searched, structure.seconds_per_tile(run.train_images[:AT_ONCE]))
+    work = Work(real, n, blurs, sorting, prepared, searched, structure.seconds_per_tile(run.train_images[:AT_ONCE]))
     seconds_9 = tile_seconds * generated + usefulness.seconds(work._replace(generated=generated))
     yield "part 9", seconds_9, f"{said} and {small_networks}"
     seconds_13 = sum(record.seconds(work) for record in evaluation.SECTIONS)
@@ -89,9 +89,9 @@ def estimate(run: Run) -> Iterator[tuple[str, float, str]]:
         yield part, real * score, f"from {AT_ONCE} pairs" if score else "as VGG16's weights are not there"
     search = f"from a search for copies of {AT_ONCE} images"
     planted = len(KINDS) * copies_of_a_kind(len(run.tiles.train))
-    yield "part 14", read + copies.seconds_of_search(work, real + len(run.tiles.test) + planted), search
+    yield "part 14", read + copies.seconds_of_section(work, real, len(run.tiles.test) + planted), search
     atlas_tiles = atlas.SHOWN * k
-    seconds_16 = copies.seconds_of_search(work, atlas_tiles + min(atlas.HELD_OUT, len(run.tiles.test)))
+    seconds_16 = copies.seconds_of_search(work, atlas_tiles + min(atlas.HELD_OUT, len(run.tiles.test)), n)
     yield "part 16", read + atlas_tiles * tile_seconds + seconds_16, f"{said} and {search}"
     yield "the others, each", read, f"from encoding {n_tiles} tiles"
 
@@ -114,15 +114,15 @@ def _seconds_of_scores(small: Run) -> dict[str, float]:
 
 
 def _seconds_of_search(run: Run) -> tuple[float, float]:
-    """Of the search for copies of images: once for all of them, and for each."""
+    """Of the search for copies: a tile that is searched among, and an image that is looked up."""
     places = run.tiles.train[evenly_spaced(len(run.tiles.train), SEARCHED_AMONG)]
     train, took = run.tiles.tensor(places), []
     for number in (1, 1 + AT_ONCE):
         began = time.monotonic()
         nearest_tiles(train[:number], train)
-        took.append((time.monotonic() - began) * len(run.tiles.train) / len(places))
+        took.append(time.monotonic() - began)
     each = max(0.0, took[1] - took[0]) / AT_ONCE
-    return took[0] - each, each
+    return max(0.0, took[0] - each) / len(places), each
 
 
 def _seconds_of_encoding(small: Run) -> float:

@@ -28,6 +28,7 @@ OUTRIGHT = 1 / 2  # of the usual distance of held-out tiles: anyone would call c
 LEFT_OUT = 0.02  # share of the held-out tiles that may be outright copies, which then have no say in the threshold
 NEAR = 2  # pixels: shifts of up to so much, up, down, left and right, always count
 FAR = 1 / 4  # of the side: shifts of up to so much are told to the pixel
+FLAT = 2.0  # levels of 255: a tile whose grey values deviate less shows nothing that could be compared
 EVIDENT = 0.5  # correlation, or likeness of an overlay, from which far shifts, inverted grey and overlays count
 CLEARLY = 0.01  # by which an overlay must be better than a view shifted by up to NEAR pixels to count instead
 SEEN = 1 / 4  # of the energy of either tile that must lie where they overlap
@@ -48,9 +49,9 @@ def nearest_tiles(images: Tensor, train: Tensor) -> pd.DataFrame:
     that share nothing, and 1 where one of them has no structure at all.
 
     Where it reaches 0.5, so does the likeness of an overlay: a tile turned by any angle, up to twice as large, moved or
-    stretched, see `overlays.Overlays`; among so many, unrelated tissue reaches 0.4 by chance. Where the overlay is a
-    shift of a view by up to a quarter of the side, it is told to the pixel, and c is that over the part that both tiles
-    show. Tiles with inverted grey values count from 0.5 on as well.
+    stretched, see `overlays.Overlays`; among so many, unrelated tissue comes close to that by chance. Where the overlay
+    is a shift of a view by up to a quarter of the side, it is told to the pixel, and c is that over the part that both
+    tiles show. Tiles with inverted grey values count from 0.5 on as well.
 
     Exact: c at full resolution, of all shifts, for the pairs on a shortlist: the 64 pairs of a view and a training tile
     whose versions of 24 x 24 px correlate best, and the 8 whose versions do worst. Overlays are proposed by spots that
@@ -274,6 +275,11 @@ def against_held_out(distances: np.ndarray, held_out: np.ndarray) -> Closeness:
     }
 
 
+def is_flat(images: Tensor) -> Tensor:
+    """Which of the tiles, uint8 (N, 3, S, S), show one colour only, such as empty background. -> bool (N,)"""
+    return torch.cat([part.float().mean(1).flatten(1).std(1) < FLAT for part in images.split(BATCH_SIZE)])
+
+
 def repeated(images: Tensor, limit: float = COPY) -> float:
     """The share of every second image that repeats one of the others, closer than `limit`; 0 of fewer than 2 images."""
     if len(images) < 2:
@@ -298,7 +304,7 @@ def held_against(
 def judge(distances: np.ndarray, held_out: np.ndarray, source: str) -> tuple[Judgement, str]:
     """`against_held_out` for distances of `nearest_tiles`, and a sentence where the held-out tiles cannot say so much.
 
-    Besides, outright: the distance below which an image is an outright copy, that of `outright_limit` or the
+    Besides, outright: the distance below which an image is an outright copy, that of `outright_limit`, but at most the
     threshold. left_out: how many held-out tiles are outright copies themselves. They show what a training tile shows,
     and have no say in the threshold where they are at most 2 % of all.
 

@@ -56,12 +56,12 @@ def half_of_a_tile(tiles: Tensor, others: Tensor, random: torch.Generator) -> Te
 
 
 def composite(tiles: Tensor, others: Tensor, random: torch.Generator) -> Tensor:
-    """Quarters of a tile, of another one, and of the tiles before them."""
+    """The upper left quarter of a tile, and one quarter of each of three others: of its own, and of the two before."""
     half = tiles.shape[2] // 2
     pieces = tiles.clone()
     pieces[:, :, :half, half:] = others[:, :, :half, half:]
-    pieces[:, :, half:, :half] = tiles.roll(1, 0)[:, :, half:, :half]
-    pieces[:, :, half:, half:] = others.roll(1, 0)[:, :, half:, half:]
+    pieces[:, :, half:, :half] = others.roll(1, 0)[:, :, half:, :half]
+    pieces[:, :, half:, half:] = others.roll(2, 0)[:, :, half:, half:]
     return pieces
 
 

@@ -69,9 +69,9 @@ The gate passed. {images} tiles were drawn for it from the weights in this folde
 among the training tiles{few}) and compared with each of the {train} training tiles, as were the {test} held-out tiles.
 Of the drawn tiles {closer:.1%} are closer to a training tile than the closest 1 % of held-out tiles are (95 % interval
 {low:.1%} to {high:.1%}; {expected:.1%} would be expected of tiles as far away as held-out ones, and a share as large
-has a chance of {chance:.2g}). None is an outright copy (distance below {outright:.2f}, at most half of what is usual
-for held-out tiles; the smallest is {smallest:.2f}, where 0 is a copy and 1 unrelated). {flat:.1%} of the drawn tiles
-show one colour only, and {alike:.1%} repeat another drawn tile.
+has a chance of {chance:.2g}). None is an outright copy (distance below {outright:.2f}, which is half of
+what is usual for held-out tiles, at least 0.1, at most the threshold; the smallest is {smallest:.2f}, where 0 is a copy
+and 1 unrelated). {flat:.1%} of the drawn tiles show one colour only, and {alike:.1%} repeat another drawn tile.
 
 **{certificate}** The kinds include turned, enlarged, moved, blurred, mixed and recoloured copies. The
 search sees copied tissue, not privacy as a whole.

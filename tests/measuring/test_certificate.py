@@ -38,8 +38,8 @@ def test_the_limit_of_false_alarms_is_no_wider_than_it_must_be():
 def test_words_name_the_worst_kind():
     written = Certificate({"exact": 0, "turned": 2, "blurred": 1}, 20, 500)
     assert str(written) == (
-        "Of planted copies of 3 kinds at most 13.9% would pass, at 2.3% false alarms at most, with 95 % certainty: "
-        "3 of 60 passed, most of the kind 'turned' (2 of 20)."
+        "Of planted copies of 3 kinds at most 13.9% would pass, at 2.3% false alarms at most, with 95 % certainty if "
+        "held-out tiles are independent of each other: 3 of 60 passed, most of the kind 'turned' (2 of 20)."
     )
     assert written.as_note()["pass_at_most"] == pytest.approx(binomtest(3, 60).proportion_ci(0.95, "exact").high)
     assert str(Certificate({"exact": 0}, 4, 4)).endswith("0 of 4 passed.")
@@ -55,6 +55,20 @@ def test_originals_are_training_tiles_and_differ_between_kinds():
     assert same.any(1).all()
     inverted = (255 - copies["inverted"][:, None] == train).flatten(2).all(2)
     assert not torch.equal(same, inverted)
+
+
+def test_tiles_of_one_colour_are_not_planted():
+    """They are near to nothing, so that their copies would pass; noise of a camera is no structure."""
+    train, others = tissue(40), tissue(10, seed=1)
+    noise = torch.randint(-1, 2, (20, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    blank = (230 + noise).to(torch.uint8)
+    blank[:10] = 230
+    made = certificate.plant(torch.cat([blank, train]), others, 60)
+    assert torch.equal(made["exact"][:, None].eq(train).flatten(2).all(2).any(1), torch.ones(60, dtype=torch.bool))
+    written = certificate.search(others, torch.cat([blank, train]), others, "tissue").certificate
+    assert written.passed["exact"] == written.passed["in another view"] == 0
+    only_blank = certificate.plant(blank, others, 4)
+    assert only_blank["exact"][:, None].eq(blank).flatten(2).all(2).any(1).all()
 
 
 @pytest.mark.slow

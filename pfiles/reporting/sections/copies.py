@@ -148,16 +148,24 @@ def _alike(scores: Mapping[str, Any]) -> str | None:
     return None if share is None else f"{share:.0%} of the generated tiles repeat another one"
 
 
-def seconds_of_search(work: Work, images: int) -> float:
-    """Of a search for copies of so many images, generated, held-out and planted ones together."""
-    return work.search_setup + images * work.search_image
+def seconds_of_search(work: Work, images: int, tiles: int) -> float:
+    """Of looking up so many images among so many tiles, see `memorisation.nearest_tiles`."""
+    return tiles * work.search_setup + images * -(-tiles // memorisation.AT_ONCE) * work.search_image
+
+
+def seconds_of_section(work: Work, generated: int, others: int) -> float:
+    """Of `copies_section`, where so many held-out and planted images are looked up beside the generated ones."""
+    every_second = generated // 2  # is looked up among the rest
+    return seconds_of_search(work, generated + others, work.training) + seconds_of_search(
+        work, every_second, generated - every_second
+    )
 
 
 RECORD = SectionRecord(
     title="Memorisation",
     question="are training tiles repeated?",
     make=lambda data, options: make_sections(data, at_most=SEARCHED),
-    seconds=lambda work: seconds_of_search(work, 2 * min(SEARCHED, work.generated)),
+    seconds=lambda work: seconds_of_section(work, *[min(SEARCHED, work.generated)] * 2),
     lines=(
         SummaryLine(
             5, "Copies", _copies, "not looked for",

@@ -32,11 +32,13 @@ class SummaryLine(NamedTuple):
 class Work(NamedTuple):
     """How many images a report compares, and the seconds of each unit of work on this machine.
 
-    blurs: scales of the two-sample test. network_step: a step of a small network that measures. search_setup,
-    search_image: a search for copies, once and for each image. structure_tile: a tile whose structure is measured.
+    training: tiles that copies are looked for among. blurs: scales of the two-sample test. network_step: a step of a
+    small network that measures. search_setup: a tile that copies are looked for among. search_image: an image that is
+    looked up among tiles that are searched at once. structure_tile: a tile whose structure is measured.
     """
 
     generated: int
+    training: int
     blurs: int
     network_step: float
     search_setup: float
