@@ -15,6 +15,7 @@ from pfiles.machine.processes import in_notebook
 from pfiles.paths import ROOT, expand, read_json
 
 TRAININGS = ("kpc_ldm/*_training", "clusters_*/models_*/*", "choose_k*/*")  # their folders below that of a run
+AHEAD = 120  # seconds by which a training's clock may be ahead of this one
 SILENT = 120  # seconds without a word after which a training may have stopped, or the last one of a run is done
 
 
@@ -59,7 +60,7 @@ def look(out: str | Path | None = None) -> Progress:
     if not heard:
         raise InputError(f"No training has begun in {root}: name the folder that was given to it as out.")
     # a time to come is of a clock that was set back since, and so before all that was heard by the present one
-    folder = max(heard, key=lambda folder: (heard[folder] <= time.time() + SILENT, heard[folder], folder))
+    folder = max(heard, key=lambda folder: (heard[folder] <= time.time() + AHEAD, heard[folder], folder))
     progress, stopped_by = _read_progress(folder)
     log = folder / "log.csv"
     pictures = sorted((folder / PICTURES).glob("*.jpg"))
