@@ -1,7 +1,7 @@
 # Needs Python 3.11 or newer; everything else is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup # one thread each: two processes share the cores
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile # one thread each: two processes share the cores, and each file makes its runs once
 
 .PHONY: demo lab quick test lint site bench race clean
 

@@ -127,7 +127,7 @@ def test_no_six_code_lines_in_a_row_stand_in_two_notebooks():
 
 
 # one process for the tests of a run, so that each run is made once
-RUNS = [pytest.param(preset, marks=pytest.mark.xdist_group(preset)) for preset in ("paper", "recommended")]
+RUNS = ("paper", "recommended")
 WITHOUT_LPIPS = {"autoencoder.perceptual": "ms-ssim", "lpips_required": False}  # its weights would be downloaded
 
 
