@@ -138,7 +138,7 @@ def new_networks(run: Run) -> Generator:
     diffusion_settings = run.settings.diffusion
     channels = run.vqvae.z_channels  # before the seed, as loading it draws random numbers
     with seeded(run.seed, "training"):
-        unet = make_unet(diffusion_settings, channels, sum(run.ks)).to(run.device)
+        unet = make_unet(diffusion_settings, channels, run.k).to(run.device)
     if run.settings.start_from is not None:
         begin_from(unet, run.start_weights, "unet.", anew=["class_emb.weight"])
     bank = ClusterBank(new_clusterer(run, k, run.seed) for k in run.ks)
@@ -265,7 +265,7 @@ def _drawn(run: Run, networks: Generator, unet: UNet) -> Tensor:
     if settings.diffusion.num_timesteps > PICTURE_STEPS:
         sampling = replace(sampling, sampler="dpm-solver++", steps=PICTURE_STEPS)
     generator = Generator(unet, networks.bank, networks.space, replace(settings, sampling=sampling))
-    return generator.draw(torch.arange(PICTURED) % sum(run.ks), progress=False)
+    return generator.draw(torch.arange(PICTURED) % run.k, progress=False)
 
 
 def stage_settings(run: Run, stage: str) -> StageSettings:

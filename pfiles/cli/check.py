@@ -128,7 +128,7 @@ def _disk(run: Run, tiles: int) -> Line:
     with torch.device("meta"):
         vqvae = make_vqvae(settings.autoencoder)
         networks = vqvae, make_discriminator(settings.autoencoder)
-        unet = make_unet(settings.diffusion, vqvae.z_channels, sum(run.ks))
+        unet = make_unet(settings.diffusion, vqvae.z_channels, run.k)
     first, later = (sum(p.numel() for network in part for p in network.parameters()) for part in (networks, [unet]))
     resumed = 2 * (2 * 3 * 4 * first + 3 * 4 * 4 * later)  # bytes: autoencoder and polish; three trainings of the UNet
     generated = settings.sampling.num_generated or tiles

@@ -118,8 +118,8 @@ def warn_of_near_copies(
 
     state: of the tiles' files, see `Source`. What was found in them before is kept in `folder`, and no search repeated.
     """
-    searched = repr((state, tuple(images.shape), test.tolist(), train.tolist()))
-    kept = folder / f"near_copies_{hashlib.sha256(searched.encode()).hexdigest()[:16]}.json"
+    searched = hashlib.sha256(repr((state, tuple(images.shape), len(test))).encode() + test.tobytes() + train.tobytes())
+    kept = folder / f"near_copies_{searched.hexdigest()[:16]}.json"
     warnings = None
     if state is not None:
         with suppress(InputError, OSError):  # of a damaged file

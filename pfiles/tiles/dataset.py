@@ -93,8 +93,8 @@ class Tiles:
         kept = None if self.state is None else _cache_folder() / f"{self.state}_{self.images.shape[2]}.txt"
         if kept is not None:
             with suppress(OSError, UnicodeDecodeError):
-                if re.fullmatch("[0-9a-f]{64}", found := kept.read_text()):
-                    return found
+                if re.fullmatch("[0-9a-f]{64}", pixels_hash := kept.read_text()):
+                    return pixels_hash
         digest = hashlib.sha256()
         for i in range(0, len(self.images), 64):
             digest.update(as_array(self.images[i : i + 64]).data)
@@ -170,15 +170,15 @@ def load_tiles(
         said = "The test tiles lie in another part of the image than the training tiles."
     else:
         path = ROOT / expand(data)
-        found, source = read_source(path), path.name
-        images, labels, state = found.images, found.labels, found.state
-        if found.positions is not None:
-            positions = found.positions
-            in_train, in_test, said = split_by_patient(positions, found.patients)
-            patients = patients_of(found)
+        tiles, source = read_source(path), path.name
+        images, labels, state = tiles.images, tiles.labels, tiles.state
+        if tiles.positions is not None:
+            positions = tiles.positions
+            in_train, in_test, said = split_by_patient(positions, tiles.patients)
+            patients = patients_of(tiles)
             pictures = path / PICTURES
         else:
-            in_test, said = split_by_folder(found.names) if found.names else (last_part(len(images)), LAST_PART)
+            in_test, said = split_by_folder(tiles.names) if tiles.names else (last_part(len(images)), LAST_PART)
             in_train = ~in_test
         train, test = np.flatnonzero(in_train), np.flatnonzero(in_test)
     if len(images) < MIN_TILES:
@@ -202,7 +202,7 @@ def load_tiles(
     if said:
         print(said)
     if data not in EMBEDDED:
-        _refuse_copies(images, train, test, found)
+        _refuse_copies(images, train, test, tiles)
     if len(used) < len(train):
         print(f"Using {len(used)} of {len(train)} training tiles, evenly spaced (setting max_train_tiles).")
     return Tiles(images, used, test, source, positions, labels, state, patients, pictures)

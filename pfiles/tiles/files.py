@@ -284,6 +284,6 @@ def _first_names(names: Sequence[str]) -> str:
     """["3", "1", "2", "11"] -> "1, 2, 3 (and 1 more) are"."""
     if not names:
         return "none is"
-    shown = ", ".join(sorted(names, key=lambda name: (len(name), name))[:3])
+    examples = ", ".join(sorted(names, key=lambda name: (len(name), name))[:3])
     more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
-    return f"{shown}{more} {'is' if len(names) == 1 else 'are'}"
+    return f"{examples}{more} {'is' if len(names) == 1 else 'are'}"

@@ -58,10 +58,10 @@ def match_rows(table: Mapping[str, dict[str, str]], gathered: Gathered, path: Pa
     rows: dict[str, dict[str, str]] = {}
     used: set[str] = set()
     for slide in slides:
-        own, of_file = plain_name(slide.name), {*map(plain_name, (slide.path.name, slide.path.stem))} & table.keys()
-        is_page = own in table and own not in of_file  # its row counts more than that of the file
-        used |= {own, *of_file}
-        for match in [own] if is_page else sorted(of_file):
+        name, of_file = plain_name(slide.name), {*map(plain_name, (slide.path.name, slide.path.stem))} & table.keys()
+        is_page = name in table and name not in of_file  # its row counts more than that of the file
+        used |= {name, *of_file}
+        for match in [name] if is_page else sorted(of_file):
             if _said(rows.setdefault(slide.name, table[match])) != _said(table[match]):
                 raise _two_rows(path, slide.name, rows[slide.name], table[match])
     if not rows:
