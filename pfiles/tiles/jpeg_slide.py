@@ -2,7 +2,8 @@
 
 import math
 import os
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,8 +47,7 @@ class JpegSlide(openslide.OpenSlide):
         own = ([page for page in pages if page.size == size and page.is_whole] for size in self.level_dimensions)
         self._levels = {level: found[0] for level, found in enumerate(own) if len(found) == 1}
         self._file = open(path, "rb")  # noqa: SIM115 - until the slide is closed
-        largest = max([math.prod(page.tile) for page in self._levels.values()], default=1)
-        self._decoded = lru_cache(CACHED_PIXELS // largest)(self._decode)  # blocks share the tiles at their borders
+        self._caches: dict[int, Callable[[int, int], Image.Image]] = {}
 
     def close(self) -> None:
         self._file.close()
@@ -55,24 +55,58 @@ class JpegSlide(openslide.OpenSlide):
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
         """A region as OpenSlide's method gives it, in RGBA, or in RGB of a level of JPEG tiles; by several threads."""
-        page = self._levels.get(level)
-        if page is None:
+        if level not in self._levels:
             return super().read_region(location, level, size)
+        return self._put_together(self._corner(location, level), level, size, 1)
+
+    def read_averaged(
+        self, location: tuple[int, int], level: int, size: tuple[int, int], factor: int
+    ) -> Image.Image | None:
+        """`read_region` averaged down by a whole factor, for which each JPEG tile is averaged once it is decoded.
+
+        None where an average would take pixels of two JPEG tiles, or of what lies outside the level.
+        """
+        if level not in self._levels:
+            return None
+        page, (left, top) = self._levels[level], self._corner(location, level)
+        is_even = all(length % factor == 0 for length in (left, top, *size, *page.tile))
+        is_inside = min(left, top) >= 0 and left + size[0] <= page.size[0] and top + size[1] <= page.size[1]
+        return self._put_together((left, top), level, size, factor) if is_even and is_inside else None
+
+    def _corner(self, location: tuple[int, int], level: int) -> tuple[int, int]:
         left, top = (round(place / self.level_downsamples[level]) for place in location)
-        right, bottom = (min(low + length, end) for low, length, end in zip((left, top), size, page.size, strict=True))
+        return left, top
+
+    def _put_together(self, corner: tuple[int, int], level: int, size: tuple[int, int], factor: int) -> Image.Image:
+        """The region of that upper left corner and size, in pixels of the level, averaged down."""
+        page, (left, top) = self._levels[level], corner
+        right, bottom = (min(low + length, end) for low, length, end in zip(corner, size, page.size, strict=True))
         inside = left >= 0 and top >= 0 and (right - left, bottom - top) == size
-        region = Image.new("RGB", size, None if inside else "white")
+        region = Image.new("RGB", (size[0] // factor, size[1] // factor), None if inside else "white")
         width, height = page.tile
-        across = -(-page.size[0] // width)
+        across, decoded = -(-page.size[0] // width), self._cache(factor)
         for row in range(max(top, 0) // height, -(-bottom // height)):
             for column in range(max(left, 0) // width, -(-right // width)):
                 x, y = column * width, row * height
-                tile = self._decoded(level, row * across + column)
+                tile = decoded(level, row * across + column)
                 shown = min(width, page.size[0] - x), min(height, page.size[1] - y)
-                region.paste(tile if shown == page.tile else tile.crop((0, 0, *shown)), (x - left, y - top))
+                whole = shown == page.tile or factor > 1  # averaged ones are asked for inside the level alone
+                region.paste(tile if whole else tile.crop((0, 0, *shown)), ((x - left) // factor, (y - top) // factor))
         return region
 
-    def _decode(self, level: int, index: int) -> Image.Image:
+    def _cache(self, factor: int) -> Callable[[int, int], Image.Image]:
+        """`_decode` by that factor, which keeps what was asked for last: blocks share the tiles at their borders.
+
+        Whole tiles and those of one other factor are kept, as a slide is read for one purpose at a time.
+        """
+        if factor not in self._caches:
+            largest = max(math.prod(page.tile) for page in self._levels.values())
+            cache = lru_cache(CACHED_PIXELS * factor**2 // largest)(partial(self._decode, factor))
+            self._caches = {of: kept for of, kept in self._caches.items() if 1 in (of, factor)} | {factor: cache}
+        return self._caches[factor]
+
+    def _decode(self, factor: int, level: int, index: int) -> Image.Image:
+        """A JPEG tile of a level, averaged down by a factor."""
         page = self._levels[level]
         content = os.pread(self._file.fileno(), page.counts[index], page.offsets[index])
         if page.tables:  # shared by all tiles of a level: they go between a tile's first mark and the others
@@ -81,9 +115,10 @@ class JpegSlide(openslide.OpenSlide):
         if found != (*page.tile, 3):
             raise openslide.OpenSlideError(f"tile {index} is no JPEG of {page.tile} in colour, but of {found}")
         try:  # the TIFF knows its colours, the JPEG may not
-            return Image.frombytes("RGB", page.tile, content, "jpeg", "RGB", page.colours)
+            tile = Image.frombytes("RGB", page.tile, content, "jpeg", "RGB", page.colours)
         except ValueError as error:
             raise openslide.OpenSlideError(f"tile {index} cannot be decoded: {error}") from error
+        return tile.reduce(factor) if factor > 1 else tile
 
 
 def _size(content: bytes) -> tuple[int, int, int] | None:

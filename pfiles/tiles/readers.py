@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -44,6 +44,16 @@ class SlideReader(Protocol):
         """RGB or RGBA; location: x and y in pixels of level 0; size: width and height in pixels of `level`."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Averaging(Protocol):
+    """A `SlideReader` that can average while it decodes."""
+
+    def read_averaged(
+        self, location: tuple[int, int], level: int, size: tuple[int, int], factor: int
+    ) -> Image.Image | None:
+        """RGB, as `read_region` and then averaged down by a whole factor; None where it must be done so."""
 
 
 class InSrgb:
@@ -161,6 +171,10 @@ def read_rgb(slide: SlideReader, x: int, y: int, level: int, width: int, height:
 
     x, y: the upper left corner in pixels of level 0; width, height: in pixels of `level`.
     """
+    if factor > 1 and isinstance(slide, Averaging):
+        averaged = slide.read_averaged((x, y), level, (width, height), factor)
+        if averaged is not None:
+            return averaged
     region = slide.read_region((x, y), level, (width, height))
     small = region.reduce(factor) if factor > 1 else region
     if small.mode == "RGB":

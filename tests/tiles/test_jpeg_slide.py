@@ -81,6 +81,20 @@ def test_every_pixel_is_openslides(tmp_path, options):
             )
 
 
+@pytest.mark.parametrize("factor", [2, 4, 7])
+def test_averages_are_those_of_openslides_pixels(tmp_path, factor):
+    """Of JPEG tiles of 112 px each is averaged by itself, where no square of pixels reaches over their borders."""
+    path = write_jpeg_slide(tmp_path / "a.tiff", tissue(500, 700))
+    with open_slide(path) as ours, openslide.OpenSlide(path) as theirs:
+        for is_quick, x, y, width, height in (
+            (True, 0, 0, 84 * 8, 56 * 8), (True, 56, 28, 28 * 8, 28 * 9), (True, 28 * 20, 28 * 14, 28 * 5, 28 * 3),
+            (False, 1, 28, 112, 112), (False, 28, 28, 115, 112), (False, -28, 0, 112, 112), (False, 560, 28, 168, 56),
+        ):  # fmt: skip
+            assert (ours.read_averaged((x, y), 0, (width, height), factor) is not None) == is_quick
+            expected = read_rgb(theirs, x, y, 0, width, height, factor)
+            np.testing.assert_array_equal(read_rgb(ours, x, y, 0, width, height, factor), expected)
+
+
 def test_the_embedded_slide_is_openslides():
     with open_slide(SLIDE) as ours, openslide.OpenSlide(SLIDE) as theirs:
         assert list(ours._levels) == [0]
