@@ -92,7 +92,7 @@ class Run:
     def tiles(self) -> Tiles:
         settings = self.settings
         refuse_results_among_tiles(self.data, self.paths.root)
-        tiles = load_tiles(self.data, settings.image_size_px, settings.max_train_tiles, max(self.ks))
+        tiles = load_tiles(self.data, settings.image_size_px, settings.max_train_tiles, max(self.ks), settings.icc)
         print(f"{len(tiles.train)} training and {len(tiles.test)} test tiles from {tiles.source}")
         return tiles
 

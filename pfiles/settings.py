@@ -157,6 +157,7 @@ class Settings:
 
     image_size_px: Pixels = 128  # side of the tiles the networks see
     max_train_tiles: Count | None = None  # training tiles used, evenly spaced; None: all
+    icc: bool = False  # bring the files of tiles to sRGB from their colour profiles (ICC)
     autoencoder: AutoencoderSettings = AutoencoderSettings()
     diffusion: DiffusionSettings = DiffusionSettings()
     # autoencoder and UNet begin from the weights of a generator's folder, of an earlier run's, or of "starter"

@@ -145,7 +145,7 @@ def _data(run: Run) -> Path | None:
 
 def _source(run: Run) -> Source | None:
     """The data as given; None for embedded tiles."""
-    return None if (data := _data(run)) is None else read_source(data)
+    return None if (data := _data(run)) is None else read_source(data, run.settings.icc)
 
 
 def _card(

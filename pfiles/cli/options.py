@@ -80,7 +80,8 @@ def real_tiles(args: argparse.Namespace, generator: Generator, run: Run | None) 
     """The tiles that a generator learnt from: those of its run, or those that `--real` names; None if neither does."""
     if run is not None or args.real is None:
         return None if run is None else run.tiles
-    return load_tiles(resolve_data(args.real), generator.settings.image_size_px)
+    settings = generator.settings
+    return load_tiles(resolve_data(args.real), settings.image_size_px, icc=settings.icc)
 
 
 def run_choices(args: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -140,7 +140,11 @@ def refuse_results_among_tiles(data: str | Path | None, results: Path) -> None:
 
 
 def load_tiles(
-    data: str | Path | None, image_size_px: int, max_train_tiles: int | None = None, n_clusters: int = 2
+    data: str | Path | None,
+    image_size_px: int,
+    max_train_tiles: int | None = None,
+    n_clusters: int = 2,
+    icc: bool = False,
 ) -> Tiles:
     """Read tiles and split them into training and test tiles.
 
@@ -154,6 +158,7 @@ def load_tiles(
     image_size_px: side of the tiles returned; larger tiles of a whole multiple are averaged down to it.
     max_train_tiles: use no more than so many training tiles, evenly spaced (None: all).
     n_clusters: refuse training tiles of which no more than that differ from each other.
+    icc: bring image files to sRGB from their colour profiles.
 
     The last eleventh is the test set, as published, except that embedded images are split by region, tiles in at least
     eleven folders by folder, of which each is taken for a slide (see `split_by_folder`), and tiles cut from slides by
@@ -170,7 +175,7 @@ def load_tiles(
         said = "The test tiles lie in another part of the image than the training tiles."
     else:
         path = ROOT / expand(data)
-        tiles, source = read_source(path), path.name
+        tiles, source = read_source(path, icc), path.name
         images, labels, state = tiles.images, tiles.labels, tiles.state
         if tiles.positions is not None:
             positions = tiles.positions

@@ -6,10 +6,11 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import pairwise
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -50,15 +51,17 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def read_files(files: Sequence[Path], where: Path) -> Tensor:
-    """Image files as uint8 (N, 3, S, S), see `stack_tiles`.
+def read_files(files: Sequence[Path], where: Path, icc: bool = False) -> Tensor:
+    """Image files as uint8 (N, 3, S, S), see `stack_tiles`; icc: see `decode`.
 
     They are decoded by as many threads as there are cores, a few hundred at a time, to hold memory down.
     """
     with ThreadPool() as pool:
         parts = (files[i : i + 256] for i in range(0, len(files), 256))
-        tiles = (tile for part in parts for tile in pool.map(lambda path: decode(str(path), path.read_bytes()), part))
-        return stack_tiles(zip(map(str, files), tiles, strict=True), len(files), where)
+        tiles = (
+            tile for part in parts for tile in pool.map(lambda path: decode(str(path), path.read_bytes(), icc), part)
+        )
+        return stack_tiles(zip(map(str, files), tiles, strict=True), len(files), where, icc)
 
 
 def is_image_name(name: PurePath) -> bool:
@@ -68,11 +71,11 @@ def is_image_name(name: PurePath) -> bool:
 
 
 @quietly()
-def stack_tiles(tiles: Iterator[tuple[str, Decoded]], count: int, where: Path) -> Tensor:
+def stack_tiles(tiles: Iterator[tuple[str, Decoded]], count: int, where: Path, icc: bool = False) -> Tensor:
     """`count` named images (3, S, S) as uint8 (N, 3, S, S).
 
-    It says how many files hold several pages, and whether their colour profiles differ. InputError where there is none,
-    or they are not square and of one size.
+    It says how many files hold several pages, and which colour profiles they have. icc: whether they were brought to
+    sRGB. InputError where there is none, or they are not square and of one size.
     """
     images, of_pages = None, []
     profiles: Counter[bytes | None] = Counter()
@@ -100,13 +103,34 @@ def stack_tiles(tiles: Iterator[tuple[str, Decoded]], count: int, where: Path) -
     names: Counter[str] = Counter()  # two profiles of one name may differ in their dates alone
     for profile, number in profiles.items():
         names[profile_name(profile)] += number
-    if len(names) > 1:
+    if not all(name == "none" or name.startswith("sRGB") for name in names) or len(names) > 1:
         kinds = ", ".join(f"{name} ({number})" for name, number in names.items())
-        print(
-            f"The tiles in {where} differ in their colour profiles, and their colours with them: {kinds}. They are "
-            "read as they are: convert all to sRGB, or cut them from their slides with --icc."
+        differ = "differ in their colour profiles, and their colours with them" if len(names) > 1 else "have a profile"
+        done = (
+            "Their colours were brought to sRGB" if icc else "They are read as they are: the setting icc changes that"
         )
+        print(f"The tiles in {where} {differ}: {kinds}. {done}.")
     return images
+
+
+def srgb_transform(profile: ImageCms.ImageCmsProfile) -> ImageCms.ImageCmsTransform:
+    # Pillow returns this as a number, and takes numbers, but declares an enumeration
+    intent = cast(ImageCms.Intent, ImageCms.getDefaultIntent(profile))
+    return ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), "RGB", "RGB", intent)
+
+
+@lru_cache(16)
+def _transform_of(profile: bytes) -> ImageCms.ImageCmsTransform:
+    return srgb_transform(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+
+
+def in_srgb(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    """An image in the colours of sRGB, as RGB, or as RGBA where it has transparent pixels."""
+    colours = image.convert("RGB")
+    ImageCms.applyTransform(colours, transform, inPlace=True)
+    if image.has_transparency_data:
+        colours.putalpha(image.convert("RGBA").getchannel("A"))
+    return colours
 
 
 def profile_name(content: bytes | None) -> str:
@@ -148,10 +172,11 @@ def types_in_words(names: Iterable[PurePath]) -> str:
     return f"{kinds} are not read: convert them." if counts else ""
 
 
-def decode(name: str, content: bytes) -> Decoded:
+def decode(name: str, content: bytes, icc: bool = False) -> Decoded:
     """The first page of the bytes of an image file, transparent pixels white.
 
-    InputError names the file. 16 bits per channel are scaled where a TIFF's tags say which range they use.
+    icc: bring it to sRGB from its colour profile, where it has one. InputError names the file. 16 bits per channel are
+    scaled where a TIFF's tags say which range they use.
     """
     try:
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF")) as image:
@@ -163,7 +188,9 @@ def decode(name: str, content: bytes) -> Decoded:
             if bits == 8:
                 pages = getattr(image, "n_frames", 1)
                 profile = image.info.get("icc_profile") or None
-                return Decoded(as_tensor(np.asarray(on_white(image))[None])[0], pages, profile)
+                image.load()
+                colours = in_srgb(image, _transform_of(profile)) if icc and profile else image
+                return Decoded(as_tensor(np.asarray(on_white(colours))[None])[0], pages, profile)
     except InputError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -172,7 +199,7 @@ def decode(name: str, content: bytes) -> Decoded:
             raise InputError(f"{name} cannot be read as an image ({reason}): replace or remove it.") from error
     except Exception as error:  # a broken image raises errors of many kinds in Pillow
         raise InputError(f"{name} cannot be read as an image ({error}): replace or remove it.") from error
-    return _decode_many_bits(name, content)
+    return _decode_many_bits(name, content, icc)
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -183,7 +210,7 @@ def on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def _decode_many_bits(name: str, content: bytes) -> Decoded:
+def _decode_many_bits(name: str, content: bytes, icc: bool) -> Decoded:
     """`decode` of a TIFF of more than 8 bits per channel."""
     pixels = most = profile = None
     pages = 1
@@ -209,7 +236,13 @@ def _decode_many_bits(name: str, content: bytes) -> Decoded:
         )
     if pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
         raise InputError(f"{name} is of shape {pixels.shape}, but tiles must be RGB.")
-    tile = np.asarray(on_white(Image.fromarray(to_8_bits(pixels, most))))
+    image = Image.fromarray(to_8_bits(pixels, most))
+    if icc and profile:
+        try:
+            image = in_srgb(image, _transform_of(profile))
+        except (ImageCms.PyCMSError, OSError) as error:
+            raise InputError(f"{name} has a damaged colour profile ({error}): replace or remove it.") from error
+    tile = np.asarray(on_white(image))
     return Decoded(as_tensor(tile[None])[0], pages, profile)
 
 

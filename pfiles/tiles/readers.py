@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image, ImageCms
 
 from pfiles.errors import InputError, extra
+from pfiles.tiles.files import in_srgb, srgb_transform
 
 BLOCK = 2048  # px of a level that are read at once: as large as a block of all its tiles may be
 PALETTE = 3  # a TIFF's number for colours by a table
@@ -65,17 +66,10 @@ class InSrgb:
         self._slide = slide
         self.level_dimensions, self.level_downsamples = slide.level_dimensions, slide.level_downsamples
         self.properties, self.close = slide.properties, slide.close
-        # Pillow returns this as a number, and takes numbers, but declares an enumeration
-        intent = cast(ImageCms.Intent, ImageCms.getDefaultIntent(profile))
-        self._transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), "RGB", "RGB", intent)
+        self._transform = srgb_transform(profile)
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
-        region = self._slide.read_region(location, level, size)
-        colours = region.convert("RGB")
-        ImageCms.applyTransform(colours, self._transform, inPlace=True)
-        if region.mode == "RGBA":
-            colours.putalpha(region.getchannel("A"))
-        return colours
+        return in_srgb(self._slide.read_region(location, level, size), self._transform)
 
 
 def profile_name(slide: SlideReader) -> str | None:

@@ -50,24 +50,24 @@ class Source:
     patients: Sequence[str] = ()
 
 
-def read_source(path: Path) -> Source:
-    """The tiles in a `.npy`, a folder or a `.zip`. Raises InputError for anything else, or broken."""
+def read_source(path: Path, icc: bool = False) -> Source:
+    """The tiles in a `.npy`, a folder or a `.zip`; icc: see `decode`. InputError for anything else, or broken."""
     if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise InputError(f"There is no data at {path}: give a .npy file, a folder of images or a .zip of one.")
     if path.is_dir():
-        return _read_cut(path) if is_cut(path) else _read_folder(path)
+        return _read_cut(path) if is_cut(path) else _read_folder(path, icc)
     suffix = path.suffix.lower()
     if suffix == ".npy":
         state = _state([path])
         return Source(_read_npy(path), state=state)
     if suffix == ".zip":
-        return _read_zip(path)
+        return _read_zip(path, icc)
     raise InputError(f"{path} is neither a .npy file, nor a folder of images, nor a .zip of one.")
 
 
-def _state(files: Sequence[Path]) -> str | None:
-    """A hash of the files' paths, sizes and times; None where one was changed only just now."""
-    digest, newest = hashlib.sha256(), 0
+def _state(files: Sequence[Path], icc: bool = False) -> str | None:
+    """A hash of the files' paths, sizes and times, and of `icc`; None where one was changed only just now."""
+    digest, newest = hashlib.sha256(b"icc" * icc), 0
     for path in files:
         status = os.stat(path)
         newest = max(newest, status.st_mtime_ns, status.st_ctime_ns)
@@ -159,13 +159,13 @@ def patients_of(source: Source) -> np.ndarray | None:
     return np.array(source.patients, str) if any(source.patients) else None
 
 
-def _read_folder(folder: Path) -> Source:
+def _read_folder(folder: Path, icc: bool) -> Source:
     files = {PurePosixPath(path.relative_to(folder).as_posix()): path for path in walk(folder)}
     names = sorted((name for name in files if is_image_name(name)), key=lambda name: name.parts)
     _tell_unread(files, folder)
     paths = [files[name] for name in names]
-    state = _state(paths)
-    images = read_files(paths, folder)
+    state = _state(paths, icc)
+    images = read_files(paths, folder, icc)
     return Source(images, names, _labels_among(files, folder, names), state)
 
 
@@ -234,9 +234,9 @@ def walk(folder: Path) -> list[Path]:
     return files
 
 
-def _read_zip(path: Path) -> Source:
+def _read_zip(path: Path, icc: bool) -> Source:
     try:
-        state = _state([path])
+        state = _state([path], icc)
         with zipfile.ZipFile(path) as archive:
             members: dict[PurePosixPath, zipfile.ZipInfo] = {}
             for info in archive.infolist():
@@ -252,8 +252,9 @@ def _read_zip(path: Path) -> Source:
             if label_file is not None:
                 labels = _labels(archive.read(members[label_file]), f"{path}:{label_file}", names)
             texts = [f"{path}:{name}" for name in names]
-            tiles = ((text, decode(text, archive.read(members[name]))) for text, name in zip(texts, names, strict=True))
-            return Source(stack_tiles(tiles, len(names), path), names, labels, state)
+            pairs = zip(texts, names, strict=True)
+            tiles = ((text, decode(text, archive.read(members[name]), icc)) for text, name in pairs)
+            return Source(stack_tiles(tiles, len(names), path, icc), names, labels, state)
     except InputError:
         raise
     except Exception as error:  # a broken archive raises errors of many kinds in zipfile

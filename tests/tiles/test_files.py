@@ -1,20 +1,24 @@
 """Image files: decoded or refused by name, and folders of them that pair."""
 
 import io
+import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageCms
 from pytorch_msssim import ms_ssim
 
 from pfiles.errors import InputError
 from pfiles.measuring import pairs
-from pfiles.tiles import files, pixels
+from pfiles.tiles import files, pixels, sources
 from pfiles.tiles.dataset import load_tiles
 from pfiles.tiles.files import decode
+from pfiles.tiles.pixels import as_array
+from pfiles.tiles.sources import read_source
 from tests.conftest import make_tiles, write
 from tests.tiles.conftest import wide_profile
 
@@ -154,6 +158,45 @@ def test_mixed_colour_profiles_of_tiles_are_told(tmp_path, capsys):
     load_tiles(tmp_path, 48)
     printed = capsys.readouterr().out
     assert "differ in their colour profiles, and their colours with them: none (10), sRGB built-in (20)." in printed
+    assert "the setting icc changes that" in printed
+
+
+@pytest.mark.parametrize("kind", ["png", "transparent", "16 bits", "zip"])
+def test_tiles_are_brought_to_srgb_when_asked(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(sources, "SETTLED_SECONDS", -1)
+    profile, tiles = wide_profile(), make_tiles(30)
+    alpha = np.full((48, 48), 255, np.uint8)
+    alpha[:9] = 0
+    (tmp_path / "tiles").mkdir()
+    for i, tile in enumerate(tiles):
+        path = tmp_path / "tiles" / f"{i:02}.{'tif' if kind == '16 bits' else 'png'}"
+        if kind == "16 bits":
+            tag = [(281, "H", 3, (65535,) * 3, True)]
+            tifffile.imwrite(path, tile * np.uint16(257), photometric="rgb", iccprofile=profile, extratags=tag)
+        else:
+            image = Image.fromarray(np.dstack([tile, alpha]) if kind == "transparent" else tile)
+            image.save(path, icc_profile=profile)
+    data = tmp_path / "tiles"
+    if kind == "zip":
+        data = Path(shutil.make_archive(str(tmp_path / "tiles"), "zip", data))
+    to_srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+    expected = np.stack([np.asarray(ImageCms.profileToProfile(Image.fromarray(tile), *to_srgb)) for tile in tiles])
+    as_they_are, brought = (as_array(load_tiles(data, 48, icc=icc).images).astype(int) for icc in (False, True))
+    if kind == "transparent":
+        assert (as_they_are[:, :9] == 255).all()
+        assert (brought[:, :9] == 255).all()
+    assert np.abs(as_they_are - tiles)[:, 9:].max() == 0
+    assert np.abs(brought - expected)[:, 9:].max() <= 1
+    assert np.abs(brought - tiles)[:, 9:].max() > 20
+    assert read_source(data).state != read_source(data, icc=True).state
+
+
+def test_a_damaged_profile_is_refused_where_it_is_applied(tmp_path):
+    Image.fromarray(make_tiles(1)[0]).save(tmp_path / "a.png", icc_profile=b"no profile")
+    content = (tmp_path / "a.png").read_bytes()
+    assert decode("a.png", content).profile == b"no profile"
+    with pytest.raises(InputError, match=r"a\.png cannot be read as an image"):
+        decode("a.png", content, icc=True)
 
 
 def test_transparent_pixels_are_glass():
