@@ -75,7 +75,8 @@ class AutoencoderSettings:
     adam_betas: Betas = (0.5, 0.999)  # decay of Adam's two moments
     dihedral_views: bool = False  # show each tile in a random one of its eight views, turned and mirrored
     reconstruction: Literal["mse", "l1"] = "mse"  # mean squared (published) or absolute error of the pixels
-    perceptual: Literal["lpips", "ms-ssim"] = "lpips"  # ms-ssim needs no download
+    # lpips downloads the weights of VGG16; photographs needs a package that holds those of EfficientNet-Lite0
+    perceptual: Literal["lpips", "ms-ssim", "photographs"] = "lpips"
     perceptual_weight: Weight = 1.0
     codebook_weight: Weight = 1.0
     commitment_weight: Weight = 0.2

@@ -94,7 +94,7 @@ def test_a_removed_setting_that_was_not_in_use_is_read_as_before():
         ("demo", {"sampling.steps": 1001}, "must not exceed diffusion.num_timesteps, 1000"),
         ("demo", {"diffusion.unet": {"down_channels": [16, 16, 16], "fold": 16}}, "multiple of 128 px"),
         ("paper", {"image_size_px": 80, "diffusion.unet": {"fold": 4}}, "image_size_px must be a multiple of 64 px"),
-        ("demo", {"autoencoder.perceptual": "vgg"}, "'lpips' or 'ms-ssim'"),
+        ("demo", {"autoencoder.perceptual": "vgg"}, "'lpips' or 'ms-ssim' or 'photographs'"),
         ("demo", {"training.optimizer": "sgd"}, "'adadelta' or 'adam'"),
         ("demo", {"training.epochs": True}, "epochs must be a whole number, such as 12, but is True"),
         ("demo", {"diffusion.affine_fill": [1, 2]}, "affine_fill must be 3 numbers or null"),

@@ -137,7 +137,8 @@ def shortened(run: Run, tiles: int, steps: int, folder: Path) -> Run:
     settings, drawing = run.settings, run.settings.sampling
     ae = settings.autoencoder
     polish = replace(ae.polish, epochs=steps if ae.polish.epochs else 0)
-    perceptual = ae.perceptual if has_vgg16() else "ms-ssim"  # nothing is downloaded for a check
+    downloads = ae.perceptual == "lpips" and not has_vgg16()
+    perceptual = "ms-ssim" if downloads else ae.perceptual  # nothing is downloaded for a check
     ae = replace(ae, epochs=steps, polish=polish, perceptual=perceptual, discriminator_start_step=0)
     stages = {name: replace(getattr(settings, name), epochs=steps) for name in ("clusters", *START)}
     sampling = replace(drawing, steps=min(drawing.steps, steps), batch_size=min(drawing.batch_size, AT_ONCE))

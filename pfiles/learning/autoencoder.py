@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pfiles import efficientnet
 from pfiles.discriminator import Discriminator, PolishDiscriminator
 from pfiles.learning.log import History
 from pfiles.learning.loop import Job, Objective, Pace, train
@@ -16,6 +17,7 @@ from pfiles.learning.losses import (
     autoencoder_terms,
     colour_loss,
     equivariance_loss,
+    feature_map_loss,
     hinge_loss,
     ms_ssim_loss,
     passing_loss,
@@ -33,9 +35,12 @@ REVIVE_FROM = 16  # tiles whose encodings replace dead codes
 
 
 def make_perceptual(settings: AutoencoderSettings, device: torch.device | str) -> Perceptual:
-    """The perceptual loss of the settings, from two batches of images in [0, 1] to a scalar."""
+    """The perceptual loss of the settings, from reconstructions and tiles in [0, 1] to a scalar."""
     if settings.perceptual == "ms-ssim":
         return ms_ssim_loss
+    if settings.perceptual == "photographs":
+        network = efficientnet.lite0(device)
+        return lambda a, b: ms_ssim_loss(a, b) + feature_map_loss(network.maps(a), network.maps(b))
     lpips = LPIPS().load_pretrained().to(device)
     return lambda a, b: lpips(a, b, normalize=not settings.lpips_in_unit_range).mean()
 

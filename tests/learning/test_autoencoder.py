@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from pfiles import latents
+from pfiles import efficientnet, latents
 from pfiles.discriminator import PolishDiscriminator
 from pfiles.learning import autoencoder, loop
 from pfiles.learning.losses import colour_loss, equivariance_loss, hinge_loss
+from pfiles.tiles.pixels import to_unit
 from tests.conftest import autoencoder_networks, train_autoencoder
 
 
@@ -108,6 +110,21 @@ def test_lpips_in_training_gets_the_range_the_setting_says(tiny, monkeypatch, in
     settings = replace(tiny.autoencoder, perceptual="lpips", lpips_in_unit_range=in_unit_range)
     assert autoencoder.make_perceptual(settings, "cpu")(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)) == 3
     assert calls == [not in_unit_range]  # normalize=True is what brings [0, 1] to [-1, 1]
+
+
+def test_the_perceptual_loss_of_photographs_punishes_blur_more_than_a_shade(tiny, images):
+    """By the pixels' mean error the blurred tiles are the nearer ones."""
+    if efficientnet.find_spec(efficientnet.LITE0_PACKAGE.replace("-", "_")) is None:
+        pytest.skip(f"needs the optional package {efficientnet.LITE0_PACKAGE}")
+    perceptual = autoencoder.make_perceptual(replace(tiny.autoencoder, perceptual="photographs"), "cpu")
+    x = to_unit(images[:4])
+    shade, blurred = (x + 0.02).clamp(0, 1), F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+    assert perceptual(x, x).item() == pytest.approx(0, abs=1e-5)
+    assert perceptual(blurred, x) > 3 * perceptual(shade, x)
+    x.requires_grad_()
+    perceptual(x, blurred).backward()
+    assert x.grad.isfinite().all()
+    assert x.grad.abs().max() > 0
 
 
 def test_polishing_changes_the_decoder_alone(tiny, images, job):

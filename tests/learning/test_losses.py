@@ -15,6 +15,7 @@ from pfiles.learning.losses import (
     conditional_entropy,
     denoising_terms,
     equivariance_loss,
+    feature_map_loss,
     hinge_loss,
     information_terms,
     information_weights,
@@ -82,6 +83,14 @@ def test_ms_ssim_window_fits_the_image(side, window):
 def test_ms_ssim_refuses_small_images():
     with pytest.raises(ValueError, match="more than 32 px"):
         ms_ssim_loss(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
+
+
+def test_feature_map_loss_by_hand():
+    """Level one: (3, 4) and (4, 3) are (0.6, 0.8) and (0.8, 0.6), 0.08 apart. Level two: opposite, so 4, at one of two
+    places, and alike but for their lengths at the other: 2 in the mean."""
+    first = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1), torch.tensor([4.0, 3.0]).view(1, 2, 1, 1)
+    second = torch.tensor([[1.0, 5.0]]).view(1, 1, 1, 2), torch.tensor([[-2.0, 1.0]]).view(1, 1, 1, 2)
+    assert feature_map_loss(*zip(first, second, strict=True)).item() == pytest.approx(0.08 + 2)
 
 
 def test_denoising_terms():

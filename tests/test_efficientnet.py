@@ -4,22 +4,23 @@ import pytest
 import torch
 from torch import nn
 
-from pfiles.measuring import features
-from pfiles.measuring.efficientnet import EfficientNetLite, SameConv2d
+from pfiles import efficientnet
+from pfiles.efficientnet import SameConv2d
 
-PRETRAINED = (
-    (features.IMAGENET_PACKAGE, features.IMAGENET_FILE, {}),
-    (features.DEEPER_PACKAGE, features.DEEPER_FILE, features.DEEPER),
-)
+PRETRAINED = ((efficientnet.LITE0_PACKAGE, efficientnet.lite0), (efficientnet.LITE1_PACKAGE, efficientnet.lite1))
 
 
-@pytest.mark.parametrize(("package", "file", "sizes"), PRETRAINED)
-def test_the_real_imagenet_network_knows_a_cat(package, file, sizes):
-    """Skipped where the optional package is not installed."""
-    data = pytest.importorskip("skimage.data")
-    if features.find_spec(package.replace("-", "_")) is None:
+def require(package):
+    """Skips the test where the optional package is not installed."""
+    if efficientnet.find_spec(package.replace("-", "_")) is None:
         pytest.skip(f"needs the optional package {package}")
-    network = features._pretrained(EfficientNetLite(**sizes), package, file, "cpu")
+
+
+@pytest.mark.parametrize(("package", "load"), PRETRAINED)
+def test_the_real_imagenet_network_knows_a_cat(package, load):
+    data = pytest.importorskip("skimage.data")
+    require(package)
+    network = load()
     images = (data.chelsea()[:, 75:375], data.coffee()[:, 100:500])
     with torch.no_grad():
         tensors = [torch.tensor(image.copy()).permute(2, 0, 1)[None] / 255 for image in images]
@@ -47,3 +48,19 @@ def test_padding_of_odd_sides_is_tensorflows():
         conv.weight[0, 0, 1, 1] = 1
     x = torch.rand(1, 1, 15, 15)
     assert torch.equal(conv(x)[0, 0], x[0, 0, ::2, ::2])
+
+
+def test_feature_maps_are_those_that_the_network_itself_goes_through():
+    require(efficientnet.LITE0_PACKAGE)
+    network, x = efficientnet.lite0(), torch.rand(2, 3, 224, 224)
+    inputs = []
+    ends = {1: "first stage", 3: "second", 5: "third", 8: "fourth"}
+    for place in ends:
+        network._blocks[place].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    network(x)
+    forwarded, inputs[:] = list(inputs), []
+    maps = network.maps(x)
+    assert [tuple(each.shape[1:]) for each in maps] == [
+        (32, 112, 112), (16, 112, 112), (24, 56, 56), (40, 28, 28), (80, 14, 14),
+    ]  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(maps[1:], forwarded, strict=True))

