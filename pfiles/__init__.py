@@ -16,12 +16,13 @@ ssim          the parts of SSIM and MS-SSIM, for scores and a loss
 clusterers, cluster_bank: both kinds of clusters, and those of several k as one
 latents       codes of tiles, their clusters, and the latents a UNet works on
 checkpoints, provenance, cached: networks on disk, what each file was made from, and tensors computed once
+efficientnet  a network that learnt from photographs, for a loss and for measures
 learning/     loop, progress, losses, log, resume; autoencoder; clusters; diffusion: what each training draws and
               minimises
 drawing/      sampling, samplers, soundness, generator: images from noise; layout, field: tissue larger than a tile;
               starting: weights that a training begins from; in_diffusers: a generator as diffusers loads it
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
-              small network of both); efficientnet; spectrum; smoothness; structure; morphometry; spots, overlays,
+              small network of both); spectrum; smoothness; structure; morphometry; spots, overlays,
               memorisation, planted and certificate (copies); neighbours; quality (of each tile); stability; field_check
 reporting/    figures, lessons, tables, doubts (is a result of any use?), page, export, spatial, maps, card,
               field_report; atlas and naming (its form), painting (a layout's): what people look at
