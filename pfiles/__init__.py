@@ -2,7 +2,7 @@
 
 errors        the one exception for mistakes a user can mend
 settings      every hyper-parameter, by preset
-machine/      cpu, kernel, processes, locks, runtime, speed, pretrained: the machine a run happens on
+machine/      cpu, kernel, rank, processes, locks, runtime, speed, pretrained: the machine a run happens on
 paths         where files lie, and how they are written
 spreadsheet   tables as people keep them, read and written
 choices       what run.toml says of a run, in one place for all notebooks
@@ -46,8 +46,9 @@ choosing      the clusters of every k, learnt together and compared
 share         a run's generator in a folder for others
 paper, remake: the published files put in their places; what the paper shows, made of them again
 reader_study  people judge a run's tiles
-cli/          shared (arguments of several commands), parser, options, summary, execute; check, estimate (is this
-              machine ready for a run), watch; notebooks, commands, fields, variations
+cli/          shared (arguments of several commands), parser, options, summary, execute, opening (what a command that
+              runs notebooks checks); check, estimate (is this machine ready for a run), watch; notebooks, commands,
+              fields, variations
 __main__      the door of the command line
 
 Importing a module starts nothing: no device, no seed, no download, no file; the package itself only says how threads

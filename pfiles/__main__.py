@@ -28,9 +28,11 @@ tiles, `map` shows trained clusters on slides that were not trained on. `evaluat
 writes a run as one zip, and `reproduce` makes it again and says what is equal.
 """
 
+import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 from pfiles.cli.parser import parse
 from pfiles.errors import InputError
@@ -45,9 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = None
     try:
         args = parse(arguments)
-        from pfiles.cli.commands import COMMANDS  # loads torch, which --help can do without
-
-        status = COMMANDS[args.command](args)
+        status = _function_of(args.command)(args)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # such as `| head`, which has read enough
@@ -62,6 +62,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 2 if is_input else 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _function_of(command: str) -> Callable[[argparse.Namespace], int]:
+    """What does a command; those that run notebooks load no torch, and `--help` needs nothing of either."""
+    if command in ("demo", "run", "clusters"):
+        from pfiles.cli import notebooks
+
+        return notebooks.choose_k if command == "clusters" else notebooks.run
+    from pfiles.cli.commands import COMMANDS
+
+    return COMMANDS[command]
 
 
 if __name__ == "__main__":

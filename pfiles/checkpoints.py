@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pfiles.cluster_bank import ClusterBank
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace
-from pfiles.machine.processes import is_first
+from pfiles.machine.rank import is_first
 from pfiles.machine.runtime import versions
 from pfiles.paths import Paths, atomic_write, numbers_of_clusters, read_json, write_json
 from pfiles.provenance import Provenance, require_same_run, without
@@ -176,14 +176,17 @@ def stage_of_clusters(stage: str, clustering: str, clusters_first: bool) -> str:
     return "finetuning2" if changed else "training"
 
 
-def read_state(path: Path) -> Any:
-    """What torch saved in `path`, on the CPU; nothing is ever unpickled but tensors and plain values."""
+def read_state(path: Path, mapped: bool = False) -> Any:
+    """What torch saved in `path`, on the CPU; nothing is ever unpickled but tensors and plain values.
+
+    mapped: its tensors stay in the file, and only what is used of them is read.
+    """
     try:
         if zipfile.is_zipfile(path):  # as all but very old files are; torch itself does not look at the checksums
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():
                     raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a broken file raises errors of many kinds in torch
         raise InputError(
             f"{path} is not a sound checkpoint of tensors and plain values ({type(error).__name__}): "

@@ -20,7 +20,8 @@ from pfiles.cached import cached_tensor
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.sampling import generate_to_folder, write_table
 from pfiles.errors import InputError
-from pfiles.machine.processes import is_first, wait_for_all
+from pfiles.machine.processes import wait_for_all
+from pfiles.machine.rank import is_first
 from pfiles.measuring.quality import Standard
 from pfiles.paths import read_json
 from pfiles.provenance import GENERATED_WITH

@@ -25,7 +25,7 @@ from pfiles.drawing.layout import GLASS, HOLE, Box, Layout, cells_at
 from pfiles.drawing.sampling import interrupt_told
 from pfiles.errors import InputError, extra
 from pfiles.machine import processes
-from pfiles.machine.processes import is_first
+from pfiles.machine.rank import is_first
 from pfiles.paths import atomic_write, read_json, refuse_foreign, write_json, write_text
 from pfiles.reporting import maps
 from pfiles.settings import DRAWING

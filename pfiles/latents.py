@@ -1,6 +1,6 @@
 """Tiles in the latent space of a trained autoencoder: their codes, their clusters, their row in the published CSV."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,15 +23,23 @@ BATCH_SIZE = 64  # tiles at once; changes memory and speed only
 
 
 def encode_tiles(vqvae: VQVAE, images: Tensor) -> Tensor:
-    """uint8 images (N, 3, H, W) -> codebook indices (N, h, w), one byte each for up to 256 codes, on images' device.
+    """uint8 images (N, 3, H, W) -> codebook indices (N, h, w), on images' device.
+
+    An index takes one byte where there are up to 256 codes, two where there are up to 32,768.
 
     The autoencoder is frozen after its own training, so the codes of a tile never change: a whole training set of
     latents is N * h * w bytes, and `vqvae.embed` gives the latents back exactly.
     """
-    dtype = torch.uint8 if vqvae.embedding.num_embeddings <= 256 else torch.int32
+    return torch.cat(
+        _encode(vqvae, progress(images.split(BATCH_SIZE), desc="encode tiles", unit="batch", leave=False, delay=2))
+    )
+
+
+def _encode(vqvae: VQVAE, batches: Iterable[Tensor]) -> list[Tensor]:
+    number = vqvae.embedding.num_embeddings
+    dtype = torch.uint8 if number <= 2**8 else torch.int16 if number <= 2**15 else torch.int32
     with eval_mode(vqvae):
-        batches = progress(images.split(BATCH_SIZE), desc="encode tiles", unit="batch", leave=False, delay=2)
-        return torch.cat([vqvae.encode_codes(to_unit(batch)).to(dtype) for batch in batches])
+        return [vqvae.encode_codes(to_unit(batch)).to(dtype) for batch in batches]
 
 
 def decode_codes(vqvae: VQVAE, codes: Tensor) -> Tensor:
@@ -99,10 +107,11 @@ class LatentSpace:
         return cls(vqvae, *(weight.new_tensor(scaling[name])[:, None, None] for name in ("mean", "std")))
 
 
-def encode_views(vqvae: VQVAE, images: Tensor) -> Tensor:
-    """uint8 images (N, 3, S, S) -> the codes of their eight dihedral views (8, N, h, w), as `encode_tiles`."""
-    numbers = torch.arange(8, device=images.device)
-    return torch.stack([encode_tiles(vqvae, dihedral(images, view.expand(len(images)))) for view in numbers])
+def encode_views(vqvae: VQVAE, images: Tensor, number: int = 8) -> Tensor:
+    """uint8 images (N, 3, S, S) -> the codes of the first `number` of their eight dihedral views (V, N, h, w), of which
+    the first is the image itself, as `encode_tiles` gives them, but without a bar."""
+    views = (dihedral(images, torch.full((len(images),), view, device=images.device)) for view in range(number))
+    return torch.stack([torch.cat(_encode(vqvae, view.split(BATCH_SIZE))) for view in views])
 
 
 def latent_batches(vqvae: VQVAE, codes: Tensor) -> Iterator[Tensor]:

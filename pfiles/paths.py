@@ -15,7 +15,7 @@ from typing import IO, Any, TypeGuard, overload
 
 from pfiles.errors import InputError
 from pfiles.machine.locks import hold, is_left
-from pfiles.machine.processes import is_first
+from pfiles.machine.rank import is_first
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 # where relative paths start: the repository or, for an installed package, the folder that a command was started in

@@ -6,12 +6,14 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pfiles.errors import InputError
 from pfiles.paths import read_json
 from pfiles.settings import Settings
-from pfiles.tiles.dataset import Tiles
+
+if TYPE_CHECKING:
+    from pfiles.tiles.dataset import Tiles
 
 MOVED = {"data.fingerprint": "data.source", "start_weights": "settings.start_from"}  # same content, whatever its place
 IGNORED = ("seed", "settings.precision")  # may differ between the run that made a file and the run that reads it
@@ -39,7 +41,7 @@ class Provenance:
         cls,
         settings: Settings,
         groups: tuple[str, ...],
-        tiles: Tiles,
+        tiles: "Tiles",
         seed: int,
         parents: Mapping[str, str] | None = None,
         **inputs: Any,

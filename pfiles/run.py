@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pfiles import checkpoints
-from pfiles.cached import cached_tensor
+from pfiles.cached import cached_codes
 from pfiles.choices import DEFAULTS, OF_NO_CLUSTERS, choose
 from pfiles.cluster_bank import ClusterBank
 from pfiles.clusterers import check_clustering
@@ -92,7 +92,9 @@ class Run:
     def tiles(self) -> Tiles:
         settings = self.settings
         refuse_results_among_tiles(self.data, self.paths.root)
+        processes.join()
         tiles = load_tiles(self.data, settings.image_size_px, settings.max_train_tiles, max(self.ks), settings.icc)
+        tiles.hash_together()
         print(f"{len(tiles.train)} training and {len(tiles.test)} test tiles from {tiles.source}")
         return tiles
 
@@ -189,18 +191,20 @@ class Run:
 
 
 def encoded_tiles(run: Run, views: bool, path: Path) -> Tensor:
-    """The codes of the training tiles (1, N, h, w), or of their eight views (8, N, h, w), cached in `path`."""
+    """The codes of the training tiles (1, N, h, w), or of their eight views (8, N, h, w), cached in `path`.
+
+    All processes of a job make them together. On a CPU they stay in that file, which is mapped.
+    """
     made_from = {
         "autoencoder": checkpoints.fingerprint_of_role(run.vqvae),
         "data": run.tiles.fingerprint(),
         "views": views,
     }
 
-    def encode() -> Tensor:
-        images = run.train_images
-        return encode_views(run.vqvae, images) if views else encode_tiles(run.vqvae, images)[None]
+    def encode(begin: int, end: int) -> Tensor:
+        return encode_views(run.vqvae, run.tiles.tensor(run.tiles.train[begin:end], run.device), 8 if views else 1)
 
-    return cached_tensor(path, made_from, encode).to(run.device)
+    return cached_codes(path, made_from, len(run.tiles.train), encode, run.device).to(run.device)
 
 
 def open_run(

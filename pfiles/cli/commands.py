@@ -1,4 +1,4 @@
-"""What each command does, one function per command; those that run notebooks stand in `notebooks`."""
+"""What each command does, one function per command; those that run notebooks in a kernel stand in `notebooks`."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -56,20 +56,8 @@ def _check(args: argparse.Namespace) -> int:
     return int(not check(args.clusters, args.clustering, data, args.preset, overrides, out, not args.fast))
 
 
-def _run(args: argparse.Namespace) -> int:
-    from pfiles.cli import notebooks  # here and below, as the other commands do without Jupyter
-
-    return notebooks.run(args)
-
-
-def _clusters(args: argparse.Namespace) -> int:
-    from pfiles.cli import notebooks
-
-    return notebooks.choose_k(args)
-
-
 def _cells(args: argparse.Namespace) -> int:
-    from pfiles.cli import notebooks
+    from pfiles.cli import notebooks  # here and below, as the other commands do without Jupyter
 
     return notebooks.cells(args)
 
@@ -368,9 +356,6 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {  # each returns the exit status
     "check": _check,
-    "demo": _run,
-    "run": _run,
-    "clusters": _clusters,
     "cells": _cells,
     "watch": _watch,
     "status": _show_status,

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Awaitable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -14,7 +15,7 @@ from threading import Timer
 from typing import Any
 
 from pfiles.choices import DEFAULTS
-from pfiles.errors import TerminatedError, extra
+from pfiles.errors import InputError, TerminatedError, extra
 from pfiles.machine.kernel import OF_COMMAND
 from pfiles.paths import ROOT, atomic_write
 
@@ -116,6 +117,23 @@ def execute(
             file.write(nbformat.writes(book).encode())
     if failure is None and received:
         failure = SIGNALS[received[0]].__name__, STOPPED_MESSAGE
+    return failure
+
+
+def run_code(code: str, kernel: AsyncKernelManager) -> tuple[str, str] | None:
+    """Run code in a kernel as a notebook of its own, and print what it printed; returns as `execute`."""
+    with tempfile.TemporaryDirectory() as folder:
+        notebook, target = Path(folder, "checks.ipynb"), Path(folder, "executed.ipynb")
+        no_parameters = nbformat.v4.new_code_cell("pass", metadata={"tags": ["parameters"]})
+        cells = [no_parameters, nbformat.v4.new_code_cell(code)]
+        with atomic_write(notebook) as file:
+            file.write(nbformat.writes(nbformat.v4.new_notebook(cells=cells)).encode())
+        failure = execute(notebook, target, {}, kernel)
+        for output in nbformat.read(target, as_version=4).cells[-1].outputs:
+            if output.output_type == "stream":
+                print(output.text, end="", flush=True, file=getattr(sys, output.name))
+            elif output.output_type == "error" and output.ename not in (InputError.__name__, *STOPPED):
+                print(*output.traceback, sep="\n", file=sys.stderr)
     return failure
 
 

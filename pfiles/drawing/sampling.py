@@ -16,7 +16,7 @@ from pfiles.errors import InputError
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine import processes
 from pfiles.machine.locks import is_left
-from pfiles.machine.processes import is_first
+from pfiles.machine.rank import is_first
 from pfiles.machine.runtime import derive_seed, eval_mode, stop
 from pfiles.machine.speed import PLAIN, Speed
 from pfiles.paths import read_json, write_json

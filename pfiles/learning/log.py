@@ -10,7 +10,8 @@ import pandas as pd
 from PIL import Image
 from torch import Tensor
 
-from pfiles.machine.processes import in_notebook, is_first
+from pfiles.machine.processes import in_notebook
+from pfiles.machine.rank import is_first
 from pfiles.paths import atomic_write, write_json, write_text
 
 SHOWN = 5  # epochs in the notebook's table

@@ -11,7 +11,7 @@ import torch
 
 from pfiles.checkpoints import read_state
 from pfiles.errors import InputError
-from pfiles.machine.processes import is_first
+from pfiles.machine.rank import is_first
 from pfiles.paths import atomic_write, read_json, write_json
 from pfiles.provenance import Provenance, in_words
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pfiles.errors import InputError
-from pfiles.machine.processes import is_first
+from pfiles.machine.rank import is_first
 
 try:
     import fcntl

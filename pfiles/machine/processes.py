@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from pfiles.errors import InputError
+from pfiles.machine.rank import is_first, rank
 
 STARTED_WITH = (  # how many processes were started beside this one, told to each by srun and by ways to start MPI
     "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE",
@@ -72,19 +73,23 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+def share(items: Items, of: int | None = None) -> Items:
+    """This process's part of `items`, contiguous; the parts of all processes differ by at most one in length.
 
-
-def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
-    return rank() == 0
-
-
-def share(items: Items) -> Items:
-    """This process's part of `items`, contiguous; the parts of all processes differ by at most one in length."""
-    begin, end = (len(items) * (rank() + i) // world_size() for i in (0, 1))
+    of: the rank of another process, whose part it is.
+    """
+    number = rank() if of is None else of
+    begin, end = (len(items) * (number + i) // world_size() for i in (0, 1))
     return items[begin:end]
+
+
+def gather(items: list) -> list:
+    """The items of all processes, in the order of their ranks."""
+    if world_size() == 1:
+        return items
+    lists: list[list] = [[] for _ in range(world_size())]
+    dist.all_gather_object(lists, items)
+    return [item for one in lists for item in one]
 
 
 def distribute(network: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 
 from pfiles.errors import InputError
+from pfiles.machine import processes
+from pfiles.machine.cpu import usable_cores
 from pfiles.paths import ROOT, atomic_write, expand
 from pfiles.tiles import builtin, copies
 from pfiles.tiles.mapped import Images
@@ -26,6 +29,7 @@ from pfiles.tiles.sources import PICTURES, Source, is_cut, patients_of, read_sou
 from pfiles.tiles.split import TEST_PARTS, last_part, split_by_folder, split_by_patient
 
 MIN_TILES = 2 * TEST_PARTS
+HASHED = 2**17  # tiles that are hashed as one; more are hashed in parts, which threads and processes share
 PART = 1024  # tiles that are read and moved at once; changes memory and speed only
 EMBEDDED: dict[str, tuple[Callable[[], tuple[Tensor, np.ndarray, np.ndarray, np.recarray | None]], str]] = {
     "embedded": (builtin.he_tiles, "embedded H&E tiles (CMU-1-Small-Region, Carnegie Mellon University)"),
@@ -89,18 +93,54 @@ class Tiles:
         return digest.hexdigest()[:16]
 
     def _pixels(self) -> str:
-        """The SHA-256 of all pixels; where the files of `state` were hashed at this size before, what was kept then."""
-        kept = None if self.state is None else _cache_folder() / f"{self.state}_{self.images.shape[2]}.txt"
-        if kept is not None:
+        """The SHA-256 of all pixels, or, of more than `HASHED` tiles, that of the hashes of so many at a time; where
+        the files of `state` were hashed at this size before, what was kept then."""
+        if (pixels_hash := self._kept_hash()) is not None:
+            return pixels_hash
+        return self._keep_hash(self._hash_parts([*range(self._number_of_parts)]))
+
+    def hash_together(self) -> None:
+        """Hash the pixels for `fingerprint`, as one of the processes of a job, which all call this: each hashes its
+        range of the tiles. Nothing is done where this was done before, or where nothing can be kept of it."""
+        known = processes.world_size() == 1 or self.state is None or self._kept_hash() is not None
+        if not all(processes.gather([known])):
+            parts = self._hash_parts(processes.share([*range(self._number_of_parts)]))
+            self._keep_hash(processes.gather(parts))
+
+    def _kept_hash(self) -> str | None:
+        """What was kept of the pixels of the files of `state`; None if nothing was."""
+        if self.state is not None:
             with suppress(OSError, UnicodeDecodeError):
-                if re.fullmatch("[0-9a-f]{64}", pixels_hash := kept.read_text()):
+                if re.fullmatch("[0-9a-f]{64}", pixels_hash := self._hash_file.read_text()):
                     return pixels_hash
+        return None
+
+    def _keep_hash(self, parts: list[str]) -> str:
+        """One hash of those of all parts, which is kept for the files of `state`."""
+        pixels_hash = parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+        if self.state is not None:
+            with suppress(OSError), atomic_write(self._hash_file, by_every_process=True) as file:  # it only saves time
+                file.write(pixels_hash.encode())
+        return pixels_hash
+
+    @property
+    def _hash_file(self) -> Path:
+        return _cache_folder() / f"{self.state}_{self.images.shape[2]}.txt"
+
+    @property
+    def _number_of_parts(self) -> int:
+        return -(-len(self.images) // HASHED)
+
+    def _hash_parts(self, parts: list[int]) -> list[str]:
+        """The SHA-256 of some parts of the tiles, by their numbers from 0; threads share them."""
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            return [*pool.map(self._hash_part, parts)]
+
+    def _hash_part(self, part: int) -> str:
         digest = hashlib.sha256()
-        for i in range(0, len(self.images), 64):
-            digest.update(as_array(self.images[i : i + 64]).data)
-        if kept is not None:
-            with suppress(OSError), atomic_write(kept) as file:  # it only saves time
-                file.write(digest.hexdigest().encode())
+        end = min((part + 1) * HASHED, len(self.images))
+        for i in range(part * HASHED, end, 64):
+            digest.update(as_array(self.images[i : min(i + 64, end)]).data)
         return digest.hexdigest()
 
 

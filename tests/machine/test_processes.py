@@ -1,5 +1,6 @@
 """Two processes that work together do what one does."""
 
+import json
 import os
 import signal
 import subprocess
@@ -64,6 +65,20 @@ def test_two_processes_learn_the_clusters_of_every_k_as_one(tmp_path):
     logs = [np.genfromtxt(tmp_path / n / "clusters" / "log.csv", delimiter=",", names=True) for n in ("one", "two")]
     for name in ("loss", "marginal_entropy", "conditional_entropy", "affine_kl", "gradient_norm"):
         np.testing.assert_allclose(logs[1][name], logs[0][name], rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_hash_and_encode_what_one_does_and_share_it(tmp_path):
+    together.codes(tmp_path / "one")
+    done = torchrun("codes", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    one, first, second = (
+        json.loads((tmp_path / name).read_text()) for name in ("one/0.json", "two/0.json", "two/1.json")
+    )
+    assert one["hash"] == first["hash"] == second["hash"]
+    assert one["codes"] == first["codes"] == second["codes"]
+    assert one["encoded"] == first["encoded"] + second["encoded"]
+    assert len(first["encoded"]) == 4  # of nine ranges
+    assert [path.name for path in (tmp_path / "two").glob("*codes*")] == ["codes.pt"]
 
 
 def test_two_processes_draw_the_same_field_as_one(tmp_path):

@@ -1,23 +1,29 @@
 """The jobs of `test_processes` beside this file: called there, and run as a script by processes of torchrun."""
 
+import json
+import os
 import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
-from pfiles import latents
+from pfiles import cached, latents
 from pfiles.classifier import Classifier
 from pfiles.cluster_bank import ClusterBank
 from pfiles.drawing.sampling import generate_to_folder
 from pfiles.learning import autoencoder, diffusion, loop
 from pfiles.learning.clusters import train_clusters
+from pfiles.machine import processes
 from pfiles.machine.runtime import pick_device, seeded
 from pfiles.machine.speed import PLAIN
 from pfiles.paths import atomic_write
 from pfiles.settings import SavingSettings
+from pfiles.tiles import dataset
+from pfiles.tiles.dataset import Tiles
 from tests import killed
 from tests.conftest import make_tiles
 from tests.killed import SETTINGS, K, tiny_draw, tiny_networks
@@ -77,8 +83,31 @@ def field(folder: Path) -> None:
     killed.field(folder)
 
 
+def codes(folder: Path) -> None:
+    """The hash of some tiles and the codes of two of their views; says which tiles this process encoded."""
+    device = pick_device()
+    images = torch.tensor(make_tiles(82)).permute(0, 3, 1, 2).contiguous()
+    vqvae = tiny_networks()[0].eval().requires_grad_(False)
+    tiles = Tiles(images, np.arange(82), np.arange(0), "tiles", state="a state")
+    encoded = []
+
+    def encode(begin: int, end: int) -> torch.Tensor:
+        encoded.append([begin, end])
+        return latents.encode_views(vqvae, images[begin:end], 2)
+
+    with (
+        patch.dict(os.environ, XDG_CACHE_HOME=str(folder / "cache")),
+        patch.object(dataset, "HASHED", 8),
+        patch.object(cached, "AT_ONCE", 10),
+    ):
+        tiles.hash_together()
+        made = cached.cached_codes(folder / "codes.pt", {"made": "from"}, 82, encode, device)
+        result = {"hash": tiles.fingerprint(), "codes": made.tolist(), "encoded": encoded}
+    (folder / f"{processes.rank()}.json").write_text(json.dumps(result))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    jobs = {"train": train, "clusters": clusters, "generate": generate, "field": field}
+    jobs = {"train": train, "clusters": clusters, "generate": generate, "field": field, "codes": codes}
     jobs["long"] = partial(train, epochs=400)
     jobs[sys.argv[1]](Path(sys.argv[2]))
