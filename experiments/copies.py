@@ -37,7 +37,7 @@ from pfiles.tiles.pixels import to_uint8, to_unit
 
 MOVED_PX = (4, 6, 10, 20, 32)  # both ways; as far as a quarter of the side
 UNLIKE = "unlike tiles"
-REPEATS = 200  # certificates
+REPEATS = 1000  # certificates
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -30,7 +30,7 @@ NEAR = 2  # pixels: shifts of up to so much, up, down, left and right, always co
 FAR = 1 / 4  # of the side: shifts of up to so much are told to the pixel
 FLAT = 2.0  # levels of 255: a tile whose grey values deviate less shows nothing that could be compared
 EVIDENT = 0.5  # correlation, or likeness of an overlay, from which far shifts, inverted grey and overlays count
-CLEARLY = 0.01  # by which an overlay must be better than a view shifted by up to NEAR pixels to count instead
+CLEARLY = 0.01  # by which an overlay must be better than a shifted view to count instead
 SEEN = 1 / 4  # of the energy of either tile that must lie where they overlap
 COARSE_SIDE = 24  # pixels of the small images that make the shortlist
 SHORTLIST, INVERTED = 64, 8  # (view, training tile) pairs compared at full resolution for each image: most, least alike
@@ -123,7 +123,7 @@ def _overlaid(views: Tensor, structure: Tensor, overlay: Overlays) -> dict:
     if apart.min() < STRAIGHT:
         view = apart.argmin()
         peak, _, shift_y, shift_x = _peak(_correlate_far(views[view][None], structure[overlay.tile][None]))
-        if peak >= overlay.likeness:
+        if peak >= overlay.likeness - CLEARLY:
             return _row(overlay.tile, peak, view, shift_y, shift_x)
     pose = tuple(tuple(row) for row in overlay.pose.tolist())
     return _row(overlay.tile, float(overlay.likeness), 0, 0, 0, pose)

@@ -21,6 +21,10 @@ PROPOSALS, FITTED = 32, 4  # of an image, compared and fitted
 STEPS, LAST_STEPS = 5, 2  # of the fit at 32 px, and at the full 64 px
 FARTHEST = 0.15  # that a step may change a number of the matrix by
 SEEN = 1 / 4  # of the image must have structure and lie where the tile lies, at least
+# which quarters of an image make it up, its halves and its quarters: (4, 9), of upper left, upper right and so on
+PARTS = torch.tensor([[1, 1, 0, 1, 0, 1, 0, 0, 0], [1, 1, 0, 0, 1, 0, 1, 0, 0],
+                      [1, 0, 1, 1, 0, 0, 0, 1, 0], [1, 0, 1, 0, 1, 0, 0, 0, 1]]).float()  # fmt: skip
+CERTAIN = 0.999  # correlation beyond which none counts as higher
 FAINT = 0.2  # contrast of the image, of the tile's, below which a step is not made larger
 
 
@@ -28,8 +32,10 @@ class Overlays(NamedTuple):
     """Of B images the best overlay of each.
 
     tile: (B,). pose: (B, 2, 3), the matrix that takes places of the image to places of the tile, both from -1 to 1.
-    likeness: (B,), the square root of the share of the image's structure that the tile accounts for: c sqrt(e), where c
-    is the correlation over the part that both show, and e the share of the image's structure in that part.
+    likeness: (B,), tanh(arctanh(c) sqrt(e)), the highest of the image, its four halves and its four quarters. c: the
+    correlation of image and tile there, where the tile counts as 0 beyond its border; e: the share of the image's
+    structure that lies there. So a part must be the more like the tile, the smaller it is: by chance Fisher's z,
+    arctanh(c), spreads as 1 / sqrt(e).
     """
 
     tile: Tensor
@@ -116,10 +122,18 @@ def _compare(structure: Tensor, grey: Tensor, pose: Tensor) -> _Comparison:
     inside = (grid.abs() <= 1).all(3).float()
     laid = _structure(F.grid_sample(grey[:, None], grid, padding_mode="border", align_corners=False)[:, 0], inside)
     image = structure.repeat_interleave(len(pose) // len(structure), 0)
-    energy = image.square().sum((1, 2)) * laid.square().sum((1, 2))
-    likeness = (image * laid).sum((1, 2)) / energy.sqrt().clamp_min(1e-6)
     seen = (image.square() * inside).mean((1, 2))
-    return _Comparison(torch.where(seen < SEEN, 0, likeness), laid, inside)
+    return _Comparison(torch.where(seen < SEEN, 0, _likeness(image, laid)), laid, inside)
+
+
+def _likeness(image: Tensor, laid: Tensor) -> Tensor:
+    """Of structures (N, P, P), see `Overlays`. -> (N,)"""
+    products, of_images, of_tiles = (
+        F.adaptive_avg_pool2d(x[:, None], 2).flatten(1) @ PARTS for x in (image * laid, image.square(), laid.square())
+    )  # (N, 9)
+    correlation = products / (of_images * of_tiles).sqrt().clamp_min(1e-6)
+    share = of_images / of_images[:, :1].clamp_min(1e-6)
+    return (correlation.clamp(-CERTAIN, CERTAIN).atanh() * share.sqrt()).amax(1).tanh()
 
 
 def _fit(structure: Tensor, grey: Tensor, pose: Tensor, steps: int) -> tuple[Tensor, Tensor]:

@@ -55,6 +55,8 @@ def test_a_study_from_the_keyboard_gives_answers_that_count(browser, folder, tmp
     page.get_by_role("button", name="Begin").press("Enter")
     page.keyboard.press("Enter")
     assert page.locator("#missing").inner_text() == "Choose an answer, and say how sure you are."
+    page.keyboard.press("r")
+    assert page.locator("#missing").inner_text() == ""
     page.get_by_text("Comment").click()
     page.locator("#comment").fill('µ "quoted"\n<b>R</b> \U0001f52c')
     page.locator("#place").focus()
@@ -63,6 +65,7 @@ def test_a_study_from_the_keyboard_gives_answers_that_count(browser, folder, tmp
     with page.expect_download() as download:
         page.get_by_role("button", name="Save answers").click()
     assert download.value.suggested_filename == "answers_reader_1.json"
+    assert "answers_reader_1.json" in page.locator("#saved").inner_text()
     download.value.save_as(folder / "answers_reader_1.json")
     _, table = read_study([folder / "answers_reader_1.json"])
     assert table.answer.tolist() == ["real", "generated"] * 12
@@ -112,6 +115,7 @@ def test_a_paused_study_goes_on_in_this_browser_and_from_a_file_in_another(brows
 
 def test_a_finger_answers(browser, folder):
     page = opened(browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True), folder)
+    assert not page.get_by_text("Keys:").is_visible()  # where there are none
     page.get_by_role("button", name="Begin").tap()
     page.get_by_role("radio", name="Made").tap()
     page.get_by_role("radio", name="rather sure").tap()
