@@ -34,6 +34,8 @@ from pfiles.vqvae import make_vqvae
 
 GREEN, RED, PLAIN = "\033[32m", "\033[31m", "\033[0m"  # as terminals and notebooks show colours
 STOPPED = "The check was stopped. Nothing of it is kept; measure = False, or --fast, leaves the times out."
+FEW_STEPS = 1000  # of a UNet, below which it has hardly learnt; the demo takes 1,240
+BY_HEART = 1000, 100  # training tiles below which, and epochs from which on, a UNet may learn them by heart
 START_UP = 3.0  # seconds until a notebook has loaded its packages
 
 
@@ -82,6 +84,8 @@ def _lines(run: Run, measure: bool) -> Iterator[Line]:
     except InputError as error:
         yield Line(False, "data", str(error))
         tiles = None
+    if tiles is not None:
+        yield _steps(run, len(tiles.train))
     yield _disk(run, 0 if tiles is None else len(tiles.train))
     yield from _weights(run)
     has_widgets = find_spec("ipywidgets") is not None
@@ -120,6 +124,17 @@ def _gpu(run: Run, measure: bool) -> Line:
     times = "see the times below" if measure else "a check without --fast says how long it takes"
     advice = "" if small else f"preset {run.preset!r} is made for one: {times}, or take preset 'demo'"
     return Line(small, "GPU", f"none, {usable_cores()} CPU cores, {memory}", advice)
+
+
+def _steps(run: Run, tiles: int) -> Line:
+    """How long the UNet learns, and whether that is little, or long enough to repeat so few tiles."""
+    epochs = sum(getattr(run.settings, stage).epochs for stage in START)
+    steps, advice = epochs * max(1, tiles // run.settings.diffusion.batch_size), []
+    if steps < FEW_STEPS:
+        advice.append("So few steps teach it little: give more tiles, or more epochs")
+    if tiles < BY_HEART[0] and epochs >= BY_HEART[1]:
+        advice.append("It may learn so few tiles by heart: part 14 and export look for copies")
+    return Line(True, "steps", f"{steps:,} of the UNet, which sees each tile {epochs} times", ". ".join(advice))
 
 
 def _disk(run: Run, tiles: int) -> Line:

@@ -5,6 +5,7 @@ import shutil
 from collections import namedtuple
 
 import numpy as np
+import pytest
 
 from pfiles.__main__ import main
 from pfiles.cli import check, estimate
@@ -35,6 +36,24 @@ def test_the_precision_is_said_but_not_kept(tmp_path, capsys):
     assert main([*arguments(tmp_path, precision="auto"), "--fast"]) == 0
     assert "This run would compute in " in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["tiles.npy"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batch_size", "finding", "few", "by_heart"),
+    [
+        ((1, 1, 1), 4, "steps: 18 of the UNet, which sees each tile 3 times", True, False),
+        ((100, 60, 40), 4, "steps: 1,200 of the UNet, which sees each tile 200 times", False, True),
+        ((60, 30, 10), 40, "steps: 100 of the UNet, which sees each tile 100 times", True, True),
+    ],
+)
+def test_little_learning_and_learning_by_heart_are_told(epochs, batch_size, finding, few, by_heart, tmp_path, capsys):
+    stages = zip(("training", "finetuning1", "finetuning2"), epochs, strict=True)
+    changed = {f"{stage}.epochs": number for stage, number in stages} | {"diffusion.batch_size": batch_size}
+    assert main([*arguments(tmp_path, **changed), "--fast"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "steps: " in line]
+    assert finding in line
+    assert ("teach it little" in line) == few
+    assert ("learn so few tiles by heart" in line) == by_heart
 
 
 def test_a_stopped_check_speaks_of_itself_and_of_no_training(tmp_path, capsys, monkeypatch):
