@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,7 +42,7 @@ def train_stage(
         cluster in one k, drawn at random.
     images: uint8 (N, 3, S, S), needed for the affine views only.
     codes: (N, h, w), see `latents.encode_tiles`, or (8, N, h, w), see `encode_views`: a step draws a view per tile.
-    picture: what such a UNet draws, see `loop.train`.
+    picture: what such a UNet draws, see `loop.train`. With averaged weights both are shown, the last weights above.
     """
     # Networks, optimiser, moving average of the weights.
     codes, device, vqvae = codes.view(-1, *codes.shape[-3:]), codes.device, space.vqvae  # codes (V, N, h, w)
@@ -91,9 +90,10 @@ def train_stage(
         if averaged:
             move_average(averaged, unet, stage.ema_decay, step)
 
+    pictured = [unet, averaged] if averaged else [unet]
     history = train(
         job, num_epochs=stage.epochs, num_tiles=codes.shape[1], draw_random=draw_random, objectives=objectives,
-        parts=parts, pace=pace_of(stage), picture=picture and partial(picture, averaged or unet),
+        parts=parts, pace=pace_of(stage), picture=picture and (lambda: torch.cat([*map(picture, pictured)])),
     )  # fmt: skip
     if trainer:
         trainer.give_back()

@@ -87,7 +87,7 @@ class TrainingLog:
                 self._events.close()
 
     def picture(self, step: int, steps_since: int, make: Callable[[], Tensor]) -> None:
-        """Keep what `make` gives, uint8 (16, 3, S, S), as a picture of this step, also for TensorBoard.
+        """Keep what `make` gives, uint8 (16 n, 3, S, S), as a picture of this step, also for TensorBoard.
 
         Left out where the training would spend more than SHARE of its time on pictures.
         """
@@ -96,7 +96,7 @@ class TrainingLog:
         cost = FIRST_COSTS * elapsed / steps_since if self._cost is None else self._cost
         if not is_first() or self._spent + cost > SHARE * elapsed:
             return
-        grid = make().unflatten(0, (4, 4)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).cpu().numpy()
+        grid = make().unflatten(0, (-1, 4)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).cpu().numpy()
         with atomic_write(self.csv.with_name(PICTURES) / f"{step:08}.jpg") as file:
             Image.fromarray(grid).save(file, format="JPEG", quality=90)
         if self._events is not None:

@@ -156,7 +156,7 @@ def train(
         of the first is recorded as "loss".
     parts: all that changes, by name, a network first. counters: tensors that `objectives` changes besides.
     after_epoch: is told the number of the epoch just done and adds to its row of the history.
-    picture: 16 tiles, uint8 (16, 3, S, S), that show at a resume point what the networks make by now.
+    picture: 16 n tiles, uint8 (16 n, 3, S, S), that show at a resume point what the networks make by now.
     """
     # Where the training begins: at the start, or at its resume point.
     device = next(next(part for part in parts.values() if isinstance(part, nn.Module)).parameters()).device

@@ -49,6 +49,14 @@ def test_pictures_change_no_number_and_show_what_is_learnt(tmp_path, monkeypatch
         assert b"samples" in b"".join(file.read_bytes() for file in folder.glob("events.out.*"))
 
 
+def test_last_and_averaged_weights_are_shown_one_above_the_other(tmp_path, monkeypatch):
+    train(tmp_path / "out", 1e9, monkeypatch, **{"training.ema_decay": 0.999, "training.learning_rate": 0.05})
+    samples = tmp_path / "out" / "clusters_3" / "models_3" / "training_kmeans" / "samples"
+    last, averaged = np.split(np.asarray(Image.open(samples / "00000006.jpg")).astype(int), 2)
+    assert last.shape == averaged.shape == (4 * 48, 4 * 48, 3)
+    assert np.abs(last - averaged).max() > 0
+
+
 def test_the_first_picture_row_is_of_real_tiles(tmp_path, monkeypatch):
     """Of the autoencoder: rows of training tiles, each above the row of their reconstructions."""
     train(tmp_path / "out", 1e9, monkeypatch, **{"autoencoder.polish.epochs": 0})
