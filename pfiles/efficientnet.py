@@ -25,7 +25,7 @@ LITE1: dict[str, Any] = {"repeats": (1, 3, 3, 4, 4, 5, 1), "side": 240}
 FEATURES = 1280
 MEAN, SCALE = 127 / 255, 128 / 255  # of the colours in [0, 1], which it takes in about [-1, 1]
 # kernel, stride of the first block, expansion, channels
-SHALLOW = 4  # stages whose features see detail, up to 1/16 of the resolution
+MAPS = 5  # changes of width, beside the stem, after which `maps` looks: they see detail, up to 1/16 of the resolution
 STAGES = ((3, 1, 1, 16), (3, 2, 6, 24), (5, 2, 6, 40), (3, 2, 6, 80), (5, 1, 6, 112), (5, 2, 6, 192), (3, 1, 6, 320))
 
 
@@ -70,7 +70,8 @@ class EfficientNetLite(nn.Module):
         super().__init__()
         self.side = side
         self._conv_stem, self._bn0 = SameConv2d(3, 32, 3, 2, bias=False), _norm(32)
-        self.ends = [sum(repeats[: stage + 1]) for stage in range(SHALLOW)]  # blocks up to the end of a shallow stage
+        whole_stages = [sum(repeats[: stage + 1]) for stage in range(MAPS - 1)]
+        self.ends = [*whole_stages, whole_stages[-1] + 1]  # blocks up to each of the `maps`; of stage 5 the first one
         blocks, before = [], 32
         for (kernel, first_stride, expansion, after), number in zip(STAGES, repeats, strict=True):
             for i in range(number):
@@ -89,9 +90,10 @@ class EfficientNetLite(nn.Module):
         return F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) in [0, 1], at their own size -> the feature maps of the stem and of four stages.
+        """Images (B, 3, H, W) in [0, 1], at their own size -> feature maps of the stem and of five stages.
 
-        Each is (B, C, H / s, W / s), with s = 2, 2, 4, 8, 16 and C = 32, 16, 24, 40, 80.
+        Each is (B, C, H / s, W / s), with s = 2, 2, 4, 8, 16, 16 and the widths C = 32, 16, 24, 40, 80, 112; of the
+        fifth stage the first block counts.
         """
         maps = [self._stem(x)]
         for first, end in zip([0, *self.ends], self.ends, strict=False):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pfiles import artifacts, checkpoints
 from pfiles.cluster_bank import ClusterBank
 from pfiles.clusterers import Clusterer, KMeansClusters, fit_kmeans, make_clusterer
-from pfiles.discriminator import Discriminator, make_discriminator, make_polish_discriminator
+from pfiles.discriminator import Discriminator, make_discriminator
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.starting import begin_from
 from pfiles.latents import LatentSpace, latent_batches, reconstruct
@@ -84,7 +84,7 @@ def autoencoder(run: Run, vqvae: VQVAE, discriminator: Discriminator) -> History
 def _polish(run: Run, vqvae: VQVAE) -> None:
     settings = run.settings.autoencoder
     with seeded(run.seed, "polish"):
-        discriminator = make_polish_discriminator(settings.polish).to(run.device)
+        discriminator = vq_gan.make_polish_discriminator(settings.polish, run.device)
     provenance = run.provenance_of(
         "autoencoder",
         parents={"autoencoder": checkpoints.fingerprint(vqvae)},  # its decoder counts as well

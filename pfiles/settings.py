@@ -48,7 +48,9 @@ class PolishSettings:
 
     epochs: Passes = 0  # passes over the training tiles; 0: no polish
     batch_size: Count = 8  # tiles per step
-    discriminator: Arguments = field(default_factory=dict)  # arguments of PolishDiscriminator that are not its defaults
+    # what the discriminator sees: the pixels, or the features of a network that learnt from photographs
+    discriminator_sees: Literal["pixels", "photographs"] = "pixels"
+    discriminator: Arguments = field(default_factory=dict)  # arguments of it that are not its defaults
     learning_rate: Positive = 5e-4  # of Adam at the start, for decoder and discriminator; falls to 0 along a cosine
     adam_betas: Betas = (0.5, 0.9)  # decay of Adam's two moments
     perceptual_weight: Weight = 0.2
@@ -103,6 +105,8 @@ class DiffusionSettings:
     # what the UNet predicts: the noise (published), or v = alpha * noise - sigma * z (Salimans & Ho 2022)
     prediction: Literal["noise", "v"] = "noise"
     latent_scaling: bool = False  # latents of zero mean and unit variance over the training tiles
+    # how noisy the latents are that the UNet learns from: all times alike (published), or sigma / alpha log-normal
+    times: Literal["uniform", "log-normal"] = "uniform"
     # whether one deviation scales all channels, which keeps their proportions, or each channel its own
     shared_scale: bool = False
     latent_views: bool = False  # a tile's latents in a random one of its eight views, all encoded once

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pfiles import efficientnet
-from pfiles.discriminator import Discriminator, PolishDiscriminator
+from pfiles.discriminator import Discriminator, FeatureDiscriminator, PolishDiscriminator
 from pfiles.learning.log import History
 from pfiles.learning.loop import Job, Objective, Pace, train
 from pfiles.learning.losses import (
@@ -17,10 +18,10 @@ from pfiles.learning.losses import (
     autoencoder_terms,
     colour_loss,
     equivariance_loss,
-    feature_map_loss,
     hinge_loss,
     ms_ssim_loss,
     passing_loss,
+    photograph_loss,
     polish_terms,
 )
 from pfiles.lpips import LPIPS
@@ -39,10 +40,19 @@ def make_perceptual(settings: AutoencoderSettings, device: torch.device | str) -
     if settings.perceptual == "ms-ssim":
         return ms_ssim_loss
     if settings.perceptual == "photographs":
-        network = efficientnet.lite0(device)
-        return lambda a, b: ms_ssim_loss(a, b) + feature_map_loss(network.maps(a), network.maps(b))
+        return partial(photograph_loss, efficientnet.lite0(device))
     lpips = LPIPS().load_pretrained().to(device)
     return lambda a, b: lpips(a, b, normalize=not settings.lpips_in_unit_range).mean()
+
+
+def make_polish_discriminator(
+    settings: PolishSettings, device: torch.device | str
+) -> PolishDiscriminator | FeatureDiscriminator:
+    """The discriminator of the polish that the settings describe, untrained."""
+    sizes: dict[str, Any] = dict(settings.discriminator)
+    if settings.discriminator_sees == "pixels":
+        return PolishDiscriminator(**sizes).to(device)
+    return FeatureDiscriminator(efficientnet.lite0(device).maps, **sizes).to(device)
 
 
 def train_autoencoder(
@@ -134,7 +144,7 @@ def draw_tiles(images: Tensor, dihedral_views: bool, index: Tensor, rng: torch.G
 def polish_decoder(
     *,
     vqvae: VQVAE,
-    discriminator: PolishDiscriminator,
+    discriminator: PolishDiscriminator | FeatureDiscriminator,
     images: Tensor,
     perceptual: Perceptual,
     settings: PolishSettings,

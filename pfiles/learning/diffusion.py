@@ -19,6 +19,8 @@ from pfiles.settings import DiffusionSettings, StageSettings
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
 
+LOG_SNR = (0.5, 2.2)  # mean and deviation of ln(alpha_bar / (1 - alpha_bar)) where times are log-normal
+
 
 def train_stage(
     *,
@@ -128,17 +130,32 @@ def draw_noise(
 ) -> dict[str, Tensor]:
     """All that is random in a step of the UNet, for latents of a shape (B, z, h, w).
 
-    "t": a time (B,) in 0 ... T - 1. "noise": standard normal, of that shape. "unconditioned": which tiles learn without
-    their cluster (B,), where condition dropout is set.
+    "t": a time (B,) in 0 ... T - 1, see `draw_times`. "noise": standard normal, of that shape. "unconditioned": which
+    tiles learn without their cluster (B,), where condition dropout is set.
     """
     batch, device = shape[0], rng.device
     random = {
-        "t": torch.randint(scheduler.num_timesteps, (batch,), generator=rng, device=device),
+        "t": draw_times(batch, scheduler, settings.times, rng),
         "noise": torch.randn(shape, generator=rng, device=device),
     }
     if settings.condition_dropout:
         random["unconditioned"] = torch.rand(batch, generator=rng, device=device) < settings.condition_dropout
     return random
+
+
+def draw_times(number: int, scheduler: LinearNoiseScheduler, distribution: str, rng: torch.Generator) -> Tensor:
+    """So many times (B,) in 0 ... T - 1: "uniform", or "log-normal" as the ratio of noise to signal is.
+
+    Uniform times spend three of four steps where the noise is stronger than the signal. Log-normal ratios (Karras et
+    al. 2022, section 5) spend most of them where noise hides the arrangement of the latents, and not the latents.
+    """
+    if distribution == "uniform":
+        return torch.randint(scheduler.num_timesteps, (number,), generator=rng, device=rng.device)
+    alpha_bar = scheduler.alpha_cumprod.to(rng.device)
+    log_snr = (alpha_bar / (1 - alpha_bar)).log()  # falls with the time
+    mean, deviation = LOG_SNR
+    drawn_log_snr = mean + deviation * torch.randn(number, generator=rng, device=rng.device, dtype=alpha_bar.dtype)
+    return torch.searchsorted(-log_snr, -drawn_log_snr).clamp_max(scheduler.num_timesteps - 1)
 
 
 def denoise(

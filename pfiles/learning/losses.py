@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pfiles.efficientnet import EfficientNetLite
 from pfiles.machine import processes
 from pfiles.settings import AutoencoderSettings, DiffusionSettings, PolishSettings, StageSettings
 from pfiles.ssim import multiscale_ssim
 
+FEATURES_WEIGHT = 0.75  # of the features of photographs beside MS-SSIM
 EPS = 1e-8  # published; keeps log(0) finite
 RIDGE = 1e-4  # of each channel's variance, added in a regression on latents: channels may depend on each other
 RECONSTRUCTION = {"mse": F.mse_loss, "l1": F.l1_loss}
@@ -163,6 +165,11 @@ def ms_ssim_loss(a: Tensor, b: Tensor) -> Tensor:
             f"MS-SSIM over five scales needs images of more than 32 px, but they have {tuple(a.shape[-2:])}."
         )
     return 1 - multiscale_ssim(a, b, window).mean()
+
+
+def photograph_loss(network: EfficientNetLite, a: Tensor, b: Tensor) -> Tensor:
+    """L = (1 - MS-SSIM(a, b)) + 0.75 `feature_map_loss`, in the maps of a network that learnt from photographs."""
+    return ms_ssim_loss(a, b) + FEATURES_WEIGHT * feature_map_loss(network.maps(a), network.maps(b))
 
 
 def feature_map_loss(maps: Sequence[Tensor], maps_of_x: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from pfiles import efficientnet, latents
-from pfiles.discriminator import PolishDiscriminator
+from pfiles.discriminator import FeatureDiscriminator, PolishDiscriminator
 from pfiles.learning import autoencoder, loop
 from pfiles.learning.losses import colour_loss, equivariance_loss, hinge_loss
 from pfiles.tiles.pixels import to_unit
@@ -127,11 +127,21 @@ def test_the_perceptual_loss_of_photographs_punishes_blur_more_than_a_shade(tiny
     assert x.grad.abs().max() > 0
 
 
-def test_polishing_changes_the_decoder_alone(tiny, images, job):
+def pixel_judge():
+    return PolishDiscriminator(conv_channels=(8, 16))
+
+
+def feature_judge():
+    network = efficientnet.EfficientNetLite().eval().requires_grad_(False)
+    return FeatureDiscriminator(network.maps, channels=8, norm_channels=4)
+
+
+@pytest.mark.parametrize("make_judge", [pixel_judge, feature_judge])
+def test_polishing_changes_the_decoder_alone(tiny, images, job, make_judge):
     vqvae, _ = autoencoder_networks(tiny)
     before = {name: value.clone() for name, value in vqvae.state_dict().items()}
     codes = latents.encode_tiles(vqvae, images)
-    judge = PolishDiscriminator(conv_channels=(8, 16))
+    judge = make_judge()
     history = autoencoder.polish_decoder(
         vqvae=vqvae, discriminator=judge, images=images, job=job, clip_norm=1.0,
         perceptual=autoencoder.make_perceptual(tiny.autoencoder, "cpu"),
@@ -144,11 +154,33 @@ def test_polishing_changes_the_decoder_alone(tiny, images, job):
     assert torch.equal(latents.encode_tiles(vqvae, images), codes)
 
 
+def test_the_discriminator_of_features_learns_its_heads_and_keeps_no_network_of_others():
+    judge = feature_judge()
+    network = judge.maps.__self__
+    assert not {id(p) for p in judge.parameters()} & {id(p) for p in network.parameters()}
+    x = torch.rand(2, 3, 64, 64, requires_grad=True)
+    logits = judge(x)
+    assert logits.shape == (2, 8 * 8 + 8 * 8 + 4 * 4 + 4 * 4)  # maps of 32, 16, 8 and 4 places, halved 2, 1, 1, 0 times
+    logits.sum().backward()
+    learnt = {name for name, p in judge.named_parameters() if p.grad is not None}
+    assert learnt == {name for name, _ in judge.named_parameters() if name.startswith("heads")}
+    assert x.grad.abs().max() > 0  # what the decoder learns by
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_the_polish_is_judged_by_what_the_settings_say(tiny, monkeypatch):
+    monkeypatch.setattr(efficientnet, "lite0", lambda device: efficientnet.EfficientNetLite().to(device))
+    polish = replace(tiny.autoencoder.polish, discriminator={})
+    assert isinstance(autoencoder.make_polish_discriminator(polish, "cpu"), PolishDiscriminator)
+    of_features = replace(polish, discriminator_sees="photographs", discriminator={"channels": 16})
+    assert autoencoder.make_polish_discriminator(of_features, "cpu").mixtures[0].out_channels == 16
+
+
 def test_the_polish_discriminator_learns_the_hinge_loss_alone(tiny, images, job, monkeypatch):
     """The generator's gradient never reaches its step: with real tiles and copies alike, its hinge loss stays 2."""
     assert hinge_loss(torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 0.5])).item() == pytest.approx(0.5 + 0.75)
     vqvae, _ = autoencoder_networks(tiny)
-    judge = PolishDiscriminator(conv_channels=(8, 16))
+    judge = pixel_judge()
     gradients = []
     original = loop.update
 
