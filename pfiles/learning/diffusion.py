@@ -1,7 +1,8 @@
 """The training of the conditional UNet, with a classifier beside it where a stage says so (the paper, section 3.4)."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -95,13 +96,18 @@ def train_stage(
     pictured = [unet, averaged] if averaged else [unet]
     history = train(
         job, num_epochs=stage.epochs, num_tiles=codes.shape[1], draw_random=draw_random, objectives=objectives,
-        parts=parts, pace=pace_of(stage), picture=picture and (lambda: torch.cat([*map(picture, pictured)])),
+        parts=parts, pace=pace_of(stage), picture=picture and partial(_side_by_side, picture, pictured),
     )  # fmt: skip
     if trainer:
         trainer.give_back()
     if averaged:
         unet.load_state_dict(averaged.state_dict())
     return history
+
+
+def _side_by_side(picture: Callable[[UNet], Tensor], networks: Sequence[UNet]) -> Tensor:
+    """The rows of tiles that each network draws, below each other."""
+    return torch.cat([picture(network) for network in networks])
 
 
 def move_average(averaged: UNet, unet: UNet, decay: float, step: int) -> None:
