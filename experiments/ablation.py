@@ -180,7 +180,7 @@ def measure(
         of_rebuilt = extractor(rebuilt)
         of_rebuilt_tiles = distribution.distances(extractor, of_test, of_rebuilt, seed)
         values[f"{kind}: floor, reconstructions"] = of_rebuilt_tiles[extractor.frechet]
-        from_rebuilt = two_sample.told_apart(of_rebuilt, of_generated)
+        from_rebuilt = two_sample.linear_probe_accuracy(of_rebuilt, of_generated)
         values[f"{kind}: {distribution.LINEAR_PROBE} from reconstructed"] = from_rebuilt
     read, _ = run.assign(generated, stage)
     judge, _ = fidelity.train_judge(run.vqvae, run.codes, train_clusters, run.n_clusters, seed)

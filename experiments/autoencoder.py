@@ -96,7 +96,7 @@ def measure(test: Tensor, rebuilt: Tensor, seed: int, device: torch.device | str
     return {
         "PSNR, dB": float((10 * (255**2 / error).log10()).mean()),
         "told from real": two_sample.two_sample_test(rebuilt, test, seed, device).accuracy,
-        "told apart, random features": two_sample.told_apart(features(test), features(rebuilt)),
+        "told apart, random features": two_sample.linear_probe_accuracy(features(test), features(rebuilt)),
         **{f"power {band}": float(ratio) for band, ratio in bands["rebuilt"].items()},
         **{f"grid {place}": float(value) for place, value in lines.loc["rebuilt"].items()},
     }

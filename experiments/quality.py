@@ -28,7 +28,7 @@ from pfiles.machine.runtime import derive_seed
 from pfiles.measuring import quality
 from pfiles.measuring.distribution import prdc
 from pfiles.measuring.features import make_extractor
-from pfiles.measuring.two_sample import told_apart
+from pfiles.measuring.two_sample import linear_probe_accuracy
 from pfiles.paths import atomic_write
 from pfiles.tiles.dataset import load_tiles
 from pfiles.tiles.pixels import evenly_spaced, to_uint8
@@ -44,34 +44,36 @@ def main(arguments: list[str] | None = None) -> None:
     tiles = load_tiles(str(args.data.absolute()), generator.settings.image_size_px)
     train, held_out = tiles.tensor(tiles.train), tiles.tensor(tiles.test)
     ids = generator.cluster_ids(args.number, args.seed).numpy()
-    drawn = cached_tensor(
+    generated = cached_tensor(
         args.tiles, {"number": args.number, "seed": args.seed},
         lambda: generator.draw(torch.from_numpy(ids), seeds=image_seeds(args.seed, range(args.number))),
     )  # fmt: skip
-    table = measure(generator, train, held_out, drawn, ids, args.seed, args.judges)
+    table = measure(generator, train, held_out, generated, ids, args.seed, args.judges)
     print(table.to_string(float_format="{:.3f}".format))
     if args.standard is not None:
         vqvae, k = generator.space.vqvae, generator.n_clusters
-        standard = quality.make_standard(vqvae, train, held_out, drawn, ids, k, args.seed, search=False)
+        standard = quality.make_standard(vqvae, train, held_out, generated, ids, k, args.seed, search=False)
         with atomic_write(args.standard) as file:
             file.write(quality.as_bytes(standard))
 
 
 def measure(
-    generator: Generator, train: torch.Tensor, held_out: torch.Tensor, drawn: torch.Tensor, ids: np.ndarray, seed: int,
-    judges: Sequence[str] = JUDGES,
+    generator: Generator, train: torch.Tensor, held_out: torch.Tensor, generated: torch.Tensor, ids: np.ndarray,
+    seed: int, judges: Sequence[str] = JUDGES,
 ) -> pd.DataFrame:  # fmt: skip
     """What each judge says of the tiles that pass and of as many at random, a row for each judge, choice and share."""
     vqvae, train = generator.space.vqvae, train[evenly_spaced(len(train), quality.TRAIN_TILES)]
     decoded, decoded_held_out = (to_uint8(reconstruct(vqvae, tiles)).cpu() for tiles in (train, held_out))
-    own, own_decoded, own_drawn = (quality.own_features(vqvae, tiles) for tiles in (train, decoded, drawn))
+    of_train, of_decoded, of_generated = (quality.own_features(vqvae, tiles) for tiles in (train, decoded, generated))
     rows = {}
     for judge in judges:
-        sets = (held_out, decoded_held_out, drawn, train)
+        sets = (held_out, decoded_held_out, generated, train)
         real, reconstructed, seen, learnt = map(make_extractor(judge), sets)
         choices = {
-            "training tiles": (own, own_drawn), "reconstructions": (own_decoded, own_drawn), "cheating": (learnt, seen)
-        }  # fmt: skip
+            "training tiles": (of_train, of_generated),
+            "reconstructions": (of_decoded, of_generated),
+            "cheating": (learnt, seen),
+        }
         for choice, features in choices.items():
             for accept in ACCEPT:
                 passing = passes(*features, ids, accept)
@@ -103,11 +105,13 @@ def judged(
     at_random = [np.sort(rng.permutation(len(seen))[: passing.sum()]) for _ in range(RANDOM)]
     return {
         "kept": passing.sum(),
-        "told apart, random": np.mean([told_apart(real, seen[places]) for places in at_random]),
-        "told apart, kept": told_apart(real, seen[passing]),
-        "told apart, thrown away": told_apart(real, seen[~passing]),
-        "from reconstructions, random": np.mean([told_apart(reconstructed, seen[places]) for places in at_random]),
-        "from reconstructions, kept": told_apart(reconstructed, seen[passing]),
+        "told apart, random": np.mean([linear_probe_accuracy(real, seen[places]) for places in at_random]),
+        "told apart, kept": linear_probe_accuracy(real, seen[passing]),
+        "told apart, thrown away": linear_probe_accuracy(real, seen[~passing]),
+        "from reconstructions, random": np.mean(
+            [linear_probe_accuracy(reconstructed, seen[places]) for places in at_random]
+        ),
+        "from reconstructions, kept": linear_probe_accuracy(reconstructed, seen[passing]),
         "recall, random": np.mean([prdc(real, seen[places])["recall"] for places in at_random]),
         "recall, kept": prdc(real, seen[passing])["recall"],
     }

@@ -90,7 +90,7 @@ def short_run(data: str, tiny: bool, seconds: float, out: Path) -> None:
     places = run.tiles.test[evenly_spaced(len(run.tiles.test), most)]
     real = run.tiles.tensor(places)
     write_tiles(out / "test", range(1, len(real) + 1), real)
-    counterparts = draw.tiles(run, run.assign(real, "training")[0], stage="training")
+    counterparts = draw.tiles(run, run.assign(real, "training").cluster_ids, stage="training")
     write_tiles(out / "drawn", range(1, len(counterparts) + 1), counterparts)
     clusters, _ = run.assign(stage="training")
     rows = [run.train_images[(clusters == c).to(run.device)][: PER_CLUSTER // 2].cpu() for c in range(k)]

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.measure import device_name
 from experiments import ablation
-from pfiles import accepting, draw, report
+from pfiles import acceptance, draw, report
 from pfiles.drawing.generator import STARTER, Generator
 from pfiles.measuring import quality, structure
 from pfiles.measuring.smoothness import smoothness_of_codes
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     draw.generator(run).save(args.out, half=True)
     shipped = Generator.load(args.out, run.device)
     with atomic_write(args.out / quality.FILE) as file:
-        file.write(quality.as_bytes(accepting.standard_for(run, shipped, search=False)))
+        file.write(quality.as_bytes(acceptance.standard_for(run, shipped, search=False)))
     sheet, values = ablation.measure(run, list(KINDS), shipped.draw)
     write_json(args.out / "settings.json", settings)
     values |= _by_label(run, shipped)

@@ -81,7 +81,7 @@ def over_strength(
     originals = tiles.tensor(tiles.test[evenly_spaced(len(tiles.test), count)])
     images, table = variations.vary(generator, originals, STRENGTHS, number, seed, [])
     gate = variations.make_gate(tiles)
-    table = variations.hold_against(images, table, originals, gate)
+    table = variations.add_distances(images, table, originals, gate)
     _, kept = variations.decoded_again(generator, originals)
     curve = variations.curve(table)
     figures.save_figure(variations.show(images, table, originals, generator.names, generator.mpp), out / "sheet.jpg")

@@ -35,14 +35,14 @@ study/        trials, form (a page for each reader), answers (the key, and what 
 run           a run, opened once: it holds settings, paths and what is made of them, and does nothing
 artifacts     the table of all files that a run makes; each is written, read and refused here
 learn         the trainings of a run
-accepting     how good each drawn tile is; tiles drawn until they pass
+acceptance    how good each drawn tile is; tiles drawn until they pass
 draw          tiles that its networks draw, and their files
 variations    variations of real tiles, held against them
 fields        a field as a slide, with its layout, its table and what it was made from
 twin          a field laid out as a slide
 report        what its measures, maps and pictures are made of
 pack, reproduce: a run as one zip for others; the same run, made again from it and held against it
-choosing      the clusters of every k, learnt together and compared
+choose_k      the clusters of every k, learnt together and compared
 share         a run's generator in a folder for others
 paper, remake: the published files put in their places; what the paper shows, made of them again
 reader_study  people judge a run's tiles

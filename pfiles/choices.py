@@ -63,9 +63,9 @@ def choose(arguments: Mapping[str, Any], run_toml: bool = True) -> dict[str, Any
     if choices["clustering"] is None:
         choices["clustering"], sources["clustering"] = clustering_of(choices["preset"]), "preset"
     if parameters is not None:
-        given = parameters.given | parameters.given.get("choices", {})
-        by_giver = {name: value for name, value in arguments.items() if name in given}
-        sources |= _sources(arguments, OWN) | _sources(by_giver, parameters.giver)
+        injected = parameters.injected | parameters.injected.get("choices", {})
+        by_program = {name: value for name, value in arguments.items() if name in injected}
+        sources |= _sources(arguments, OWN) | _sources(by_program, parameters.program)
         _tell_choices(choices, sources)
         tell_parameters(parameters, {*DEFAULTS, "choices"})
     return choices
@@ -85,9 +85,9 @@ def _tell_choices(choices: Mapping[str, Any], sources: Mapping[str, str]) -> Non
 
 def tell_parameters(parameters: Parameters, without: Collection[str] = ()) -> None:
     """Print each parameter of a notebook, and where it comes from. without: names that are left out."""
-    for name, value in {**parameters.of_notebook, **parameters.given}.items():
+    for name, value in {**parameters.of_notebook, **parameters.injected}.items():
         if name not in without:
-            _tell(name, value, parameters.giver if name in parameters.given else OWN)
+            _tell(name, value, parameters.program if name in parameters.injected else OWN)
 
 
 def _tell(name: str, value: Any, source: str) -> None:
@@ -107,7 +107,7 @@ def check_parameters() -> None:
 
 def refuse_wrong_parameters(parameters: Parameters) -> None:
     """InputError for a parameter that the notebook does not have, or of another kind than it has."""
-    for name, value in parameters.given.items():
+    for name, value in parameters.injected.items():
         if name not in parameters.of_notebook:
             remedy = f"it has {', '.join(parameters.of_notebook)}"
             if name in DEFAULTS and "choices" in parameters.of_notebook:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pfiles import artifacts
-from pfiles.accepting import Choice, choosing, qualities, standard_of
+from pfiles.acceptance import Acceptance, qualities, standard_of, until_accepted
 from pfiles.cached import cached_tensor
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.sampling import generate_to_folder, write_table
@@ -55,7 +55,7 @@ def tiles(
 
 def generator(run: Run, stage: str = "finetuning2") -> Generator:
     """The networks after a stage with shares and names of their clusters, ready to be saved and handed on."""
-    sizes = run.assigned[0].bincount(minlength=run.k)
+    sizes = run.assignment.cluster_ids.bincount(minlength=run.k)
     return replace(run.networks(stage), shares=sizes / sizes.sum(), names=run.names, mpp=run.tiles.mpp)
 
 
@@ -117,26 +117,26 @@ def to_folder(run: Run, cluster_ids: Tensor, only: tuple[int, int] | None = None
     def draw(cluster_ids: Tensor, seeds: Sequence[int]) -> Tensor:
         return tiles(run, cluster_ids, seeds=seeds, progress=False)
 
-    choice, numbers = Choice(run.settings.sampling.accept), (run.selected + 1).tolist()
+    acceptance, numbers = Acceptance(run.settings.sampling.accept), (run.selected + 1).tolist()
     if is_first():
         standard_of(run)
     wait_for_all()  # and then read what the first one made
     standard = standard_of(run)
     generate_to_folder(
-        choosing(draw, standard, run.vqvae, choice),
+        until_accepted(draw, standard, run.vqvae, acceptance),
         run.paths.generated,
         numbers,
         cluster_ids,
         seed=run.seed,
         batch_size=run.settings.sampling.batch_size,
-        identity=artifacts.generated_provenance(run).as_note(),
+        note=artifacts.generated_provenance(run).as_note(),
         only=only,
     )
-    if choice.accept < 1:
-        print(choice)
+    if acceptance.accept < 1:
+        print(acceptance)
     if is_first():
         table = _qualities_of_files(run, standard, cluster_ids)
-        write_table(run.paths.generated, numbers, cluster_ids, run.names, run.seed, table, choice.accept)
+        write_table(run.paths.generated, numbers, cluster_ids, run.names, run.seed, table, acceptance.accept)
 
 
 def _qualities_of_files(run: Run, standard: Standard | None, cluster_ids: Tensor) -> pd.DataFrame:
@@ -153,7 +153,7 @@ def write_generated_table(run: Run) -> None:
     with suppress(InputError):
         artifacts.generated_files(run)
         seed = read_json(run.paths.generated / GENERATED_WITH, {}).get("seed", run.seed)
-        ids, table = run.assigned[0][run.selected], run.paths.generated / TABLE
+        ids, table = run.assignment.cluster_ids[run.selected], run.paths.generated / TABLE
         measured = None
         if table.exists():
             measured = read_table(table).drop(columns=list(DRAWN), errors="ignore").reset_index(drop=True)

@@ -120,11 +120,18 @@ def latent_batches(vqvae: VQVAE, codes: Tensor) -> Iterator[Tensor]:
         yield vqvae.embed(batch).detach()
 
 
-def predict_clusters(vqvae: VQVAE, clusterer: nn.Module, codes: Tensor) -> tuple[Tensor, Tensor]:
+class Assignment(NamedTuple):
     """The cluster (N,) int64, 0-based, of each tile and its probability (N,), both on the CPU."""
+
+    cluster_ids: Tensor
+    probabilities: Tensor
+
+
+def predict_clusters(vqvae: VQVAE, clusterer: nn.Module, codes: Tensor) -> Assignment:
+    """The clusters of tiles by their codebook indices (N, h, w)."""
     with eval_mode(clusterer):
         best = [probabilities(clusterer, z).max(dim=1) for z in latent_batches(vqvae, codes)]
-    return torch.cat([b.indices for b in best]).cpu(), torch.cat([b.values for b in best]).cpu()
+    return Assignment(torch.cat([b.indices for b in best]).cpu(), torch.cat([b.values for b in best]).cpu())
 
 
 def centre_and_border(vqvae: VQVAE, clusterer: nn.Module, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

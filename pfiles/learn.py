@@ -166,8 +166,8 @@ def clusters(run: Run, bank: ClusterBank) -> History:
     if not run.restart and all(has_cached_classifier(part) for part in run.per_k):
         for part, clusterer in zip(run.per_k, bank, strict=True):
             checkpoints.load_weights(clusterer, cached_classifier(part))
-        print(f"The clusters were learnt before, in {run.paths.choosing}.")
-        return pd.read_csv(run.paths.choosing / "clusters_all" / "log.csv").to_dict("records")
+        print(f"The clusters were learnt before, in {run.paths.choose_k}.")
+        return pd.read_csv(run.paths.choose_k / "clusters_all" / "log.csv").to_dict("records")
     return information.train_clusters(
         bank=bank,
         vqvae=run.vqvae,
@@ -198,7 +198,7 @@ def has_cached_classifier(run: Run) -> bool:
 
 
 def cached_classifier(run: Run) -> Path:
-    return run.paths.choosing / f"classifier_{run.n_clusters}.pth"
+    return run.paths.choose_k / f"classifier_{run.n_clusters}.pth"
 
 
 def _note_of_cached(run: Run) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def unet(run: Run, stage: str, networks: Generator) -> History:
         settings=run.settings.diffusion,
         stage=stage_settings(run, stage),
         job=_stage_job(run, stage, notes[run]),
-        picture=partial(_drawn, run, networks),
+        picture=partial(_preview, run, networks),
     )
     for part, generator in _with_each_k(run, networks).items():
         checkpoints.save_stage(
@@ -259,7 +259,7 @@ def _stage_note(run: Run, stage: str, networks: Generator) -> dict[str, Any]:
     return run.provenance_of("diffusion", stage, parents=checkpoints.fingerprints(parents)).as_note()
 
 
-def _drawn(run: Run, networks: Generator, unet: UNet) -> Tensor:
+def _preview(run: Run, networks: Generator, unet: UNet) -> Tensor:
     """16 tiles of the clusters in turn, in few steps; of the same noise whatever the UNet has learnt."""
     sampling, settings = run.settings.sampling, run.settings
     if settings.diffusion.num_timesteps > PICTURE_STEPS:
@@ -301,15 +301,15 @@ def make_job(
     folder: Path,
     note: Mapping[str, Any],
     batch_size: int,
-    outdates: Sequence[Path] | None = None,
+    blocked_by: Sequence[Path] | None = None,
 ) -> Job:
     """Describe a training; it refuses to start if existing files would make a later step of this run fail.
 
-    note: its provenance. outdates: those files; None: see `artifacts.blocked_by`.
+    note: its provenance. blocked_by: those files; None: see `artifacts.blocked_by`.
     """
-    if outdates is None:
-        outdates = artifacts.blocked_by(run, folder)
-    return Job(name, run.seed, batch_size, folder, note, run.settings.saving, run.speed, restart_name(run), outdates)
+    if blocked_by is None:
+        blocked_by = artifacts.blocked_by(run, folder)
+    return Job(name, run.seed, batch_size, folder, note, run.settings.saving, run.speed, restart_name(run), blocked_by)
 
 
 def restart_name(run: Run) -> str | bool:
@@ -317,14 +317,14 @@ def restart_name(run: Run) -> str | bool:
     if run.restart is not True:
         return run.restart
     provenance = run.provenance_of("autoencoder", "diffusion", "clusters", *checkpoints.START)
-    return name_of_restart(_restart_note(run), provenance.as_note())
+    return name_of_restart(_restart_record(run), provenance.as_note())
 
 
 def end_restart(run: Run) -> None:
     """To be called when the last training of a notebook is done."""
-    _restart_note(run).unlink(missing_ok=True)
+    _restart_record(run).unlink(missing_ok=True)
 
 
-def _restart_note(run: Run) -> Path:
+def _restart_record(run: Run) -> Path:
     name = f"restart_{run.notebook}_{run.n_clusters}{run.paths.suffix}.json"
     return run.paths.autoencoder.parent / name

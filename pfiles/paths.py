@@ -139,7 +139,7 @@ class Paths:
         return sorted((match[1] for match in folders if match), key=lambda n: (len(n), n))
 
     @property
-    def choosing(self) -> Path:
+    def choose_k(self) -> Path:
         """What is learnt to choose k."""
         return self.root / f"choose_k{self.suffix}"
 

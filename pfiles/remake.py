@@ -129,7 +129,7 @@ def _of_networks(run: Run) -> Iterator[Row]:
     error = np.abs(mean_channel_softmax(run.vqvae, run.codes).numpy() - features).max()
     why = "sums in another order change the last digits" if error < 1e-4 else "other networks or tiles made the table"
     yield Row("largest difference of a feature in the table", "0", f"{error:.1e}", why)
-    same = (run.assigned[0].numpy() == cluster_ids).mean()
+    same = (run.assignment.cluster_ids.numpy() == cluster_ids).mean()
     why = "tiles between two clusters" if error < 1e-4 else "other networks or tiles made the table"
     yield Row("training tiles in their published cluster", "100.00 %", f"{same:.2%}".replace("%", " %"),
               "equal" if same == 1 else why)  # fmt: skip
@@ -187,8 +187,8 @@ def _digest(files: list[Path]) -> str:
 
 def _of_cluster_1(paper: Paper) -> Row:
     """How many tiles drawn from cluster 1 are sorted into it again."""
-    images = _drawn(paper, 0, paper.run.settings.sampling.per_cluster)
-    share = (paper.generator.assign(images)[0] == 0).double().mean().item()
+    images = _cached_tiles(paper, 0, paper.run.settings.sampling.per_cluster)
+    share = (paper.generator.assign(images).cluster_ids == 0).double().mean().item()
     by_chance = 2 * (OF_CLUSTER_1 * (1 - OF_CLUSTER_1) / len(images)) ** 0.5
     why = f"{NOISE}; of {len(images)} tiles such a share moves by {by_chance:.2f} by chance"
     return _row(CLUSTER_1, OF_CLUSTER_1, share, 2, why)
@@ -247,14 +247,14 @@ def _figure_3(paper: Paper) -> None:
     run = paper.run
     for cluster in range(K):
         number = run.settings.sampling.per_cluster if cluster == 0 else SHOWN
-        images = _drawn(paper, cluster, number)[:SHOWN]
+        images = _cached_tiles(paper, cluster, number)[:SHOWN]
         figure = figures.show_tiles(images, rows=[f"Cluster {cluster + 1}"], mpp=paper.generator.mpp)
         report.save_panel(run, figure, 3, f"G{cluster + 1}")
     strips = [run.paths.figure(3, f"G{cluster + 1}_k{K}") for cluster in range(K)]
     figures.save_sheet(strips, run.paths.figure(3, f"sheet_k{K}"))
 
 
-def _drawn(paper: Paper, cluster: int, number: int) -> Tensor:
+def _cached_tiles(paper: Paper, cluster: int, number: int) -> Tensor:
     """Tiles drawn from a cluster, kept, so that a later call goes on with the next cluster."""
     networks = {"unet": paper.generator.unet, "autoencoder": paper.generator.space.vqvae}
     key: dict[str, Any] = {name: checkpoints.fingerprint(network) for name, network in networks.items()}

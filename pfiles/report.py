@@ -39,7 +39,7 @@ def evaluation_data(run: Run, generated: Tensor, cluster_ids: Tensor | np.ndarra
     held_out_ids, _ = predict_clusters(run.vqvae, run.bank, held_out_codes)
     real_labels, held_out_labels = map(run.tiles.labels_of, (run.tiles.train, run.tiles.test))
     return EvaluationData(
-        real, generated, held_out, run.assigned[0].numpy(), np.asarray(cluster_ids), held_out_ids.numpy(),
+        real, generated, held_out, run.assignment.cluster_ids.numpy(), np.asarray(cluster_ids), held_out_ids.numpy(),
         real_labels, held_out_labels, vqvae=run.vqvae, codes=run.codes, codes_of_held_out=held_out_codes,
         clusterer=run.bank, n_clusters=run.k, names=run.names, mpp=run.tiles.mpp,
     )  # fmt: skip
@@ -55,7 +55,7 @@ def extractors(run: Run, kinds: Sequence[str]) -> list[Extractor]:
 
 def examples(run: Run, cluster: int, number: int) -> Tensor:
     """At most `number` training tiles of a cluster, evenly spaced over its tiles: uint8 (n, 3, S, S) on the CPU."""
-    members = run.tiles.train[(run.assigned[0] == cluster).numpy()]
+    members = run.tiles.train[(run.assignment.cluster_ids == cluster).numpy()]
     return run.tiles.tensor(members[evenly_spaced(len(members), number)])
 
 
@@ -67,20 +67,20 @@ def assign_every_tile(run: Run) -> tuple[np.ndarray, np.ndarray]:
     bar = processes.progress(
         np.split(rest, range(AT_ONCE, len(rest), AT_ONCE)), desc="assign tiles", unit="batch", leave=False, delay=2
     )
-    parts = [(tiles.train, run.assigned), *((places, run.assign(tiles.tensor(places))) for places in bar)]
+    parts = [(tiles.train, run.assignment), *((places, run.assign(tiles.tensor(places))) for places in bar)]
     for places, (ids, probabilities) in parts:
         cluster_ids[places], confidence[places] = ids, probabilities
     return cluster_ids, confidence
 
 
-def assigned_of_every_k(run: Run) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+def assignments_per_k(run: Run) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """The clusters (N,), 0-based, of the training tiles and their probabilities (N,), by k, as the CSVs have them."""
-    assigned = {}
+    assignments = {}
     for k, path in artifacts.latent_csvs(run).paths.items():
         _, cluster_ids, probabilities = read_latent_csv(path, k)
         if len(cluster_ids) == len(run.tiles.train):
-            assigned[k] = cluster_ids, probabilities
-    return assigned
+            assignments[k] = cluster_ids, probabilities
+    return assignments
 
 
 def map_clusters(run: Run) -> Section:

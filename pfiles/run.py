@@ -22,7 +22,7 @@ from pfiles.clusterers import check_clustering
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.starting import starting_weights
 from pfiles.errors import InputError
-from pfiles.latents import encode_tiles, encode_views, predict_clusters
+from pfiles.latents import Assignment, encode_tiles, encode_views, predict_clusters
 from pfiles.machine import processes
 from pfiles.machine.runtime import pick_device
 from pfiles.machine.speed import Speed, pick_precision, pick_speed
@@ -163,11 +163,11 @@ class Run:
         )  # fmt: skip
 
     @cached_property
-    def assigned(self) -> tuple[Tensor, Tensor]:
-        """The cluster (N,), 0-based, of each training tile and its probability (N,), both on the CPU."""
+    def assignment(self) -> Assignment:
+        """The cluster of each training tile and its probability."""
         return self.assign()
 
-    def assign(self, images: Tensor | None = None, stage: str | None = None) -> tuple[Tensor, Tensor]:
+    def assign(self, images: Tensor | None = None, stage: str | None = None) -> Assignment:
         """The same of uint8 images (N, 3, S, S), or of the training tiles, by the clusters after a stage; None: the
         last."""
         bank = self.bank if stage is None else self.networks(stage).bank

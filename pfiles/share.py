@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pfiles import checkpoints, draw
-from pfiles.accepting import standard_of
+from pfiles.acceptance import standard_of
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
 from pfiles.measuring import certificate

@@ -38,25 +38,25 @@ def read_table(path: Path, needed: Sequence[str] = (), kinds: Mapping[str, type]
 
 
 def parse_table(
-    content: bytes, shown: str, needed: Sequence[str] = (), kinds: Mapping[str, type] | None = None
+    content: bytes, subject: str, needed: Sequence[str] = (), kinds: Mapping[str, type] | None = None
 ) -> pd.DataFrame:
     """Columns of text by their names in lower case, indexed by the number of the row's line in the file.
 
     Cells are separated by comma, semicolon or tab and encoded as UTF-8, UTF-16 or Windows-1252, whichever the file
     shows. Space around cells and rows without text are dropped; accented letters are composed (Unicode NFC), as one
-    system writes them in two parts and another in one. shown: what the table is called in errors. needed: columns
+    system writes them in two parts and another in one. subject: what the table is called in errors. needed: columns
     without which it is refused. kinds: int or float of columns that are read as numbers at once where the table is
     plain, which saves time and memory; `numbers` takes both. InputError where it is no such table.
     """
     if kinds and (table := _plain_table(content, needed, kinds)) is not None:
         return table
-    rows = _rows(content, shown)
+    rows = _rows(content, subject)
     _, columns = next(rows, (0, []))
     doubled = next((name for i, name in enumerate(columns) if name and name in columns[:i]), None)
     if doubled:
-        raise InputError(f"{shown} has two columns called {doubled}: keep one.")
+        raise InputError(f"{subject} has two columns called {doubled}: keep one.")
     if missing := [name for name in needed if name not in columns]:
-        raise InputError(f"{shown} lacks the column {' and '.join(missing)}: add it, or correct the first line.")
+        raise InputError(f"{subject} lacks the column {' and '.join(missing)}: add it, or correct the first line.")
     lines: list[int] = []
     texts: list[list[str]] = [[] for _ in columns]
     for line, cells in rows:
@@ -117,10 +117,10 @@ def read_grid(path: Path) -> list[list[str]]:
     return [row for row in rows if any(row)]
 
 
-def _rows(content: bytes, shown: str) -> Iterator[tuple[int, list[str]]]:
+def _rows(content: bytes, subject: str) -> Iterator[tuple[int, list[str]]]:
     """The number of the line and the cells of each row that holds text, as many cells as in the first row; that one
     holds the names of the columns."""
-    text = _decoded(content, shown)
+    text = _decoded(content, subject)
     escaped = "'" in text
     columns: list[str] = []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True)
@@ -136,13 +136,13 @@ def _rows(content: bytes, shown: str) -> Iterator[tuple[int, list[str]]]:
             if len(cells) != len(columns):
                 if any(cells[len(columns) :]):
                     raise InputError(
-                        f"Line {reader.line_num} of {shown} has more cells than there are columns: put a text or "
+                        f"Line {reader.line_num} of {subject} has more cells than there are columns: put a text or "
                         "number that holds a comma in quotes, or separate cells by semicolons."
                     )
                 cells = (cells + [""] * len(columns))[: len(columns)]
             yield reader.line_num, cells
     except csv.Error as error:
-        raise InputError(f"{shown} cannot be read as a table ({error}): save it as CSV in UTF-8.") from error
+        raise InputError(f"{subject} cannot be read as a table ({error}): save it as CSV in UTF-8.") from error
 
 
 def composed(text: str) -> str:
@@ -150,9 +150,9 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _decoded(content: bytes, shown: str) -> str:
+def _decoded(content: bytes, subject: str) -> str:
     if content.startswith(WORKBOOKS):
-        raise InputError(f"{shown} is a workbook, not a CSV file: save it as CSV in UTF-8.")
+        raise InputError(f"{subject} is a workbook, not a CSV file: save it as CSV in UTF-8.")
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encodings = ["utf-16"]
     elif b"\0" in content[:2]:
@@ -166,7 +166,7 @@ def _decoded(content: bytes, shown: str) -> str:
             continue
         if "\0" not in text:
             return text if text.isascii() else composed(text.lstrip("\ufeff"))
-    raise InputError(f"{shown} cannot be read as a table, as it is no text: save it as CSV in UTF-8.")
+    raise InputError(f"{subject} cannot be read as a table, as it is no text: save it as CSV in UTF-8.")
 
 
 def _separator(text: str) -> str:
@@ -177,7 +177,7 @@ def _separator(text: str) -> str:
     return max(SEPARATORS, key=re.sub('"[^"]*"', "", first).count)
 
 
-def numbers(table: pd.DataFrame, column: str, shown: str, whole: bool = False) -> np.ndarray:
+def numbers(table: pd.DataFrame, column: str, subject: str, whole: bool = False) -> np.ndarray:
     """A column's numbers (N,) float64, or int64 where they must be whole, with a decimal point or comma.
 
     InputError names the line of the first cell that is none; a whole number as 1,000 is refused, as it may mean one.
@@ -193,7 +193,7 @@ def numbers(table: pd.DataFrame, column: str, shown: str, whole: bool = False) -
         cell, value = cells.iloc[i], number_in(cells.iloc[i])
         if value is None or (whole and (value != round(value) or abs(value) >= 2**53 or THOUSANDS.fullmatch(cell))):
             kind = "whole number without separators of thousands" if whole else "number"
-            raise InputError(f"Line {cells.index[i]} of {shown} has {cell!r} as its {column}: write a {kind} there.")
+            raise InputError(f"Line {cells.index[i]} of {subject} has {cell!r} as its {column}: write a {kind} there.")
         values[i] = value
     return values.astype(np.int64) if whole else values
 
@@ -207,10 +207,10 @@ def number_in(cell: str) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def file_name(text: str, shown: str) -> str:
+def file_name(text: str, subject: str) -> str:
     """The text, where files may bear it as the beginning of their names; InputError where it would lead elsewhere."""
     if not text or text in (".", "..") or any(c in "/\\" or not c.isprintable() for c in text):
-        raise InputError(f"{shown} holds the name {text!r}, which no file can bear: use a name without / and \\.")
+        raise InputError(f"{subject} holds the name {text!r}, which no file can bear: use a name without / and \\.")
     return text
 
 

@@ -78,7 +78,7 @@ def write_twin(
 
 
 def _assign(generator: Generator, images: Tensor) -> np.ndarray:
-    return torch.cat([generator.assign(part)[0] for part in images.split(AT_ONCE)]).numpy()
+    return torch.cat([generator.assign(part).cluster_ids for part in images.split(AT_ONCE)]).numpy()
 
 
 def _draw_until_none_is_near(

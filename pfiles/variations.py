@@ -103,7 +103,7 @@ def vary(
     return torch.cat(images), pd.concat(rows, ignore_index=True)
 
 
-def hold_against(images: Tensor, table: pd.DataFrame, tiles: Tensor, gate: Gate) -> pd.DataFrame:
+def add_distances(images: Tensor, table: pd.DataFrame, tiles: Tensor, gate: Gate) -> pd.DataFrame:
     """The rows of `vary` with two more distances of `nearest_tiles`, and whether the gate calls each a copy.
 
     to_original: from its own original. nearest: from any real tile, the originals among them. copy: whether that is
@@ -120,7 +120,7 @@ def hold_against(images: Tensor, table: pd.DataFrame, tiles: Tensor, gate: Gate)
 
 
 def curve(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over the rows of `hold_against`, for each strength, of a tile's own cluster and of others.
+    """Means over the rows of `add_distances`, for each strength, of a tile's own cluster and of others.
 
     kept: the share that is read as the cluster asked for. likeness: to the original, 1 - distance. copies: the share.
     """
@@ -134,7 +134,7 @@ def decoded_again(generator: Generator, tiles: Tensor) -> tuple[Tensor, float]:
     """The tiles' own codes, decoded without a variation, and the share that keeps its cluster."""
     device = next(generator.unet.parameters()).device
     images = to_uint8(reconstruct(generator.space.vqvae, tiles.to(device))).cpu()
-    return images, float((generator.assign(images)[0] == generator.assign(tiles)[0]).double().mean())
+    return images, float((generator.assign(images).cluster_ids == generator.assign(tiles).cluster_ids).double().mean())
 
 
 def write_variations(
@@ -148,7 +148,7 @@ def write_variations(
     """
     refuse_other_files(out)
     images, table = vary(generator, tiles, strengths, number, seed, clusters)
-    table = hold_against(images, table, tiles, gate)
+    table = add_distances(images, table, tiles, gate)
     _, kept = decoded_again(generator, tiles)
     networks = {"autoencoder": generator.space.vqvae, "unet": generator.unet, "clusters": generator.bank}
     note = {
@@ -203,12 +203,12 @@ def show(
     rows, labels = [], []
     for original in range(min(SHOWN, len(tiles))):
         of_original = table[table["original"] == original]
-        for (own, strength, asked), group in of_original.groupby(["own", "strength", "asked"], sort=False):
+        for (as_own_cluster, strength, asked), group in of_original.groupby(["own", "strength", "asked"], sort=False):
             varied = images[group.index.to_list()].clone()
             _frame(varied, torch.tensor(group["copy"].to_list()))
             rows.append(torch.cat([tiles[original][None], varied]))
             label = figures.cluster_label(asked + 1, names)
-            labels.append(f"{strength:g}: {label}" if own else f"{strength:g}: as {label}")
+            labels.append(f"{strength:g}: {label}" if as_own_cluster else f"{strength:g}: as {label}")
     title = "Each tile, then its variations by strength; framed in red: too near a real tile"
     return figures.show_rows(rows, labels, title, mpp, columns=max(map(len, rows)))
 

@@ -81,13 +81,18 @@ PLAIN_LEARNING = {  # for tests that work a training out by hand: nothing but th
 
 SLOW = {  # files of tests that train, start a kernel, a browser or another process, or compute for seconds
     "test_artifacts", "test_atlas_in_browser", "test_autoencoder", "test_benchmarks", "test_builtin", "test_check",
-    "test_choosing", "test_command_line", "test_cpu", "test_diffusion", "test_disk", "test_earlier_runs",
+    "test_choose_k", "test_command_line", "test_cpu", "test_diffusion", "test_disk", "test_earlier_runs",
     "test_evaluation", "test_execute", "test_experiments", "test_export", "test_field", "test_field_check",
     "test_field_report", "test_fields", "test_form_in_browser", "test_fuzz", "test_in_diffusers", "test_join",
     "test_kill", "test_maps", "test_memorisation", "test_notebook_safety", "test_notebooks", "test_processes",
     "test_reader_study", "test_resume", "test_run", "test_share", "test_speed", "test_structure", "test_tiler",
     "test_tissue", "test_twin", "test_two_sample", "test_usefulness", "test_variations", "test_watch",
 }  # fmt: skip
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where slow tests are left out, their files are not even imported."""
+    return True if config.option.markexpr == "not slow" and collection_path.stem in SLOW else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -127,13 +132,13 @@ def no_choices(monkeypatch):
 def browser():
     """Headless Chromium; the test that asks is skipped where it is not installed."""
     names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
+    executable = next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
         pytest.skip(f"needs a browser, none of {', '.join(names)} is installed: apt-get install {names[0]}")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield chromium
         chromium.close()
 
@@ -170,10 +175,10 @@ def write(folder, names, tiles, suffix="png"):
         Image.fromarray(tile).save(folder / f"{name}.{suffix}", quality=95)
 
 
-def relative_error(found, expected):
-    found, expected = torch.as_tensor(found).double(), torch.as_tensor(expected).double()
-    assert found.shape == expected.shape
-    return ((found - expected).norm() / expected.norm()).item()
+def relative_error(actual, expected):
+    actual, expected = torch.as_tensor(actual).double(), torch.as_tensor(expected).double()
+    assert actual.shape == expected.shape
+    return ((actual - expected).norm() / expected.norm()).item()
 
 
 K = 3
@@ -255,11 +260,11 @@ CARD = {
 
 
 def opened(folder, **changed):
-    given = {
+    arguments = {
         "notebook": "part_test", "n_clusters": K, "clustering": "classifier", "data": str(folder / "tiles.npy"),
         "preset": "demo", "overrides": OVERRIDES, "out": str(folder / "out"),
     }  # fmt: skip
-    return open_run(**(given | changed))
+    return open_run(**(arguments | changed))
 
 
 def parameters(folder, **changed):
@@ -279,9 +284,9 @@ def train(run):
 def finish(run):
     train(run)
     artifacts.write_training_images(run)
-    draw.to_folder(run, run.assigned[0][run.selected])
+    draw.to_folder(run, run.assignment.cluster_ids[run.selected])
     table = pd.DataFrame(mean_channel_softmax(run.vqvae, run.codes).numpy())
-    table["cluster"], table["probability"] = (column.numpy() for column in run.assigned)
+    table["cluster"], table["probability"] = (column.numpy() for column in run.assignment)
     artifacts.write_latent_csv(run, table)
 
 

@@ -77,10 +77,10 @@ def stage(name: str, folder: Path) -> None:
     images = _images()
     codes = latents.encode_tiles(vqvae, images)
     settings = replace(SETTINGS.diffusion, condition_dropout=0.1, dihedral_views=True)
-    how = replace(getattr(SETTINGS, name), epochs=5, ema_decay=0.99, warmup_steps=10)
+    stage_settings = replace(getattr(SETTINGS, name), epochs=5, ema_decay=0.99, warmup_steps=10)
     diffusion.train_stage(
         unet=unet, bank=ClusterBank([clusters]), space=latents.LatentSpace(vqvae), images=images, codes=codes,
-        settings=settings, stage=how, job=_job(folder, name),
+        settings=settings, stage=stage_settings, job=_job(folder, name),
     )  # fmt: skip
     _finish(folder, unet, clusters)
 
@@ -102,7 +102,7 @@ def images(folder: Path) -> None:
         torch.arange(NUM_IMAGES) % K,
         seed=3,
         batch_size=1,
-        identity={"job": "images"},
+        note={"job": "images"},
     )
 
 

@@ -164,8 +164,8 @@ def test_the_scaling_of_the_latents_stays_with_the_unet(paths, stage):
 def test_a_unet_is_refused_with_other_steps_of_noise(paths, stage):
     settings, vqvae, unet, clusters, about = stage
     save_stage(paths, "training", unet, clusters, SPACE, 5, {**about, "settings": {"diffusion": {"beta_end": 0.03}}})
-    told = replace(settings, diffusion=replace(settings.diffusion, beta_end=0.03))
-    checkpoints.load_stage(paths, told, "training", "kmeans", vqvae, "cpu")
+    changed = replace(settings, diffusion=replace(settings.diffusion, beta_end=0.03))
+    checkpoints.load_stage(paths, changed, "training", "kmeans", vqvae, "cpu")
     with pytest.raises(InputError, match=r"trained with diffusion.beta_end = 0\.03, but the settings say 0\.02"):
         checkpoints.load_stage(paths, settings, "training", "kmeans", vqvae, "cpu")
 
@@ -182,8 +182,8 @@ def test_each_stage_saves_what_it_changed(paths, stage):
     about = {**about, "clustering": "classifier"}
     for name in ("training", "finetuning1", "finetuning2"):
         save_stage(paths, name, unet, ClusterBank.make("classifier", 16, [3]), SPACE, 1, about)
-    found = {path.name.split("_ckpt_")[0] for path in paths.models.glob("classifier_*.pth")}
-    assert found == {"classifier_training", "classifier_finetuning2"}
+    stages = {path.name.split("_ckpt_")[0] for path in paths.models.glob("classifier_*.pth")}
+    assert stages == {"classifier_training", "classifier_finetuning2"}
 
 
 def test_published_weights_are_not_replaced_unasked(paths):

@@ -52,8 +52,8 @@ def test_notebook_over_folder_over_repository_over_default(repository, capsys):
         '"sampling.steps" = 9\nautoencoder.vqvae = {num_heads = 2}\nimage_size_px = 64\n'
     )
     (repository / "clusters_10" / "run.toml").write_text("n_clusters = 10\nseed = 2\n[overrides]\ntraining.epochs = 4")
-    found = choose({"n_clusters": None, "clustering": "classifier", "overrides": {"sampling.steps": 7}, "data": None})
-    assert found == {
+    choices = choose({"n_clusters": None, "clustering": "classifier", "overrides": {"sampling.steps": 7}, "data": None})
+    assert choices == {
         "n_clusters": 10, "clustering": "classifier", "data": None, "preset": "demo", "seed": 2, "out": None,
         "overrides": {
             "training.epochs": 4, "sampling.steps": 7, "autoencoder.vqvae": {"num_heads": 2}, "image_size_px": 64

@@ -208,12 +208,12 @@ def test_a_notebook_that_the_disk_stopped_tells_the_cause(tmp_path):
         nbformat.v4.new_code_cell("raise OSError(30, 'Read-only file system', 'resume.pt')"),
     ]
     nbformat.write(book, tmp_path / "fails.ipynb")
-    found = execute(tmp_path / "fails.ipynb", tmp_path / "file" / "executed.ipynb", {})
-    assert found == ("OSError", "[Errno 30] Read-only file system: 'resume.pt'")
+    error = execute(tmp_path / "fails.ipynb", tmp_path / "file" / "executed.ipynb", {})
+    assert error == ("OSError", "[Errno 30] Read-only file system: 'resume.pt'")
     book.cells[1].source = "raise KeyboardInterrupt"
     nbformat.write(book, tmp_path / "fails.ipynb")
-    found = execute(tmp_path / "fails.ipynb", tmp_path / "executed.ipynb", {})
-    assert found == ("KeyboardInterrupt", "Stopped: run the same command again to go on.")
+    error = execute(tmp_path / "fails.ipynb", tmp_path / "executed.ipynb", {})
+    assert error == ("KeyboardInterrupt", "Stopped: run the same command again to go on.")
 
 
 def test_a_disk_that_is_really_full(tmp_path, monkeypatch, capfd):

@@ -43,25 +43,25 @@ def anchors(page):
 def commands(text):
     """What follows `python -m` or `torchrun ... -m` in indented blocks, lines joined, and within backquotes."""
     blocks = [line for line in text.replace("\\\n", " ").splitlines() if line.startswith("    ")]
-    return [found[1] for code in (*blocks, *re.findall(r"`([^`]+)`", text)) if (found := COMMAND.search(code))]
+    return [match[1] for code in (*blocks, *re.findall(r"`([^`]+)`", text)) if (match := COMMAND.search(code))]
 
 
 def leaves(settings, prefix=""):
     """{"training.epochs": 600, ...}"""
-    found = {}
+    flat = {}
     for field in fields(settings):
         value = getattr(settings, field.name)
         path = prefix + field.name
-        found |= leaves(value, f"{path}.") if is_dataclass(value) else {path: value}
-    return found
+        flat |= leaves(value, f"{path}.") if is_dataclass(value) else {path: value}
+    return flat
 
 
-def shown(value):
+def as_written(value):
     """A setting's value as docs/settings.md prints it."""
     if isinstance(value, dict):
         return "smaller" if value else "default"
     if isinstance(value, tuple):
-        return ", ".join(map(shown, value))
+        return ", ".join(map(as_written, value))
     words = {None: "none", True: "on", False: "off"}
     if value is None or isinstance(value, bool):
         return words[value]
@@ -138,13 +138,13 @@ and then python -m pfiles run: `python -m experiments.copies --size 64`, `make d
 
 @pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=name)
 def test_settings_exist(page):
-    text, known = text_of(page), leaves(Settings())
-    groups = {path.partition(".")[0] for path in known if "." in path}
+    text, settings = text_of(page), leaves(Settings())
+    groups = {path.partition(".")[0] for path in settings if "." in path}
     code = re.findall(r"`([^`]+)`", text) + re.findall(r"^    .*$", text, re.MULTILINE)
     named = {path for part in code for path in re.findall(r"\b[a-z_0-9]+(?:\.[a-z_0-9]+)+\b", part)}
-    assert {path for path in named if path.partition(".")[0] in groups} <= {*known, *REMOVED}
-    for given in re.findall(r"overrides = \{(.*?)\}", text, re.DOTALL):
-        assert set(re.findall(r'"([\w.]+)":', given)) <= known.keys()
+    assert {path for path in named if path.partition(".")[0] in groups} <= {*settings, *REMOVED}
+    for overrides in re.findall(r"overrides = \{(.*?)\}", text, re.DOTALL):
+        assert set(re.findall(r'"([\w.]+)":', overrides)) <= settings.keys()
 
 
 def test_every_setting_is_explained_with_its_true_values():
@@ -156,7 +156,7 @@ def test_every_setting_is_explained_with_its_true_values():
     expected = {path for path in values["paper"] if path.partition(".")[0] not in stages}
     assert explained.keys() == expected
     for path, (*cells, sentence) in explained.items():
-        assert cells == [shown(of[path]) for of in values.values()], path
+        assert cells == [as_written(of[path]) for of in values.values()], path
         assert sentence.endswith("."), path
 
     [header] = [row for row in table if row[0] == "stage, preset"]
@@ -168,7 +168,7 @@ def test_every_setting_is_explained_with_its_true_values():
     assert {row[0] for row in shown_stages} == wanted
     for row in shown_stages:
         stage, preset = row[0].replace("`", "").split(", ")
-        assert row[1:] == [shown(values[preset][f"{stage}.{name}"]) for name in names], row[0]
+        assert row[1:] == [as_written(values[preset][f"{stage}.{name}"]) for name in names], row[0]
 
 
 def test_diagram_is_that_of_its_script():

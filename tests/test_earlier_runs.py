@@ -40,7 +40,7 @@ def test_a_finished_run_is_opened_and_judged(earlier, kind, capsys):
     assert len(artifacts.generated_files(run)) == len(artifacts.pairs(run)[0]) == 12
     assert list(artifacts.latent_csvs(run).paths) == [6]
     cluster_ids = read_latent_csv(run.paths.latent_csv, 6).cluster_ids
-    assert run.assigned[0].tolist() == cluster_ids.tolist()
+    assert run.assignment.cluster_ids.tolist() == cluster_ids.tolist()
     assert artifacts.cluster_ids_of(run, ["1", "24"]).tolist() == cluster_ids[[0, 23]].tolist()
     assert [run.networks(stage).unet.class_emb.num_embeddings for stage in checkpoints.START] == [6] * 3
     assert run.names == {1: "tumour"}
@@ -49,8 +49,8 @@ def test_a_finished_run_is_opened_and_judged(earlier, kind, capsys):
     before = kept.read_bytes()
     images, _ = draw.samples(run, 1)
     assert kept.read_bytes() == before
-    drawn = draw.tiles(run, torch.arange(6))
-    assert (drawn.int() - images.int()).abs().max() <= 2  # rounding differs among processors
+    generated = draw.tiles(run, torch.arange(6))
+    assert (generated.int() - images.int()).abs().max() <= 2  # rounding differs among processors
     assert "does not say which run it is of" not in capsys.readouterr().out
 
 
@@ -61,7 +61,7 @@ def test_a_finished_run_is_extended(earlier, kind, capsys):
     for number in (1, 24):
         (run.paths.generated / f"{number}.png").unlink()
     artifacts.write_training_images(run)
-    draw.to_folder(run, run.assigned[0][run.selected])
+    draw.to_folder(run, run.assignment.cluster_ids[run.selected])
     assert "10 of 12 images are there already" in capsys.readouterr().out
     assert (read_images(artifacts.generated_files(run).values()).int() - before.int()).abs().max() <= 2
     draw.write_generated_table(run)

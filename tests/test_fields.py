@@ -73,13 +73,13 @@ def test_the_layout_beside_it_is_what_was_asked_for(generator, field, tmp_path):
 
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(generator, field, tmp_path, monkeypatch, capsys):
     fields.write_field(generator, field, tmp_path / "whole.tiff")
-    draw, drawn = fields.draw_block, []
+    draw, blocks = fields.draw_block, []
 
     def stopping(field, block, bar):
-        if len(drawn) % 3 == 2:
-            drawn.append(None)
+        if len(blocks) % 3 == 2:
+            blocks.append(None)
             raise KeyboardInterrupt
-        drawn.append(block)
+        blocks.append(block)
         return draw(field, block, bar)
 
     monkeypatch.setattr(fields, "draw_block", stopping)
@@ -96,7 +96,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(generator, field, tmp_pat
     with pytest.raises(InputError, match="holds blocks of another drawing"):
         fields.write_field(generator, other, tmp_path / "field.tiff")
     fields.write_field(generator, field, tmp_path / "field.tiff")
-    assert len({block for block in drawn if block}) == len([block for block in drawn if block]) == 6
+    assert len({block for block in blocks if block}) == len([block for block in blocks if block]) == 6
     assert (tmp_path / "field.tiff").read_bytes() == (tmp_path / "whole.tiff").read_bytes()
     capsys.readouterr()
     fields.write_field(generator, field, tmp_path / "field.tiff")
@@ -122,8 +122,8 @@ def test_field_tile_and_map_commands(generator, tmp_path, capsys):
     out = str(tmp_path / "out" / "field.tiff")
     assert main([*command, "--out", out]) == 0
     assert "A field of 96 x 96 px of 1 um/px" in capsys.readouterr().out
-    drawn = Generator.load(tmp_path / "g").field(make_layout(np.array([[0, 0], [1, 2]]), (96, 96), K), progress=False)
-    np.testing.assert_array_equal(tifffile.imread(out), drawn.permute(1, 2, 0))
+    pixels = Generator.load(tmp_path / "g").field(make_layout(np.array([[0, 0], [1, 2]]), (96, 96), K), progress=False)
+    np.testing.assert_array_equal(tifffile.imread(out), pixels.permute(1, 2, 0))
     options = ["--mpp", "1", "--min-tissue", "0.001", "--allow-missing"]
     assert main(["tile", out, "--out", str(tmp_path / "tiles"), "--size", "48", *options]) == 0
     assert main(["map", "--slide", out, "--run", str(tmp_path / "g"), "--out", str(tmp_path / "map"), *options]) == 0

@@ -59,8 +59,8 @@ def test_reverse_step_agrees_with_diffusers(steps):
             continue
         expected = theirs.step(predicted, t, x, generator=torch.Generator().manual_seed(t)).prev_sample
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(t))
-        found, _ = ours.sample_prev_timestep(x, predicted, t, t_prev, noise)
-        torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)  # theirs is float32 throughout
+        mean, _ = ours.sample_prev_timestep(x, predicted, t, t_prev, noise)
+        torch.testing.assert_close(mean, expected, rtol=2e-4, atol=2e-4)  # theirs is float32 throughout
 
 
 @pytest.mark.parametrize(("t", "t_prev"), [(999, 979), (499, 479), (19, -1)])

@@ -14,9 +14,9 @@ K = 4
 
 
 def reading(folder, reader, names=None, fingerprint="one"):
-    found = Reading.load(folder / f"names_{reader}.json", fingerprint, K)
-    found.save({number: {"name": name} for number, name in (names or {}).items()})
-    return found
+    loaded = Reading.load(folder / f"names_{reader}.json", fingerprint, K)
+    loaded.save({number: {"name": name} for number, name in (names or {}).items()})
+    return loaded
 
 
 def test_what_is_saved_is_there_at_once_and_sticks_to_its_clusters(tmp_path):
@@ -42,7 +42,7 @@ def test_a_reader_with_two_windows_loses_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "sentence"),
     [
         ({1: {"name": " 12 "}}, "taken for a cluster's number"),
         ({1: {"name": "x" * 61}}, "at most 60 characters"),
@@ -53,10 +53,10 @@ def test_a_reader_with_two_windows_loses_nothing(tmp_path):
         ({5: {"name": "x"}}, "from 1 to 4"),
     ],
 )
-def test_what_is_wrong_changes_nothing(tmp_path, changes, told):
+def test_what_is_wrong_changes_nothing(tmp_path, changes, sentence):
     anna = reading(tmp_path, "anna", {2: "dermis"})
     before = anna.path.read_bytes()
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=sentence):
         anna.save({4: {"name": "good"}} | changes)
     assert anna.path.read_bytes() == before
     assert anna.names == {2: "dermis"}
@@ -134,7 +134,7 @@ def test_a_table_may_hold_some_clusters_only(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "sentence"),
     [
         (lambda text: text.replace(",one", ",two"), "of other clusters"),
         (lambda text: text.replace("same_as", "like"), "lacks same_as"),
@@ -145,11 +145,11 @@ def test_a_table_may_hold_some_clusters_only(tmp_path):
         (lambda text: text.encode("utf-16").decode("latin-1"), "lacks|cannot be read"),
     ],
 )
-def test_a_wrong_table_changes_nothing(tmp_path, change, told):
+def test_a_wrong_table_changes_nothing(tmp_path, change, sentence):
     anna = reading(tmp_path, "anna", {1: "keratin", 2: "dermis"})
     anna.save({1: {"mark": "sure"}})
     before = anna.path.read_bytes()
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=sentence):
         anna.read_csv(change(anna.as_csv().decode("utf-8-sig")).encode())
     assert anna.path.read_bytes() == before
 
@@ -158,14 +158,14 @@ def test_clusters_are_found_by_name_or_number():
     names = {1: "Keratin", 2: "dermis", 4: "keratin"}
     assert find_clusters(" keratin ", names, K) == [0, 3]
     assert find_clusters("2", names, K) == find_clusters(2, names, K) == find_clusters("DERMIS", names, K) == [1]
-    for wrong, told in (
+    for wrong, sentence in (
         ("keratine", r"'keratine': the nearest names are keratin; a number from 1 to 4"),
         ("zebra", "the names are keratin, dermis"),
         ("0", "numbered from 1 to 4"),
         ("-1", "numbered from 1 to 4"),
         ("5", "numbered from 1 to 4"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=sentence):
             find_clusters(wrong, names, K)
     with pytest.raises(InputError, match="no cluster has a name yet"):
         find_clusters("keratin", {}, K)

@@ -170,8 +170,8 @@ def test_independent_vqvae():
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     z, before = reference_models.vqvae_encode(state, x)
     assert len(vqvae.encode_codes(x).unique()) > 5
-    found, losses = vqvae.encode(x)
-    assert relative_error(found, z) < TOLERANCE
+    latent, losses = vqvae.encode(x)
+    assert relative_error(latent, z) < TOLERANCE
     for loss in losses.values():
         assert relative_error(loss, (z - before).square().mean()) < TOLERANCE
     reconstruction, _, _ = vqvae(x)
@@ -250,10 +250,10 @@ def test_resize_convolution_is_enlargement_and_convolution(shape):
     x = torch.randn(2, 6, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).requires_grad_()
     enlarged = torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
     plain = torch.nn.functional.conv2d(enlarged, layer.weight, layer.bias, padding=1)
-    found = layer(x)
-    torch.testing.assert_close(found, plain)
+    result = layer(x)
+    torch.testing.assert_close(result, plain)
     inputs = [x, *layer.parameters()]
-    for a, b in zip(*(torch.autograd.grad(y.square().sum(), inputs) for y in (found, plain)), strict=True):
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), inputs) for y in (result, plain)), strict=True):
         torch.testing.assert_close(a, b)
 
 

@@ -48,11 +48,11 @@ def code_lines(source):
 
 
 def test_every_notebook_is_in_the_order():
-    found = {
+    names = {
         str(path.relative_to(ROOT).with_suffix(""))
         for path in [*ROOT.glob("*.ipynb"), *ROOT.glob("clusters_14/*.ipynb")]
     }
-    assert found == set(EVERY)
+    assert names == set(EVERY)
     assert len(NOTEBOOKS) == 20
 
 
@@ -168,20 +168,20 @@ def test_all_notebooks_run(finished):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["run"]["clustering"] == clustering
     mark = {"classifier": "", "kmeans": "_kmeans"}[clustering]  # files of k-means have names of their own
-    own = {name.replace("clusters_14", f"clusters_{K}{mark}") for name in NOTEBOOKS}
-    own = {f"{name}{mark}" if name.startswith("internal") else name for name in own}
+    sections = {name.replace("clusters_14", f"clusters_{K}{mark}") for name in NOTEBOOKS}
+    sections = {f"{name}{mark}" if name.startswith("internal") else name for name in sections}
     silent = {"save_training_images"} | {
-        name for name in own if "part_6" in name or "part_7" in name or "part_8" in name
+        name for name in sections if "part_6" in name or "part_7" in name or "part_8" in name
     }
     maps = out / f"clusters_{K}" / f"maps_{K}{mark}"
     if clustering == "classifier":  # a zip of tiles does not tell where they were cut
-        silent |= {name for name in own if "part_15" in name}
+        silent |= {name for name in sections if "part_15" in name}
         assert not maps.exists()
     else:
         assert len(list(maps.glob("s*.geojson"))) == len(list(maps.glob("s*.jpg"))) == 11
         assert len(pd.read_csv(maps / "tile_clusters.csv")) == 44
         assert summary["run"]["mpp"] == 0.5
-    assert summary.keys() == own - silent | {"run"}
+    assert summary.keys() == sections - silent | {"run"}
     assert summary[f"clusters_{K}{mark}/part_12_LPIPS"] == {"lpips": "unavailable"}
     pixel_space = summary[f"clusters_{K}{mark}/part_14_memorisation"]["pixel space"]
     assert 0 <= pixel_space["low"] <= pixel_space["closer"] <= pixel_space["high"] <= 1

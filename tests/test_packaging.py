@@ -67,8 +67,8 @@ def test_every_module_and_data_file_is_installed(installed):
     sources = [path for name in ("pfiles", "MODULE") for path in (ROOT / name).rglob("*") if path.is_file()]
     wanted = {str(path.relative_to(ROOT)) for path in sources if "__pycache__" not in path.parts}
     wanted |= {f"pfiles/starter/{path.name}" for path in (ROOT / "weights" / "starter").glob("*[!d].[!j]*")}
-    found = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
-    assert wanted - found == set()
+    files = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
+    assert wanted - files == set()
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ from pfiles.paths import Paths, atomic_folder, atomic_write, name_of_numbers, nu
 
 def test_published_names(tmp_path):
     paths = Paths(14, tmp_path)
-    found = [paths.autoencoder, paths.models, paths.generated, paths.latent_csv, paths.figure(2, "C_14_3")]
-    assert [str(path.relative_to(tmp_path)) for path in found] == [
+    published = [paths.autoencoder, paths.models, paths.generated, paths.latent_csv, paths.figure(2, "C_14_3")]
+    assert [str(path.relative_to(tmp_path)) for path in published] == [
         "kpc_ldm/vqvae_autoencoder_ckpt.pth",
         "clusters_14/models_14",
         "clusters_14/gen_14",
@@ -115,7 +115,7 @@ def test_json_refuses_nan_and_names_a_broken_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "ks", "name"),
+    ("text", "ks", "name"),
     [
         (14, (14,), 14),
         ("14", (14,), 14),
@@ -125,14 +125,14 @@ def test_json_refuses_nan_and_names_a_broken_file(tmp_path):
         (range(3, 5), (3, 4), "3-4"),
     ],
 )
-def test_numbers_of_clusters(given, ks, name):
-    assert numbers_of_clusters(given) == ks
+def test_numbers_of_clusters(text, ks, name):
+    assert numbers_of_clusters(text) == ks
     assert name_of_numbers(ks) == name
     assert numbers_of_clusters(name) == ks
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("text", "said"),
     [
         ("16-10", "from the smaller number to the larger"),
         ("1-3", "at least 2"),
@@ -144,15 +144,15 @@ def test_numbers_of_clusters(given, ks, name):
         ),
     ],
 )
-def test_wrong_numbers_of_clusters(given, said):
+def test_wrong_numbers_of_clusters(text, said):
     with pytest.raises(InputError, match=said):
-        numbers_of_clusters(given)
+        numbers_of_clusters(text)
 
 
 def test_a_copy_of_a_clusters_folder_is_not_taken_for_its_own(tmp_path):
     """As docs/own_tiles.md says one may copy it for another k; the copy would otherwise hide what is trained since."""
-    own = tmp_path / "clusters_4" / "HHH4_C4_D4.csv"
-    for path in (own, tmp_path / "clusters_5" / own.name, tmp_path / "clusters_4 (copy)" / own.name):
+    csv = tmp_path / "clusters_4" / "HHH4_C4_D4.csv"
+    for path in (csv, tmp_path / "clusters_5" / csv.name, tmp_path / "clusters_4 (copy)" / csv.name):
         path.parent.mkdir()
         path.write_text("")
-    assert Paths(4, tmp_path).latent_csvs() == {4: own}
+    assert Paths(4, tmp_path).latent_csvs() == {4: csv}

@@ -88,14 +88,14 @@ def test_wrong_options_make_no_folder(trained, tmp_path, capsys):
 @pytest.mark.parametrize("question", ["real", "cluster"])
 def test_the_notebook_makes_pages_once_and_scores_what_came_back(trained, capsys, question):
     notebook = ROOT / "clusters_14" / "part_18_reader_study.ipynb"
-    given = parameters(trained, clustering="kmeans") | {"question": question, "tiles": 20, "readers": 2}
-    run_cells(notebook, given)
+    injected = parameters(trained, clustering="kmeans") | {"question": question, "tiles": 20, "readers": 2}
+    run_cells(notebook, injected)
     assert "No answers are there yet." in capsys.readouterr().out
     folder = opened(trained, clustering="kmeans").paths.study / question
     pages = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     judge = perfect if question == "real" else lambda truth: (str(truth["cluster"]), 2)
     give_back(folder, (1, 2), judge)
-    run_cells(notebook, given)
+    run_cells(notebook, injected)
     assert {path: path.stat().st_mtime_ns for path in pages} == pages
     scores = read_json(trained / "out" / "summary.json")[f"clusters_{K}_kmeans/part_18_reader_study"]
     assert (scores["readers"], scores["tiles"]) == (2, 20)

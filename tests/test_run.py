@@ -70,9 +70,9 @@ def test_other_settings_are_refused(part, made, in_notebooks):
 def test_files_of_two_runs_are_not_compared(artefact, done):
     assert len(artifacts.pairs(opened(done))[0]) == 12
     path = done / "out" / artefact
-    told = read_json(path)
-    told["data"]["fingerprint"] = "another"
-    write_json(path, told)
+    note = read_json(path)
+    note["data"]["fingerprint"] = "another"
+    write_json(path, note)
     with pytest.raises(InputError, match=r"data\.fingerprint was"):
         artifacts.pairs(opened(done))
 
@@ -84,9 +84,9 @@ def test_images_and_labels_of_networks_trained_since_are_refused(done):
         (done / "out/clusters_3/gen_3/generated_with.json", lambda: artifacts.generated_files(opened(done))),
         (done / "out/clusters_3/HHH3_C3_D3.json", lambda: artifacts.cluster_ids_of(opened(done), ["1"])),
     ):
-        told = read_json(path)
-        told["starts_from"]["autoencoder"] = "another"
-        write_json(path, told)
+        note = read_json(path)
+        note["starts_from"]["autoencoder"] = "another"
+        write_json(path, note)
         with pytest.raises(InputError, match=r"starts_from\.autoencoder was 'another' and is"):
             read()
 
@@ -100,9 +100,9 @@ def test_published_files_are_accepted_and_said_to_be_so(done, capsys):
     assert len(artifacts.generated_files(run)) == 12
     assert len(artifacts.cluster_ids_of(run, ["1"])) == 1
     assert len(artifacts.pairs(run)[0]) == 12
-    told = [line for line in capsys.readouterr().out.splitlines() if "does not say which run it is of" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "does not say which run it is of" in line]
     for name in ("vqvae_autoencoder_ckpt.pth", "unet_finetuning2", "gen_3", "HHH3_C3_D3.csv", "org"):
-        assert any(name in line for line in told), name
+        assert any(name in line for line in lines), name
 
 
 def test_a_csv_that_was_replaced_is_told_from_ours(done, capsys):
@@ -119,9 +119,9 @@ def test_csvs_of_different_data_are_not_ranked(done):
     for suffix in ("csv", "json"):
         (done / f"out/clusters_4/HHH3_C3_D3.{suffix}").rename(done / f"out/clusters_4/HHH4_C4_D4.{suffix}")
     assert list(artifacts.latent_csvs(run).paths) == [3, 4]
-    told = read_json(done / "out/clusters_4/HHH4_C4_D4.json")
-    told["data"]["fingerprint"] = "another"
-    write_json(done / "out/clusters_4/HHH4_C4_D4.json", told)
+    note = read_json(done / "out/clusters_4/HHH4_C4_D4.json")
+    note["data"]["fingerprint"] = "another"
+    write_json(done / "out/clusters_4/HHH4_C4_D4.json", note)
     with pytest.raises(InputError, match=r"HHH4_C4_D4\.csv beside .*data\.fingerprint was 'another'"):
         artifacts.latent_csvs(run)
 
@@ -186,7 +186,7 @@ def test_a_restart_that_would_stop_at_org_says_so_before_it_trains(done):
 def test_a_published_csv_is_not_replaced(done):
     run = opened(done)
     path, note = run.paths.latent_csv, run.paths.latent_csv.with_suffix(".json")
-    ours, told = path.read_bytes(), note.read_bytes()
+    ours, noted = path.read_bytes(), note.read_bytes()
     table = pd.read_csv(path, header=None)
     published = ours.replace(b"1", b"2")
     path.write_bytes(published)  # over ours, whose JSON tells of another file
@@ -198,7 +198,7 @@ def test_a_published_csv_is_not_replaced(done):
     assert not note.exists()
     path.unlink()
     artifacts.write_latent_csv(run, table)
-    assert (path.read_bytes(), note.read_bytes()) == (ours, told)
+    assert (path.read_bytes(), note.read_bytes()) == (ours, noted)
 
 
 def test_a_run_that_was_made_in_notebooks_draws_once_it_is_said_with_what(done, tmp_path, capsys):
@@ -252,7 +252,7 @@ def test_names_are_words_of_the_run(done):
         draw.tiles(run, "keratin", 0)
     draw.write_generated_table(run)
     table = (run.paths.generated / "tiles.csv").read_text().splitlines()
-    first = run.assigned[0][0].item() + 1
+    first = run.assignment.cluster_ids[0].item() + 1
     name = {1: "keratin", 2: "'=dermis", 3: "keratin"}[first]
     assert table[0] == "file,cluster,name,seed,probability,realism,nearest,structure"
     assert table[1].startswith(f"1.png,{first},{name},765,")
@@ -416,7 +416,7 @@ def test_networks_that_another_training_finished_are_kept(done, capsys):
     shutil.rmtree(done / "out/clusters_3/gen_3")
     run = opened(done)
     [path] = run.paths.models.glob("unet_training_*_3.pth")
-    before, told = path.read_bytes(), path.with_suffix(".json").read_bytes()
+    before, noted = path.read_bytes(), path.with_suffix(".json").read_bytes()
     foreign, _ = learn.new_autoencoder(opened(done, seed=5, restart=True))
     torch.save(foreign.state_dict(), run.paths.autoencoder)
     learn.unet(run, "training", learn.new_networks(run))
@@ -424,7 +424,7 @@ def test_networks_that_another_training_finished_are_kept(done, capsys):
     assert "Begins anew" in printed
     assert f"are kept as {path.stem}.kept_1.pth" in printed
     assert path.with_name(f"{path.stem}.kept_1.pth").read_bytes() == before
-    assert path.with_name(f"{path.stem}.kept_1.json").read_bytes() == told
+    assert path.with_name(f"{path.stem}.kept_1.json").read_bytes() == noted
     assert read_json(path.with_suffix(".json"))["number"] == 2
     assert newest_unet(run.paths.root).name.startswith("unet_finetuning2_")
 
@@ -477,7 +477,7 @@ def test_a_restart_of_a_notebook_with_two_trainings_is_done_once(done, monkeypat
     overrides = {**OVERRIDES, "autoencoder.polish.epochs": 1}
     polish = autoencoder.polish_decoder
 
-    def stop(**given):
+    def stop(**arguments):
         raise KeyboardInterrupt
 
     def again(stopped):
@@ -493,11 +493,11 @@ def test_a_restart_of_a_notebook_with_two_trainings_is_done_once(done, monkeypat
 
 
 def test_the_command_names_its_restart_until_it_ends(tmp_path, monkeypatch):
-    given = []
+    restarts = []
 
     def execute(notebook, target, parameters, kernel):
-        given.append(parameters["restart"])
-        return ("KeyboardInterrupt", "stopped") if len(given) < 3 else None
+        restarts.append(parameters["restart"])
+        return ("KeyboardInterrupt", "stopped") if len(restarts) < 3 else None
 
     monkeypatch.setattr("pfiles.cli.notebooks.execute", execute)
     monkeypatch.setattr("pfiles.cli.notebooks.start_kernel", lambda: None)
@@ -508,7 +508,7 @@ def test_the_command_names_its_restart_until_it_ends(tmp_path, monkeypatch):
     command = ["run", "--preset", "demo", "--data", data, "--out", str(tmp_path), "--restart", *tiny_options()]
     assert main([*command, "--seed", "1"]) == 130
     assert [main(command) for _ in range(3)] == [130, 0, 0]
-    other, first, again, anew = given
+    other, first, again, anew = restarts
     assert first == again != other
     assert anew not in (other, first)
     assert json.loads((tmp_path / "summary.json").read_text())["run"]["restart"] is True
@@ -600,11 +600,11 @@ def test_numbers_know_which_run_they_are_of(tmp_path, capsys):
         assert len(run.tiles.train)
         artifacts.record(run, {"y": 0.5})
     first = runs[0]
-    found = tables.provenances(first.paths.summary)
-    require_same_run(found["clusters_3/part_test"], first.provenance, "the numbers")
-    assert found["clusters_3/part_test"].seed == first.seed
+    provenances = tables.provenances(first.paths.summary)
+    require_same_run(provenances["clusters_3/part_test"], first.provenance, "the numbers")
+    assert provenances["clusters_3/part_test"].seed == first.seed
     with pytest.raises(InputError, match=r"data\.fingerprint was .* and is "):
-        require_same_run(found["clusters_3/part_b"], first.provenance, "the numbers")
+        require_same_run(provenances["clusters_3/part_b"], first.provenance, "the numbers")
     assert read_json(first.paths.summary)["clusters_3/part_b"] == {"y": 0.5}  # nothing between the numbers themselves
     summary = read_json(first.paths.summary)
     summary["run"] = {"data_fingerprint": first.tiles.fingerprint(), "seconds": 1, "peak_memory_gb": 1.0}
@@ -623,8 +623,8 @@ def test_numbers_of_pairs_are_of_the_run_that_made_the_files(done):
     artifacts.record(run, {"ssim": 0.5}, artifacts.pairs(run).provenance)
     indices = opened(done, notebook="indices", data=None)
     artifacts.record(indices, {"3": {}}, artifacts.latent_csvs(indices).provenance)
-    found = tables.provenances(run.paths.summary)
-    assert {name: of.data["fingerprint"] for name, of in found.items()} == {
+    provenances = tables.provenances(run.paths.summary)
+    assert {name: of.data["fingerprint"] for name, of in provenances.items()} == {
         "clusters_3/part_test": fingerprint, "indices": fingerprint,
     }  # fmt: skip
 
@@ -633,12 +633,12 @@ def test_evaluate_knows_a_finished_run_from_two(done, monkeypatch):
     monkeypatch.setattr(evaluation, "MIN_IMAGES", 12)
     monkeypatch.setattr(evaluation, "all_sections", lambda *_: [evaluation.in_short(), page.Section("Images", [])])
     paths = opened(done).paths
-    given = [paths.training_images, paths.generated, paths.latent_csv, paths.autoencoder]
-    assert evaluation.evaluate(*given, paired=False)[1].notes[0].startswith("All files say of which run they are")
+    files = [paths.training_images, paths.generated, paths.latent_csv, paths.autoencoder]
+    assert evaluation.evaluate(*files, paired=False)[1].notes[0].startswith("All files say of which run they are")
     other = opened(done, data=str(done / "other.npy"), out=str(done / "other"))
     artifacts.write_training_images(other)
     with pytest.raises(InputError, match=r"other/org beside .*gen_3 is of another run \(data\.fingerprint was"):
-        evaluation.evaluate(other.paths.training_images, *given[1:])
+        evaluation.evaluate(other.paths.training_images, *files[1:])
 
 
 def test_panels_of_another_k_stay(tmp_path):
@@ -655,8 +655,8 @@ def test_panels_of_another_k_stay(tmp_path):
 
 
 def test_a_run_keeps_the_precision_it_began_with(tmp_path, monkeypatch, capsys):
-    def precision(found):
-        monkeypatch.setattr("pfiles.run.pick_precision", lambda device: found)
+    def precision(measured):
+        monkeypatch.setattr("pfiles.run.pick_precision", lambda device: measured)
         return open_run("x", 3, preset="recommended", out=tmp_path).settings.precision
 
     assert precision("bf16") == "bf16"

@@ -26,8 +26,8 @@ def test_paper_preset_holds_the_published_numbers():
         (s.finetuning1, (130, "adam", 1e-4, False, 0.0)),
         (s.finetuning2, (70, "adadelta", 0.003, True, 0.05)),
     ):
-        found = (stage.epochs, stage.optimizer, stage.learning_rate, stage.trains_clusters, stage.affine_weight)
-        assert found == expected
+        values = (stage.epochs, stage.optimizer, stage.learning_rate, stage.trains_clusters, stage.affine_weight)
+        assert values == expected
     assert (s.sampling.steps, s.sampling.num_generated, s.sampling.per_cluster) == (1000, None, 100)
     assert a.vqvae == a.discriminator == d.unet == {}
     assert (a.upsampling, a.reconstruction, a.dihedral_views) == ("transposed", "mse", False)
@@ -45,9 +45,9 @@ def test_every_preset_passes_its_own_checks(preset):
             inner = getattr(group, name)
             yield from overrides(inner, f"{above}{name}.") if is_dataclass(inner) else [(f"{above}{name}", value)]
 
-    given = dict(overrides(PRESETS[preset]))
-    assert given.keys() >= {"image_size_px", "autoencoder.polish.epochs", "finetuning2.clip_norm"}
-    assert get_settings(preset, given) == PRESETS[preset]
+    values = dict(overrides(PRESETS[preset]))
+    assert values.keys() >= {"image_size_px", "autoencoder.polish.epochs", "finetuning2.clip_norm"}
+    assert get_settings(preset, values) == PRESETS[preset]
 
 
 def test_settings_are_plain_frozen_dataclasses():

@@ -47,8 +47,8 @@ def made(tmp_path_factory):
 
 
 def opened(folder, **changed):
-    given = {"n_clusters": K, "clustering": "classifier", "data": str(folder / "StMarysHospital"), "preset": "demo"}
-    return open_run("test", **(given | {"overrides": OVERRIDES, "out": str(folder / "run-of-Dr-Wu")} | changed))
+    arguments = {"n_clusters": K, "clustering": "classifier", "data": str(folder / "StMarysHospital"), "preset": "demo"}
+    return open_run("test", **(arguments | {"overrides": OVERRIDES, "out": str(folder / "run-of-Dr-Wu")} | changed))
 
 
 @pytest.fixture
@@ -72,7 +72,9 @@ def test_the_folder_draws_and_says_all_that_is_known(made, named, tmp_path):
     assert torch.equal(loaded.draw([0, 1, 2], seeds=[5, 6, 7]), draw.tiles(run, [0, 1, 2], [5, 6, 7]))
     assert loaded.names == {1: "keratin", 2: "dermis"}
     assert loaded.mpp == 0.5
-    assert loaded.shares.tolist() == pytest.approx((run.assigned[0].bincount(minlength=K) / 24).tolist(), abs=1e-6)
+    assert loaded.shares.tolist() == pytest.approx(
+        (run.assignment.cluster_ids.bincount(minlength=K) / 24).tolist(), abs=1e-6
+    )
     text = (tmp_path / "shared" / "README.md").read_text()
     for said in (
         "license: cc-by-nc-4.0", "lung \\| left", "vote 12/34", "24 for training, 4 held out",

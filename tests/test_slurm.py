@@ -111,9 +111,9 @@ def test_drawing_shares_all_numbers(job):
         [call], status = job("draw", IMAGES="10", SLURM_ARRAY_TASK_ID=number, SLURM_ARRAY_TASK_MAX="3")
         assert status == 0
         assert call[:3] == ["-m", "papermill", "clusters_14/part_6_conditional_generation.ipynb"]
-        given = call[call.index("-y") + 1]
-        first, last = given[given.index("[") + 1 : given.index("]")].split(",")
-        assert given == f"{{n_clusters: 14, only: [{first},{last}]}}"
+        parameters = call[call.index("-y") + 1]
+        first, last = parameters[parameters.index("[") + 1 : parameters.index("]")].split(",")
+        assert parameters == f"{{n_clusters: 14, only: [{first},{last}]}}"
         numbers += range(int(first), int(last) + 1)
     assert numbers == [*range(1, 11)]
     notebook = ROOT / call[2]  # which has these parameters

@@ -57,7 +57,7 @@ def test_rows_know_their_lines_and_a_table_may_be_empty():
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "sentence"),
     [
         (b"a,b\n1,2,3\n", "Line 2 of it has more cells"),
         (b"slide,mpp\nx,0,25\n", "Line 2 of it has more cells"),
@@ -68,9 +68,9 @@ def test_rows_know_their_lines_and_a_table_may_be_empty():
         (b"a,b\n1,2\n", "lacks the column c"),
     ],
 )
-def test_what_is_no_such_table_is_refused(content, told):
-    with pytest.raises(InputError, match=told):
-        parse_table(content, "it", ["c"] if "lacks" in told else [])
+def test_what_is_no_such_table_is_refused(content, sentence):
+    with pytest.raises(InputError, match=sentence):
+        parse_table(content, "it", ["c"] if "lacks" in sentence else [])
 
 
 def test_a_table_that_is_not_there(tmp_path):

@@ -66,8 +66,10 @@ def test_a_twin_is_laid_out_as_its_slide_and_says_nothing_of_it(generator, slide
             assert secret.encode() not in path.read_bytes(), (path, secret)
     tiles = torch.from_numpy(np.stack([image[y : y + SIDE, x : x + SIDE] for x, y in places])).permute(0, 3, 1, 2)
     real = tifffile.imread(slide)
-    own = torch.from_numpy(np.stack([real[y : y + SIDE, x : x + SIDE] for x in range(144, 500, 48) for y in (96, 192)]))
-    assert nearest_tiles(tiles.contiguous(), own.permute(0, 3, 1, 2).contiguous()).distance.min() > COPY
+    squares = torch.from_numpy(
+        np.stack([real[y : y + SIDE, x : x + SIDE] for x in range(144, 500, 48) for y in (96, 192)])
+    )
+    assert nearest_tiles(tiles.contiguous(), squares.permute(0, 3, 1, 2).contiguous()).distance.min() > COPY
     report = read_json(out.parent / "twin.report.json")
     assert report["drawn anew"] == 0
     assert 0 <= report["low"] <= report["agreement"] <= report["high"] <= 1

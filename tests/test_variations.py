@@ -31,13 +31,13 @@ def test_copies_of_the_original_and_of_other_real_tiles_are_marked():
     originals, unlike = images[:2], images[33:]
     gate = variations.make_gate(Tiles(images, np.arange(3, 20), np.arange(20, 33), "tissue"))
     assert gate.limit > COPY
-    drawn = torch.cat([originals[:1].flip(3), originals[:1], images[5:6], unlike])
-    table = variations.hold_against(drawn, as_table([0, 1, 1, 1]), originals, gate)
+    varied = torch.cat([originals[:1].flip(3), originals[:1], images[5:6], unlike])
+    table = variations.add_distances(varied, as_table([0, 1, 1, 1]), originals, gate)
     assert table["copy"].tolist() == [True, True, True, False]
     assert table["to_original"][0] < 0.01  # its own
     assert min(table["to_original"][1:]) > 0.5  # the second shows the first original, and was drawn from the second one
     assert max(table["nearest"][:3]) < 0.01
-    alone = variations.hold_against(drawn, as_table([0, 1, 1, 1]), originals, variations.make_gate(None))
+    alone = variations.add_distances(varied, as_table([0, 1, 1, 1]), originals, variations.make_gate(None))
     assert alone["copy"].tolist() == [True, False, False, False]
 
 
@@ -110,13 +110,13 @@ def test_other_files_are_not_replaced(saved):
 
 def test_a_generator_varies_each_tile_as_its_own_cluster_or_another(generator):
     tiles = tissue(2, SIDE)
-    own, _ = generator.assign(tiles)
+    cluster_ids, _ = generator.assign(tiles)
     varied = generator.vary(tiles, 0.5, 2, seed=3, progress=False)
     assert varied.shape == (2, 2, 3, SIDE, SIDE)
-    for place, cluster in enumerate(own.tolist()):
+    for place, cluster in enumerate(cluster_ids.tolist()):
         as_own = generator.vary(tiles, 0.5, 2, seed=3, cluster=cluster, progress=False)
         assert (as_own[place].int() - varied[place].int()).abs().max() <= 1
-    other = str((int(own[0]) + 1) % K + 1)
+    other = str((int(cluster_ids[0]) + 1) % K + 1)
     assert not torch.equal(generator.vary(tiles, 0.5, 2, seed=3, cluster=other, progress=False)[0], varied[0])
     assert not torch.equal(varied[:, 0], varied[:, 1])
     with pytest.raises(InputError, match="must have the shape"):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pfiles import artifacts, pack, paper, remake, reproduce
-from pfiles.accepting import Choice, choosing, qualities, standard_in, standard_of
+from pfiles.acceptance import Acceptance, qualities, standard_in, standard_of, until_accepted
 from pfiles.checkpoints import fingerprint_of_role
 from pfiles.cli.check import check
 from pfiles.cli.options import (
@@ -85,14 +85,14 @@ def _draw(args: argparse.Namespace) -> int:
     out, numbers = output_folder(args.out), range(1, args.number + 1)
     refuse_foreign(out, (TABLE, "sheet.jpg", "tiles"), is_drawn(out))
     refuse_other_images(out / "tiles", numbers)
-    choice, seeds = Choice(args.accept), image_seeds(args.seed, range(args.number))
+    acceptance, seeds = Acceptance(args.accept), image_seeds(args.seed, range(args.number))
     generator, run = open_generator(args, "draw")
     standard = standard_in(generator_folder(args.folder), generator) if run is None else standard_of(run)
     cluster_ids = generator.cluster_ids(args.number, args.seed, args.cluster)
-    images = choosing(generator.draw, standard, generator.space.vqvae, choice)(cluster_ids, seeds=seeds)
-    measured = qualities(generator, standard, images, cluster_ids, run, choice)
+    images = until_accepted(generator.draw, standard, generator.space.vqvae, acceptance)(cluster_ids, seeds=seeds)
+    measured = qualities(generator, standard, images, cluster_ids, run, acceptance)
     write_table(  # first: it says that the folder is ours
-        out, numbers, cluster_ids, generator.names, args.seed, measured, choice.accept
+        out, numbers, cluster_ids, generator.names, args.seed, measured, acceptance.accept
     )
     write_tiles(out / "tiles", numbers, images)
     clusters = cluster_ids.unique().tolist()
@@ -101,8 +101,8 @@ def _draw(args: argparse.Namespace) -> int:
     sheet = figures.show_rows(rows, labels, "Generated tiles of each cluster", generator.mpp)
     figures.save_figure(sheet, out / "sheet.jpg")
     print(f"{args.number} tiles in {out / 'tiles'}, at most ten of each cluster in {out / 'sheet.jpg'}")
-    if choice.accept < 1:
-        print(choice)
+    if acceptance.accept < 1:
+        print(acceptance)
     if unknown := [column for column in measured if measured[column].isna().all()]:
         print(
             f"tiles.csv has no values for {', '.join(unknown)}: what real tiles are like comes with a run, or with "

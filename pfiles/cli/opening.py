@@ -8,8 +8,8 @@ from typing import Any, TypedDict
 
 import torch
 
-from pfiles import choosing
 from pfiles.choices import DEFAULTS, choose
+from pfiles.choose_k import require_learnable
 from pfiles.cli.options import parse_overrides, resolve_data
 from pfiles.clusterers import make_clusterer
 from pfiles.discriminator import make_discriminator
@@ -55,7 +55,7 @@ def plan(section: str, options: Mapping[str, Any]) -> Plan:
     opened, parameters = open_and_check(args)
     if section == "clusters":
         parameters |= {"seeds": args.seeds}
-        choosing.check(opened.tiles, opened.ks, args.seeds)
+        require_learnable(opened.tiles, opened.ks, args.seeds)
     elif opened.settings.lpips_required:
         vgg16_file()  # part 12 needs it, after all trainings
     paths, tiles = opened.paths, opened.tiles

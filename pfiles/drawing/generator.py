@@ -31,7 +31,7 @@ from pfiles.drawing.field import Box, draw_field, make_field
 from pfiles.drawing.layout import Layout, Reader
 from pfiles.drawing.sampling import STRENGTH, OnStep, image_seeds, sample
 from pfiles.errors import InputError
-from pfiles.latents import LatentSpace, encode_tiles, predict_clusters, read_latent_csv
+from pfiles.latents import Assignment, LatentSpace, encode_tiles, predict_clusters, read_latent_csv
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import make_generator
 from pfiles.machine.speed import PLAIN, Speed
@@ -209,8 +209,8 @@ class Generator(
             shares[ids] = all_shares[ids] if all_shares[ids].any() else 1.0
         return torch.multinomial(shares, number, replacement=True, generator=make_generator(seed, "clusters"))
 
-    def assign(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The cluster (N,), 0-based, of uint8 images (N, 3, S, S) and its probability (N,), both on the CPU."""
+    def assign(self, images: Tensor) -> Assignment:
+        """The cluster of each of uint8 images (N, 3, S, S) and its probability."""
         soundness.check_images(images, self.settings.image_size_px)
         device = next(self.unet.parameters()).device
         return predict_clusters(self.space.vqvae, self.bank, encode_tiles(self.space.vqvae, images.to(device)))

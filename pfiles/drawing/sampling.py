@@ -130,7 +130,7 @@ def generate_to_folder(
     *,
     seed: int,
     batch_size: int,
-    identity: Mapping[str, Any],
+    note: Mapping[str, Any],
     only: tuple[int, int] | None = None,
 ) -> None:
     """Draw the images that `folder` does not hold yet and write them as NUMBER.png, batch by batch.
@@ -139,7 +139,7 @@ def generate_to_folder(
 
     draw: `sample` with all but cluster ids and seeds given.
     numbers: the images' names and the indices of their seeds. cluster_ids: their conditions.
-    identity: what the images depend on besides, in plain values. It is kept beside them, and InputError refuses a
+    note: the provenance of the images, see `Provenance.as_note`. It is kept beside them, and InputError refuses a
         folder that was begun with another one.
     only: draw the numbers from the first to the last of these two alone, where several notebooks share the work.
         Processes that were started together share it by themselves. InputError refuses a range without any of
@@ -154,15 +154,15 @@ def generate_to_folder(
             "choose a range that does."
         )
     refuse_other_images(folder, numbers)
-    note = folder / GENERATED_WITH
-    begun_with = read_json(note, {} if image_files(folder) else dict(identity))
-    if different := Provenance.from_note(begun_with).differences(Provenance.from_note(identity)):
+    note_file = folder / GENERATED_WITH
+    begun_with = read_json(note_file, {} if image_files(folder) else dict(note))
+    if different := Provenance.from_note(begun_with).differences(Provenance.from_note(note)):
         difference = in_words(different) if begun_with else "it does not say of which"
         raise InputError(
             f"{folder} holds images of other networks or settings ({difference}): move or delete that folder first."
         )
     processes.wait_for_all()  # before any of them writes what another would find there
-    write_json(note, identity)
+    write_json(note_file, note)
     wanted = processes.share(wanted)
     _remove_parts(folder, [f"{numbers[i]}.png" for i in wanted] + [GENERATED_WITH] * (only is None and is_first()))
     done = image_files(folder)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pfiles import efficientnet
 from pfiles.discriminator import Discriminator, FeatureDiscriminator, PolishDiscriminator
 from pfiles.learning.log import History
-from pfiles.learning.loop import Job, Objective, Pace, train
+from pfiles.learning.loop import Job, LearningRateSchedule, Objective, train
 from pfiles.learning.losses import (
     Perceptual,
     adversarial_loss,
@@ -126,7 +126,8 @@ def train_autoencoder(
         draw_random=partial(draw_tiles, images, settings.dihedral_views),
         objectives=objectives,
         parts=parts,
-        pace=Pace(settings.warmup_steps, settings.decay, settings.clip_norm),
+        schedule=LearningRateSchedule(settings.warmup_steps, settings.decay),
+        clip_norm=settings.clip_norm,
         counters={"uses": code_counts},
         after_epoch=after_epoch,
         picture=picture and partial(picture, vqvae),
@@ -158,7 +159,7 @@ def polish_decoder(
     `losses.polish_terms` + w_a `losses.passing_loss`; the discriminator its `losses.hinge_loss`. Both learning rates
     fall to zero along a cosine.
 
-    images: uint8 (N, 3, S, S), each shown in a random one of its eight views. clip_norm: as in `Pace`.
+    images: uint8 (N, 3, S, S), each shown in a random one of its eight views. clip_norm: see `train`.
     """
     # Networks and optimisers: of the autoencoder, the decoder alone learns.
     decoder = nn.ModuleList([vqvae.post_quant_conv, *(m for n, m in vqvae.named_children() if n.startswith("decoder"))])
@@ -194,7 +195,8 @@ def polish_decoder(
         draw_random=partial(draw_tiles, images, True),
         objectives=objectives,
         parts=parts,
-        pace=Pace(decay="cosine", clip_norm=clip_norm),
+        schedule=LearningRateSchedule(decay="cosine"),
+        clip_norm=clip_norm,
         picture=picture and partial(picture, vqvae),
     )
     vqvae.eval().requires_grad_(False)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pfiles.cluster_bank import ClusterBank
 from pfiles.learning.log import History
-from pfiles.learning.loop import Job, Objective, make_optimizer, pace_of, train
+from pfiles.learning.loop import Job, Objective, make_optimizer, schedule_of, train
 from pfiles.learning.losses import information_terms, information_weights
 from pfiles.machine import processes
 from pfiles.settings import DiffusionSettings, StageSettings
@@ -53,7 +53,8 @@ def train_clusters(
         draw_random=trainer.draw_random,
         objectives=objectives,
         parts=trainer.parts,
-        pace=pace_of(stage),
+        schedule=schedule_of(stage),
+        clip_norm=stage.clip_norm,
     )
     trainer.give_back()
     return history

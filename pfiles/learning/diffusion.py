@@ -12,7 +12,7 @@ from pfiles.cluster_bank import ClusterBank
 from pfiles.latents import LatentSpace, predict_clusters
 from pfiles.learning.clusters import ClusterTrainer, draw_view
 from pfiles.learning.log import History
-from pfiles.learning.loop import Job, Objective, make_optimizer, pace_of, train
+from pfiles.learning.loop import Job, Objective, make_optimizer, schedule_of, train
 from pfiles.learning.losses import denoising_terms
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine import processes
@@ -93,10 +93,10 @@ def train_stage(
         if averaged:
             move_average(averaged, unet, stage.ema_decay, step)
 
-    pictured = [unet, averaged] if averaged else [unet]
     history = train(
         job, num_epochs=stage.epochs, num_tiles=codes.shape[1], draw_random=draw_random, objectives=objectives,
-        parts=parts, pace=pace_of(stage), picture=picture and partial(_side_by_side, picture, pictured),
+        parts=parts, schedule=schedule_of(stage), clip_norm=stage.clip_norm,
+        picture=picture and partial(_side_by_side, picture, [unet, averaged] if averaged else [unet]),
     )  # fmt: skip
     if trainer:
         trainer.give_back()
@@ -122,7 +122,8 @@ def predict_rows(vqvae: VQVAE, bank: ClusterBank, codes: Tensor) -> Tensor:
     codes: (V, N, h, w); the result is on their device.
     """
     rows = [
-        torch.stack([predict_clusters(vqvae, clusterer, view)[0] for view in codes]).to(codes.device) + first_row
+        torch.stack([predict_clusters(vqvae, clusterer, view).cluster_ids for view in codes]).to(codes.device)
+        + first_row
         for clusterer, first_row in zip(bank, bank.first_rows, strict=True)
     ]
     return torch.stack(rows)

@@ -51,21 +51,21 @@ class Job:
     name: the training's name; with `seed` it decides every random number.
     batch_size: tiles per step, of all processes together.
     folder: of this training alone.
-    identity: all that the result depends on, in plain values; a resume point of another identity is refused.
+    note: the provenance of the result, see `Provenance.as_note`; a resume point of another one is refused.
     restart: begin anew, once, whatever resume point there is; as text a name, under which it is done once for all.
-    outdates: folders of images, and files, that belong to the networks as they are; while steps are left to do,
-        InputError where there is one.
+    blocked_by: folders of images, and files, that belong to the networks as they are; while steps are left to do,
+        InputError if one exists.
     """
 
     name: str
     seed: int
     batch_size: int
     folder: Path
-    identity: Mapping[str, Any]
+    note: Mapping[str, Any]
     saving: SavingSettings
     speed: Speed
     restart: bool | str = False
-    outdates: Sequence[Path] = ()
+    blocked_by: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)
@@ -87,17 +87,15 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How fast a training learns.
+class LearningRateSchedule:
+    """How the learning rate of a training changes.
 
-    warmup_steps: steps over which the learning rate grows from 0.
+    warmup_steps: steps over which it grows from 0.
     decay: "constant", or "cosine", along which it falls to zero at the end.
-    clip_norm: the largest norm of an optimiser's gradient; None: no limit.
     """
 
     warmup_steps: int = 0
     decay: str = "constant"
-    clip_norm: float | None = None
 
     def factor(self, number: int, total_steps: int) -> float:
         """The share of the full learning rate in step `number`, counting from 0."""
@@ -105,8 +103,8 @@ class Pace:
         return warm * (0.5 + 0.5 * math.cos(math.pi * number / total_steps) if self.decay == "cosine" else 1.0)
 
 
-def pace_of(stage: StageSettings) -> Pace:
-    return Pace(stage.warmup_steps, stage.decay, stage.clip_norm)
+def schedule_of(stage: StageSettings) -> LearningRateSchedule:
+    return LearningRateSchedule(stage.warmup_steps, stage.decay)
 
 
 def make_optimizer(stage: StageSettings, network: nn.Module, speed: Speed) -> torch.optim.Optimizer:
@@ -121,19 +119,19 @@ Objectives = Callable[[Tensor, dict[str, Tensor], int], Iterator[Objective]]
 Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
 
 
-def _alone(train: Callable[..., History]) -> Callable[..., History]:
-    """`train`, such that a second one in the same folder is refused while it lasts."""
+def _with_locked_folder(train: Callable[..., History]) -> Callable[..., History]:
+    """`train`, during which a second one in the same folder is refused."""
 
     @wraps(train)
-    def alone(job: Job, **arguments: Any) -> History:
+    def locked_train(job: Job, **arguments: Any) -> History:
         busy = f"Another run trains in {job.folder}: wait until it ends or stop it, or name another folder as out."
         with locked(job.folder, busy):
             return train(job, **arguments)
 
-    return alone
+    return locked_train
 
 
-@_alone
+@_with_locked_folder
 def train(
     job: Job,
     *,
@@ -142,7 +140,8 @@ def train(
     draw_random: DrawRandom,
     objectives: Objectives,
     parts: Parts,
-    pace: Pace = Pace(),
+    schedule: LearningRateSchedule = LearningRateSchedule(),
+    clip_norm: float | None = None,
     counters: Mapping[str, Tensor] | None = None,
     after_epoch: Callable[[int], dict[str, float]] = lambda epoch: {},
     picture: Callable[[], Tensor] | None = None,
@@ -155,7 +154,7 @@ def train(
         the start, to one objective after another; each is minimised by one step before the next is asked for. The loss
         of the first is recorded as "loss".
     parts: all that changes, by name, a network first. counters: tensors that `objectives` changes besides.
-    after_epoch: is told the number of the epoch just done and adds to its row of the history.
+    after_epoch: gets the number of the epoch just done, adds to its row of the history. clip_norm: see `update`.
     picture: 16 n tiles, uint8 (16 n, 3, S, S), that show at a resume point what the networks make by now.
     """
     # Where the training begins: at the start, or at its resume point.
@@ -179,12 +178,12 @@ def train(
         for number, index, last_of_epoch in _steps(job, num_epochs, num_tiles, first_step, device):
             # Random numbers and learning rate of this step.
             rng.manual_seed(derive_seed(job.seed, job.name, number))
-            _set_rates(optimizers, full_rates, pace.factor(number, total_steps))
+            _set_rates(optimizers, full_rates, schedule.factor(number, total_steps))
 
             # Losses, gradients, updates.
             job.speed.begin_step()
             follow_load()
-            progress.add(*_step(index, number, rng, draw_random, objectives, pace))
+            progress.add(*_step(index, number, rng, draw_random, objectives, clip_norm))
             bar.update()
 
             # Look for bad numbers, signals and the time, now and then.
@@ -218,7 +217,7 @@ def train(
 def _begin(job: Job, parts: Parts, counters: Mapping[str, Tensor], total_steps: int, device: torch.device) -> Progress:
     """Where a training begins: at its resume point, which fills `parts` and `counters`, if it has one.
 
-    InputError, before any network is changed, if steps are left to do and `job.outdates` are there.
+    InputError, before any network is changed, if steps are left to do and files of `job.blocked_by` exist.
     """
     if job.batch_size < processes.world_size():
         raise InputError(
@@ -226,16 +225,16 @@ def _begin(job: Job, parts: Parts, counters: Mapping[str, Tensor], total_steps: 
             "start fewer, or set a larger batch_size."
         )
     progress = Progress(device)
-    anew = processes.agree(int(restarts(job.folder, job.identity, job.restart)), device)
+    anew = processes.agree(int(restarts(job.folder, job.note, job.restart)), device)
     if anew:
-        _refuse_outdated(job)
-        begin_restart(job.folder, job.identity, job.restart)
-    point = None if anew else load_resume_point(job.folder, job.identity)
+        _refuse_blocked(job)
+        begin_restart(job.folder, job.note, job.restart)
+    point = None if anew else load_resume_point(job.folder, job.note)
     if point is None:
-        _refuse_outdated(job)
+        _refuse_blocked(job)
     else:
         if _steps_done(point, job) < total_steps:
-            _refuse_outdated(job)
+            _refuse_blocked(job)
         try:
             for name, part in parts.items():
                 part.load_state_dict(point["parts"][name])
@@ -261,7 +260,7 @@ def _save(job: Job, parts: Parts, counters: Mapping[str, Tensor], progress: Prog
     """Leave a resume point, for `_begin`."""
     weights = {name: part.state_dict() for name, part in parts.items()}
     state = {**progress.state(), "parts": weights, "counters": dict(counters)}
-    save_resume_point(job.folder, job.identity, state)
+    save_resume_point(job.folder, job.note, state)
 
 
 def _steps(
@@ -289,7 +288,12 @@ def _set_rates(
 
 
 def _step(
-    index: Tensor, number: int, rng: torch.Generator, draw_random: DrawRandom, objectives: Objectives, pace: Pace
+    index: Tensor,
+    number: int,
+    rng: torch.Generator,
+    draw_random: DrawRandom,
+    objectives: Objectives,
+    clip_norm: float | None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """One step on the tiles `index` of all processes: the terms to record, and whether every number was finite."""
     # Draw what is random for the whole batch, and take this process's share of it.
@@ -304,7 +308,7 @@ def _step(
         loss.backward()
 
         # Clip it, and step the optimisers.
-        norms = torch.stack([update(optimizer, pace.clip_norm) for optimizer in objective.optimizers])
+        norms = torch.stack([update(optimizer, clip_norm) for optimizer in objective.optimizers])
 
         # Keep the numbers for the log; they are looked at every CHECK_EVERY steps.
         norm = norms.norm() if len(norms) > 1 else norms[0]
@@ -315,7 +319,7 @@ def _step(
 
 
 def update(optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> Tensor:
-    """Apply and clear the gradients, clipped to a norm of `clip_norm`; returns the norm they had.
+    """Apply and clear the gradients, clipped to a norm of `clip_norm`, None for no limit; returns the norm they had.
 
     Where the optimiser's first group says that so many networks are computed `together`, each with its part of every
     parameter's first axis, each is clipped to a norm of its own.
@@ -357,8 +361,8 @@ def _steps_done(point: Mapping[str, Any], job: Job) -> int:
     return point["step"]
 
 
-def _refuse_outdated(job: Job) -> None:
-    for path in job.outdates:
+def _refuse_blocked(job: Job) -> None:
+    for path in job.blocked_by:
         if path.is_file() or image_files(path):
             raise InputError(f"{path} is not of the networks that {job.name} will leave: move or delete it first.")
 

@@ -68,13 +68,13 @@ def _show(
 class Parameters(NamedTuple):
     """What the notebook that runs here is given.
 
-    of_notebook: what the cell tagged "parameters" assigns. given: what the cell behind it does, which a program put
-    there. giver: that program.
+    of_notebook: what the cell tagged "parameters" assigns. injected: what the cell behind it does, which a program put
+    there. program: that one.
     """
 
     of_notebook: dict[str, Any]
-    given: dict[str, Any]
-    giver: str
+    injected: dict[str, Any]
+    program: str
 
 
 def notebook_parameters() -> Parameters | None:
@@ -85,11 +85,11 @@ def notebook_parameters() -> Parameters | None:
     shell = _shell()
     cells = [] if shell is None else [*shell.user_ns.get("In", [])][:-1]  # the last one runs
     begin = next((begin for begin in INJECTED if cells and cells[-1].startswith(begin)), None)
-    given = None if begin is None else _values(cells.pop())
+    injected = None if begin is None else _values(cells.pop())
     of_notebook = _values(cells[-1]) if cells else None
-    if not of_notebook or (begin is not None and given is None):
+    if not of_notebook or (begin is not None and injected is None):
         return None
-    return Parameters(of_notebook, given or {}, INJECTED[begin] if begin else "")
+    return Parameters(of_notebook, injected or {}, INJECTED[begin] if begin else "")
 
 
 def _values(source: str) -> dict[str, Any] | None:

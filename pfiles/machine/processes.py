@@ -177,17 +177,17 @@ class _CellBar(tqdm):
     shows the notebook, and stands still where there is none."""
 
     def __init__(self, *args: Any, **options: Any):
-        self._shown = None
+        self._display = None
         super().__init__(*args, **{"file": io.StringIO(), "ncols": 100, "ascii": False, "mininterval": 0.5, **options})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         from IPython.display import display  # there, as this is a notebook
 
         text = {"text/plain": str(self) if msg is None else msg}
-        if self._shown is None:
-            self._shown = display(text, raw=True, display_id=True)
+        if self._display is None:
+            self._display = display(text, raw=True, display_id=True)
         else:
-            self._shown.update(text, raw=True)
+            self._display.update(text, raw=True)
         return True
 
 

@@ -93,7 +93,7 @@ class Search(NamedTuple):
 
 
 def search(images: Tensor, train: Tensor, held_out: Tensor, source: str) -> Search:
-    """`memorisation.held_against`, with a certificate; all images are looked up at once.
+    """`memorisation.search_and_judge`, with a certificate; all images are looked up at once.
 
     images, train, held_out: uint8 (N, 3, S, S).
     """

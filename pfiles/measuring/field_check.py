@@ -63,11 +63,11 @@ def window_corners(size: tuple[int, int], joints: Joints) -> np.ndarray:
 class Seams:
     """How well a small network tells squares across joints from squares inside of windows.
 
-    drawn: of the field. side_by_side: of the same windows in another order. inside: half of the squares inside of
-    windows from the other half, which is what no difference looks like.
+    across_joints: of the field. side_by_side: of the same windows in another order. inside: half of the squares inside
+    of windows from the other half, which is what no difference looks like.
     """
 
-    drawn: TwoSampleTest
+    across_joints: TwoSampleTest
     side_by_side: TwoSampleTest
     inside: TwoSampleTest
 

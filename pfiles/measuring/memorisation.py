@@ -68,9 +68,9 @@ def nearest_tiles(images: Tensor, train: Tensor) -> pd.DataFrame:
             f"Generated and training images must be square and of one size, but are {tuple(images.shape[1:])} and "
             f"{tuple(train.shape[1:])}: bring them to one size first."
         )
-    found = [_nearest_of(images, some) for some in train.split(AT_ONCE)]
-    best = found[0]
-    for number, other in enumerate(found[1:], start=1):
+    tables = [_nearest_of(images, part) for part in train.split(AT_ONCE)]
+    best = tables[0]
+    for number, other in enumerate(tables[1:], start=1):
         nearer = other.distance < best.distance
         best[nearer] = other[nearer].assign(tile=other.tile[nearer] + number * AT_ONCE)
     return best
@@ -292,7 +292,7 @@ def outright_limit(held_out: np.ndarray) -> float:
     return max(COPY, OUTRIGHT * float(np.median(held_out)))
 
 
-def held_against(
+def search_and_judge(
     images: Tensor, train: Tensor, held_out: Tensor, source: str
 ) -> tuple[pd.DataFrame, pd.DataFrame, Judgement, str]:
     """`nearest_tiles` among `train` of images and of held-out tiles, and what `judge` says of their distances."""
@@ -317,9 +317,9 @@ def judge(distances: np.ndarray, held_out: np.ndarray, source: str) -> tuple[Jud
     limit = outright_limit(held_out)
     is_copy = held_out < limit
     left_out = int(is_copy.sum()) if is_copy.mean() <= LEFT_OUT else 0
-    found = against_held_out(distances, held_out[~is_copy] if left_out else held_out)
-    if found["threshold"] >= COPY:
-        return {**found, "outright": min(limit, found["threshold"]), "left_out": left_out}, ""
+    closeness = against_held_out(distances, held_out[~is_copy] if left_out else held_out)
+    if closeness["threshold"] >= COPY:
+        return {**closeness, "outright": min(limit, closeness["threshold"]), "left_out": left_out}, ""
     count, n = int((np.asarray(distances) < COPY).sum()), len(distances)
     low, high = wilson_interval(count, n)
     outright: Judgement = {
@@ -328,5 +328,6 @@ def judge(distances: np.ndarray, held_out: np.ndarray, source: str) -> tuple[Jud
     }  # fmt: skip
     return outright, (
         f"The closest 1 % of the held-out tiles of {source} are themselves copies of training tiles (distance "
-        f"{found['threshold']:.3f}): remove duplicates, or name files so that no slide is on both sides of the split."
+        f"{closeness['threshold']:.3f}): remove duplicates, or name files so that no slide is on both sides of the "
+        "split."
     )

@@ -81,34 +81,34 @@ class Standard:
 
 
 def make_standard(
-    vqvae: VQVAE, train: Tensor, held_out: Tensor, drawn: Tensor, cluster_ids: np.ndarray, n_clusters: int, seed: int,
-    search: bool = True,
+    vqvae: VQVAE, train: Tensor, held_out: Tensor, generated: Tensor, cluster_ids: np.ndarray, n_clusters: int,
+    seed: int, search: bool = True,
 ) -> Standard:  # fmt: skip
     """From training, held-out and drawn tiles, uint8 (N, 3, S, S), the last of the clusters (N,), 0-based.
 
     The drawn tiles must be drawn for this alone: what is learnt from a tile flatters it. search: whether the training
     tile nearest to each held-out one is looked for, which takes longest. InputError for fewer than two tiles of a kind.
     """
-    fewest = min(map(len, (train, held_out, drawn)))
+    fewest = min(map(len, (train, held_out, generated)))
     if fewest < 2:
         raise InputError(f"The quality of tiles needs at least 2 training, held-out and drawn tiles, but has {fewest}.")
     all_of_train = train
     held_out = held_out[evenly_spaced(len(held_out), HELD_OUT_TILES)]
     train = train[evenly_spaced(len(train), TRAIN_TILES)]
-    of_train, of_held_out, of_drawn = (own_features(vqvae, tiles) for tiles in (train, held_out, drawn))
-    mean, scale, weights = learn(of_train, of_drawn)
-    of_held_out, of_drawn = ((features - mean) / scale @ weights for features in (of_held_out, of_drawn))
-    by_cluster = [of_drawn[cluster_ids == cluster] for cluster in range(n_clusters)]
+    of_train, of_held_out, of_generated = (own_features(vqvae, tiles) for tiles in (train, held_out, generated))
+    mean, scale, weights = learn(of_train, of_generated)
+    of_held_out, of_generated = ((features - mean) / scale @ weights for features in (of_held_out, of_generated))
+    by_cluster = [of_generated[cluster_ids == cluster] for cluster in range(n_clusters)]
     tables = {
         "mean": mean, "scale": scale, "weights": weights, "held_out": np.percentile(of_held_out, PERCENT),
-        "drawn": np.stack([np.percentile(part if len(part) else of_drawn, PERCENT) for part in by_cluster]),
+        "drawn": np.stack([np.percentile(part if len(part) else of_generated, PERCENT) for part in by_cluster]),
         "nearest": np.percentile(nearest_tiles(held_out, all_of_train).distance, PERCENT) if search else np.zeros(0),
-        **_structure_tables(vqvae, train, drawn, seed),
+        **_structure_tables(vqvae, train, generated, seed),
     }  # fmt: skip
     return Standard(**{name: torch.from_numpy(np.asarray(table, np.float32)) for name, table in tables.items()})
 
 
-def learn(of_train: np.ndarray, of_drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def learn(of_train: np.ndarray, of_generated: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean and scale of the features of training tiles (N, d), and the weights of the features so standardised, by
     which a logistic regression tells these from drawn tiles (M, d); each (d,)."""
     from sklearn.linear_model import LogisticRegression  # half a second to import, which few notebooks need
@@ -116,12 +116,12 @@ def learn(of_train: np.ndarray, of_drawn: np.ndarray) -> tuple[np.ndarray, np.nd
     mean, deviation = of_train.mean(0), of_train.std(0)
     scale = np.where(deviation > 1e-6, deviation, 1)
     learner = LogisticRegression(C=1 / len(mean), class_weight="balanced", max_iter=1000)
-    is_real = np.repeat([1, 0], [len(of_train), len(of_drawn)])
-    learner.fit((np.concatenate([of_train, of_drawn]) - mean) / scale, is_real)
+    is_real = np.repeat([1, 0], [len(of_train), len(of_generated)])
+    learner.fit((np.concatenate([of_train, of_generated]) - mean) / scale, is_real)
     return mean, scale, learner.coef_[0]
 
 
-def _structure_tables(vqvae: VQVAE, train: Tensor, drawn: Tensor, seed: int) -> dict[str, np.ndarray]:
+def _structure_tables(vqvae: VQVAE, train: Tensor, generated: Tensor, seed: int) -> dict[str, np.ndarray]:
     """Of real tiles that the autoencoder decoded, as it did the drawn ones: 0 is noise and 1 their mean."""
     tiles, none = train[~shows_glass(train)][:HELD_OUT_TILES], np.zeros((0, 0))
     lacking = {"spectrum": none, "power": none, "scales": np.zeros(0)}
@@ -134,7 +134,7 @@ def _structure_tables(vqvae: VQVAE, train: Tensor, drawn: Tensor, seed: int) -> 
         return lacking
     precision = np.square(1 / np.array(SIGMAS))
     weights = precision / precision.sum() / (of_real - of_noise)
-    return {"spectrum": spectrum, "power": mean_power(drawn), "scales": np.append(weights, of_noise @ weights)}
+    return {"spectrum": spectrum, "power": mean_power(generated), "scales": np.append(weights, of_noise @ weights)}
 
 
 def _through(vqvae: VQVAE, tiles: Tensor) -> Tensor:

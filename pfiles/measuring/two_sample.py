@@ -187,7 +187,7 @@ def compare(
     return results
 
 
-def told_apart(a: np.ndarray, b: np.ndarray) -> float:
+def linear_probe_accuracy(a: np.ndarray, b: np.ndarray) -> float:
     """The share of two sets of features (N, d), (M, d) that a linear classifier sorts rightly; 0.5 is chance.
 
     At most 400 of each set, standardised; logistic regression with C = 1 / d, cross-validated in five parts. A row of

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from pfiles.measuring import morphometry
-from pfiles.measuring.memorisation import held_against
+from pfiles.measuring.memorisation import search_and_judge
 from pfiles.paths import write_text
 from pfiles.reporting.figures import tile_grid
 from pfiles.tiles.dataset import Tiles
@@ -53,22 +53,22 @@ class Row:
     map: tuple[np.ndarray, str] | None
 
 
-class Drawn(NamedTuple):
+class GeneratedTiles(NamedTuple):
     """Generated tiles (N, 3, S, S), uint8, the clusters (N,) they were asked for, and those they are sorted into."""
 
     images: Tensor
-    cluster_ids: Tensor
-    assigned: Tensor
+    requested_ids: Tensor
+    assigned_ids: Tensor
 
 
-def make_rows(tiles: Tiles, standing: tuple[Tensor, Tensor, Tensor], generated: Drawn) -> list[Row]:
+def make_rows(tiles: Tiles, standing: tuple[Tensor, Tensor, Tensor], generated: GeneratedTiles) -> list[Row]:
     """A row for each cluster. standing: of the training tiles, see `latents.centre_and_border`."""
     cluster_ids, distance, margin = standing
-    sizes = cluster_ids.bincount(minlength=int(generated.cluster_ids.max()) + 1)
+    sizes = cluster_ids.bincount(minlength=int(generated.requested_ids.max()) + 1)
     words = _in_words(tiles, cluster_ids)
     train = tiles.tensor(tiles.train)
     held_out = tiles.tensor(tiles.test[evenly_spaced(len(tiles.test), HELD_OUT)])
-    nearest, _, judged, _ = held_against(generated.images, train, held_out, tiles.source)
+    nearest, _, judged, _ = search_and_judge(generated.images, train, held_out, tiles.source)
     copies = torch.tensor(nearest.distance.to_numpy() < judged["outright"])
     small = _small(tiles) if tiles.positions is not None else None
     rows = []
@@ -77,14 +77,14 @@ def make_rows(tiles: Tiles, standing: tuple[Tensor, Tensor, Tensor], generated: 
         central = members[distance[members].argsort(stable=True)][:SHOWN]
         outer = members[~torch.isin(members, central)]
         border = outer[margin[outer].argsort(stable=True)][:SHOWN]
-        is_requested = generated.cluster_ids == cluster
+        is_requested = generated.requested_ids == cluster
         squares = {
             "Nearest to its centre": train[central],
             "At its border": train[border],
             "Generated": generated.images[is_requested][:SHOWN],
         }
         facts, warnings = _origin(tiles, members.numpy())
-        is_back = generated.assigned[is_requested] == cluster
+        is_back = generated.assigned_ids[is_requested] == cluster
         n, back, copied = (int(mask.sum()) for mask in (is_requested, is_back, copies[is_requested]))
         if size:
             facts.insert(0, f"{words[cluster]}.".capitalize())
@@ -100,11 +100,14 @@ def make_rows(tiles: Tiles, standing: tuple[Tensor, Tensor, Tensor], generated: 
     return rows
 
 
-def scores(rows: Sequence[Row], generated: Drawn) -> dict[str, Any]:
+def scores(rows: Sequence[Row], generated: GeneratedTiles) -> dict[str, Any]:
     """What a run's summary keeps of the atlas."""
     warnings = {f"cluster {row.number}": list(row.warnings) for row in rows if row.warnings}
     return {
-        "share_assigned_to_requested_cluster": (generated.assigned == generated.cluster_ids).double().mean().item(),
+        "share_assigned_to_requested_cluster": (generated.assigned_ids == generated.requested_ids)
+        .double()
+        .mean()
+        .item(),
         "clusters_with_warnings": len(warnings),
         "details": {"warnings": warnings},
     }

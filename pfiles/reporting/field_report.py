@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from pfiles.errors import InputError
+from pfiles.latents import Assignment
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import derive_seed
 from pfiles.measuring import field_check, structure
 from pfiles.measuring.field_check import SEARCHED, Joints
-from pfiles.measuring.memorisation import COPY, Judgement, held_against
+from pfiles.measuring.memorisation import COPY, Judgement, search_and_judge
 from pfiles.measuring.two_sample import TwoSampleTest
 from pfiles.reporting.page import Section
 from pfiles.reporting.tables import plain
@@ -31,7 +32,7 @@ def check_field(
     path: Path,
     asked: pd.DataFrame,
     joints: Joints,
-    assign: Callable[[Tensor], tuple[Tensor, Tensor]],
+    assign: Callable[[Tensor], Assignment],
     n_clusters: int,
     seed: int,
     device: torch.device | str,
@@ -75,7 +76,7 @@ def crops(slide: SlideReader, corners: np.ndarray, side: int) -> Tensor:
 
 def _read_back(
     slide: SlideReader, places: np.ndarray, ids: np.ndarray, shares: np.ndarray, side: int,
-    assign: Callable[[Tensor], tuple[Tensor, Tensor]], n_clusters: int, scores: dict[str, Any],
+    assign: Callable[[Tensor], Assignment], n_clusters: int, scores: dict[str, Any],
 ) -> tuple[list[str], list[pd.DataFrame]]:  # fmt: skip
     parts = range(0, len(places), AT_ONCE)
     bar = progress(parts, desc="read back", unit="batch", leave=False, delay=2)
@@ -102,8 +103,12 @@ def _seams(
     if not len(corners):
         raise InputError("Seams need a field of several windows: draw a larger one.")
     tests = field_check.seams(crops(slide, corners, 2 * joints.every), joints.every, seed, device)
-    scores["seams"] = {name.replace("_", " "): test.row() for name, test in vars(tests).items()}
-    across: TwoSampleTest = tests.drawn
+    scores["seams"] = {
+        "drawn": tests.across_joints.row(),
+        "side by side": tests.side_by_side.row(),
+        "inside": tests.inside.row(),
+    }
+    across: TwoSampleTest = tests.across_joints
     sentence = (
         f"Squares across joints are told from squares inside in {across}, across joints of tiles side by side in "
         f"{tests.side_by_side}, and squares inside from each other in {tests.inside}; chance is 50 %."
@@ -180,10 +185,10 @@ def _copies(
 def gate(
     slide: SlideReader, places: np.ndarray, side: int, seed: int, real: Tiles
 ) -> tuple[Tensor, pd.DataFrame, Judgement, str]:
-    """At most 200 crops near `places` of tissue, moved at random, and what `held_against` says of them."""
+    """At most 200 crops near `places` of tissue, moved at random, and what `search_and_judge` says of them."""
     rng = np.random.default_rng(derive_seed(seed, "crops for the gate"))
     corners = places[np.sort(rng.permutation(len(places))[:SEARCHED])]
     last = np.array(slide.level_dimensions[0]) - side
     crop = crops(slide, np.minimum(corners + rng.integers(0, side, corners.shape), last), side)
-    nearest, _, judged, leak = held_against(crop, real.tensor(real.train), real.tensor(real.test), real.source)
+    nearest, _, judged, leak = search_and_judge(crop, real.tensor(real.train), real.tensor(real.test), real.source)
     return crop, nearest, judged, leak

@@ -264,7 +264,7 @@ def plot_indices(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
 
 
 def plot_choice(rows: pd.DataFrame, same: pd.DataFrame) -> Figure:
-    """The tables of `choosing.compare` against k: one plot for each index and for what else speaks for a k or against.
+    """The tables of `choose_k.compare` against k: one plot for each index and for what else speaks for a k or against.
 
     A dot for each seed, their mean with its 95 % interval, and a cross for the published value at k = 14 where it lies
     within the axes; the title tells both.

@@ -102,8 +102,8 @@ class Tiles:
     def hash_together(self) -> None:
         """Hash the pixels for `fingerprint`, as one of the processes of a job, which all call this: each hashes its
         range of the tiles. Nothing is done where this was done before, or where nothing can be kept of it."""
-        known = processes.world_size() == 1 or self.state is None or self._kept_hash() is not None
-        if not all(processes.gather([known])):
+        is_hashed = processes.world_size() == 1 or self.state is None or self._kept_hash() is not None
+        if not all(processes.gather([is_hashed])):
             parts = self._hash_parts(processes.share([*range(self._number_of_parts)]))
             self._keep_hash(processes.gather(parts))
 

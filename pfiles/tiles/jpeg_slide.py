@@ -44,8 +44,10 @@ class JpegSlide(openslide.OpenSlide):
         super().__init__(path)
         with tifffile.TiffFile(path) as file:
             pages = [_Level(*_describe(page)) for page in file.pages if _is_jpeg_tiles(page)]
-        own = ([page for page in pages if page.size == size and page.is_whole] for size in self.level_dimensions)
-        self._levels = {level: found[0] for level, found in enumerate(own) if len(found) == 1}
+        pages_per_level = (
+            [page for page in pages if page.size == size and page.is_whole] for size in self.level_dimensions
+        )
+        self._levels = {level: matching[0] for level, matching in enumerate(pages_per_level) if len(matching) == 1}
         self._file = open(path, "rb")  # noqa: SIM115 - until the slide is closed
         self._caches: dict[int, Callable[[int, int], Image.Image]] = {}
 
@@ -89,9 +91,9 @@ class JpegSlide(openslide.OpenSlide):
             for column in range(max(left, 0) // width, -(-right // width)):
                 x, y = column * width, row * height
                 tile = decoded(level, row * across + column)
-                shown = min(width, page.size[0] - x), min(height, page.size[1] - y)
-                whole = shown == page.tile or factor > 1  # averaged ones are asked for inside the level alone
-                region.paste(tile if whole else tile.crop((0, 0, *shown)), ((x - left) // factor, (y - top) // factor))
+                extent = min(width, page.size[0] - x), min(height, page.size[1] - y)
+                whole = extent == page.tile or factor > 1  # averaged ones are asked for inside the level alone
+                region.paste(tile if whole else tile.crop((0, 0, *extent)), ((x - left) // factor, (y - top) // factor))
         return region
 
     def _cache(self, factor: int) -> Callable[[int, int], Image.Image]:
@@ -111,9 +113,9 @@ class JpegSlide(openslide.OpenSlide):
         content = os.pread(self._file.fileno(), page.counts[index], page.offsets[index])
         if page.tables:  # shared by all tiles of a level: they go between a tile's first mark and the others
             content = page.tables[:-2] + content[2:]
-        found = _size(content)
-        if found != (*page.tile, 3):
-            raise openslide.OpenSlideError(f"tile {index} is no JPEG of {page.tile} in colour, but of {found}")
+        frame = _size(content)
+        if frame != (*page.tile, 3):
+            raise openslide.OpenSlideError(f"tile {index} is no JPEG of {page.tile} in colour, but of {frame}")
         try:  # the TIFF knows its colours, the JPEG may not
             tile = Image.frombytes("RGB", page.tile, content, "jpeg", "RGB", page.colours)
         except ValueError as error:

@@ -220,7 +220,7 @@ def _cut_all(
         if not stack.exists():  # killed before the very end
             os.replace(out / TILES, stack)
     stack.parent.mkdir(parents=True, exist_ok=True)
-    with _told(stack), open(stack, "r+b" if stack.exists() else "w+b") as file:
+    with _naming_file(stack), open(stack, "r+b" if stack.exists() else "w+b") as file:
         length = file.seek(0, os.SEEK_END)
         file.seek(0)
         _write_header(file, 0, size)
@@ -283,7 +283,7 @@ def _is_own(picture: Path) -> bool:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _naming_file(path: Path) -> Iterator[None]:
     """Inside the block the disk's errors name the file `path`."""
     try:
         yield

@@ -409,9 +409,9 @@ def test_all_indices_refuses_as_well():
 @pytest.mark.parametrize("data", [blobs, one_large_cluster])
 def test_samples_of_all_points_are_the_indices_themselves(data):
     X, labels = data()
-    found, exact = sampled_indices(X, labels), all_indices(X, labels)
-    assert {name: found[name] for name in exact} == pytest.approx(exact, rel=1e-12)
-    assert found["c_high"] - found["c_low"] == pytest.approx(0, abs=1e-9)
+    sampled, exact = sampled_indices(X, labels), all_indices(X, labels)
+    assert {name: sampled[name] for name in exact} == pytest.approx(exact, rel=1e-12)
+    assert sampled["c_high"] - sampled["c_low"] == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.slow
@@ -424,13 +424,13 @@ def test_intervals_of_samples_hold_the_exact_index():
     exact = all_indices(X, labels)
     held = {"c": 0, "mclain_rao": 0}
     for seed in range(40):
-        found = sampled_indices(X, labels, n_points=200, seed=seed)
-        assert found["calinski_harabasz"] == pytest.approx(exact["calinski_harabasz"], rel=1e-12)
-        assert found["hartigan"] == pytest.approx(exact["hartigan"], rel=1e-12)
-        assert found["dunn_low"] == 0 < exact["dunn"] < found["dunn"] == found["dunn_high"]
+        sampled = sampled_indices(X, labels, n_points=200, seed=seed)
+        assert sampled["calinski_harabasz"] == pytest.approx(exact["calinski_harabasz"], rel=1e-12)
+        assert sampled["hartigan"] == pytest.approx(exact["hartigan"], rel=1e-12)
+        assert sampled["dunn_low"] == 0 < exact["dunn"] < sampled["dunn"] == sampled["dunn_high"]
         for name in held:
-            held[name] += found[f"{name}_low"] < exact[name] < found[f"{name}_high"]
-            assert found[f"{name}_high"] - found[f"{name}_low"] < 0.2 * exact[name]
+            held[name] += sampled[f"{name}_low"] < exact[name] < sampled[f"{name}_high"]
+            assert sampled[f"{name}_high"] - sampled[f"{name}_low"] < 0.2 * exact[name]
     assert min(held.values()) >= 33
 
 

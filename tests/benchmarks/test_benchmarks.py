@@ -98,15 +98,15 @@ def test_a_published_step_has_the_products_losses_and_update(tmp_path, monkeypat
     ours, theirs = make_networks(SIZE, "cpu"), published_networks(SIZE, "cpu")
     settings = SIZE.settings
     images = smooth_tiles(16, SIDE)
-    drawn = {}
+    batch_of_step = {}
     views, add_noise = clusters.random_affine, LinearNoiseScheduler.add_noise
 
     def watched_views(tiles, *args, **options):
-        drawn["x"], drawn["x_affine"] = tiles, views(tiles, *args, **options)
-        return drawn["x_affine"]
+        batch_of_step["x"], batch_of_step["x_affine"] = tiles, views(tiles, *args, **options)
+        return batch_of_step["x_affine"]
 
     def watched_noise(self, z, noise, t):
-        drawn["t"], drawn["noise"] = t, noise
+        batch_of_step["t"], batch_of_step["noise"] = t, noise
         return add_noise(self, z, noise, t)
 
     monkeypatch.setattr(clusters, "random_affine", watched_views)
@@ -125,7 +125,7 @@ def test_a_published_step_has_the_products_losses_and_update(tmp_path, monkeypat
     parameters = [*theirs.unet.parameters(), *theirs.classifier.parameters()]
     terms = reference.stage_step(
         theirs.unet, theirs.classifier, theirs.vqvae, torch.optim.Adadelta(parameters, lr=stage.learning_rate),
-        to_unit(drawn["x"]), to_unit(drawn["x_affine"]), drawn["t"], drawn["noise"],
+        to_unit(batch_of_step["x"]), to_unit(batch_of_step["x_affine"]), batch_of_step["t"], batch_of_step["noise"],
         LinearNoiseScheduler(1000, settings.diffusion.beta_start, settings.diffusion.beta_end).alpha_cumprod,
         items.loss_weights(settings.diffusion, stage),
     )  # fmt: skip
@@ -336,9 +336,10 @@ def test_indices_and_the_plain_way_are_measured_beside_each_other(tmp_path, caps
     monkeypatch.setattr(indices, "PLAIN_UP_TO", 300)
     x, labels = indices.load(300)
     np.savetxt(tmp_path / "a.csv", np.column_stack([x, labels]), delimiter=",")
-    given = [str(tmp_path / "a.csv"), "--points", "300", "400", "--repetitions", "1", "--out", str(tmp_path / "a.json")]
-    assert indices.main(given) == 0
-    from_file, small, large = json.loads((tmp_path / "a.json").read_text())["rows"]
+    out = tmp_path / "a.json"
+    arguments = [str(tmp_path / "a.csv"), "--points", "300", "400", "--repetitions", "1", "--out", str(out)]
+    assert indices.main(arguments) == 0
+    from_file, small, large = json.loads(out.read_text())["rows"]
     assert from_file["module"]["values"] == small["module"]["values"] == small["plain"]["values"]
     assert small["module"]["values"] == [f"{value:.5f}" for value in all_indices(x, labels).values()]
     assert (large["points"], "plain" in large) == (400, False)

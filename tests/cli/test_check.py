@@ -80,9 +80,9 @@ def test_what_is_missing_is_red_and_says_what_to_do(tmp_path, capsys, monkeypatc
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(check.shutil, "disk_usage", lambda place: namedtuple("Usage", "free")(10**5))
     monkeypatch.setattr(check, "STARTER", tmp_path / "none")
-    given = arguments(tmp_path, lpips_required=True)
-    given[given.index("--data") + 1] = str(tmp_path / "none.npy")
-    assert main([*given, "--fast"]) == 1
+    options = arguments(tmp_path, lpips_required=True)
+    options[options.index("--data") + 1] = str(tmp_path / "none.npy")
+    assert main([*options, "--fast"]) == 1
     red = [line for line in capsys.readouterr().out.splitlines() if line.startswith(check.RED)]
     assert len(red) == 4
     for line, says in zip(red, ("There is no data at", "Free some, or name", "weights/starter", "528 MB"), strict=True):

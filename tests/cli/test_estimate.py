@@ -33,8 +33,8 @@ def test_times_are_steps_times_seconds(clusters_first, tmp_path, monkeypatch):
     epochs |= {"clusters_first": clusters_first, "training.trains_clusters": not clusters_first}
     changed = {**TINY, **epochs, "diffusion.num_timesteps": 100, "sampling.steps": 40}
     run = open_run("test", 16, "classifier", tmp_path / "tiles.npy", "demo", changed)
-    found = {name: time for name, time, _ in estimate.estimate(run)}
-    assert found == pytest.approx({
+    times = {name: time for name, time, _ in estimate.estimate(run)}
+    assert times == pytest.approx({
         "train_autoencoder": 1.5 * (2 * 0.3 + 5 * 0.6),
         "part 1": 8 * 24 * 0.25 + 1.5 * (10 * 6 + clusters_first * 7 * 3),
         "part 2": 1.5 * 9, "part 3": 1.5 * 12, "parts 4, 7 and 8, each": 5 * 4, "part 6": 12 * 4,

@@ -63,9 +63,9 @@ def test_the_first_picture_row_is_of_real_tiles(tmp_path, monkeypatch):
     picture = Image.open(tmp_path / "out" / "kpc_ldm" / "autoencoder_training" / "samples" / "00000006.jpg")
     tiles = make_tiles(44)[np.linspace(0, 39, 24).round().astype(int)][[0, 3, 6, 9]]
     row = np.concatenate(tiles, axis=1).astype(int)
-    shown = np.asarray(picture).astype(int)
-    assert np.abs(shown[:48] - row).mean() < 12  # a JPEG's loss on tiles of noise
-    assert np.abs(shown[48:96] - row).mean() > 24
+    levels = np.asarray(picture).astype(int)
+    assert np.abs(levels[:48] - row).mean() < 12  # a JPEG's loss on tiles of noise
+    assert np.abs(levels[48:96] - row).mean() > 24
 
 
 def test_pictures_take_no_more_than_their_share(tmp_path, monkeypatch):
@@ -152,8 +152,8 @@ def test_a_run_is_followed_from_training_to_training(tmp_path, monkeypatch):
     def tell(name, step, at):
         folder = tmp_path / "kpc_ldm" / f"{name}_training"
         folder.mkdir(parents=True, exist_ok=True)
-        told = {"step": step, "total_steps": 6, "steps_per_second": 1.0, "at": at}
-        (folder / log.PROGRESS).write_text(json.dumps(told))
+        progress = {"step": step, "total_steps": 6, "steps_per_second": 1.0, "at": at}
+        (folder / log.PROGRESS).write_text(json.dumps(progress))
 
     clock = [1000.0]
     later = iter([lambda: tell("polish", 2, 1030), lambda: tell("polish", 6, 1040)])
@@ -177,16 +177,16 @@ def test_a_clock_that_was_set_back_hides_no_training(tmp_path):
     for name, at in (("autoencoder", time.time() + 3600), ("polish", time.time() + 1)):  # the second of another machine
         folder = tmp_path / "kpc_ldm" / f"{name}_training"
         folder.mkdir(parents=True)
-        told = {"step": 6, "total_steps": 6, "steps_per_second": 1.0, "at": at}
-        (folder / log.PROGRESS).write_text(json.dumps(told))
+        progress = {"step": 6, "total_steps": 6, "steps_per_second": 1.0, "at": at}
+        (folder / log.PROGRESS).write_text(json.dumps(progress))
     assert watch.look(tmp_path).folder.name == "polish_training"
 
 
 def test_the_clusters_of_every_k_are_seen_as_well(tmp_path):
     folder = tmp_path / "choose_k" / "clusters_all"
     folder.mkdir(parents=True)
-    told = {"step": 3, "total_steps": 6, "steps_per_second": 1.0, "at": time.time()}
-    (folder / log.PROGRESS).write_text(json.dumps(told))
+    progress = {"step": 3, "total_steps": 6, "steps_per_second": 1.0, "at": time.time()}
+    (folder / log.PROGRESS).write_text(json.dumps(progress))
     assert watch.look(tmp_path).line().startswith("clusters_all: step 3 of 6 (50%)")
 
 

@@ -143,11 +143,11 @@ def test_a_training_begins_from_a_generator(generator, tmp_path):
     for a, b in zip(vqvae.state_dict().values(), generator.space.vqvae.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     unet = type(generator.unet)(16, 5, **get_settings("demo", TINY).diffusion.unet)
-    own = unet.class_emb.weight.clone()
+    embeddings = unet.class_emb.weight.clone()
     begin_from(
         unet, starting_weights(str(tmp_path), get_settings("demo", BEGUN).diffusion), "unet.", anew=["class_emb.weight"]
     )
-    assert torch.equal(unet.class_emb.weight, own)
+    assert torch.equal(unet.class_emb.weight, embeddings)
     assert torch.equal(unet.conv_in.weight, generator.unet.conv_in.weight)
 
 
@@ -184,13 +184,13 @@ def serve(folder):
         def answer(self):
             start = "/someone/tissue/resolve/main/"
             file = folder / self.path.removeprefix(start)
-            found = self.path.startswith(start) and file.is_file()
-            content = file.read_bytes() if found else b""
-            self.send_response(200 if found else 404)
+            is_file = self.path.startswith(start) and file.is_file()
+            content = file.read_bytes() if is_file else b""
+            self.send_response(200 if is_file else 404)
             self.send_header("Content-Length", str(len(content)))
             self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
             self.send_header("X-Repo-Commit", "a" * 40)
-            if not found:
+            if not is_file:
                 self.send_header("X-Error-Code", "EntryNotFound" if self.path.startswith(start) else "RepoNotFound")
             self.end_headers()
             if self.command == "GET":

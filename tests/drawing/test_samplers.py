@@ -53,14 +53,14 @@ def test_sampling_recovers_a_known_distribution(sampler, steps, tolerance):
     """Also latents far beyond [-1, 1], which a sampler that clips would never reach."""
     scheduler = LinearNoiseScheduler()
     network = ExactNoise(scheduler, means=[2.0, -3.0], std=0.4)
-    drawn = []
+    latents = []
     clusters = [0, 1] * 20
     sample(
-        network, scheduler, lambda z: drawn.append(z) or z[:, :3], clusters, image_seeds(0, range(40)),
+        network, scheduler, lambda z: latents.append(z) or z[:, :3], clusters, image_seeds(0, range(40)),
         latent_shape=(3, 16, 16), num_steps=steps, sampler=sampler, progress=False,
     )  # fmt: skip
-    z = torch.cat(drawn)
+    z = torch.cat(latents)
     for cluster, mean in ((0, 2.0), (1, -3.0)):
-        found = z[cluster::2]
-        assert found.mean().item() == pytest.approx(mean, abs=0.02)
-        assert found.std().item() == pytest.approx(0.4, abs=tolerance)
+        values = z[cluster::2]
+        assert values.mean().item() == pytest.approx(mean, abs=0.02)
+        assert values.std().item() == pytest.approx(0.4, abs=tolerance)

@@ -31,10 +31,10 @@ def test_guidance_moves_along_the_difference(unet):
             return 3 * self.unet(x, t, cond) - 2 * self.unet(x, t)
 
     arguments = (LinearNoiseScheduler(20), lambda z: z[:, :3] / 4 + 0.5, clusters, seeds)
-    how = {"latent_shape": LATENT, "num_steps": 5, "progress": False}
-    guided = sample(unet, *arguments, **how, guidance=3.0)
-    assert (guided.int() - sample(Mixed(), *arguments, **how).int()).abs().max() <= 1
-    assert not torch.equal(guided, sample(unet, *arguments, **how))
+    options = {"latent_shape": LATENT, "num_steps": 5, "progress": False}
+    guided = sample(unet, *arguments, **options, guidance=3.0)
+    assert (guided.int() - sample(Mixed(), *arguments, **options).int()).abs().max() <= 1
+    assert not torch.equal(guided, sample(unet, *arguments, **options))
 
 
 @pytest.fixture
@@ -88,34 +88,34 @@ def test_generation_goes_on_where_it_stopped(unet, tmp_path):
             raise KeyboardInterrupt
         return draw(unet, cluster_ids, seeds)
 
-    arguments, how = (numbers, clusters), {"seed": 5, "batch_size": 2, "identity": {"unet": "a"}}
+    arguments, options = (numbers, clusters), {"seed": 5, "batch_size": 2, "note": {"unet": "a"}}
     with pytest.raises(KeyboardInterrupt):
-        generate_to_folder(counted, tmp_path / "broken", *arguments, **how)
+        generate_to_folder(counted, tmp_path / "broken", *arguments, **options)
     assert sorted(path.name for path in (tmp_path / "broken").glob("*.png")) == ["1.png", "2.png"]
-    generate_to_folder(counted, tmp_path / "broken", *arguments, **how)
+    generate_to_folder(counted, tmp_path / "broken", *arguments, **options)
     assert calls == [2, 2, 2, 1]
-    generate_to_folder(lambda **kw: draw(unet, **kw), tmp_path / "whole", *arguments, **how)
+    generate_to_folder(lambda **kw: draw(unet, **kw), tmp_path / "whole", *arguments, **options)
     for number in numbers:
         one, other = (np.asarray(Image.open(tmp_path / name / f"{number}.png")) for name in ("broken", "whole"))
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
 
     with pytest.raises(InputError, match="other networks or settings"):
-        generate_to_folder(counted, tmp_path / "whole", *arguments, **how | {"identity": {"unet": "b"}})
+        generate_to_folder(counted, tmp_path / "whole", *arguments, **options | {"note": {"unet": "b"}})
     with pytest.raises(InputError, match=r"images of another run, such as 2\.png"):
-        generate_to_folder(counted, tmp_path / "whole", [1, 3, 10, 11], clusters[:4], **how)
+        generate_to_folder(counted, tmp_path / "whole", [1, 3, 10, 11], clusters[:4], **options)
 
 
 def test_shares_of_several_jobs_are_the_whole(unet, tmp_path):
     numbers, clusters = [1, 2, 3, 10, 11], torch.tensor([0, 1, 2, 0, 1])
     arguments = (lambda **kw: draw(unet, **kw), tmp_path / "shares", numbers, clusters)
-    how = {"seed": 5, "batch_size": 2, "identity": {"unet": "a"}}
+    options = {"seed": 5, "batch_size": 2, "note": {"unet": "a"}}
     with pytest.raises(InputError, match="first and the last number of a range"):
-        generate_to_folder(*arguments, **how, only=(10, 3))
-    generate_to_folder(*arguments, **how, only=(3, 10))
+        generate_to_folder(*arguments, **options, only=(10, 3))
+    generate_to_folder(*arguments, **options, only=(3, 10))
     assert sorted(path.name for path in (tmp_path / "shares").glob("*.png")) == ["10.png", "3.png"]
-    generate_to_folder(*arguments, **how, only=(1, 2))
-    generate_to_folder(*arguments, **how, only=(11, 11))
-    generate_to_folder(arguments[0], tmp_path / "whole", *arguments[2:], **how)
+    generate_to_folder(*arguments, **options, only=(1, 2))
+    generate_to_folder(*arguments, **options, only=(11, 11))
+    generate_to_folder(arguments[0], tmp_path / "whole", *arguments[2:], **options)
     for number in numbers:
         one, other = (np.asarray(Image.open(tmp_path / name / f"{number}.png")) for name in ("shares", "whole"))
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
@@ -125,7 +125,7 @@ def test_shares_of_several_jobs_are_the_whole(unet, tmp_path):
 def test_a_range_without_images_is_refused_before_drawing(only, unet, tmp_path):
     with pytest.raises(InputError, match=r"holds none of the 5 numbers from 1 to 11: choose a range that does\.$"):
         generate_to_folder(
-            None, tmp_path / "gen", [1, 2, 3, 10, 11], torch.arange(5), seed=5, batch_size=2, identity={}, only=only
+            None, tmp_path / "gen", [1, 2, 3, 10, 11], torch.arange(5), seed=5, batch_size=2, note={}, only=only
         )
     assert not (tmp_path / "gen").exists()
 
@@ -133,9 +133,7 @@ def test_a_range_without_images_is_refused_before_drawing(only, unet, tmp_path):
 @pytest.mark.parametrize("only", [7, "1-5", (1,), (1, 2, 3), (1.5, 3), ("a", "b"), (None, 3), (True, 3)])
 def test_what_is_no_range_is_refused(only, tmp_path):
     with pytest.raises(InputError, match="only must be the first and the last number of a range"):
-        generate_to_folder(
-            None, tmp_path / "gen", [1, 2, 3], torch.arange(3), seed=5, batch_size=2, identity={}, only=only
-        )
+        generate_to_folder(None, tmp_path / "gen", [1, 2, 3], torch.arange(3), seed=5, batch_size=2, note={}, only=only)
 
 
 def test_an_interrupt_is_one_sentence_and_keeps_what_is_done(unet, tmp_path, capsys):
@@ -146,7 +144,7 @@ def test_an_interrupt_is_one_sentence_and_keeps_what_is_done(unet, tmp_path, cap
 
     with pytest.raises(KeyboardInterrupt, match=r"^Drawing images was stopped: run it again to go on with those"):
         generate_to_folder(
-            stopped, tmp_path, [1, 2, 3], torch.tensor([0, 1, 2]), seed=5, batch_size=1, identity={"unet": "a"}
+            stopped, tmp_path, [1, 2, 3], torch.tensor([0, 1, 2]), seed=5, batch_size=1, note={"unet": "a"}
         )
     assert "Drawing images was stopped" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"1.png", "2.png", "generated_with.json"}
@@ -158,10 +156,10 @@ def test_parts_of_a_kill_are_removed_when_the_work_goes_on(unet, tmp_path):
     for name in left:
         (tmp_path / name).write_bytes(b"half")
     arguments = (lambda **kw: draw(unet, **kw), tmp_path, [1, 2, 3, 10, 11], torch.arange(5) % 3)
-    how = {"seed": 5, "batch_size": 2, "identity": {"unet": "a"}}
-    generate_to_folder(*arguments, **how, only=(1, 3))
+    options = {"seed": 5, "batch_size": 2, "note": {"unet": "a"}}
+    generate_to_folder(*arguments, **options, only=(1, 3))
     assert {path.name for path in tmp_path.glob(".*")} == {*left[2:]}
-    generate_to_folder(*arguments, **how)
+    generate_to_folder(*arguments, **options)
     assert {path.name for path in tmp_path.glob(".*")} == {".notes.part"}
 
 
@@ -169,7 +167,7 @@ def test_what_another_notebook_writes_right_now_stays(unet, tmp_path):
     """Two notebooks draw the same images at once: each leaves the other's unfinished file alone."""
     with atomic_write(tmp_path / "1.png", by_every_process=True) as file:
         generate_to_folder(
-            lambda **kw: draw(unet, **kw), tmp_path, [1, 2], torch.arange(2), seed=5, batch_size=2, identity={}
+            lambda **kw: draw(unet, **kw), tmp_path, [1, 2], torch.arange(2), seed=5, batch_size=2, note={}
         )
         file.write((tmp_path / "1.png").read_bytes())
     assert {path.name for path in tmp_path.iterdir()} == {"1.png", "2.png", "generated_with.json"}
@@ -193,7 +191,7 @@ def test_a_full_disk_is_told(unet, tmp_path, monkeypatch):
     monkeypatch.setattr(sampling, "write_tiles", full)
     with pytest.raises(OSError, match="No space left"):
         generate_to_folder(
-            lambda **kw: draw(unet, **kw), tmp_path, [1, 2], torch.tensor([0, 1]), seed=5, batch_size=1, identity={}
+            lambda **kw: draw(unet, **kw), tmp_path, [1, 2], torch.tensor([0, 1]), seed=5, batch_size=1, note={}
         )
 
 
@@ -215,12 +213,12 @@ def test_a_network_that_knows_the_noise_draws_the_original_back(sampler, strengt
     """Whatever the share of the steps: the noise laid over the latents is that of the step that is begun with."""
     scheduler = LinearNoiseScheduler(1000)
     latents = torch.randn(3, *LATENT, generator=torch.Generator().manual_seed(0))
-    drawn, seen = [], []
+    results, seen = [], []
     sample(
-        TrueNoise(latents, scheduler), scheduler, lambda z: drawn.append(z) or z[:, :3], torch.zeros(3).long(),
+        TrueNoise(latents, scheduler), scheduler, lambda z: results.append(z) or z[:, :3], torch.zeros(3).long(),
         image_seeds(1, range(3)), latent_shape=LATENT, num_steps=10, sampler=sampler, progress=False,
         originals=latents, strength=strength, on_step=lambda done, steps, x: seen.append((done, steps)),
     )  # fmt: skip
-    torch.testing.assert_close(drawn[0], latents, atol=2e-3, rtol=0)
+    torch.testing.assert_close(results[0], latents, atol=2e-3, rtol=0)
     steps = seen[0][1]
     assert seen == [(done, steps) for done in range(steps - max(1, round(strength * steps)), steps + 1)]

@@ -54,13 +54,13 @@ CONFIGS = {
 
 @pytest.mark.parametrize("fault", CONFIGS)
 def test_a_config_that_does_not_fit_is_refused(tmp_path, fault):
-    change, told = CONFIGS[fault]
-    with pytest.raises(InputError, match=told):
+    change, sentence = CONFIGS[fault]
+    with pytest.raises(InputError, match=sentence):
         Generator.load(broken(tmp_path, change))
 
 
 @pytest.mark.parametrize(
-    ("weights", "told"),
+    ("weights", "sentence"),
     [
         (lambda t: t.pop("unet.conv_in.weight", t.popitem()), "has the shape None"),
         (lambda t: t.update({next(iter(t)): torch.zeros(3)}), "has the shape"),
@@ -68,8 +68,8 @@ def test_a_config_that_does_not_fit_is_refused(tmp_path, fault):
         (lambda t: next(v for v in t.values() if v.is_floating_point()).view(-1)[:1].fill_(float("nan")), "undefined"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused(tmp_path, weights, told):
-    with pytest.raises(InputError, match=told):
+def test_tensors_that_do_not_fit_are_refused(tmp_path, weights, sentence):
+    with pytest.raises(InputError, match=sentence):
         Generator.load(broken(tmp_path, weights=weights))
 
 

@@ -84,9 +84,9 @@ def test_training_is_as_long_as_the_time_allows(tmp_path):
     """Steps of half a second: 20 s are 40 steps, 10 epochs of 4; one second is one epoch on two batches."""
     calls = []
 
-    def train(networks, some, epochs, run):
-        calls.append((len(some), epochs))
-        return [{"epoch": e + 1, "loss": 1.0, "seconds": 0.5 * (len(some) // 8)} for e in range(epochs)]
+    def train(networks, part, epochs, run):
+        calls.append((len(part), epochs))
+        return [{"epoch": e + 1, "loss": 1.0, "seconds": 0.5 * (len(part) // 8)} for e in range(epochs)]
 
     run = loop.Job("test", 0, 8, tmp_path, {}, SIZE.settings.saving, PLAIN)
     images = torch.arange(32)
@@ -301,8 +301,8 @@ def test_every_k(tmp_path, short_measures):
     assert [line.split(" | ")[0] for line in table] == [
         "| every k", "| k = 3", "| every k, twice", "| every k, four times",
     ]  # fmt: skip
-    own, other = (rows[name]["values"]["3"] for name in ("k = 3.json", "every k.json"))
-    assert f"{other['frechet'] - own['frechet']:+.4f} ± " in table[0]
+    alone, other = (rows[name]["values"]["3"] for name in ("k = 3.json", "every k.json"))
+    assert f"{other['frechet'] - alone['frechet']:+.4f} ± " in table[0]
     assert "+" not in table[1]  # the k's own is compared with nothing
 
 
@@ -331,8 +331,8 @@ def test_changed_copies_go_through_the_gate(tmp_path, capsys):
     """Tiny tiles with structure: copies that are moved or turned by quarters are withheld, unlike tiles pass."""
     tiles = tissue(66)
     np.save(tmp_path / "tiles.npy", as_array(tiles))
-    given = ["--data", str(tmp_path / "tiles.npy"), "--size", "64", "--copies", "4", "--out", str(tmp_path / "out")]
-    assert copies.main(given) == 0
+    arguments = ["--data", str(tmp_path / "tiles.npy"), "--size", "64", "--copies", "4", "--out", str(tmp_path / "out")]
+    assert copies.main(arguments) == 0
     report = json.loads((tmp_path / "out" / "copies.json").read_text())
     assert (report["training tiles"], report["held-out tiles"], report["copies"]) == (60, 6, 4)
     kinds = report["kinds"]
@@ -350,7 +350,7 @@ def test_changed_copies_go_through_the_gate(tmp_path, capsys):
     assert table in capsys.readouterr().out
     assert "| moved by 10 px | 100% | 100% |" in table
     assert "4 copies of each kind among 60 training tiles" in table
-    assert copies.main([*given[:3], "48", *given[4:]]) == 2
+    assert copies.main([*arguments[:3], "48", *arguments[4:]]) == 2
     assert "must be their size or divide it." in capsys.readouterr().err
 
 
@@ -384,16 +384,16 @@ def test_rows_of_the_autoencoder(tmp_path, monkeypatch, capsys):
         autoencoder, "ROWS", {"all": OVERRIDES, "mse": OVERRIDES | {"autoencoder.reconstruction": "mse"}}
     )
     np.save(tmp_path / "tiles.npy", make_tiles(330))
-    given = ["--data", str(tmp_path / "tiles.npy"), "--tiles", "40", "--out", str(tmp_path / "out"), "--rows"]
-    autoencoder.main([*given, "all", "mse"])
+    arguments = ["--data", str(tmp_path / "tiles.npy"), "--tiles", "40", "--out", str(tmp_path / "out"), "--rows"]
+    autoencoder.main([*arguments, "all", "mse"])
     table = (tmp_path / "out" / "autoencoder.md").read_text()
     assert table in capsys.readouterr().out
     assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| all", "| mse"]
-    told = json.loads((tmp_path / "out" / "mse.json").read_text())
-    assert told["settings"]["autoencoder.reconstruction"] == "mse"
-    assert 5 < told["values"]["PSNR, dB"] < 40
+    record = json.loads((tmp_path / "out" / "mse.json").read_text())
+    assert record["settings"]["autoencoder.reconstruction"] == "mse"
+    assert 5 < record["values"]["PSNR, dB"] < 40
     assert (tmp_path / "out" / "mse.jpg").exists()
-    autoencoder.main([*given, "all"])
+    autoencoder.main([*arguments, "all"])
     assert "autoencoder" not in capsys.readouterr().out  # nothing was trained
     tiles = torch.from_numpy(make_tiles(60, 32)).permute(0, 3, 1, 2)
     same = autoencoder.measure(tiles, tiles, 0, "cpu")
@@ -405,11 +405,11 @@ def test_the_least_real_tiles_are_thrown_away():
     """Half of what is drawn is tissue, half of it too dark: what is kept is more like tissue to another judge."""
     tissue = as_tensor(make_tiles(160, 48)).contiguous()
     order = torch.arange(80).view(2, 20, 2).transpose(0, 1).flatten()  # two of each kind in turn
-    drawn = torch.cat([tissue[:40], tissue[40:80] // 2])[order]
+    generated = torch.cat([tissue[:40], tissue[40:80] // 2])[order]
     with seeded("choice"):
         generator = SimpleNamespace(space=SimpleNamespace(vqvae=make_vqvae(get_settings("demo", TINY).autoencoder)))
     generator.n_clusters = 2
-    table = quality.measure(generator, tissue[80:120], tissue[120:], drawn, np.arange(80) // 4 % 2, 1, ["random"])
+    table = quality.measure(generator, tissue[80:120], tissue[120:], generated, np.arange(80) // 4 % 2, 1, ["random"])
     for choice in ("training tiles", "cheating"):
         row = table.loc[f"random, {choice}, accept 0.5"]
         assert row.kept == 40

@@ -53,5 +53,5 @@ def test_many_classifiers_learn_as_each_alone(tiny, images, job, epochs, clip_no
         change = (learnt(one) - learnt(begun[i])).norm()
         assert change > 0.1
         assert (learnt(together[i]) - learnt(one)).norm() < 1e-2 * change
-        assert torch.equal(*(latents.predict_clusters(vqvae, of, codes[0])[0] for of in (together[i], one)))
+        assert torch.equal(*(latents.predict_clusters(vqvae, of, codes[0]).cluster_ids for of in (together[i], one)))
     np.testing.assert_allclose(losses, 0, atol=1e-4)  # what they minimise together is the sum of their losses

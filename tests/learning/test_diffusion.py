@@ -96,14 +96,14 @@ def test_velocity_of_scaled_latents_is_what_the_unet_learns(tiny, images, job):
     torch.testing.assert_close(z.std((0, 2, 3), correction=0)[used], torch.ones(int(used.sum())), atol=1e-3, rtol=0)
     torch.testing.assert_close(space.decode(space.scale(z)), vqvae.decode(z * 1.0), atol=1e-3, rtol=1e-3)
 
-    unet, drawn = recording_unet(tiny), []
+    unet, inputs = recording_unet(tiny), []
     stage = replace(tiny.finetuning1, epochs=1)
     scheduler = LinearNoiseScheduler(settings.num_timesteps, settings.beta_start, settings.beta_end)
     original = scheduler.velocity
 
     class Watched(LinearNoiseScheduler):
         def velocity(self, x0, noise, t):
-            drawn.append((x0, noise, t))
+            inputs.append((x0, noise, t))
             return super().velocity(x0, noise, t)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -113,7 +113,7 @@ def test_velocity_of_scaled_latents_is_what_the_unet_learns(tiny, images, job):
             stage=stage, job=job,
         )  # fmt: skip
     errors = []
-    for (x, t, _), (x0, noise, _) in zip(unet.seen, drawn, strict=True):
+    for (x, t, _), (x0, noise, _) in zip(unet.seen, inputs, strict=True):
         alpha_bar = scheduler.alpha_cumprod[t].view(-1, 1, 1, 1)
         torch.testing.assert_close(
             x.double(), alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise, atol=1e-5, rtol=0
@@ -153,12 +153,12 @@ def test_views_of_latents_are_learnt_from(tiny, images, job):
         unet=unet, bank=ClusterBank([clusters]), space=latents.LatentSpace(vqvae), images=images, codes=views,
         settings=settings, stage=replace(tiny.finetuning1, epochs=3), job=job,
     )  # fmt: skip
-    known = vqvae.embed(views.flatten(0, 1)).flatten(1)
-    given = torch.cat([x for x, _, _ in unet.seen]).flatten(1)
-    distance, which = torch.cdist(given, known, compute_mode="donot_use_mm_for_euclid_dist").min(1)
+    latents_of_views = vqvae.embed(views.flatten(0, 1)).flatten(1)
+    inputs = torch.cat([x for x, _, _ in unet.seen]).flatten(1)
+    distance, which = torch.cdist(inputs, latents_of_views, compute_mode="donot_use_mm_for_euclid_dist").min(1)
     assert distance.max() < 1e-3
     assert len((which // len(images)).unique()) > 4
-    clustered = torch.cat([latents.predict_clusters(vqvae, clusters, view)[0] for view in views])
+    clustered = torch.cat([latents.predict_clusters(vqvae, clusters, view).cluster_ids for view in views])
     assert torch.equal(torch.cat([c for _, _, c in unet.seen]), clustered[which])  # each view's own cluster
 
 
@@ -171,11 +171,11 @@ def test_the_condition_is_a_row_of_one_k(tiny, images, job, kind):
     if kind == "kmeans":
         for one in bank:
             nn.init.normal_(one.centroids)
-    given = []
+    conditions = []
 
     class Recorder(UNet):
         def forward(self, x, t, cond_input=None):
-            given.append(cond_input.clone())
+            conditions.append(cond_input.clone())
             return super().forward(x, t, cond_input)
 
     unet = Recorder(16, sum(KS), **tiny.diffusion.unet)
@@ -184,12 +184,12 @@ def test_the_condition_is_a_row_of_one_k(tiny, images, job, kind):
         unet=unet, bank=bank, space=latents.LatentSpace(vqvae), images=images, codes=codes,
         settings=tiny.diffusion, stage=stage, job=job,
     )  # fmt: skip
-    rows = torch.cat(given)
+    rows = torch.cat(conditions)
     firsts = torch.tensor([0, 3, 8])
     which = torch.bucketize(rows, firsts[1:], right=True)
     assert (which.bincount() / len(rows) - 1 / 3).abs().max() < 0.1
     if kind == "kmeans":  # its clusters stay, so that every condition must be one that predict_clusters gives
         for i, one in enumerate(bank):
-            own, _ = latents.predict_clusters(vqvae, one, codes)
+            cluster_ids, _ = latents.predict_clusters(vqvae, one, codes)
             counts = rows[which == i].bincount(minlength=12)[firsts[i] : firsts[i] + KS[i]]
-            assert ((counts > 0) <= (own.bincount(minlength=KS[i]) > 0)).all()
+            assert ((counts > 0) <= (cluster_ids.bincount(minlength=KS[i]) > 0)).all()

@@ -93,12 +93,12 @@ def test_the_learning_rate_warms_up(tiny, images, job):
 
 
 def test_the_learning_rate_falls_along_a_cosine():
-    pace = loop.Pace(warmup_steps=2, decay="cosine")
-    factors = [pace.factor(number, 8) for number in range(8)]
+    schedule = loop.LearningRateSchedule(warmup_steps=2, decay="cosine")
+    factors = [schedule.factor(number, 8) for number in range(8)]
     assert factors[0] == pytest.approx(0.5)  # half of the warm-up, at the top of the cosine
     assert factors[4] == pytest.approx(0.5)  # half-way down
     assert factors[7] == pytest.approx(0.5 + 0.5 * np.cos(np.pi * 7 / 8))
-    assert loop.Pace().factor(7, 8) == 1
+    assert loop.LearningRateSchedule().factor(7, 8) == 1
 
 
 def test_each_optimiser_is_clipped_by_its_own_norm():
@@ -142,7 +142,7 @@ def test_a_refused_training_leaves_the_networks_as_they_were(tiny, images, job, 
     longer = replace(tiny.finetuning1, epochs=2)
     write(tmp_path / "gen", [1], make_tiles(1))
     with pytest.raises(InputError, match="is not of the networks that test will leave"):
-        train_stage(tiny, longer, networks, images, replace(job, outdates=[tmp_path / "gen"]))
+        train_stage(tiny, longer, networks, images, replace(job, blocked_by=[tmp_path / "gen"]))
     assert torch.equal(weights(networks[1]), before)
     train_stage(tiny, longer, networks, images, job)
     assert not torch.equal(weights(networks[1]), before)

@@ -131,7 +131,7 @@ def test_another_restart_is_not_the_one_that_was_begun(tiny, images, job, stoppe
     with pytest.raises(StoppedError):
         train_stage(tiny, tiny.training, stage_networks(tiny), images, every)
     stopped(None)
-    train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(every, identity={"a": {"b": 2}}))
+    train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(every, note={"a": {"b": 2}}))
     assert "goes on" not in capsys.readouterr().out
 
 
@@ -149,11 +149,11 @@ def test_a_job_that_slurm_put_back_does_not_restart_twice(tiny, images, job, mon
 def test_a_resume_point_of_another_training_is_refused(tiny, images, job):
     train_stage(tiny, tiny.training, stage_networks(tiny), images, job)
     with pytest.raises(InputError, match=r"a\.b was 1 and is 2"):
-        train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(job, identity={"a": {"b": 2}}))
+        train_stage(tiny, tiny.training, stage_networks(tiny), images, replace(job, note={"a": {"b": 2}}))
 
 
 def test_a_training_begins_anew_where_its_start_was_trained_since(tiny, images, job, capsys):
-    first, second = (replace(job, identity={"a": 1, "starts_from": {"unet": name}}) for name in "xy")
+    first, second = (replace(job, note={"a": 1, "starts_from": {"unet": name}}) for name in "xy")
     train_stage(tiny, tiny.training, stage_networks(tiny), images, first)
     capsys.readouterr()
     train_stage(tiny, tiny.training, stage_networks(tiny), images, second)
@@ -164,9 +164,9 @@ def test_a_training_begins_anew_where_its_start_was_trained_since(tiny, images, 
 
 def test_a_precision_may_change_on_the_way_and_it_is_said(tiny, images, job, capsys):
     stage = replace(tiny.training, epochs=1)
-    identity = {"settings": {"precision": "bf16"}}
-    train_stage(tiny, stage, stage_networks(tiny), images, replace(job, identity=identity))
-    identity = {"settings": {"precision": "fp32"}}
+    note = {"settings": {"precision": "bf16"}}
+    train_stage(tiny, stage, stage_networks(tiny), images, replace(job, note=note))
+    note = {"settings": {"precision": "fp32"}}
     longer = replace(stage, epochs=2)
-    assert len(train_stage(tiny, longer, stage_networks(tiny), images, replace(job, identity=identity))) == 2
+    assert len(train_stage(tiny, longer, stage_networks(tiny), images, replace(job, note=note))) == 2
     assert "Goes on in fp32; until here it was bf16" in capsys.readouterr().out

@@ -20,7 +20,7 @@ print(json.dumps([os.environ.get(name) for name in names] + [torch.get_num_threa
 """
 
 
-def told(first="pfiles", affinity=None, **environment):
+def variables_after(first="pfiles", affinity=None, **environment):
     """GOMP_SPINCOUNT, OMP_NUM_THREADS and torch's threads in a new process that imports `first` and then torch."""
     environment = {"PATH": os.environ["PATH"], **environment}
     done = subprocess.run(
@@ -33,32 +33,33 @@ def told(first="pfiles", affinity=None, **environment):
 def test_threads_sleep_soon_and_are_as_many_as_the_cores():
     number = cpu.usable_cores()
     expected = None if number == os.cpu_count() else str(number)
-    assert told() == ["10000", expected, number]
+    assert variables_after() == ["10000", expected, number]
 
 
 @pytest.mark.parametrize("package", ["benchmarks", "experiments"])
 def test_benchmarks_and_experiments_run_as_a_run_does(package):
-    assert told(package)[0] == "10000"
+    assert variables_after(package)[0] == "10000"
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity mask on this system")
 def test_a_process_tied_to_a_core_uses_one_thread():
-    assert told(affinity={min(os.sched_getaffinity(0))})[2] == 1
+    assert variables_after(affinity={min(os.sched_getaffinity(0))})[2] == 1
 
 
 def test_a_container_with_a_quota_uses_no_more_threads():
-    assert told(LOKY_MAX_CPU_COUNT="1")[1:] == ["1", 1]  # joblib reads the quota; this is its own way to lower it
+    quota = variables_after(LOKY_MAX_CPU_COUNT="1")  # joblib reads the quota; this is its own way to lower it
+    assert quota[1:] == ["1", 1]
 
 
 @pytest.mark.parametrize("variable", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
 def test_what_the_environment_says_stays(variable):
     value = {"GOMP_SPINCOUNT": "7", "OMP_WAIT_POLICY": "passive"}[variable]
-    assert told(**{variable: value})[0] == (value if variable == "GOMP_SPINCOUNT" else None)
-    assert told(OMP_NUM_THREADS="3", LOKY_MAX_CPU_COUNT="1")[1] == "3"
+    assert variables_after(**{variable: value})[0] == (value if variable == "GOMP_SPINCOUNT" else None)
+    assert variables_after(OMP_NUM_THREADS="3", LOKY_MAX_CPU_COUNT="1")[1] == "3"
 
 
 def test_after_torch_it_is_too_late_and_nothing_is_said():
-    assert told("torch, pfiles")[0] is None
+    assert variables_after("torch, pfiles")[0] is None
 
 
 FAULTS = """
@@ -104,16 +105,16 @@ def test_threads_are_as_many_as_other_programs_leave_cores_for(four_threads, mon
     monkeypatch.setattr(cpu.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(cpu, "_cores", lambda: {0, 1, 2, 3})
     monkeypatch.setattr(cpu, "_seconds_of_others", lambda cores: taken[0])
-    found = []
+    numbers = []
     with cpu.follow_idle_cores(True) as follow:
         for seconds, of_others in ((19, 57), (1, 3), (20, 34), (20, 76), (30, 0), (20, -20)):
             now[0] += seconds
             taken[0] += of_others
             follow()
-            found.append(torch.get_num_threads())
+            numbers.append(torch.get_num_threads())
         follow()  # no time has passed
     # too early; three cores taken; 1.7; 3.8; none; and where nobody counts, only this process's own time is subtracted
-    assert found == [4, 1, 2, 1, 4, 4]
+    assert numbers == [4, 1, 2, 1, 4, 4]
     with cpu.follow_idle_cores(True) as follow:
         now[0] += 20
         taken[0] += 60

@@ -48,14 +48,14 @@ def distance(a, b):
     return error if error == error else float("inf")
 
 
-def train(tiny, networks, tiles, how, epochs=3):
+def train(tiny, networks, tiles, speed, epochs=3):
     vqvae, unet, clusters = networks
     tiles = tiles.to(DEVICE)
     stage = replace(tiny.training, epochs=epochs)
     codes = latents.encode_tiles(vqvae, tiles)
     return diffusion.train_stage(
         unet=unet, bank=ClusterBank([clusters]), space=latents.LatentSpace(vqvae), images=tiles, codes=codes,
-        settings=tiny.diffusion, stage=stage, job=how,
+        settings=tiny.diffusion, stage=stage, job=speed,
     )  # fmt: skip
 
 

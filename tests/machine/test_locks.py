@@ -45,10 +45,10 @@ def test_a_file_system_that_locks_files_only(tmp_path, monkeypatch):
     """As NFS does: an exclusive lock needs a handle that can write, which a folder has not."""
     flock = locks.fcntl.flock
 
-    def as_on_nfs(handle, how):
+    def as_on_nfs(handle, mode):
         if os.fstat(handle).st_mode & 0o170000 == 0o040000:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        flock(handle, how)
+        flock(handle, mode)
 
     monkeypatch.setattr(locks.fcntl, "flock", as_on_nfs)
     with locked(tmp_path, BUSY), pytest.raises(InputError), locked(tmp_path, BUSY):
@@ -58,7 +58,7 @@ def test_a_file_system_that_locks_files_only(tmp_path, monkeypatch):
 
 
 def test_a_file_system_without_locks_says_so(tmp_path, monkeypatch, capsys):
-    def refuse(handle, how):
+    def refuse(handle, mode):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(locks.fcntl, "flock", refuse)

@@ -158,9 +158,9 @@ def test_a_single_process_works_inside_a_job(variables, environment):
     assert processes.world_size() == 1
 
 
-@pytest.mark.parametrize("told", ["", "nonsense", "0", "-2", "1.5", "²"])
-def test_a_world_size_that_is_no_number_is_one_sentence(told, environment):
-    environment({"WORLD_SIZE": told})
+@pytest.mark.parametrize("number", ["", "nonsense", "0", "-2", "1.5", "²"])
+def test_a_world_size_that_is_no_number_is_one_sentence(number, environment):
+    environment({"WORLD_SIZE": number})
     with pytest.raises(InputError, match=r"^WORLD_SIZE must be the number of processes [^\n]*\.$"):
         processes.join()
 
@@ -235,10 +235,10 @@ def test_a_notebooks_bar_needs_no_widget_and_never_stands_still(tmp_path):
     book.cells = [nbformat.v4.new_code_cell(textwrap.dedent(code.format(root=str(ROOT))))]
     client = NotebookClient(book, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
     client.execute()
-    shown = [output.data for output in book.cells[0].outputs if output.output_type == "display_data"]
-    assert [data.keys() for data in shown] == [{"text/plain"}] * 3
-    kept, gone, told = (data["text/plain"] for data in shown)
+    displays = [output.data for output in book.cells[0].outputs if output.output_type == "display_data"]
+    assert [data.keys() for data in displays] == [{"text/plain"}] * 3
+    kept, gone, explained = (data["text/plain"] for data in displays)
     assert kept.startswith("kept: 100%")
     assert "3/3" in kept
     assert gone == ""
-    assert "3/3" in told
+    assert "3/3" in explained

@@ -53,9 +53,9 @@ def test_the_autoencoder_learns_the_same(tiny, images, job, name):
 def test_sampling_draws_the_same(tiny):
     _, unet, _ = stage_networks(tiny)
     arguments = (LinearNoiseScheduler(20), lambda z: z[:, :3] / 4 + 0.5, [0, 1, 2], image_seeds(0, range(3)))
-    how = {"latent_shape": (16, 12, 12), "num_steps": 6, "progress": False}
-    plain = sample(unet, *arguments, **how)
-    fast = sample(unet, *arguments, **how, speed=WAYS["channels_last"])
+    options = {"latent_shape": (16, 12, 12), "num_steps": 6, "progress": False}
+    plain = sample(unet, *arguments, **options)
+    fast = sample(unet, *arguments, **options, speed=WAYS["channels_last"])
     assert (plain.int() - fast.int()).abs().max() <= 1
 
 

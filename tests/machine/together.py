@@ -74,7 +74,7 @@ def clusters(folder: Path) -> None:
 def generate(folder: Path) -> None:
     pick_device()
     generate_to_folder(
-        tiny_draw(), folder, np.arange(1, 12), torch.arange(11) % K, seed=3, batch_size=4, identity={"job": "images"}
+        tiny_draw(), folder, np.arange(1, 12), torch.arange(11) % K, seed=3, batch_size=4, note={"job": "images"}
     )
 
 

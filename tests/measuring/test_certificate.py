@@ -76,7 +76,7 @@ def test_a_search_judges_as_without_planted_copies():
     train, held_out, images = tissue(60), tissue(20, seed=1), tissue(8, seed=2)
     images[3] = train[7].flip(2)
     result = certificate.search(images, train, held_out, "tissue")
-    nearest, of_held_out, scores, leak = memorisation.held_against(images, train, held_out, "tissue")
+    nearest, of_held_out, scores, leak = memorisation.search_and_judge(images, train, held_out, "tissue")
     assert result.scores == pytest.approx(scores)
     assert result.leak == leak == ""
     assert result.nearest.tile.tolist() == nearest.tile.tolist()

@@ -164,14 +164,14 @@ def test_prdc_of_known_cases(clouds):
     none = dict.fromkeys(one, 0)
     assert distribution.prdc(a, a + 1e3) == none  # sets apart
     flat = np.repeat(a.mean(0)[None], 300, axis=0)  # all generated images are one, in the middle of the real ones
-    found = distribution.prdc(a, flat)
-    assert found["recall"] == 0
-    assert found["precision"] in (0, 1)
-    assert found["coverage"] < 0.2
+    scores = distribution.prdc(a, flat)
+    assert scores["recall"] == 0
+    assert scores["precision"] in (0, 1)
+    assert scores["coverage"] < 0.2
     few = a[np.arange(300) % 10]  # copies of ten images only
-    found = distribution.prdc(a, few)
-    assert found["precision"] == 1
-    assert found["coverage"] < 0.5
+    scores = distribution.prdc(a, few)
+    assert scores["precision"] == 1
+    assert scores["coverage"] < 0.5
 
 
 def test_features_that_cannot_be_compared():

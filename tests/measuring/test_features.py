@@ -148,8 +148,8 @@ def test_read_features(tmp_path):
     for path, table in zip(files, (real, generated, held_out), strict=True):
         np.save(path, table)
     images = {"real": 6, "generated": 5, "held-out": 3}
-    found = features.read_features(files, images)
-    for table, expected in ((found.real, real), (found.generated, generated), (found.held_out, held_out)):
+    matched = features.read_features(files, images)
+    for table, expected in ((matched.real, real), (matched.generated, generated), (matched.held_out, held_out)):
         assert np.allclose(table, expected, atol=1e-6)
     assert features.read_features(files[:2], images).held_out is None
 

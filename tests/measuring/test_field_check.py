@@ -21,11 +21,11 @@ def cut(image, corners, side):
 
 
 def test_places_read_back_are_counted_by_cluster():
-    asked, found = np.array([0, 0, 0, 1, 2]), np.array([0, 0, 1, 1, 0])
-    tables = read_back(asked, found, np.array([1, 1, 1, 1, 0.6]), 3)
+    asked, read = np.array([0, 0, 0, 1, 2]), np.array([0, 0, 1, 1, 0])
+    tables = read_back(asked, read, np.array([1, 1, 1, 1, 0.6]), 3)
     assert tables["all"].right.to_dict() == {"cluster 1": 2, "cluster 2": 1, "cluster 3": 0, "all": 3}
     assert tables["inside"].tiles.to_dict() == {"cluster 1": 3, "cluster 2": 1, "all": 4}
-    assert "inside" not in read_back(asked, found, np.full(5, 0.9), 3)
+    assert "inside" not in read_back(asked, read, np.full(5, 0.9), 3)
 
 
 def test_windows_are_whole_and_have_neighbours():
@@ -39,10 +39,10 @@ def test_windows_are_whole_and_have_neighbours():
 def test_joints_of_tiles_side_by_side_are_told_and_those_of_one_piece_are_not():
     whole = noise()
     corners = window_corners(whole.shape[:2], Joints(0, 0, 64))
-    found = seams(cut(whole, corners, 128), 64, 3, "cpu")
-    assert found.drawn.learned
-    assert found.drawn.accuracy < 0.7
-    assert found.side_by_side.accuracy > 0.9
+    tests = seams(cut(whole, corners, 128), 64, 3, "cpu")
+    assert tests.across_joints.learned
+    assert tests.across_joints.accuracy < 0.7
+    assert tests.side_by_side.accuracy > 0.9
     with pytest.raises(InputError, match="at least 40 windows of 32 px"):
         seams(cut(whole, corners[:39], 128), 64, 3, "cpu")
 
@@ -55,20 +55,20 @@ def test_a_gradient_is_found_and_clusters_are_none():
     colours += 50 * ids[:, None] + np.random.default_rng(0).normal(size=(120, 3))
     colours[:, 1] += 20 * places[:, 1] / (9 * 64)
     tiles = torch.from_numpy(colours.round().astype(np.uint8))[:, :, None, None].expand(-1, -1, 8, 8)
-    found = drift(tiles, places, ids)
-    assert found["levels"] == pytest.approx(20, abs=1.5)
-    assert found["standard_error"] == pytest.approx(0.33, abs=0.15)
-    assert found["spread"] == pytest.approx(1.0, abs=0.2)
+    shares = drift(tiles, places, ids)
+    assert shares["levels"] == pytest.approx(20, abs=1.5)
+    assert shares["standard_error"] == pytest.approx(0.33, abs=0.15)
+    assert shares["spread"] == pytest.approx(1.0, abs=0.2)
 
 
 def test_a_piece_that_comes_twice_is_found():
     whole = noise(512, blur=3)
     corners = np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(-1, 2) * 64
     tiles, real = cut(whole, corners, 64), cut(noise(512, 1, 3), corners, 64)
-    found = repetition(tiles, real)
-    assert (found["searched"], found["copies"]) == (32, 0)
+    pairs = repetition(tiles, real)
+    assert (pairs["searched"], pairs["copies"]) == (32, 0)
     tiles[7] = tiles[40].flip(2)
-    found = repetition(tiles, real)
-    assert found["copies"] == 1
-    assert found["closer"] == pytest.approx(1 / 32, abs=0.07)
+    pairs = repetition(tiles, real)
+    assert pairs["copies"] == 1
+    assert pairs["closer"] == pytest.approx(1 / 32, abs=0.07)
     assert repetition(tiles)["closer"] is None

@@ -48,8 +48,8 @@ def test_the_shortlist_against_a_full_search(real, planted):
     assert (nearest.distance >= expected - 1e-4).all()
     assert np.isclose(nearest.distance, expected, atol=1e-4).mean() > 0.8
     # what is reported of each pair is what the full search finds for it
-    for row, found in zip(nearest.itertuples(), full, strict=True):
-        c, view, shift_y, shift_x = found[row.tile]
+    for row, exact in zip(nearest.itertuples(), full, strict=True):
+        c, view, shift_y, shift_x = exact[row.tile]
         assert row.distance == pytest.approx(1 - c, abs=1e-4)
         assert (row.view, row.shift_y, row.shift_x) == (view, shift_y, shift_x)
 
@@ -137,10 +137,10 @@ def test_far_shifts_against_a_full_search(real):
     nearest = memorisation.nearest_tiles(copies, torch.cat([real.images[:30], tiles]))
     shifts = [(y, x) for y in range(-16, 17) for x in range(-16, 17)]
     for row, copy, tile in zip(nearest.itertuples(), copies, tiles, strict=True):
-        found = {shift: overlap_correlation(copy, tile, *shift) for shift in shifts}
-        best = max(found, key=found.get)
+        correlations = {shift: overlap_correlation(copy, tile, *shift) for shift in shifts}
+        best = max(correlations, key=correlations.get)
         assert (row.shift_y, row.shift_x) == best
-        assert row.distance == pytest.approx(1 - found[best], abs=1e-4)
+        assert row.distance == pytest.approx(1 - correlations[best], abs=1e-4)
 
 
 def test_empty_background_that_overlaps_is_no_copy():
@@ -182,22 +182,22 @@ def test_nearest_in_a_feature_space_by_hand():
 
 
 def test_against_held_out_by_hand():
-    found = memorisation.against_held_out(np.arange(50), np.arange(2, 201))
-    assert found["threshold"] == 3  # the second smallest of 199: two in 200 spaces lie before it
+    closeness = memorisation.against_held_out(np.arange(50), np.arange(2, 201))
+    assert closeness["threshold"] == 3  # the second smallest of 199: two in 200 spaces lie before it
     z, n, p = norm.ppf(0.975), 50, 3 / 50
     centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    assert found["closer"] == p
-    assert found["low"] == pytest.approx((centre - half) / (1 + z**2 / n))
-    assert found["high"] == pytest.approx((centre + half) / (1 + z**2 / n))
-    assert found["expected"] == 0.01
+    assert closeness["closer"] == p
+    assert closeness["low"] == pytest.approx((centre - half) / (1 + z**2 / n))
+    assert closeness["high"] == pytest.approx((centre + half) / (1 + z**2 / n))
+    assert closeness["expected"] == 0.01
     assert memorisation.against_held_out(np.ones(5), np.ones(5))["closer"] == 0  # not closer, so not too close
 
 
 def test_few_held_out_tiles_expect_more_than_one_percent():
-    found = memorisation.against_held_out(np.array([0.5]), np.arange(1.0, 10))
-    assert found["threshold"] == 1
-    assert found["expected"] == pytest.approx(0.1)
-    assert found["chance"] == pytest.approx(0.1)  # one image of ten is the closest
+    closeness = memorisation.against_held_out(np.array([0.5]), np.arange(1.0, 10))
+    assert closeness["threshold"] == 1
+    assert closeness["expected"] == pytest.approx(0.1)
+    assert closeness["chance"] == pytest.approx(0.1)  # one image of ten is the closest
 
 
 def test_a_split_that_leaks_is_judged_by_plain_copies():

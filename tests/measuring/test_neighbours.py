@@ -43,8 +43,8 @@ def test_pairs_agree_with_a_count_by_brute_force(step, side):
     rng = np.random.default_rng(0)
     places = [place for place in grid(24, 17, step, side, 40, 70) if rng.random() < 0.8]
     positions = joined(at(places, side), at(places, side, "b"))
-    chosen, pairs = neighbours(positions)
-    x, y, slide = (positions[name][chosen] for name in ("x", "y", "slide"))
+    indices, pairs = neighbours(positions)
+    x, y, slide = (positions[name][indices] for name in ("x", "y", "slide"))
     span = step * max(1, np.ceil(side / step - 0.02))
     right, down = x[None] - x[:, None], y[None] - y[:, None]
     beside = (np.abs(right - span) <= 1) & (np.abs(down) <= 1) | (np.abs(down - span) <= 1) & (np.abs(right) <= 1)
@@ -53,24 +53,24 @@ def test_pairs_agree_with_a_count_by_brute_force(step, side):
     assert len(pairs) == len(expected) > 0
     assert np.maximum(right, down)[tuple(pairs.T)].min() >= side - 1  # no pixel in common
     if step >= side - 1:
-        assert len(chosen) == len(positions)
+        assert len(indices) == len(positions)
 
 
 @pytest.mark.parametrize(("step", "side"), [(16.4, 16), (16.51, 17), (136.17, 136)])
 def test_small_rounded_steps_are_told_over_wide_gaps(step, side):
     columns = np.r_[0:7, 27:33, 190:194]
-    found = grid_of(at([(round(5 + step * c), round(7 + step * r)) for r in range(5) for c in columns], side))
-    assert (found.columns + 0).tolist() == columns.tolist() * 5
-    assert found.step == pytest.approx(step, abs=0.02)
-    assert found.apart == 1
+    grid = grid_of(at([(round(5 + step * c), round(7 + step * r)) for r in range(5) for c in columns], side))
+    assert (grid.columns + 0).tolist() == columns.tolist() * 5
+    assert grid.step == pytest.approx(step, abs=0.02)
+    assert grid.apart == 1
 
 
 def test_the_grid_is_found_through_rounding_and_gaps():
     places = [place for i, place in enumerate(grid(60, 40, 253.37, 253, 11, 5)) if i % 7]
-    found = grid_of(at(places, 253))
-    assert found.step == pytest.approx(253.37, abs=0.02)
-    assert found.apart == 1
-    np.testing.assert_array_equal(found.columns, np.round((np.array(places)[:, 0] - 11) / 253.37))
+    fitted = grid_of(at(places, 253))
+    assert fitted.step == pytest.approx(253.37, abs=0.02)
+    assert fitted.apart == 1
+    np.testing.assert_array_equal(fitted.columns, np.round((np.array(places)[:, 0] - 11) / 253.37))
     alone = grid_of(at([(5, 5)]))
     assert (alone.columns.tolist(), alone.rows.tolist(), alone.step, alone.apart) == ([0], [0], 100, 1)
 

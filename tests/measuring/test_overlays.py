@@ -60,11 +60,11 @@ def test_likeness_counts_what_lies_outside_as_unlike():
 
 @pytest.mark.parametrize(("degrees", "zoom"), [(10, 1.0), (45, 1.0), (-70, 1.2), (0, 4 / 3), (25, 0.9)])
 def test_a_warped_copy_is_laid_back(degrees, zoom):
-    found = overlays.best_overlays(LIBRARY, planted.warped(TILES[:8], degrees, zoom))
-    assert found.tile.tolist() == [*range(8)]
-    assert found.likeness.min() > 0.6
+    best = overlays.best_overlays(LIBRARY, planted.warped(TILES[:8], degrees, zoom))
+    assert best.tile.tolist() == [*range(8)]
+    assert best.likeness.min() > 0.6
     matrix = planted._matrix(degrees, zoom)
-    assert (found.pose - matrix).abs().max() < 0.05
+    assert (best.pose - matrix).abs().max() < 0.05
 
 
 @pytest.mark.slow

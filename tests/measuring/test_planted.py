@@ -73,8 +73,8 @@ def test_colours_by_hand():
     haematoxylin, eosin = np.linalg.lstsq(np.array(planted.RUIFROK).T, density, rcond=None)[0]
     restained = 0.6 * haematoxylin * np.array(planted.MACENKO[0]) + 1.5 * eosin * np.array(planted.MACENKO[1])
     expected = 256 * np.exp(-restained) - 1
-    found = planted.other_stain(grey, grey, torch.Generator())[0, :, 5, 5].numpy()
-    assert np.abs(found - expected.clip(0, 255)).max() <= 1
+    colour = planted.other_stain(grey, grey, torch.Generator())[0, :, 5, 5].numpy()
+    assert np.abs(colour - expected.clip(0, 255)).max() <= 1
 
 
 def test_elastic_copies_move_places_by_a_few_pixels():

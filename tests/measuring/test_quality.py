@@ -33,8 +33,8 @@ def tissue():
 @pytest.fixture(scope="module")
 def standard(vqvae, tissue):
     """A generator whose tiles are blurred tissue: the more, the less real."""
-    drawn = blur(tissue[80:], 1.5)
-    return quality.make_standard(vqvae, tissue[:40], tissue[40:80], drawn, np.arange(40) % K, K, 1)
+    generated = blur(tissue[80:], 1.5)
+    return quality.make_standard(vqvae, tissue[:40], tissue[40:80], generated, np.arange(40) % K, K, 1)
 
 
 @pytest.mark.slow

@@ -61,18 +61,18 @@ def test_rings_by_the_plain_definition():
     assert spectrum.radial(power) == pytest.approx(sums / counts)
 
 
-@pytest.mark.parametrize(("every", "found"), [(4, ["a quarter", "a half"]), (2, ["a half"])])
+@pytest.mark.parametrize(("every", "peaks"), [(4, ["a quarter", "a half"]), (2, ["a half"])])
 @pytest.mark.parametrize("rows", [True, False])
-def test_a_grid_is_found(every, found, rows):
-    real, drawn = noise(60), noise(60, seed=1)
-    (drawn if rows else drawn.mT)[:, :, ::every] += 8
-    bands, lines = spectrum.compare(real, {"generated": drawn})
+def test_a_grid_is_found(every, peaks, rows):
+    real, generated = noise(60), noise(60, seed=1)
+    (generated if rows else generated.mT)[:, :, ::every] += 8
+    bands, lines = spectrum.compare(real, {"generated": generated})
     for at in ("a quarter", "a half"):
         assert 0.5 < lines.loc["real", at] < 1.5
-        assert (lines.loc["generated", at] > 2) == (at in found)
+        assert (lines.loc["generated", at] > 2) == (at in peaks)
     sentence = spectrum.verdict(bands["generated"], lines, "generated")
     assert "A grid shows at" in sentence
-    assert ("a quarter of" in sentence) == ("a quarter" in found)
+    assert ("a quarter of" in sentence) == ("a quarter" in peaks)
 
 
 def test_blur_lacks_fine_detail_and_no_band_of_real_tiles_does():

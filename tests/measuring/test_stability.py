@@ -38,11 +38,11 @@ def table(values, spread=0.1, used=None):
     rows = {}
     for k, value in values.items():
         for seed, off in enumerate((-spread, 0, spread)):
-            own = {
+            indices = {
                 name: (value if stability.INDICES[name].direction == "higher" else -value) + off
                 for name in stability.FIVE
             }
-            rows[k, seed] = own | {"clusters used": (used or {}).get(k, k)}
+            rows[k, seed] = indices | {"clusters used": (used or {}).get(k, k)}
     rows = pd.DataFrame.from_dict(rows, orient="index")
     rows.index = pd.MultiIndex.from_tuples(rows.index, names=["k", "seed"])
     return stability.over_seeds(rows)

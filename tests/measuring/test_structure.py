@@ -82,13 +82,13 @@ def with_rims(tiles: Tensor) -> Tensor:
 def test_coherence_agrees_with_scipy(monkeypatch, tissue):
     """Gradients and windows in space, of a set whose spectrum is left as it is."""
     monkeypatch.setattr(structure, "mean_power", lambda tiles: np.ones((SIDE, SIDE)))
-    found = structure.coherence_of(tissue[:3], np.ones((SIDE, SIDE)))
+    values = structure.coherence_of(tissue[:3], np.ones((SIDE, SIDE)))
     edge = np.minimum(np.arange(SIDE) + 0.5, SIDE - 0.5 - np.arange(SIDE)) / 16
     taper = np.sin(np.pi / 2 * edge.clip(max=1)) ** 2
     window = np.outer(taper, taper)
     inside = np.zeros((SIDE, SIDE))
     inside[8:56, 8:56] = 1
-    for tile, row in zip(tissue[:3].numpy().mean(1), found, strict=True):
+    for tile, row in zip(tissue[:3].numpy().mean(1), values, strict=True):
         tapered = (tile - (tile * window).sum() / window.sum()) * window
         for sigma, coherence in zip((1, 2, 3), row, strict=True):
             gy, gx = (
@@ -170,8 +170,8 @@ def test_the_reach_of_shuffled_lung_is_its_block():
     """Training tiles make the ladder, test tiles of other source images are measured, by their tissue."""
     tiles = load_tiles(shared("data/lung_he_5500.zip"), SIDE)
     names, ids = np.unique(tiles.labels, return_inverse=True)
-    some = tiles.train[::20]
-    ladder = structure.make_ladder(tiles.tensor(some), 1, ids[some])
+    places = tiles.train[::20]
+    ladder = structure.make_ladder(tiles.tensor(places), 1, ids[places])
     test, of_test = tiles.tensor(tiles.test[::2]), ids[tiles.test[::2]]
     table = structure.reaches(ladder, test, 3, of_test)
     assert table.reach["all"] == 32

@@ -26,34 +26,34 @@ def sets():
 
 
 def test_real_tiles_are_worth_what_real_tiles_are(sets):
-    found = usefulness.cas(*sets[0], *sets[1], *sets[2], K, 0, "cpu")
-    assert list(found.table.index) == [REAL, GENERATED]
-    assert found.table.accuracy.min() > 0.9
-    assert found.of_real == pytest.approx(1, abs=0.1)
-    assert (found.table.tiles == 90).all()
-    assert (found.table.trainings == 3).all()
-    row = found.table.loc[GENERATED]
+    result = usefulness.cas(*sets[0], *sets[1], *sets[2], K, 0, "cpu")
+    assert list(result.table.index) == [REAL, GENERATED]
+    assert result.table.accuracy.min() > 0.9
+    assert result.of_real == pytest.approx(1, abs=0.1)
+    assert (result.table.tiles == 90).all()
+    assert (result.table.trainings == 3).all()
+    row = result.table.loc[GENERATED]
     assert row["of real, low"] <= row["of real"] <= row["of real, high"]
     assert row.low <= row.accuracy <= row.high <= 1
-    assert np.isnan(found.table.loc[REAL, "of real"])
-    assert found.test_tiles == 60
-    assert list(found.by_class.index) == ["cluster 1", "cluster 2", "cluster 3"]
-    assert found.by_class[REAL].mean() == pytest.approx(found.table.accuracy[REAL])
+    assert np.isnan(result.table.loc[REAL, "of real"])
+    assert result.test_tiles == 60
+    assert list(result.by_class.index) == ["cluster 1", "cluster 2", "cluster 3"]
+    assert result.by_class[REAL].mean() == pytest.approx(result.table.accuracy[REAL])
 
 
 def test_tiles_that_ignore_what_they_were_asked_for_are_worth_chance(sets):
     tiles, asked = sets[0]
-    found = usefulness.cas(tiles, asked.roll(1), *sets[1], *sets[2], K, 0, "cpu", trials=2)
-    assert found.table.accuracy[GENERATED] < 0.1  # each is called the next
-    assert found.table.accuracy[REAL] > 0.9
-    assert found.of_real < 0.15
+    result = usefulness.cas(tiles, asked.roll(1), *sets[1], *sets[2], K, 0, "cpu", trials=2)
+    assert result.table.accuracy[GENERATED] < 0.1  # each is called the next
+    assert result.table.accuracy[REAL] > 0.9
+    assert result.of_real < 0.15
 
 
 def test_as_many_real_tiles_as_generated_ones(sets):
     few = sets[0][0][:30], sets[0][1][:30]
-    found = usefulness.cas(*few, *sets[1], *sets[2], K, 0, "cpu", trials=1)
-    assert (found.table.tiles == 30).all()
-    assert found.table.low.isna().all()  # one training says nothing of its spread
+    result = usefulness.cas(*few, *sets[1], *sets[2], K, 0, "cpu", trials=1)
+    assert (result.table.tiles == 30).all()
+    assert result.table.low.isna().all()  # one training says nothing of its spread
 
 
 def test_interval_of_three_trainings_by_hand():
@@ -64,18 +64,18 @@ def test_interval_of_three_trainings_by_hand():
 
 def test_labels_by_the_majority_of_the_cluster(sets):
     """Clusters 0 and 1 are mostly "tumour", cluster 2 "stroma", cluster 3 has no training tile."""
-    (drawn, asked), (real, clusters), (held_out, test) = sets
+    (generated, asked), (real, clusters), (held_out, test) = sets
     tissue = np.array(["tumour", "tumour", "stroma"])
     labels = tissue[clusters.numpy()]
     labels[:3] = "stroma"  # a minority
     asked = asked.clone()
     asked[:5] = 3
-    found = usefulness.with_labels(drawn, asked, real, clusters, labels, held_out, tissue[test.numpy()], 0, "cpu")
-    assert list(found.table.index) == [REAL, GENERATED, BOTH]
-    assert found.table.tiles.tolist() == [90, 85, 175]
-    assert found.table.accuracy.min() > 0.9
-    assert set(found.by_class.index) == {"stroma", "tumour"}
-    assert found.table["of real"].tolist()[1:] == pytest.approx([1, 1], abs=0.1)
+    result = usefulness.with_labels(generated, asked, real, clusters, labels, held_out, tissue[test.numpy()], 0, "cpu")
+    assert list(result.table.index) == [REAL, GENERATED, BOTH]
+    assert result.table.tiles.tolist() == [90, 85, 175]
+    assert result.table.accuracy.min() > 0.9
+    assert set(result.by_class.index) == {"stroma", "tumour"}
+    assert result.table["of real"].tolist()[1:] == pytest.approx([1, 1], abs=0.1)
 
 
 def test_the_result_follows_from_the_seed(sets):

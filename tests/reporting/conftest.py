@@ -1,8 +1,10 @@
 """An atlas of made tiles, and a name that tries to be code; tiles and copies as the tests of measures have."""
 
 import numpy as np
+import pytest
 import torch
 
+from pfiles.measuring import memorisation
 from pfiles.reporting import atlas
 from pfiles.tiles.dataset import Tiles
 from tests.conftest import make_tiles
@@ -10,6 +12,12 @@ from tests.measuring.conftest import planted, real  # noqa: F401 - fixtures here
 
 SIDE = 48
 HOSTILE = '<img src=x onerror=alert(1)><script>alert(2)</script>"&'
+
+
+@pytest.fixture
+def without_overlays(monkeypatch):
+    """Copies are found by their pixels alone; overlays have tests of their own, and cost a second for each atlas."""
+    monkeypatch.setattr(memorisation, "make_library", lambda *_: None)
 
 
 def make_atlas(n=60, k=3, slides=("A", "B"), patients=None, generated=None):
@@ -29,5 +37,5 @@ def make_atlas(n=60, k=3, slides=("A", "B"), patients=None, generated=None):
         generated = torch.randint(256, (len(requested), 3, SIDE, SIDE), dtype=torch.uint8)
     assigned = requested.clone()
     assigned[:10] = 1  # of the first cluster's sixteen
-    drawn = atlas.Drawn(generated, requested, assigned)
-    return tiles, standing, drawn, atlas.make_rows(tiles, standing, drawn)
+    generated_tiles = atlas.GeneratedTiles(generated, requested, assigned)
+    return tiles, standing, generated_tiles, atlas.make_rows(tiles, standing, generated_tiles)

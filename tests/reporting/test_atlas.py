@@ -11,32 +11,34 @@ from pfiles.reporting import atlas
 from pfiles.tiles.dataset import Tiles
 from tests.reporting.conftest import HOSTILE, make_atlas
 
+pytestmark = pytest.mark.usefixtures("without_overlays")
 
-def shown(tiles, row, title):
+
+def numbers_in(tiles, row, title):
     """The numbers of the tiles in a square."""
     everything = tiles.tensor(tiles.train)
     return [int((everything == image).flatten(1).all(1).nonzero()[0]) for image in row.tiles[title]]
 
 
 def test_the_nearest_tiles_and_those_at_the_border():
-    tiles, (clusters, distance, margin), drawn, rows = make_atlas(90)
+    tiles, (clusters, distance, margin), generated, rows = make_atlas(90)
     for row in rows:
-        own = [i for i in range(90) if clusters[i] == row.number - 1]
-        central = sorted(own, key=lambda i: distance[i])[:16]
-        border = sorted((i for i in own if i not in central), key=lambda i: margin[i])[:16]
-        assert shown(tiles, row, "Nearest to its centre") == central
-        assert shown(tiles, row, "At its border") == border
-        assert torch.equal(row.tiles["Generated"], drawn.images[drawn.cluster_ids == row.number - 1])
+        members = [i for i in range(90) if clusters[i] == row.number - 1]
+        central = sorted(members, key=lambda i: distance[i])[:16]
+        border = sorted((i for i in members if i not in central), key=lambda i: margin[i])[:16]
+        assert numbers_in(tiles, row, "Nearest to its centre") == central
+        assert numbers_in(tiles, row, "At its border") == border
+        assert torch.equal(row.tiles["Generated"], generated.images[generated.requested_ids == row.number - 1])
         assert (row.size, row.share) == (30, pytest.approx(1 / 3))
 
 
 def test_one_slide_that_dominates_is_marked():
     """The last third of all tiles are of slide B; cluster 3 is made of them alone, cluster 4 of three of slide A."""
-    tiles, _, drawn, _ = make_atlas(60, slides=("A", "A", "B"), patients=np.array(["P1"] * 40 + ["P2"] * 24))
+    tiles, _, generated, _ = make_atlas(60, slides=("A", "A", "B"), patients=np.array(["P1"] * 40 + ["P2"] * 24))
     clusters = torch.tensor([i % 2 if i < 40 or i % 4 == 0 else 2 for i in range(60)])
     clusters[1:6:2] = 3
-    drawn = drawn._replace(cluster_ids=torch.arange(48) // 12, assigned=torch.arange(48) // 12)
-    first, second, third, fourth = atlas.make_rows(tiles, (clusters, torch.zeros(60), torch.zeros(60)), drawn)
+    generated = generated._replace(requested_ids=torch.arange(48) // 12, assigned_ids=torch.arange(48) // 12)
+    first, second, third, fourth = atlas.make_rows(tiles, (clusters, torch.zeros(60), torch.zeros(60)), generated)
     assert "From 2 of 2 slides: A 80%, B 20%." in first.facts
     assert "From 1 of 2 slides: B 100%." in third.facts
     assert "From 1 of 2 patients: P2 100%." in third.facts
@@ -51,22 +53,22 @@ def test_a_slide_that_is_the_only_one_dominates_nothing():
 
 
 def test_copies_and_tiles_that_do_not_return_are_marked():
-    tiles, standing, drawn, rows = make_atlas()
+    tiles, standing, generated, rows = make_atlas()
     assert [row.warnings for row in rows] == [["Most generated tiles are sorted into other clusters."], [], []]
     assert "Of 16 generated tiles 6 are sorted into it again." in rows[0].facts
-    copied = drawn.images.clone()
+    copied = generated.images.clone()
     copied[20] = tiles.tensor(tiles.train[[5]])[0].flip(-1)
-    rows = atlas.make_rows(tiles, standing, drawn._replace(images=copied))
+    rows = atlas.make_rows(tiles, standing, generated._replace(images=copied))
     assert rows[1].warnings == ["Generated tiles that repeat a training tile: 1 of 16."]
-    scores = atlas.scores(rows, drawn)
+    scores = atlas.scores(rows, generated)
     assert scores["share_assigned_to_requested_cluster"] == pytest.approx(38 / 48)
     assert scores["clusters_with_warnings"] == 2
     assert scores["details"]["warnings"] == {"cluster 1": rows[0].warnings, "cluster 2": rows[1].warnings}
 
 
 def test_an_empty_cluster_has_a_row():
-    tiles, standing, drawn, _ = make_atlas()
-    rows = atlas.make_rows(tiles, (torch.ones(60, dtype=torch.int64), *standing[1:]), drawn)
+    tiles, standing, generated, _ = make_atlas()
+    rows = atlas.make_rows(tiles, (torch.ones(60, dtype=torch.int64), *standing[1:]), generated)
     assert rows[0].warnings[0] == "No training tile is in this cluster."
     assert (rows[0].size, rows[0].map, len(rows[0].tiles["At its border"])) == (0, None, 0)
 
@@ -85,8 +87,8 @@ def test_the_map_lights_the_cluster_where_it_lies():
 
 
 def test_no_positions_no_map_and_no_slides():
-    tiles, standing, drawn, _ = make_atlas()
-    rows = atlas.make_rows(Tiles(tiles.images, tiles.train, tiles.test, "x"), standing, drawn)
+    tiles, standing, generated, _ = make_atlas()
+    rows = atlas.make_rows(Tiles(tiles.images, tiles.train, tiles.test, "x"), standing, generated)
     assert [row.map for row in rows] == [None] * 3
     assert not any("slide" in fact for row in rows for fact in row.facts)
 

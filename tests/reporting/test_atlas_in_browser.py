@@ -90,13 +90,13 @@ def lab(tmp_path, name, book, disabled=()):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    own = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    folders = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
     with open(tmp_path / "server.txt", "wb") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
              "--ServerApp.port_retries=0", "--ServerApp.base_url=/user/me/", "--IdentityProvider.token=secret",
              f"--ServerApp.root_dir={home}", "--expose-app-in-browser"],
-            env=os.environ | own | {"IPYTHONDIR": str(tmp_path / "ipython")}, stdout=log, stderr=log,
+            env=os.environ | folders | {"IPYTHONDIR": str(tmp_path / "ipython")}, stdout=log, stderr=log,
         )  # fmt: skip
     address = f"http://127.0.0.1:{port}/user/me"
     try:
@@ -146,9 +146,9 @@ def test_a_name_typed_in_jupyterlab_is_in_the_file(atlas_in_lab, browser):
     [entries] = json.loads(file.read_text())["clusters"].values()
     assert {number: entry["name"] for number, entry in entries.items()} == {"2": "=<b>keratin</b>"}
     page.get_by_text("saved", exact=True).wait_for()
-    shown = page.locator(".atlas img")
-    assert shown.count() == 3 * K - page.get_by_text(": none").count()
-    assert shown.evaluate_all("all => all.every(img => img.naturalWidth > 0)")
+    images = page.locator(".atlas img")
+    assert images.count() == 3 * K - page.get_by_text(": none").count()
+    assert images.evaluate_all("all => all.every(img => img.naturalWidth > 0)")
     assert set(asked) - {None} == {"127.0.0.1"}
 
 

@@ -53,30 +53,30 @@ def test_evaluate_writes_the_whole_table(tmp_path, real, capsys):
     assert main(["evaluate", *arguments, *more]) == 0
     printed = capsys.readouterr().out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"evaluation.json", "evaluation.html"}
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    evaluation_json = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     titles = [
         "In short", "Images", "Paired scores and their controls", "SSIM (published reading)", "SSIM (per channel)",
         "MS-SSIM", "Two-sample test", "Power spectrum", "Reach of structure", "Condition",
             "Use to a classifier",
         "Distribution in random convolutions", "Distribution in autoencoder features", "Morphometry", "Copies",
     ]  # fmt: skip
-    assert list(found) == ["about", *titles]
-    ssim = found["SSIM (per channel)"]["tables"][0]
+    assert list(evaluation_json) == ["about", *titles]
+    ssim = evaluation_json["SSIM (per channel)"]["tables"][0]
     assert ssim.keys() == {
         "generated", "another real tile of the cluster", "a real tile of another cluster", "flat mean colour",
         "the real tile itself",
     }  # fmt: skip
     assert ssim["generated"]["low"] < ssim["generated"]["mean"] < ssim["generated"]["high"]
-    overall, by_cluster = found["Distribution in random convolutions"]["tables"]
+    overall, by_cluster = evaluation_json["Distribution in random convolutions"]["tables"]
     assert overall["all generated against all real"]["images"] == N
     assert overall["held-out real tiles"]["images"] == N // 2
     assert by_cluster.keys() == {"cluster 1: generated"}
-    assert any("clusters 2 (15 real, 15 generated)" in note for note in found["Morphometry"]["notes"])
+    assert any("clusters 2 (15 real, 15 generated)" in note for note in evaluation_json["Morphometry"]["notes"])
     page = (tmp_path / "out" / "evaluation.html").read_text()
     assert "<script" not in page
     assert not re.search(r'(src|href)="(?!data:image/png;base64,)', page)
     assert page.count("<img") == 9
-    short = found["In short"]["notes"]
+    short = evaluation_json["In short"]["notes"]
     names = [
         "Told from real tiles",
         "Built like tissue",
@@ -88,9 +88,9 @@ def test_evaluate_writes_the_whole_table(tmp_path, real, capsys):
     ]
     assert [line.partition(":")[0] for line in short] == names
     assert [name for name, line in zip(names, short, strict=True) if "not known" in line] == ["Built like tissue"]
-    (note,) = found["Reach of structure"]["notes"]
+    (note,) = evaluation_json["Reach of structure"]["notes"]
     assert note.startswith("Left out: ")  # random tiles have no structure
-    assert found["Two-sample test"]["tables"][0].keys() >= {
+    assert evaluation_json["Two-sample test"]["tables"][0].keys() >= {
         "generated from real", "generated from real, both blurred by 2 px", "real from real: the floor",
         "generated from reconstructed: the UNet's part", "reconstructed from real: the autoencoder's part",
     }  # fmt: skip
@@ -108,14 +108,14 @@ def test_evaluate_without_pairs(tmp_path, real, capsys):
     assert_refused(["evaluate", *arguments], capsys, tmp_path / "out")
     assert main(["evaluate", *arguments, "--unpaired", "--features", "random"]) == 0
     assert "SSIM" not in capsys.readouterr().out
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert list(found) == [
+    evaluation_json = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert list(evaluation_json) == [
         "about", "In short", "Images", "Two-sample test", "Power spectrum", "Reach of structure",
         "Distribution in random convolutions",
         "Morphometry", "Copies",
     ]  # fmt: skip
-    assert "Sorted as asked: not known" in found["In short"]["notes"][2]
-    assert found["In short"]["notes"][4] == "Copies: 30 of 30 images that were looked at."
+    assert "Sorted as asked: not known" in evaluation_json["In short"]["notes"][2]
+    assert evaluation_json["In short"]["notes"][4] == "Copies: 30 of 30 images that were looked at."
 
 
 def test_evaluate_beside_held_out_tiles_and_their_labels(tmp_path, real):
@@ -130,11 +130,11 @@ def test_evaluate_beside_held_out_tiles_and_their_labels(tmp_path, real):
         (tmp_path / folder / "labels.csv").write_text(f"file,label\n{rows}")
     more = ["--clusters-csv", str(tmp_path / "c.csv"), "--autoencoder", str(tmp_path / "vqvae.pth")]
     assert main(["evaluate", *arguments, *more, "--unpaired", "--held-out", str(tmp_path / "other")]) == 0
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert list(found)[-2:] == ["Copies", "Likeness"]
-    assert "learnt the labels stroma, tumour" in found["Use to a classifier of the labels"]["notes"][0]
-    assert "of 30 held-out tiles" in found["Likeness"]["notes"][0]
-    overall, by_cluster = found["Distribution in random convolutions"]["tables"]
+    evaluation_json = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert list(evaluation_json)[-2:] == ["Copies", "Likeness"]
+    assert "learnt the labels stroma, tumour" in evaluation_json["Use to a classifier of the labels"]["notes"][0]
+    assert "of 30 held-out tiles" in evaluation_json["Likeness"]["notes"][0]
+    overall, by_cluster = evaluation_json["Distribution in random convolutions"]["tables"]
     assert overall["held-out real tiles"]["images"] == 30
     assert list(by_cluster) == ["cluster 1: generated", "cluster 2: generated"]  # whose clusters are not known
     assert main(["evaluate", *arguments, "--unpaired", "--held-out", str(tmp_path / "nowhere")]) == 2
@@ -146,8 +146,8 @@ def test_disjoint_folders_are_far_apart(tmp_path, real):
     section = next(s for s in sections if s.title == "Distribution in random convolutions")
     measured = section.scores["details"]["random convolutions"]["overall"]["all generated against all real"]
     assert [measured[name] for name in ("precision", "recall", "density", "coverage")] == [0, 0, 0, 0]
-    shown = section.tables[0]  # what cannot rank tiles of known quality is kept, and not shown
-    assert shown.columns.intersection(["precision", "recall", "density", "coverage"]).tolist() == ["recall"]
+    visible = section.tables[0]  # what cannot rank tiles of known quality is kept, and not shown
+    assert visible.columns.intersection(["precision", "recall", "density", "coverage"]).tolist() == ["recall"]
     assert "Recall, with 5 neighbours" in section.notes[1]
     assert "Precision" not in section.notes[1]
 
@@ -266,7 +266,7 @@ def test_all_sections_with_everything_known(real):
     condition = by_title["Condition"].scores
     assert set(condition["details"]) == {"the clusters", "second judge"}
     codes = encode_tiles(vqvae, sides[1])
-    agree = (predict_clusters(vqvae, clusterer, codes)[0].numpy() == labels[1]).mean()
+    agree = (predict_clusters(vqvae, clusterer, codes).cluster_ids.numpy() == labels[1]).mean()
     assert condition["share_assigned_to_requested_cluster"] == pytest.approx(agree)
     assert len(condition["by_cluster"]) == 3
     json.dumps(page.all_scores(*sections), allow_nan=False)  # goes into summary.json
@@ -297,7 +297,7 @@ def tiles_of(seed):
     return Tiles(pixels.as_tensor(make_tiles(N, 32, seed)), np.arange(N - 4), np.arange(N - 4, N), f"tiles {seed}")
 
 
-def told(seed, networks=None, **more):
+def judged(seed, networks=None, **more):
     parents = fingerprints(networks or {})
     return Provenance.of(get_settings("demo"), ("diffusion",), tiles_of(seed), 765 + seed, parents, **more).as_note()
 
@@ -309,28 +309,28 @@ def write_run(tmp_path, real):
     content = "".join(f"0.5,0.5,{i % 2},0.9\n" for i in range(N))
     (tmp_path / "c.csv").write_text(content)
     networks = {"autoencoder": vqvae, "clusters": clusterer}
-    save_weights(vqvae, tmp_path / "vqvae.pth", {**told(1), "settings": {"autoencoder": {"vqvae": SIZES}}})
-    write_json(tmp_path / "gen" / "generated_with.json", told(1, networks, steps=20))
-    write_json(tmp_path / "org" / "made_from.json", without(told(1), "seed", "settings.diffusion"))
-    write_json(tmp_path / "c.json", {**told(1, networks), "sha256": sha256(content.encode()).hexdigest()})
+    save_weights(vqvae, tmp_path / "vqvae.pth", {**judged(1), "settings": {"autoencoder": {"vqvae": SIZES}}})
+    write_json(tmp_path / "gen" / "generated_with.json", judged(1, networks, steps=20))
+    write_json(tmp_path / "org" / "made_from.json", without(judged(1), "seed", "settings.diffusion"))
+    write_json(tmp_path / "c.json", {**judged(1, networks), "sha256": sha256(content.encode()).hexdigest()})
     return tmp_path / "org", tmp_path / "gen", tmp_path / "c.csv", tmp_path / "vqvae.pth"
 
 
 def other_autoencoder(folder):
-    save_weights(VQVAE(**SIZES), folder / "vqvae.pth", {**told(1), "settings": {"autoencoder": {"vqvae": SIZES}}})
+    save_weights(VQVAE(**SIZES), folder / "vqvae.pth", {**judged(1), "settings": {"autoencoder": {"vqvae": SIZES}}})
 
 
 OTHER_RUNS = {
     "generated from other tiles": (
-        lambda p: write_json(p / "gen" / "generated_with.json", told(2)),
+        lambda p: write_json(p / "gen" / "generated_with.json", judged(2)),
         r"org beside .*gen is .*data\.fingerprint was",
     ),
     "real tiles of other data": (
-        lambda p: write_json(p / "org" / "made_from.json", told(2)),
+        lambda p: write_json(p / "org" / "made_from.json", judged(2)),
         r"org beside .*gen is .*data\.source was 'tiles 2'",
     ),
     "a table of other data": (
-        lambda p: write_json(p / "c.json", {**read_json(p / "c.json"), "data": told(2)["data"]}),
+        lambda p: write_json(p / "c.json", {**read_json(p / "c.json"), "data": judged(2)["data"]}),
         r"c\.csv beside .*gen",
     ),
     "a table of other clusters": (
@@ -339,7 +339,7 @@ OTHER_RUNS = {
     ),
     "another autoencoder": (other_autoencoder, r"gen beside the autoencoder is .*starts_from\.autoencoder was"),
     "the autoencoder of other tiles": (
-        lambda p: write_json(p / "vqvae.json", {**read_json(p / "vqvae.json"), "data": told(2)["data"]}),
+        lambda p: write_json(p / "vqvae.json", {**read_json(p / "vqvae.json"), "data": judged(2)["data"]}),
         r"vqvae\.pth beside .*gen is .*data\.fingerprint was",
     ),
 }  # fmt: skip
@@ -347,23 +347,23 @@ OTHER_RUNS = {
 
 @pytest.mark.parametrize("case", OTHER_RUNS)
 def test_files_of_another_run_are_refused_before_any_work(case, tmp_path, real, monkeypatch):
-    given, (spoil, sentence) = write_run(tmp_path, real), OTHER_RUNS[case]
+    paths_of_run, (spoil, sentence) = write_run(tmp_path, real), OTHER_RUNS[case]
     spoil(tmp_path)
     monkeypatch.setattr(evaluation, "read_images", None)
     monkeypatch.setattr(evaluation.files, "load_pairs", None)
     with pytest.raises(InputError, match=rf"^[^\n]*{sentence}[^\n]*\.$"):
-        evaluation.evaluate(*given)
+        evaluation.evaluate(*paths_of_run)
 
 
 def test_files_of_one_run_are_accepted_and_those_that_tell_nothing_are_named(tmp_path, real, monkeypatch, capsys):
-    given = write_run(tmp_path, real)
+    paths_of_run = write_run(tmp_path, real)
     plain = [evaluation.in_short(), page.Section("Images", ["40 and 40."])]
     monkeypatch.setattr(evaluation, "all_sections", lambda *_: list(plain))
     one_run = "All files say of which run they are, and it is one run."
-    assert evaluation.evaluate(*given, paired=False)[1].notes == ["40 and 40.", one_run]
+    assert evaluation.evaluate(*paths_of_run, paired=False)[1].notes == ["40 and 40.", one_run]
     (tmp_path / "gen" / "generated_with.json").unlink()
     (tmp_path / "c.csv").write_text((tmp_path / "c.csv").read_text() + "0.5,0.5,1,0.9\n")  # the JSON tells of another
-    note = evaluation.evaluate(*given, paired=False)[1].notes[1]
+    note = evaluation.evaluate(*paths_of_run, paired=False)[1].notes[1]
     assert note.startswith("Taken as they are, since they do not say of which run they are: ")
     assert note.endswith(f": {tmp_path / 'gen'}, {tmp_path / 'c.csv'}.")
     assert capsys.readouterr().out == ""

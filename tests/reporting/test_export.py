@@ -184,8 +184,8 @@ def test_export_again_replaces_its_own_folder_whole(arguments, tmp_path):
     first = {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     passed = next((out / "images").iterdir())
     passed.unlink()
-    killed, own = tmp_path / ".out.0a1b2c3d.part", tmp_path / ".out.part"  # of an export, and a user's
-    for folder in (killed, own):
+    killed, of_user = tmp_path / ".out.0a1b2c3d.part", tmp_path / ".out.part"  # of an export, and a user's
+    for folder in (killed, of_user):
         folder.mkdir()
         (folder / "half").write_text("x")
     assert main(arguments) == 0
@@ -194,7 +194,7 @@ def test_export_again_replaces_its_own_folder_whole(arguments, tmp_path):
     assert main(arguments) == 0
     assert not passed.exists()
     assert not killed.exists()
-    assert own.exists()
+    assert of_user.exists()
 
 
 def test_an_export_that_fails_leaves_the_old_one(arguments, tmp_path, monkeypatch):

@@ -36,8 +36,8 @@ def test_saved_figures_are_readable_and_whole(tmp_path):
 
 
 def test_a_cluster_without_tiles_has_a_white_row():
-    some, none = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(0, 3, 8, 8, dtype=torch.uint8)
-    figure = figures.cluster_sheet([some, none], [some, some], ("left", "right"))
+    two, none = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(0, 3, 8, 8, dtype=torch.uint8)
+    figure = figures.cluster_sheet([two, none], [two, two], ("left", "right"))
     pictures = [ax.images[0].get_array() for ax in figure.axes]  # row by row
     assert len({picture.shape for picture in pictures}) == 1
     tiles = [picture[2:10, 2:10] for picture in pictures]
@@ -47,8 +47,8 @@ def test_a_cluster_without_tiles_has_a_white_row():
 def test_names_stand_beside_the_numbers(tmp_path):
     """A name is text, also one that matplotlib would read as a formula."""
     names = {1: r"$\frac$", 2: "stratified squamous epithelium"}
-    some = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    sheet = figures.cluster_sheet([some] * 3, [some] * 3, ("left", "right"), names)
+    two = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    sheet = figures.cluster_sheet([two] * 3, [two] * 3, ("left", "right"), names)
     labels = [text.get_text() for ax in sheet.axes for text in ax.texts]
     assert labels == [r"1 \$\frac\$", "2 stratified\nsquamous\nepithelium", "3"]
     figures.save_figure(sheet, tmp_path / "sheet.png", dpi=50)
@@ -63,10 +63,10 @@ def test_names_stand_beside_the_numbers(tmp_path):
 def test_history_plots_every_term_and_its_reference():
     history = [{"epoch": 1, "mse": 1.0, "seconds": 3}, {"epoch": 2, "mse": 0.5, "generator": 0.2, "seconds": 3}]
     figure = figures.plot_history(history, "title", {"mse": 1.0})
-    shown = [ax for ax in figure.axes if ax.get_visible()]
-    assert [ax.get_title() for ax in shown] == ["mse", "generator"]
-    assert [len(ax.lines) for ax in shown] == [2, 1]
-    assert shown[1].lines[0].get_xydata().tolist() == [[2, 0.2]]
+    plots = [ax for ax in figure.axes if ax.get_visible()]
+    assert [ax.get_title() for ax in plots] == ["mse", "generator"]
+    assert [len(ax.lines) for ax in plots] == [2, 1]
+    assert plots[1].lines[0].get_xydata().tolist() == [[2, 0.2]]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -92,9 +92,9 @@ def test_the_flow_shows_every_tile():
     clusters = {3: coarse, 4: np.where(rng.random(60) < 0.3, 3, coarse), 5: rng.integers(0, 4, 60)}  # one stays empty
     ax = figures.plot_flow(clusters).axes[0]
     bars = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
-    for column, own in enumerate(clusters.values()):
+    for column, cluster_ids in enumerate(clusters.values()):
         heights = sorted(bar.get_height() for bar in bars if round(bar.get_x() + bar.get_width() / 2) == column)
-        assert heights == sorted(np.unique(own, return_counts=True)[1])
+        assert heights == sorted(np.unique(cluster_ids, return_counts=True)[1])
     pairs = [stability.contingency(clusters[k], clusters[k + 1]) for k in (3, 4)]
     assert len(ax.collections) == sum((table > 0).sum() for table in pairs)
     widths = []
@@ -108,9 +108,9 @@ def test_the_flow_shows_every_tile():
 def test_pairs_are_shown_side_by_side(planted):
     tiles = planted[:7]
     figure = figures.show_pairs(tiles, tiles.flip(0), [str(i) for i in range(7)], "title")
-    shown = [ax for ax in figure.axes if ax.images]
-    assert [ax.get_title() for ax in shown] == [str(i) for i in range(7)]
-    grid = shown[0].images[0].get_array()
+    plots = [ax for ax in figure.axes if ax.images]
+    assert [ax.get_title() for ax in plots] == [str(i) for i in range(7)]
+    grid = plots[0].images[0].get_array()
     both = as_array(planted[[0, 6]])
     np.testing.assert_array_equal(grid[2:66, 2:66], both[0])
     np.testing.assert_array_equal(grid[2:66, 68:132], both[1])

@@ -56,12 +56,12 @@ def painted(geojson, shape, step, left, top):
             for c in np.meshgrid(left + (np.arange(shape[1]) + 0.5) * step, top + (np.arange(shape[0]) + 0.5) * step)
         )
     )
-    found = np.zeros(len(centres), int)
+    cluster_ids = np.zeros(len(centres), int)
     for feature in geojson["features"]:
         inside = shapely.contains(shapely.from_geojson(json.dumps(feature["geometry"])), centres)
-        assert not found[inside].any()
-        found[inside] = int(feature["properties"]["classification"]["name"].split()[-1])
-    return found.reshape(shape)
+        assert not cluster_ids[inside].any()
+        cluster_ids[inside] = int(feature["properties"]["classification"]["name"].split()[-1])
+    return cluster_ids.reshape(shape)
 
 
 @pytest.mark.parametrize("step", [64, 63.37, 136.17, 16.51])
@@ -105,12 +105,12 @@ def test_geojson_is_valid_and_paints_the_labels(step):
 
 def test_regions_are_counted_as_scipy_counts_them():
     labels = np.random.default_rng(1).integers(0, 4, (25, 25))
-    found = maps.regions(assigned(labels))
+    regions = maps.regions(assigned(labels))
     for cluster in range(4):
         _, count = ndimage.label(labels == cluster)
-        assert sum(region.cluster == cluster for region in found) == count
-    assert [region.tiles for region in found] == sorted((region.tiles for region in found), reverse=True)
-    assert sum(region.tiles for region in found) == labels.size
+        assert sum(region.cluster == cluster for region in regions) == count
+    assert [region.tiles for region in regions] == sorted((region.tiles for region in regions), reverse=True)
+    assert sum(region.tiles for region in regions) == labels.size
 
 
 def test_tiles_that_overlap_or_do_not_touch():
@@ -214,14 +214,16 @@ def test_the_thumbnail_lies_where_the_tiles_are(tmp_path):
     image = np.full((1024, 1536, 3), GLASS, np.uint8)
     image[256:768, 512:1280] = tissue(512, 768)
     tile_slides([write_slide(tmp_path / "a.tiff", image)], tmp_path / "out", Tiling(0.5, 64))
-    found = read_source(tmp_path / "out")
-    tiles = maps.Assigned(found.positions, np.zeros(len(found.images), int), np.ones(len(found.images)))
-    pixels, part = maps.picture_of("a", tiles, found.images, np.arange(len(found.images)), tmp_path / "out" / "slides")
+    source = read_source(tmp_path / "out")
+    tiles = maps.Assigned(source.positions, np.zeros(len(source.images), int), np.ones(len(source.images)))
+    pixels, part = maps.picture_of(
+        "a", tiles, source.images, np.arange(len(source.images)), tmp_path / "out" / "slides"
+    )
     assert part == (0, 0, 1536, 1024)
     small = np.asarray(Image.fromarray(image).resize(pixels.shape[1::-1], Image.BOX)).astype(int)
     assert np.abs(pixels - small).mean() < 3
-    own, _ = maps.picture_of("a", tiles, found.images, np.arange(len(found.images)))
-    assert own.shape[0] < pixels.shape[0] * 8  # without the thumbnail the tiles stand for it
+    picture, _ = maps.picture_of("a", tiles, source.images, np.arange(len(source.images)))
+    assert picture.shape[0] < pixels.shape[0] * 8  # without the thumbnail the tiles stand for it
 
 
 def two_colours(path, seed=0):
@@ -239,12 +241,12 @@ def test_maps_of_a_made_slide_find_its_regions(tmp_path):
         two_colours(tmp_path / "slides" / f"{name}.tiff", seed)
     (tmp_path / "t.csv").write_text("slide,patient\na,p1\nb,p2\n")
     tile_slides([tmp_path / "slides"], tmp_path / "tiles", Tiling(0.5, 64), tmp_path / "t.csv")
-    found = read_source(tmp_path / "tiles")
-    red, _, blue = found.images.float().mean((2, 3)).T
+    source = read_source(tmp_path / "tiles")
+    red, _, blue = source.images.float().mean((2, 3)).T
     blue = (blue > red).long().numpy()
-    tiles = maps.Assigned(found.positions, blue, np.full(len(blue), 0.9))
+    tiles = maps.Assigned(source.positions, blue, np.full(len(blue), 0.9))
     section = maps.write_maps(
-        tmp_path / "maps", tiles, found.images, 2, names={1: "red"}, patients=np.array(found.patients),
+        tmp_path / "maps", tiles, source.images, 2, names={1: "red"}, patients=np.array(source.patients),
         pictures=tmp_path / "tiles" / "slides",
     )  # fmt: skip
     assert section.notes[0].startswith("Clusters follow tissue: ")
@@ -372,10 +374,10 @@ def test_a_new_slide_is_mapped_with_trained_networks(tmp_path, monkeypatch, caps
     assert main(["map", "--slide", str(slide), "--run", "starter", "--mpp", "1"]) == 0
     printed = capsys.readouterr().out
     assert "of neighbouring tiles are of one cluster" in printed
-    found = read_source(tmp_path / "maps" / "tiles")
-    assert found.images.shape[1:] == (3, 64, 64)
-    assert set(found.positions.mpp) == {1.0}
-    clusters, confidence = Generator.load("starter").assign(found.images)
+    source = read_source(tmp_path / "maps" / "tiles")
+    assert source.images.shape[1:] == (3, 64, 64)
+    assert set(source.positions.mpp) == {1.0}
+    clusters, confidence = Generator.load("starter").assign(source.images)
     with open(tmp_path / "maps" / "tile_clusters.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["cluster"]) - 1 for row in rows] == clusters.tolist()

@@ -10,7 +10,7 @@ from tests.reporting.conftest import make_atlas
 
 
 @pytest.fixture
-def named(tmp_path):
+def named(tmp_path, without_overlays):
     *_, rows = make_atlas()
     reading = Reading.load(tmp_path / "names_anna.json", "one", 3)
     box = naming.form(rows, reading)

@@ -24,14 +24,14 @@ def test_a_report_that_fails_leaves_no_file(tmp_path, monkeypatch):
 def test_a_section_is_shown_in_a_notebook(monkeypatch, capsys):
     import IPython.display
 
-    shown = []
-    monkeypatch.setattr(IPython.display, "display", shown.append)
+    displays = []
+    monkeypatch.setattr(IPython.display, "display", displays.append)
     figure = figures.plot_sizes([1, 2], "", "", "")
     table = pd.DataFrame({"v": [1.5]}, index=["a"])
     page.show(page.Section("Title", ["A sentence."], [table], [figure]))
     assert capsys.readouterr().out.startswith("Title\n-----\nA sentence.\n")
-    assert shown[0] is figure  # pictures before tables
-    assert shown[1].to_dict() == {"v": {"a": "1.5"}}
+    assert displays[0] is figure  # pictures before tables
+    assert displays[1].to_dict() == {"v": {"a": "1.5"}}
     assert not figures.plt.fignum_exists(figure.number)  # nor shown again
 
 

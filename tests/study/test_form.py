@@ -72,8 +72,8 @@ def test_the_scale_bar_has_its_true_share_of_the_tile(tmp_path, mpp, bar):
     """48 px are 24 or 48 microns: 20 of them are 20/24 or 20/48 of the width."""
     write_study(tmp_path / "study", mpp=mpp, readers=1)
     page = (tmp_path / "study" / "reader_1.html").read_text()
-    found = re.search(r'class="bar" style="width: ([\d.]+)%">([^<]+)<', page)
-    assert (found and found.groups()) == bar
+    match = re.search(r'class="bar" style="width: ([\d.]+)%">([^<]+)<', page)
+    assert (match and match.groups()) == bar
     assert f"width: {4 * SIDE}px" in page
 
 

@@ -82,19 +82,19 @@ def test_near_copies_of_unchanged_files_are_told_again_without_a_search(tmp_path
     monkeypatch.setattr("pfiles.tiles.sources.SETTLED_SECONDS", -60)  # files of just now count as unchanged
     monkeypatch.setattr(copies, "near_copies", lambda *tiles: searches.append(1) or near_copies(*tiles))
 
-    def told():
+    def message():
         load_tiles(data, 64)
         return next(line for line in capsys.readouterr().out.splitlines() if "look nearly like" in line)
 
-    warning = told()
-    assert [told(), len(searches)] == [warning, 1]
+    warning = message()
+    assert [message(), len(searches)] == [warning, 1]
     Path(warning.split(": see ")[1].removesuffix(".")).unlink()
-    assert [told(), len(searches)] == [warning, 2]
+    assert [message(), len(searches)] == [warning, 2]
     Image.fromarray(tiles[8]).save(data / "42.png", compress_level=1)
     with pytest.raises(InputError, match=r"42\.png"):
-        told()
+        message()
     Image.fromarray(as_jpeg(tiles[8])).save(data / "42.png")
-    assert "2 of 4 test tiles" in told()
+    assert "2 of 4 test tiles" in message()
 
 
 def test_the_same_file_under_two_names_is_cut_once(tmp_path, capsys):

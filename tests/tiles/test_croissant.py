@@ -63,5 +63,5 @@ def test_a_folder_of_images_is_described(tmp_path):
     (tmp_path / "report.json").write_text("{}")
     describe_images(tmp_path, "generated_tiles", "2 generated tiles", [*images])
     records = [*read(tmp_path / "croissant.json").records("records")]
-    found = {record["records/file"].decode(): record["records/image"].getpixel((0, 0))[0] for record in records}
-    assert found == images
+    levels = {record["records/file"].decode(): record["records/image"].getpixel((0, 0))[0] for record in records}
+    assert levels == images

@@ -41,9 +41,9 @@ def test_tiles_come_to_the_device_in_parts(npy, monkeypatch):
     tiles = load_tiles(npy, 48)
     wanted = np.array([3, 29, 5, 5, 0])
     monkeypatch.setattr(dataset, "PART", 2)
-    found = tiles.tensor(wanted)
-    assert found.is_contiguous()
-    assert torch.equal(found, tiles.images[wanted])
+    images = tiles.tensor(wanted)
+    assert images.is_contiguous()
+    assert torch.equal(images, tiles.images[wanted])
 
 
 def test_fingerprint_tells_tiles_and_splits_apart(npy, tmp_path, tiles):

@@ -113,8 +113,8 @@ def test_16_bits_are_scaled_where_a_tiff_says_their_range():
         buffer = io.BytesIO()
         tag = [(281, "H", 3, (4095, 4095, 4095), True)]
         tifffile.imwrite(buffer, image, photometric="rgb", planarconfig=planes, extratags=tag)
-        found = decode("a.tif", buffer.getvalue()).image.permute(1, 2, 0).numpy()
-        np.testing.assert_array_equal(found, np.rint(twelve_bit * (255 / 4095)).astype(np.uint8))
+        levels = decode("a.tif", buffer.getvalue()).image.permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(levels, np.rint(twelve_bit * (255 / 4095)).astype(np.uint8))
 
 
 def test_pages_and_profile_of_16_bits_are_known():
@@ -138,9 +138,9 @@ def test_16_bits_with_a_range_by_ome_and_with_an_alpha_channel():
     buffer = io.BytesIO()
     options = {"extrasamples": ["unassalpha"], "extratags": [(281, "H", 4, (4095,) * 4, True)], "metadata": None}
     tifffile.imwrite(buffer, np.dstack([twelve_bit, alpha]), photometric="rgb", **options)
-    found = decode("a.tif", buffer.getvalue()).image.permute(1, 2, 0).numpy()
-    np.testing.assert_array_equal(found[:16], expected[:16])
-    assert (found[16:] == 255).all()
+    levels = decode("a.tif", buffer.getvalue()).image.permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(levels[:16], expected[:16])
+    assert (levels[16:] == 255).all()
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, (tile / 255).astype(np.float32), photometric="rgb")
     with pytest.raises(InputError, match="it holds float32, where 8 or 16 bits per channel are read"):
@@ -207,8 +207,8 @@ def test_transparent_pixels_are_glass():
     expected = np.rint(tile * (alpha[..., None] / 255) + 255 - alpha[..., None]).astype(int)
     buffer = io.BytesIO()
     Image.fromarray(np.dstack([tile, alpha])).save(buffer, "PNG")
-    found = decode("a.png", buffer.getvalue()).image.permute(1, 2, 0).numpy()
-    assert np.abs(found - expected).max() <= 1
+    levels = decode("a.png", buffer.getvalue()).image.permute(1, 2, 0).numpy()
+    assert np.abs(levels - expected).max() <= 1
     keyed = tile.copy()
     keyed[:9] = 1, 2, 3
     colours = Image.fromarray(keyed)
@@ -216,9 +216,9 @@ def test_transparent_pixels_are_glass():
     for image, key in ((colours, (1, 2, 3)), (palette, palette.getpixel((0, 0)))):
         buffer = io.BytesIO()
         image.save(buffer, "PNG", transparency=key)
-        found = decode("a.png", buffer.getvalue()).image.permute(1, 2, 0).numpy()
-        assert (found[:9] == 255).all()
-        assert (found[9:] != 255).any()
+        levels = decode("a.png", buffer.getvalue()).image.permute(1, 2, 0).numpy()
+        assert (levels[:9] == 255).all()
+        assert (levels[9:] != 255).any()
 
 
 def test_pages_and_types_that_are_not_read_are_counted_and_named(tmp_path, capsys):

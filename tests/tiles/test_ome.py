@@ -90,8 +90,8 @@ def test_sixteen_bits_are_scaled_by_what_the_file_says(tmp_path):
     image = tissue(300, 200)
     path = write_ome(tmp_path / "a.ome.tif", {"main": image.astype(np.uint16) * 16}, SignificantBits=12)
     with open_slide(path) as slide:
-        found = np.asarray(slide.read_region((0, 0), 0, (200, 300))).astype(int)
-    assert np.abs(found - image.astype(int) * 16 * 255 / 4095).max() <= 0.5
+        levels = np.asarray(slide.read_region((0, 0), 0, (200, 300))).astype(int)
+    assert np.abs(levels - image.astype(int) * 16 * 255 / 4095).max() <= 0.5
     path = write_ome(tmp_path / "b.ome.tif", {"main": image.astype(np.uint16) * 16})
     with pytest.raises(InputError, match=r"b\.ome\.tif has 16 bits per channel and does not say"), open_slide(path):
         pass

@@ -26,8 +26,8 @@ def test_openslide_reads_every_level(tmp_path):
         factor = 2**level
         squares = image[: height * factor, : width * factor].reshape(height, factor, width, factor, 3)
         expected = np.floor(squares.mean(axis=(1, 3)) + 0.5)
-        found = np.asarray(slide.read_region((0, 0), level, (width, height)).convert("RGB"))
-        np.testing.assert_array_equal(found, expected)
+        pixels = np.asarray(slide.read_region((0, 0), level, (width, height)).convert("RGB"))
+        np.testing.assert_array_equal(pixels, expected)
     write_pyramid(tmp_path / "b.tiff", rows, (2100, 1300), mpp=0.5)
     assert (tmp_path / "a.tiff").read_bytes() == (tmp_path / "b.tiff").read_bytes()
 

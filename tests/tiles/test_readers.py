@@ -30,9 +30,9 @@ def test_a_colour_profile_is_recorded_and_applied_when_asked(tmp_path, kind):
         np.testing.assert_array_equal(read_rgb(slide, 0, 0, 0, 300, 200), image)
     with open_slide(path, to_srgb=True) as slide:
         assert profile_name(slide) is None
-        found = np.asarray(read_rgb(slide, 0, 0, 0, 300, 200)).astype(int)
-    assert np.abs(found - np.asarray(expected)).max() <= 1
-    assert np.abs(found - image).max() > 20
+        pixels = np.asarray(read_rgb(slide, 0, 0, 0, 300, 200)).astype(int)
+    assert np.abs(pixels - np.asarray(expected)).max() <= 1
+    assert np.abs(pixels - image).max() > 20
 
 
 def test_mixed_colour_profiles_are_told(tmp_path, capsys):
@@ -65,8 +65,8 @@ def test_sixteen_bits_are_scaled_by_the_tag_or_refused(tmp_path, tiled):
     tag = [(281, "H", 3, (4095, 4095, 4095), True)]
     tifffile.imwrite(tmp_path / "a.tif", image.astype(np.uint16) * 16, extratags=tag, **options)
     with open_slide(tmp_path / "a.tif") as slide:
-        found = np.asarray(read_rgb(slide, 0, 0, 0, 300, 200)).astype(int)
-    assert np.abs(found - image.astype(int) * 16 * 255 / 4095).max() <= 0.5
+        pixels = np.asarray(read_rgb(slide, 0, 0, 0, 300, 200)).astype(int)
+    assert np.abs(pixels - image.astype(int) * 16 * 255 / 4095).max() <= 0.5
     tifffile.imwrite(tmp_path / "b.tif", image.astype(np.uint16) * 16, **options)
     with pytest.raises(InputError, match=r"b\.tif has 16 bits per channel and does not say"):
         open_slide(tmp_path / "b.tif").__enter__()
@@ -111,10 +111,10 @@ def test_the_levels_of_another_page_are_none_of_the_first(tmp_path):
         assert pages_of(tmp_path / name) == 2
         for page in (1, 2):
             with open_slide(tmp_path / name, page) as slide:
-                found = thumbnail(slide, 2, (0, 0, 400, 300)).astype(int)
+                pixels = thumbnail(slide, 2, (0, 0, 400, 300)).astype(int)
             expected = np.asarray(Image.fromarray(tissue(300, 400, page - 1)).reduce(2)).astype(int)
-            assert np.abs(found - expected).mean() < 12
-            assert np.abs(found - np.asarray(Image.fromarray(tissue(300, 400, 2 - page)).reduce(2))).mean() > 20
+            assert np.abs(pixels - expected).mean() < 12
+            assert np.abs(pixels - np.asarray(Image.fromarray(tissue(300, 400, 2 - page)).reduce(2))).mean() > 20
 
 
 def test_a_grey_pyramid_is_refused_as_other_grey_images_are(tmp_path):

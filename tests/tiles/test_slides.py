@@ -19,17 +19,17 @@ def test_stride_and_the_choice_of_tiles(tmp_path):
     path = write_slide(tmp_path / "a.tiff", island())
     with open_slide(path) as slide:
         every = [tuple(corner) for corner in plan_tiles(slide, path, Tiling(0.5, 64, 32), 0.0)[0].corners]
-        some, again, other = (
+        first, again, other = (
             plan_tiles(slide, path, Tiling(0.5, 64, 32, per_slide=40), offset)[0].corners for offset in (0.3, 0.3, 0.8)
         )
     assert len(set(every)) == len(every)
     assert {x % 32 for x, _ in every} == {0}
-    assert len({tuple(corner) for corner in some}) == 40
-    assert {tuple(corner) for corner in some} <= set(every)
-    np.testing.assert_array_equal(some, again)
-    assert some.tolist() != other.tolist()
+    assert len({tuple(corner) for corner in first}) == 40
+    assert {tuple(corner) for corner in first} <= set(every)
+    np.testing.assert_array_equal(first, again)
+    assert first.tolist() != other.tolist()
     middle = np.mean(every, axis=0)  # even over the tissue: each quarter of it holds a quarter of the choice, nearly
-    quarters = np.bincount((some > middle) @ [1, 2], minlength=4)
+    quarters = np.bincount((first > middle) @ [1, 2], minlength=4)
     of_all = np.bincount((np.array(every) > middle) @ [1, 2], minlength=4) * 40 / len(every)
     assert np.abs(quarters - of_all).max() <= 3
 
@@ -73,6 +73,6 @@ def test_tiles_are_read_in_blocks_that_tiles_fill(tmp_path):
 def test_sharpness_is_the_variance_of_the_laplacian(side):
     tiles = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
     tiles[1] = 100
-    for tile, found in zip(tiles, sharpness(tiles), strict=True):
+    for tile, value in zip(tiles, sharpness(tiles), strict=True):
         grey = np.asarray(Image.fromarray(tile).convert("L")).astype(float)
-        assert found == pytest.approx(ndimage.laplace(grey)[1:-1, 1:-1].var(), rel=1e-4)
+        assert value == pytest.approx(ndimage.laplace(grey)[1:-1, 1:-1].var(), rel=1e-4)

@@ -28,7 +28,7 @@ def make_section(data: EvaluationData, seed: int) -> Section:
     judges = ({} if data.clusterer is None else {"the clusters": data.clusterer}) | {"second judge": judge}
     matrices = {
         name: confusion_matrix(
-            generated_ids, predict_clusters(vqvae, network, data.generated_codes)[0], labels=range(k)
+            generated_ids, predict_clusters(vqvae, network, data.generated_codes).cluster_ids, labels=range(k)
         )
         for name, network in judges.items()
     }

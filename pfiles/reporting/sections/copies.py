@@ -56,7 +56,7 @@ def copies_section(
         if at_most is None:
             nearest, nearest_held_out, judged, leak, certified = certificate.search(images, data.real, held_out, source)
         else:
-            nearest, nearest_held_out, judged, leak = memorisation.held_against(images, data.real, held_out, source)
+            nearest, nearest_held_out, judged, leak = memorisation.search_and_judge(images, data.real, held_out, source)
         outright = judged["outright"]
     copies, repeated = int((nearest.distance < outright).sum()), memorisation.repeated(images)
     notes = [

@@ -91,7 +91,7 @@ def distances(
         extractor.kernel: kernel,
         "standard error": error,
         **prdc(real, compared),
-        LINEAR_PROBE: two_sample.told_apart(real, compared),
+        LINEAR_PROBE: two_sample.linear_probe_accuracy(real, compared),
     }
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from torch import Tensor
 
 from pfiles.measuring.features import random_convolutions
-from pfiles.measuring.two_sample import TILES, told_apart
+from pfiles.measuring.two_sample import TILES, linear_probe_accuracy
 from pfiles.reporting.page import Section
 from pfiles.tiles.encoding import Encoding, as_jpeg, as_resized, most_frequent, read_encoding, told_by_files
 from pfiles.tiles.pixels import evenly_spaced
@@ -85,5 +85,5 @@ def _traces(sides: Sequence[Sequence[Encoding]], real: Tensor, generated: Tensor
     features, traces = random_convolutions(), []
     for change, side, changed in changes:
         tiles = named[side][evenly_spaced(len(named[side]), TILES)].cpu()
-        traces.append((change, side, told_apart(features(tiles), features(changed(tiles)))))
+        traces.append((change, side, linear_probe_accuracy(features(tiles), features(changed(tiles)))))
     return traces

@@ -83,12 +83,14 @@ def test_few_images_for_many_features_are_said(real):
 def test_features_from_files_enter_distances_and_the_linear_probe(real):
     rng = np.random.default_rng(0)
     of_real, of_generated = rng.standard_normal((N, 5)), rng.standard_normal((N, 5)) + 3
-    given = features.ReadFeatures(of_real, of_generated)
-    section = distribution.make_section(given, EvaluationData(real, real, real[:30]), seed=0)
+    read_features = features.ReadFeatures(of_real, of_generated)
+    section = distribution.make_section(read_features, EvaluationData(real, real, real[:30]), seed=0)
     table = section.tables[0]
     assert "blurred real tiles" not in table.index
     expected = frechet_distance(of_real, of_generated)
-    assert table.loc["all generated against all real", given.frechet] == pytest.approx(expected)
+    assert table.loc["all generated against all real", read_features.frechet] == pytest.approx(expected)
     assert section.scores["told from real by features from files"] > 0.95
-    with_held_out = distribution.make_section(replace(given, held_out=of_real[:30]), EvaluationData(real, real), seed=0)
+    with_held_out = distribution.make_section(
+        replace(read_features, held_out=of_real[:30]), EvaluationData(real, real), seed=0
+    )
     assert with_held_out.tables[0].loc[HELD_OUT, "images"] == 30

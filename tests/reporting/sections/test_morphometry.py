@@ -25,8 +25,8 @@ def test_of_many_clusters_the_largest_have_boxes():
     table = pd.DataFrame({name: np.arange(len(labels), dtype=float) for name in FEATURES})
     figure = morphometry.plot_morphometry(table, table, labels, labels)
     assert figure.get_supxlabel() == "the 32 of 40 clusters with most real images"
-    shown = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert shown == ["all", *(str(c + 1) for c in range(40) if c % 5)]
+    names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert names == ["all", *(str(c + 1) for c in range(40) if c % 5)]
     assert len(figure.axes[0].patches) == 2 * 33  # real and generated, of all and of 32 clusters
     plt.close(figure)
     few = morphometry.plot_morphometry(table, table, labels % 3, labels % 3)

@@ -19,9 +19,9 @@ def test_structure_of_real_and_of_shuffled_tiles(tmp_path):
     images, train, test, _ = he_tiles(stride=96)
     halved = torch.nn.functional.avg_pool2d(images.float(), 2).round().to(torch.uint8)
     real, held_out = halved[train], halved[test]
-    drawn = structure.shuffled(real[~structure.shows_glass(real)], 8, seed=2)
-    ids = [np.zeros(len(tiles), int) for tiles in (real, drawn, held_out)]
-    section = structure_section.make_section(EvaluationData(real, drawn, held_out, *ids, mpp=0.5), seed=0)
+    generated = structure.shuffled(real[~structure.shows_glass(real)], 8, seed=2)
+    ids = [np.zeros(len(tiles), int) for tiles in (real, generated, held_out)]
+    section = structure_section.make_section(EvaluationData(real, generated, held_out, *ids, mpp=0.5), seed=0)
     overall, by_cluster = section.tables
     assert list(overall.index) == ["generated", "training tiles", HELD_OUT]
     assert 6 < overall.reach["generated"] < 11
@@ -34,7 +34,7 @@ def test_structure_of_real_and_of_shuffled_tiles(tmp_path):
     assert len(section.figures) == 2
     for figure in section.figures:
         figure.savefig(tmp_path / "figure.png")
-    without_ids = structure_section.make_section(EvaluationData(real, drawn), seed=0)
+    without_ids = structure_section.make_section(EvaluationData(real, generated), seed=0)
     assert len(without_ids.tables) == 1
     assert 6 < without_ids.tables[0].reach["generated"] < 11
 
@@ -55,8 +55,8 @@ def test_a_column_shows_real_tiles_of_the_cluster_of_the_generated_one():
     generated_ids = np.array([1, 0, 1, 2, 1, 1, 0, 3, 1, 2])
     data = EvaluationData(real, real[:10], real_ids=real_ids, generated_ids=generated_ids)
     above, _, below = structure_section.examples(data, 8, seed=0).split(structure_section.SHOWN)
-    shown = [real_ids[(real == tile).all((1, 2, 3))].item() for tile in above]
-    assert shown == [1, 0, 1, 2, 1, 1, 0, 0, 1, 2]
+    clusters_above = [real_ids[(real == tile).all((1, 2, 3))].item() for tile in above]
+    assert clusters_above == [1, 0, 1, 2, 1, 1, 0, 0, 1, 2]
     assert torch.equal(below, real[:10])
     first, second = np.flatnonzero(real_ids == 1)
     assert torch.equal(above[[0, 2, 4, 5, 8]], real[[first, first, first, second, first]])

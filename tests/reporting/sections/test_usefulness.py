@@ -37,8 +37,8 @@ def test_labels_that_tiles_may_have(monkeypatch):
             "Left out: it needs at least 20 tiles of each set, but one has 7.",
         ),
     ):
-        found = usefulness_section.make_labels_section(
+        result = usefulness_section.make_labels_section(
             replace(sets, real_labels=real, held_out_labels=held_out), 0, "cpu"
         )
-        assert found.notes == [why]
-        assert found.scores == {}
+        assert result.notes == [why]
+        assert result.scores == {}

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pfiles import artifacts, choosing, draw, latents, learn
+from pfiles import artifacts, choose_k, draw, latents, learn
 from pfiles.__main__ import main
 from pfiles.checkpoints import fingerprint
 from pfiles.drawing.generator import Generator
@@ -64,7 +64,7 @@ def train_all(run):
 
 def write_csv(run):
     artifacts.write_latent_csv(
-        run, latents.latent_table(latents.mean_channel_softmax(run.vqvae, run.codes), *run.assigned)
+        run, latents.latent_table(latents.mean_channel_softmax(run.vqvae, run.codes), *run.assignment)
     )
 
 
@@ -88,8 +88,8 @@ def test_clusters_learnt_without_a_unet_are_those_of_parts_1_and_3(opened):
     train_all(beside)
     write_csv(beside)
     alone = opened("choose_k", 3, overrides=PUBLISHED_ORDER, out="alone")
-    learnt = choosing.learn_every_k(alone, 1)
-    choosing.write_csvs(alone, learnt, choosing.assign(alone, learnt))
+    learnt = choose_k.learn_every_k(alone, 1)
+    choose_k.write_csvs(alone, learnt, choose_k.assign(alone, learnt))
     assert torch.equal(weights(learnt.clusterers[3, 765]), weights(beside.bank))
     assert not torch.equal(weights(learnt.clusterers[3, 765]), weights(learnt.halves[3][0]))
     for suffix in (".csv", ".json"):
@@ -97,7 +97,7 @@ def test_clusters_learnt_without_a_unet_are_those_of_parts_1_and_3(opened):
         assert len({path.read_bytes() for path in paths}) == 1
 
     several = opened("choose_k", "3-4", overrides=PUBLISHED_ORDER, out="several")
-    again = choosing.learn_every_k(several, 2)
+    again = choose_k.learn_every_k(several, 2)
     assert again.clusterers.keys() == {(3, 765), (4, 765), (3, 766), (4, 766)}
     begun = weights(learn.new_clusterer(several, 3, 765))
     change = (weights(beside.bank) - begun).norm()
@@ -113,7 +113,7 @@ def test_one_training_gives_the_networks_of_every_k(opened, clustering, capsys):
     [file] = run.paths.models.glob("unet*finetuning2_ckpt_*_3-4.pth")
     whole = UNet(16, 7, **run.settings.diffusion.unet)
     whole.load_state_dict(torch.load(file, weights_only=True), strict=True)
-    drawn = []
+    per_k = []
     for each, first, one in zip(run.per_k, (0, 3), networks.bank, strict=True):
         k = each.n_clusters
         later = opened("part_6_conditional_generation", k, clustering)
@@ -123,13 +123,15 @@ def test_one_training_gives_the_networks_of_every_k(opened, clustering, capsys):
         x, t = torch.randn(k, 16, 12, 12), torch.arange(k)
         with torch.no_grad():
             assert torch.equal(plain(x, t, t), whole(x, t, t + first))
-        drawn.append(draw.tiles(later, torch.arange(k)))
-        assert torch.equal(latents.predict_clusters(run.vqvae, one, run.codes)[0], later.assigned[0])
+        per_k.append(draw.tiles(later, torch.arange(k)))
+        assert torch.equal(
+            latents.predict_clusters(run.vqvae, one, run.codes).cluster_ids, later.assignment.cluster_ids
+        )
         write_csv(later)
         assert artifacts.cluster_ids_of(later, ["1"]).shape == (1,)
     space = replace(networks.space, vqvae=later.vqvae)
     one_unet = Generator(whole, networks.bank, space, run.settings, speed=run.speed)
-    for images, first in zip(drawn, (0, 3), strict=True):
+    for images, first in zip(per_k, (0, 3), strict=True):
         assert torch.equal(images, one_unet.draw(first + torch.arange(len(images))))
     capsys.readouterr()
     again = opened("part_3_finetuning2", "3-4", clustering)  # what is done is not done again
@@ -148,9 +150,9 @@ def test_several_k_are_refused_where_one_is_meant(opened):
 
 def test_clusters_of_which_only_some_were_kept_are_learnt_from_the_start(opened):
     """Those that were kept must not begin from what they have learnt already."""
-    chosen = opened("choose_k", "3-4")
-    learnt = choosing.learn_every_k(chosen, 1)
-    (chosen.paths.choosing / "classifier_4.pth").unlink()
+    together = opened("choose_k", "3-4")
+    learnt = choose_k.learn_every_k(together, 1)
+    (together.paths.choose_k / "classifier_4.pth").unlink()
     run = opened("part_1_training", "3-4")
     networks = learn.new_networks(run)
     learn.clusters(run, networks.bank)
@@ -169,23 +171,23 @@ def test_clusters_that_learnt_for_another_number_of_epochs_are_not_taken(opened,
         history = learn.clusters(run, learn.new_networks(run).bank)
         return len(history), "were learnt before" in capsys.readouterr().out
 
-    chosen = opened("choose_k", 3, overrides=overrides)
-    choosing.learn_every_k(chosen, 1)
+    together = opened("choose_k", 3, overrides=overrides)
+    choose_k.learn_every_k(together, 1)
     assert learn_clusters(1) == (1, True)
     assert learn_clusters(2) == (2, False)
-    kept = learn.cached_classifier(chosen).with_suffix(".json")
+    kept = learn.cached_classifier(together).with_suffix(".json")
     note = read_json(kept)
     assert note.pop("epochs") == 1
     write_json(kept, note)
-    assert learn.has_cached_classifier(chosen) == (decay == "cosine")
+    assert learn.has_cached_classifier(together) == (decay == "cosine")
 
 
 def test_parts_1_to_3_start_from_clusters_that_choose_k_learnt(opened, capsys):
-    chosen = opened("choose_k", "3-4")
-    learnt = choosing.learn_every_k(chosen, 1)
-    assigned = choosing.assign(chosen, learnt)
-    choosing.write_csvs(chosen, learnt, assigned)
-    assert artifacts.latent_csvs(chosen).paths.keys() == {3, 4}
+    together = opened("choose_k", "3-4")
+    learnt = choose_k.learn_every_k(together, 1)
+    assignments = choose_k.assign(together, learnt)
+    choose_k.write_csvs(together, learnt, assignments)
+    assert artifacts.latent_csvs(together).paths.keys() == {3, 4}
     for ks in (3, "3-4"):
         run = opened("part_1_training", ks)
         networks, capsys_before = learn.new_networks(run), capsys.readouterr()
@@ -203,7 +205,8 @@ def test_parts_1_to_3_start_from_clusters_that_choose_k_learnt(opened, capsys):
     train_all(trained)
     write_csv(trained)
     written = trained.paths.latent_csv.read_bytes()
-    choosing.write_csvs(chosen, learnt, assigned)  # does not replace that of clusters which a UNet was trained with
+    # does not replace that of clusters which a UNet was trained with
+    choose_k.write_csvs(together, learnt, assignments)
     assert "is left as it is" in capsys.readouterr().out
     assert trained.paths.latent_csv.read_bytes() == written
 
@@ -211,17 +214,17 @@ def test_parts_1_to_3_start_from_clusters_that_choose_k_learnt(opened, capsys):
 @pytest.mark.parametrize("clustering", ["classifier", "kmeans"])
 def test_the_tables_of_every_k(opened, clustering):
     run = opened("choose_k", "3-5", clustering)
-    learnt = choosing.learn_every_k(run, 3)
-    assigned = choosing.assign(run, learnt)
-    rows, same = choosing.compare(run, learnt, assigned)
-    labels = assigned[4, 766][0].numpy()
+    learnt = choose_k.learn_every_k(run, 3)
+    assignments = choose_k.assign(run, learnt)
+    rows, same = choose_k.compare(run, learnt, assignments)
+    labels = assignments[4, 766].cluster_ids.numpy()
     features = latents.mean_channel_softmax(run.vqvae, run.codes).numpy()
     assert rows.loc[(4, 766), "calinski_harabasz"] == pytest.approx(
         stability.all_indices(features, labels)["calinski_harabasz"]
     )
     views = [
-        latents.predict_clusters(run.vqvae, learnt.clusterers[4, 766], view)[0]
-        for view in choosing.all_orientations(run)
+        latents.predict_clusters(run.vqvae, learnt.clusterers[4, 766], view).cluster_ids
+        for view in choose_k.all_orientations(run)
     ]
     assert rows.loc[(4, 766), "same in 8 views"] == np.mean(
         [len(set(tile)) == 1 for tile in torch.stack(views).T.tolist()]
@@ -229,15 +232,15 @@ def test_the_tables_of_every_k(opened, clustering):
     assert same.loc[5, ["next k", "nested"]].isna().all()
     assert same.loc[[3, 4]].notna().all(axis=None)
     table = stability.over_seeds(rows)
-    sentence = choosing.conclude(run, table, same)
+    sentence = choose_k.conclude(run, table, same)
     assert re.fullmatch(r"[A-Z]([^.]|\.\d| \.\.\. )*\.", sentence)
-    written = pd.read_csv(run.paths.choosing / "choose_k.csv", index_col="k")
+    written = pd.read_csv(run.paths.choose_k / "choose_k.csv", index_col="k")
     assert written.loc[4, "dunn mean"] == pytest.approx(rows.loc[4, "dunn"].mean())
     figures.plot_choice(rows, same)
     with pytest.raises(InputError, match="at most 12"):
-        choosing.learn_every_k(opened("choose_k", "12-13", clustering), 1)
+        choose_k.learn_every_k(opened("choose_k", "12-13", clustering), 1)
     with pytest.raises(InputError, match="seeds must be"):
-        choosing.learn_every_k(run, 0)
+        choose_k.learn_every_k(run, 0)
 
 
 def arguments(begun, *more):
@@ -249,8 +252,8 @@ def arguments(begun, *more):
 @pytest.mark.parametrize("clusters", ["16-10", "1-3", "10-9999", "30-60", "4;5"])
 def test_wrong_ranges_are_one_sentence(begun, tmp_path, capsys, command, clusters):
     out = tmp_path / "out"
-    given = arguments(begun, command, "--clusters", clusters, "--out", str(out))
-    assert main(given) == 2
+    options = arguments(begun, command, "--clusters", clusters, "--out", str(out))
+    assert main(options) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1

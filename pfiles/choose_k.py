@@ -1,6 +1,6 @@
 """Clusters of every number of clusters and of several seeds, learnt together without a UNet, and compared."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,7 +13,7 @@ from pfiles import artifacts, checkpoints, learn
 from pfiles.cluster_bank import ClusterBank
 from pfiles.clusterers import Clusterer, KMeansClusters, fit_kmeans_to
 from pfiles.errors import InputError
-from pfiles.latents import latent_batches, latent_table, mean_channel_softmax, predict_clusters
+from pfiles.latents import Assignment, latent_batches, latent_table, mean_channel_softmax, predict_clusters
 from pfiles.learning import clusters
 from pfiles.learning.log import History
 from pfiles.machine.processes import progress
@@ -47,7 +47,7 @@ def learn_every_k(run: Run, seeds: int) -> Learnt:
     the setting clusters_first, in their own training), and from the run's own seed becomes the same. Other seeds begin
     with other weights, but see the same tiles and views in the same order: those are encoded once for all.
     """
-    check(run.tiles, run.ks, seeds)
+    require_learnable(run.tiles, run.ks, seeds)
     of_own_seed = [(k, run.seed) for k in run.ks]
     of_every_seed = [(k, run.seed + i) for i in range(seeds) for k in run.ks]
     clusterers, histories = _learn_part(run, "all", of_every_seed)
@@ -59,7 +59,7 @@ def learn_every_k(run: Run, seeds: int) -> Learnt:
     return Learnt(clusterers, {k: (first[k, run.seed], second[k, run.seed]) for k in run.ks}, histories)
 
 
-def check(tiles: Tiles, ks: Sequence[int], seeds: int) -> None:
+def require_learnable(tiles: Tiles, ks: Sequence[int], seeds: int) -> None:
     """InputError where so many clusters, or seeds, cannot be learnt."""
     if not isinstance(seeds, int) or seeds < 1:
         raise InputError(f"seeds must be a whole number of at least 1, but is {seeds!r}.")
@@ -94,7 +94,7 @@ def _learn_part(
             settings, ("diffusion", stage), run.tiles, run.seed, checkpoints.fingerprints(parents),
             n_clusters=run.n_clusters, clustering=run.clustering, seeds=seeds, part=part,
         )  # fmt: skip
-        folder = run.paths.choosing / f"{stage}_{part}"
+        folder = run.paths.choose_k / f"{stage}_{part}"
         histories[stage] = clusters.train_clusters(
             bank=bank, vqvae=run.vqvae, images=images, codes=codes, settings=settings.diffusion, stage=stage_settings,
             job=learn.make_job(
@@ -107,22 +107,22 @@ def _learn_part(
     return clusterers, histories
 
 
-def assign(run: Run, learnt: Learnt) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
-    """The cluster (N,), 0-based, of each training tile and its probability (N,), by k and seed."""
+def assign(run: Run, learnt: Learnt) -> dict[tuple[int, int], Assignment]:
+    """The cluster of each training tile and its probability, by k and seed."""
     return {key: predict_clusters(run.vqvae, clusterer, run.codes) for key, clusterer in learnt.clusterers.items()}
 
 
-def write_csvs(run: Run, learnt: Learnt, assigned: dict[tuple[int, int], tuple[Tensor, Tensor]]) -> None:
+def write_csvs(run: Run, learnt: Learnt, assignments: Mapping[tuple[int, int], Assignment]) -> None:
     """Write the CSV of every k, from the run's own seed, as part 5 does."""
     features = mean_channel_softmax(run.vqvae, run.codes)
     for run_of_k in run.per_k:
         key = run_of_k.k, run_of_k.seed
-        table = latent_table(features, *assigned[key])
+        table = latent_table(features, *assignments[key])
         artifacts.write_latent_csv(run_of_k, table, ClusterBank([learnt.clusterers[key]]))
 
 
 def compare(
-    run: Run, learnt: Learnt, assigned: dict[tuple[int, int], tuple[Tensor, Tensor]]
+    run: Run, learnt: Learnt, assignments: Mapping[tuple[int, int], Assignment]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The five indices, occupancy and invariance by k and seed; and what stays the same, by k.
 
@@ -131,17 +131,17 @@ def compare(
     takes most of its tiles from their cluster here.
     """
     features = mean_channel_softmax(run.vqvae, run.codes).numpy()
-    cluster_ids = {key: ids.numpy() for key, (ids, _) in assigned.items()}
+    cluster_ids = {key: assignment.cluster_ids.numpy() for key, assignment in assignments.items()}
     rows, orientations = {}, all_orientations(run)
     for key, clusterer in progress(learnt.clusterers.items(), desc="compare clusters", unit="clustering"):
-        views = np.stack([predict_clusters(run.vqvae, clusterer, view)[0].numpy() for view in orientations])
+        views = np.stack([predict_clusters(run.vqvae, clusterer, view).cluster_ids.numpy() for view in orientations])
         rows[key] = stability.describe(features, cluster_ids[key], key[0]) | {
             "same in 8 views": stability.unmoved(views)
         }
     seeds = sorted({seed for _, seed in cluster_ids})
     same: dict[int, dict[str, float]] = {}
     for k, halves in learnt.halves.items():
-        on_halves = [predict_clusters(run.vqvae, clusterer, run.codes)[0].numpy() for clusterer in halves]
+        on_halves = [predict_clusters(run.vqvae, clusterer, run.codes).cluster_ids.numpy() for clusterer in halves]
         same[k] = {
             "seeds": stability.between_seeds(np.stack([cluster_ids[k, seed] for seed in seeds])),
             "halves": stability.adjusted_rand(*on_halves),
@@ -157,7 +157,7 @@ def compare(
 
 def all_orientations(run: Run) -> Tensor:
     """The codes of the eight views of the training tiles (8, N, h, w), whatever the UNet learns from."""
-    return run.views if len(run.views) == 8 else encoded_tiles(run, True, run.paths.choosing / "eight_views.pt")
+    return run.views if len(run.views) == 8 else encoded_tiles(run, True, run.paths.choose_k / "eight_views.pt")
 
 
 def conclude(run: Run, table: pd.DataFrame, same: pd.DataFrame) -> str:
@@ -166,7 +166,7 @@ def conclude(run: Run, table: pd.DataFrame, same: pd.DataFrame) -> str:
     table: `stability.over_seeds` of the first table of `compare`; same: the second.
     """
     flat = table.set_axis([" ".join(names) for names in table.columns], axis=1).join(same)
-    write_csv(run.paths.choosing / "choose_k.csv", flat, index=True)
+    write_csv(run.paths.choose_k / "choose_k.csv", flat, index=True)
     sentence = stability.verdict(table, same["seeds"])
     artifacts.record(run, {"supported": sentence, "details": tables.plain(flat)})
     return sentence

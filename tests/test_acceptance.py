@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfiles import accepting
-from pfiles.accepting import Choice, choosing, spread
+from pfiles.acceptance import MOST_DRAWS, Acceptance, spread, until_accepted
 from pfiles.errors import InputError
 from pfiles.measuring import quality
 
@@ -34,39 +33,41 @@ def flat(cluster_ids, seeds):
 
 def test_tiles_are_drawn_anew_until_they_pass():
     ids, seeds = torch.arange(200) % K, list(range(200))
-    choice = Choice(0.8)
-    images = choosing(flat, Bright(), None, choice)(ids, seeds=seeds)
+    acceptance = Acceptance(0.8)
+    images = until_accepted(flat, Bright(), None, acceptance)(ids, seeds=seeds)
     assert images.min() >= 51
     first = flat(ids, seeds)
     passing = first[:, 0, 0, 0] >= 51
     assert torch.equal(images[passing], first[passing])  # what passes stays
-    assert sum(map(len, choice.taken)) == 200
-    assert np.concatenate(choice.odds).tolist() == images[:, 0, 0, 0].tolist()  # of what was taken, in its order
-    thrown = sum(map(len, choice.thrown))
+    assert sum(map(len, acceptance.taken)) == 200
+    assert np.concatenate(acceptance.odds).tolist() == images[:, 0, 0, 0].tolist()  # of what was taken, in its order
+    thrown = sum(map(len, acceptance.thrown))
     assert thrown >= (~passing).sum()
-    assert str(choice).startswith(f"200 tiles passed of {200 + thrown} that were drawn, and {thrown} were thrown away")
-    assert "Diversity" in str(choice)
+    assert str(acceptance).startswith(
+        f"200 tiles passed of {200 + thrown} that were drawn, and {thrown} were thrown away"
+    )
+    assert "Diversity" in str(acceptance)
     # a tile depends on its own seed, not on those beside it
-    assert torch.equal(choosing(flat, Bright(), None, Choice(0.8))(ids[7:9], seeds=seeds[7:9]), images[7:9])
+    assert torch.equal(until_accepted(flat, Bright(), None, Acceptance(0.8))(ids[7:9], seeds=seeds[7:9]), images[7:9])
 
 
 def test_what_never_passes_is_the_best_of_its_draws():
-    choice = Choice(0.8)
-    dark = choosing(lambda ids, seeds: flat(ids, seeds) // 8, Bright(), None, choice)
+    acceptance = Acceptance(0.8)
+    dark = until_accepted(lambda ids, seeds: flat(ids, seeds) // 8, Bright(), None, acceptance)
     images = dark(torch.zeros(3, dtype=torch.int64), seeds=[1, 2, 3])
-    assert choice.never == 3
-    assert sum(map(len, choice.thrown)) == 3 * (accepting.MOST_DRAWS - 1)
+    assert acceptance.never == 3
+    assert sum(map(len, acceptance.thrown)) == 3 * (MOST_DRAWS - 1)
     assert images.min() > 20
-    assert "3 tiles passed in none of 20 draws" in str(choice)
+    assert "3 tiles passed in none of 20 draws" in str(acceptance)
 
 
 def test_all_pass_without_a_choice():
-    assert choosing(flat, None, None, Choice(1)) is flat
+    assert until_accepted(flat, None, None, Acceptance(1)) is flat
     with pytest.raises(InputError, match="something to hold them against"):
-        choosing(flat, None, None, Choice(0.8))
+        until_accepted(flat, None, None, Acceptance(0.8))
     for share in (0, 1.1, float("nan")):
         with pytest.raises(InputError, match="share of tiles that pass"):
-            Choice(share)
+            Acceptance(share)
 
 
 def test_spread_is_the_mean_distance_of_two_tiles():

@@ -70,7 +70,7 @@ def standard_for(run: Run, generator: Generator, search: bool = True) -> Standar
 
 
 @dataclass
-class Choice:
+class Acceptance:
     """What was taken and what was thrown away, as features of each tile that had no part in the choice.
 
     odds: of the tiles taken, in the order in which they were asked for, see `quality.Standard.odds`.
@@ -112,13 +112,13 @@ def spread(features: np.ndarray, scale: np.ndarray) -> float:
     return float(distances.mean()) if len(distances) else float("nan")
 
 
-def choosing(draw: Draw, standard: Standard | None, vqvae: VQVAE, choice: Choice) -> Draw:
+def until_accepted(draw: Draw, standard: Standard | None, vqvae: VQVAE, acceptance: Acceptance) -> Draw:
     """A function like `draw` whose tiles pass: each is drawn anew, from seeds that follow from its own, until it does.
 
-    What is taken and thrown away is added to `choice`. A tile depends on its cluster, its seed and the share alone.
+    What is taken and thrown away is added to `acceptance`. A tile depends on its cluster, its seed and the share alone.
     InputError where there is nothing to hold tiles against.
     """
-    if choice.accept == 1:
+    if acceptance.accept == 1:
         return draw
     if standard is None:
         raise InputError(
@@ -126,11 +126,11 @@ def choosing(draw: Draw, standard: Standard | None, vqvae: VQVAE, choice: Choice
             f"{quality.FILE} in the generator's folder."
         )
 
-    def draw_until_they_pass(cluster_ids: Tensor, seeds: Sequence[int]) -> Tensor:
+    def draw_until_accepted(cluster_ids: Tensor, seeds: Sequence[int]) -> Tensor:
         images = draw(cluster_ids, seeds=seeds)
         odds = standard.odds(quality.own_features(vqvae, images))
         for attempt in range(1, MOST_DRAWS):
-            failing = np.flatnonzero(~standard.passes(odds, cluster_ids.numpy(), choice.accept))
+            failing = np.flatnonzero(~standard.passes(odds, cluster_ids.numpy(), acceptance.accept))
             if not len(failing):
                 break
             again = [derive_seed(seeds[place], "again", attempt) for place in failing.tolist()]
@@ -139,14 +139,14 @@ def choosing(draw: Draw, standard: Standard | None, vqvae: VQVAE, choice: Choice
             better = of_others > odds[failing]
             thrown = others.clone()
             thrown[better] = images[failing[better]]
-            choice.thrown.append(_seen(thrown))
+            acceptance.thrown.append(_seen(thrown))
             images[failing[better]], odds[failing[better]] = others[better], of_others[better]
-        choice.never += int((~standard.passes(odds, cluster_ids.numpy(), choice.accept)).sum())
-        choice.taken.append(_seen(images))
-        choice.odds.append(odds)
+        acceptance.never += int((~standard.passes(odds, cluster_ids.numpy(), acceptance.accept)).sum())
+        acceptance.taken.append(_seen(images))
+        acceptance.odds.append(odds)
         return images
 
-    return draw_until_they_pass
+    return draw_until_accepted
 
 
 def _seen(images: Tensor) -> np.ndarray:
@@ -160,11 +160,11 @@ def qualities(
     images: Tensor,
     cluster_ids: Tensor,
     run: Run | None,
-    choice: Choice | None = None,
+    acceptance: Acceptance | None = None,
 ) -> pd.DataFrame:
     """The quality of tiles as `tiles.csv` has it, see `quality.measure`; without a run it is not known how near a
-    training tile is. choice: by which all of them were taken, if they were chosen."""
-    odds = np.concatenate(choice.odds) if choice is not None and choice.odds else None
+    training tile is. acceptance: by which all of them were taken, if they were."""
+    odds = np.concatenate(acceptance.odds) if acceptance is not None and acceptance.odds else None
     train = None if run is None else run.tiles.tensor(run.tiles.train)
     table = quality.measure(standard, generator.space.vqvae, generator.bank, images, cluster_ids, train, odds)
     return table.round({"probability": 3, "realism": 1, "nearest": 1, "structure": 2})
