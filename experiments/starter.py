@@ -59,7 +59,7 @@ Draws H&E tiles of lung, 64 px (about 1 um per pixel), from any of {k} clusters 
 |---|---|---|
 | Frechet distance to test tiles, autoencoder features | {frechet:.3f} | training tiles {frechet_train:.3f}, reconstructed test tiles {frechet_rebuilt:.3f} |
 | Frechet distance, random convolutions | {random:.4f} | training tiles {random_train:.4f}, reconstructed {random_rebuilt:.4f} |
-| Frechet distance, features of an EfficientNet trained on photographs | {photos:.0f} | training tiles {photos_train:.0f}, reconstructed {photos_rebuilt:.0f} |
+| Frechet distance, features of an EfficientNet-Lite1 trained on photographs | {photos:.0f} | training tiles {photos_train:.0f}, reconstructed {photos_rebuilt:.0f} |
 | built like tissue: as real tiles shuffled in blocks of, decoded alike | {reach} | test tiles beyond {half} px, reconstructed {reach_rebuilt} |
 | sorted into the cluster asked for, by the clusters / by a second judge | {asked:.0%} / {second:.0%} | chance {chance:.0%} |
 | use to a classifier (CAS), share of what real tiles are worth | {cas:.0%} | 100 % |
@@ -75,7 +75,8 @@ Draws H&E tiles of lung, 64 px (about 1 um per pixel), from any of {k} clusters 
 specks. The small network, which learns from 400 tiles, misses much of that; features that were learnt from a million
 photographs do not.
 """  # noqa: E501 - rows of a table
-KINDS = ("random", "autoencoder", "imagenet")
+KINDS = ("random", "autoencoder", "imagenet-deeper")
+PHOTOGRAPHS = "imagenet-deeper: Frechet distance (deeper ImageNet features)"
 BY_LABEL = "tissue sorted rightly, learnt from "
 LABELLED = 1000  # tiles drawn for a classifier of the labels
 
@@ -140,9 +141,8 @@ def _card(run: Run, shipped: Generator, values: dict[str, float | None], folder:
         frechet_rebuilt=values["autoencoder: floor, reconstructions"],
         random=values["random: Frechet distance (random convolutions)"],
         random_train=values["random: floor, training tiles"], random_rebuilt=values["random: floor, reconstructions"],
-        photos=values["imagenet: Frechet distance (ImageNet features)"],
-        photos_train=values["imagenet: floor, training tiles"],
-        photos_rebuilt=values["imagenet: floor, reconstructions"],
+        photos=values[PHOTOGRAPHS], photos_train=values["imagenet-deeper: floor, training tiles"],
+        photos_rebuilt=values["imagenet-deeper: floor, reconstructions"],
         asked=values["as asked"], second=values["as asked, second judge"], chance=1 / shipped.n_clusters,
         cas=values["CAS, of real"], closer=values["closer"], told=share("told from real, blur 0"),
         linear=linear(LINEAR_PROBE), linear_floor=linear(f"floor, {LINEAR_PROBE}"),

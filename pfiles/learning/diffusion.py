@@ -96,7 +96,7 @@ def train_stage(
     history = train(
         job, num_epochs=stage.epochs, num_tiles=codes.shape[1], draw_random=draw_random, objectives=objectives,
         parts=parts, schedule=schedule_of(stage), clip_norm=stage.clip_norm,
-        picture=picture and partial(_side_by_side, picture, [unet, averaged] if averaged else [unet]),
+        picture=picture and partial(_rows_of, picture, [unet, averaged] if averaged else [unet]),
     )  # fmt: skip
     if trainer:
         trainer.give_back()
@@ -105,7 +105,7 @@ def train_stage(
     return history
 
 
-def _side_by_side(picture: Callable[[UNet], Tensor], networks: Sequence[UNet]) -> Tensor:
+def _rows_of(picture: Callable[[UNet], Tensor], networks: Sequence[UNet]) -> Tensor:
     """The rows of tiles that each network draws, below each other."""
     return torch.cat([picture(network) for network in networks])
 
