@@ -7,6 +7,7 @@ import json
 import platform
 import shlex
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -63,6 +64,14 @@ def pack(
             for chunk in crate.stream_zip():
                 file.write(chunk)
     return record
+
+
+def is_crate(path: Path) -> bool:
+    """Whether a file is a crate, of any format."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return RECORD in archive.namelist()
 
 
 # What is to be made again

@@ -22,7 +22,7 @@ from pfiles.drawing.sampling import image_seeds
 from pfiles.errors import InputError
 from pfiles.latents import centre_and_border
 from pfiles.machine.runtime import derive_seed
-from pfiles.paths import atomic_folder, read_json, write_json, write_text
+from pfiles.paths import atomic_folder, read_json, refuse_foreign, write_json, write_text
 from pfiles.provenance import Provenance, require_same_run
 from pfiles.reporting import figures, page
 from pfiles.reporting.page import Section
@@ -146,8 +146,10 @@ def score(files: Path | Sequence[Path], out: Path | None = None) -> list[Section
     if not paths:
         raise InputError(f"There is no file of answers in {files}: put what the readers saved there.")
     key, table = read_study(paths)
-    report = sections.sections(key, table)
     out = paths[0].parent / SCORE if out is None else out
+    page.refuse_other_report(out, "reader_study")
+    refuse_foreign(out, ("reader_study.png",), (out / "reader_study.json").exists())
+    report = sections.sections(key, table)
     figures.save_figure(report[1].figures[0], out / "reader_study.png", dpi=200)
     about = {"study": key.study, "question": key.question, "made": key.made, "answers": len(table)}
     page.write_report(report, out, about, "Reader study", "reader_study")

@@ -270,6 +270,9 @@ def _paper(args: argparse.Namespace) -> int:
     overrides = parse_overrides(args.overrides)
     archives = [expand(archive).absolute() for archive in args.archive]
     paths, settings = Paths(paper.K, out), get_settings("paper", overrides)
+    if out is not None:
+        is_own = any((out / name).exists() for name in ("kpc_ldm", "paper/table.md"))
+        refuse_foreign(out, ("Figures",), is_own)
     published = paper.place(archives, paths, settings)
     for name, files in published.files.items():
         more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
@@ -319,6 +322,7 @@ def _pack(args: argparse.Namespace) -> int:
         raise InputError(f"There is no folder {folder}: name that of a run with --run.")
     if out.is_dir() or out.suffix != ".zip":
         raise InputError(f"--out must be the name of a file that ends in .zip, but is {out}.")
+    refuse_foreign(out.parent, (out.name,), pack.is_crate(out))
     choices = run_choices(args, folder)
     if len(numbers_of_clusters(choices.get("n_clusters", 14))) > 1:
         raise InputError("A crate holds a run of one number of clusters: its networks learn together with no others.")
@@ -342,6 +346,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     from pfiles.cli.notebooks import make_again
 
     out = output_folder(args.out)
+    refuse_foreign(out, ("summary.json", "Figures", "org", "reproduction.json"), (out / "reproduce.log").exists())
     with reproduce.opened(expand(args.crate).absolute()) as (archive, record):
         choices = reproduce.choices_for(archive, record, out, args.data and resolve_data(args.data))
     choices["overrides"] |= parse_overrides(args.overrides)

@@ -1,5 +1,6 @@
 """What commands make of their arguments."""
 
+import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +22,8 @@ COMMANDS = {  # and a name that each would write into --out
     "evaluate": (["evaluate", "--real", "a", "--generated", "a"], ["evaluation.html", "evaluation.json"]),
     "run": (["run", "--preset", "demo", "--clustering", "kmeans", "--clusters", "3"],
             ["summary.json", "Figures/Figure 1/a.jpg", "org/1.png"]),
+    "paper": (["paper", "--archive", "a"], ["Figures/Figure 1/a.jpg"]),
+    "reproduce": (["reproduce", "a.zip"], ["summary.json", "org/1.png", "reproduction.json"]),
 }  # fmt: skip
 CASES = [(arguments, name) for arguments, names in COMMANDS.values() for name in names]
 
@@ -47,6 +50,19 @@ def test_no_command_replaces_what_it_did_not_make(arguments, name, tmp_path, mon
     assert f"{tmp_path / 'out'}/{Path(name).parts[0]} was not made by this command" in capsys.readouterr().err
     assert file.read_text() == '{"grade": 3}'
     assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_zip_that_is_no_crate_is_not_replaced(tmp_path, capsys):
+    for name in ("data.zip", "text.zip"):
+        file = tmp_path / name
+        file.write_text("mine")
+        if name == "data.zip":
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.writestr("tile_1.png", "mine")
+        before = file.read_bytes()
+        assert main(["pack", "--run", str(tmp_path), "--out", str(file)]) == 2
+        assert f"{file} was not made by this command" in capsys.readouterr().err
+        assert file.read_bytes() == before
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from experiments.reader_study import coverage
+from pfiles import reader_study
+from pfiles.errors import InputError
 from pfiles.study import results
 from pfiles.study.answers import read_study
 from tests.study.conftest import K, answers_of, perfect, write_study
@@ -118,3 +120,17 @@ def test_intervals_hold_the_truth_of_simulated_readers():
     """At 95 % of 400 intervals of one reader within 3.3 %, of 100 together within 6.5 %: three standard errors."""
     for name, share in coverage(1.0, 0.3, studies=100, readers=4, tiles=60, seed=1).items():
         assert share == pytest.approx(0.95, abs=0.065 if "together" in name else 0.033), name
+
+
+@pytest.mark.parametrize("name", ["reader_study.json", "reader_study.html", "reader_study.png"])
+def test_a_score_replaces_only_a_score(name, study, tmp_path):
+    folder, _ = study
+    for _ in range(2):
+        reader_study.score(folder, tmp_path / "score")
+    file = tmp_path / "mine" / name
+    file.parent.mkdir()
+    file.write_text('{"grade": 3}')
+    with pytest.raises(InputError, match="was not made by this command"):
+        reader_study.score(folder, tmp_path / "mine")
+    assert [path.name for path in file.parent.iterdir()] == [name]
+    assert file.read_text() == '{"grade": 3}'
