@@ -7,10 +7,10 @@ paths         where files lie, and how they are written
 spreadsheet   tables as people keep them, read and written
 choices       what run.toml says of a run, in one place for all notebooks
 names         what people call the clusters, and how far readers agree
-tiles/        pixels, mapped, files, encoding (how files are kept), scale, companions, jpeg_slide, arrays, ome, readers
-              (slides of every kind), tissue, regions, coordinates, slides, pyramid (a slide written), builtin, sources,
-              croissant, thumbnails, gather, split, shifted, copies, slide_table, join (of parts), tiler, dataset
-              (tiles, their split), views
+tiles/        colours, pixels, mapped, files, encoding (how files are kept), scale, companions, jpeg_slide, arrays, ome,
+              readers (slides of every kind), tissue, regions, coordinates, slides, pyramid (a slide written), builtin,
+              sources, croissant, thumbnails, gather, split, shifted, copies, slide_table, join (of parts), tiler,
+              dataset (tiles, their split), views
 networks      blocks, vqvae, discriminator, unet_cond_base, classifier, linear_noise_scheduler, lpips, lpips_metric
 ssim          the parts of SSIM and MS-SSIM, for scores and a loss
 clusterers, cluster_bank: both kinds of clusters, and those of several k as one

@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import pairwise
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from pfiles.errors import InputError, extra
 from pfiles.machine.processes import progress
 from pfiles.paths import atomic_write
+from pfiles.tiles.colours import in_srgb, srgb_transform
 from pfiles.tiles.pixels import as_array, as_tensor, match_size, to_8_bits
 
 if TYPE_CHECKING:
@@ -113,24 +114,9 @@ def stack_tiles(tiles: Iterator[tuple[str, Decoded]], count: int, where: Path, i
     return images
 
 
-def srgb_transform(profile: ImageCms.ImageCmsProfile) -> ImageCms.ImageCmsTransform:
-    # Pillow returns this as a number, and takes numbers, but declares an enumeration
-    intent = cast(ImageCms.Intent, ImageCms.getDefaultIntent(profile))
-    return ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), "RGB", "RGB", intent)
-
-
 @lru_cache(16)
 def _transform_of(profile: bytes) -> ImageCms.ImageCmsTransform:
     return srgb_transform(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
-
-
-def in_srgb(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
-    """An image in the colours of sRGB, as RGB, or as RGBA where it has transparent pixels."""
-    colours = image.convert("RGB")
-    ImageCms.applyTransform(colours, transform, inPlace=True)
-    if image.has_transparency_data:
-        colours.putalpha(image.convert("RGBA").getchannel("A"))
-    return colours
 
 
 def profile_name(content: bytes | None) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from pfiles.errors import InputError, extra
-from pfiles.tiles.files import in_srgb, srgb_transform
+from pfiles.tiles.colours import in_srgb, srgb_transform
 
 BLOCK = 2048  # px of a level that are read at once: as large as a block of all its tiles may be
 PALETTE = 3  # a TIFF's number for colours by a table

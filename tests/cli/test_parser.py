@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from pfiles import share
-from pfiles.__main__ import main
+from pfiles.__main__ import _function_of, main
 from pfiles.cli import parser
 from pfiles.cli.commands import COMMANDS
 from pfiles.cli.parser import FEATURE_NAMES, make_parser
@@ -26,7 +26,7 @@ def help_of(program, *arguments):
     code = f"""
 import sys
 sys.argv[0] = {program!r}
-from pfiles.__main__ import main
+from pfiles.__main__ import _function_of, main
 try:
     main({[*arguments, "--help"]!r})
 finally:
@@ -94,7 +94,8 @@ def test_the_names_in_the_help_are_the_codes():
 
 def test_every_command_has_its_function():
     parsers = make_parser()._subparsers._group_actions[0].choices
-    assert parsers.keys() == COMMANDS.keys()
+    assert parsers.keys() == COMMANDS.keys() | {"demo", "run", "clusters"}
+    assert all(callable(_function_of(command)) for command in parsers)
 
 
 @pytest.mark.parametrize("arguments", [[], ["paint"], ["run", "--paint"], ["watch", "paint"], ["run", "--seed", "red"]])
