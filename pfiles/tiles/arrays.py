@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image, ImageCms
 
 from pfiles.errors import InputError
-from pfiles.tiles.files import bits_per_channel, has_colours, most_of_samples
+from pfiles.tiles.files import bits_per_channel, has_colours, most_of_samples, without_unknown
 from pfiles.tiles.pixels import to_8_bits
 from pfiles.tiles.scale import as_properties, mpp_of_dpi, mpp_of_tiff
 
@@ -128,7 +128,8 @@ def _plane_of_page(page: tifffile.TiffPage, most: int | None, path: Path) -> Pla
             f"{path} has more than 8 bits per channel and {page.imagewidth} x {page.imagelength} px, more than "
             "can be read in one piece: write it as OME-TIFF."
         )
-    return plane_of(page.asarray(), page.axes, {}, most, path)
+    axes = page.axes if page.photometric == tifffile.PHOTOMETRIC.RGB else page.axes.replace("S", "C")
+    return plane_of(without_unknown(page.asarray(), page), axes, {}, most, path)
 
 
 def _many_bits(path: Path) -> str:
@@ -142,7 +143,7 @@ def plane_of(array: Any, axes: str, index: Mapping[str, int], most: int | None, 
     """A level, see `Plane`. InputError where it is no image in colour of 8 bits, or of 16 in a range that is told."""
     colours = [axis for axis in axes if axis not in ("Y", "X", *index)]
     samples = [array.shape[axes.index(axis)] for axis in colours]
-    if len(samples) != 1 or samples[0] not in (3, 4):
+    if len(samples) != 1 or samples[0] not in ((3, 4) if colours == ["S"] else (3,)):  # four channels are no colours
         count = "one channel" if math.prod(samples) == 1 else f"{math.prod(samples)} channels"
         raise InputError(f"{path} has {count}, but slides must be RGB: convert or leave it out.")
     if array.dtype not in (np.uint8, np.uint16):

@@ -135,8 +135,13 @@ def bits_per_channel(image: ImageFile.ImageFile) -> int:
 
 
 def has_colours(image: Image.Image) -> bool:
-    """Whether it is in RGB, with or without an alpha channel or a palette."""
-    return image.mode in ("RGB", "RGBA", "P")
+    """Whether it is in RGB, with or without a palette or a fourth channel, be that alpha or of no stated meaning."""
+    return image.mode in ("RGB", "RGBA", "RGBX", "P")
+
+
+def without_unknown(pixels: np.ndarray, page: "tifffile.TiffPage") -> np.ndarray:
+    """The pixels of a TIFF's page without a fourth channel that the file does not call alpha."""
+    return pixels.take(range(3), page.axes.index("S")) if page.photometric == 2 and 0 in page.extrasamples else pixels
 
 
 def most_of_samples(page: "tifffile.TiffPage") -> int | None:
@@ -210,7 +215,7 @@ def _decode_many_bits(name: str, content: bytes, icc: bool) -> Decoded:
                     raise ValueError("Pillow does not know its kind")
                 if page.dtype != np.uint16:
                     raise ValueError(f"it holds {page.dtype}, where 8 or 16 bits per channel are read")
-                most, samples = most_of_samples(page), page.asarray()
+                most, samples = most_of_samples(page), without_unknown(page.asarray(), page)
                 pages, profile = len(file.pages), page.tags.valueof("InterColorProfile")
                 pixels = samples if page.axes.endswith("S") else np.moveaxis(samples, 0, -1)
         except Exception as error:  # a broken image raises errors of many kinds in tifffile

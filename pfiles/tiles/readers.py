@@ -122,7 +122,7 @@ def _open(path: Path, page: int) -> SlideReader:
                     return ome.open_ome(path, page)
                 first = file.pages.first
                 is_other = first.bitspersample > 8 or (first.samplesperpixel < 3 and first.photometric != PALETTE)
-                is_other |= arrays.has_several_pyramids(file)
+                is_other |= arrays.has_several_pyramids(file) or 0 in first.extrasamples
         if vendor is None or page > 1 or is_other:
             return arrays.open_image(path, page)
     return jpeg_slide.JpegSlide(path) if vendor in jpeg_slide.VENDORS else openslide.OpenSlide(path)

@@ -9,6 +9,7 @@ from PIL import Image, ImageCms
 
 from pfiles.__main__ import main
 from pfiles.errors import InputError
+from pfiles.tiles.files import decode
 from pfiles.tiles.readers import open_slide, pages_of, profile_name, read_rgb, thumbnail
 from tests.tiles.conftest import island, tissue, wide_profile, write_slide
 
@@ -80,6 +81,36 @@ def test_transparent_pixels_of_a_slide_are_white_before_they_are_averaged(tmp_pa
     whole = Image.fromarray(np.where(alpha == 255, image, 255).astype(np.uint8))
     with open_slide(tmp_path / "a.png") as slide:
         np.testing.assert_array_equal(read_rgb(slide, 0, 0, 0, 64, 64, 2), whole.reduce(2))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("tiled", [True, False])
+def test_a_fourth_channel_that_is_no_alpha_changes_no_colour(tmp_path, bits, tiled):
+    """Infrared, or a mask: where a TIFF does not call it alpha, it says nothing of glass."""
+    image = tissue(200, 300)
+    samples = np.dstack([image, np.full((200, 300), 7, np.uint8)])
+    options = {"photometric": "rgb", "extrasamples": ["unspecified"], "metadata": None}
+    if bits == 16:
+        samples = samples * np.uint16(257)
+        options["extratags"] = [(281, "H", 4, (65535,) * 4, True)]
+    tifffile.imwrite(tmp_path / "a.tif", samples, **options, **({"tile": (128, 128)} if tiled else {}))
+    with open_slide(tmp_path / "a.tif") as slide:
+        np.testing.assert_array_equal(read_rgb(slide, 0, 0, 0, 300, 200), image)
+    content = (tmp_path / "a.tif").read_bytes()
+    np.testing.assert_array_equal(decode("a.tif", content).image.permute(1, 2, 0), image)
+
+
+def test_four_channels_that_are_no_colours_are_refused(tmp_path):
+    """As of fluorescence, which would be read as red, green, blue and alpha."""
+    channels = np.moveaxis(np.dstack([tissue(200, 300), np.full((200, 300), 255, np.uint8)]), -1, 0)
+    tifffile.imwrite(tmp_path / "a.ome.tif", channels, photometric="minisblack", metadata={"axes": "CYX"})
+    wide, tag = channels * np.uint16(257), [(281, "H", 4, (65535,) * 4, True)]
+    tifffile.imwrite(
+        tmp_path / "b.tif", wide, photometric="minisblack", planarconfig="separate", metadata=None, extratags=tag
+    )
+    for name in ("a.ome.tif", "b.tif"):
+        with pytest.raises(InputError, match="has 4 channels, but slides must be RGB"):
+            open_slide(tmp_path / name).__enter__()
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "CMYK", "F"])
