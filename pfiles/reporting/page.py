@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from pfiles.paths import read_json, refuse_foreign, write_json, write_text
 from pfiles.reporting.doubts import doubts
 from pfiles.reporting.tables import plain
 
+WIDTH = 100  # letters of a line in a notebook
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0; font-size: 13px }
 img { max-width: 100%; display: block; margin: 1em 0 }
@@ -41,7 +43,7 @@ def show(*sections: Section) -> None:
     from IPython.display import display
 
     for section in sections:
-        print(section.title, "-" * len(section.title), *_sentences(section), sep="\n")
+        print(section.title, "-" * len(section.title), *map(_wrapped, _sentences(section)), sep="\n")
         for figure in section.figures:
             display(figure)
             plt.close(figure)  # else the notebook shows it again at the end of the cell
@@ -56,7 +58,13 @@ def show_scores(scores: Mapping[str, Any], n_clusters: int | None = None) -> Non
     for name, value in scores.items():
         print(f"{name.replace('_', ' ')}: {f'{value:.5g}' if isinstance(value, float) else value}")
     for sentence in doubts(scores, n_clusters):
-        print(f"\nOf no use yet: {sentence}")
+        print(f"\n{_wrapped(f'Of no use yet: {sentence}')}")
+
+
+def _wrapped(text: str) -> str:
+    """For a notebook, which would break lines in the middle of words."""
+    lines = text.splitlines()
+    return "\n".join(textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False) for line in lines)
 
 
 def _sentences(section: Section) -> list[str]:

@@ -28,8 +28,9 @@ def test_a_section_is_shown_in_a_notebook(monkeypatch, capsys):
     monkeypatch.setattr(IPython.display, "display", displays.append)
     figure = figures.plot_sizes([1, 2], "", "", "")
     table = pd.DataFrame({"v": [1.5]}, index=["a"])
-    page.show(page.Section("Title", ["A sentence."], [table], [figure]))
-    assert capsys.readouterr().out.startswith("Title\n-----\nA sentence.\n")
+    page.show(page.Section("Title", ["A sentence.", "tissue " * 20], [table], [figure]))
+    lines = " ".join(["tissue"] * 14), " ".join(["tissue"] * 6)  # no word is broken
+    assert capsys.readouterr().out.startswith("Title\n-----\nA sentence.\n" + "\n".join(lines) + "\n")
     assert displays[0] is figure  # pictures before tables
     assert displays[1].to_dict() == {"v": {"a": "1.5"}}
     assert not figures.plt.fignum_exists(figure.number)  # nor shown again
@@ -51,7 +52,7 @@ def test_scores_are_shown_with_five_digits_and_what_is_of_no_use(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == ["psnr db: 16.123", "psnr flat colour db: 18.3", "codes used: 18", ""]
     assert lines[4].startswith("Of no use yet: Reconstructions (16.1 dB) are no better than one flat colour")
-    assert len(lines) == 5
+    assert max(map(len, lines)) <= 100
 
 
 def test_scores_of_sections_are_one_entry():
