@@ -10,7 +10,7 @@ from PIL import Image
 
 from pfiles.errors import InputError, extra
 from pfiles.spreadsheet import composed, file_name
-from pfiles.tiles.companions import word_at_end, word_beside_name
+from pfiles.tiles.companions import is_companion, word_at_end, word_beside_name
 from pfiles.tiles.files import UNREAD_SUFFIXES, types_in_words
 from pfiles.tiles.readers import open_slide, pages_of
 from pfiles.tiles.sources import walk
@@ -117,13 +117,16 @@ def _take_pages(file: Path, page: int | None, gathered: Gathered) -> None:
 
 
 def _without_later_files_of_series(files: Sequence[Path], gathered: Gathered) -> list[Path]:
-    """Of the files of each DICOM series the first; those of other kinds of DICOM are named in `gathered`."""
+    """Of the files of each DICOM series the first; labels, and other kinds of DICOM, are named in `gathered`."""
     kept, seen = [], set()
     for file in files:
         if file.suffix.lower() == ".dcm":
-            series = _series_of(file)
+            series, kind = _series_of(file)
             if series is None:
                 gathered.notes.append(f"{file.name} is no slide: it is a DICOM file of another kind.")
+                continue
+            if is_companion(kind) and len(files) > 1:
+                gathered.notes.append(f"{file.name} is no slide: its image type says {kind}.")
                 continue
             if (file.parent, series) in seen:
                 continue
@@ -132,16 +135,21 @@ def _without_later_files_of_series(files: Sequence[Path], gathered: Gathered) ->
     return kept
 
 
-def _series_of(file: Path) -> str | None:
-    """The series of a DICOM file of a slide; "" where it cannot be read, which `open_slide` will say."""
+def _series_of(file: Path) -> tuple[str | None, str]:
+    """The series of a DICOM file of a slide, None of another kind, and its image type, such as volume or label.
+
+    A series of its own where it cannot be read, which `open_slide` will say.
+    """
     with extra("slides"):
         import pydicom
 
     try:
-        tags = pydicom.dcmread(file, specific_tags=["SOPClassUID", "SeriesInstanceUID"], stop_before_pixels=True)
-        return str(tags.SeriesInstanceUID) if tags.SOPClassUID == WHOLE_SLIDE else None
+        names = ["SOPClassUID", "SeriesInstanceUID", "ImageType"]
+        tags = pydicom.dcmread(file, specific_tags=names, stop_before_pixels=True)
+        kind = str((*tags.get("ImageType", ()), "", "", "")[2]).lower()
+        return (str(tags.SeriesInstanceUID), kind) if tags.SOPClassUID == WHOLE_SLIDE else (None, kind)
     except Exception:  # a damaged file raises errors of many kinds
-        return f"unread {file.name}"
+        return f"unread {file.name}", ""
 
 
 def _companions(files: Sequence[Path], candidates: Sequence[Path], roots: Sequence[Path]) -> dict[Path, str]:

@@ -195,6 +195,25 @@ def test_each_dicom_series_is_a_slide(tmp_path):
         assert gathered.notes == ["annotation.dcm is no slide: it is a DICOM file of another kind."]
 
 
+@pytest.mark.parametrize("series", ["1.2.3.1", "1.2.3.9"], ids=["of the slide", "of its own"])
+def test_labels_of_dicom_are_no_slides(tmp_path, series):
+    """Before the slide in the order of names, in its series or another; given alone it is taken."""
+    for name, kind, of in (
+        ("label", "LABEL", series),
+        ("overview", "OVERVIEW", series),
+        ("slide", "VOLUME", "1.2.3.1"),
+    ):
+        tags = pydicom.dcmread(DICOM)
+        tags.ImageType = ["ORIGINAL", "PRIMARY", kind, "NONE"]
+        tags.SeriesInstanceUID = of
+        tags.SOPInstanceUID = tags.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.4.{len(kind)}"
+        tags.save_as(tmp_path / f"{name}.dcm")
+    gathered = gather([tmp_path], tmp_path / "out")
+    assert names(gathered) == ["slide"]
+    assert gathered.notes == [f"{kind}.dcm is no slide: its image type says {kind}." for kind in ("label", "overview")]
+    assert names(gather([tmp_path / "label.dcm"], tmp_path / "out")) == ["label"]
+
+
 @pytest.mark.parametrize("name", ["a b%20&c", "x.y.z", "-o", "quo\"te's", "スライド", "é" * 90, "a" * 200])
 def test_names_stay_as_they_are(tmp_path, name):
     save(tmp_path / f"{name}.png", tissue(100, 90))
