@@ -19,7 +19,7 @@ from torch import Tensor
 from pfiles.measuring import morphometry
 from pfiles.measuring.memorisation import search_and_judge
 from pfiles.paths import write_text
-from pfiles.reporting.figures import tile_grid
+from pfiles.reporting.figures import scale_bar_length, tile_grid
 from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.pixels import evenly_spaced
 
@@ -41,7 +41,8 @@ class Row:
     """What the atlas shows of a cluster.
 
     number: from 1. share: of all training tiles. tiles: uint8 (n, 3, S, S) by the title of the square they stand in.
-    facts, warnings: sentences. map: uint8 (H, W, 3) and its caption; None where positions are not known.
+    facts, warnings: sentences. map: uint8 (H, W, 3) and its caption; None where positions are not known. side_um: of a
+    tile, microns; None where that is not known.
     """
 
     number: int
@@ -51,6 +52,15 @@ class Row:
     facts: Sequence[str]
     warnings: Sequence[str]
     map: tuple[np.ndarray, str] | None
+    side_um: float | None = None
+
+    @property
+    def scale_bar(self) -> tuple[float, str] | None:
+        """Its length as a share of a tile's side, and in words."""
+        if self.side_um is None:
+            return None
+        microns = scale_bar_length(self.side_um)
+        return microns / self.side_um, f"{microns:g} µm"
 
 
 class GeneratedTiles(NamedTuple):
@@ -71,6 +81,7 @@ def make_rows(tiles: Tiles, standing: tuple[Tensor, Tensor, Tensor], generated: 
     nearest, _, judged, _ = search_and_judge(generated.images, train, held_out, tiles.source)
     copies = torch.tensor(nearest.distance.to_numpy() < judged["outright"])
     small = _small(tiles) if tiles.positions is not None else None
+    side_um = None if tiles.mpp is None else tiles.mpp * train.shape[-1]
     rows = []
     for cluster, size in enumerate(sizes.tolist()):
         members = (cluster_ids == cluster).nonzero().flatten()
@@ -96,7 +107,8 @@ def make_rows(tiles: Tiles, standing: tuple[Tensor, Tensor, Tensor], generated: 
         if copied:
             warnings.append(f"Generated tiles that repeat a training tile: {copied} of {n}.")
         where = _map(tiles, members.numpy(), small)
-        rows.append(Row(cluster + 1, size, size / len(cluster_ids), squares, facts, warnings, where))
+        share = size / len(cluster_ids)
+        rows.append(Row(cluster + 1, size, share, squares, facts, warnings, where, side_um))
     return rows
 
 

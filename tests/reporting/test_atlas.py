@@ -91,6 +91,14 @@ def test_no_positions_no_map_and_no_slides():
     rows = atlas.make_rows(Tiles(tiles.images, tiles.train, tiles.test, "x"), standing, generated)
     assert [row.map for row in rows] == [None] * 3
     assert not any("slide" in fact for row in rows for fact in row.facts)
+    assert 'class="scale"' not in atlas.row_html(rows[0], atlas.pictures(rows)[1])
+
+
+def test_each_square_has_a_scale_bar_of_its_true_length():
+    """48 px of 1 micron each: 20 microns are 20/48 of a tile."""
+    *_, rows = make_atlas()
+    page = atlas.row_html(rows[0], atlas.pictures(rows)[1])
+    assert page.count('<div class="scale" style="--length:0.4167">20 µm</div>') == 3
 
 
 class Elements(HTMLParser):

@@ -53,6 +53,8 @@ def test_the_page_needs_nothing_else(page, written, width):
     assert pictures.count() == 3 * 4  # three squares and a map
     assert pictures.evaluate_all("all => all.every(img => img.complete && img.naturalWidth > 0)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    tile = page.locator(".square img").first.bounding_box()["width"] / 4
+    assert page.locator(".scale").first.bounding_box()["width"] == pytest.approx(tile * 20 / 48, abs=1)
     tops = page.locator("#cluster-1 .square").evaluate_all("all => all.map(x => x.getBoundingClientRect().top)")
     assert len(set(tops)) == (1 if width >= 800 else 3)  # side by side, or one below the other
 
