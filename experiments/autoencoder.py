@@ -28,6 +28,15 @@ from pfiles.reporting import figures
 from pfiles.run import open_run
 from pfiles.tiles.pixels import evenly_spaced, to_uint8
 
+PHOTOGRAPHS = {  # loss and discriminator see what a network sees that learnt from photographs
+    "autoencoder.perceptual": "photographs", "autoencoder.polish.discriminator_sees": "photographs",
+    "autoencoder.polish.discriminator": {"channels": 64}, "autoencoder.polish.adversarial_weight": 0.1,
+}  # fmt: skip
+HALVED_AGAIN = {  # a latent vector stands for 8 x 8 px instead of 4 x 4
+    "autoencoder.vqvae": {
+        "down_channels": [16, 32, 64, 96], "z_channels": 8, "codebook_size": 512, "num_heads": 4, "norm_channels": 8,
+    },
+}  # fmt: skip
 ROWS = {
     "all": {},
     "longer instead of polished": {"autoencoder.epochs": 12, "autoencoder.polish.epochs": 0},
@@ -41,6 +50,9 @@ ROWS = {
     "squared error": {"autoencoder.reconstruction": "mse"},
     "dead codes stay dead": {"autoencoder.revive_dead_codes": False},
     "without views": {"autoencoder.dihedral_views": False},
+    "photographs": PHOTOGRAPHS,
+    "halved three times": HALVED_AGAIN,
+    "halved three times, photographs": PHOTOGRAPHS | HALVED_AGAIN,
 }  # fmt: skip
 TEST, SHOWN = 500, 20  # test tiles at most, and how many of them a picture shows
 COLUMNS = {
