@@ -36,7 +36,7 @@ from pfiles.provenance import (
 )
 from pfiles.reporting import tables
 from pfiles.run import Run
-from pfiles.settings import DRAWING
+from pfiles.settings import drawing_settings
 from pfiles.tiles.dataset import are_there
 from pfiles.tiles.files import image_files, list_images, load_pairs, read_images, refuse_other_images, write_tiles
 from pfiles.tiles.pixels import match_size
@@ -190,7 +190,7 @@ def _lack(run: Run, name: str) -> str:
 def _sampling(run: Run) -> dict[str, Any]:
     sampling = run.settings.sampling
     accept = {"accept": sampling.accept} if sampling.accept < 1 else {}  # else as if there were no such setting
-    return {name: getattr(sampling, name) for name in DRAWING} | accept
+    return drawing_settings(sampling) | accept
 
 
 class Status(NamedTuple):
@@ -329,8 +329,8 @@ def generated_provenance(run: Run) -> Provenance:
     networks = run.networks()
     parents = checkpoints.fingerprints({"autoencoder": run.vqvae, "unet": networks.unet, "clusters": networks.bank})
     provenance = Provenance.of(run.settings, ("diffusion",), run.tiles, run.seed, parents)
-    inputs = _sampling(run) | {"decoder": checkpoints.fingerprint(run.vqvae)}
-    return replace(provenance, inputs=inputs)
+    guide = {"guide_weights": checkpoints.fingerprint(networks.guide)} if networks.guide else {}
+    return replace(provenance, inputs=_sampling(run) | {"decoder": checkpoints.fingerprint(run.vqvae)} | guide)
 
 
 def generated_files(run: Run) -> dict[str, Path]:

@@ -1,4 +1,7 @@
-"""Network weights on disk: plain state dicts under the published names, each with a JSON that says what it is."""
+"""Network weights on disk: plain state dicts under the published names, each with a JSON that says what it is.
+
+This file is longer than others, as whoever writes a checkpoint and whoever refuses one must agree on its note.
+"""
 
 import hashlib
 import re
@@ -329,6 +332,25 @@ def load_clusterer(
         require_same_run(provenance_of(path, bank), expected, path)
     _check_trained_with(path, bank, "autoencoder", vqvae)
     return bank.to(device)
+
+
+def load_guide(
+    paths: Paths,
+    settings: Settings,
+    stage: str,
+    clustering: str,
+    vqvae: VQVAE,
+    device: torch.device | str,
+    expected: Provenance | None = None,
+) -> UNet | None:
+    """The UNet after its first training, if the settings let it guide what is drawn after a later `stage`; else None.
+
+    expected: as for `load_stage`.
+    """
+    if settings.sampling.guide == "itself" or stage == "training":
+        return None
+    unet, *_ = load_stage(paths, settings, "training", clustering, vqvae, device, expected)
+    return unet.eval().requires_grad_(False)
 
 
 def load_stage(

@@ -62,7 +62,9 @@ def generator(run: Run, stage: str = "finetuning2") -> Generator:
 def sampling_text(run: Run) -> str:
     """How images are drawn, in words and numbers."""
     sampling = run.settings.sampling
-    return f"{sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance}; each image has a seed of its own"
+    by = "" if sampling.guide == "itself" else " by the UNet after its first training"
+    guidance = f"guidance {sampling.guidance}{by}"
+    return f"{sampling.sampler}, {sampling.steps} steps, {guidance}; each image has a seed of its own"
 
 
 def frames(run: Run, cluster_ids: Tensor | Sequence[int], number: int = 5, *, guidance: float | None = None) -> Tensor:

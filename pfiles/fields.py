@@ -28,7 +28,7 @@ from pfiles.machine import processes
 from pfiles.machine.rank import is_first
 from pfiles.paths import atomic_write, read_json, refuse_foreign, write_json, write_text
 from pfiles.reporting import maps
-from pfiles.settings import DRAWING
+from pfiles.settings import drawing_settings
 from pfiles.spreadsheet import write_csv
 from pfiles.tiles.pixels import as_array
 from pfiles.tiles.pyramid import write_pyramid
@@ -93,14 +93,15 @@ def _made_from(generator: Generator, field: Field, whole: Box, mpp: float | None
     layout, settings = field.layout, field.settings
     cells = hashlib.sha256(repr(layout.cells.shape).encode() + layout.cells.astype("<i8").tobytes()).hexdigest()
     networks = {"autoencoder": field.space.vqvae, "unet": field.unet, "clusters": generator.bank}
-    sampling = {name: getattr(settings.sampling, name) for name in DRAWING}
+    networks |= {"guide": field.guide} if field.guide else {}
     return json.loads(
         json.dumps(
             {
                 **{name: fingerprint_of_role(network) for name, network in networks.items()},
                 "layout": cells, "size": layout.size, "region": whole._asdict(), "seed": field.seed,
                 "stride_px": field.stride * field.scale, "blend_px": field.blend * field.scale, "mpp": mpp,
-                "tile_px": settings.image_size_px, "sampling": sampling, "exchanges": fields.EXCHANGES,
+                "tile_px": settings.image_size_px, "exchanges": fields.EXCHANGES,
+                "sampling": drawing_settings(settings.sampling),
                 "speed": asdict(field.speed),
                 "redrawn": [[*square, times] for square, times in sorted(field.redrawn.items())],
             }

@@ -77,8 +77,9 @@ class Paper:
         """The networks after the last stage, which need no tiles."""
         run, stage = self.run, "finetuning2"
         vqvae = checkpoints.load_autoencoder(run.paths, run.settings, run.device)
-        parts = checkpoints.load_stage(run.paths, run.settings, stage, run.clustering, vqvae, run.device)
-        return Generator(*parts, run.settings, speed=run.speed)
+        where = run.paths, run.settings, stage, run.clustering, vqvae, run.device
+        parts, guide = checkpoints.load_stage(*where), checkpoints.load_guide(*where)
+        return Generator(*parts, run.settings, speed=run.speed, guide=guide)
 
 
 class Row(NamedTuple):

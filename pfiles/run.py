@@ -177,10 +177,9 @@ class Run:
     def networks(self, stage: str = "finetuning2") -> Generator:
         """The trained networks after a stage."""
         if stage not in self._networks:
-            parts = checkpoints.load_stage(
-                self.paths, self.settings, stage, self.clustering, self.vqvae, self.device, self.provenance
-            )
-            self._networks[stage] = Generator(*parts, self.settings, speed=self.speed)
+            where = self.paths, self.settings, stage, self.clustering, self.vqvae, self.device, self.provenance
+            parts, guide = checkpoints.load_stage(*where), checkpoints.load_guide(*where)
+            self._networks[stage] = Generator(*parts, self.settings, speed=self.speed, guide=guide)
         return self._networks[stage]
 
     @property

@@ -139,13 +139,23 @@ class SamplingSettings:
     steps: Count = 1000  # denoising steps per image; fewer than num_timesteps skips evenly
     sampler: Literal["ddpm", "ddim", "dpm-solver++"] = "ddpm"  # the last one is made for 10 to 50 steps
     guidance: Weight = 1.0  # w: noise predicted without cluster + w * (with - without); needs condition_dropout
+    # which UNet's prediction without cluster guidance leads away from: its own, or its own after the first training
+    guide: Literal["itself", "training"] = "itself"
     accept: Part = 1.0  # of part 6: the share of drawn images that pass; the others are drawn anew
     batch_size: Count = 100  # images at once: memory and speed, and single values by one level of 255
     num_generated: Count | None = None  # images of part 6; None: one per training tile
     per_cluster: Count = 100  # images of part 9 for each cluster
 
 
-DRAWING = ("steps", "sampler", "guidance")  # of SamplingSettings: those on which an image's pixels depend
+DRAWING = ("steps", "sampler", "guidance", "guide")  # of SamplingSettings: those on which an image's pixels depend
+
+
+def drawing_settings(sampling: SamplingSettings) -> dict[str, Any]:
+    """The settings in DRAWING by name; `guide` only where it is not the UNet itself, as versions before had none."""
+    values = {name: getattr(sampling, name) for name in DRAWING}
+    if sampling.guide == "itself":
+        del values["guide"]
+    return values
 
 
 @dataclass(frozen=True, config=CHECKED)

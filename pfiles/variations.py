@@ -151,6 +151,7 @@ def write_variations(
     table = add_distances(images, table, tiles, gate)
     _, kept = decoded_again(generator, tiles)
     networks = {"autoencoder": generator.space.vqvae, "unet": generator.unet, "clusters": generator.bank}
+    networks |= {"guide": generator.guide} if generator.guide else {}
     note = {
         "made_by": MADE_BY, **{name: fingerprint_of_role(network) for name, network in networks.items()},
         "seed": seed, "originals": len(tiles), "variations": len(table), "withheld": int(table["copy"].sum()),

@@ -27,7 +27,7 @@ from pfiles.machine.speed import PLAIN
 from pfiles.run import open_run
 from pfiles.settings import SavingSettings, get_settings
 from pfiles.tiles.pixels import to_unit
-from pfiles.unet_cond_base import UNet
+from pfiles.unet_cond_base import UNet, make_unet
 from pfiles.vqvae import make_vqvae
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"  # reference files beside a checkout; not part of the project
@@ -205,6 +205,12 @@ def stage_networks(tiny, kind="classifier"):
     vqvae.eval().requires_grad_(False)
     with seeded(0, "stage"):
         return vqvae, UNet(16, K, **tiny.diffusion.unet), make_clusterer(kind, 16, K)
+
+
+def another_unet(generator):
+    """A UNet of the generator's sizes with other weights."""
+    with seeded(1, "guide"):
+        return make_unet(generator.settings.diffusion, 16, K).eval().requires_grad_(False)
 
 
 @pytest.fixture

@@ -359,6 +359,17 @@ def test_a_unet_trained_since_makes_the_next_stage_stale(done):
         opened(done).networks("finetuning1")
 
 
+def test_the_unet_after_its_first_training_guides_where_the_settings_say_so(done):
+    plain, guided = opened(done), opened(done, overrides=OVERRIDES | {"sampling.guide": "training"})
+    assert plain.networks().guide is None
+    first = guided.networks("training")
+    assert first.guide is None
+    assert torch.equal(guided.networks().guide.conv_out.weight, first.unet.conv_out.weight)
+    inputs = artifacts.generated_provenance(guided).inputs
+    assert inputs["guide_weights"] == checkpoints.fingerprint(first.unet)
+    assert "guide" not in artifacts.generated_provenance(plain).inputs  # as of runs before there was such a setting
+
+
 def test_a_restart_that_old_images_would_stop_says_so_first(done):
     before = files(done)
     run = opened(done, seed=1, restart=True)

@@ -49,7 +49,7 @@ def field(args: argparse.Namespace) -> int:
 
 def _field(generator: Generator, layout: Layout, args: argparse.Namespace) -> Field:
     networks = generator.unet, generator.space, generator.settings
-    return make_field(*networks, layout, args.seed, args.stride, args.blend, generator.speed)
+    return make_field(*networks, layout, args.seed, args.stride, args.blend, generator.speed, generator.guide)
 
 
 def _real_crops(args: argparse.Namespace, generator: Generator, mpp: float | None) -> Tensor | None:

@@ -13,7 +13,7 @@ All noise belongs to its absolute place and the seed. Networks always get window
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
@@ -61,7 +61,7 @@ class Field:
     """What decides every pixel of a field. `make_field` checks it.
 
     stride, blend: in latents: from window to window; over which two clusters blend at their border. redrawn: how often
-    the noise of a square of a tile's size, by its row and column, was replaced by other noise.
+    the noise of a square of a tile's size, by its row and column, was replaced by other noise. guide: see `sample`.
     """
 
     unet: UNet
@@ -73,6 +73,7 @@ class Field:
     blend: int
     speed: Speed = PLAIN
     redrawn: Mapping[tuple[int, int], int] = dataclasses.field(default_factory=dict)
+    guide: UNet | None = None
 
     @property
     def window(self) -> int:
@@ -100,12 +101,13 @@ def make_field(
     stride: int | None = None,
     blend: int | None = None,
     speed: Speed = PLAIN,
+    guide: UNet | None = None,
 ) -> Field:
     """A field of pixels; InputError for what cannot be drawn.
 
     layout: which cluster lies where, and the size. stride: pixels from window to window, at most a tile's side, which
     is the default; smaller ones average more predictions and take longer. blend: pixels over which two clusters blend
-    at their border; default a quarter of a tile's side.
+    at their border; default a quarter of a tile's side. guide: see `sample`.
     """
     side, scale = settings.image_size_px, space.vqvae.downscale
     stride, blend = side if stride is None else stride, side // 4 if blend is None else blend
@@ -117,7 +119,7 @@ def make_field(
         width, height = layout.size
         raise InputError(f"A field has at least the size of a tile, {side} px, but {width} x {height} px were asked.")
     speed = replace(speed, compiled=False)  # batches differ in length, and each would be compiled for a minute
-    return Field(unet, space, settings, layout, seed, stride // scale, blend // scale, speed)
+    return Field(unet, space, settings, layout, seed, stride // scale, blend // scale, speed, guide=guide)
 
 
 def steps_of(field: Field) -> int:
@@ -232,6 +234,8 @@ def _draw_latents(field: Field, part: Box, needed: np.ndarray, bar: tqdm | None)
     x = next(noise)
     times = torch.tensor(solver.timesteps, device=x.device)
     predict = field.speed.fast(field.unet)
+    if field.guide:
+        predict = _guided(predict, field.speed.fast(field.guide))
     tasks: list[_Task] = []
     for i in range(steps):
         number = i * grids // steps
@@ -244,6 +248,19 @@ def _draw_latents(field: Field, part: Box, needed: np.ndarray, bar: tqdm | None)
         if bar is not None:
             bar.update()
     return x[0]
+
+
+def _guided(predict: Callable[..., Tensor], guide: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`predict` for the windows that have a cluster, `guide` for those without, whose id is -1."""
+
+    def both(x: Tensor, time: Tensor, ids: Tensor) -> Tensor:
+        predicted = torch.empty_like(x)
+        for network, rows in ((predict, ids >= 0), (guide, ids < 0)):
+            if rows.any():
+                predicted[rows] = network(x[rows], time, ids[rows]).to(x.dtype)
+        return predicted
+
+    return both
 
 
 def _tasks(windows: list[tuple[slice, slice]], clusters: list[int], shares: Tensor, guidance: float) -> list[_Task]:

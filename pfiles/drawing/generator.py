@@ -1,4 +1,7 @@
-"""All that draws tiles, in one object and in one folder: autoencoder, UNet, clusters, and how images are drawn."""
+"""All that draws tiles, in one object and in one folder: autoencoder, UNet, clusters, and how images are drawn.
+
+This file is longer than others, as a generator goes into a folder, the published files and the layout of diffusers.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,6 +24,7 @@ from pfiles.checkpoints import (
     fingerprint_of_clusters,
     fingerprint_of_role,
     load_autoencoder,
+    load_guide,
     load_stage,
     save_weights,
 )
@@ -85,6 +89,7 @@ class Generator(
         empty tensor: all alike.
     about: whatever else is known, in plain values; it stays with the folder.
     names: of clusters, by their numbers from 1. mpp: microns per pixel of the tiles; None: not known.
+    guide: the UNet that guidance leads away from, see `sample`; None: the UNet itself.
     """
 
     unet: UNet
@@ -96,6 +101,7 @@ class Generator(
     names: Mapping[int, str] = field(default_factory=dict)
     speed: Speed = PLAIN
     mpp: float | None = None
+    guide: UNet | None = None
 
     def __post_init__(self):
         if self.shares is None or not self.shares.numel():
@@ -112,8 +118,11 @@ class Generator(
 
     def split_by_k(self) -> list["Generator"]:
         """A generator for each k alone, whose UNet is a copy."""
-        parts = self.bank.split(self.unet)
-        return [Generator(unet, bank, self.space, self.settings, speed=self.speed) for unet, bank in parts]
+        guides = [unet for unet, _ in self.bank.split(self.guide)] if self.guide else [None] * len(self.bank.ks)
+        return [
+            Generator(unet, bank, self.space, self.settings, speed=self.speed, guide=guide)
+            for (unet, bank), guide in zip(self.bank.split(self.unet), guides, strict=True)
+        ]
 
     def draw(
         self,
@@ -151,7 +160,7 @@ class Generator(
             self.unet, scheduler, self.space.decode, cluster_ids, seeds,
             latent_shape=self.space.vqvae.latent_shape(self.settings.image_size_px), num_steps=sampling.steps,
             batch_size=sampling.batch_size, sampler=sampling.sampler, guidance=sampling.guidance,
-            prediction=diffusion.prediction, speed=self.speed, **options,
+            prediction=diffusion.prediction, speed=self.speed, guide=self.guide, **options,
         )  # fmt: skip
 
     def vary(
@@ -190,7 +199,8 @@ class Generator(
             only that part, in pixels; it is equal to the same part of the whole but for single values by one level.
         """
         networks = self.unet, self.space, self.settings
-        return draw_field(make_field(*networks, layout, seed, stride, blend, self.speed), region, progress)
+        whole = make_field(*networks, layout, seed, stride, blend, self.speed, self.guide)
+        return draw_field(whole, region, progress)
 
     @property
     def reader(self) -> Reader:
@@ -216,7 +226,10 @@ class Generator(
         return predict_clusters(self.space.vqvae, self.bank, encode_tiles(self.space.vqvae, images.to(device)))
 
     def save(self, folder: Path, *, half: bool = False) -> None:
-        """Write `config.json` and `model.safetensors`; half: in half precision, half the size."""
+        """Write `config.json` and `model.safetensors`.
+
+        half: in half precision, half the size; a guide, which may err, in a quarter (8 bits, E4M3).
+        """
         folder = Path(folder)
         state = {
             f"{name}.{key}": tensor.detach().cpu().contiguous()
@@ -224,7 +237,10 @@ class Generator(
             for key, tensor in network.state_dict().items()
         }
         if half:
-            state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+            kinds = {name: torch.float8_e4m3fn if name.startswith("guide.") else torch.float16 for name in state}
+            state = {
+                name: value.to(kinds[name]) if value.is_floating_point() else value for name, value in state.items()
+            }
         config = {
             "n_clusters": self.n_clusters,
             "clustering": self.clustering,
@@ -240,7 +256,8 @@ class Generator(
             file.write(save(state))
 
     def _networks(self) -> dict[str, nn.Module]:
-        return {"vqvae": self.space.vqvae, "unet": self.unet, "clusterer": self.bank}
+        guide = {"guide": self.guide} if self.guide else {}
+        return {"vqvae": self.space.vqvae, "unet": self.unet, "clusterer": self.bank, **guide}
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> "Generator":
@@ -256,6 +273,8 @@ class Generator(
             unet = make_unet(settings.diffusion, vqvae.z_channels, k)
             bank = ClusterBank.make(kind, vqvae.z_channels, [k])
             networks: dict[str, nn.Module] = {"vqvae": vqvae, "unet": unet, "clusterer": bank}
+            guide = make_unet(settings.diffusion, vqvae.z_channels, k) if settings.sampling.guide != "itself" else None
+            networks |= {"guide": guide} if guide else {}
             for name, network in networks.items():
                 network.load_state_dict({key: state[f"{name}.{key}"].float() for key in network.state_dict()})
                 network.to(device).eval().requires_grad_(False)
@@ -263,7 +282,7 @@ class Generator(
             shares = torch.tensor(config["cluster_shares"])
             names = {int(number): str(name) for number, name in config.get("cluster_names", {}).items()}
             mpp = config.get("mpp")
-            return cls(unet, bank, space, settings, shares, config["about"], names, mpp=mpp)
+            return cls(unet, bank, space, settings, shares, config["about"], names, mpp=mpp, guide=guide)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             why = str(error).partition("\n")[0]
             raise InputError(f"{folder} does not hold a generator that fits together ({why}): get it anew.") from error
@@ -315,7 +334,8 @@ class Generator(
         """
         paths, settings = Paths(n_clusters, folder, clustering), get_settings(preset, overrides)
         vqvae = load_autoencoder(paths, settings, device)
-        unet, bank, space = load_stage(paths, settings, "finetuning2", clustering, vqvae, device)
+        where = paths, settings, "finetuning2", clustering, vqvae, device
+        (unet, bank, space), guide = load_stage(*where), load_guide(*where)
         shares = torch.empty(0)
         if paths.latent_csv.exists():
             cluster_ids = torch.from_numpy(read_latent_csv(paths.latent_csv, n_clusters).cluster_ids)
@@ -323,7 +343,7 @@ class Generator(
             shares = sizes / sizes.sum()
         readings = readings_in(paths.cluster_folder, fingerprint_of_clusters(vqvae, bank), n_clusters)
         mpp = read_json(paths.summary, {}).get("run", {}).get("mpp")
-        return cls(unet.eval(), bank.eval(), space, settings, shares, names=agreed(readings), mpp=mpp)
+        return cls(unet.eval(), bank.eval(), space, settings, shares, names=agreed(readings), mpp=mpp, guide=guide)
 
     def save_checkpoints(self, folder: str | Path) -> None:
         """Write the networks under their published names, as `from_checkpoints` and the notebooks read them, each with
@@ -348,12 +368,19 @@ class Generator(
         stages = [("unet", self.unet, "finetuning2"), (kind, self.bank, "training")]
         if kind == "classifier":
             stages.append((kind, self.bank, "finetuning2"))
+        if self.guide:
+            stages.append(("unet", self.guide, "training"))
         for network, module, stage in stages:
             path = paths.models / checkpoint_name(network, stage, 0, k, day, kind)
             save_weights(module, path, {**about, "network": network, "stage": stage})
 
     def to_diffusers(self, folder: str | Path) -> None:
         """Write the networks and the sampler in the layout of the library diffusers, see `in_diffusers`."""
+        if self.guide:
+            raise InputError(
+                "The layout of diffusers has room for one UNet, but this generator has another one that guides it: "
+                'draw with the setting sampling.guide = "itself".'
+            )
         if find_spec("diffusers") is None:
             raise InputError("This needs the package diffusers: pip install -c constraints.txt diffusers.")
         from pfiles.drawing.in_diffusers import make_pipeline  # seconds to import

@@ -59,6 +59,7 @@ def sample(
     on_step: OnStep | None = None,
     originals: Tensor | None = None,
     strength: float = 1.0,
+    guide: UNet | None = None,
 ) -> Tensor:
     """Draw one image for each cluster id.
 
@@ -70,6 +71,8 @@ def sample(
     sampler: see `samplers.make_solver`.
     guidance: w of classifier-free guidance (Ho & Salimans 2022), noise = noise without cluster + w * (noise with -
         without); 1 is the plain condition. Other values need a UNet that was trained with condition dropout.
+    guide: the UNet whose noise without cluster that is; None: `unet`. One that learnt less errs in the same places and
+        more, so that leading away from it mends errors too (autoguidance, Karras et al. 2024).
     prediction: what the UNet was trained to predict, "noise" or "v"; solvers get the noise that it means.
     on_step: is called with the noise and after every step, see `OnStep`.
     originals: latents (N, z, h, w) that the noise is laid over; None: there is noise alone. strength: the share of the
@@ -91,6 +94,7 @@ def sample(
         processes.progress(total=len(batches) * steps_taken(strength, num_steps), **SHOWN, **bar_options) as bar,
     ):
         predict = speed.fast(unet)
+        predict_without = speed.fast(guide) if guide else predict
         for (ids, batch_seeds), latents in zip(batches, batches_of_originals, strict=True):
             ids = ids.to(device)
             solver = make_solver(sampler, scheduler, num_steps)
@@ -105,7 +109,7 @@ def sample(
                 speed.begin_step()
                 predicted = predict(x, times[i : i + 1], ids).to(x.dtype)
                 if guidance != 1:  # classifier-free guidance
-                    without = predict(x, times[i : i + 1], torch.full_like(ids, -1)).to(x.dtype)
+                    without = predict_without(x, times[i : i + 1], torch.full_like(ids, -1)).to(x.dtype)
                     predicted = without + guidance * (predicted - without)
                 if prediction == "v":
                     predicted = scheduler.noise_from_velocity(x, predicted, solver.timesteps[i])

@@ -18,7 +18,7 @@ from pfiles.vqvae import make_vqvae
 
 MOST_BYTES = 2**20  # of config.json, and of the head of model.safetensors
 LARGEST_SIDE, MOST_TIMESTEPS = 4096, 100_000
-KINDS = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I64": 8}  # bytes of a number in model.safetensors
+KINDS = {"F8_E4M3": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I64": 8}  # bytes of a number in model.safetensors
 TENSORS_OF_LAYER = 10  # that a layer of the UNet has at least
 MOST_WIDTHS, MOST_LAYERS = 16, 64  # in a list of widths, and of the UNet: more would take seconds to build and refuse
 PART = 2**20  # numbers that are looked at at once
@@ -78,7 +78,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def check_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
     """InputError where a number among the tensors of a generator's folder is infinite or none."""
     for name, tensor in weights.items():
-        if not all(torch.isfinite(part).all() for part in tensor.flatten().split(PART)):
+        if not all(torch.isfinite(part.float()).all() for part in tensor.flatten().split(PART)):
             raise InputError(f"{folder} holds infinite or undefined numbers in {name}: get it anew.")
 
 
@@ -126,6 +126,8 @@ def _check_networks(config: Mapping[str, Any], shapes: Shapes) -> None:
         vqvae = make_vqvae(settings.autoencoder)
         unet = make_unet(settings.diffusion, vqvae.z_channels, k)
         networks = {"vqvae": vqvae, "unet": unet, "clusterer": make_clusterer(kind, vqvae.z_channels, k)}
+        if settings.sampling.guide != "itself":
+            networks["guide"] = unet
     others = set(shapes)
     for name, network in networks.items():
         for key, tensor in network.state_dict().items():

@@ -14,14 +14,14 @@ from pfiles.drawing.sampling import sample
 from pfiles.errors import InputError
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import derive_seed
-from tests.conftest import K
+from tests.conftest import K, another_unet
 
 SIDE, WINDOW, SCALE = 48, 12, 4  # px, latents, px of a latent: of the tiny networks
 
 
 def field_of(generator, cells, size, **options):
     layout = make_layout(np.array(cells), size, K)
-    return make_field(generator.unet, generator.space, generator.settings, layout, 5, **options)
+    return make_field(generator.unet, generator.space, generator.settings, layout, 5, guide=generator.guide, **options)
 
 
 def sampling(generator, **changed):
@@ -56,7 +56,8 @@ def by_a_plain_loop(generator, cells, size, stride):
             part = x[:, :, y : y + WINDOW, x0 : x0 + WINDOW]
             inside = cells[y : y + WINDOW, x0 : x0 + WINDOW]
             with torch.no_grad():
-                without = generator.unet(part, t, torch.tensor([-1]))[0].double().numpy()
+                guide = generator.guide or generator.unet
+                without = guide(part, t, torch.tensor([-1]))[0].double().numpy()
                 value = without.copy()
                 for cluster in np.unique(inside):
                     of = generator.unet(part, t, torch.tensor([cluster]))[0].double().numpy()
@@ -67,9 +68,11 @@ def by_a_plain_loop(generator, cells, size, stride):
     return x[0]
 
 
-@pytest.mark.parametrize(("stride", "guidance"), [(48, 1.0), (24, 1.5)])
-def test_a_field_is_what_a_plain_loop_over_windows_gives(generator, stride, guidance):
+@pytest.mark.parametrize(("stride", "guidance", "guided"), [(48, 1.0, False), (24, 1.5, False), (24, 1.5, True)])
+def test_a_field_is_what_a_plain_loop_over_windows_gives(generator, stride, guidance, guided):
     generator = sampling(generator, sampler="ddim", guidance=guidance)
+    if guided:
+        generator = replace(generator, guide=another_unet(generator))
     cells, size = [[0, 2], [1, 0]], (144, 96)
     field = field_of(generator, cells, size, stride=stride, blend=0)
     whole = field.whole

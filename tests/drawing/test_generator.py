@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import pfiles
 from pfiles import draw, learn, report
@@ -31,7 +32,7 @@ from pfiles.tiles.files import read_images
 from pfiles.tiles.pixels import as_tensor
 from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
-from tests.conftest import PLAIN_LEARNING, TINY, K, assert_refused, make_tiles, shared, stage_networks
+from tests.conftest import PLAIN_LEARNING, TINY, K, another_unet, assert_refused, make_tiles, shared, stage_networks
 
 
 def test_loaded_it_draws_the_same_to_the_bit(generator, tmp_path):
@@ -273,6 +274,34 @@ def test_published_files_come_out_of_it_and_go_in_again(kind, tiny, tmp_path):
     assert (loaded.names, loaded.mpp) == ({2: "keratin"}, 0.5)
     with pytest.raises(InputError, match="holds checkpoints already"):
         generator.save_checkpoints(tmp_path)
+
+
+def test_a_guide_goes_where_its_generator_goes(generator, tmp_path):
+    """Into a folder and back, into the published files and back; the layout of diffusers has no room for it."""
+    settings = {**TINY, **PLAIN_LEARNING, "sampling.guide": "training", "sampling.guidance": 2.0}
+    settings |= {"diffusion.condition_dropout": 0.1}
+    plain = replace(generator, settings=get_settings("demo", settings))
+    guided = replace(plain, guide=another_unet(generator))
+    tiles = guided.draw([0, 1, 2], seed=3)
+    assert not torch.equal(tiles, plain.draw([0, 1, 2], seed=3))
+    [part] = guided.split_by_k()
+    assert torch.equal(part.draw([0, 1, 2], seed=3), tiles)
+    guided.save(tmp_path / "folder")
+    assert torch.equal(Generator.load(tmp_path / "folder").draw([0, 1, 2], seed=3), tiles)
+    guided.save(tmp_path / "half", half=True)
+    short = Generator.load(tmp_path / "half")
+    assert load_file(tmp_path / "half" / "model.safetensors")["guide.conv_in.weight"].dtype == torch.float8_e4m3fn
+    assert (short.draw([0, 1, 2], seed=3).int() - tiles.int()).abs().float().mean() < 10  # levels of 255
+    guided.save_checkpoints(tmp_path / "files")
+    loaded = Generator.from_checkpoints(tmp_path / "files", K, "classifier", "demo", settings)
+    assert torch.equal(loaded.draw([0, 1, 2], seed=3), tiles)
+    with pytest.raises(InputError, match="room for one UNet"):
+        guided.to_diffusers(tmp_path / "diffusers")
+    weights = load_file(tmp_path / "folder" / "model.safetensors")
+    save_file({name: value for name, value in weights.items() if name != "guide.conv_in.weight"},
+              tmp_path / "folder" / "model.safetensors")  # fmt: skip
+    with pytest.raises(InputError, match=r"guide\.conv_in\.weight"):
+        Generator.load(tmp_path / "folder")
 
 
 def test_the_scaling_of_latents_comes_through_the_published_files(generator, tmp_path):

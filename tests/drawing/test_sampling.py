@@ -15,6 +15,8 @@ from pfiles.paths import atomic_write
 from pfiles.unet_cond_base import UNet
 
 LATENT = (4, 8, 8)
+SIZES = {"im_channels": 4, "cls": 3, "down_channels": (8, 8, 8), "t_emb_dim": 8, "norm_channels": 4, "num_heads": 2,
+         "conv_out_channels": 8}  # fmt: skip
 
 
 def test_guidance_moves_along_the_difference(unet):
@@ -37,11 +39,33 @@ def test_guidance_moves_along_the_difference(unet):
     assert not torch.equal(guided, sample(unet, *arguments, **options))
 
 
+def test_guidance_leads_away_from_the_guide(unet):
+    """Twice the UNet's noise for the cluster, less that of the guide without any."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        guide = UNet(**SIZES).requires_grad_(False)
+    unet.requires_grad_(False)
+
+    class Mixed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unet = unet
+
+        def forward(self, x, t, cond):
+            return 2 * self.unet(x, t, cond) - guide(x, t)
+
+    arguments = (LinearNoiseScheduler(20), lambda z: z[:, :3] / 4 + 0.5, torch.tensor([0, 1]), image_seeds(0, range(2)))
+    options = {"latent_shape": LATENT, "num_steps": 5, "progress": False}
+    guided = sample(unet, *arguments, **options, guidance=2.0, guide=guide)
+    assert (guided.int() - sample(Mixed(), *arguments, **options).int()).abs().max() <= 1
+    assert not torch.equal(guided, sample(unet, *arguments, **options, guidance=2.0))
+
+
 @pytest.fixture
 def unet():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return UNet(4, 3, down_channels=(8, 8, 8), t_emb_dim=8, norm_channels=4, num_heads=2, conv_out_channels=8)
+        return UNet(**SIZES)
 
 
 def draw(unet, cluster_ids, seeds, batch_size=100):
