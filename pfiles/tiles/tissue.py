@@ -58,7 +58,7 @@ def tissue_mask(
     mask = _without_specks(coloured & ~marks, speck)
     if hole:
         mask |= scipy.ndimage.binary_closing(mask, iterations=2)
-    return ~_without_specks(~mask, max(speck, hole)) & ~marks
+    return _filled(mask, speck, max(speck, hole)) & ~marks
 
 
 def _threshold(glass: Glass | None) -> float:
@@ -161,6 +161,14 @@ def _pen_marks(
 def _without_specks(mask: np.ndarray, area: float) -> np.ndarray:
     labels, _ = scipy.ndimage.label(mask)
     return mask & (np.bincount(labels.ravel())[labels] >= area)
+
+
+def _filled(mask: np.ndarray, speck: float, hole: float) -> np.ndarray:
+    """The mask and its spaces of less than `hole` pixels; of those at the border, which are not enclosed, `speck`."""
+    labels, count = scipy.ndimage.label(~mask)
+    limits = np.full(count + 1, hole)
+    limits[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = speck
+    return mask | (np.bincount(labels.ravel(), minlength=count + 1) < limits)[labels]
 
 
 def shares(mask: np.ndarray, corners: np.ndarray, side: np.ndarray) -> np.ndarray:

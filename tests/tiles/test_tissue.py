@@ -36,6 +36,19 @@ def test_tissue_of_every_kind(kind):
     assert overlap(tissue_mask(image, SPECK, HOLE), true) > (0.9 if kind.startswith(("pen", "fat")) else 0.95)
 
 
+def test_glass_at_the_border_is_no_space_that_tissue_encloses():
+    """As of a slide so small that all its glass is smaller than a cell of fat may be."""
+    image = np.full((60, 60, 3), 243, np.uint8)
+    there = np.zeros((60, 60), bool)
+    there[10:50, 10:50] = True
+    there[25:35, 25:35] = False
+    image[there] = (200, 120, 170)
+    mask = tissue_mask(image, speck=20, hole=5000)
+    assert not mask[:8].any()
+    assert not mask[:, -8:].any()
+    assert mask[12:48, 12:48].all()
+
+
 def test_the_glass_is_measured_before_anything_else():
     for kind, colour in {
         "neutral glass": (243, 243, 243),
