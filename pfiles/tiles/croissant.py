@@ -6,12 +6,12 @@ licence, creator, address and date.
 
 import hashlib
 import mimetypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pfiles.paths import write_json
-from pfiles.tiles.sources import TABLE, TILES
+from pfiles.paths import read_json, write_json
+from pfiles.tiles.sources import TABLE
 
 FILE = "croissant.json"
 CONTEXT = {
@@ -48,21 +48,27 @@ COLUMNS = {  # of tiles.csv: type and meaning
 }
 
 
-def describe_tiles(folder: Path, columns: Sequence[str], number: int, size: int) -> None:
-    """Write croissant.json beside tiles.npy and tiles.csv. columns: of the table.
+def describe_tiles(
+    folder: Path, columns: Sequence[str], numbers: Mapping[str, int], size: int, known: Mapping[str, str] | None = None
+) -> None:
+    """Write croissant.json beside the files of tiles and tiles.csv. columns: of the table.
 
-    number, size: how many tiles there are, and their side in pixels.
+    numbers: how many tiles each file holds, by its name, in the order of the table. size: their side in pixels. known:
+    the SHA-256 of files that need not be read for it, by name.
     """
-    layout = f"uint8 array ({number}, {size}, {size}, 3) in the format of NumPy; tile i belongs to row i of {TABLE}"
-    files = [
-        _file(TILES, "application/octet-stream", sha256_of(folder / TILES), layout),
-        _file(TABLE, "text/csv", sha256_of(folder / TABLE), "a row for each tile"),
-    ]
+    files, first = [], 0
+    for name, number in numbers.items():
+        layout = f"uint8 array ({number}, {size}, {size}, 3) in the format of NumPy; tile i belongs to row i of {TABLE}"
+        layout = layout.replace("row i", f"row {first} + i") if first else layout
+        sha256 = (known or {}).get(name) or sha256_of(folder / name)
+        files.append(_file(name, "application/octet-stream", sha256, layout))
+        first += number
+    files.append(_file(TABLE, "text/csv", sha256_of(folder / TABLE), "a row for each tile"))
     fields = [
         _field(f"tiles/{column}", *COLUMNS[column], {"fileObject": {"@id": TABLE}, "extract": {"column": column}})
         for column in columns
     ]
-    said = f"{number} tiles of {size} x {size} px, cut from whole slides of stained tissue"
+    said = f"{first} tiles of {size} x {size} px, cut from whole slides of stained tissue"
     _write(folder, "tiles", said, files, fields)
 
 
@@ -85,6 +91,13 @@ def describe_images(folder: Path, name: str, said: str, names: Sequence[str]) ->
         _field("records/image", "sc:ImageObject", "the image", source | {"extract": {"fileProperty": "content"}}),
     ]
     _write(folder, name, said, [images], fields)
+
+
+def recorded_sha256(folder: Path, name: str) -> str | None:
+    """What croissant.json in `folder` says of a file; None if it does not."""
+    described = read_json(folder / FILE, {}).get("distribution", [])
+    hashes = (each.get("sha256") for each in described if isinstance(each, dict) and each.get("@id") == name)
+    return next(hashes, None)
 
 
 def sha256_of(path: Path) -> str:

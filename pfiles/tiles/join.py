@@ -17,6 +17,7 @@ from pfiles.errors import InputError
 from pfiles.machine.locks import locked
 from pfiles.paths import atomic_folder, read_json, write_json
 from pfiles.spreadsheet import write_csv
+from pfiles.tiles.croissant import describe_tiles, recorded_sha256
 from pfiles.tiles.slide_table import print_notes, print_slides, warn_of_copies
 from pfiles.tiles.sources import ABOUT, PARTS, PICTURES, TABLE, TILES, read_source, read_tile_table
 
@@ -83,9 +84,13 @@ def join_parts(folders: Sequence[Path], out: Path) -> dict[str, str]:
         for entry in ("slides", "notes"):
             about[entry] = {name: of for part in parts for name, of in part.about[entry].items()}
         with atomic_folder(out) as folder:
-            _fill(folder, parts)
+            files = _fill(folder, parts)
             write_json(folder / ABOUT, about)
             write_csv(folder / TABLE, rows)
+            numbers = {name: len(part.rows) for name, part in files.items()}
+            hashes = {name: recorded_sha256(part.folder, TILES) for name, part in files.items()}
+            known = {name: sha256 for name, sha256 in hashes.items() if sha256 is not None}
+            describe_tiles(folder, [*rows], numbers, about["tiling"]["size"], known)
     left_out = {name: note["left_out"] for name, note in about["notes"].items() if "left_out" in note}
     for part in parts:
         left_out |= part.about.get("left_out", {})
@@ -172,16 +177,20 @@ def _refuse_doubled_slides(parts: Sequence[_Part]) -> None:
                 )
 
 
-def _fill(folder: Path, parts: Sequence[_Part]) -> None:
-    """Give the parts' files a second name in a new folder, and copy their pictures into it."""
+def _fill(folder: Path, parts: Sequence[_Part]) -> dict[str, _Part]:
+    """Give the parts' files a second name in a new folder, and copy their pictures into it; returns the parts that hold
+    tiles by these names."""
+    files = {}
     for place in (PARTS, PICTURES):
         (folder / place).mkdir()
     for number, part in enumerate(parts, start=1):
         if len(part.rows):
             name = folder / PARTS / f"{number:05}.npy"
+            files[name.relative_to(folder).as_posix()] = part
             try:
                 os.link(part.folder / TILES, name)
             except OSError:  # another disk, or a file system without second names
                 name.symlink_to((part.folder / TILES).resolve())
         for slide in part.rows["slide"].unique():
             shutil.copyfile(part.folder / PICTURES / f"{slide}.jpg", folder / PICTURES / f"{slide}.jpg")
+    return files

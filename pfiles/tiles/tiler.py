@@ -106,7 +106,7 @@ def tile_slides(
                 rows[column] = rows["slide"].map(values)
         write_json(out / ABOUT, about)
         write_csv(out / TABLE, rows)  # where it stands, all tiles are there
-        describe_tiles(out, [*rows], len(rows), tiling.size)
+        describe_tiles(out, [*rows], {TILES: len(rows)}, tiling.size)
         shutil.rmtree(out / WORK, ignore_errors=True)
     left_out = {name: note["left_out"] for name, note in about["notes"].items() if "left_out" in note}
     left_out |= copies | gathered.unread

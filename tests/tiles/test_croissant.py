@@ -1,5 +1,6 @@
 """Croissant files: what they say is valid, and their records are the tiles and images beside them."""
 
+import hashlib
 import json
 
 import mlcroissant
@@ -9,6 +10,7 @@ from PIL import Image
 
 from pfiles.spreadsheet import read_table
 from pfiles.tiles.croissant import describe_images
+from pfiles.tiles.join import join_parts
 from pfiles.tiles.slides import Tiling
 from pfiles.tiles.tiler import tile_slides
 from tests.tiles.conftest import tissue, write_slide
@@ -53,6 +55,24 @@ def test_other_tiles_are_not_what_the_file_describes(tiles, tmp_path):
         file.write("b,0,0,64,0,1,1,1,p2\n")
     with pytest.raises(Exception, match=r"Download\(tiles\.csv\)"):
         [*mlcroissant.Dataset(jsonld=tmp_path / "croissant.json").records("tiles")]
+
+
+def test_joined_parts_are_described(tmp_path):
+    """A file for each part, with the hash that the part's own description has; the records are those of the table."""
+    for name, seed in (("a", 0), ("b", 1)):
+        write_slide(tmp_path / name / f"{name}.tiff", tissue(512, 512, seed))
+        tile_slides([tmp_path / name], tmp_path / "parts" / name, Tiling(1.0, 64, min_tissue=0.1))
+    join_parts([tmp_path / "parts" / "a", tmp_path / "parts" / "b"], tmp_path / "out")
+    rows = read_table(tmp_path / "out" / "tiles.csv")
+    records = [*read(tmp_path / "out" / "croissant.json").records("tiles")]
+    assert [record["tiles/slide"].decode() for record in records] == [*rows["slide"]]
+    *parts, _ = json.loads((tmp_path / "out" / "croissant.json").read_text())["distribution"]
+    first = sum(rows["slide"] == "a")
+    assert f"tile i belongs to row {first} + i" in parts[1]["description"]
+    for part, number in zip(parts, (first, len(rows) - first), strict=True):
+        content = (tmp_path / "out" / part["contentUrl"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == part["sha256"]
+        assert f"uint8 array ({number}, 64, 64, 3)" in part["description"]
 
 
 def test_a_folder_of_images_is_described(tmp_path):
