@@ -8,7 +8,7 @@
 # TILES   a folder, .zip or .npy of tiles; without it the embedded tissue
 # OUT     folder for JSON, pictures, networks and the log, the same in both calls; default runs/gpu
 # PYTHON  default python3, with PyTorch 2.11 or newer
-# TINY=1  the same at tiny sizes, on a CPU too
+# TINY=1  the same at tiny sizes, on a CPU too, however slow or busy that is: without the limits of time
 #
 # Each step is printed before it runs, with its limit.
 #
@@ -44,12 +44,14 @@ if compgen -G '.whl/*.whl' > /dev/null; then
 fi
 
 limit=300 # seconds of the call
+limits=(timeout --kill-after=15) where=''
 items=(stage unet data ddpm-10000 solver-10000 batch)
 if [ "${TINY:-0}" = 1 ]; then
     items=(stage unet) # the others are for a GPU, or long
     measure=(--size tiny --repetitions 1)
     peers=(--size tiny --repetitions 2)
     train=(--size tiny --minutes 0.05)
+    limits=() where=' on a GPU'
 elif "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     measure=(--repetitions 2)
     peers=(--repetitions 3)
@@ -64,8 +66,8 @@ failed=0
 step() { # NAME LIMIT_S COMMAND...: go on whatever happens
     local name=$1 limit=$2 began=$SECONDS status
     shift 2
-    printf '\n== %s, at most %d s: %s\n' "$name" "$limit" "$*"
-    timeout --kill-after=15 "$limit" "$@"
+    printf '\n== %s, at most %d s%s: %s\n' "$name" "$limit" "$where" "$*"
+    "${limits[@]}" ${limits[@]:+"$limit"} "$@"
     status=$?
     [ $status = 0 ] || [ "$name $call" = "train 1" ] || failed=1 # the second call goes on
     [ $status = 124 ] && status="124, stopped at its limit of $limit s"
@@ -79,6 +81,7 @@ if [ "$call" = 1 ]; then
     step peers 45 "$PYTHON" -m benchmarks.peers "${peers[@]}" --only forward step --beside "diffusers, even widths" \
         --out "$OUT/peers.json"
     rest=$((limit - SECONDS - 15)) # and the time to leave a resume point
+    [ "$rest" -ge 10 ] || rest=10
 else
     rest=$((limit - 120)) # for what is measured
 fi

@@ -481,3 +481,15 @@ def test_gpu_tests_are_skipped_with_a_reason():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     assert "needs a GPU: run bash benchmarks/gpu.sh" in done.stdout
+
+
+def test_gpu_script_runs_whole_at_tiny_sizes(tmp_path):
+    """Both calls, every step for real: trainings, drawing and measures, on whatever machine this is."""
+    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path), "TINY": "1"}
+    for call, steps in (("1", 5), ("2", 2)):
+        done = subprocess.run(
+            ["bash", ROOT / "benchmarks" / "gpu.sh", call], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert done.stdout.count("exit status 0") == steps
+    assert {"sheet.jpg", "peers.json", "evaluation.json"} <= {path.name for path in tmp_path.iterdir()}
