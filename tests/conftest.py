@@ -81,12 +81,13 @@ PLAIN_LEARNING = {  # for tests that work a training out by hand: nothing but th
 
 SLOW = {  # files of tests that train, start a kernel, a browser or another process, or compute for seconds
     "test_artifacts", "test_atlas_in_browser", "test_autoencoder", "test_benchmarks", "test_builtin", "test_check",
-    "test_choose_k", "test_command_line", "test_cpu", "test_diffusion", "test_disk", "test_earlier_runs",
-    "test_evaluation", "test_execute", "test_experiments", "test_export", "test_field", "test_field_check",
-    "test_field_report", "test_fields", "test_form_in_browser", "test_fuzz", "test_in_diffusers", "test_join",
-    "test_kill", "test_maps", "test_memorisation", "test_notebook_safety", "test_notebooks", "test_processes",
-    "test_reader_study", "test_resume", "test_run", "test_share", "test_speed", "test_structure", "test_tiler",
-    "test_tissue", "test_twin", "test_two_sample", "test_usefulness", "test_variations", "test_watch",
+    "test_choose_k", "test_command_line", "test_coordinates", "test_cpu", "test_diffusion", "test_disk",
+    "test_earlier_runs", "test_evaluation", "test_execute", "test_experiments", "test_export", "test_field",
+    "test_field_check", "test_field_report", "test_fields", "test_form_in_browser", "test_fuzz", "test_in_diffusers",
+    "test_join", "test_kill", "test_maps", "test_memorisation", "test_notebook_safety", "test_notebooks", "test_paper",
+    "test_papermill", "test_processes", "test_reader_study", "test_reproduce", "test_resume", "test_run", "test_share",
+    "test_speed", "test_starting", "test_structure", "test_tiler", "test_tissue", "test_twin", "test_two_sample",
+    "test_usefulness", "test_variations", "test_watch",
 }  # fmt: skip
 
 

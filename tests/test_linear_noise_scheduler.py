@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 
 from pfiles.drawing.samplers import timesteps
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
@@ -13,6 +12,8 @@ LATENT = (4, 8, 8)
 
 
 def their_scheduler(steps=None):
+    from diffusers import DDPMScheduler  # a second, of the process that runs these tests alone
+
     scheduler = DDPMScheduler(1000, 1e-4, 0.02, "linear", variance_type="fixed_small", clip_sample=False)
     scheduler.set_timesteps(timesteps=steps or list(range(999, -1, -1)))
     return scheduler
@@ -65,6 +66,8 @@ def test_reverse_step_agrees_with_diffusers(steps):
 
 @pytest.mark.parametrize(("t", "t_prev"), [(999, 979), (499, 479), (19, -1)])
 def test_ddim_step_agrees_with_diffusers(t, t_prev):
+    from diffusers import DDIMScheduler
+
     theirs = DDIMScheduler(1000, 1e-4, 0.02, "linear", clip_sample=False, timestep_spacing="trailing")
     theirs.set_timesteps(50)
     x, predicted = torch.randn(2, 3, *LATENT, generator=torch.Generator().manual_seed(1))

@@ -9,8 +9,6 @@ from nbconvert.preprocessors import ExecutePreprocessor
 from pfiles.paths import ROOT
 from tests.conftest import TINY, make_tiles
 
-pytestmark = pytest.mark.slow  # each test starts a kernel
-
 
 @pytest.fixture
 def run_notebook(tmp_path, monkeypatch):

@@ -17,8 +17,6 @@ from pfiles.reproduce import DIFFERENT, EQUAL, ROUNDED
 from pfiles.run import open_run
 from tests.conftest import make_tiles, parameters, tiny_options
 
-pytestmark = pytest.mark.slow
-
 ARTEFACTS = ["autoencoder", "training images", "clusters", "UNet after training", "UNet after finetuning1",
              "UNet after finetuning2", "latent CSV", "generated images"]  # fmt: skip
 

@@ -14,7 +14,6 @@ from pfiles.errors import InputError
 from pfiles.settings import get_settings
 from tests.conftest import TINY, make_tiles, opened, train
 
-pytestmark = pytest.mark.slow
 DEMO = get_settings("demo", TINY).diffusion
 
 

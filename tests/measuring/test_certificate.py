@@ -57,6 +57,7 @@ def test_originals_are_training_tiles_and_differ_between_kinds():
     assert not torch.equal(same, inverted)
 
 
+@pytest.mark.slow
 def test_tiles_of_one_colour_are_not_planted():
     """They are near to nothing, so that their copies would pass; noise of a camera is no structure."""
     train, others = tissue(40), tissue(10, seed=1)
@@ -87,6 +88,7 @@ def test_a_search_judges_as_without_planted_copies():
     assert result.certificate.at_most < 0.5
 
 
+@pytest.mark.slow
 def test_held_out_tiles_that_are_copies_leave_nothing_to_certify():
     train = tissue(24)
     result = certificate.search(train[:2], train, train[:4], "tissue")

@@ -6,8 +6,6 @@ import torch
 from scipy import linalg
 from scipy.spatial.distance import cdist
 from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from pfiles.errors import InputError
 from pfiles.measuring import distribution
@@ -76,6 +74,9 @@ def pooled():
 
 
 def test_numbers_agree_with_torchmetrics(pooled):
+    from torchmetrics.image.fid import FrechetInceptionDistance  # seconds, of the process that runs this test alone
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     images, (a, b) = pooled
     fid = FrechetInceptionDistance(feature=Pooled(), input_img_size=(3, 48, 48))
     kid = KernelInceptionDistance(feature=Pooled(), subsets=1, subset_size=70)
@@ -88,6 +89,8 @@ def test_numbers_agree_with_torchmetrics(pooled):
 
 
 def test_subsets_of_kid_agree_with_torchmetrics(pooled):
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     images, (a, _) = pooled
     near = (images[0] * 0.9).to(torch.uint8)  # over subsets of unlike sets even the means scatter by more than 1e-3
     kid = KernelInceptionDistance(feature=Pooled(), subsets=400, subset_size=30)
