@@ -11,7 +11,7 @@ demo: .venv/installed  ## the whole pipeline on embedded tissue, results in runs
 lab: .venv/installed  ## JupyterLab in the browser, on the notebook to begin with
 	$(BIN)/jupyter lab start_here.ipynb
 
-quick: lint  ## style, types and the tests that need no training and no kernel: a minute on two cores
+quick: lint  ## style, types and the tests that need no training and no kernel: under a minute on two cores
 	$(PYTEST) -m "not slow"
 
 test: lint  ## all tests

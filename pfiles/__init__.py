@@ -34,6 +34,7 @@ study/        trials, form (a page for each reader), answers (the key, and what 
               sections: people judge tiles
 run           a run, opened once: it holds settings, paths and what is made of them, and does nothing
 artifacts     the table of all files that a run makes; each is written, read and refused here
+status        the state of each of them: made, stale, missing or foreign
 learn         the trainings of a run
 acceptance    how good each drawn tile is; tiles drawn until they pass
 draw          tiles that its networks draw, and their files

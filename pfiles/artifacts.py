@@ -2,7 +2,7 @@
 
 from pfiles import artifacts
 
-artifacts.status(run)
+artifacts.require(run, "latent CSV")
 """
 
 import os
@@ -28,7 +28,6 @@ from pfiles.provenance import (
     IGNORED,
     MADE_FROM,
     Provenance,
-    in_words,
     of_csv,
     of_images,
     of_json,
@@ -47,8 +46,11 @@ class Artifact:
     """A file, or a folder of images, that a run makes.
 
     path: where it lies in a run; None where there is none yet. made_by: the notebook that makes it.
-    made_from: "tiles", and the artefacts whose newest weights it must have been made with.
-    settings: the groups of settings that count, but for those of the artefacts that it is made from.
+    made_from: "tiles", and the artefacts whose newest weights it must have been made with, but for those `beside` it,
+    which may have learnt since.
+    settings: the groups of settings that count besides those of the artefacts that it is made from; of "sampling" only
+    what pixels depend on. parent: its name in the notes of what is made from it. numbered: whether it is a folder of
+    an image for each of the `selected` tiles.
     """
 
     name: str
@@ -56,6 +58,9 @@ class Artifact:
     made_by: str
     made_from: tuple[str, ...]
     settings: tuple[str, ...] = ()
+    parent: str = ""
+    beside: tuple[str, ...] = ()
+    numbered: bool = False
 
 
 def _checkpoint(network: str, stage: str) -> Callable[[Run], Path | None]:
@@ -73,14 +78,22 @@ def _clusters(run: Run) -> Path | None:
 
 
 ARTIFACTS = (
-    Artifact("autoencoder", lambda run: run.paths.autoencoder, "train_autoencoder", ("tiles",), ("autoencoder",)),
-    Artifact("training images", lambda run: run.paths.training_images, "save_training_images", ("tiles",)),
-    Artifact("clusters", _clusters, "part_1_training", ("tiles", "autoencoder"), ("diffusion", "clusters")),
+    Artifact(
+        "autoencoder", lambda run: run.paths.autoencoder, "train_autoencoder", ("tiles",), ("autoencoder",),
+        parent="autoencoder",
+    ),
+    Artifact(
+        "training images", lambda run: run.paths.training_images, "save_training_images", ("tiles",), numbered=True
+    ),
+    Artifact(
+        "clusters", _clusters, "part_1_training", ("tiles", "autoencoder"),
+        ("diffusion", "clusters", "training", "finetuning2"), parent="clusters",
+    ),
     *(
         Artifact(
             f"UNet after {stage}", _checkpoint("unet", stage), checkpoints.MADE_BY[stage],
             ("tiles", "autoencoder", "clusters", *([] if before is None else [f"UNet after {before}"])),
-            ("diffusion", stage),
+            ("diffusion", stage), parent="unet", beside=("clusters",),
         )
         for stage, before in START.items()
     ),
@@ -90,7 +103,7 @@ ARTIFACTS = (
     ),
     Artifact(
         "generated images", lambda run: run.paths.generated, "part_6_conditional_generation",
-        ("tiles", "autoencoder", "clusters", "UNet after finetuning2"), ("diffusion", "sampling"),
+        ("tiles", "autoencoder", "clusters", "UNet after finetuning2"), ("diffusion", "sampling"), numbered=True,
     ),
     Artifact(
         "maps", lambda run: run.paths.maps, "part_15_cluster_maps", ("tiles", "autoencoder", "clusters"), ("diffusion",)
@@ -135,28 +148,33 @@ def expected(run: Run, name: str) -> Provenance:
     """What the provenance of an artefact must agree with in this run, by the table: its data and settings, and the
     newest weights of what it is made from, as far as these are known."""
     artifact = BY_NAME[name]
-    if artifact.made_from == ("tiles",) and not artifact.settings:
+    if not artifact.settings:
         return Provenance.of(run.settings, (), run.tiles, run.seed).without(*IGNORED)
-    if name.startswith(("UNet", "clusters")):
-        return replace(run.provenance, parents=_parents(run, artifact))
-    inputs = dict(run.provenance.inputs)
-    if "sampling" in artifact.settings:
-        inputs |= _sampling(run) | {"decoder": checkpoints.fingerprint(run.vqvae)}
-    return replace(run.provenance, inputs=inputs, parents=_parents(run, artifact))
+    inputs = _inputs(run) if "sampling" in artifact.settings else {}
+    groups = sorted(_counting(artifact) - {"sampling"})
+    return run.provenance_of(*groups, parents=_parents(run, artifact), **inputs).without(*IGNORED)
+
+
+def settings_of(name: str) -> tuple[str, ...]:
+    """The groups of settings that the note of an artefact holds whole: its own in the table."""
+    return tuple(group for group in BY_NAME[name].settings if group != "sampling")
+
+
+def _counting(artifact: Artifact) -> set[str]:
+    """The groups of settings on which an artefact depends, by itself or by what it is made from."""
+    parents = (BY_NAME[name] for name in artifact.made_from if name != "tiles")
+    return set(artifact.settings).union(*map(_counting, parents))
 
 
 def _parents(run: Run, artifact: Artifact) -> dict[str, str]:
     """The newest weights of what an artefact is made from, by the names in its note, where they are known."""
-    parents: dict[str, str | None] = {}
-    for name in artifact.made_from:
-        if name == "autoencoder":
-            parents["autoencoder"] = checkpoints.fingerprint_of_role(run.vqvae)
-        elif name.startswith("UNet"):
-            parents["unet"] = _weights(BY_NAME[name].path(run))
-        elif name == "clusters":
-            parents["clusters"] = _weights(_clusters(run))
-    if artifact.name.startswith(("UNet", "clusters")):  # their clusters may have learnt since, beside them
-        parents.pop("clusters", None)
+    artifacts = [BY_NAME[name] for name in artifact.made_from if name not in ("tiles", *artifact.beside)]
+    parents = {
+        part.parent: checkpoints.fingerprint_of_role(run.vqvae)
+        if part.name == "autoencoder"
+        else _weights(part.path(run))
+        for part in artifacts
+    }
     return {name: weights for name, weights in parents.items() if weights is not None}
 
 
@@ -173,56 +191,29 @@ def require(run: Run, name: str) -> Path:
     where images are missing."""
     path, provenance = require_there(run, name), recorded(run, name)
     require_same_run(provenance, expected(run, name), path)
-    if provenance is not None and (lack := _lack(run, name)):
+    if provenance is not None and (lack := lack_of(run, name)):
         raise InputError(f"{path} lacks {lack}.")
     return path
 
 
-def _lack(run: Run, name: str) -> str:
+def lack_of(run: Run, name: str) -> str:
     """How many images a folder of the `selected` tiles lacks, as it was left unfinished, and what to do; "" for none.
     A folder gets its provenance before its first image."""
-    if name not in ("training images", "generated images"):
+    if not BY_NAME[name].numbered:
         return ""
     missing = {str(number) for number in run.selected + 1} - image_files(require_there(run, name)).keys()
     return f"{len(missing)} of {len(run.selected)} images: run {BY_NAME[name].made_by} again" if missing else ""
+
+
+def _inputs(run: Run) -> dict[str, Any]:
+    """What generated images depend on besides the groups of settings and the parents in their note."""
+    return _sampling(run) | {"decoder": checkpoints.fingerprint(run.vqvae)}
 
 
 def _sampling(run: Run) -> dict[str, Any]:
     sampling = run.settings.sampling
     accept = {"accept": sampling.accept} if sampling.accept < 1 else {}  # else as if there were no such setting
     return drawing_settings(sampling) | accept
-
-
-class Status(NamedTuple):
-    """An artefact of a run: "made", "stale" and why, "missing" in whole or in part, or "foreign", without provenance as
-    published ones."""
-
-    artifact: Artifact
-    path: Path | None
-    state: str
-    reason: str = ""
-
-
-def status(run: Run) -> list[Status]:
-    """The state of each artefact of a run of one k, in the order in which they are made."""
-    return [_status(run, artifact) for artifact in ARTIFACTS]
-
-
-def _status(run: Run, artifact: Artifact) -> Status:
-    path = artifact.path(run)
-    if not is_there(path):
-        return Status(artifact, path, "missing", f"run {artifact.made_by}")
-    provenance = recorded(run, artifact.name)
-    if provenance is None:
-        return Status(artifact, path, "foreign", "it has no provenance, as published files")
-    try:
-        different = provenance.differences(expected(run, artifact.name), shared=True)
-        lack = _lack(run, artifact.name)
-    except InputError as error:  # of what it is made from, or of the images in it
-        return Status(artifact, path, "stale", str(error))
-    if different:
-        return Status(artifact, path, "stale", in_words(different))
-    return Status(artifact, path, "missing" if lack else "made", lack)
 
 
 # Before a training
@@ -288,7 +279,7 @@ def write_latent_csv(run: Run, table: pd.DataFrame, clusters: ClusterBank | None
     with atomic_write(path) as file:
         file.write(content)
     parents = checkpoints.fingerprints({"autoencoder": run.vqvae, "clusters": clusters or run.bank})
-    note = run.provenance_of("diffusion", parents=parents).as_note()
+    note = run.provenance_of(*settings_of("latent CSV"), parents=parents).as_note()
     write_json(path.with_suffix(".json"), {**note, "sha256": sha256(content).hexdigest()})
 
 
@@ -328,9 +319,9 @@ def generated_provenance(run: Run) -> Provenance:
     """All that the images of `gen_k` depend on."""
     networks = run.networks()
     parents = checkpoints.fingerprints({"autoencoder": run.vqvae, "unet": networks.unet, "clusters": networks.bank})
-    provenance = Provenance.of(run.settings, ("diffusion",), run.tiles, run.seed, parents)
     guide = {"guide_weights": checkpoints.fingerprint(networks.guide)} if networks.guide else {}
-    return replace(provenance, inputs=_sampling(run) | {"decoder": checkpoints.fingerprint(run.vqvae)} | guide)
+    groups = settings_of("generated images")
+    return Provenance.of(run.settings, groups, run.tiles, run.seed, parents, **_inputs(run), **guide)
 
 
 def generated_files(run: Run) -> dict[str, Path]:
@@ -368,7 +359,7 @@ def pairs(run: Run) -> Pairs:
         require_same_run(provenance, pair_provenance.without(*IGNORED), f"{path} beside {generated}")
     if expected.data is not None and generated_provenance is not None:
         for name in ("training images", "generated images"):  # both may have been left unfinished at the same tile
-            if lack := _lack(run, name):
+            if lack := lack_of(run, name):
                 raise InputError(f"{BY_NAME[name].path(run)} lacks {lack}.")
     names, real, fake = load_pairs(original, generated)
     print(f"{len(names)} pairs of {real.shape[2]} px")

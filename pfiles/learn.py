@@ -60,7 +60,7 @@ def new_autoencoder(run: Run) -> tuple[VQVAE, Discriminator]:
 def autoencoder(run: Run, vqvae: VQVAE, discriminator: Discriminator) -> History:
     """Train the VQ-GAN in place on the training tiles, polish its decoder if the settings say so, and save it."""
     settings = run.settings.autoencoder
-    note = run.provenance_of("autoencoder", of_clusters=False).as_note()
+    note = run.provenance_of(*artifacts.settings_of("autoencoder"), of_clusters=False).as_note()
     perceptual = vq_gan.make_perceptual(settings, run.device)
     history = vq_gan.train_autoencoder(
         vqvae=vqvae,
@@ -114,7 +114,7 @@ def before_polish(run: Run, vqvae: VQVAE) -> VQVAE | None:
     vqvae: the polished one.
     """
     settings = run.settings.autoencoder
-    note = run.provenance_of("autoencoder", of_clusters=False).as_note()
+    note = run.provenance_of(*artifacts.settings_of("autoencoder"), of_clusters=False).as_note()
     point = load_resume_point(run.paths.training_folder("autoencoder"), note) if settings.polish.epochs else None
     if point is None:
         return None
@@ -256,7 +256,8 @@ def _stage_note(run: Run, stage: str, networks: Generator) -> dict[str, Any]:
     parents: dict[str, nn.Module] = {"autoencoder": run.vqvae}
     if checkpoints.START[stage] is not None:
         parents |= {"unet": networks.unet, "clusters": networks.bank}
-    return run.provenance_of("diffusion", stage, parents=checkpoints.fingerprints(parents)).as_note()
+    groups = artifacts.settings_of(f"UNet after {stage}")
+    return run.provenance_of(*groups, parents=checkpoints.fingerprints(parents)).as_note()
 
 
 def _preview(run: Run, networks: Generator, unet: UNet) -> Tensor:

@@ -27,6 +27,7 @@ from pfiles.machine.cpu import processor
 from pfiles.paths import ROOT, atomic_write, expand, read_json
 from pfiles.reporting.tables import beside
 from pfiles.run import Run
+from pfiles.status import states_of
 from pfiles.tiles.dataset import EMBEDDED, data_or_default
 from pfiles.tiles.files import image_files, read_images
 from pfiles.tiles.pixels import as_array
@@ -79,9 +80,7 @@ def is_crate(path: Path) -> bool:
 
 def describe(run: Run, notebooks: Sequence[str], choices: Mapping[str, Any]) -> dict[str, Any]:
     """All that a run is made from, and hashes of what it made, in plain values."""
-    statuses = {
-        status.artifact.name: status for status in artifacts.status(run) if status.path and status.state != "missing"
-    }
+    statuses = {status.artifact.name: status for status in states_of(run) if status.path and status.state != "missing"}
     sections = numbers_of(run)
     makers = {status.artifact.made_by for status in statuses.values()}
     steps = [name for name in notebooks if makers & {_base(name)} or _section(run, name) in sections]
@@ -269,7 +268,7 @@ def _crate(run: Run, record: Mapping[str, Any], files: Mapping[str, Path], licen
     workflow = entities["workflow.sh"]
     workflow["input"], workflow["softwareRequirements"] = parameter, program
     results = [each for name, each in entities.items() if name not in (RECORD, "workflow.sh")]
-    written = datetime.fromtimestamp(max(status.path.stat().st_mtime for status in artifacts.status(run)
+    written = datetime.fromtimestamp(max(status.path.stat().st_mtime for status in states_of(run)
                                          if status.path and status.path.exists()), UTC)  # fmt: skip
     crate.add_action(workflow, "#run", object=[tiles, entities[RECORD]], result=results, properties={
         "name": "The run", "endTime": written.isoformat(timespec="seconds"),

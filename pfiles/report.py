@@ -97,7 +97,7 @@ def map_clusters(run: Run) -> Section:
         folder, maps.Assigned(tiles.positions, *assign_every_tile(run)), tiles.images, run.k,
         names=run.names, patients=tiles.patients, pictures=tiles.pictures, seed=run.seed,
     )  # fmt: skip
-    write_json(folder / MADE_FROM, run.provenance_of("diffusion", parents=parents).as_note())
+    write_json(folder / MADE_FROM, run.provenance_of(*artifacts.settings_of("maps"), parents=parents).as_note())
     return section
 
 

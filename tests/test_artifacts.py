@@ -11,6 +11,7 @@ from pfiles.artifacts import ARTIFACTS, BY_NAME
 from pfiles.errors import InputError
 from pfiles.paths import ROOT, read_json, write_json
 from pfiles.provenance import GENERATED_WITH, MADE_FROM
+from pfiles.status import states_of
 from pfiles.tiles.pixels import resize
 from pfiles.tiles.sources import make_positions
 from tests.conftest import OVERRIDES, opened, tiny_options
@@ -27,7 +28,7 @@ def note_of(path):
 
 
 def states(run):
-    return {artifact.name: state for artifact, _, state, _ in artifacts.status(run)}
+    return {artifact.name: state for artifact, _, state, _ in states_of(run)}
 
 
 def test_a_finished_run_has_made_everything(made):
@@ -63,6 +64,18 @@ def test_an_artefact_of_other_settings_is_refused(name, made):
     run = opened(made, overrides=OVERRIDES | {setting: value})
     with pytest.raises(InputError, match=rf"settings\.{setting} was .* and is {value}"):
         artifacts.require(run, name)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_notes_hold_the_settings_of_the_table_and_runs_expect_them(name, made):
+    run = opened(made)
+    groups = set(artifacts.settings_of(name))
+    plain = {"image_size_px", "precision"}
+    note = set(read_json(note_of(BY_NAME[name].path(run)))["settings"]) - plain
+    assert note == (groups & {"diffusion", "finetuning2"} if name == "clusters" else groups)  # of the stage they are of
+    expected = set(artifacts.expected(run, name).settings) - plain
+    assert expected >= groups
+    assert ("training" in expected) == (name not in ("autoencoder", "training images"))
 
 
 @pytest.mark.parametrize("name", [name for name in MADE if "autoencoder" in BY_NAME[name].made_from])
@@ -102,7 +115,7 @@ def test_pairs_know_their_scale_also_where_they_were_enlarged(made, monkeypatch)
 def test_a_unet_is_stale_once_the_one_before_it_was_trained_again(done):
     path = BY_NAME["UNet after training"].path(opened(done))
     write_json(path.with_suffix(".json"), read_json(path.with_suffix(".json")) | {"weights": "newer"})
-    [reason] = [row.reason for row in artifacts.status(opened(done)) if row.artifact.name == "UNet after finetuning1"]
+    [reason] = [row.reason for row in states_of(opened(done)) if row.artifact.name == "UNet after finetuning1"]
     assert "starts_from.unet was" in reason
     assert "is 'newer'" in reason
 
@@ -113,7 +126,7 @@ def test_a_folder_that_was_left_unfinished_misses_images(name, done):
     artifact, folder = BY_NAME[name], BY_NAME[name].path(opened(done))
     for path in [*folder.glob("*.png")][2:]:
         path.unlink()
-    [row] = [row for row in artifacts.status(opened(done)) if row.artifact is artifact]
+    [row] = [row for row in states_of(opened(done)) if row.artifact is artifact]
     assert (row.state, row.reason) == ("missing", f"10 of 12 images: run {artifact.made_by} again")
     with pytest.raises(InputError, match=f"{folder} lacks 10 of 12 images: run {artifact.made_by} again"):
         artifacts.require(opened(done), name)

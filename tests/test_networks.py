@@ -78,6 +78,7 @@ def test_names_and_shapes_are_the_published_ones_in_their_order(name):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_golden_unet():
     unet, a = golden_case("unet", UNet())
     assert relative_error(unet(a["x"], a["t"], a["cluster"]), a["out"]) < TOLERANCE

@@ -26,6 +26,7 @@ from pfiles.paths import ROOT, read_json, write_json
 from pfiles.provenance import require_same_run, without
 from pfiles.reporting import evaluation, figures, page, tables
 from pfiles.run import choices_of, open_run
+from pfiles.status import states_of
 from pfiles.tiles.sources import read_source
 from tests.conftest import OVERRIDES, STAGES, K, finish, make_tiles, opened, parameters, png, tiny_options, train, write
 
@@ -700,7 +701,7 @@ def test_a_copy_of_a_finished_folder_of_clusters_changes_nothing(done):
     csv = opened(done).paths.latent_csv
     assert artifacts.latent_csvs(opened(done)).paths == {3: csv}
     run = opened(done, n_clusters=5)
-    assert {state for *_, state, _ in artifacts.status(run)[2:]} == {"missing"}
+    assert {state for *_, state, _ in states_of(run)[2:]} == {"missing"}
     learn.unet(run, "training", learn.new_networks(run))
     assert [path.parent.name for path in run.paths.models.glob("unet_*.pth")] == ["models_5"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pfiles import artifacts, pack, paper, remake, reproduce
+from pfiles import pack, paper, remake, reproduce
 from pfiles.acceptance import Acceptance, qualities, standard_in, standard_of, until_accepted
 from pfiles.checkpoints import fingerprint_of_role
 from pfiles.cli.check import check
@@ -37,6 +37,7 @@ from pfiles.reporting.card import BLANKS, read_card
 from pfiles.run import open_run
 from pfiles.settings import get_settings
 from pfiles.share import share
+from pfiles.status import states_of
 from pfiles.tiles.files import list_images, read_images, refuse_other_images, write_tiles
 from pfiles.tiles.gather import gather
 from pfiles.tiles.join import join_parts
@@ -73,7 +74,7 @@ def _show_status(args: argparse.Namespace) -> int:
         raise InputError(f"There is no folder {folder}: name that of a run with --run.")
     run = open_run("status", **run_choices(args, folder), out=folder, run_toml=False, looks=True)
     print(f"{'artefact':<24} {'state':<8} {'where':<52} why")
-    for artifact, path, state, reason in artifacts.status(run):
+    for artifact, path, state, reason in states_of(run):
         where = "" if path is None else path.relative_to(run.paths.root)
         print(f"{artifact.name:<24} {state:<8} {where!s:<52} {reason}".rstrip())
     return 0

@@ -59,23 +59,9 @@ def near_copies(images: Images, test: np.ndarray, train: np.ndarray) -> np.ndarr
     test, train = (part[evenly_spaced(len(part), most)] for part, most in zip((test, train), MOST, strict=True))
     if not len(test) or not len(train):
         return np.empty((0, 2), int)
-    ours, theirs = _cells(images, test), _cells(images, train).flatten(1).T
-    pairs = []
-    for first in range(0, len(test), 512):
-        likeness, place = _most_alike(ours[first : first + 512], theirs)
-        pairs += [(test[first + int(i)], train[int(place[i])]) for i in torch.nonzero(likeness > ALIKE)]
-    return np.array(pairs, int).reshape(-1, 2)
-
-
-def _most_alike(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest correlation of each of `ours` (N, 3, 8, 8) with one of `theirs` (192, M), and of which, both (N,)."""
-    likeness, place = torch.full((len(ours),), -1.0), torch.zeros(len(ours), dtype=torch.long)
-    for turned in (torch.rot90(ours, quarters, (2, 3)) for quarters in range(4)):
-        for way in (turned, turned.flip(3)):
-            best, at = (way.flatten(1) @ theirs).max(1)
-            place = torch.where(best > likeness, at, place)
-            likeness = torch.maximum(best, likeness)
-    return likeness, place
+    likeness, match, _ = shifted.most_alike(_cells(images, test), _cells(images, train).flatten(1).T)
+    alike = likeness > ALIKE
+    return np.stack([test[alike.numpy()], train[match[alike].numpy()]], axis=1)
 
 
 def _cells(images: Images, indices: np.ndarray) -> Tensor:

@@ -42,7 +42,7 @@ def shifted_copies(images: Images, test: np.ndarray, train: np.ndarray) -> np.nd
         return np.empty((0, 2), int)
     ours, theirs = _smooth(images, test), _smooth(images, train)
     of_test, of_train = _blobs(ours), _blobs(theirs)
-    likeness, match, way = _most_alike(of_test.around.flatten(0, 1), of_train.around.flatten(0, 1).flatten(1).T)
+    likeness, match, way = most_alike(of_test.around.flatten(0, 1), of_train.around.flatten(0, 1).flatten(1).T)
     pairs = []
     for i, of_tile in enumerate(likeness.view(-1, BLOBS)):
         for blob in of_tile.argsort(descending=True)[: (of_tile > SURROUNDED).sum()].tolist():
@@ -90,24 +90,27 @@ def _mean_around(images: Tensor, side: int) -> Tensor:
     return images
 
 
-def _most_alike(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest correlation of each of `ours` (N, 9, 9) with one of `theirs` (81, M), which, and turned which way."""
+def most_alike(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest correlation of each of `ours` (N, ..., s, s), turned or mirrored, with one of `theirs` (d, M).
+
+    All have length 1. Returns it, which of `theirs` it is, and the way to turn, see `turned`; each (N,).
+    """
     likeness = torch.full((len(ours),), -1.0)
     match, way = torch.zeros(len(ours), dtype=torch.long), torch.zeros(len(ours), dtype=torch.long)
     for first in range(0, len(ours), PART):
         part = slice(first, first + PART)
         for number in range(8):
-            best, at = (_turned(ours[part], number).flatten(1) @ theirs).max(1)
+            best, at = (turned(ours[part], number).flatten(1) @ theirs).max(1)
             match[part] = torch.where(best > likeness[part], at, match[part])
             way[part] = torch.where(best > likeness[part], number, way[part])
             likeness[part] = torch.maximum(best, likeness[part])
     return likeness, match, way
 
 
-def _turned(images: Tensor, way: int) -> Tensor:
+def turned(images: Tensor, way: int) -> Tensor:
     """Images (..., S, S) turned by `way` % 4 quarters, and mirrored from 4 on."""
-    turned = torch.rot90(images, way % 4, (-2, -1))
-    return turned.flip(-1) if way >= 4 else turned
+    quarters = torch.rot90(images, way % 4, (-2, -1))
+    return quarters.flip(-1) if way >= 4 else quarters
 
 
 def _overlap(ours: Tensor, theirs: Tensor, place: Tensor, other: Tensor, way: int) -> bool:
@@ -118,12 +121,12 @@ def _overlap(ours: Tensor, theirs: Tensor, place: Tensor, other: Tensor, way: in
     side = ours.shape[-1]
     mark = torch.zeros(side, side)
     mark[place[0], place[1]] = 1
-    row, column = divmod(int(_turned(mark, way).argmax()), side)
+    row, column = divmod(int(turned(mark, way).argmax()), side)
     down, right = int(other[0]) - row, int(other[1]) - column
     height, width = side - abs(down), side - abs(right)
     if height * width < LEAST * side**2:
         return False
-    ours = _turned(ours, way)[:, max(0, -down) :, max(0, -right) :][:, :height, :width]
+    ours = turned(ours, way)[:, max(0, -down) :, max(0, -right) :][:, :height, :width]
     theirs = theirs[:, max(0, down) :, max(0, right) :][:, :height, :width]
     first, second = (part - _mean_around(part, OUTER) for part in (ours, theirs))  # its details, not its shading
     length = [float(part.norm()) for part in (first, second)]
