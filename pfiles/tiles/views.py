@@ -7,7 +7,7 @@ from torch import Tensor
 def random_dihedral(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each of the square images (B, C, S, S) in one of its eight views: quarter turns, mirrored or not.
 
-    `generator` lives on the images' device.
+    `rng` lives on the images' device.
     """
     return dihedral(images, torch.randint(8, (len(images),), generator=generator, device=images.device))
 
@@ -32,7 +32,7 @@ def random_affine(
 
     images: uint8 (B, C, H, W) on any device; each draws its own angle in +-degrees, its own shift of up to
     `translate` of the side in whole pixels, and its own scale. Nearest neighbour, `fill` outside; equals
-    torchvision's RandomAffine on PIL images for the same parameters. `generator` lives on the images' device.
+    torchvision's RandomAffine on PIL images for the same parameters. `rng` lives on the images' device.
     """
     b, _, h, w = images.shape
     u = torch.rand(4, b, generator=generator, dtype=torch.float64, device=images.device) * 2 - 1
