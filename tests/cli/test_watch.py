@@ -102,14 +102,16 @@ def test_how_far_it_is(tmp_path, monkeypatch, capsys):
     assert "images_per_second" in printed
     assert "samples/00000006.jpg" in printed
     note = tmp_path / "out" / "clusters_3" / "models_3" / "training_kmeans" / "progress.json"
-    half = json.loads(note.read_text()) | {"step": 3, "steps_per_second": 0.5}
+    now = time.time()
+    monkeypatch.setattr(watch.time, "time", lambda: now)
+    half = json.loads(note.read_text()) | {"step": 3, "steps_per_second": 0.5, "at": now}
     note.write_text(json.dumps(half))
-    now = watch.look(tmp_path / "out")
-    assert now.line() == "training_kmeans: step 3 of 6 (50%), 0.5 steps per second, 0:00:06 left"
-    assert len(now.history) == 2
-    note.write_text(json.dumps(half | {"at": time.time() - 3600}))
+    progress = watch.look(tmp_path / "out")
+    assert progress.line() == "training_kmeans: step 3 of 6 (50%), 0.5 steps per second, 0:00:06 left"
+    assert len(progress.history) == 2
+    note.write_text(json.dumps(half | {"at": now - 3600}))
     shutil.rmtree(tmp_path / "out" / "kpc_ldm")  # whose trainings were heard of since then
-    assert "0.5 steps per second, 0:00:06 left; no word for 1:00:0" in watch.look(tmp_path / "out").line()
+    assert "0.5 steps per second, 0:00:06 left; no word for 1:00:00" in watch.look(tmp_path / "out").line()
     assert main(["watch", "--out", str(tmp_path / "out"), "--once"]) == 0
 
 
