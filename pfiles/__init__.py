@@ -1,6 +1,7 @@
 """The shared modules of the notebooks, in wings that follow the data; a line imports only from itself and those above.
 
 errors        the one exception for mistakes a user can mend
+drawing/      samplers: ways from noise to a latent, whose names are values of a setting
 settings      every hyper-parameter, by preset
 machine/      cpu, kernel, rank, processes, locks, runtime, speed, pretrained: the machine a run happens on
 paths         where files lie, and how they are written
@@ -19,7 +20,7 @@ checkpoints, provenance, cached: networks on disk, what each file was made from,
 efficientnet  a network that learnt from photographs, for a loss and for measures
 learning/     loop, progress, losses, log, resume; autoencoder; clusters; diffusion: what each training draws and
               minimises
-drawing/      sampling, samplers, soundness, generator: images from noise; layout, field: tissue larger than a tile;
+drawing/      sampling, soundness, generator: images from noise; layout, field: tissue larger than a tile;
               starting: weights that a training begins from; in_diffusers: a generator as diffusers loads it
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
               small network of both); spectrum; smoothness; structure; morphometry; spots, overlays,

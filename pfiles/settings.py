@@ -3,13 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import asdict, field, fields, is_dataclass, replace
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
+from pfiles.drawing.samplers import SOLVERS
 from pfiles.errors import InputError
+
+if TYPE_CHECKING:
+    Sampler = str
+else:  # the names of the samplers stand beside them
+    Sampler = Literal[tuple(SOLVERS)]
 
 CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # strict: neither true nor "1" is a number
 # Kinds of settings. In the error for a wrong value, the title names the type and the description the range.
@@ -137,7 +143,7 @@ class SamplingSettings:
     """Drawing images."""
 
     steps: Count = 1000  # denoising steps per image; fewer than num_timesteps skips evenly
-    sampler: Literal["ddpm", "ddim", "dpm-solver++"] = "ddpm"  # the last one is made for 10 to 50 steps
+    sampler: Sampler = "ddpm"  # dpm-solver++ is made for 10 to 50 steps
     guidance: Weight = 1.0  # w: noise predicted without cluster + w * (with - without); needs condition_dropout
     # which UNet's prediction without cluster guidance leads away from: its own, or its own after the first training
     guide: Literal["itself", "training"] = "itself"
