@@ -170,7 +170,7 @@ def _parents(run: Run, artifact: Artifact) -> dict[str, str]:
     """The newest weights of what an artefact is made from, by the names in its note, where they are known."""
     artifacts = [BY_NAME[name] for name in artifact.made_from if name not in ("tiles", *artifact.beside)]
     parents = {
-        part.parent: checkpoints.fingerprint_of_role(run.vqvae)
+        part.parent: checkpoints.inference_fingerprint(run.vqvae)
         if part.name == "autoencoder"
         else _weights(part.path(run))
         for part in artifacts

@@ -232,7 +232,7 @@ def fingerprint_of_state(state: Mapping[str, Tensor], *apart_from: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def fingerprint_of_role(network: nn.Module) -> str:
+def inference_fingerprint(network: nn.Module) -> str:
     """A short hash of the weights that what is trained on a network depends on: of an autoencoder those that decide the
     codes of a tile. Its decoder may be polished at any time."""
     return fingerprint_of_encoder(network.state_dict()) if isinstance(network, VQVAE) else fingerprint(network)
@@ -243,13 +243,13 @@ def fingerprint_of_encoder(state: Mapping[str, Tensor]) -> str:  # the same of a
 
 
 def fingerprints(networks: Mapping[str, nn.Module]) -> dict[str, str]:
-    """`fingerprint_of_role` of each network, by name: the parents of what is made with them."""
-    return {name: fingerprint_of_role(network) for name, network in networks.items()}
+    """`inference_fingerprint` of each network, by name: the parents of what is made with them."""
+    return {name: inference_fingerprint(network) for name, network in networks.items()}
 
 
 def fingerprint_of_clusters(vqvae: VQVAE, clusterer: nn.Module) -> str:
     """Of what sorts a tile into its cluster: by it names belong to these clusters and to no others."""
-    return f"{fingerprint_of_role(vqvae)}-{fingerprint(clusterer)}"
+    return f"{inference_fingerprint(vqvae)}-{fingerprint(clusterer)}"
 
 
 def find_checkpoint(paths: Paths, network: str, stage: str, clustering: str) -> Path:
@@ -406,7 +406,7 @@ def _check_trained_with(path: Path, trained: nn.Module, name: str, module: nn.Mo
     """InputError where the JSON of `trained`, which came from `path`, names another autoencoder or other clusterer;
     published files have none."""
     trained_with = (note_of(path, trained) or {}).get("trained_with")
-    if isinstance(trained_with, dict) and trained_with.get(name) not in (None, fingerprint_of_role(module)):
+    if isinstance(trained_with, dict) and trained_with.get(name) not in (None, inference_fingerprint(module)):
         raise InputError(
             f"{path} was trained with another {name} than the one in use: "
             "run its training again, or put that file back."

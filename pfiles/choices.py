@@ -23,7 +23,7 @@ from pfiles.paths import ROOT, expand
 from pfiles.settings import Settings, clustering_of
 
 FILE = "run.toml"
-OF_NO_CLUSTERS = ("train_autoencoder", "autoencoder_output", "save_training_images")  # notebooks alike for any of them
+K_INDEPENDENT_NOTEBOOKS = ("train_autoencoder", "autoencoder_output", "save_training_images")
 DEFAULTS: dict[str, Any] = {  # of what such a file may say; the preset names the clustering if nothing else does
     "n_clusters": 14, "clustering": None, "data": None, "preset": "recommended", "overrides": {}, "seed": 765,
     "out": None,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pfiles.checkpoints import fingerprint_of_role
+from pfiles.checkpoints import inference_fingerprint
 from pfiles.drawing import field as fields
 from pfiles.drawing.field import Field, blocks_of, draw_block, offset_of, steps_of
 from pfiles.drawing.generator import Generator
@@ -97,7 +97,7 @@ def _made_from(generator: Generator, field: Field, whole: Box, mpp: float | None
     return json.loads(
         json.dumps(
             {
-                **{name: fingerprint_of_role(network) for name, network in networks.items()},
+                **{name: inference_fingerprint(network) for name, network in networks.items()},
                 "layout": cells, "size": layout.size, "region": whole._asdict(), "seed": field.seed,
                 "stride_px": field.stride * field.scale, "blend_px": field.blend * field.scale, "mpp": mpp,
                 "tile_px": settings.image_size_px, "exchanges": fields.EXCHANGES,

@@ -35,7 +35,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReaderNames:
     """What one reader says of the clusters of one fingerprint, by their numbers from 1; `save` changes and keeps it.
 
     path: the reader's file, which holds other clusters' names as well, each under their own fingerprint.
@@ -46,7 +46,7 @@ class Reading:
     entries: dict[int, Entry]
 
     @classmethod
-    def load(cls, path: Path, fingerprint: str, n_clusters: int) -> "Reading":
+    def load(cls, path: Path, fingerprint: str, n_clusters: int) -> "ReaderNames":
         """What the file holds of these clusters, empty entries where it holds nothing."""
         reading = cls(path, fingerprint, {number: Entry() for number in range(1, n_clusters + 1)})
         stored = (read_json(path, {}).get("clusters") or {}).get(fingerprint, {})
@@ -79,7 +79,7 @@ class Reading:
         changes: fields of `Entry` by the cluster's number. InputError, and nothing is changed, where one is wrong.
         """
         with locked(self.path.parent):  # the same reader may be at work in another window
-            self.entries.update(Reading.load(self.path, self.fingerprint, len(self.entries)).entries)
+            self.entries.update(ReaderNames.load(self.path, self.fingerprint, len(self.entries)).entries)
             changed = {n: replace(self.entries.get(n, Entry()), **fields) for n, fields in changes.items()}
             entries = _checked(self.entries | changed, len(self.entries))
             document = read_json(self.path, {})
@@ -171,13 +171,13 @@ def check_reader(reader: str) -> str:
     return reader
 
 
-def readings_in(folder: Path, fingerprint: str, n_clusters: int) -> list[Reading]:
+def load_reader_names(folder: Path, fingerprint: str, n_clusters: int) -> list[ReaderNames]:
     """Of all readers whose files in `folder` name the clusters of that fingerprint."""
-    readings = (Reading.load(path, fingerprint, n_clusters) for path in sorted(folder.glob("names_*.json")))
+    readings = (ReaderNames.load(path, fingerprint, n_clusters) for path in sorted(folder.glob("names_*.json")))
     return [reading for reading in readings if reading.names]
 
 
-def agreed(readings: Sequence[Reading]) -> dict[int, str]:
+def majority_names(readings: Sequence[ReaderNames]) -> dict[int, str]:
     """The name of each cluster on which more than half of those who named it agree, in the first one's spelling."""
     names = {}
     for number in sorted({number for reading in readings for number in reading.names}):
@@ -188,7 +188,7 @@ def agreed(readings: Sequence[Reading]) -> dict[int, str]:
     return names
 
 
-def agreement(readings: Sequence[Reading]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def agreement(readings: Sequence[ReaderNames]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """How far readers agree, and where they do not.
 
     The first table has a row for each two readers: the number of clusters that both named, the share of these that they

@@ -15,7 +15,7 @@ from pfiles import artifacts, checkpoints
 from pfiles.latents import encode_tiles, predict_clusters, read_latent_csv
 from pfiles.machine import processes
 from pfiles.measuring.features import Extractor, make_extractor
-from pfiles.names import Reading, check_reader, readings_in
+from pfiles.names import ReaderNames, check_reader, load_reader_names
 from pfiles.paths import write_json
 from pfiles.provenance import MADE_FROM
 from pfiles.reporting import evaluation, figures, maps
@@ -108,13 +108,13 @@ def save_panel(run: Run, figure: Figure, number: int, name: str) -> None:
         figures.save_figure(figure, path)
 
 
-def reading(run: Run, reader: str) -> Reading:
+def reading(run: Run, reader: str) -> ReaderNames:
     """What a reader calls the clusters; what is named in it is kept in `names_READER.json` at once."""
     path = run.paths.names_of(check_reader(reader))
-    return Reading.load(path, checkpoints.fingerprint_of_clusters(run.vqvae, run.bank), run.k)
+    return ReaderNames.load(path, checkpoints.fingerprint_of_clusters(run.vqvae, run.bank), run.k)
 
 
-def readings(run: Run) -> list[Reading]:
+def readings(run: Run) -> list[ReaderNames]:
     """Of all readers who named these clusters."""
     fingerprint = checkpoints.fingerprint_of_clusters(run.vqvae, run.bank)
-    return readings_in(run.paths.cluster_folder, fingerprint, run.k)
+    return load_reader_names(run.paths.cluster_folder, fingerprint, run.k)

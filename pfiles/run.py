@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pfiles import checkpoints
 from pfiles.cached import cached_codes
-from pfiles.choices import DEFAULTS, OF_NO_CLUSTERS, choose
+from pfiles.choices import DEFAULTS, K_INDEPENDENT_NOTEBOOKS, choose
 from pfiles.cluster_bank import ClusterBank
 from pfiles.clusterers import check_clustering
 from pfiles.drawing.generator import Generator
@@ -26,7 +26,7 @@ from pfiles.latents import Assignment, encode_tiles, encode_views, predict_clust
 from pfiles.machine import processes
 from pfiles.machine.runtime import pick_device
 from pfiles.machine.speed import Speed, pick_precision, pick_speed
-from pfiles.names import agreed, readings_in
+from pfiles.names import load_reader_names, majority_names
 from pfiles.paths import Paths, name_of_numbers, numbers_of_clusters, read_json, write_json
 from pfiles.provenance import IGNORED, Provenance, require_same_run
 from pfiles.settings import Settings, get_settings
@@ -186,7 +186,7 @@ class Run:
     def names(self) -> dict[int, str]:
         """The names of the clusters, by their numbers from 1, on which those who named them agree."""
         fingerprint = checkpoints.fingerprint_of_clusters(self.vqvae, self.bank)
-        return agreed(readings_in(self.paths.cluster_folder, fingerprint, self.k))
+        return majority_names(load_reader_names(self.paths.cluster_folder, fingerprint, self.k))
 
 
 def encoded_tiles(run: Run, views: bool, path: Path) -> Tensor:
@@ -195,7 +195,7 @@ def encoded_tiles(run: Run, views: bool, path: Path) -> Tensor:
     All processes of a job make them together. On a CPU they stay in that file, which is mapped.
     """
     made_from = {
-        "autoencoder": checkpoints.fingerprint_of_role(run.vqvae),
+        "autoencoder": checkpoints.inference_fingerprint(run.vqvae),
         "data": run.tiles.fingerprint(),
         "views": views,
     }
@@ -243,13 +243,13 @@ def open_run(
     }  # fmt: skip
     choices = choose(arguments, run_toml)
     check_clustering(choices["clustering"])
-    if notebook in OF_NO_CLUSTERS:
+    if notebook in K_INDEPENDENT_NOTEBOOKS:
         choices["clustering"] = Paths.clustering  # whose files bear no mark
     n_clusters = name_of_numbers(numbers_of_clusters(choices["n_clusters"]))
     if isinstance(n_clusters, str) and notebook.startswith("part_") and notebook not in checkpoints.MADE_BY.values():
         raise InputError(f"{notebook} works with one number of clusters: set n_clusters to one of {n_clusters}.")
     settings = get_settings(choices["preset"], choices["overrides"])
-    if choices["clustering"] == "classifier" and notebook not in OF_NO_CLUSTERS:
+    if choices["clustering"] == "classifier" and notebook not in K_INDEPENDENT_NOTEBOOKS:
         _require_learnt_clusters(settings)
     if settings.sampling.num_generated == 1:
         raise InputError("sampling.num_generated must be at least 2, as part 13 compares distributions, but is 1.")

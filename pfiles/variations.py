@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pfiles.checkpoints import fingerprint_of_role
+from pfiles.checkpoints import inference_fingerprint
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.soundness import check_variations
 from pfiles.errors import InputError
@@ -153,7 +153,7 @@ def write_variations(
     networks = {"autoencoder": generator.space.vqvae, "unet": generator.unet, "clusters": generator.bank}
     networks |= {"guide": generator.guide} if generator.guide else {}
     note = {
-        "made_by": MADE_BY, **{name: fingerprint_of_role(network) for name, network in networks.items()},
+        "made_by": MADE_BY, **{name: inference_fingerprint(network) for name, network in networks.items()},
         "seed": seed, "originals": len(tiles), "variations": len(table), "withheld": int(table["copy"].sum()),
         "limit": gate.limit, "rule": gate.words, "likeness_of_held_out_tiles": gate.likeness,
         "kept_when_decoded": kept, "curve": curve(table).to_dict("records"),

@@ -23,7 +23,7 @@ from pfiles.drawing.generator import Generator
 from pfiles.latents import mean_channel_softmax
 from pfiles.learning import autoencoder, diffusion, loop
 from pfiles.machine.runtime import seeded
-from pfiles.machine.speed import PLAIN
+from pfiles.machine.speed import EAGER
 from pfiles.run import open_run
 from pfiles.settings import SavingSettings, get_settings
 from pfiles.tiles.pixels import to_unit
@@ -193,7 +193,7 @@ def images():
 @pytest.fixture
 def job(tmp_path):
     saving = SavingSettings(every_minutes=60)
-    return loop.Job("test", 1, 8, tmp_path / "test", {"a": {"b": 1}}, saving, PLAIN)
+    return loop.Job("test", 1, 8, tmp_path / "test", {"a": {"b": 1}}, saving, EAGER)
 
 
 def autoencoder_networks(tiny):

@@ -114,7 +114,7 @@ def stage(paths):
     clusters = ClusterBank.make("kmeans", 16, [3])
     about = {
         "clustering": "kmeans",
-        "starts_from": {"autoencoder": checkpoints.fingerprint_of_role(vqvae)},
+        "starts_from": {"autoencoder": checkpoints.inference_fingerprint(vqvae)},
         "settings": {"diffusion": asdict(settings.diffusion)},
     }
     save_stage(paths, "training", unet, clusters, SPACE, 4, about)

@@ -12,7 +12,7 @@ import tifffile
 
 from pfiles import fields
 from pfiles.__main__ import main
-from pfiles.checkpoints import fingerprint_of_role
+from pfiles.checkpoints import inference_fingerprint
 from pfiles.drawing import field as drawing
 from pfiles.drawing.field import make_field
 from pfiles.drawing.generator import Generator
@@ -42,7 +42,7 @@ def test_the_slide_holds_what_is_drawn_and_says_its_scale_and_origin(generator, 
     slide = openslide.OpenSlide(tmp_path / "a.tiff")
     assert (slide.dimensions, float(slide.properties["openslide.mpp-x"])) == (SIZE, 0.5)
     assert made == read_json(tmp_path / "a.json")
-    assert made["made_from"]["unet"] == fingerprint_of_role(generator.unet)
+    assert made["made_from"]["unet"] == inference_fingerprint(generator.unet)
     region = Box(20, 30, 140, 190)
     fields.write_field(generator, field, tmp_path / "b.tiff", region)
     part = tifffile.imread(tmp_path / "b.tiff")

@@ -34,7 +34,7 @@ from pfiles.latents import LatentSpace, read_latent_csv
 from pfiles.learning.diffusion import train_stage
 from pfiles.learning.loop import Job
 from pfiles.learning.resume import load_resume_point, save_resume_point
-from pfiles.machine.speed import PLAIN
+from pfiles.machine.speed import EAGER
 from pfiles.paths import Paths
 from pfiles.reporting import tables
 from pfiles.settings import Settings, get_settings
@@ -688,7 +688,7 @@ def test_resume_points_of_something_else(name, tmp_path, tiny):
     if state.get("parts", {}).get("unet", 0) is None:
         state["parts"]["unet"] = unet.state_dict()
     save_resume_point(tmp_path, IDENTITY, state)
-    job = Job("finetuning1", 7, 8, tmp_path, IDENTITY, tiny.saving, PLAIN)
+    job = Job("finetuning1", 7, 8, tmp_path, IDENTITY, tiny.saving, EAGER)
     codes = torch.zeros(24, 12, 12, dtype=torch.uint8)
     vqvae = make_vqvae(tiny.autoencoder)
     with refused(tmp_path, "resume.pt", "set restart = True"):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from pfiles.errors import InputError
-from pfiles.names import Entry, Reading, agreed, agreement, check_reader, find_clusters
+from pfiles.names import Entry, ReaderNames, agreement, check_reader, find_clusters, majority_names
 
 K = 4
 
 
 def reading(folder, reader, names=None, fingerprint="one"):
-    loaded = Reading.load(folder / f"names_{reader}.json", fingerprint, K)
+    loaded = ReaderNames.load(folder / f"names_{reader}.json", fingerprint, K)
     loaded.save({number: {"name": name} for number, name in (names or {}).items()})
     return loaded
 
@@ -22,14 +22,14 @@ def reading(folder, reader, names=None, fingerprint="one"):
 def test_what_is_saved_is_there_at_once_and_sticks_to_its_clusters(tmp_path):
     anna = reading(tmp_path, "anna", {1: "  keratin \n pearls", 2: "dermis"})
     anna.save({2: {"mark": "sure", "note": "two\nlines"}, 3: {"mark": "artefact"}, 4: {"same_as": 1}})
-    again = Reading.load(anna.path, "one", K)
+    again = ReaderNames.load(anna.path, "one", K)
     assert again.names == {1: "keratin pearls", 2: "dermis", 3: "artefact", 4: "keratin pearls"}
     assert again.entries[2] == Entry("dermis", "two\nlines", "sure")
     assert again.reader == "anna"
     other = reading(tmp_path, "anna", {1: "lung"}, "two")
     assert other.names == {1: "lung"}
-    assert Reading.load(anna.path, "one", K).names == anna.names
-    assert Reading.load(anna.path, "three", K).names == {}
+    assert ReaderNames.load(anna.path, "one", K).names == anna.names
+    assert ReaderNames.load(anna.path, "three", K).names == {}
     assert list(tmp_path.iterdir()) == [anna.path]
 
 
@@ -38,7 +38,7 @@ def test_a_reader_with_two_windows_loses_nothing(tmp_path):
     first.save({1: {"name": "keratin"}})
     second.save({2: {"name": "dermis"}})
     first.save({1: {"mark": "sure"}})
-    assert Reading.load(first.path, "one", K).names == {1: "keratin", 2: "dermis"} == first.names
+    assert ReaderNames.load(first.path, "one", K).names == {1: "keratin", 2: "dermis"} == first.names
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_file_that_holds_something_else_is_refused_and_stays(tmp_path):
     for content in ({"clusters": {"one": {"1": {"colour": "red"}}}}, {"clusters": {"one": {"9": {"name": "x"}}}}):
         path.write_text(json.dumps(content))
         with pytest.raises(InputError, match="does not hold a reader's names"):
-            Reading.load(path, "one", K)
+            ReaderNames.load(path, "one", K)
         assert json.loads(path.read_text()) == content
 
 
@@ -103,9 +103,9 @@ def test_clusters_that_one_reader_left_out_do_not_count(tmp_path):
 def test_a_name_counts_where_more_than_half_agree(tmp_path):
     anna = reading(tmp_path, "anna", {1: "Keratin", 2: "dermis", 3: "fat"})
     ben = reading(tmp_path, "ben", {1: "keratin", 2: "stroma", 3: "nerve"})
-    assert agreed([anna]) == {1: "Keratin", 2: "dermis", 3: "fat"}
-    assert agreed([anna, ben]) == {1: "Keratin"}
-    assert agreed([anna, ben, reading(tmp_path, "cleo", {2: "stroma", 4: "vessel"})]) == {
+    assert majority_names([anna]) == {1: "Keratin", 2: "dermis", 3: "fat"}
+    assert majority_names([anna, ben]) == {1: "Keratin"}
+    assert majority_names([anna, ben, reading(tmp_path, "cleo", {2: "stroma", 4: "vessel"})]) == {
         1: "Keratin", 2: "stroma", 4: "vessel",
     }  # fmt: skip
 

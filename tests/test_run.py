@@ -311,7 +311,7 @@ def test_the_autoencoder_before_its_polish(done):
     """Only its decoder is another one."""
     run = opened(done)
     before = learn.before_polish(run, run.vqvae)
-    assert checkpoints.fingerprint_of_role(before) == checkpoints.fingerprint_of_role(run.vqvae)
+    assert checkpoints.inference_fingerprint(before) == checkpoints.inference_fingerprint(run.vqvae)
     assert checkpoints.fingerprint(before) != checkpoints.fingerprint(run.vqvae)
     unpolished = opened(done, overrides=OVERRIDES | {"autoencoder.polish.epochs": 0})
     assert learn.before_polish(unpolished, run.vqvae) is None

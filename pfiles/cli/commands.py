@@ -10,7 +10,7 @@ import torch
 
 from pfiles import pack, paper, remake, reproduce
 from pfiles.acceptance import Acceptance, qualities, standard_in, standard_of, until_accepted
-from pfiles.checkpoints import fingerprint_of_role
+from pfiles.checkpoints import inference_fingerprint
 from pfiles.cli.check import check
 from pfiles.cli.options import (
     generator_folder,
@@ -179,7 +179,7 @@ def _map(args: argparse.Namespace) -> int:
     table = None if args.slides_csv is None else expand(args.slides_csv).absolute()
     paths = [expand(path).absolute() for path in args.slide]
     networks = {"autoencoder": trained.space.vqvae, "clusters": trained.bank}
-    of: dict[str, Any] = {name: fingerprint_of_role(network) for name, network in networks.items()}
+    of: dict[str, Any] = {name: inference_fingerprint(network) for name, network in networks.items()}
     slides = gather(paths, out, tiling.page).slides
     of["slides"] = sorted({slide.path.name for slide in slides})
     refuse_foreign(out, ("tiles", *maps.file_names(slide.name for slide in slides)), (out / MADE_FROM).exists())

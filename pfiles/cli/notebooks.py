@@ -15,7 +15,7 @@ from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pfiles.choices import OF_NO_CLUSTERS
+from pfiles.choices import K_INDEPENDENT_NOTEBOOKS
 from pfiles.cli.execute import STOPPED, end_kernel, execute, run_cells, run_code, start_kernel
 from pfiles.cli.summary import print_summary
 from pfiles.errors import InputError
@@ -183,7 +183,7 @@ def _plan_in(
 
 def _executed_path(paths: Paths, name: str, folder: str) -> Path:
     """Where a notebook goes with its outputs; folder: that of its clusters."""
-    suffix = paths.suffix if name not in OF_NO_CLUSTERS and "/" not in name else ""
+    suffix = paths.suffix if name not in K_INDEPENDENT_NOTEBOOKS and "/" not in name else ""
     return paths.root / "executed" / f"{name.replace('clusters_14', folder)}{suffix}.ipynb"
 
 

@@ -32,7 +32,7 @@ from pfiles.latents import LatentSpace
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import derive_seed, eval_mode
-from pfiles.machine.speed import PLAIN, Speed
+from pfiles.machine.speed import EAGER, Speed
 from pfiles.settings import Settings
 from pfiles.tiles.pixels import to_uint8
 from pfiles.unet_cond_base import UNet
@@ -71,7 +71,7 @@ class Field:
     seed: int
     stride: int
     blend: int
-    speed: Speed = PLAIN
+    speed: Speed = EAGER
     redrawn: Mapping[tuple[int, int], int] = dataclasses.field(default_factory=dict)
     guide: UNet | None = None
 
@@ -100,7 +100,7 @@ def make_field(
     seed: int = 765,
     stride: int | None = None,
     blend: int | None = None,
-    speed: Speed = PLAIN,
+    speed: Speed = EAGER,
     guide: UNet | None = None,
 ) -> Field:
     """A field of pixels; InputError for what cannot be drawn.

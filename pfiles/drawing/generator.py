@@ -22,7 +22,7 @@ from pfiles.checkpoints import (
     checkpoint_name,
     fingerprint,
     fingerprint_of_clusters,
-    fingerprint_of_role,
+    inference_fingerprint,
     load_autoencoder,
     load_guide,
     load_stage,
@@ -38,8 +38,8 @@ from pfiles.errors import InputError
 from pfiles.latents import Assignment, LatentSpace, encode_tiles, predict_clusters, read_latent_csv
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import make_generator
-from pfiles.machine.speed import PLAIN, Speed
-from pfiles.names import agreed, find_clusters, readings_in
+from pfiles.machine.speed import EAGER, Speed
+from pfiles.names import find_clusters, load_reader_names, majority_names
 from pfiles.paths import CHECKOUT, ROOT, Paths, atomic_write, expand, read_json, write_json
 from pfiles.settings import DRAWING, Settings, get_settings
 from pfiles.unet_cond_base import UNet, make_unet
@@ -99,7 +99,7 @@ class Generator(
     shares: Tensor = field(default_factory=Tensor)
     about: Mapping[str, Any] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
-    speed: Speed = PLAIN
+    speed: Speed = EAGER
     mpp: float | None = None
     guide: UNet | None = None
 
@@ -341,9 +341,11 @@ class Generator(
             cluster_ids = torch.from_numpy(read_latent_csv(paths.latent_csv, n_clusters).cluster_ids)
             sizes = cluster_ids.bincount(minlength=n_clusters)
             shares = sizes / sizes.sum()
-        readings = readings_in(paths.cluster_folder, fingerprint_of_clusters(vqvae, bank), n_clusters)
+        readings = load_reader_names(paths.cluster_folder, fingerprint_of_clusters(vqvae, bank), n_clusters)
         mpp = read_json(paths.summary, {}).get("run", {}).get("mpp")
-        return cls(unet.eval(), bank.eval(), space, settings, shares, names=agreed(readings), mpp=mpp, guide=guide)
+        return cls(
+            unet.eval(), bank.eval(), space, settings, shares, names=majority_names(readings), mpp=mpp, guide=guide
+        )
 
     def save_checkpoints(self, folder: str | Path) -> None:
         """Write the networks under their published names, as `from_checkpoints` and the notebooks read them, each with
@@ -361,7 +363,7 @@ class Generator(
             "settings": {"diffusion": {name: getattr(diffusion, name) for name in ("prediction", "latent_scaling")}},
             "latent_scaling": self.space.as_json(),
             "trained_with": {
-                "autoencoder": fingerprint_of_role(self.space.vqvae), "clusters": fingerprint(self.bank)
+                "autoencoder": inference_fingerprint(self.space.vqvae), "clusters": fingerprint(self.bank)
             },
         }  # fmt: skip
         save_weights(self.space.vqvae, paths.autoencoder, {})

@@ -18,7 +18,7 @@ from pfiles.machine import processes
 from pfiles.machine.locks import is_left
 from pfiles.machine.rank import is_first
 from pfiles.machine.runtime import derive_seed, eval_mode, stop
-from pfiles.machine.speed import PLAIN, Speed
+from pfiles.machine.speed import EAGER, Speed
 from pfiles.paths import read_json, write_json
 from pfiles.provenance import GENERATED_WITH, Provenance, in_words
 from pfiles.spreadsheet import columns_of, write_csv
@@ -53,7 +53,7 @@ def sample(
     batch_size: int = 100,
     sampler: str = "ddpm",
     guidance: float = 1.0,
-    speed: Speed = PLAIN,
+    speed: Speed = EAGER,
     progress: bool = True,
     prediction: str = "noise",
     on_step: OnStep | None = None,

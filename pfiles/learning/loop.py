@@ -338,12 +338,12 @@ def update(optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> 
     return norm
 
 
-def epoch_batches(n: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+def epoch_batches(n: int, batch_size: int, rng: torch.Generator) -> list[Tensor]:
     """A shuffled epoch of n tiles in n // batch_size batches of nearly equal size, as published.
 
     No tile is dropped: a remainder enlarges batches by one (10,000 tiles at 16 are 625 batches). CPU index tensors.
     """
-    return list(torch.randperm(n, generator=generator).tensor_split(steps_per_epoch(n, batch_size)))
+    return list(torch.randperm(n, generator=rng).tensor_split(steps_per_epoch(n, batch_size)))
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:

@@ -53,7 +53,7 @@ class Speed:
             torch.compiler.cudagraph_mark_step_begin()
 
 
-PLAIN = Speed()
+EAGER = Speed()
 PAYS = 0.9  # bfloat16 must take less than this share of float32's time
 
 

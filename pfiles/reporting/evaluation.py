@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pfiles import latents
-from pfiles.checkpoints import fingerprint_of_role, load_weights, provenance_of
+from pfiles.checkpoints import inference_fingerprint, load_weights, provenance_of
 from pfiles.drawing.sampling import were_chosen
 from pfiles.errors import InputError
 from pfiles.measuring.features import Extractor, ReadFeatures, make_extractor, read_features
@@ -120,7 +120,7 @@ def evaluate(
         recorded[clusters_csv] = of_csv(clusters_csv)
     if autoencoder is not None and vqvae is not None:
         recorded[autoencoder] = provenance_of(autoencoder, vqvae)
-    _refuse_mixed_runs(recorded, {} if vqvae is None else {"autoencoder": fingerprint_of_role(vqvae)})
+    _refuse_mixed_runs(recorded, {} if vqvae is None else {"autoencoder": inference_fingerprint(vqvae)})
     real_names, real, generated_names, generated = _read(real_folder, generated_folder, paired)
     real_ids, generated_ids = (
         None if clusters_csv is None else latents.pair_cluster_ids(clusters_csv, names)

@@ -6,14 +6,14 @@ from typing import Any
 import ipywidgets as widgets
 
 from pfiles.errors import InputError
-from pfiles.names import MARKS, Entry, Reading
+from pfiles.names import MARKS, Entry, ReaderNames
 from pfiles.reporting import atlas
 
 SIDES = {"small tiles": 48, "medium tiles": 72, "large tiles": 128}  # pixels on the screen
 SAVED = "saved"
 
 
-def form(rows: Sequence[atlas.Row], reading: Reading) -> widgets.VBox:
+def form(rows: Sequence[atlas.Row], reading: ReaderNames) -> widgets.VBox:
     """The rows of the atlas, each with fields for what this reader says of the cluster; nobody else's names are shown.
 
     What is typed is in the reader's file at once, or a sentence beside the field says why it is not.
@@ -35,7 +35,7 @@ def form(rows: Sequence[atlas.Row], reading: Reading) -> widgets.VBox:
 class _Head:
     """What stands above the rows: how far the reader is, how large the tiles are, and tables in and out."""
 
-    def __init__(self, reading: Reading, show_all: Callable[[], Any]):
+    def __init__(self, reading: ReaderNames, show_all: Callable[[], Any]):
         self.reading, self.show_all = reading, show_all
         self.style, self.message = widgets.HTML(), widgets.Label()
         self.progress = widgets.HTML(layout={"margin": "0 2em 0 0"})
@@ -81,7 +81,7 @@ class _Head:
 class _Fields:
     """What a reader fills in for one cluster."""
 
-    def __init__(self, number: int, reading: Reading, saved: Callable[[], None]):
+    def __init__(self, number: int, reading: ReaderNames, saved: Callable[[], None]):
         self.number, self.reading, self.saved = number, reading, saved
         alone = [("stands alone", 0), *((f"same as {n}", n) for n in reading.entries if n != number)]
         self.fields = {

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 
-def random_dihedral(images: Tensor, generator: torch.Generator) -> Tensor:
+def random_dihedral(images: Tensor, rng: torch.Generator) -> Tensor:
     """Each of the square images (B, C, S, S) in one of its eight views: quarter turns, mirrored or not.
 
     `rng` lives on the images' device.
     """
-    return dihedral(images, torch.randint(8, (len(images),), generator=generator, device=images.device))
+    return dihedral(images, torch.randint(8, (len(images),), generator=rng, device=images.device))
 
 
 def dihedral(images: Tensor, view: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def dihedral(images: Tensor, view: Tensor) -> Tensor:
 
 def random_affine(
     images: Tensor,
-    generator: torch.Generator,
+    rng: torch.Generator,
     degrees: float = 5.0,
     translate: float = 0.05,
     scale: tuple[float, float] = (0.95, 1.05),
@@ -35,7 +35,7 @@ def random_affine(
     torchvision's RandomAffine on PIL images for the same parameters. `rng` lives on the images' device.
     """
     b, _, h, w = images.shape
-    u = torch.rand(4, b, generator=generator, dtype=torch.float64, device=images.device) * 2 - 1
+    u = torch.rand(4, b, generator=rng, dtype=torch.float64, device=images.device) * 2 - 1
     angle = torch.deg2rad(degrees * u[0])
     shift_x, shift_y = (translate * w * u[1]).round(), (translate * h * u[2]).round()
     zoom = (scale[0] + scale[1]) / 2 + (scale[1] - scale[0]) / 2 * u[3]

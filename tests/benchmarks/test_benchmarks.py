@@ -25,7 +25,7 @@ from pfiles.latents import LatentSpace, encode_tiles
 from pfiles.learning import clusters, diffusion, loop
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import make_generator, seeded
-from pfiles.machine.speed import PLAIN
+from pfiles.machine.speed import EAGER
 from pfiles.measuring import pairs
 from pfiles.paths import ROOT
 from pfiles.settings import get_settings
@@ -113,7 +113,7 @@ def test_a_published_step_has_the_products_losses_and_update(tmp_path, monkeypat
     monkeypatch.setattr(LinearNoiseScheduler, "add_noise", watched_noise)
     # so high a learning rate that the update is well above rounding
     stage = get_settings("paper", {"training.epochs": 1, "training.learning_rate": 1.0}).training
-    job = loop.Job("test", 0, 16, tmp_path, {}, settings.saving, PLAIN)
+    job = loop.Job("test", 0, 16, tmp_path, {}, settings.saving, EAGER)
     codes = encode_tiles(ours.vqvae, images)
     (row,) = diffusion.train_stage(
         unet=ours.unet, bank=ClusterBank([ours.classifier]), space=LatentSpace(ours.vqvae), images=images, codes=codes,

@@ -37,7 +37,7 @@ from pfiles.errors import InputError, TerminatedError
 from pfiles.latents import LatentSpace
 from pfiles.learning import loop
 from pfiles.machine.runtime import seeded
-from pfiles.machine.speed import PLAIN
+from pfiles.machine.speed import EAGER
 from pfiles.measuring import fidelity, two_sample, usefulness
 from pfiles.paths import ROOT, Paths
 from pfiles.settings import get_settings
@@ -88,7 +88,7 @@ def test_training_is_as_long_as_the_time_allows(tmp_path):
         calls.append((len(part), epochs))
         return [{"epoch": e + 1, "loss": 1.0, "seconds": 0.5 * (len(part) // 8)} for e in range(epochs)]
 
-    run = loop.Job("test", 0, 8, tmp_path, {}, SIZE.settings.saving, PLAIN)
+    run = loop.Job("test", 0, 8, tmp_path, {}, SIZE.settings.saving, EAGER)
     images = torch.arange(32)
     report = train_and_look.train_for(20, train, [nn.Identity()], images, run)
     assert calls == [(32, 2), (32, 10)]  # the first measures
@@ -128,7 +128,7 @@ def a_run(tmp_path, short_measures):
     checkpoints.save_weights(vqvae, paths.autoencoder, {})
     about = {
         "clustering": "kmeans",
-        "starts_from": {"autoencoder": checkpoints.fingerprint_of_role(vqvae)},
+        "starts_from": {"autoencoder": checkpoints.inference_fingerprint(vqvae)},
         "settings": {"diffusion": asdict(settings.diffusion)},
     }
     for stage in ("training", "finetuning2"):

@@ -16,7 +16,7 @@ from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.learning import diffusion, loop
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine.runtime import make_generator
-from pfiles.machine.speed import PLAIN, Speed
+from pfiles.machine.speed import EAGER, Speed
 from tests.conftest import K, stage_networks
 
 DEVICE = "cuda"
@@ -59,7 +59,7 @@ def train(tiny, networks, tiles, speed, epochs=3):
     )  # fmt: skip
 
 
-def draw(networks, clusters, seeds, speed=PLAIN, batch_size=100):
+def draw(networks, clusters, seeds, speed=EAGER, batch_size=100):
     vqvae, unet, _ = networks
     return sample(
         unet, LinearNoiseScheduler(20), vqvae.decode, clusters, seeds, latent_shape=LATENT, num_steps=6,

@@ -21,7 +21,7 @@ from torch import nn
 from pfiles.errors import InputError
 from pfiles.learning.loop import Job, train
 from pfiles.machine import processes
-from pfiles.machine.speed import PLAIN
+from pfiles.machine.speed import EAGER
 from pfiles.paths import ROOT
 from pfiles.settings import SavingSettings
 from tests.conftest import TINY
@@ -215,7 +215,7 @@ notebook_launcher(run_cells, (ROOT / "train_autoencoder.ipynb", parameters), num
 def test_more_processes_than_tiles_of_a_batch_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "world_size", lambda: 9)
     network = nn.Linear(1, 1)
-    run = Job("test", 0, 8, tmp_path, {}, SavingSettings(), PLAIN)
+    run = Job("test", 0, 8, tmp_path, {}, SavingSettings(), EAGER)
     with pytest.raises(InputError, match="A batch of 8 tiles cannot be shared by 9 processes"):
         train(run, num_epochs=1, num_tiles=24, draw_random=None, objectives=None, parts={"network": network})
 

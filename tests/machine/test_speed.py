@@ -12,7 +12,7 @@ from pfiles.learning import autoencoder, loop
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine import speed
 from pfiles.machine.runtime import make_generator
-from pfiles.machine.speed import PLAIN, Speed, pick_speed
+from pfiles.machine.speed import EAGER, Speed, pick_speed
 from pfiles.settings import get_settings
 from tests.conftest import K, autoencoder_networks, stage_networks, train_autoencoder, train_stage
 
@@ -44,7 +44,7 @@ def test_the_autoencoder_learns_the_same(tiny, images, job, name):
         train_autoencoder(
             autoencoder_networks(tiny), images, perceptual, tiny.autoencoder, replace(job, speed=speed, restart=True)
         )
-        for speed in (PLAIN, WAYS[name])
+        for speed in (EAGER, WAYS[name])
     ]
     for a, b in zip(*histories, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
@@ -120,7 +120,7 @@ def test_what_is_chosen_is_printed_once(capsys):
         capsys.readouterr().out
         == "fp32 on cpu, channels_last + fused + sharing (setting speed='auto'), 1 process(es)\n"
     )
-    assert pick_speed(get_settings("paper", {"speed": "off"}), CPU) == PLAIN
+    assert pick_speed(get_settings("paper", {"speed": "off"}), CPU) == EAGER
     assert pick_speed(get_settings("paper", {"speed": "off", "precision": "bf16"}), CPU) == Speed(bf16=True)
 
 

@@ -19,7 +19,7 @@ from pfiles.learning import autoencoder, diffusion, loop
 from pfiles.learning.clusters import train_clusters
 from pfiles.machine import processes
 from pfiles.machine.runtime import pick_device, seeded
-from pfiles.machine.speed import PLAIN
+from pfiles.machine.speed import EAGER
 from pfiles.paths import atomic_write
 from pfiles.settings import SavingSettings
 from pfiles.tiles import dataset
@@ -36,7 +36,7 @@ def train(folder: Path, epochs: int = 4) -> None:
     saving = SavingSettings(every_minutes=60)
     vqvae, discriminator, unet, clusters = tiny_networks()
     settings = replace(SETTINGS.autoencoder, epochs=epochs, learning_rate=1e-4)
-    job = loop.Job("autoencoder", 7, 16, folder / "autoencoder", {}, saving, PLAIN)
+    job = loop.Job("autoencoder", 7, 16, folder / "autoencoder", {}, saving, EAGER)
     autoencoder.train_autoencoder(
         vqvae=vqvae, discriminator=discriminator, images=images, settings=settings, job=job,
         perceptual=autoencoder.make_perceptual(settings, "cpu"),
@@ -45,7 +45,7 @@ def train(folder: Path, epochs: int = 4) -> None:
     vqvae = tiny_networks()[0].eval().requires_grad_(False)  # the same in both, whatever the first training's rounding
     codes = latents.encode_tiles(vqvae, images)
     stage = replace(SETTINGS.training, epochs=epochs, learning_rate=1e-4)
-    job = loop.Job("training", 7, 16, folder / "training", {}, saving, PLAIN)
+    job = loop.Job("training", 7, 16, folder / "training", {}, saving, EAGER)
     diffusion.train_stage(
         unet=unet, bank=ClusterBank([clusters]), space=latents.LatentSpace(vqvae), images=images, codes=codes,
         settings=SETTINGS.diffusion, stage=stage, job=job,
@@ -65,7 +65,7 @@ def clusters(folder: Path) -> None:
     train_clusters(
         bank=classifiers, vqvae=vqvae, images=images, codes=latents.encode_tiles(vqvae, images),
         settings=SETTINGS.diffusion, stage=stage,
-        job=loop.Job("clusters", 7, 16, folder / "clusters", {}, SavingSettings(every_minutes=60), PLAIN),
+        job=loop.Job("clusters", 7, 16, folder / "clusters", {}, SavingSettings(every_minutes=60), EAGER),
     )  # fmt: skip
     with atomic_write(folder / "result.pt") as file:
         torch.save([one.state_dict() for one in classifiers], file)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pfiles.names import Reading
+from pfiles.names import ReaderNames
 from pfiles.reporting import naming
 from tests.reporting.conftest import make_atlas
 
@@ -12,7 +12,7 @@ from tests.reporting.conftest import make_atlas
 @pytest.fixture
 def named(tmp_path, without_overlays):
     *_, rows = make_atlas()
-    reading = Reading.load(tmp_path / "names_anna.json", "one", 3)
+    reading = ReaderNames.load(tmp_path / "names_anna.json", "one", 3)
     box = naming.form(rows, reading)
     head, *parts = box.children
     fields = {number: parts[2 * number - 2].children for number in (1, 2, 3)}
@@ -20,7 +20,7 @@ def named(tmp_path, without_overlays):
 
 
 def kept(reading):
-    return Reading.load(reading.path, "one", 3)
+    return ReaderNames.load(reading.path, "one", 3)
 
 
 def test_what_is_filled_in_is_saved_at_once(named):
@@ -48,7 +48,7 @@ def test_what_is_filled_in_is_saved_at_once(named):
 def test_the_form_shows_what_was_saved_before_and_nobody_elses(named):
     rows, reading, *_ = named
     reading.save({1: {"name": "dermis", "mark": "sure"}})
-    other = Reading.load(reading.path.with_name("names_ben.json"), "one", 3)
+    other = ReaderNames.load(reading.path.with_name("names_ben.json"), "one", 3)
     fields = [part.children for part in naming.form(rows, kept(reading)).children[1::2]]
     assert [field[1].value for field in fields] == ["dermis", "", ""]
     assert [field[2].value for field in fields] == ["sure", "", ""]
