@@ -35,7 +35,8 @@ from pfiles.clusterers import KMeansClusters, fit_kmeans_to
 from pfiles.latents import encode_tiles
 from pfiles.machine.cpu import usable_cores
 from pfiles.machine.runtime import make_generator, pick_device, versions
-from pfiles.measuring.memorisation import nearest_tiles
+from pfiles.measuring.memorisation import nearest_in
+from pfiles.measuring.shortlist import make_index
 from pfiles.paths import ROOT, write_json
 from pfiles.reporting.figures import save_figure
 from pfiles.tiles.dataset import load_tiles
@@ -94,10 +95,16 @@ def indices_of_k(k: int, device: str) -> Run:
     return lambda: {"seconds": seconds(device, lambda: all_indices(points, labels))}
 
 
-def nearest(tiles: int, device: str) -> Run:
-    """The nearest of so many training tiles of 64 px for 32 images."""
-    train, images = smooth_tiles(tiles, 64), smooth_tiles(SEARCHED, 64).flip(0)
-    return lambda: {"seconds": seconds(device, lambda: nearest_tiles(images, train))}
+def indexing(tiles: int, device: str) -> Run:
+    """The index of training tiles of 128 px in which copies are looked up."""
+    train = smooth_tiles(tiles, 128)
+    return lambda: {"seconds": seconds(device, lambda: make_index(train))}
+
+
+def lookup(tiles: int, device: str) -> Run:
+    """The nearest of so many indexed training tiles of 128 px for 32 images."""
+    index, images = make_index(smooth_tiles(tiles, 128)), smooth_tiles(SEARCHED, 128).flip(0)
+    return lambda: {"seconds": seconds(device, lambda: nearest_in(index, images))}
 
 
 def unet_step(device: str, side: int = 64, k: int = 14) -> Run:
@@ -143,7 +150,8 @@ WORKS = {
     "kmeans": Work("tiles: k-means, k = 14", kmeans, (*TILES, 100_000, 1_000_000), 10_000),
     "indices": Work("tiles: five indices", indices, (*TILES, 100_000), 3_000),
     "indices-sampled": Work("tiles: five indices, sampled", indices_of_samples, MANY),
-    "nearest": Work("tiles: nearest of them for 32 images", nearest, TILES),
+    "indexing": Work("tiles: index them for the search for copies", indexing, TILES),
+    "lookup": Work("tiles: nearest of them for 32 images", lookup, TILES),
     "kmeans-k": Work("k: k-means of 10,000 tiles", lambda k, device: kmeans(10_000, device, k), KS),
     "indices-k": Work("k: five indices of 10,000 tiles", indices_of_k, KS),
     "unet-k": Work("k: a step of the UNet", lambda k, device: unet_step(device, k=k), KS),

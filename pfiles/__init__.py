@@ -23,7 +23,7 @@ learning/     loop, progress, losses, log, resume; autoencoder; clusters; diffus
 drawing/      sampling, soundness, generator: images from noise; layout, field: tissue larger than a tile;
               starting: weights that a training begins from; in_diffusers: a generator as diffusers loads it
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
-              small network of both); spectrum; smoothness; structure; morphometry; spots, overlays,
+              small network of both); spectrum; smoothness; structure; morphometry; cells, spots, overlays, shortlist,
               memorisation, planted and certificate (copies); neighbours; quality (of each tile); stability; field_check
 reporting/    figures, lessons, tables, doubts (is a result of any use?), page, export, spatial, maps, card,
               field_report; atlas and naming (its form), painting (a layout's): what people look at

@@ -237,7 +237,7 @@ def _export(args: argparse.Namespace) -> int:
     run = open_run("export", 2, "kmeans", data, args.preset, overrides, looks=True)
     if run.data is None and export.made_from(generated) is None:
         raise InputError(f"Nothing in {generated} says which tiles its images were made from: name them with --data.")
-    gate = export.export(generated, run.tiles, out)
+    gate = export.export(generated, run.tiles, out, args.exhaustive)
     share_closer, low, high, expected = (f"{gate[name]:.1%}" for name in ("closer", "low", "high", "expected"))
     print(
         f"{gate['exported']} of {len(gate['images'])} images passed: {out / 'images'}\n"

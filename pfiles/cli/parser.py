@@ -292,6 +292,10 @@ def _add_export(commands: "Commands") -> None:
     export.add_argument(
         "--out", required=True, metavar="DIR", help="new folder: images/, report.json, closest_pairs.png"
     )
+    export.add_argument(
+        "--exhaustive", action="store_true",
+        help="120 candidates for each image among every 8,192 training tiles, instead of among all of them",
+    )  # fmt: skip
     shared.add_tiles_and_preset(export)
     shared.add_settings(export)
 

@@ -17,9 +17,12 @@ from pfiles.machine.runtime import make_generator
 from pfiles.measuring import memorisation
 from pfiles.measuring.memorisation import CLOSEST, Judgement, nearest_tiles
 from pfiles.measuring.planted import KINDS, Kind
+from pfiles.tiles.mapped import Images
+from pfiles.tiles.pixels import evenly_spaced
 
 PLANTED = 32  # copies of each kind at most ...
 ONE_IN = 40  # ... and at least 4, one for so many training tiles, so that small sets are judged in seconds
+DRAWN_FROM = 2**13  # training tiles at most, evenly spaced
 UNSURE = 0.05  # how often the certificate may be wrong, in either of its two limits
 
 
@@ -92,13 +95,13 @@ class Search(NamedTuple):
     certificate: Certificate | None
 
 
-def search(images: Tensor, train: Tensor, held_out: Tensor, source: str) -> Search:
+def search(images: Tensor, train: Images, held_out: Tensor, source: str, exhaustive: bool = False) -> Search:
     """`memorisation.search_and_judge`, with a certificate; all images are looked up at once.
 
-    images, train, held_out: uint8 (N, 3, S, S).
+    images, train, held_out: uint8 (N, 3, S, S). exhaustive: see `nearest_tiles`.
     """
     copies = plant(train, held_out)
-    rows = nearest_tiles(torch.cat([images, held_out, *copies.values()]), train)
+    rows = nearest_tiles(torch.cat([images, held_out, *copies.values()]), train, exhaustive)
     first, second = len(images), len(images) + len(held_out)
     nearest, of_held_out, of_copies = rows[:first], rows[first:second].reset_index(drop=True), rows[second:]
     scores, leak = memorisation.judge(nearest.distance, of_held_out.distance, source)
@@ -117,15 +120,17 @@ def copies_of_a_kind(training_tiles: int) -> int:
 
 
 def plant(
-    train: Tensor, others: Tensor, number: int | None = None, seed: int = 0, kinds: Mapping[str, Kind] = KINDS
+    train: Images, others: Tensor, number: int | None = None, seed: int = 0, kinds: Mapping[str, Kind] = KINDS
 ) -> dict[str, Tensor]:
     """So many copies of each kind, each of a training tile drawn at random, mixed with one of `others`.
 
-    Tiles of one colour are not drawn, as they hold nothing to copy; only where all are such, they have to be.
+    Tiles of one colour are not drawn, as they hold nothing to copy; only where all are such, they have to be. Of more
+    than 8,192 training tiles so many are drawn from, evenly spaced.
 
     number: None: one for 40 training tiles, at least 4 and at most 32.
     """
     number = copies_of_a_kind(len(train)) if number is None else number
+    train = train[evenly_spaced(len(train), DRAWN_FROM)]
     shows = ~memorisation.is_flat(train)
     places = (shows if shows.any() else ~shows).nonzero()[:, 0]
     copies = {}

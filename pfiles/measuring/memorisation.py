@@ -5,12 +5,10 @@ So the nearest distances of generated images are held against those of held-out 
 found in the same way. An honest generator's images lie no closer to the training tiles than tissue never trained on.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypedDict
 
 import numpy as np
 import pandas as pd
-import scipy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,7 +16,9 @@ from torch import Tensor
 from pfiles.errors import InputError
 from pfiles.machine.processes import progress
 from pfiles.measuring.fidelity import wilson_interval
-from pfiles.measuring.overlays import LAYOUT, Library, Overlays, best_overlays, make_library, shrunk
+from pfiles.measuring.overlays import Overlays, best_overlays
+from pfiles.measuring.shortlist import Index, make_index, propose, structure, views_of
+from pfiles.tiles.mapped import Images
 
 Pose = tuple[tuple[float, ...], ...] | None  # 2 x 3 numbers, see `overlays.Overlays`
 
@@ -32,43 +32,42 @@ FLAT = 2.0  # levels of 255: a tile whose grey values deviate less shows nothing
 EVIDENT = 0.5  # correlation, or likeness of an overlay, from which far shifts, inverted grey and overlays count
 CLEARLY = 0.01  # by which an overlay must be better than a shifted view to count instead
 SEEN = 1 / 4  # of the energy of either tile that must lie where they overlap
-COARSE_SIDE = 24  # pixels of the small images that make the shortlist
-SHORTLIST, INVERTED = 64, 8  # (view, training tile) pairs compared at full resolution for each image: most, least alike
 STRAIGHT = 0.1  # by which the numbers of an overlay's matrix may differ from those of a view for it to be a far shift
 BATCH_SIZE = 32  # images at once; changes memory and speed only
-AT_ONCE = 2**13  # training tiles that are in memory as structure, and have shortlists of their own
+AT_ONCE = 2**13  # training tiles that have candidates of their own in an exhaustive search
 
 
-def nearest_tiles(images: Tensor, train: Tensor) -> pd.DataFrame:
+def nearest_tiles(images: Tensor, train: Images, exhaustive: bool = False) -> pd.DataFrame:
     """The nearest training tile of each image, in pixel space.
 
-    images, train: uint8 (N, 3, S, S) and (M, 3, S, S). Both are made grey (mean of the colours), and their local mean
-    over windows of 5/16 of the side is taken off, so that brightness, contrast and the coarse layout do not count.
-    The distance of two tiles is 1 - c, where c is the correlation of what is left, the highest of the 8 views of the
-    image (quarter turns, mirrored or not) and of the 25 shifts of up to 2 px each way: 0 for a copy, about 1 for tiles
-    that share nothing, and 1 where one of them has no structure at all.
+    images, train: uint8 (N, 3, S, S) and (M, 3, S, S), the second also where it is not in memory. Both are made grey
+    (mean of the colours), and their local mean over windows of 5/16 of the side is taken off, so that brightness,
+    contrast and the coarse layout do not count. The distance of two tiles is 1 - c, where c is the correlation of what
+    is left, the highest of the 8 views of the image (quarter turns, mirrored or not) and of the 25 shifts of up to 2 px
+    each way: 0 for a copy, about 1 for tiles that share nothing, and 1 where one of them has no structure at all.
 
     Where it reaches 0.5, so does the likeness of an overlay: a tile turned by any angle, up to twice as large, moved or
     stretched, see `overlays.Overlays`; among so many, unrelated tissue comes close to that by chance. Where the overlay
     is a shift of a view by up to a quarter of the side, it is told to the pixel, and c is that over the part that both
     tiles show. Tiles with inverted grey values count from 0.5 on as well.
 
-    Exact: c at full resolution, of all shifts, for the pairs on a shortlist: the 64 pairs of a view and a training tile
-    whose versions of 24 x 24 px correlate best, and the 8 whose versions do worst. Overlays are proposed by spots that
-    look alike. A copy leads both by far, so that it is seldom missed; among tiles that share next to nothing, the
-    nearest of all can be missed for one nearly as near.
+    Exact for 120 candidates of each image, see `shortlist`: the 64 training tiles whose versions of 12 x 12 px are most
+    like the image in some view, the 48 that have most spots like its own, and the 8 whose small versions are least like
+    it, are compared by c at full resolution, at all shifts. Overlays are proposed by like spots too. A copy leads by
+    far, so that it is seldom missed; among tiles that share next to nothing, the nearest of all can be missed for one
+    nearly as near.
+
+    exhaustive: of more than 8,192 training tiles, so many at a time have candidates of their own, 120 for each image.
 
     Returns a row for each image: tile (index into train), distance, view (0 ... 7), shift_y and shift_x (pixels), pose
-    (the 2 x 3 numbers of an overlay, or None), to be shown by `aligned`. Of more than 8,192 training tiles, so many at
-    a time have shortlists of their own, so that memory stays as it is for these: 5 bytes for each of their pixels, and
-    100 kB for each tile besides.
+    (the 2 x 3 numbers of an overlay, or None), to be shown by `aligned`.
     """
     if images.shape[1:] != train.shape[1:] or images.shape[2] != images.shape[3]:
         raise InputError(
             f"Generated and training images must be square and of one size, but are {tuple(images.shape[1:])} and "
             f"{tuple(train.shape[1:])}: bring them to one size first."
         )
-    tables = [_nearest_of(images, part) for part in train.split(AT_ONCE)]
+    tables = [nearest_in(make_index(part), images) for part in (train.split(AT_ONCE) if exhaustive else [train])]
     best = tables[0]
     for number, other in enumerate(tables[1:], start=1):
         nearer = other.distance < best.distance
@@ -76,37 +75,25 @@ def nearest_tiles(images: Tensor, train: Tensor) -> pd.DataFrame:
     return best
 
 
-def _nearest_of(images: Tensor, train: Tensor) -> pd.DataFrame:
-    """`nearest_tiles` of training tiles that are searched at once."""
-    structure, library = _prepared(train)
-    energy = torch.cat([_energy(part) for part in structure.split(BATCH_SIZE)])
-    coarse = _coarse(structure)
-    rows = []
+def nearest_in(index: Index, images: Tensor) -> pd.DataFrame:
+    """`nearest_tiles` among the training tiles of an index."""
+    train, rows = index.tiles, []
     for batch in progress(images.split(BATCH_SIZE), desc="nearest tiles", unit="batch", leave=False):
-        views = _views(_structure(batch))  # (B, 8, S, S)
-        scores = (_coarse(views.flatten(0, 1)).unflatten(0, views.shape[:2]) @ coarse.T).flatten(1)  # (B, 8 M)
-        like = scores.topk(min(SHORTLIST, scores.shape[1])).indices
-        unlike = scores.topk(min(INVERTED, scores.shape[1]), largest=False).indices
-        overlays = None if library is None else best_overlays(library, batch)
-        for i, (image, pairs) in enumerate(zip(views, torch.cat([like, unlike], dim=1), strict=True)):
-            view, tile = pairs // len(train), pairs % len(train)
-            correlation = _correlate(image[view], structure[tile], energy[tile])
-            inverse = -correlation[like.shape[1] :]
-            correlation[like.shape[1] :] = torch.where(inverse < EVIDENT, -1, inverse)
+        views = views_of(structure(batch))  # (B, 8, S, S)
+        overlays = None if index.library is None else best_overlays(index.library, batch)
+        candidates = propose(index, views, None if overlays is None else overlays.voted)
+        for i, (image, tile, view) in enumerate(zip(views, candidates.tile, candidates.view, strict=True)):
+            tiles = structure(train[tile.numpy()])
+            correlation = _correlate(image[view], tiles, _energy(tiles))
+            first = len(tile) - candidates.unlike
+            inverse = -correlation[first:]
+            correlation[first:] = torch.where(inverse < EVIDENT, -1, inverse)
             peak, place, shift_y, shift_x = _peak(correlation)
             best = _row(tile[place], peak, view[place], shift_y, shift_x)
             if overlays is not None and overlays.likeness[i] > max(EVIDENT, peak + CLEARLY):
-                best = _overlaid(image, structure, Overlays(*(of_all[i] for of_all in overlays)))
+                best = _overlaid(image, train, Overlays(*(of_all[i] for of_all in overlays)))
             rows.append(best)
     return pd.DataFrame(rows)
-
-
-def _prepared(train: Tensor) -> tuple[Tensor, Library | None]:
-    """The structure of training tiles, and what is laid over images; None for tiles too small for that."""
-    bar = progress(train.split(BATCH_SIZE), desc="training tiles", unit="batch", leave=False, delay=2)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        structure = torch.cat([*pool.map(_structure, bar)])
-        return structure, make_library([*pool.map(shrunk, train.split(BATCH_SIZE))], pool.map)
 
 
 def _row(tile: Tensor, likeness: float, view: Tensor | int, shift_y: int, shift_x: int, pose: Pose = None) -> dict:
@@ -116,30 +103,19 @@ def _row(tile: Tensor, likeness: float, view: Tensor | int, shift_y: int, shift_
     }  # fmt: skip
 
 
-def _overlaid(views: Tensor, structure: Tensor, overlay: Overlays) -> dict:
+def _overlaid(views: Tensor, train: Images, overlay: Overlays) -> dict:
     """The row of the overlay of one image, whose views (8, S, S) are given: to the pixel where it is a far shift."""
     matrix = overlay.pose[:, :2].flip(0, 1)  # of y and x
     apart = (_turns() - matrix).abs().amax((1, 2))
     if apart.min() < STRAIGHT:
         view = apart.argmin()
-        peak, _, shift_y, shift_x = _peak(_correlate_far(views[view][None], structure[overlay.tile][None]))
+        peak, _, shift_y, shift_x = _peak(
+            _correlate_far(views[view][None], structure(train[overlay.tile.numpy()[None]]))
+        )
         if peak >= overlay.likeness - CLEARLY:
             return _row(overlay.tile, peak, view, shift_y, shift_x)
     pose = tuple(tuple(row) for row in overlay.pose.tolist())
     return _row(overlay.tile, float(overlay.likeness), 0, 0, 0, pose)
-
-
-def _structure(images: Tensor) -> Tensor:
-    """uint8 (N, 3, S, S) -> float32 (N, S, S): grey less its local mean."""
-    red, green, blue = images.unbind(1)
-    grey = ((red.float() + green + blue) / 3).cpu().numpy()
-    side = round(images.shape[2] * LAYOUT) | 1  # odd, so that turned images give turned results
-    return torch.from_numpy(grey - scipy.ndimage.uniform_filter(grey, (0, side, side)))
-
-
-def _coarse(structure: Tensor) -> Tensor:
-    """(N, S, S) -> (N, 576): 24 x 24 px, scaled to length 1."""
-    return F.normalize(F.adaptive_avg_pool2d(structure[:, None], COARSE_SIDE).flatten(1))
 
 
 def _energy(structure: Tensor) -> Tensor:
@@ -148,12 +124,6 @@ def _energy(structure: Tensor) -> Tensor:
     shift, at = torch.arange(2 * NEAR + 1)[:, None], torch.arange(side)
     inside = ((at >= shift) & (at < side - 2 * NEAR + shift)).float()  # (5, S)
     return inside @ structure.square() @ inside.T
-
-
-def _views(images: Tensor) -> Tensor:
-    """(N, S, S) -> (N, 8, S, S): turned by 0, 1, 2, 3 quarters, then the same mirrored left to right."""
-    turned = torch.stack([images.rot90(quarters, (1, 2)) for quarters in range(4)], dim=1)
-    return torch.cat([turned, turned.flip(3)], dim=1)
 
 
 def _peak(correlation: Tensor) -> tuple[float, int, int, int]:
@@ -275,7 +245,7 @@ def against_held_out(distances: np.ndarray, held_out: np.ndarray) -> Closeness:
     }
 
 
-def is_flat(images: Tensor) -> Tensor:
+def is_flat(images: Images) -> Tensor:
     """Which of the tiles, uint8 (N, 3, S, S), show one colour only, such as empty background. -> bool (N,)"""
     return torch.cat([part.float().mean(1).flatten(1).std(1) < FLAT for part in images.split(BATCH_SIZE)])
 

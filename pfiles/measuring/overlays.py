@@ -4,20 +4,35 @@ Like spots propose overlays, see `spots`; each is compared at 32 x 32 px, and th
 steps, as images are registered (Lucas and Kanade 1981; Baker and Matthews 2004).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pfiles.measuring.spots import SIDE, SMALLEST, Matches, SpotIndex, Spots, find_spots, index_spots, match_spots
+from pfiles.measuring.spots import (
+    SIDE,
+    SMALLEST,
+    Matches,
+    SpotIndex,
+    Spots,
+    find_spots,
+    index_spots,
+    learn_description,
+    match_spots,
+)  # fmt: skip
+from pfiles.tiles.mapped import Images
+from pfiles.tiles.pixels import evenly_spaced
 
 LAYOUT = 5 / 16  # of the side: structure coarser than this, such as an empty corner, does not count
 COMPARED = 32  # pixels: the side at which proposals are compared and fitted first
 FLAT = 10.0  # levels of 255: where tissue deviates less, its structure counts less
-LIKE, ALIKE = 0.5, 96  # correlation from which on like spots vote for a tile, and the votes of an image that count
+LIKE = 0.5  # correlation from which on like spots vote for a tile
+LEARNT = 2**11  # tiles at most from which it is learnt what tells spots apart
 PROPOSALS, FITTED = 32, 4  # of an image, compared and fitted
+VOTED = 48  # tiles of an image that most spots agree on
 STEPS, LAST_STEPS = 5, 2  # of the fit at 32 px, and at the full 64 px
 FARTHEST = 0.15  # that a step may change a number of the matrix by
 SEEN = 1 / 4  # of the image must have structure and lie where the tile lies, at least
@@ -35,19 +50,25 @@ class Overlays(NamedTuple):
     likeness: (B,), tanh(arctanh(c) sqrt(e)), the highest of the image, its four halves and its four quarters. c: the
     correlation of image and tile there, where the tile counts as 0 beyond its border; e: the share of the image's
     structure that lies there. So a part must be the more like the tile, the smaller it is: by chance Fisher's z,
-    arctanh(c), spreads as 1 / sqrt(e).
+    arctanh(c), spreads as 1 / sqrt(e). voted: (B, V), the tiles that have most spots like the image's.
     """
 
     tile: Tensor
     pose: Tensor
     likeness: Tensor
+    voted: Tensor
 
 
 class Library(NamedTuple):
-    """M tiles that can be laid over images: their grey values (M, P, P), see `shrunk`, and their spots."""
+    """M tiles that can be laid over images, and their spots. The tiles stay where they are; those wanted are read."""
 
-    grey: Tensor
+    tiles: Images
     spots: SpotIndex
+
+    def grey(self, places: Tensor) -> Tensor:
+        """The grey values of the tiles at some places (N,), see `shrunk`. -> (N, P, P)"""
+        places, back = places.unique(return_inverse=True)
+        return shrunk(self.tiles[places.numpy()])[back]
 
 
 def shrunk(images: Tensor) -> Tensor:
@@ -56,12 +77,25 @@ def shrunk(images: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(grey[:, None], min(SIDE, grey.shape[1]))[:, 0]
 
 
-def make_library(parts: list[Tensor], map_parts: Callable = map) -> Library | None:
-    """Of `shrunk` tiles, in parts; map_parts: as `map`, in threads if it likes. None for tiles smaller than 16 px."""
-    if parts[0].shape[1] < SMALLEST:
+def make_library(tiles: Images, places: Sequence[slice], map_parts: Callable = map) -> Library | None:
+    """Of uint8 tiles (M, 3, S, S); None for tiles smaller than 16 px.
+
+    places: of all tiles, in parts that are read at once. map_parts: as `map`, in threads if it likes.
+    """
+    if tiles.shape[2] < SMALLEST:
         return None
-    spots = Spots(*map(torch.cat, zip(*map_parts(find_spots, parts), strict=True)))
-    return Library(torch.cat(parts), index_spots(spots))
+    learnt = evenly_spaced(len(tiles), LEARNT)
+    spots = Spots(*map(torch.cat, zip(*map_parts(lambda some: _spots(tiles[some]), _in_parts(learnt)), strict=True)))
+    description = learn_description(spots, len(tiles) * spots.angle.shape[1])
+    return Library(tiles, index_spots(description, map_parts(lambda some: description(_spots(tiles[some])), places)))
+
+
+def _spots(tiles: Tensor) -> Spots:
+    return find_spots(shrunk(tiles))
+
+
+def _in_parts(places: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(places, -(-len(places) // 32))
 
 
 def best_overlays(library: Library, images: Tensor) -> Overlays:
@@ -70,30 +104,41 @@ def best_overlays(library: Library, images: Tensor) -> Overlays:
     Approximate: where no tile accounts for half of it, a better overlay than the one returned may exist.
     """
     grey = shrunk(images)
-    tile, pose = _proposals(match_spots(library.spots, grey))  # (B, T)
+    tile, pose, voted = _proposals(match_spots(library.spots, grey))  # (B, T)
     small = _structure(F.adaptive_avg_pool2d(grey[:, None], COMPARED)[:, 0])
 
     def per_image(x: Tensor) -> Tensor:
         return x.unflatten(0, (len(images), -1))
 
-    likeness = per_image(_compare(small, library.grey[tile.flatten()], pose.flatten(0, 1)).likeness)
+    likeness = per_image(_compare(small, library.grey(tile.flatten()), pose.flatten(0, 1)).likeness)
     best = likeness.topk(min(FITTED, likeness.shape[1])).indices
     tile, pose = tile.gather(1, best), pose[torch.arange(len(pose))[:, None], best]
-    likeness, pose = map(per_image, _fit(small, library.grey[tile.flatten()], pose.flatten(0, 1), STEPS))
+    likeness, pose = map(per_image, _fit(small, library.grey(tile.flatten()), pose.flatten(0, 1), STEPS))
     best = likeness.argmax(1, keepdim=True)
     tile, pose = tile.gather(1, best)[:, 0], pose[torch.arange(len(pose)), best[:, 0]]
-    likeness, pose = _fit(_structure(grey), library.grey[tile], pose, LAST_STEPS)
-    return Overlays(tile, pose, likeness)
+    likeness, pose = _fit(_structure(grey), library.grey(tile), pose, LAST_STEPS)
+    return Overlays(tile, pose, likeness, voted)
 
 
-def _proposals(matches: Matches) -> tuple[Tensor, Tensor]:
-    """Of each image the T like spots that most others agree with on the tile. -> (B, T) tiles, (B, T, 2, 3) poses"""
-    likeness, place = matches.likeness.topk(min(ALIKE, matches.likeness.shape[1]))
-    tile = matches.tile.gather(1, place)
-    weight = (likeness - LIKE).clamp_min(0) ** 4
-    votes = ((tile[:, :, None] == tile[:, None]) * weight[:, None]).sum(2)
-    place = place.gather(1, (votes + weight).topk(min(PROPOSALS, place.shape[1])).indices)
-    return matches.tile.gather(1, place), matches.pose[torch.arange(len(place))[:, None], place]
+def _proposals(matches: Matches) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each image the T like spots that most others agree with on the tile, and the V tiles of most agreement. ->
+    (B, T) tiles, (B, T, 2, 3) poses, (B, V) tiles"""
+    weight = (matches.likeness - LIKE).clamp_min(0) ** 4
+    image = torch.arange(len(weight))[:, None]
+    _, pair = torch.stack([image.expand_as(weight), matches.tile]).flatten(1).unique(dim=1, return_inverse=True)
+    votes = torch.zeros(int(pair.max()) + 1).index_add_(0, pair, weight.flatten())[pair].view_as(weight)
+    place = (votes + weight).topk(min(PROPOSALS, weight.shape[1])).indices
+    is_first = _is_first_of(pair).view_as(weight)
+    voted = torch.where(is_first, votes, -1).topk(min(VOTED, weight.shape[1])).indices
+    return matches.tile.gather(1, place), matches.pose[image, place], matches.tile.gather(1, voted)
+
+
+def _is_first_of(group: Tensor) -> Tensor:
+    """Which of N members (N,) is the first of its group."""
+    order = group.argsort(stable=True)
+    first = torch.ones_like(group, dtype=torch.bool)
+    first[order[1:]] = group[order[1:]] != group[order[:-1]]
+    return first
 
 
 def _structure(grey: Tensor, inside: Tensor | None = None) -> Tensor:

@@ -1,12 +1,11 @@
 """Spots of tiles that stand out, and which spots of other tiles look like them, however turned, mirrored or enlarged.
 
-Each spot proposes one way to lay one tile over another. Spots are looked up by cells of like patches (an inverted file,
-Sivic and Zisserman 2003): a lookup compares the cells' centres and a few cells, so that its time grows with the square
-root of the number of tiles.
+Each spot proposes one way to lay one tile over another. Spots are looked up in cells of like patches, see `cells`, so
+that the time of a lookup grows with the square root of the number of tiles.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pfiles.machine.runtime import make_generator
+from pfiles.measuring.cells import Cells, learn_cells
 
 SIDE = 64  # pixels at most of the tiles in which spots are looked for
 NUMBER = 64  # spots of a tile
@@ -28,7 +28,7 @@ FINE, COARSE, WIDE = 1.2, 2.3, 3.4  # pixels: Gaussians whose difference finds s
 PATCH, REACH = 7, 6.0  # samples along the side of a patch, and pixels from its middle to its border
 DIMENSIONS = 24  # of a patch that are compared
 LOOKED_INTO = 4  # cells, the nearest ones
-ROUNDS = 6  # of k-means, which makes the cells
+LEVELS_OF_PATCH = 127  # of an int8
 LEARNT_FROM = 64  # patches for each cell
 ONE_IN_COMMON = 1e-4  # share of the variance below which a dimension of patches is noise
 
@@ -57,25 +57,54 @@ class Matches(NamedTuple):
     likeness: Tensor
 
 
+class Described(NamedTuple):
+    """The spots of some tiles, n in all, in 32 bytes each.
+
+    place: (tiles, K, 2) and angle: (tiles, K), as in `Spots`. patch: (n, D) int8, 127 being 1. cell: (n,) int32.
+    """
+
+    place: Tensor
+    angle: Tensor
+    patch: Tensor
+    cell: Tensor
+
+
+@dataclass(frozen=True)
+class Description:
+    """How patches are told apart: by D numbers each, and sorted into cells. mean: (49,). basis: (49, D)."""
+
+    mean: Tensor
+    basis: Tensor
+    cells: Cells
+
+    def vectors(self, patches: Tensor) -> Tensor:
+        """(..., 49) -> (..., D), of length 1."""
+        return F.normalize((patches - self.mean) @ self.basis, dim=-1)
+
+    def __call__(self, spots: Spots) -> Described:
+        vectors = self.vectors(spots.patch.flatten(0, 1))
+        patch = (LEVELS_OF_PATCH * vectors).round().to(torch.int8)
+        return Described(spots.place.half(), spots.angle.half(), patch, self.cells.of(vectors).int())
+
+
 @dataclass(frozen=True)
 class SpotIndex:
     """The spots of M tiles, sorted into cells of like patches.
 
-    spots: of all tiles, without their patches. patch: (M K, D), the patches' D dimensions, by cell. at: (M K,), which
-    spot each is. centre: (C, D). begins: C + 1 places in `patch`. mean, basis: (49,) and (49, D), of `described`.
+    place, angle: as in `Described`, of all tiles. patch: (M K, D), by cell. at: (M K,), which spot each is. begins:
+    where each cell begins in `patch`, and the end of the last.
     """
 
-    spots: Spots
+    description: Description
+    place: Tensor
+    angle: Tensor
     patch: Tensor
     at: Tensor
-    centre: Tensor
     begins: list[int]
-    mean: Tensor
-    basis: Tensor
 
-    @cached_property
+    @property
     def per_tile(self) -> int:
-        return self.spots.angle.shape[1]
+        return self.angle.shape[1]
 
 
 def find_spots(grey: Tensor, number: int = NUMBER) -> Spots:
@@ -117,31 +146,25 @@ def _turn(angle: Tensor) -> Tensor:
     return torch.stack([torch.stack([cos, -sin], dim=-1), torch.stack([sin, cos], dim=-1)], dim=-2)
 
 
-def index_spots(spots: Spots) -> SpotIndex:
-    """The index of the spots of all tiles, from which images are then matched."""
+def learn_description(spots: Spots, number: int) -> Description:
+    """What tells the patches of `spots` apart, with cells for `number` spots like these."""
     patches = spots.patch.flatten(0, 1)
-    cells = max(1, round(len(patches) ** 0.5))
+    cells = max(1, round(number**0.5))
     random = make_generator("cells of patches")
-    learnt = patches[torch.randperm(len(patches), generator=random)[: LEARNT_FROM * cells]]
-    mean = learnt.mean(0)
-    _, spread, axes = torch.linalg.svd(learnt - mean, full_matrices=False)
+    patches = patches[torch.randperm(len(patches), generator=random)[: LEARNT_FROM * cells]]
+    mean = patches.mean(0)
+    _, spread, axes = torch.linalg.svd(patches - mean, full_matrices=False)
     variance = spread.square() / spread.square().sum().clamp_min(1e-12)
     basis = (axes.T / (variance + ONE_IN_COMMON) ** 0.25)[:, :DIMENSIONS]  # halfway to equal variances
-    described = torch.cat([_described(part, mean, basis) for part in patches.split(2**16)])
-    learnt = _described(learnt, mean, basis)
-    centre = learnt[:cells]
-    for _ in range(ROUNDS):
-        sums = torch.zeros_like(centre).index_add_(0, (learnt @ centre.T).argmax(1), learnt)
-        centre = torch.where(sums.any(1, keepdim=True), F.normalize(sums, dim=1), centre)
-    cell = torch.cat([(part @ centre.T).argmax(1) for part in described.split(2**14)])
+    return Description(mean, basis, learn_cells(F.normalize((patches - mean) @ basis, dim=1), cells))
+
+
+def index_spots(description: Description, parts: Iterable[Described]) -> SpotIndex:
+    """The index of the spots of all tiles, from which images are then matched."""
+    place, angle, patch, cell = map(torch.cat, zip(*parts, strict=True))
     order = cell.argsort(stable=True)
-    begins = [0, *cell.bincount(minlength=len(centre)).cumsum(0).tolist()]
-    return SpotIndex(spots._replace(patch=torch.empty(0)), described[order], order, centre, begins, mean, basis)
-
-
-def _described(patches: Tensor, mean: Tensor, basis: Tensor) -> Tensor:
-    """(..., 49) -> (..., D), of length 1."""
-    return F.normalize((patches - mean) @ basis, dim=-1)
+    begins = [0, *cell.bincount(minlength=description.cells.number).cumsum(0).tolist()]
+    return SpotIndex(description, place, angle, patch[order], order.int(), begins)
 
 
 def match_spots(index: SpotIndex, grey: Tensor) -> Matches:
@@ -157,7 +180,7 @@ def match_spots(index: SpotIndex, grey: Tensor) -> Matches:
     )
     mirrored = spots.patch.unflatten(2, (PATCH, PATCH)).flip(2).flatten(2)  # about the direction of the angle
     patches = torch.stack([spots.patch, mirrored], dim=2)  # (B, n, 2, 49)
-    likeness, at = _look_up(index, _described(patches, index.mean, index.basis).flatten(0, 2))
+    likeness, at = _look_up(index, index.description.vectors(patches).flatten(0, 2))
     likeness, at = likeness.view(*patches.shape[:3], -1), at.view(*patches.shape[:3], -1)  # (B, n, 2, cells)
     pose = _poses(index, spots, size, at)
     return Matches((at // index.per_tile).flatten(1), pose.flatten(1, 3), likeness.flatten(1))
@@ -172,25 +195,27 @@ def _resized(grey: Tensor, side: int) -> Tensor:
 
 def _look_up(index: SpotIndex, patches: Tensor) -> tuple[Tensor, Tensor]:
     """For each of Q patches (Q, D) the most alike spot of each of the nearest cells. -> (Q, L) likeness, and spots"""
-    cell = (patches @ index.centre.T).topk(min(LOOKED_INTO, len(index.centre))).indices
+    cell = index.description.cells.nearest(patches, LOOKED_INTO)
     order = cell.flatten().argsort()
-    ends = [0, *cell.flatten().bincount(minlength=len(index.centre)).cumsum(0).tolist()]
+    ends = [0, *cell.flatten().bincount(minlength=index.description.cells.number).cumsum(0).tolist()]
     sorted_patches = patches[order // cell.shape[1]]
     likeness, best = torch.full((len(order),), -1.0), torch.zeros(len(order), dtype=torch.long)
-    for i, (begin, end) in enumerate(zip(index.begins[:-1], index.begins[1:], strict=True)):
-        near = slice(ends[i], ends[i + 1])
-        if begin < end and near.start < near.stop:
-            likeness[near], at = (sorted_patches[near] @ index.patch[begin:end].T).max(1)
+    for i in cell.unique().tolist():
+        begin, end = index.begins[i : i + 2]
+        if begin < end:
+            near = slice(ends[i], ends[i + 1])
+            there = index.patch[begin:end].float() / LEVELS_OF_PATCH
+            likeness[near], at = (sorted_patches[near] @ there.T).max(1)
             best[near] = at + begin
     back = order.argsort()
-    return likeness[back].view(cell.shape), index.at[best[back]].view(cell.shape)
+    return likeness[back].view(cell.shape), index.at[best[back]].long().view(cell.shape)
 
 
 def _poses(index: SpotIndex, spots: Spots, size: Tensor, at: Tensor) -> Tensor:
     """The matrices that lay the spots `at` (B, n, 2, L) over those of the images. -> (B, n, 2, L, 2, 3)"""
-    of_tile = _turn(index.spots.angle.flatten()[at])  # (B, n, 2, L, 2, 2)
+    of_tile = _turn(index.angle.flatten()[at].float())  # (B, n, 2, L, 2, 2)
     back = (_turn(-spots.angle) * size[..., None, None])[:, :, None, None]
     mirror = torch.tensor([[[1.0, 0], [0, 1]], [[1, 0], [0, -1]]])[:, None]  # (2, 1, 2, 2)
     matrix = of_tile @ mirror @ back
-    shift = index.spots.place.flatten(0, 1)[at][..., None] - matrix @ spots.place[:, :, None, None, :, None]
+    shift = index.place.flatten(0, 1)[at].float()[..., None] - matrix @ spots.place[:, :, None, None, :, None]
     return torch.cat([matrix, shift], dim=-1)

@@ -21,16 +21,18 @@ from pfiles.reporting import figures
 from pfiles.tiles.croissant import FILE, describe_images
 from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.files import list_images, read_images
+from pfiles.tiles.mapped import Images
 from pfiles.tiles.pixels import evenly_spaced, match_size
 
 REPORT, SHEET, MADE_BY = "report.json", "closest_pairs.png", "python -m pfiles export"
 SHEET_PAIRS = 20  # closest pairs shown
+HELD_OUT = 10_000  # tiles at most that set the threshold, evenly spaced
 
 
 def show_closest(
     names: Sequence[str],
     images: Tensor,
-    train: Tensor,
+    train: Images,
     nearest: pd.DataFrame,
     threshold: float,
     mpp: float | None = None,
@@ -59,10 +61,11 @@ def made_from(generated: Path) -> Mapping[str, Any] | None:
     return data if data["training tiles"] > 0 else None
 
 
-def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
+def export(generated: Path, tiles: Tiles, out: Path, exhaustive: bool = False) -> dict[str, Any]:
     """Copy those images of the folder `generated` that are no copies of training tiles, with a report.
 
-    tiles: with all their training tiles, whatever part of them the training used.
+    tiles: with all their training tiles, whatever part of them the training used. They are read as they are compared.
+    exhaustive: see `nearest_tiles`.
 
     An image is withheld where its nearest training tile, see `nearest_tiles`, is closer than those of the closest 1 %
     of the held-out tiles. Writes the folder `out`, all at once when everything is done:
@@ -80,8 +83,8 @@ def export(generated: Path, tiles: Tiles, out: Path) -> dict[str, Any]:
     _refuse_other_data(generated, tiles)
     files = [*list_images(generated).values()]
     images = match_size(read_images(files), tiles.images.shape[2])
-    train, held_out = (tiles.tensor(part) for part in (tiles.train, tiles.test))
-    nearest, _, closeness, leak, certified = certificate.search(images, train, held_out, tiles.source)
+    train, held_out = tiles.rows(tiles.train), tiles.tensor(tiles.test[evenly_spaced(len(tiles.test), HELD_OUT)])
+    nearest, _, closeness, leak, certified = certificate.search(images, train, held_out, tiles.source, exhaustive)
     if leak or certified is None:
         raise InputError(leak)
     limit = closeness["threshold"]

@@ -23,7 +23,7 @@ from pfiles.machine import processes
 from pfiles.machine.cpu import usable_cores
 from pfiles.paths import ROOT, atomic_write, expand
 from pfiles.tiles import builtin, copies
-from pfiles.tiles.mapped import Images
+from pfiles.tiles.mapped import Images, Rows
 from pfiles.tiles.pixels import as_array, evenly_spaced
 from pfiles.tiles.sources import PICTURES, Source, is_cut, patients_of, read_source
 from pfiles.tiles.split import TEST_PARTS, last_part, split_by_folder, split_by_patient
@@ -75,6 +75,10 @@ class Tiles:
         for part, rows in zip(tiles.split(PART), index.split(PART), strict=True):
             part.copy_(self.images[rows])
         return tiles
+
+    def rows(self, indices: np.ndarray) -> Rows:
+        """The tiles `indices`, read when they are asked for."""
+        return Rows(self.images, indices)
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
         """The labels of the tiles `indices`; None where the tiles have none."""

@@ -21,7 +21,7 @@ class MappedParts:
         """parts: of (n, 3, S, S) each, alike but in their number of tiles."""
         self.parts = parts
         self.ends = np.cumsum([len(part) for part in parts])
-        self.shape = torch.Size([int(self.ends[-1]), *parts[0].shape[1:]])
+        self.shape: torch.Size = torch.Size([int(self.ends[-1]), *parts[0].shape[1:]])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -57,4 +57,27 @@ class MappedParts:
         return int(self.ends[part]) - len(self.parts[part])
 
 
-Images = Tensor | MappedParts  # uint8 tiles (N, 3, S, S), in memory or not
+class Rows:
+    """Some of the tiles, in an order of their own; what is done with `MappedParts` can be done with them."""
+
+    dtype, ndim = torch.uint8, 4
+
+    def __init__(self, images: "Images", places: np.ndarray):
+        """places: of the tiles among all, numbers from 0."""
+        self.images, self.places = images, places
+        self.shape: torch.Size = torch.Size([len(places), *images.shape[1:]])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        first, *others = index if isinstance(index, tuple) else (index,)
+        places = self.places[first if isinstance(first, slice) else np.asarray(first)]
+        return self.images[(places, *others)]
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Tiles in turn, `size` at a time."""
+        return (self[begin : begin + size] for begin in range(0, len(self), size))
+
+
+Images = Tensor | MappedParts | Rows  # uint8 tiles (N, 3, S, S), in memory or not

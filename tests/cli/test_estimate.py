@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from pfiles.cli import estimate
-from pfiles.measuring import memorisation
 from pfiles.reporting.sections import structure
 from pfiles.run import open_run
 from pfiles.tiles.dataset import Tiles
@@ -24,7 +23,6 @@ def test_times_are_steps_times_seconds(clusters_first, tmp_path, monkeypatch):
     monkeypatch.setattr(estimate, "_seconds_of_sorting", lambda small: 0.01)
     monkeypatch.setattr(estimate, "_seconds_of_scores", lambda small: {"part 10": 0.1, "part 11": 0.2})
     monkeypatch.setattr(estimate, "_seconds_of_search", lambda run: (0.25, 0.5))
-    monkeypatch.setattr(memorisation, "AT_ONCE", 10)  # 24 training tiles are searched in three goes
     monkeypatch.setattr(estimate, "_seconds_of_encoding", lambda small: 0.25)
     monkeypatch.setattr(structure, "seconds_per_tile", lambda tiles: 0.125)
     np.save(tmp_path / "tiles.npy", make_tiles(44))
@@ -42,11 +40,11 @@ def test_times_are_steps_times_seconds(clusters_first, tmp_path, monkeypatch):
         "part 9": 16 * 3 * 4 + 0.01 * 6 * 20 * 2,
         # 12 generated, 24 training and 4 held-out tiles; 16 generated ones of each cluster in the atlas; every second
         # generated tile is searched for among the other six
-        "part 13": 0.01 * (6 * 20 * 1 + 9 * 3 * 200) + 6 + 2 * 12 * 3 * 0.5 + (6 * 0.25 + 6 * 0.5)
+        "part 13": 0.01 * (6 * 20 * 1 + 9 * 3 * 200) + 6 + 2 * 12 * 0.5 + (6 * 0.25 + 6 * 0.5)
         + structure.MOST_SETS * 12 * 0.125,
         "part 10": 12 * 0.1, "part 11": 12 * 0.2,
-        "part 14": 24 * 0.25 + 6 + (12 + 4 + 17 * 4) * 3 * 0.5 + (6 * 0.25 + 6 * 0.5),
-        "part 16": 24 * 0.25 + 256 * 4 + 6 + (256 + 4) * 3 * 0.5, "the others, each": 24 * 0.25,
+        "part 14": 24 * 0.25 + 6 + (12 + 4 + 17 * 4) * 0.5 + (6 * 0.25 + 6 * 0.5),
+        "part 16": 24 * 0.25 + 256 * 4 + 6 + (256 + 4) * 0.5, "the others, each": 24 * 0.25,
     })  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from pfiles.measuring import certificate, memorisation
+from pfiles.measuring import certificate, memorisation, shortlist
 from pfiles.measuring.certificate import Certificate, upper_limit
 from tests.measuring.conftest import tissue
 
@@ -86,6 +86,22 @@ def test_a_search_judges_as_without_planted_copies():
     assert result.certificate.held_out == 20
     assert result.certificate.passed["exact"] == result.certificate.passed["in another view"] == 0
     assert result.certificate.at_most < 0.5
+
+
+@pytest.mark.slow
+def test_an_exhaustive_search_looks_for_copies_in_parts(monkeypatch):
+    """The certificate's copies are searched for as the images are."""
+    train, others, searched = tissue(30), tissue(10, seed=1), []
+
+    def make_index(tiles):
+        searched.append(len(tiles))
+        return shortlist.make_index(tiles)
+
+    monkeypatch.setattr(memorisation, "AT_ONCE", 20)
+    monkeypatch.setattr(memorisation, "make_index", make_index)
+    for exhaustive in (False, True):
+        certificate.search(others[:2], train, others, "tissue", exhaustive)
+    assert searched == [30, 20, 10]
 
 
 @pytest.mark.slow

@@ -10,6 +10,13 @@ from tests.measuring.conftest import tissue
 GREY = overlays.shrunk(tissue(6))
 
 
+def indexed(found):
+    """The index of spots, in two parts."""
+    description = spots.learn_description(found, found.angle.numel())
+    parts = [spots.Spots(*(of_all[some] for of_all in found)) for some in (slice(0, 2), slice(2, None))]
+    return spots.index_spots(description, map(description, parts))
+
+
 def test_a_turned_image_has_the_same_spots_turned():
     for quarters in range(4):
         here, turned = spots.find_spots(GREY[:1], 12), spots.find_spots(GREY[:1].rot90(quarters, (1, 2)), 12)
@@ -25,18 +32,18 @@ def test_a_turned_image_has_the_same_spots_turned():
 
 
 def test_a_lookup_in_all_cells_is_a_full_search(monkeypatch):
-    index = spots.index_spots(spots.find_spots(GREY, 30))
+    index = indexed(spots.find_spots(GREY, 30))
     patches = torch.nn.functional.normalize(torch.randn(50, spots.DIMENSIONS), dim=1)
     monkeypatch.setattr(spots, "LOOKED_INTO", 10**6)
     likeness, at = spots._look_up(index, patches)
-    everything = patches @ index.patch.T
+    everything = patches @ index.patch.float().T / 127
     assert torch.allclose(likeness.max(1).values, everything.max(1).values, atol=1e-6)
     best = at.gather(1, likeness.argmax(1, keepdim=True))[:, 0]
     assert torch.equal(best, index.at[everything.argmax(1)])
 
 
 def test_each_spot_is_in_the_index_once():
-    index = spots.index_spots(spots.find_spots(GREY, 30))
+    index = indexed(spots.find_spots(GREY, 30))
     assert sorted(index.at.tolist()) == list(range(180))
     assert index.begins[-1] == 180
     assert index.per_tile == 30
@@ -47,7 +54,7 @@ def test_the_pose_of_a_match_leads_from_the_image_to_the_tile(mirrored):
     """Of a turned, perhaps mirrored copy; the matrix is worked out by hand."""
     image = GREY[2:3].rot90(1, (1, 2))
     image = image.flip(2) if mirrored else image
-    matches = spots.match_spots(spots.index_spots(spots.find_spots(GREY)), image)
+    matches = spots.match_spots(indexed(spots.find_spots(GREY)), image)
     sure = matches.likeness[0] > 0.99
     assert sure.sum() > 10
     assert (matches.tile[0, sure] == 2).float().mean() > 0.9
@@ -58,5 +65,5 @@ def test_the_pose_of_a_match_leads_from_the_image_to_the_tile(mirrored):
 
 def test_a_flat_tile_has_no_like_spots():
     flat = torch.full((1, 64, 64), 200.0)
-    index = spots.index_spots(spots.find_spots(torch.cat([GREY, flat])))
+    index = indexed(spots.find_spots(torch.cat([GREY, flat])))
     assert torch.isfinite(spots.match_spots(index, flat).pose).all()

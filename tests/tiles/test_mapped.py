@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfiles.tiles.mapped import MappedParts
+from pfiles.tiles.mapped import MappedParts, Rows
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,17 @@ def test_it_is_split_as_one_tensor_is():
     whole = torch.randint(0, 256, (9, 3, 4, 4), dtype=torch.uint8)
     splits = [*MappedParts(whole.split([4, 1, 4])).split(4)]
     assert all(torch.equal(*pair) for pair in zip(splits, whole.split(4), strict=True))
+
+
+def test_rows_are_read_when_they_are_asked_for():
+    """What is done with all tiles can be done with some of them, whatever holds them all."""
+    tiles = torch.arange(10 * 3 * 2 * 2, dtype=torch.uint8).view(10, 3, 2, 2)
+    places = np.array([7, 0, 3, 3, 9])
+    for images in (tiles, MappedParts([tiles[:4], tiles[4:]])):
+        rows, chosen = Rows(images, places), tiles[places]
+        assert rows.shape == chosen.shape
+        assert len(rows) == 5
+        for index in (2, -1, slice(1, 4), np.array([4, 0]), torch.tensor([1, 1]), (slice(0, 2), slice(None), 0)):
+            assert torch.equal(rows[index], chosen[index])
+        assert [len(part) for part in rows.split(2)] == [2, 2, 1]
+        assert torch.equal(torch.cat([*rows.split(2)]), chosen)

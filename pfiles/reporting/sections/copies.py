@@ -150,7 +150,7 @@ def _alike(scores: Mapping[str, Any]) -> str | None:
 
 def seconds_of_search(work: Work, images: int, tiles: int) -> float:
     """Of looking up so many images among so many tiles, see `memorisation.nearest_tiles`."""
-    return tiles * work.search_setup + images * -(-tiles // memorisation.AT_ONCE) * work.search_image
+    return tiles * work.search_setup + images * work.search_image
 
 
 def seconds_of_section(work: Work, generated: int, others: int) -> float:
