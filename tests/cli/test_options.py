@@ -7,7 +7,7 @@ import pytest
 
 from pfiles import choices
 from pfiles.__main__ import main
-from pfiles.cli import notebooks, options
+from pfiles.cli import opening, options
 from pfiles.errors import InputError
 from pfiles.tiles import dataset
 
@@ -118,6 +118,6 @@ def test_a_run_is_checked_and_made_with_the_same_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mytiles").mkdir()
     monkeypatch.setenv("KPC_DATA", "mytiles")
-    monkeypatch.setattr(notebooks, "open_run", stop)
+    monkeypatch.setattr(opening, "open_run", stop)
     assert main(["run", "--preset", "demo", "--out", "out"]) == 2
     assert opened["data"] == str(options.ROOT / "mytiles")
