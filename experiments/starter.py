@@ -45,7 +45,7 @@ Draws H&E tiles of lung, 64 px (about 1 um per pixel), from any of {k} clusters 
 | Networks | VQ-GAN with {codes} codes, UNet with {parameters:.1f} million parameters, {clustering} clusters; half precision, {size:.1f} MB |
 | Training | preset `recommended` with the settings in `settings.json`: {epochs}. The UNet saw {seen:.2f} million tiles, each in one of its eight views. `python -m pfiles run --data lung_he_5500.zip --clusters {k}`, with each of them after `--set`, trains it again. |
 | Latents | averaged over 2 x 2, 4 x 4, 8 x 8 places they keep {kept} of their variance; effective rank {rank:.1f} |
-| Drawing | {sampler}, {steps} steps, guidance {guidance} |
+| Drawing | {sampler}, {steps} steps, guidance {guidance}{guide} |
 | Measured | {day}, {device}: `python -m experiments.starter --run DIR --data lung_he_5500.zip --settings weights/starter/settings.json`; all numbers in `measured.json` |
 | Intended use | trying the project out, teaching, a start for trainings on other tissue |
 | Not for | diagnosis, training of anything that decides about patients, or as a stand-in for real tissue in a study |
@@ -71,9 +71,11 @@ Draws H&E tiles of lung, 64 px (about 1 um per pixel), from any of {k} clusters 
 | power against real tiles, bands of 0.05 cycles per pixel from 0 on | {power} | 1 |
 | closer to a training tile than the closest 1 % of test tiles | {closer:.1%} | 1 % |
 
-**What an eye still sees.** Nuclei and stroma have the right size and colour, but thin walls of air spaces break up into
-specks. The small network, which learns from 400 tiles, misses much of that; features that were learnt from a million
-photographs do not.
+**Who judges.** The perceptual loss and the discriminator of the polish saw tiles through an EfficientNet-Lite0. The
+judge, a Lite1, was trained by itself, but on the same photographs: what it says is kinder than another network might be.
+
+**What an eye still sees.** Walls of air spaces hang together, and nests, strands and sheets of cells have their colours
+and densities. But nuclei have no inner detail, red blood cells are smears, and fine fibres break off.
 """  # noqa: E501 - rows of a table
 KINDS = ("random", "autoencoder", "imagenet-deeper")
 PHOTOGRAPHS = "imagenet-deeper: Frechet distance (deeper ImageNet features)"
@@ -135,6 +137,7 @@ def _card(run: Run, shipped: Generator, values: dict[str, float | None], folder:
         parameters=sum(p.numel() for p in shipped.unet.parameters()) / 1e6,
         size=(folder / "model.safetensors").stat().st_size / 1e6,
         sampler=sampling.sampler, steps=sampling.steps, guidance=sampling.guidance,
+        guide="" if sampling.guide == "itself" else " by the UNet after its first training, kept in 8 bits",
         day=date.today().isoformat(), device=device_name(run.device.type),
         frechet=values["autoencoder: Frechet distance (autoencoder features)"],
         frechet_train=values["autoencoder: floor, training tiles"],
