@@ -49,18 +49,18 @@ COLUMNS = {  # of tiles.csv: type and meaning
 
 
 def describe_tiles(
-    folder: Path, columns: Sequence[str], numbers: Mapping[str, int], size: int, known: Mapping[str, str] | None = None
+    folder: Path, columns: Sequence[str], numbers: Mapping[str, int], size: int, hashes: Mapping[str, str] | None = None
 ) -> None:
     """Write croissant.json beside the files of tiles and tiles.csv. columns: of the table.
 
-    numbers: how many tiles each file holds, by its name, in the order of the table. size: their side in pixels. known:
-    the SHA-256 of files that need not be read for it, by name.
+    numbers: how many tiles each file holds, by its name, in the order of the table. size: their side in pixels.
+    hashes: the SHA-256 of files that need not be read for it, by name.
     """
     files, first = [], 0
     for name, number in numbers.items():
         layout = f"uint8 array ({number}, {size}, {size}, 3) in the format of NumPy; tile i belongs to row i of {TABLE}"
         layout = layout.replace("row i", f"row {first} + i") if first else layout
-        sha256 = (known or {}).get(name) or sha256_of(folder / name)
+        sha256 = (hashes or {}).get(name) or sha256_of(folder / name)
         files.append(_file(name, "application/octet-stream", sha256, layout))
         first += number
     files.append(_file(TABLE, "text/csv", sha256_of(folder / TABLE), "a row for each tile"))

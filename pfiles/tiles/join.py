@@ -89,8 +89,8 @@ def join_parts(folders: Sequence[Path], out: Path) -> dict[str, str]:
             write_csv(folder / TABLE, rows)
             numbers = {name: len(part.rows) for name, part in files.items()}
             hashes = {name: recorded_sha256(part.folder, TILES) for name, part in files.items()}
-            known = {name: sha256 for name, sha256 in hashes.items() if sha256 is not None}
-            describe_tiles(folder, [*rows], numbers, about["tiling"]["size"], known)
+            recorded = {name: sha256 for name, sha256 in hashes.items() if sha256 is not None}
+            describe_tiles(folder, [*rows], numbers, about["tiling"]["size"], recorded)
     left_out = {name: note["left_out"] for name, note in about["notes"].items() if "left_out" in note}
     for part in parts:
         left_out |= part.about.get("left_out", {})
