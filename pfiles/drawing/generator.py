@@ -54,6 +54,7 @@ NEEDED = (  # the settings that drawing depends on
     "diffusion.beta_start", "diffusion.beta_end", "diffusion.prediction", "diffusion.latent_scaling",
     "diffusion.condition_dropout", *(f"sampling.{name}" for name in DRAWING),
 )  # fmt: skip
+UNGUIDED = {"sampling.guide": "itself"}  # what a folder says whose UNet guides itself
 
 
 CARD = """---
@@ -244,7 +245,7 @@ class Generator(
         config = {
             "n_clusters": self.n_clusters,
             "clustering": self.clustering,
-            "settings": {name: _value(self.settings, name) for name in NEEDED},
+            "settings": {name: _value(self.settings, name) for name in NEEDED} | ({} if self.guide else UNGUIDED),
             "latent_scaling": self.space.as_json(),
             "cluster_shares": [round(share, 6) for share in self.shares.tolist()],
             "cluster_names": {str(number): name for number, name in self.names.items()},

@@ -288,6 +288,8 @@ def test_a_guide_goes_where_its_generator_goes(generator, tmp_path):
     assert torch.equal(part.draw([0, 1, 2], seed=3), tiles)
     guided.save(tmp_path / "folder")
     assert torch.equal(Generator.load(tmp_path / "folder").draw([0, 1, 2], seed=3), tiles)
+    plain.save(tmp_path / "plain")  # such as the UNet after its first training, which nothing guides
+    assert torch.equal(Generator.load(tmp_path / "plain").draw([0, 1, 2], seed=3), plain.draw([0, 1, 2], seed=3))
     guided.save(tmp_path / "half", half=True)
     short = Generator.load(tmp_path / "half")
     assert load_file(tmp_path / "half" / "model.safetensors")["guide.conv_in.weight"].dtype == torch.float8_e4m3fn
