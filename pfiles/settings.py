@@ -153,6 +153,7 @@ class SamplingSettings:
     per_cluster: Count = 100  # images of part 9 for each cluster
 
 
+CLASSIFIED_PLACES = 8  # latents along a side, which a classifier of clusters, or a judge of tiles, halves three times
 DRAWING = ("steps", "sampler", "guidance", "guide")  # of SamplingSettings: those on which an image's pixels depend
 
 
@@ -323,7 +324,8 @@ def get_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Set
 
 
 def _require_side_that_halves(settings: Settings) -> None:
-    """InputError unless the UNet can fold and halve the latents of the tiles without a remainder."""
+    """InputError unless the UNet can fold and halve the latents of the tiles without a remainder, and a classifier can
+    halve them three times."""
     vqvae: Mapping[str, Any] = settings.autoencoder.vqvae
     unet: Mapping[str, Any] = settings.diffusion.unet
     of_unet, of_vqvae = unet.get("down_channels", (128, 256, 256, 256)), vqvae.get("down_channels", (32, 64, 128))
@@ -335,6 +337,12 @@ def _require_side_that_halves(settings: Settings) -> None:
         raise InputError(
             f"image_size_px must be a multiple of {factor} px, as autoencoder and UNet halve and fold the tiles so "
             f"often, but is {settings.image_size_px}."
+        )
+    least = CLASSIFIED_PLACES * 2 ** (len(of_vqvae) - 1)
+    if settings.image_size_px < least:
+        raise InputError(
+            f"image_size_px must be at least {least} px, as the autoencoder halves the tiles {len(of_vqvae) - 1} times "
+            f"and a classifier of clusters needs {CLASSIFIED_PLACES} latents a side, but is {settings.image_size_px}."
         )
 
 

@@ -93,6 +93,7 @@ def test_a_removed_setting_that_was_not_in_use_is_read_as_before():
         ("demo", {"autoencoder.vqvae": 3}, "vqvae must be arguments by name"),
         ("demo", {"sampling.steps": 1001}, "must not exceed diffusion.num_timesteps, 1000"),
         ("demo", {"diffusion.unet": {"down_channels": [16, 16, 16], "fold": 16}}, "multiple of 128 px"),
+        ("demo", {"image_size_px": 48, "autoencoder.vqvae": {"down_channels": [8, 8, 8, 8]}}, "must be at least 64 px"),
         ("paper", {"image_size_px": 80, "diffusion.unet": {"fold": 4}}, "image_size_px must be a multiple of 64 px"),
         ("demo", {"autoencoder.perceptual": "vgg"}, "'lpips' or 'ms-ssim' or 'photographs'"),
         ("demo", {"training.optimizer": "sgd"}, "'adadelta' or 'adam'"),

@@ -32,7 +32,7 @@ def _of_generator(path: Path, settings: DiffusionSettings) -> dict[str, Tensor]:
     config = read_json(path / "config.json", {})["settings"].items()
     learnt = {name.removeprefix("diffusion."): value for name, value in config if name.startswith("diffusion.")}
     require_learnt_with(path, learnt, settings)
-    return read_weights(path)
+    return {name: tensor for name, tensor in read_weights(path).items() if name.startswith(("vqvae.", "unet."))}
 
 
 def _of_run(path: Path, settings: DiffusionSettings) -> dict[str, Tensor]:

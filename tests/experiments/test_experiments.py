@@ -308,8 +308,8 @@ def test_every_k(tmp_path, short_measures):
 
 def test_start_from(tmp_path, capsys, short_measures):
     """Three runs: all epochs, a third of them, and a third from the starter's weights."""
-    settings = {"image_size_px": 48, "max_train_tiles": 60, "sampling.steps": 2, "training.warmup_steps": 1}
-    np.save(tmp_path / "tiles.npy", make_tiles(242, 48))
+    settings = {"image_size_px": 64, "max_train_tiles": 60, "sampling.steps": 2, "training.warmup_steps": 1}
+    np.save(tmp_path / "tiles.npy", make_tiles(242, 64))
     arguments = ["--data", str(tmp_path / "tiles.npy"), "--out", str(tmp_path / "out"), "--clusters", "3"]
     start_from.main([*arguments, "--thirds", "1", "1", "1", "--features", "random", "--set", json.dumps(settings)])
     assert "| from the starter, a third |" in capsys.readouterr().out
@@ -368,13 +368,15 @@ def test_copies_are_changed_as_their_names_say():
     assert (made["noise of 80 levels"].float() - tiles).std() > 50
 
 
-def test_certificates_of_halves_hold_in_19_of_20():
-    """Distances of independent tiles and copies: the fresh half keeps both limits."""
+def test_certificates_of_halves_hold_though_a_fresh_half_is_noisy_itself():
+    """Distances of independent tiles and copies. The limits are of the true rates; that of a fresh half lies above them
+    more often than one in twenty, by as much as its own noise adds."""
     rng = np.random.default_rng(0)
     held_out = rng.normal(0.8, 0.03, 400)
     planted = np.where(rng.random((17, 60)) < 0.05, 0.8, 0.1)  # one in twenty passes
     holds = copies.how_often_it_holds(held_out, planted, seed=3)
-    assert all(0.95 <= share <= 1 for share in (holds["copies that pass"], holds["false alarms"]))
+    assert 0.9 <= holds["copies that pass"] <= 1
+    assert 0.95 <= holds["false alarms"] <= 1
 
 
 def test_rows_of_the_autoencoder(tmp_path, monkeypatch, capsys):

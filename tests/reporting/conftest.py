@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfiles.measuring import memorisation
+from pfiles.measuring import shortlist
 from pfiles.reporting import atlas
 from pfiles.tiles.dataset import Tiles
 from tests.conftest import make_tiles
@@ -17,7 +17,7 @@ HOSTILE = '<img src=x onerror=alert(1)><script>alert(2)</script>"&'
 @pytest.fixture
 def without_overlays(monkeypatch):
     """Copies are found by their pixels alone; overlays have tests of their own, and cost a second for each atlas."""
-    monkeypatch.setattr(memorisation, "make_library", lambda *_: None)
+    monkeypatch.setattr(shortlist, "make_library", lambda *_: None)
 
 
 def make_atlas(n=60, k=3, slides=("A", "B"), patients=None, generated=None):
