@@ -24,8 +24,8 @@ LITE1: dict[str, Any] = {"repeats": (1, 3, 3, 4, 4, 5, 1), "side": 240}
 
 FEATURES = 1280
 MEAN, SCALE = 127 / 255, 128 / 255  # of the colours in [0, 1], which it takes in about [-1, 1]
-# kernel, stride of the first block, expansion, channels
 MAPS = 5  # changes of width, beside the stem, after which `maps` looks: they see detail, up to 1/16 of the resolution
+# kernel, stride of the first block, expansion, channels
 STAGES = ((3, 1, 1, 16), (3, 2, 6, 24), (5, 2, 6, 40), (3, 2, 6, 80), (5, 1, 6, 112), (5, 2, 6, 192), (3, 1, 6, 320))
 
 
