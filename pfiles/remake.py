@@ -5,6 +5,7 @@ from pfiles import remake
 rows = [*remake.numbers(paper)]
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -29,7 +30,7 @@ from pfiles.machine.processes import progress
 from pfiles.machine.runtime import derive_seed
 from pfiles.measuring import pairs
 from pfiles.paper import OTHER_K, PARTS, TRAINING, K
-from pfiles.paths import write_text
+from pfiles.paths import refuse_foreign, write_text
 from pfiles.reporting import figures
 from pfiles.run import Run
 from pfiles.tiles.files import list_images, read_images
@@ -50,6 +51,7 @@ CLUSTER_1 = "tiles drawn from cluster 1 that are sorted into it, as a share"
 SEED_OF_FIGURE_3 = 42  # published
 AT_ONCE = 64  # pairs; changes memory and speed only
 SHOWN = 10  # tiles of each cluster in Figures 2 and 3
+TABLE = Path("paper", "table.md")  # in the folder of a run
 COLUMNS = ("what", "published", "re-made", "why they differ")
 NEEDED = {  # for each figure, of what was published
     1: {"tiles", "autoencoder"},
@@ -290,5 +292,22 @@ FIGURES: dict[int, tuple[Callable[[Paper], None], str]] = {
 
 def write_table(rows: Sequence[Row], path: Path) -> None:
     """The rows as a table in Markdown."""
-    lines = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, ("---",) * len(COLUMNS), *rows)]
-    write_text(path, "".join(f"{line}\n" for line in lines))
+    write_text(path, "".join(map(_line, (COLUMNS, ("---",) * len(COLUMNS), *rows))))
+
+
+def is_table(path: Path) -> bool:
+    """Whether `write_table` wrote that file."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.readline() == _line(COLUMNS).encode()
+
+
+def refuse_other_table(folder: Path) -> None:
+    """InputError where the table of a run in `folder` would replace another file or link."""
+    there = [TABLE.parts[0]] if os.path.lexists(folder / TABLE) else []
+    refuse_foreign(folder, there, is_table(folder / TABLE))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |\n"

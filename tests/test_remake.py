@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from skimage.metrics import structural_similarity
 
+from pfiles import remake
 from pfiles.__main__ import main
 from pfiles.errors import InputError
 from tests.conftest import PAPER, shared, tiny_options
@@ -43,6 +44,22 @@ def test_the_published_table_gives_the_published_numbers(remade):
     assert table["mean probability, k = 14"][:2] == ("", "0.8888")
     assert table["SSIM"] == ("0.7988", "", "not measured; missing: training images, generated images")
     assert table["Figure 3"][2] == "not made; missing: autoencoder, UNet after finetuning2"
+
+
+def test_a_table_is_known_by_its_first_line(tmp_path):
+    path = tmp_path / remake.TABLE
+    remake.refuse_other_table(tmp_path)
+    remake.write_table([remake.Row("C", "0.1", "0.2", "another table")], path)
+    remake.refuse_other_table(tmp_path)
+    assert path.read_text().splitlines()[2] == "| C | 0.1 | 0.2 | another table |"
+    for content in (b"", b"| my own | table |\n", b"\xff\xfe"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="paper was not made by this command"):
+            remake.refuse_other_table(tmp_path)
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="paper was not made by this command"):
+        remake.refuse_other_table(tmp_path)
 
 
 @pytest.mark.slow

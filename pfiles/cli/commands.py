@@ -272,8 +272,8 @@ def _paper(args: argparse.Namespace) -> int:
     archives = [expand(archive).absolute() for archive in args.archive]
     paths, settings = Paths(paper.K, out), get_settings("paper", overrides)
     if out is not None:
-        is_own = any((out / name).exists() for name in ("kpc_ldm", "paper/table.md"))
-        refuse_foreign(out, ("Figures",), is_own)
+        refuse_foreign(out, ("Figures",), (out / "kpc_ldm").exists() or remake.is_table(out / remake.TABLE))
+    remake.refuse_other_table(paths.root)
     published = paper.place(archives, paths, settings)
     for name, files in published.files.items():
         more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
@@ -286,7 +286,7 @@ def _paper(args: argparse.Namespace) -> int:
     for row in chain(remake.numbers(evidence), remake.save_figures(evidence)):
         print(f"\n{row.what}\n    published {row.published or '-'}, re-made {row.remade or '-'}: {row.why}", flush=True)
         rows.append(row)
-    table = run.paths.root / "paper" / "table.md"
+    table = run.paths.root / remake.TABLE
     remake.write_table(rows, table)
     print(f"\nThis as a table: {table}")
     return 0

@@ -22,7 +22,7 @@ COMMANDS = {  # and a name that each would write into --out
     "evaluate": (["evaluate", "--real", "a", "--generated", "a"], ["evaluation.html", "evaluation.json"]),
     "run": (["run", "--preset", "demo", "--clustering", "kmeans", "--clusters", "3"],
             ["summary.json", "Figures/Figure 1/a.jpg", "org/1.png"]),
-    "paper": (["paper", "--archive", "a"], ["Figures/Figure 1/a.jpg"]),
+    "paper": (["paper", "--archive", "a"], ["Figures/Figure 1/a.jpg", "paper/table.md"]),
     "reproduce": (["reproduce", "a.zip"], ["summary.json", "org/1.png", "reproduction.json"]),
 }  # fmt: skip
 CASES = [(arguments, name) for arguments, names in COMMANDS.values() for name in names]
