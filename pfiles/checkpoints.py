@@ -1,7 +1,4 @@
-"""Network weights on disk: plain state dicts under the published names, each with a JSON that says what it is.
-
-This file is longer than others, as whoever writes a checkpoint and whoever refuses one must agree on its note.
-"""
+"""Network weights on disk: plain state dicts under the published names, each with a JSON that says what it is."""
 
 import hashlib
 import re
@@ -117,23 +114,27 @@ def save_stage(
     space: LatentSpace,
     epochs: int,
     about: Mapping[str, Any],
-    clusters_first: bool = False,
+    clusters_first: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the networks that `stage` changed under today's date into the models folder.
 
     Clusters change in "training", where k-means is fitted, and a classifier in "finetuning2" as well. The UNet's JSON
     keeps the fingerprint of the clusters that were its condition, for `load_stage` to compare.
     space: its scaling is kept with the UNet. about: the note of the stage's provenance, with the kind of `clustering`.
-    clusters_first: whether a classifier was learnt before the first stage and changed no more.
+    clusters_first: the settings of the training in which a classifier learnt before the first stage, and which its note
+        keeps; None: there was no such training.
     """
     networks: dict[str, nn.Module] = {"unet": unet}
-    if stage_of_clusters(stage, about["clustering"], clusters_first) == stage:
+    if stage_of_clusters(stage, about["clustering"], clusters_first is not None) == stage:
         networks[about["clustering"]] = bank
     trained_with = {"autoencoder": about["starts_from"]["autoencoder"], "clusters": fingerprint(bank)}
     about = {**about, "stage": stage, "epochs": epochs, "trained_with": trained_with}
     about["latent_scaling"] = space.as_json()
     for network, module in networks.items():
-        _save_once(paths, network, stage, epochs, module, {**about, "network": network})
+        settings = about.get("settings", {})
+        if network == "classifier" and clusters_first is not None:
+            settings = {**settings, "clusters": clusters_first}
+        _save_once(paths, network, stage, epochs, module, {**about, "settings": settings, "network": network})
 
 
 def _save_once(
@@ -334,25 +335,6 @@ def load_clusterer(
     return bank.to(device)
 
 
-def load_guide(
-    paths: Paths,
-    settings: Settings,
-    stage: str,
-    clustering: str,
-    vqvae: VQVAE,
-    device: torch.device | str,
-    expected: Provenance | None = None,
-) -> UNet | None:
-    """The UNet after its first training, if the settings let it guide what is drawn after a later `stage`; else None.
-
-    expected: as for `load_stage`.
-    """
-    if settings.sampling.guide == "itself" or stage == "training":
-        return None
-    unet, *_ = load_stage(paths, settings, "training", clustering, vqvae, device, expected)
-    return unet.eval().requires_grad_(False)
-
-
 def load_stage(
     paths: Paths,
     settings: Settings,
@@ -361,8 +343,9 @@ def load_stage(
     vqvae: VQVAE,
     device: torch.device | str,
     expected: Provenance | None = None,
-) -> tuple[UNet, ClusterBank, LatentSpace]:
-    """The UNet after `stage`, the clusters that are its condition, and the latents of `vqvae` as it learnt them.
+) -> tuple[UNet, ClusterBank, LatentSpace, UNet | None]:
+    """The UNet after `stage`, the clusters that are its condition, the latents of `vqvae` as it learnt them, and its
+    guide: the UNet after its first training, if the settings let that guide what is drawn after a later stage.
 
     expected: provenance to require, see `require_same_run`; None skips the check.
     InputError where it was trained to predict something else than the settings say.
@@ -384,7 +367,11 @@ def load_stage(
             f"{path} goes on from another UNet than that of the last {origin}: run {MADE_BY[stage]} again."
         )
     require_learnt_with(path, about.get("settings", {}).get("diffusion", {}), settings.diffusion)
-    return unet.to(device), bank, LatentSpace.from_json(vqvae, about.get("latent_scaling"))
+    guide = None
+    if settings.sampling.guide != "itself" and stage != "training":
+        guide, *_ = load_stage(paths, settings, "training", clustering, vqvae, device, expected)
+        guide.eval().requires_grad_(False)
+    return unet.to(device), bank, LatentSpace.from_json(vqvae, about.get("latent_scaling")), guide
 
 
 def require_learnt_with(path: Path, learnt: Mapping[str, Any], settings: DiffusionSettings) -> None:

@@ -229,6 +229,7 @@ def unet(run: Run, stage: str, networks: Generator) -> History:
         job=_stage_job(run, stage, notes[run]),
         picture=partial(_preview, run, networks),
     )
+    clusters_first = (run.provenance_of("clusters").settings or {})["clusters"] if run.settings.clusters_first else None
     for part, generator in _with_each_k(run, networks).items():
         checkpoints.save_stage(
             part.paths,
@@ -238,7 +239,7 @@ def unet(run: Run, stage: str, networks: Generator) -> History:
             generator.space,
             len(history),
             notes[part],
-            run.settings.clusters_first,
+            clusters_first,
         )
     end_restart(run)
     return history

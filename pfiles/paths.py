@@ -161,6 +161,11 @@ class Paths:
         return self.cluster_folder / f"maps_{self.n_clusters}{self.suffix}"
 
     @property
+    def ladder(self) -> Path:
+        """The coherences of shuffled and decoded training tiles, by which part 13 measures structure."""
+        return self.models / f"structure_ladder{self.suffix}.pt"
+
+    @property
     def atlas(self) -> Path:
         return self.cluster_folder / f"atlas_{self.n_clusters}{self.suffix}.html"
 

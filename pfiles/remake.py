@@ -80,8 +80,8 @@ class Paper:
         run, stage = self.run, "finetuning2"
         vqvae = checkpoints.load_autoencoder(run.paths, run.settings, run.device)
         where = run.paths, run.settings, stage, run.clustering, vqvae, run.device
-        parts, guide = checkpoints.load_stage(*where), checkpoints.load_guide(*where)
-        return Generator(*parts, run.settings, speed=run.speed, guide=guide)
+        unet, bank, space, guide = checkpoints.load_stage(*where)
+        return Generator(unet, bank, space, run.settings, speed=run.speed, guide=guide)
 
 
 class Row(NamedTuple):

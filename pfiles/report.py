@@ -42,7 +42,15 @@ def evaluation_data(run: Run, generated: Tensor, cluster_ids: Tensor | np.ndarra
         real, generated, held_out, run.assignment.cluster_ids.numpy(), np.asarray(cluster_ids), held_out_ids.numpy(),
         real_labels, held_out_labels, vqvae=run.vqvae, codes=run.codes, codes_of_held_out=held_out_codes,
         clusterer=run.bank, n_clusters=run.k, names=run.names, mpp=run.tiles.mpp,
+        ladder=(run.paths.ladder, _ladder_key(run)),
     )  # fmt: skip
+
+
+def _ladder_key(run: Run) -> dict[str, str]:
+    """What the decoded ladder of structure is made from; the decoder counts as well."""
+    networks = {"autoencoder": run.vqvae, "clusters": run.bank}
+    weights = {name: checkpoints.fingerprint(network) for name, network in networks.items()}
+    return {**weights, "data": run.tiles.fingerprint()}
 
 
 def extractors(run: Run, kinds: Sequence[str]) -> list[Extractor]:

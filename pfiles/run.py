@@ -178,8 +178,8 @@ class Run:
         """The trained networks after a stage."""
         if stage not in self._networks:
             where = self.paths, self.settings, stage, self.clustering, self.vqvae, self.device, self.provenance
-            parts, guide = checkpoints.load_stage(*where), checkpoints.load_guide(*where)
-            self._networks[stage] = Generator(*parts, self.settings, speed=self.speed, guide=guide)
+            unet, bank, space, guide = checkpoints.load_stage(*where)
+            self._networks[stage] = Generator(unet, bank, space, self.settings, speed=self.speed, guide=guide)
         return self._networks[stage]
 
     @property

@@ -66,6 +66,15 @@ def test_an_artefact_of_other_settings_is_refused(name, made):
         artifacts.require(run, name)
 
 
+def test_a_classifier_that_learnt_first_keeps_the_settings_of_its_own_training(made):
+    note = read_json(note_of(BY_NAME["clusters"].path(opened(made))))
+    assert "epochs" in note["settings"]["clusters"]
+    run = opened(made, overrides=OVERRIDES | {"clusters.epochs": 2})
+    for read in (lambda: artifacts.require(run, "clusters"), run.networks):
+        with pytest.raises(InputError, match=r"settings\.clusters\.epochs was 1 and is 2"):
+            read()
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_notes_hold_the_settings_of_the_table_and_runs_expect_them(name, made):
     run = opened(made)

@@ -154,7 +154,7 @@ def test_the_scaling_of_the_latents_stays_with_the_unet(paths, stage):
     about = {**about, "settings": {"diffusion": {"latent_scaling": True, "prediction": settings.diffusion.prediction}}}
     space = LatentSpace.of_training(vqvae, torch.arange(32).view(2, 4, 4))
     save_stage(paths, "training", unet, clusters, space, 5, about)
-    _, _, loaded = checkpoints.load_stage(paths, scaled, "training", "kmeans", vqvae, "cpu")
+    _, _, loaded, _ = checkpoints.load_stage(paths, scaled, "training", "kmeans", vqvae, "cpu")
     assert torch.equal(loaded.mean, space.mean)
     assert torch.equal(loaded.std, space.std)
     with pytest.raises(InputError, match=r"trained with diffusion.latent_scaling = True, but the settings say False"):

@@ -355,7 +355,7 @@ def test_a_unet_trained_since_makes_the_next_stage_stale(done):
         networks.unet.conv_out.weight += 1
     kept = without(about, "versions", "weights", "number", "replaces", "stage", "epochs", "network", "trained_with")
     parts = networks.unet, networks.bank, networks.space
-    checkpoints.save_stage(run.paths, "training", *parts, 9, kept, clusters_first=True)
+    checkpoints.save_stage(run.paths, "training", *parts, 9, kept, clusters_first={})
     with pytest.raises(InputError, match=r"another UNet than that of the last training: run part_2_finetuning1 again"):
         opened(done).networks("finetuning1")
 

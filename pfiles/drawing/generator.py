@@ -24,7 +24,6 @@ from pfiles.checkpoints import (
     fingerprint_of_clusters,
     inference_fingerprint,
     load_autoencoder,
-    load_guide,
     load_stage,
     save_weights,
 )
@@ -336,7 +335,7 @@ class Generator(
         paths, settings = Paths(n_clusters, folder, clustering), get_settings(preset, overrides)
         vqvae = load_autoencoder(paths, settings, device)
         where = paths, settings, "finetuning2", clustering, vqvae, device
-        (unet, bank, space), guide = load_stage(*where), load_guide(*where)
+        unet, bank, space, guide = load_stage(*where)
         shares = torch.empty(0)
         if paths.latent_csv.exists():
             cluster_ids = torch.from_numpy(read_latent_csv(paths.latent_csv, n_clusters).cluster_ids)

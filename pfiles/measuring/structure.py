@@ -83,6 +83,7 @@ def make_ladder(
     seed: int,
     cluster_ids: np.ndarray | None = None,
     through: Callable[[Tensor], Tensor] | None = None,
+    keep: Callable[[Callable[[], Tensor]], Tensor] = lambda measure: measure(),
 ) -> Ladder:
     """The ladder of real tiles, uint8 (N, 3, S, S), of at most 500 of them without glass.
 
@@ -90,6 +91,7 @@ def make_ladder(
     through: what the tiles to be measured went through, such as the autoencoder that decoded them, from uint8 tiles to
         uint8 tiles. All tiles of the ladder go through it as well: a coarse decoder paints edges of its own, by which
         even noise seems built. None: the tiles were not decoded.
+    keep: gives the tensor that the function it gets computes, or the same tensor of an earlier call.
     InputError for tiles that are too few or too small, show glass, are all alike, or have no structure to measure.
     """
     check_tiles(real)
@@ -99,17 +101,23 @@ def make_ladder(
     _check(real, places, "real")
     tiles, ids = real[places], ids[places]
     blocks = blocks_of(tiles.shape[2])
-    sets = {NOISE: noise_like(tiles, seed)} | {block: shuffled(tiles, block, seed, ids) for block in blocks}
-    if through is not None:
-        tiles, sets = through(tiles).cpu(), {block: through(rung_tiles).cpu() for block, rung_tiles in sets.items()}
-    spectrum = isotropic(mean_power(tiles))
-    rungs = {block: coherence_of(rung_tiles, spectrum) for block, rung_tiles in sets.items()}
-    untouched = coherence_of(tiles, spectrum)
+
+    def measure() -> Tensor:
+        sets = [tiles, noise_like(tiles, seed), *(shuffled(tiles, block, seed, ids) for block in blocks)]
+        if through is not None:
+            sets = [through(part).cpu() for part in sets]
+        spectrum = isotropic(mean_power(sets[0]))
+        return torch.from_numpy(np.concatenate([spectrum, *(coherence_of(part, spectrum) for part in sets)], None))
+
+    side = tiles.shape[2]
+    numbers = keep(measure).numpy()
+    spectrum, coherences = numbers[: side**2].reshape(side, side), numbers[side**2 :].reshape(-1, len(ids), len(SIGMAS))
+    untouched, rungs = coherences[0], dict(zip((NOISE, *blocks), coherences[1:], strict=True))
     over_noise = (untouched - rungs[NOISE]).mean(0)
     precision = np.square(1 / np.array(SIGMAS))
     weights = precision / precision.sum() / over_noise.clip(1e-6)
     weighted = {block: coherence @ weights for block, coherence in rungs.items()}
-    ladder = Ladder(tiles.shape[2], spectrum, weights, weighted, untouched @ weights, ids)
+    ladder = Ladder(side, spectrum, weights, weighted, untouched @ weights, ids)
     if not (over_noise > 0).all() or not _ascends(ladder, np.arange(len(ids))):
         decoded = " behind their decoder" if through else ""
         raise InputError(

@@ -274,6 +274,26 @@ def test_decoded_tiles_are_held_against_decoded_ones(ladder, skin, tissue):
         assert not low < reach(ladder, tiles) < high
 
 
+def test_a_ladder_is_computed_once_where_its_numbers_are_kept(skin, tissue):
+    kept, calls = [], []
+
+    def keep(measure):
+        kept.extend([] if kept else [measure()])
+        return kept[0]
+
+    def decode(tiles):
+        calls.append(len(tiles))
+        return coarse(4)(tiles)
+
+    first, second = (structure.make_ladder(skin[0], 1, through=decode, keep=keep) for _ in range(2))
+    assert len(calls) == 2 + len(first.blocks)
+    assert (
+        reach(first, tissue)
+        == reach(second, tissue)
+        == reach(structure.make_ladder(skin[0], 1, through=decode), tissue)
+    )
+
+
 def test_a_decoder_that_keeps_no_structure_is_told(ladder, skin, tissue):
     """Behind squares of 8 px nothing tells tissue from blocks of 4 px, which the plain ladder takes for 11 px."""
     assert reach(ladder, coarse(8)(structure.shuffled(tissue, 4, seed=9))) > 8

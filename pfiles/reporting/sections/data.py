@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +30,8 @@ class EvaluationData:
     trained autoencoder. codes: of `real`, codes_of_held_out: of `held_out`, where they were encoded before. clusterer:
     the network that the clusters come from; None where only its verdicts are known. n_clusters: None for as many as are
     seen. names: of clusters, by their numbers from 1. is_paired: whether image i of `generated` belongs to image i of
-    `real`, so that pairs have scores. mpp: microns per pixel of all images; None where not known.
+    `real`, so that pairs have scores. mpp: microns per pixel of all images; None where not known. ladder: the file that
+    keeps the ladder of structure, and what `real` and its autoencoder are; None: it is computed anew.
     """
 
     real: Tensor
@@ -47,6 +50,7 @@ class EvaluationData:
     names: Mapping[int, str] | None = None
     is_paired: bool = False
     mpp: float | None = None
+    ladder: tuple[Path, Mapping[str, Any]] | None = None
 
     @property
     def k(self) -> int:

@@ -1,7 +1,8 @@
 """How far generated tiles are built like tissue: the reach of structure, and how tiles of that reach look."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -11,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pfiles.cached import cached_tensor
 from pfiles.errors import InputError
 from pfiles.measuring import structure
 from pfiles.reporting import figures
@@ -73,7 +75,7 @@ def _measure(data: EvaluationData, seed: int) -> tuple[dict[str, pd.DataFrame], 
     real_ids, generated_ids = (data.real_ids, data.generated_ids) if has_ids else (None, None)
     raw = ladder = structure.make_ladder(data.real, seed, real_ids)
     if data.vqvae is not None:
-        ladder = structure.make_ladder(data.real, seed, real_ids, data.reconstruct)
+        ladder = structure.make_ladder(data.real, seed, real_ids, data.reconstruct, _keeper(data, seed))
     tables = {"generated": structure.reaches(ladder, data.generated, seed, generated_ids)}
     if data.reconstructed is not None:
         tables["reconstructed"] = structure.reaches(raw, data.reconstructed, seed, real_ids)
@@ -85,6 +87,15 @@ def _measure(data: EvaluationData, seed: int) -> tuple[dict[str, pd.DataFrame], 
         except InputError:
             pass  # too few of them, or of another kind: the training tiles stand for real tissue
     return tables, ladder
+
+
+def _keeper(data: EvaluationData, seed: int) -> Callable[[Callable[[], Tensor]], Tensor]:
+    """What keeps the decoded ladder in `data.ladder`, for as long as it would be made of the same tiles alike."""
+    if data.ladder is None:
+        return lambda measure: measure()
+    path, made_from = data.ladder
+    measure_of = {"blocks": [*structure.BLOCKS], "sigmas": [*structure.SIGMAS], "tiles": structure.TILES, "seed": seed}
+    return partial(cached_tensor, path, {**made_from, **measure_of})
 
 
 def examples(data: EvaluationData, block: int, seed: int) -> Tensor:

@@ -48,6 +48,36 @@ def test_structure_that_cannot_be_measured_is_left_out_in_a_sentence():
     assert section.scores == {}
 
 
+def test_the_decoded_ladder_is_kept_for_the_same_tiles_autoencoder_and_seed(tmp_path):
+    images, train, *_ = he_tiles(stride=96)
+    real = torch.nn.functional.avg_pool2d(images[train].float(), 2).round().to(torch.uint8)
+    decoded = []
+
+    class Decoded(EvaluationData):
+        @cached_property
+        def reconstructed(self):
+            return None
+
+        def reconstruct(self, images):
+            decoded.append(len(images))
+            return images
+
+    def reach(seed, **made_from):
+        data = Decoded(
+            real, real[~structure.shows_glass(real)][:60], vqvae=object(), ladder=(tmp_path / "ladder.pt", made_from)
+        )
+        return structure_section.make_section(data, seed).scores["reach_of_structure_px"]["generated"]
+
+    first = reach(0, autoencoder="a")
+    times = len(decoded)
+    assert times > 0
+    assert reach(0, autoencoder="a") == first
+    assert len(decoded) == times
+    reach(0, autoencoder="b")
+    reach(1, autoencoder="b")
+    assert len(decoded) == 3 * times
+
+
 def test_a_column_shows_real_tiles_of_the_cluster_of_the_generated_one():
     """Also where the column is further to the right than the cluster has tiles; of a cluster without any, another."""
     real = as_tensor(make_tiles(40, 32))
