@@ -7,7 +7,7 @@ several processes share them.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import pairwise
@@ -27,13 +27,17 @@ from pfiles.errors import InputError, extra
 from pfiles.machine import processes
 from pfiles.machine.rank import is_first
 from pfiles.paths import atomic_write, read_json, refuse_foreign, write_json, write_text
-from pfiles.reporting import maps
+from pfiles.reporting import field_report, maps
 from pfiles.settings import drawing_settings
-from pfiles.spreadsheet import write_csv
+from pfiles.spreadsheet import read_table, write_csv
+from pfiles.tiles.dataset import Tiles
 from pfiles.tiles.pixels import as_array
 from pfiles.tiles.pyramid import write_pyramid
+from pfiles.tiles.readers import open_slide
 
 SUFFIXES = (".tif", ".tiff")
+KINDS = ("json", "tiles.csv", "layout.geojson")  # of files beside the slide
+HANDED_ON = 2000  # places at most where a field is searched for copies before others get it
 BYTES = 3 * (1 + 4 / 3)  # of the disk for each pixel: the block it is drawn in, and the slide with its levels
 
 
@@ -63,7 +67,7 @@ def write_field(
     note, work = beside(out, "json"), out.with_name(f".{out.name}.blocks")
     if out.exists() and read_json(note, {}).get("made_from") != made_from:
         raise InputError(f"{out} is there already, of another drawing: move it, or name another file.")
-    names = [beside(out, kind).name for kind in ("json", "tiles.csv", "layout.geojson")]
+    names = [beside(out, kind).name for kind in KINDS]
     refuse_foreign(out.parent, names, out.exists() or work.exists())
     if read_json(work / "made_from.json", made_from) != made_from:
         raise InputError(f"{work} holds blocks of another drawing: delete it, or name another file.")
@@ -86,6 +90,32 @@ def write_field(
         shutil.rmtree(work)
     processes.wait_for_all()
     return read_json(note, {})
+
+
+def hand_on(files: Sequence[Path], folder: Path, generator: Generator, real: Tiles) -> dict[str, str]:
+    """Copy fields that the generator drew, with what stands beside them, into `folder`; returns their texts by name.
+
+    real: the tiles that the generator learnt from, with held-out ones. InputError for what is no field of these
+    networks, and for a field that holds a copy of a training tile at one of at most 2,000 places.
+    """
+    unet, texts = inference_fingerprint(generator.unet), {}
+    for file in files:
+        made_from = read_json(beside(file, "json"), {}).get("made_from", {})
+        if not file.is_file() or made_from.get("unet") != unet:
+            raise InputError(f"{file} is no field that this generator drew with `field`: draw it anew.")
+        places = read_table(beside(file, "tiles.csv"))[["x", "y"]].to_numpy(int)
+        with open_slide(file) as slide:
+            side, seed = generator.settings.image_size_px, made_from["seed"]
+            crops, nearest, judged, _ = field_report.gate(slide, places, side, seed, real, HANDED_ON)
+        if copies := int((nearest.distance < judged["outright"]).sum()):
+            raise InputError(
+                f"{file} is not handed on: {copies} of {len(crops)} crops at random places are copies of a training "
+                "tile. Draw it with another seed."
+            )
+        for path in (file, *(beside(file, kind) for kind in KINDS)):
+            shutil.copy(path, folder / path.name)
+            texts |= {path.name: path.name if path == file else path.name + path.read_text()}
+    return texts
 
 
 def _made_from(generator: Generator, field: Field, whole: Box, mpp: float | None) -> dict[str, Any]:

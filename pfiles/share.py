@@ -5,7 +5,7 @@ Nothing in the folder tells from whose tissue it learnt: no path, no file name, 
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from html import escape
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfiles import checkpoints, draw
+from pfiles import checkpoints, draw, fields
 from pfiles.acceptance import standard_of
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
@@ -41,10 +41,10 @@ TILES_SHOWN = 8  # of each cluster
 
 def share(
     run: Run, folder: Path, card: Mapping[str, str], preset: str = "",
-    overrides: Mapping[str, Any] | None = None, judged: int = JUDGED,
+    overrides: Mapping[str, Any] | None = None, judged: int = JUDGED, field_files: Sequence[Path] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Write the new `folder`, all at once: config.json, model.safetensors, quality.safetensors,
-    README.md and sheet.jpg.
+    README.md and sheet.jpg; and copies of `field_files`, fields of this generator, see `fields.hand_on`.
 
     card: see `read_card`. preset, overrides: the run's, for the card. judged: how many tiles the gate draws.
     Returns the result of the gate: how many tiles that the written networks draw are near to a training tile.
@@ -60,8 +60,9 @@ def share(
         if (standard := standard_of(run)) is not None:
             with atomic_write(part / QUALITY_FILE) as file:
                 file.write(as_bytes(standard))
+        texts = fields.hand_on(field_files, part, generator, run.tiles)
         telling = _telling(run, source)
-        _refuse_traces(part, " ".join(card.values()), telling)  # before the work
+        _refuse_traces(part, " ".join(card.values()), telling, texts)  # before the work
         loaded = Generator.load(part, run.device)  # what others will get
         gate = _gate(run, loaded.draw(number=judged, seed=run.seed))
         tiles = loaded.draw(torch.arange(loaded.n_clusters).repeat_interleave(TILES_SHOWN))
@@ -234,8 +235,8 @@ def _is_telling(word: str, letters: int, digits: int) -> bool:
     return len(word) >= (digits if word.isdecimal() else letters)
 
 
-def _refuse_traces(folder: Path, card: str, telling: Iterable[str]) -> None:
-    """InputError where the card, config.json in `folder`, or the names in its weights hold one of the words."""
+def _refuse_traces(folder: Path, card: str, telling: Iterable[str], more: Mapping[str, str] | None = None) -> None:
+    """InputError where the card, config.json in `folder`, the names in its weights or `more` hold one of the words."""
     header = (folder / "model.safetensors").read_bytes()
     header = header[8 : 8 + int.from_bytes(header[:8], "little")]
     config = flatten(read_json(folder / "config.json", {}))
@@ -243,6 +244,7 @@ def _refuse_traces(folder: Path, card: str, telling: Iterable[str]) -> None:
         "the card": card,
         "config.json": json.dumps(config, ensure_ascii=False),
         "the names of the weights": header.decode(),
+        **(more or {}),
     }
     for where, text in texts.items():
         for word in sorted(telling):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -14,12 +15,19 @@ from pfiles import draw
 from pfiles import share as share_module
 from pfiles.__main__ import main
 from pfiles.checkpoints import fingerprint_of_state
+from pfiles.drawing.field import make_field
+from pfiles.drawing.layout import make_layout
 from pfiles.errors import InputError
+from pfiles.fields import write_field
 from pfiles.paths import read_json, write_json
 from pfiles.provenance import Provenance
+from pfiles.reporting import field_report
 from pfiles.reporting.tables import record
 from pfiles.run import open_run
 from pfiles.share import share
+from pfiles.spreadsheet import read_table
+from pfiles.tiles.pyramid import write_pyramid
+from pfiles.tiles.readers import open_slide
 from tests.conftest import CARD, TINY, K, finish, make_tiles
 
 TELLING = ("StMarysHospital", "S07-Mueller.svs", "PAT778812", "S08-Schulze.svs", "4711423", "run-of-Dr-Wu")
@@ -157,6 +165,40 @@ def test_tiles_that_can_show_no_copy_are_no_evidence(made, tmp_path, monkeypatch
     with pytest.raises(InputError, match=sentence):
         share(opened(made), tmp_path / "shared", CARD, judged=40)
     assert not (tmp_path / "shared").exists()
+
+
+def test_fields_are_handed_on_unless_they_hold_a_copy_or_say_whose_they_are(made, tmp_path):
+    run = opened(made)
+    generator = draw.generator(run)
+    layout = make_layout(np.array([[0, 1], [2, 0]]), (144, 144), K)
+    field = make_field(generator.unet, generator.space, generator.settings, layout, 5)
+    file = tmp_path / "drawn" / "one.tiff"
+    write_field(generator, field, file)
+    share(run, tmp_path / "shared", CARD, judged=40, field_files=[file])
+    names = {"one.tiff", "one.json", "one.tiles.csv", "one.layout.geojson"}
+    assert names < {path.name for path in (tmp_path / "shared").iterdir()}
+    assert (tmp_path / "shared" / "one.tiff").read_bytes() == file.read_bytes()
+
+    places = read_table(tmp_path / "drawn" / "one.tiles.csv")[["x", "y"]].to_numpy(int)
+    with open_slide(file) as slide:
+        searched = field_report.gate(slide, places, 48, 5, run.tiles)[0][0]
+    image = tifffile.imread(file)
+    windows = np.lib.stride_tricks.sliding_window_view(image, (48, 48), (0, 1))  # (97, 97, 3, 48, 48)
+    [[y, x]] = np.argwhere((windows == searched.numpy()).all((2, 3, 4)))
+    image[y : y + 48, x : x + 48] = run.tiles.tensor(run.tiles.train[:1])[0].permute(1, 2, 0)
+    write_pyramid(file, lambda first, last: image[first:last], (144, 144))
+    with pytest.raises(InputError, match=r"one\.tiff is not handed on: 1 of 9 crops .* copies of a training tile"):
+        share(run, tmp_path / "refused", CARD, judged=40, field_files=[file])
+
+    write_field(generator, replace(field, seed=6), tmp_path / "drawn" / "S07-Mueller.tiff")
+    with pytest.raises(InputError, match=r"S07-Mueller.* would say 'S07-Mueller'"):
+        share(run, tmp_path / "refused", CARD, judged=40, field_files=[tmp_path / "drawn" / "S07-Mueller.tiff"])
+    made_from = read_json(tmp_path / "drawn" / "one.json", {})
+    write_json(tmp_path / "drawn" / "one.json", {"made_from": made_from["made_from"] | {"unet": "another"}})
+    for no_field in (file, tmp_path / "none.tiff"):
+        with pytest.raises(InputError, match="is no field that this generator drew"):
+            share(run, tmp_path / "refused", CARD, judged=40, field_files=[no_field])
+    assert not (tmp_path / "refused").exists()
 
 
 def test_the_card_says_how_many_tiles_were_judged(made, tmp_path):

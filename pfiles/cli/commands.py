@@ -256,7 +256,10 @@ def _share(args: argparse.Namespace) -> int:
     card = read_card(args.card and expand(args.card), {name: getattr(args, name) for name in BLANKS})
     choices = run_choices(args, folder)
     run = open_run("share", **choices, out=folder, run_toml=False, looks=True)
-    gate = share(run, out, card, preset=run.preset, overrides=choices.get("overrides", {}), judged=args.judged)
+    gate = share(
+        run, out, card, preset=run.preset, overrides=choices.get("overrides", {}), judged=args.judged,
+        field_files=[expand(file).absolute() for file in args.field],
+    )  # fmt: skip
     print(
         f"The gate passed: {gate['closer']:.1%} of {gate['images']} tiles, drawn anew from these networks, are nearer "
         f"to a training tile than the closest 1 % of held-out tiles.\n{gate['certificate']}\n"

@@ -73,7 +73,7 @@ def _check(
     )
     section = field_report.check_field(
         out, table, Joints(**made["joints"]), generator.assign, generator.n_clusters, asked.seed, pick_device(),
-        real, real_crops,
+        real, real_crops, lambda ids: generator.draw(ids, seed=asked.seed),
     )  # fmt: skip
     write_json(fields.beside(out, "check.json"), {"said": list(section.notes), **section.scores})
     print(page.as_text([section]))

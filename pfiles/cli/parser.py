@@ -310,6 +310,13 @@ def _add_share(commands: "Commands") -> None:
     share.add_argument(
         "--judged", type=int, default=JUDGED, metavar="N", help=f"tiles that the gate draws; default {JUDGED}"
     )
+    share.add_argument(
+        "--field",
+        nargs="+",
+        default=[],
+        metavar="FIELD.tiff",
+        help="fields of this run, unless one holds a copy",
+    )
     for name, meaning in BLANKS.items():
         share.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=meaning.replace("%", "%%"))
     shared.add_started_with(share)

@@ -14,6 +14,7 @@ from pfiles.latents import Assignment
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import derive_seed
 from pfiles.measuring import field_check, structure
+from pfiles.measuring.fidelity import wilson_interval
 from pfiles.measuring.field_check import SEARCHED, Joints
 from pfiles.measuring.memorisation import COPY, Judgement, search_and_judge
 from pfiles.measuring.two_sample import TwoSampleTest
@@ -38,12 +39,15 @@ def check_field(
     device: torch.device | str,
     real: Tiles | None = None,
     real_crops: Tensor | None = None,
+    draw: Callable[[list[int]], Tensor] | None = None,
 ) -> Section:
     """What a field's slide shows, with all numbers as scores.
 
     asked: as `fields.asked_tiles`. assign: uint8 tiles (N, 3, S, S) -> their clusters and confidence, such as
     `Generator.assign`. real: the tiles that the generator learnt from, with held-out ones; None: no search for copies.
-    real_crops: uint8 (N, 3, 2 S, 2 S) of real slides, for structure larger than a tile; None: it is not compared.
+    real_crops: uint8 (N, 3, 2 S, 2 S) of a real slide, without overlap, for structure larger than a tile and for
+    repetition; None: structure is not compared. draw: clusters, 0-based -> separate tiles, which are read back too;
+    None: no such tiles.
     """
     side = int(asked["side"].iloc[0]) if len(asked) else 0
     if not side:
@@ -52,12 +56,14 @@ def check_field(
         places, ids = asked[["x", "y"]].to_numpy(int), asked["cluster"].to_numpy(int) - 1
         scores: dict[str, Any] = {}
         said, tables = _read_back(slide, places, ids, asked["share"].to_numpy(float), side, assign, n_clusters, scores)
+        if draw is not None:
+            said += _separate(ids[evenly_spaced(len(ids), SEARCHED)].tolist(), draw, assign, scores)
         sampled = evenly_spaced(len(places), 2 * SEARCHED)
         tiles = crops(slide, places[sampled], side)
         for measure in (
             lambda: _seams(slide, joints, seed, device, scores),
             lambda: _drift(tiles, places[sampled], ids[sampled], _is_surrounded(places, ids, side)[sampled], scores),
-            lambda: _repetition(tiles, None if real is None else real.tensor(real.test), scores),
+            lambda: _repetition(tiles, _as_tiles(real_crops, real), scores),
             lambda: _structure(slide, places, ids, side, real_crops, seed, scores),
             lambda: _copies(slide, places, side, seed, real, scores),
         ):
@@ -93,6 +99,20 @@ def _read_back(
     verdict = "reached" if whole >= ENOUGH else "missed"
     said.append(f"Real tiles side by side are read back whole, so that the target of {ENOUGH:.0%} is {verdict}.")
     return said, [*tables.values()]
+
+
+def _separate(
+    ids: list[int], draw: Callable[[list[int]], Tensor], assign: Callable[[Tensor], Assignment], scores: dict[str, Any]
+) -> list[str]:
+    """How often separate tiles, drawn for some of the field's places, are read back as the cluster asked for."""
+    right = int((assign(draw(ids))[0] == torch.tensor(ids)).sum())
+    (low, high), share = wilson_interval(right, len(ids)), right / len(ids)
+    of_separate = scores["read back"]["all"]["all"]["accuracy"] / share if share else None
+    scores["separate tiles"] = {
+        "accuracy": share, "low": low, "high": high, "tiles": len(ids), "field": of_separate
+    }  # fmt: skip
+    sentence = f"Of {len(ids)} separate tiles of the same clusters {share:.0%} ({low:.0%} to {high:.0%}) are"
+    return [sentence + ("." if of_separate is None else f"; the field reaches {of_separate:.0%} of that.")]
 
 
 def _seams(
@@ -140,6 +160,14 @@ def _drift(
     ]
 
 
+def _as_tiles(real_crops: Tensor | None, real: Tiles | None) -> Tensor | None:
+    """Tiles that do not overlap: of the real slide, or else held-out ones."""
+    if real_crops is None:
+        return None if real is None else real.tensor(real.test)
+    cut = real_crops.unflatten(3, (LARGER, -1)).unflatten(2, (LARGER, -1))  # (N, 3, 2, S, 2, S)
+    return cut.permute(0, 2, 4, 1, 3, 5).flatten(0, 2).contiguous()
+
+
 def _repetition(tiles: Tensor, real: Tensor | None, scores: dict[str, Any]) -> list[str]:
     scores["repetition"] = search = field_check.repetition(tiles, real)
     sentence = "{copies} of {searched} crops come twice in the field".format_map(search)
@@ -183,11 +211,11 @@ def _copies(
 
 
 def gate(
-    slide: SlideReader, places: np.ndarray, side: int, seed: int, real: Tiles
+    slide: SlideReader, places: np.ndarray, side: int, seed: int, real: Tiles, most: int = SEARCHED
 ) -> tuple[Tensor, pd.DataFrame, Judgement, str]:
-    """At most 200 crops near `places` of tissue, moved at random, and what `search_and_judge` says of them."""
+    """At most `most` crops near `places` of tissue, moved at random, and what `search_and_judge` says of them."""
     rng = np.random.default_rng(derive_seed(seed, "crops for the gate"))
-    corners = places[np.sort(rng.permutation(len(places))[:SEARCHED])]
+    corners = places[np.sort(rng.permutation(len(places))[:most])]
     last = np.array(slide.level_dimensions[0]) - side
     crop = crops(slide, np.minimum(corners + rng.integers(0, side, corners.shape), last), side)
     nearest, _, judged, leak = search_and_judge(crop, real.tensor(real.train), real.tensor(real.test), real.source)
