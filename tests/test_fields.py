@@ -130,5 +130,7 @@ def test_field_tile_and_map_commands(generator, tmp_path, capsys):
     assert len(read_table(tmp_path / "map" / "tile_clusters.csv")) == 4
     capsys.readouterr()
     (tmp_path / "layout.csv").write_text("1,9\n")
-    for more in ([], ["--stride", "1"], ["--region", "0", "0", "500", "500"]):
+    for more in ([], ["--stride", "1"], ["--region", "0", "0", "500", "500"], ["--mpp", "0"], ["--mpp-of-slide", "-1"]):
         assert_refused([*command, "--out", str(tmp_path / "none" / "a.tiff"), *more], capsys, tmp_path / "none")
+    inside_a_file = tmp_path / "layout.csv" / "a.tiff"
+    assert_refused([*command, "--out", str(inside_a_file)], capsys, inside_a_file)

@@ -1,6 +1,7 @@
 """The commands that draw tissue larger than a tile: `field` and `twin`."""
 
 import argparse
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pfiles import fields
-from pfiles.cli.options import open_generator, real_tiles
+from pfiles.cli.options import open_generator, output_folder, real_tiles
 from pfiles.drawing.field import Field, make_field
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.layout import Box, Layout, read_layout
@@ -26,7 +27,7 @@ from pfiles.twin import write_twin
 
 
 def field(args: argparse.Namespace) -> int:
-    out = expand(args.out).absolute()
+    out = _out(args)
     generator, run = open_generator(args, "field")
     reader = generator.reader if args.mpp is None else generator.reader._replace(mpp=args.mpp)
     size = None if args.size is None else tuple(args.size)
@@ -45,6 +46,17 @@ def field(args: argparse.Namespace) -> int:
     if not args.no_check:
         _check(generator, asked, made, out, real, real_crops)
     return 0
+
+
+def _out(args: argparse.Namespace) -> Path:
+    """The slide to write; InputError, before any work, where it cannot be, or where a scale is none."""
+    for name in ("mpp", "mpp_of_slide"):
+        scale = getattr(args, name)
+        if scale is not None and not 0 < scale < math.inf:
+            raise InputError(f"--{name.replace('_', '-')} is microns per pixel, above 0, but is {scale:g}.")
+    out = expand(args.out).absolute()
+    output_folder(str(out.parent))
+    return out
 
 
 def _field(generator: Generator, layout: Layout, args: argparse.Namespace) -> Field:
@@ -80,7 +92,7 @@ def _check(
 
 
 def twin(args: argparse.Namespace) -> int:
-    out, slide = expand(args.out).absolute(), expand(args.slide).absolute()
+    out, slide = _out(args), expand(args.slide).absolute()
     generator, run = open_generator(args, "twin")
     mpp = args.mpp or generator.mpp
     if mpp is None:

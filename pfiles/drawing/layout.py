@@ -28,6 +28,7 @@ HOLE = -2  # no class: refused
 CELLS = 8  # cells along the side of a tile into which annotations are painted
 MOST_CELLS = 10**8  # of a layout
 MOST_PIXELS = 10**6  # of a side of a field
+MOST_CLUSTERS = 10**6  # that a number in a layout may name
 MAP_COLUMNS = ("slide", "x", "y", "side", "cluster")  # of a slide's tile_clusters.csv
 
 
@@ -222,8 +223,13 @@ def _from_numbers(cells: np.ndarray, path: Path) -> np.ndarray:
     if not isinstance(cells, np.ndarray) or cells.ndim != 2 or not 0 < cells.size <= MOST_CELLS:
         shape = getattr(cells, "shape", None)
         raise InputError(f"{path} must hold the numbers of clusters in rows and columns, but has the shape {shape}.")
-    if cells.dtype.kind not in "biu" or cells.min() < 0 or cells.max() > 10**6:
+    if cells.dtype.kind not in "biuf":
         raise InputError(f"{path} must hold whole numbers of clusters from 1, and 0 for none, but holds {cells.dtype}.")
+    is_number = (cells >= 0) & (cells <= MOST_CLUSTERS) & (cells == np.floor(cells))
+    if not is_number.all():
+        raise InputError(
+            f"{path} must hold whole numbers of clusters from 1, and 0 for none, but holds {cells[~is_number][0]}."
+        )
     cells = cells.astype(np.int64)
     return np.where(cells == 0, HOLE, cells - 1)
 
@@ -278,7 +284,8 @@ def _read_geojson(path: Path, reader: Reader, mpp_of_slide: float | None) -> tup
             raise InputError(f"{path} counts in pixels of a slide: give {lacking}.")
         scale = mpp_of_slide / reader.mpp
     try:
-        features = json.loads(path.read_text())["features"]
+        content = json.loads(path.read_text())  # QuPath exports a collection, a list, or one feature
+        features = content if isinstance(content, list) else content.get("features", [content])
         shapes = shapely.from_geojson([json.dumps(feature["geometry"]) for feature in features])
         classes = [(feature.get("properties") or {}).get("classification") or {} for feature in features]
         texts = [str(of.get("name") or "") for of in classes]

@@ -1,6 +1,7 @@
 """Layouts as people have them, each read into cells that were written by hand; what is none is refused."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,11 +32,11 @@ def test_names_numbers_and_classes_of_maps_mean_clusters():
             READER.cluster(text)
 
 
-@pytest.mark.parametrize("kind", ["png", "palette.png", "npy", "csv"])
+@pytest.mark.parametrize("kind", ["png", "palette.png", "npy", "float.npy", "csv"])
 def test_a_grid_of_numbers(kind, tmp_path):
     numbers, path = np.array([[1, 2, 2], [4, 1, 3]], np.uint8), tmp_path / f"layout.{kind}"
-    if kind == "npy":
-        np.save(path, numbers)
+    if kind.endswith("npy"):
+        np.save(path, numbers.astype(float) if kind == "float.npy" else numbers)
     elif kind == "csv":
         path.write_text("keratin;2;2\n4;Cluster 1;3 dermis\n")
     else:
@@ -115,8 +116,19 @@ def test_what_is_no_layout_is_refused(name, content, said, tmp_path):
         read_layout(str(tmp_path / name), READER, mpp_of_slide=0.5)
 
 
+def test_one_annotation_and_a_list_of_them_are_layouts_as_a_collection_is(tmp_path):
+    """QuPath exports all three."""
+    collection = Path(write_geojson(tmp_path / "a.geojson", square(0, 0, 160, 160, "dermis")))
+    [feature] = json.loads(collection.read_text())["features"]
+    for content in ([feature], feature):
+        collection.write_text(json.dumps(content))
+        layout = read_layout(str(collection), READER, mpp_of_slide=0.5)
+        assert (np.unique(layout.cells).tolist(), layout.size) == ([3], (160, 160))
+
+
 def test_numbers_that_are_none_and_pictures_in_colour_are_refused(tmp_path):
-    for array in (np.zeros((2, 2, 2), int), np.ones((2, 2)), -np.ones((2, 2), int), np.full((2, 2), 7)):
+    for array in (np.zeros((2, 2, 2), int), np.full((2, 2), 1.5), np.full((2, 2), np.nan),
+                  -np.ones((2, 2), int), np.full((2, 2), 7), np.full((2, 2), "1")):  # fmt: skip
         np.save(tmp_path / "a.npy", array)
         with pytest.raises(InputError, match=r"rows and columns|whole numbers|asks for cluster 7"):
             read_layout(str(tmp_path / "a.npy"), READER)
