@@ -27,6 +27,7 @@ from pfiles.machine.cpu import processor
 from pfiles.paths import ROOT, atomic_write, expand, read_json
 from pfiles.reporting.tables import beside
 from pfiles.run import Run
+from pfiles.settings import get_settings
 from pfiles.status import states_of
 from pfiles.tiles.dataset import EMBEDDED, data_or_default
 from pfiles.tiles.files import image_files, read_images
@@ -86,8 +87,11 @@ def describe(run: Run, notebooks: Sequence[str], choices: Mapping[str, Any]) -> 
     steps = [name for name in notebooks if makers & {_base(name)} or _section(run, name) in sections]
     if not statuses:
         raise InputError(f"The run in {run.paths.root} has made nothing yet: name the folder of a finished one.")
+    overrides = dict(choices.get("overrides", {}))
+    if get_settings(run.preset, overrides).precision == "auto":  # which another machine might decide otherwise
+        overrides["precision"] = run.settings.precision
     started = {"n_clusters": run.n_clusters, "clustering": run.clustering, "preset": run.preset,
-               "overrides": dict(choices.get("overrides", {}))}  # fmt: skip
+               "overrides": overrides}  # fmt: skip
     if "seed" in choices:  # otherwise each notebook has its own
         started["seed"] = choices["seed"]
     data = data_or_default(run.data)

@@ -8,6 +8,7 @@ data = report.evaluation_data(run, generated)
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -25,23 +26,29 @@ from pfiles.run import Run
 from pfiles.tiles.pixels import evenly_spaced
 
 AT_ONCE = 4096  # tiles that are brought into memory to be assigned
+MEASURED = 50_000  # training tiles, and test tiles, at most that a report has in memory, evenly spaced
 
 
 def evaluation_data(run: Run, generated: Tensor, cluster_ids: Tensor | np.ndarray | None = None) -> EvaluationData:
     """Generated tiles, uint8 (N, 3, S, S), beside the training and the test tiles, all on the CPU, to be measured.
 
+    Of more than 50,000 training or test tiles so many are measured, evenly spaced. Copies are looked for among all.
     cluster_ids: the clusters (N,), 0-based, that they were asked for; None: no measure will ask for clusters.
     """
-    real, held_out = (run.tiles.tensor(part) for part in (run.tiles.train, run.tiles.test))
+    tiles = run.tiles
+    places = evenly_spaced(len(tiles.train), MEASURED)
+    of_real, of_held_out = tiles.train[places], tiles.test[evenly_spaced(len(tiles.test), MEASURED)]
+    real, held_out, searched = tiles.tensor(of_real), tiles.tensor(of_held_out), tiles.rows(tiles.train)
+    codes = run.codes[torch.from_numpy(places)]
     if cluster_ids is None:
-        return EvaluationData(real, generated, held_out, vqvae=run.vqvae, codes=run.codes, mpp=run.tiles.mpp)
-    held_out_codes = encode_tiles(run.vqvae, run.test_images)
+        return EvaluationData(real, generated, held_out, searched, vqvae=run.vqvae, codes=codes, mpp=tiles.mpp)
+    held_out_codes = encode_tiles(run.vqvae, held_out.to(run.device))
     held_out_ids, _ = predict_clusters(run.vqvae, run.bank, held_out_codes)
-    real_labels, held_out_labels = map(run.tiles.labels_of, (run.tiles.train, run.tiles.test))
+    real_labels, held_out_labels = map(tiles.labels_of, (of_real, of_held_out))
     return EvaluationData(
-        real, generated, held_out, run.assignment.cluster_ids.numpy(), np.asarray(cluster_ids), held_out_ids.numpy(),
-        real_labels, held_out_labels, vqvae=run.vqvae, codes=run.codes, codes_of_held_out=held_out_codes,
-        clusterer=run.bank, n_clusters=run.k, names=run.names, mpp=run.tiles.mpp,
+        real, generated, held_out, searched, run.assignment.cluster_ids.numpy()[places], np.asarray(cluster_ids),
+        held_out_ids.numpy(), real_labels, held_out_labels, vqvae=run.vqvae, codes=codes,
+        codes_of_held_out=held_out_codes, clusterer=run.bank, n_clusters=run.k, names=run.names, mpp=tiles.mpp,
         ladder=(run.paths.ladder, _ladder_key(run)),
     )  # fmt: skip
 

@@ -27,9 +27,12 @@ from pfiles.paths import ROOT, atomic_folder, atomic_write, expand, read_json, w
 from pfiles.provenance import flatten, require_same_run
 from pfiles.reporting import figures
 from pfiles.reporting.card import CARD, metadata
+from pfiles.reporting.export import HELD_OUT
 from pfiles.reporting.tables import provenances
 from pfiles.run import Run
 from pfiles.tiles.dataset import EMBEDDED, data_or_default
+from pfiles.tiles.mapped import Images
+from pfiles.tiles.pixels import evenly_spaced
 from pfiles.tiles.sources import Source, read_source
 from pfiles.tiles.split import level_of_slides
 
@@ -41,12 +44,14 @@ TILES_SHOWN = 8  # of each cluster
 
 def share(
     run: Run, folder: Path, card: Mapping[str, str], preset: str = "",
-    overrides: Mapping[str, Any] | None = None, judged: int = JUDGED, field_files: Sequence[Path] = (),
+    overrides: Mapping[str, Any] | None = None, judged: int = JUDGED, exhaustive: bool = False,
+    field_files: Sequence[Path] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Write the new `folder`, all at once: config.json, model.safetensors, quality.safetensors,
     README.md and sheet.jpg; and copies of `field_files`, fields of this generator, see `fields.hand_on`.
 
     card: see `read_card`. preset, overrides: the run's, for the card. judged: how many tiles the gate draws.
+    exhaustive: see `memorisation.nearest_tiles`.
     Returns the result of the gate: how many tiles that the written networks draw are near to a training tile.
     InputError where it fails, and where a text in the folder would name a path, a file, a slide or a patient.
     """
@@ -64,7 +69,7 @@ def share(
         telling = _telling(run, source)
         _refuse_traces(part, " ".join(card.values()), telling, texts)  # before the work
         loaded = Generator.load(part, run.device)  # what others will get
-        gate = _gate(run, loaded.draw(number=judged, seed=run.seed))
+        gate = _gate(run, loaded.draw(number=judged, seed=run.seed), exhaustive)
         tiles = loaded.draw(torch.arange(loaded.n_clusters).repeat_interleave(TILES_SHOWN))
         labels = [figures.cluster_label(number + 1, loaded.names) for number in range(loaded.n_clusters)]
         sheet = figures.show_tiles(tiles, TILES_SHOWN, rows=labels, mpp=loaded.mpp)
@@ -75,15 +80,15 @@ def share(
     return gate
 
 
-def _gate(run: Run, images: Tensor) -> dict[str, Any]:
+def _gate(run: Run, images: Tensor, exhaustive: bool = False) -> dict[str, Any]:
     """How near the images are to the run's training tiles; InputError where they repeat them, or can show nothing.
 
     The images are drawn for this from the networks that are handed on: files of images could be edited.
     """
     tiles = run.tiles
-    train, held_out = (tiles.tensor(part) for part in (tiles.train, tiles.test))
-    flat, alike = _refuse_no_evidence(images, train)
-    nearest, _, closeness, leak, certified = certificate.search(images, train, held_out, tiles.source)
+    train, held_out = tiles.rows(tiles.train), tiles.tensor(tiles.test[evenly_spaced(len(tiles.test), HELD_OUT)])
+    flat, alike = _refuse_no_evidence(images, tiles.rows(tiles.some_of_training(HELD_OUT)))
+    nearest, _, closeness, leak, certified = certificate.search(images, train, held_out, tiles.source, exhaustive)
     if leak or certified is None or (chance := closeness["chance"]) is None:
         raise InputError(f"The gate cannot judge this generator. {leak}")
     copies = int((nearest.distance < closeness["outright"]).sum())
@@ -100,7 +105,7 @@ def _gate(run: Run, images: Tensor) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _refuse_no_evidence(images: Tensor, train: Tensor) -> tuple[float, float]:
+def _refuse_no_evidence(images: Tensor, train: Images) -> tuple[float, float]:
     """The shares of the images that are flat, and of those that repeat another image, both small.
 
     InputError where they are large: what shows nothing, or one thing only, is near to no training tile whatever the

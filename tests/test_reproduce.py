@@ -15,7 +15,7 @@ from pfiles.cli.notebooks import make_again
 from pfiles.paths import ROOT, read_json
 from pfiles.reproduce import DIFFERENT, EQUAL, ROUNDED
 from pfiles.run import open_run
-from tests.conftest import make_tiles, parameters, tiny_options
+from tests.conftest import TINY, make_tiles, parameters, tiny_options
 
 ARTEFACTS = ["autoencoder", "training images", "clusters", "UNet after training", "UNet after finetuning1",
              "UNet after finetuning2", "latent CSV", "generated images"]  # fmt: skip
@@ -295,3 +295,11 @@ def test_what_cannot_be_packed(made, tmp_path, capsys):
         assert main(["pack", *arguments]) == 2
         assert sentence in capsys.readouterr().err
     assert not (tmp_path / "x.zip").exists()
+
+
+def test_the_precision_that_a_machine_chose_is_packed(made):
+    """`"auto"` may choose otherwise where the run is made again."""
+    run = open_run("test", **parameters(made, overrides={**TINY, "precision": "auto"}), run_toml=False)
+    record = pack.describe(run, NOTEBOOKS, {"overrides": {"precision": "auto"}})
+    assert record["choices"]["overrides"]["precision"] == run.settings.precision
+    assert run.settings.precision in ("fp32", "bf16")

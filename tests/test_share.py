@@ -124,6 +124,21 @@ def test_short_names_of_people_are_looked_for_too(made, tmp_path):
             share(run, tmp_path / "shared", {**CARD, "consent": said})
 
 
+def test_the_gate_reads_training_tiles_as_it_compares_them(made, tmp_path, monkeypatch):
+    """More of them than fit in memory are judged; `--exhaustive` reaches the search."""
+    searches, search = [], share_module.certificate.search
+
+    def watched(images, train, held_out, source, exhaustive):
+        searches.append((len(train), len(held_out), exhaustive))
+        assert not isinstance(train, torch.Tensor)
+        return search(images, train, held_out, source, exhaustive)
+
+    monkeypatch.setattr(share_module.certificate, "search", watched)
+    monkeypatch.setattr(share_module, "HELD_OUT", 3)
+    share(opened(made), tmp_path / "shared", CARD, judged=40, exhaustive=True)
+    assert searches == [(24, 3, True)]
+
+
 def test_markup_in_a_name_is_text(made, named, tmp_path):
     run = named(opened(made), {1: "<img src=x onerror=alert(1)> & so on", 2: "![](http://x) $a$"})
     share(run, tmp_path / "shared", {**CARD, "organ": "<b>lung</b>"}, judged=40)

@@ -258,7 +258,7 @@ def _share(args: argparse.Namespace) -> int:
     run = open_run("share", **choices, out=folder, run_toml=False, looks=True)
     gate = share(
         run, out, card, preset=run.preset, overrides=choices.get("overrides", {}), judged=args.judged,
-        field_files=[expand(file).absolute() for file in args.field],
+        exhaustive=args.exhaustive, field_files=[expand(file).absolute() for file in args.field],
     )  # fmt: skip
     print(
         f"The gate passed: {gate['closer']:.1%} of {gate['images']} tiles, drawn anew from these networks, are nearer "

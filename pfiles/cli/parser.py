@@ -292,10 +292,7 @@ def _add_export(commands: "Commands") -> None:
     export.add_argument(
         "--out", required=True, metavar="DIR", help="new folder: images/, report.json, closest_pairs.png"
     )
-    export.add_argument(
-        "--exhaustive", action="store_true",
-        help="120 candidates for each image among every 8,192 training tiles, instead of among all of them",
-    )  # fmt: skip
+    shared.add_exhaustive(export)
     shared.add_tiles_and_preset(export)
     shared.add_settings(export)
 
@@ -310,6 +307,7 @@ def _add_share(commands: "Commands") -> None:
     share.add_argument(
         "--judged", type=int, default=JUDGED, metavar="N", help=f"tiles that the gate draws; default {JUDGED}"
     )
+    shared.add_exhaustive(share)
     share.add_argument(
         "--field",
         nargs="+",

@@ -60,6 +60,13 @@ def add_started_with(command: argparse.ArgumentParser) -> None:
     command.add_argument("--set", action="append", metavar="NAME=VALUE", dest="overrides", help="likewise")
 
 
+def add_exhaustive(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--exhaustive", action="store_true",
+        help="120 candidates for each image among every 8,192 training tiles, instead of among all of them",
+    )  # fmt: skip
+
+
 def add_reading(command: argparse.ArgumentParser) -> None:
     """How the slides of a command are read."""
     command.add_argument(

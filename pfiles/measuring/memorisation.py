@@ -34,6 +34,7 @@ CLEARLY = 0.01  # by which an overlay must be better than a shifted view to coun
 SEEN = 1 / 4  # of the energy of either tile that must lie where they overlap
 STRAIGHT = 0.1  # by which the numbers of an overlay's matrix may differ from those of a view for it to be a far shift
 BATCH_SIZE = 32  # images at once; changes memory and speed only
+DISTANCES = 10**8  # in memory at once; changes memory and speed only
 AT_ONCE = 2**13  # training tiles that have candidates of their own in an exhaustive search
 
 
@@ -197,7 +198,7 @@ def nearest_features(features: np.ndarray, train_features: np.ndarray) -> pd.Dat
     features, train_features: (N, d) and (M, d) of any one extractor. Exact; the distance is Euclidean.
     """
     train = torch.from_numpy(train_features).double()
-    parts = torch.from_numpy(features).double().split(1000)  # of which the distances to all of `train` fit in memory
+    parts = torch.from_numpy(features).double().split(max(1, min(1000, DISTANCES // len(train))))
     distance, tile = map(torch.cat, zip(*(torch.cdist(part, train).min(dim=1) for part in parts), strict=True))
     return pd.DataFrame({"tile": tile, "distance": distance})
 

@@ -25,38 +25,44 @@ def make_sections(
     names: Sequence[str] | None = None,
     source: str = "these data",
     at_most: int | None = None,
+    exhaustive: bool = False,
 ) -> list[Section]:
     """Copies, see `copies_section`, and likeness in features where there are an autoencoder and held-out tiles.
 
     Held-out tiles that are copies themselves tell nothing of likeness.
     """
-    copies = copies_section(data, names, source, at_most)
+    copies = copies_section(data, names, source, at_most, exhaustive)
     if data.vqvae is None or data.held_out is None or copies.scores["pixel space"]["chance"] is None:
         return [copies]
     return [copies, likeness_section(data)]
 
 
 def copies_section(
-    data: EvaluationData, names: Sequence[str] | None = None, source: str = "these data", at_most: int | None = None
-) -> Section:
+    data: EvaluationData, names: Sequence[str] | None = None, source: str = "these data", at_most: int | None = None,
+    exhaustive: bool = False,
+) -> Section:  # fmt: skip
     """How many generated images repeat a real one, see `memorisation.nearest_tiles`, and, where there are held-out
     tiles, whether generated ones lie closer to the real ones than these do, see `memorisation.judge`.
 
     names: of the generated images; None: their numbers from 1. source: of the real tiles, in a few words. at_most: of
-    the generated and of the held-out images so many are searched, evenly spaced; None: all, and planted copies besides,
-    which say what the search is worth, see `certificate.search`.
+    the generated and of the held-out images so many are searched, evenly spaced; None: all generated ones, at most
+    10,000 held-out ones, and planted copies, which say what the search is worth, see `certificate.search`. exhaustive:
+    see `memorisation.nearest_tiles`.
     """
     places = evenly_spaced(len(data.generated), at_most or len(data.generated))
     images, names = data.generated[places], [str(i + 1) if names is None else names[i] for i in places]
     outright, certified = COPY, None
+    train = data.real if data.searched is None else data.searched
     if data.held_out is None:
-        nearest = memorisation.nearest_tiles(images, data.real)
+        nearest = memorisation.nearest_tiles(images, train, exhaustive)
     else:
-        held_out = data.held_out[evenly_spaced(len(data.held_out), at_most or len(data.held_out))]
+        held_out = data.held_out[evenly_spaced(len(data.held_out), at_most or export.HELD_OUT)]
         if at_most is None:
-            nearest, nearest_held_out, judged, leak, certified = certificate.search(images, data.real, held_out, source)
+            nearest, nearest_held_out, judged, leak, certified = certificate.search(
+                images, train, held_out, source, exhaustive
+            )
         else:
-            nearest, nearest_held_out, judged, leak = memorisation.search_and_judge(images, data.real, held_out, source)
+            nearest, nearest_held_out, judged, leak = memorisation.search_and_judge(images, train, held_out, source)
         outright = judged["outright"]
     copies, repeated = int((nearest.distance < outright).sum()), memorisation.repeated(images)
     notes = [
@@ -80,7 +86,7 @@ def copies_section(
             scores["certificate"] = certified.as_note()
         judgement = [pd.DataFrame({"pixel space": judged}).T]
         pictures = [_histograms(nearest, nearest_held_out, limit, "pixel space")]
-    pictures.append(export.show_closest(names, images, data.real, nearest, limit, data.mpp))
+    pictures.append(export.show_closest(names, images, train, nearest, limit, data.mpp))
     return Section("Copies", notes, judgement, pictures, scores)
 
 

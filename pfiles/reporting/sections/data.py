@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pfiles.latents import decode_codes, encode_tiles
 from pfiles.measuring.features import Extractor, ReadFeatures
 from pfiles.measuring.two_sample import BLURS_PX
+from pfiles.tiles.mapped import Images
 from pfiles.tiles.pixels import to_uint8
 from pfiles.vqvae import VQVAE
 
@@ -25,18 +26,20 @@ class EvaluationData:
     """What is compared: images as uint8 (N, 3, H, W) of one size, and what is known of them.
 
     real: of the mix of slides that was trained on; held_out: real ones of other slides or regions, where there are
-    some. The ids are the clusters (N,), 0-based, those of `generated` the ones asked for; None where they are not
-    known. The labels (N,) are of tissue, "" where unknown, which no training saw; None where there are none. vqvae: the
-    trained autoencoder. codes: of `real`, codes_of_held_out: of `held_out`, where they were encoded before. clusterer:
-    the network that the clusters come from; None where only its verdicts are known. n_clusters: None for as many as are
-    seen. names: of clusters, by their numbers from 1. is_paired: whether image i of `generated` belongs to image i of
-    `real`, so that pairs have scores. mpp: microns per pixel of all images; None where not known. ladder: the file that
-    keeps the ladder of structure, and what `real` and its autoencoder are; None: it is computed anew.
+    some. searched: the tiles among which copies are looked for; None: `real`. The ids are the clusters (N,), 0-based,
+    those of `generated` the ones asked for; None where they are not known. The labels (N,) are of tissue, "" where
+    unknown, which no training saw; None where there are none. vqvae: the trained autoencoder. codes: of `real`,
+    codes_of_held_out: of `held_out`, where they were encoded before. clusterer: the network that the clusters come
+    from; None where only its verdicts are known. n_clusters: None for as many as are seen. names: of clusters, by their
+    numbers from 1. is_paired: whether image i of `generated` belongs to image i of `real`, so that pairs have scores.
+    mpp: microns per pixel of all images; None where not known. ladder: the file that keeps the ladder of structure, and
+    what `real` and its autoencoder are; None: it is computed anew.
     """
 
     real: Tensor
     generated: Tensor
     held_out: Tensor | None = None
+    searched: Images | None = None
     real_ids: np.ndarray | None = None
     generated_ids: np.ndarray | None = None
     held_out_ids: np.ndarray | None = None
