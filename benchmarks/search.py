@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -100,7 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     train, held_out = tiles.tensor(tiles.train), tiles.tensor(tiles.test)
     made = MadeTiles(max(0, args.tiles - len(train)), args.size)
     began = time.process_time()
-    index = make_index(MappedParts([train, made] if len(made) else [train]))
+    parts = cast(list[Tensor], [train, made] if len(made) else [train])  # made tiles do what is asked of a tensor
+    index = make_index(MappedParts(parts))
     report: dict[str, Any] = {
         "data": tiles.source, "size": args.size, "training tiles": len(index.tiles), "of the data": len(train),
         "index": _spent(began, made, 0.0), "found": {}, "parts": [], "device": device_name("cpu"),

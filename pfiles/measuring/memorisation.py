@@ -264,7 +264,7 @@ def outright_limit(held_out: np.ndarray) -> float:
 
 
 def search_and_judge(
-    images: Tensor, train: Tensor, held_out: Tensor, source: str
+    images: Tensor, train: Images, held_out: Tensor, source: str
 ) -> tuple[pd.DataFrame, pd.DataFrame, Judgement, str]:
     """`nearest_tiles` among `train` of images and of held-out tiles, and what `judge` says of their distances."""
     nearest = nearest_tiles(torch.cat([images, held_out]), train)
