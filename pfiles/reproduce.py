@@ -3,18 +3,23 @@
 Nothing in a crate is run, and no member's path is followed but those of its tiles, below a folder of their own.
 """
 
+import errno
 import json
 import math
 import shutil
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from hashlib import file_digest
 from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
+from urllib.parse import unquote
+
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from pfiles import artifacts, checkpoints
 from pfiles.errors import InputError
@@ -23,14 +28,65 @@ from pfiles.paths import atomic_write
 from pfiles.provenance import Provenance, flatten
 from pfiles.reporting.tables import provenances
 from pfiles.run import Run
+from pfiles.tiles.dataset import EMBEDDED
 
-NEEDED = ("choices", "settings", "data", "environment", "notebooks", "artefacts", "numbers")  # of run.json
-CHOICES = ("n_clusters", "clustering", "preset", "overrides", "seed")
+UNSOUND = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # errors of a zip
 ROUNDING = 1e-5  # relative: what float32 sums in another order leave of one number
 MOST_BYTES = 2**28  # of a text in a crate
 UNEXPLAINED = "no recorded input has changed: a file was changed after it was made, or sums were made in another order"
 SHOWN = 20  # verdicts
 EQUAL, ROUNDED, DIFFERENT = "equal to the bit", f"within {ROUNDING:g}", "differs"
+
+
+def _one_of(names: Collection[str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"{name!r} is none of {', '.join(names)}")
+        return name
+
+    return AfterValidator(check)
+
+
+class _Choices(BaseModel, strict=True):
+    n_clusters: int
+    clustering: str
+    preset: str
+    overrides: dict[str, Any]
+    seed: int | None = None
+
+
+class _Data(BaseModel, strict=True):
+    source: str
+    fingerprint: str
+    embedded: Annotated[str, _one_of(EMBEDDED)] | None
+
+
+class _Environment(BaseModel, strict=True):
+    python: str | None
+    packages: dict[str, str]
+    processor: str
+    threads: int
+
+
+class _Artefact(BaseModel, strict=True):
+    state: str
+    why: str
+    content: str
+    provenance: dict[str, Any] | None
+
+
+class _Record(BaseModel, strict=True):
+    """What run.json holds, see `pack.describe`."""
+
+    format: int
+    version: str
+    choices: _Choices
+    settings: dict[str, Any]
+    data: _Data
+    environment: _Environment
+    notebooks: Annotated[list[str], Field(min_length=1)]
+    artefacts: dict[Annotated[str, _one_of(artifacts.BY_NAME)], _Artefact]
+    numbers: dict[str, dict[str, Any]]
 
 
 class Verdict(NamedTuple):
@@ -52,8 +108,9 @@ def opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
     """The zip of a crate, sound and as it was packed, and what its run.json holds; InputError otherwise."""
     if not path.is_file():
         raise InputError(f"There is no crate {path}: name a .zip that `python -m pfiles pack` wrote.")
-    try:
-        with zipfile.ZipFile(path) as archive:
+    with ExitStack() as stack:
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(path))
             _refuse_names(archive, path)
             record = _json(archive, RECORD, path)
             if record.get("format") != FORMAT:
@@ -62,11 +119,24 @@ def opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
                     f"this version reads format {FORMAT}: use the version that packed it, or pack the run again."
                 )
             _refuse_edited(archive, path)
-            if lack := [name for name in NEEDED if not isinstance(record.get(name), dict | list)]:
-                raise InputError(f"{path} is not a crate of a run: {RECORD} lacks {', '.join(lack)}.")
-            yield archive, record
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise InputError(f"{path} is not a sound .zip file ({error}): get the crate again.") from error
+            _check(record, path)
+        except (*UNSOUND, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which a place before the file's begin is
+                raise
+            raise InputError(f"{path} is not a sound .zip file ({error}): get the crate again.") from error
+        yield archive, record
+
+
+def _check(record: Mapping[str, Any], path: Path) -> None:
+    """InputError where run.json does not hold what `pack.describe` writes, before anything is made of it."""
+    try:
+        _Record.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{path} is not a crate of a run: {where} in {RECORD} is wrong ({first['msg']}); get the crate again."
+        ) from None
 
 
 def _refuse_names(archive: zipfile.ZipFile, path: Path) -> None:
@@ -77,6 +147,8 @@ def _refuse_names(archive: zipfile.ZipFile, path: Path) -> None:
         leads_out = name.is_absolute() or ".." in name.parts or "\\" in info.filename or ":" in info.filename
         if leads_out or stat.S_ISLNK(info.external_attr >> 16):
             raise InputError(f"{path} holds {info.filename!r}, which leads out of the crate: do not trust it.")
+        if info.flag_bits & 1:
+            raise InputError(f"{path} holds {info.filename!r} encrypted: get the crate again, without a password.")
         if name in names:
             raise InputError(f"{path} holds {info.filename!r} twice: get the crate again.")
         names.add(name)
@@ -100,9 +172,8 @@ def _refuse_edited(archive: zipfile.ZipFile, path: Path) -> None:
     """InputError where a file is not the one that the crate's metadata describe."""
     graph = _json(archive, METADATA, path).get("@graph")
     entities = graph if isinstance(graph, list) else []
-    hashes = {
-        str(each.get("@id")): each.get("sha256") for each in entities if isinstance(each, dict) and "sha256" in each
-    }
+    described = [each for each in entities if isinstance(each, dict) and "sha256" in each]
+    hashes = {unquote(str(each.get("@id"))): each["sha256"] for each in described}
     members = {info.filename for info in archive.infolist() if not info.is_dir()} - {METADATA}
     if strange := sorted(members ^ hashes.keys()):
         where = "is not in it" if strange[0] in hashes else "was put into it"
@@ -135,7 +206,7 @@ def choices_for(archive: zipfile.ZipFile, record: Mapping[str, Any], out: Path, 
     if tiles is None:
         source, fingerprint = record["data"]["source"], record["data"]["fingerprint"]
         raise InputError(f"The crate holds no tiles: name {source} (fingerprint {fingerprint}) with --data.")
-    choices = {name: value for name, value in record["choices"].items() if name in CHOICES}
+    choices = {name: value for name, value in record["choices"].items() if name in _Choices.model_fields}
     return choices | {"overrides": dict(choices.get("overrides", {})), "data": str(tiles), "out": str(out)}
 
 

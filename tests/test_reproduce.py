@@ -1,5 +1,6 @@
 """A packed run is made again to the bit; what was changed is named; what is no sound crate is refused."""
 
+import hashlib
 import json
 import shutil
 import stat
@@ -21,7 +22,7 @@ ARTEFACTS = ["autoencoder", "training images", "clusters", "UNet after training"
              "UNet after finetuning2", "latent CSV", "generated images"]  # fmt: skip
 
 
-NOTEBOOKS = ["train_autoencoder", "save_training_images", *(f"clusters_14/part_{name}" for name in (
+NOTEBOOKS = ["train_autoencoder", "autoencoder_output", "save_training_images", *(f"clusters_14/part_{n}" for n in (
     "1_training", "2_finetuning1", "3_finetuning2", "5_latent_space_extraction", "6_conditional_generation", "10_SSIM"
 ))]  # fmt: skip
 
@@ -220,6 +221,44 @@ def with_format(members):
     }
 
 
+def forged(*keys, value):
+    """A crate whose run.json was changed, and the hash of it too."""
+
+    def change(members):
+        record, metadata = (json.loads(members[name]) for name in ("run.json", "ro-crate-metadata.json"))
+        inner = record
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+        members |= {"run.json": json.dumps(record).encode()}
+        for entity in metadata["@graph"]:
+            if entity["@id"] == "run.json":
+                entity["sha256"] = hashlib.sha256(members["run.json"]).hexdigest()
+        return members | {"ro-crate-metadata.json": json.dumps(metadata).encode()}
+
+    return lambda path, crate: rewritten(path, crate, change)
+
+
+def with_flag(path, crate):
+    """As if its members were encrypted."""
+    content = bytearray(crate.read_bytes())
+    for signature, offset in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
+        at = content.find(signature)
+        while at >= 0:
+            content[at + offset] |= 1
+            at = content.find(signature, at + 4)
+    path.write_bytes(content)
+    return path
+
+
+def flipped(path, crate):
+    """A bit in the packed content of run.json."""
+    content = bytearray(crate.read_bytes())
+    content[content.find(b"run.json") + 200] ^= 0xFF
+    path.write_bytes(content)
+    return path
+
+
 def linked(path, crate):
     shutil.copy(crate, path)
     info = zipfile.ZipInfo("data/tiles.npy")
@@ -255,6 +294,14 @@ SPOILT = {
     "a path of Windows": (lambda p, c: rewritten(p, c, lambda m: m | {"C:\\evil.npy": b""}), "leads out of the crate"),
     "a link": (linked, "leads out of the crate"),
     "no crate": (lambda p, c: rewritten(p, c, lambda m: {"notes.txt": b"hello"}), "is not a crate of a run"),
+    "a bit flipped": (flipped, "is not a sound .zip file"),
+    "encrypted": (with_flag, "encrypted: get the crate again"),
+    "its begin is missing": (lambda p, c: p.write_bytes(c.read_bytes()[9000:]) and p, "is not a sound .zip file"),
+    "an artefact of no name": (forged("artefacts", "evil", value={}), "artefacts.evil.[key] in run.json is wrong"),
+    "tiles of any path": (forged("data", "embedded", value="/etc/passwd"), "data.embedded in run.json is wrong"),
+    "choices of another kind": (forged("choices", value=[]), "choices in run.json is wrong"),
+    "no environment": (forged("environment", value={}), "environment.python in run.json is wrong"),
+    "nothing to run": (forged("notebooks", value=[]), "notebooks in run.json is wrong"),
     "cut off": (lambda p, c: p.write_bytes(c.read_bytes()[:-200]) and p, "is not a sound .zip file"),
     "absent": (lambda p, c: p, "There is no crate"),
 }  # fmt: skip
