@@ -21,12 +21,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from benchmarks.measure import device_name
 from pfiles.errors import InputError
 from pfiles.machine.runtime import derive_seed, make_generator, versions
-from pfiles.measuring.certificate import upper_limit
 from pfiles.measuring.memorisation import is_flat, nearest_in
 from pfiles.measuring.overlays import best_overlays
 from pfiles.measuring.planted import KINDS
@@ -156,7 +156,8 @@ def _in_all(report: dict[str, Any], number: int) -> dict[str, Any]:
     measured = sum(part["images"] for part in report["parts"])
     spent = sum(part["cpu_seconds"] for part in report["parts"])
     found, planted = (sum(counts) for counts in zip(*report["found"].values(), strict=True))
-    values = (found, planted, 1 - upper_limit(planted - found, planted, 0.05), measured, spent,
+    at_least = binomtest(found, planted, alternative="greater").proportion_ci(0.95, "exact").low
+    values = (found, planted, float(at_least), measured, spent,
               report["index"]["cpu_seconds"] + spent / measured * number)  # fmt: skip
     return dict(zip(TOTALS, values, strict=True))
 
