@@ -1,4 +1,7 @@
-"""Where a run's files lie, and how a file is written: whole or not at all."""
+"""Where a run's files lie, and how a file is written: whole or not at all.
+
+`Paths` has more members than other classes here, as it names each file and folder of a run.
+"""
 
 import glob
 import json

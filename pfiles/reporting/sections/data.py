@@ -1,4 +1,7 @@
-"""What the sections of a report compare, and how."""
+"""What the sections of a report compare, and how.
+
+`EvaluationData` has more members than other classes, as each is something that some measure needs.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
