@@ -15,7 +15,15 @@ import tifffile
 from PIL import Image, ImageCms
 
 from pfiles.errors import InputError
-from pfiles.tiles.files import bits_per_channel, has_colours, most_of_samples, without_unknown
+from pfiles.tiles.files import (
+    ALPHA,
+    as_stored,
+    bits_per_channel,
+    fourth_sample,
+    has_colours,
+    most_of_samples,
+    with_alpha,
+)
 from pfiles.tiles.pixels import to_8_bits
 from pfiles.tiles.scale import as_properties, mpp_of_dpi, mpp_of_tiff
 
@@ -27,13 +35,14 @@ TIFF_BEGINS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 class Plane:
     """A level: an array of any kind that slices, its axes such as "YXS", and the index of axes that are no colours.
 
-    most: what stands for full brightness.
+    most: what stands for full brightness. fourth: what the file says of a fourth sample, see `fourth_sample`.
     """
 
     array: Any
     axes: str
     index: Mapping[str, int]
     most: int
+    fourth: int = ALPHA
 
     @property
     def size(self) -> tuple[int, int]:
@@ -46,9 +55,8 @@ class Plane:
         part = np.asarray(self.array[tuple(places.get(axis, slice(None)) for axis in self.axes)])
         axes = [axis for axis in self.axes if axis not in self.index]
         part = part.transpose(axes.index("Y"), axes.index("X"), 3 - axes.index("Y") - axes.index("X"))
-        if part.dtype == np.uint8:
-            return np.ascontiguousarray(part)
-        return to_8_bits(part, self.most)
+        part = np.ascontiguousarray(part) if part.dtype == np.uint8 else to_8_bits(part, self.most)
+        return with_alpha(part, self.fourth)
 
 
 class ArraySlide:
@@ -118,7 +126,7 @@ def open_image(path: Path, page: int = 1) -> ArraySlide:
         profile = profile_of(image.info.get("icc_profile"))
         if not is_tiff(path):
             mpp = mpp_of_dpi(image.info.get("dpi"))
-        pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+        pixels = np.asarray(as_stored(image).convert("RGBA" if image.has_transparency_data else "RGB"))
     return ArraySlide([Plane(pixels, "YXS", {}, 255)], mpp, profile)
 
 
@@ -129,7 +137,7 @@ def _plane_of_page(page: tifffile.TiffPage, most: int | None, path: Path) -> Pla
             "can be read in one piece: write it as OME-TIFF."
         )
     axes = page.axes if page.photometric == tifffile.PHOTOMETRIC.RGB else page.axes.replace("S", "C")
-    return plane_of(without_unknown(page.asarray(), page), axes, {}, most, path)
+    return plane_of(page.asarray(), axes, {}, most, path, fourth_sample(page))
 
 
 def _many_bits(path: Path) -> str:
@@ -139,18 +147,20 @@ def _many_bits(path: Path) -> str:
     )
 
 
-def plane_of(array: Any, axes: str, index: Mapping[str, int], most: int | None, path: Path) -> Plane:
+def plane_of(
+    array: Any, axes: str, index: Mapping[str, int], most: int | None, path: Path, fourth: int = ALPHA
+) -> Plane:
     """A level, see `Plane`. InputError where it is no image in colour of 8 bits, or of 16 in a range that is told."""
-    colours = [axis for axis in axes if axis not in ("Y", "X", *index)]
-    samples = [array.shape[axes.index(axis)] for axis in colours]
-    if len(samples) != 1 or samples[0] not in ((3, 4) if colours == ["S"] else (3,)):  # four channels are no colours
-        count = "one channel" if math.prod(samples) == 1 else f"{math.prod(samples)} channels"
+    others = [axis for axis in axes if axis not in ("Y", "X", *index)]
+    counts = [array.shape[axes.index(axis)] for axis in others]
+    if len(counts) != 1 or counts[0] not in ((3, 4) if others == ["S"] else (3,)):  # four channels are no colours
+        count = "one channel" if math.prod(counts) == 1 else f"{math.prod(counts)} channels"
         raise InputError(f"{path} has {count}, but slides must be RGB: convert or leave it out.")
     if array.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{path} holds {array.dtype}, but slides must hold 8 or 16 bits per channel: convert it.")
     if array.dtype == np.uint16 and most is None:
         raise InputError(_many_bits(path))
-    return Plane(array, axes, index, most or 255)
+    return Plane(array, axes, index, most or 255, fourth)
 
 
 def numbered(pages: Sequence[Any], page: int, path: Path) -> Any:

@@ -25,6 +25,7 @@ ALIKE = 0.97  # correlation of these from which two tiles are near-copies
 PLAIN = 3.0  # levels by which the cells of a tile must differ, else it shows nothing that could be told again
 SHOWN, SIDE = 6, 128  # pairs in a picture, and px of a tile in it
 PATIENTS = re.compile(r"(TCGA-\w{2}-\w{4}|C3[LN]-\d{5}|GTEX-\w+?)(?=-|_|\.|$)", re.IGNORECASE)  # of public archives
+PAGES = re.compile(r"(.+)_page\d+$")  # as `gather` calls slides that lie in one file
 
 
 def copies(images: Images, test: np.ndarray, train: np.ndarray) -> np.ndarray:
@@ -154,9 +155,11 @@ def _limits_in_words(test: int, train: int, most: tuple[int, int]) -> str:
 
 
 def patients_on_both_sides(train: Iterable[str], test: Iterable[str]) -> list[str]:
-    """Patients of public archives, such as TCGA-D8-A73X, of whom the names of slides on both sides speak."""
+    """Whom names of slides on both sides speak of: patients of public archives, such as TCGA-D8-A73X, and files of
+    which several pages are slides."""
     first, second = (
-        {match[1].upper() for name in names if (match := PATIENTS.search(name))} for names in (train, test)
+        {match[1].upper() for name in names if (match := PATIENTS.search(name) or PAGES.match(name))}
+        for names in (train, test)
     )
     return sorted(first & second)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageFile
+from PIL import ExifTags, Image, ImageCms, ImageFile
 from torch import Tensor
 
 from pfiles.errors import InputError, extra
@@ -27,11 +27,18 @@ if TYPE_CHECKING:
     import tifffile
 
 BITS_PER_SAMPLE = 258  # tag of a TIFF
+NOTHING, MULTIPLIED, ALPHA = 0, 1, 2  # what it says of a fourth sample
+TURNED_BACK = {  # by a TIFF's Orientation, what undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}  # fmt: skip
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 UNREAD_SUFFIXES = (  # images of other types, which are named where they lie among those that are read
     ".bmp", ".gif", ".webp", ".jp2", ".j2k", ".jpx", ".jxl", ".jfif", ".heic", ".heif", ".avif", ".tga", ".ppm", ".pgm",
     ".pnm", ".psd", ".dds", ".exr", ".vsi", ".nd2", ".lif", ".isyntax", ".i2syntax", ".qptiff", ".lsm", ".oir", ".oib",
-    ".oif", ".sdpc", ".kfb", ".tmap", ".mds", ".zvi", ".ims", ".stk", ".btf", ".tf8",
+    ".oif", ".sdpc", ".kfb", ".tmap", ".mds", ".zvi", ".ims", ".stk", ".btf", ".tf8", ".jxr", ".wdp", ".hdp", ".j2c",
+    ".jpc", ".jpf", ".jpm", ".pbm", ".ico", ".svg", ".xcf", ".dicom", ".afi", ".ets", ".vmic", ".mcd", ".dv", ".r3d",
 )  # fmt: skip
 
 
@@ -134,14 +141,39 @@ def bits_per_channel(image: ImageFile.ImageFile) -> int:
     return 16 if any(";16" in repr(part.args) for part in image.tile) else max(bits)
 
 
+def orientation(image: Image.Image) -> int:
+    """By which number a TIFF asks to be turned, 1 where it does not; Pillow obeys, no other reader of slides does."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1) if image.format == "TIFF" else 1
+
+
+def as_stored(image: Image.Image) -> Image.Image:
+    """The image, decoded, its rows those of the file whatever its `orientation`."""
+    turn = TURNED_BACK.get(orientation(image))
+    image.load()
+    return image if turn is None else image.transpose(turn)
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of `as_stored`, which needs no decoding."""
+    return image.size[::-1] if orientation(image) > 4 else image.size
+
+
 def has_colours(image: Image.Image) -> bool:
     """Whether it is in RGB, with or without a palette or a fourth channel, be that alpha or of no stated meaning."""
     return image.mode in ("RGB", "RGBA", "RGBX", "P")
 
 
-def without_unknown(pixels: np.ndarray, page: "tifffile.TiffPage") -> np.ndarray:
-    """The pixels of a TIFF's page without a fourth channel that the file does not call alpha."""
-    return pixels.take(range(3), page.axes.index("S")) if page.photometric == 2 and 0 in page.extrasamples else pixels
+def fourth_sample(page: "tifffile.TiffPage") -> int:
+    """What a TIFF's page says of its fourth sample: NOTHING, that colours are MULTIPLIED by it, or that it is ALPHA."""
+    return int(next(iter(page.extrasamples), ALPHA))
+
+
+def with_alpha(pixels: np.ndarray, fourth: int) -> np.ndarray:
+    """uint8 pixels (H, W, 3 or 4) of a TIFF as RGB or RGBA, see `fourth_sample`."""
+    if fourth == MULTIPLIED and pixels.shape[2] == 4:
+        size = pixels.shape[1], pixels.shape[0]
+        return np.asarray(Image.frombytes("RGBa", size, pixels.tobytes()).convert("RGBA"))
+    return pixels[..., :3] if fourth == NOTHING else pixels
 
 
 def most_of_samples(page: "tifffile.TiffPage") -> int | None:
@@ -179,8 +211,8 @@ def decode(name: str, content: bytes, icc: bool = False) -> Decoded:
             if bits == 8:
                 pages = getattr(image, "n_frames", 1)
                 profile = image.info.get("icc_profile") or None
-                image.load()
-                colours = in_srgb(image, _transform_of(profile)) if icc and profile else image
+                stored = as_stored(image)
+                colours = in_srgb(stored, _transform_of(profile)) if icc and profile else stored
                 return Decoded(as_tensor(np.asarray(on_white(colours))[None])[0], pages, profile)
     except InputError:
         raise
@@ -204,7 +236,7 @@ def on_white(image: Image.Image) -> Image.Image:
 def _decode_many_bits(name: str, content: bytes, icc: bool) -> Decoded:
     """`decode` of a TIFF of more than 8 bits per channel."""
     pixels = most = profile = None
-    pages = 1
+    pages, fourth = 1, ALPHA
     if content.startswith((b"II", b"MM")):
         with extra("slides"):
             import tifffile
@@ -215,7 +247,7 @@ def _decode_many_bits(name: str, content: bytes, icc: bool) -> Decoded:
                     raise ValueError("Pillow does not know its kind")
                 if page.dtype != np.uint16:
                     raise ValueError(f"it holds {page.dtype}, where 8 or 16 bits per channel are read")
-                most, samples = most_of_samples(page), without_unknown(page.asarray(), page)
+                most, samples, fourth = most_of_samples(page), page.asarray(), fourth_sample(page)
                 pages, profile = len(file.pages), page.tags.valueof("InterColorProfile")
                 pixels = samples if page.axes.endswith("S") else np.moveaxis(samples, 0, -1)
         except Exception as error:  # a broken image raises errors of many kinds in tifffile
@@ -227,7 +259,7 @@ def _decode_many_bits(name: str, content: bytes, icc: bool) -> Decoded:
         )
     if pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
         raise InputError(f"{name} is of shape {pixels.shape}, but tiles must be RGB.")
-    image = Image.fromarray(to_8_bits(pixels, most))
+    image = Image.fromarray(with_alpha(to_8_bits(pixels, most), fourth))
     if icc and profile:
         try:
             image = in_srgb(image, _transform_of(profile))

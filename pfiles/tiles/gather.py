@@ -11,7 +11,7 @@ from PIL import Image
 from pfiles.errors import InputError, extra
 from pfiles.spreadsheet import composed, file_name
 from pfiles.tiles.companions import is_companion, word_at_end, word_beside_name
-from pfiles.tiles.files import UNREAD_SUFFIXES, types_in_words
+from pfiles.tiles.files import UNREAD_SUFFIXES, stored_size, types_in_words
 from pfiles.tiles.readers import open_slide, pages_of
 from pfiles.tiles.sources import walk
 from pfiles.tiles.thumbnails import thumbnails
@@ -88,6 +88,21 @@ def gather(paths: Sequence[Path], out: Path, page: int | None = 1, asked: Sequen
     if not gathered.slides:
         raise InputError(next(iter(gathered.unread.values()), f"{paths[0]} holds no slide.").removesuffix(".") + ".")
     return gathered
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that a slide consists of, of which `path` is one or the folder."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    if path.suffix.lower() == ".dcm":
+        return sorted(file for file in path.parent.iterdir() if file.suffix.lower() == ".dcm")
+    beside = path.with_suffix("") if path.suffix.lower() == ".mrxs" else path
+    return [path, *sorted(file for file in beside.rglob("*") if file.is_file())]
+
+
+def files_of_content(path: Path) -> list[Path]:
+    """What two slides must have in common to be one; the first file of a DICOM series, which names it, is enough."""
+    return [path] if path.suffix.lower() == ".dcm" else files_of(path)
 
 
 def _is_result(file: Path, root: Path) -> bool:
@@ -177,7 +192,7 @@ def _size_of(file: Path) -> tuple[int, int] | None:
     try:
         if file.suffix.lower() in PLAIN_SUFFIXES:
             with suppress(Image.DecompressionBombError), Image.open(file) as image:  # the header alone
-                return image.size  # one with more pixels than Pillow opens may still be a pyramid
+                return stored_size(image)  # one with more pixels than Pillow opens may still be a pyramid
         with open_slide(file) as slide:
             width, height = slide.level_dimensions[0]
             return width, height

@@ -12,9 +12,9 @@ import numpy as np
 import tifffile
 
 from pfiles.errors import InputError, extra
-from pfiles.tiles.arrays import ArraySlide, numbered, plane_of, profile_of
+from pfiles.tiles.arrays import ArraySlide, Plane, numbered, plane_of, profile_of
 from pfiles.tiles.companions import is_companion
-from pfiles.tiles.files import most_of_samples
+from pfiles.tiles.files import ALPHA, fourth_sample, most_of_samples
 from pfiles.tiles.scale import both, microns, mpp_of_tiff
 
 
@@ -22,7 +22,7 @@ from pfiles.tiles.scale import both, microns, mpp_of_tiff
 class _Image:
     """An image of an OME file: its levels as arrays, their axes, the index of other axes than colours, its scale.
 
-    most: what stands for full brightness, where it says so. profile: of its colours.
+    most: what stands for full brightness, where it says so. profile: of its colours. fourth: see `Plane`.
     """
 
     levels: Callable[[int | None], Sequence[Any]]
@@ -31,6 +31,12 @@ class _Image:
     most: int | None
     mpp: tuple[float, float] | None
     profile: bytes | None = None
+    fourth: int = ALPHA
+
+    def planes(self, path: Path) -> list[Plane]:
+        """Its levels; InputError where they are no image in colour, see `plane_of`."""
+        levels = self.levels(self.most)
+        return [plane_of(level, self.axes, self.index, self.most, path, self.fourth) for level in levels]
 
 
 def _planes_of_axes(axes: str, shape: Sequence[int]) -> list[dict[str, int]]:
@@ -58,6 +64,7 @@ def tiff_images(file: tifffile.TiffFile) -> list[_Image]:
         most = 2**bits - 1 if bits > 8 else most_of_samples(series.keyframe)
         profile = series.keyframe.tags.valueof("InterColorProfile")
         mpp = both(*sizes) or mpp_of_tiff(series.keyframe)
+        fourth = fourth_sample(series.keyframe)
 
         def levels(most: int | None, series: tifffile.TiffPageSeries = series) -> list[Any]:
             white = most or 255
@@ -65,7 +72,7 @@ def tiff_images(file: tifffile.TiffFile) -> list[_Image]:
             return [_zarr().open_array(store, mode="r") for store in stores]
 
         for index in _planes_of_axes(series.axes, series.shape):
-            images.append(_Image(levels, series.axes, index, most, mpp, profile))
+            images.append(_Image(levels, series.axes, index, most, mpp, profile, fourth))
     return images
 
 
@@ -73,8 +80,7 @@ def open_ome(path: Path, page: int = 1) -> ArraySlide:
     """An image of an OME-TIFF with all its levels; page: from 1, among all but companions."""
     file = tifffile.TiffFile(path)
     image = numbered(tiff_images(file), page, path)
-    planes = [plane_of(level, image.axes, image.index, image.most, path) for level in image.levels(image.most)]
-    return ArraySlide(planes, image.mpp, profile_of(image.profile), file.close)
+    return ArraySlide(image.planes(path), image.mpp, profile_of(image.profile), file.close)
 
 
 def _zarr() -> Any:
@@ -130,7 +136,7 @@ def open_zarr(path: Path, page: int = 1) -> ArraySlide:
     """An image of an OME-Zarr with all its levels; page: from 1, among all but companions."""
     try:
         image = numbered(zarr_images(path), page, path)
-        planes = [plane_of(level, image.axes, image.index, image.most, path) for level in image.levels(image.most)]
+        planes = image.planes(path)
     except InputError:
         raise
     except Exception as error:  # broken metadata raise errors of many kinds

@@ -16,7 +16,7 @@ from pfiles.errors import InputError, extra
 from pfiles.tiles.colours import in_srgb, srgb_transform
 
 BLOCK = 2048  # px of a level that are read at once: as large as a block of all its tiles may be
-PALETTE = 3  # a TIFF's number for colours by a table
+COLOURS = (2, 3, 6)  # a TIFF's numbers for RGB, a palette and YCbCr
 SNAP = 0.01  # a scale this near to a whole number is taken for one
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it finds damaged, `open_slide` says
@@ -121,8 +121,9 @@ def _open(path: Path, page: int) -> SlideReader:
                 if file.is_ome:
                     return ome.open_ome(path, page)
                 first = file.pages.first
-                is_other = first.bitspersample > 8 or (first.samplesperpixel < 3 and first.photometric != PALETTE)
+                is_other = first.bitspersample > 8 or first.photometric not in COLOURS
                 is_other |= arrays.has_several_pyramids(file) or 0 in first.extrasamples
+                is_other |= first.tags.valueof("Orientation", 1) > 1  # by which OpenSlide turns each tile in its place
         if vendor is None or page > 1 or is_other:
             return arrays.open_image(path, page)
     return jpeg_slide.JpegSlide(path) if vendor in jpeg_slide.VENDORS else openslide.OpenSlide(path)

@@ -25,7 +25,7 @@ from pfiles.spreadsheet import composed, file_name, read_table, write_csv
 from pfiles.tiles import slide_table
 from pfiles.tiles.coordinates import no_places, read_coordinates
 from pfiles.tiles.croissant import describe_tiles
-from pfiles.tiles.gather import SlideFile, gather, name_of
+from pfiles.tiles.gather import SlideFile, files_of, files_of_content, gather, name_of
 from pfiles.tiles.join import BUSY, about_part, share_of
 from pfiles.tiles.readers import open_slide, profile_name
 from pfiles.tiles.regions import read_regions
@@ -159,16 +159,18 @@ def _refuse_doubled_names(slides: Sequence[SlideFile], remedy: str) -> None:
 
 def _copies_of_files(slides: Sequence[SlideFile], patients: Mapping[str, str]) -> dict[str, str]:
     """Why slides whose files have the same content as an earlier one's are left out, by name."""
+    files = {slide: files_of_content(slide.path) for slide in slides}
     by_size: dict[int, list[SlideFile]] = {}
-    for slide in slides:
-        if slide.path.is_file():
-            by_size.setdefault(slide.path.stat().st_size, []).append(slide)
+    for slide, of_slide in files.items():
+        by_size.setdefault(sum(file.stat().st_size for file in of_slide), []).append(slide)
     firsts: dict[tuple[str, int], SlideFile] = {}
     copies = {}
     for slide in (slide for of_size in by_size.values() if len(of_size) > 1 for slide in of_size):
-        with open(slide.path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        first = firsts.setdefault((content, slide.page), slide)
+        content = hashlib.sha256()
+        for path in files[slide]:
+            with open(path, "rb") as file:
+                content.update(hashlib.file_digest(file, "sha256").digest())
+        first = firsts.setdefault((content.hexdigest(), slide.page), slide)
         if first is not slide:
             copies[slide.name] = f"it is the same file as {first.name}"
             if patients[first.name] != patients[slide.name]:
@@ -179,21 +181,11 @@ def _copies_of_files(slides: Sequence[SlideFile], patients: Mapping[str, str]) -
     return copies
 
 
-def _files_of(path: Path) -> list[Path]:
-    """The files that a slide consists of, of which `path` is one or the folder."""
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
-    if path.suffix.lower() == ".dcm":
-        return sorted(file for file in path.parent.iterdir() if file.suffix.lower() == ".dcm")
-    beside = path.with_suffix("") if path.suffix.lower() == ".mrxs" else path
-    return [path, *sorted(file for file in beside.rglob("*") if file.is_file())]
-
-
 def _state(slide: SlideFile, tiling: Tiling) -> str:
     """What tells a slide, its page and its scale from others, also from one that took its place under the same date."""
     choices = (tiling.mpp_of_slide, tiling.regions, tiling.coordinates)
     of_user = [choice for choice in choices if choice is not None]
-    about = (*map(_state_of_file, _files_of(slide.path)), slide.page, *of_user)
+    about = (*map(_state_of_file, files_of(slide.path)), slide.page, *of_user)
     return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
 

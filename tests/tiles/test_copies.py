@@ -9,8 +9,9 @@ from PIL import Image
 
 from pfiles.__main__ import main
 from pfiles.errors import InputError
-from pfiles.tiles import copies
+from pfiles.tiles import copies, tiler
 from pfiles.tiles.dataset import load_tiles
+from pfiles.tiles.gather import SlideFile
 from pfiles.tiles.pixels import as_array, as_tensor
 from pfiles.tiles.slides import Tiling
 from pfiles.tiles.tiler import tile_slides
@@ -109,6 +110,27 @@ def test_the_same_file_under_two_names_is_cut_once(tmp_path, capsys):
     (tmp_path / "t.csv").write_text("slide,patient\na,p1\nb,p2\nc,p3\n")
     assert main([*command, "--slides-csv", str(tmp_path / "t.csv")]) == 2
     assert "b and c are the same file, but of the patients 'p2' and 'p3'" in capsys.readouterr().err
+
+
+def test_slides_of_many_files_are_compared_by_all_of_them(tmp_path, capsys):
+    """Two MRXS may have one index and other data; a copy of an OME-Zarr is one in all of its files."""
+    for name, content in (("a", b"1"), ("b", b"2"), ("c", b"2")):
+        (tmp_path / f"{name}.mrxs").write_bytes(b"index")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "Data0000.dat").write_bytes(content)
+        (tmp_path / f"{name}.zarr" / "0").mkdir(parents=True)
+        (tmp_path / f"{name}.zarr" / "0" / "0.0").write_bytes(content)
+    for suffix in (".mrxs", ".zarr"):
+        slides = [SlideFile(tmp_path / f"{name}{suffix}", name) for name in "abc"]
+        assert tiler._copies_of_files(slides, dict.fromkeys("abc", "")) == {"c": "it is the same file as b"}
+
+
+def test_pages_of_one_file_on_both_sides_are_told(tmp_path, capsys):
+    sections = np.stack([island(512, 512, 64, 64, 300, 300, seed) for seed in range(2)])
+    tifffile.imwrite(tmp_path / "z.tif", sections, photometric="rgb")
+    tile_slides([tmp_path / "z.tif"], tmp_path / "out", Tiling(0.5, 64, mpp_of_slide=0.5, page=None))
+    assert "look like one patient, Z, are among training and test tiles" in capsys.readouterr().out
+    assert not copies.patients_on_both_sides(["a_page1", "b"], ["c_page1", "b_page"])
 
 
 def test_slides_that_are_not_split_have_no_copies_over_a_split(tmp_path, capsys):

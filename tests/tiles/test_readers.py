@@ -93,11 +93,51 @@ def test_a_fourth_channel_that_is_no_alpha_changes_no_colour(tmp_path, bits, til
     if bits == 16:
         samples = samples * np.uint16(257)
         options["extratags"] = [(281, "H", 4, (65535,) * 4, True)]
-    tifffile.imwrite(tmp_path / "a.tif", samples, **options, **({"tile": (128, 128)} if tiled else {}))
-    with open_slide(tmp_path / "a.tif") as slide:
-        np.testing.assert_array_equal(read_rgb(slide, 0, 0, 0, 300, 200), image)
+    options |= {"tile": (128, 128)} if tiled else {}
+    tifffile.imwrite(tmp_path / "a.tif", samples, **options)
+    tifffile.imwrite(tmp_path / "a.ome.tif", samples, **options | {"metadata": {"axes": "YXS"}})
+    for name in ("a.tif", "a.ome.tif"):
+        with open_slide(tmp_path / name) as slide:
+            np.testing.assert_array_equal(read_rgb(slide, 0, 0, 0, 300, 200), image)
     content = (tmp_path / "a.tif").read_bytes()
     np.testing.assert_array_equal(decode("a.tif", content).image.permute(1, 2, 0), image)
+
+
+@pytest.mark.parametrize("kind", ["ome 8", "ome 16", "tiff 16"])
+def test_colours_that_are_multiplied_by_alpha_are_divided_by_it(tmp_path, kind):
+    """A half transparent pixel of (100, 50, 150), stored as (50, 25, 75), is (178, 153, 203) on white glass."""
+    path, options = tmp_path / ("a.ome.tif" if "ome" in kind else "a.tif"), {}
+    samples = np.full((64, 64, 4), (50, 25, 75, 128), np.uint8)
+    if "16" in kind:
+        samples = samples * np.uint16(257)
+        options["extratags"] = [(281, "H", 4, (65535,) * 4, True)]
+    metadata = {"axes": "YXS"} if "ome" in kind else None
+    tifffile.imwrite(path, samples, photometric="rgb", extrasamples=["assocalpha"], metadata=metadata, **options)
+    with open_slide(path) as slide:
+        pixels = np.asarray(read_rgb(slide, 0, 0, 0, 64, 64)).astype(int)
+    assert np.abs(pixels - (178, 153, 203)).max() <= 1
+    tile = decode(path.name, path.read_bytes()).image.permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(tile - (178, 153, 203)).max() <= 1
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+@pytest.mark.parametrize("kind", ["tiles", "strips", "jpeg tiles", "16 bits"])
+def test_rows_are_those_of_the_file_whatever_its_orientation(tmp_path, tag, kind):
+    """Pillow turns such an image, and OpenSlide each of its tiles."""
+    image, options = tissue(200, 300), {"tiles": {"tile": (128, 128)}, "jpeg tiles": {"tile": (128, 128)}}
+    tags, wide = [(274, "H", 1, tag, True)], kind == "16 bits"
+    tifffile.imwrite(
+        tmp_path / "a.tif", image * np.uint16(257) if wide else image, photometric="rgb", metadata=None,
+        compression="jpeg" if kind == "jpeg tiles" else None,
+        extratags=[*tags, (281, "H", 3, (65535,) * 3, True)] if wide else tags, **options.get(kind, {}),
+    )  # fmt: skip
+    with open_slide(tmp_path / "a.tif") as slide:
+        assert slide.level_dimensions[0] == (300, 200)
+        pixels = np.asarray(read_rgb(slide, 0, 0, 0, 300, 200)).astype(int)
+    assert np.abs(pixels - image).mean() < (4 if kind == "jpeg tiles" else 1e-9)
+    if kind != "jpeg tiles":
+        tile = decode("a.tif", (tmp_path / "a.tif").read_bytes()).image.permute(1, 2, 0)
+        np.testing.assert_array_equal(tile, image)
 
 
 def test_four_channels_that_are_no_colours_are_refused(tmp_path):
@@ -117,6 +157,12 @@ def test_four_channels_that_are_no_colours_are_refused(tmp_path):
 def test_other_colours_are_refused(tmp_path, mode):
     Image.fromarray(tissue(64, 64)).convert(mode).save(tmp_path / "a.tif")
     with pytest.raises(InputError, match=rf"a\.tif has the colour mode {mode}, but slides must be RGB|has one channel"):
+        open_slide(tmp_path / "a.tif").__enter__()
+
+
+def test_tiled_images_of_other_colours_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", tissue(64, 64), photometric="cielab", tile=(64, 64), metadata=None)
+    with pytest.raises(InputError, match="has the colour mode LAB, but slides must be RGB"):
         open_slide(tmp_path / "a.tif").__enter__()
 
 
