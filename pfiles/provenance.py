@@ -15,7 +15,9 @@ from pfiles.settings import Settings
 if TYPE_CHECKING:
     from pfiles.tiles.dataset import Tiles
 
-MOVED = {"data.fingerprint": "data.source", "start_weights": "settings.start_from"}  # same content, whatever its place
+SAME_CONTENT = {  # what may differ beside content that is the same
+    "data.fingerprint": ("data.source", "data.profiles"), "start_weights": ("settings.start_from",),
+}  # fmt: skip
 IGNORED = ("seed", "settings.precision")  # may differ between the run that made a file and the run that reads it
 GENERATED_WITH, MADE_FROM = "generated_with.json", "made_from.json"  # in folders of generated and of training images
 FIELDS = {"settings": "settings", "data": "data", "seed": "seed", "starts_from": "parents"}  # by their names in JSON
@@ -25,7 +27,8 @@ FIELDS = {"settings": "settings", "data": "data", "seed": "seed", "starts_from":
 class Provenance:
     """What a file was made from, in plain values; what is not known is None.
 
-    settings: the groups of settings that count, by name. data: "source", "fingerprint" and number of "training tiles".
+    settings: the groups of settings that count, by name. data: "source", "fingerprint", number of "training tiles",
+    and "profiles", the names of files' colour profiles with the number of tiles of each, where there are any.
     parents: the fingerprint of each network that it was made with, by name ("starts_from" in JSON).
     inputs: whatever else counts, such as n_clusters, clustering, sampler.
     """
@@ -65,6 +68,8 @@ class Provenance:
         if settings.start_from is not None:
             counting["start_from"] = settings.start_from
         data = {"source": tiles.source, "fingerprint": tiles.fingerprint(), "training tiles": len(tiles.train)}
+        if tiles.profiles.keys() - {"none"}:
+            data["profiles"] = sorted(tiles.profiles.items())
         note = {"settings": counting, "data": data, "seed": seed, "starts_from": dict(parents or {}), **inputs}
         return cls.from_note(json.loads(json.dumps(note)))  # as a file gives it back: lists, not tuples
 
@@ -95,9 +100,9 @@ class Provenance:
             then |= {name: value for name, value in _published().items() if name in now and _is_newer(name, then)}
         names = then.keys() & now.keys() if shared else then.keys() | now.keys()
         different = {name: (then.get(name), now.get(name)) for name in sorted(names) if then.get(name) != now.get(name)}
-        for content, place in MOVED.items():
+        for content, others in SAME_CONTENT.items():
             if content in names and content not in different:
-                different.pop(place, None)
+                different = {name: values for name, values in different.items() if name not in others}
         return different
 
 

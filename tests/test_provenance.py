@@ -11,6 +11,8 @@ def test_one_sentence_names_what_differs(capsys):
     recorded = Provenance.from_note(note)
     assert recorded.as_note() == note
     require_same_run(recorded, Provenance(data={"source": "renamed", "fingerprint": "x"}), "the file")
+    with_profiles = Provenance(data=note["data"] | {"profiles": [["none", 3], ["sRGB", 4]]})
+    assert recorded.without("seed", "settings").differences(with_profiles) == {}
     other = Provenance(data={"source": "b", "fingerprint": "y"}, settings={"a": {"b": [1, 3]}})
     with pytest.raises(InputError) as refused:
         require_same_run(recorded, other, "It")

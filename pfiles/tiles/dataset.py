@@ -7,10 +7,10 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -51,6 +51,7 @@ class Tiles:
     patients: (N,) str, "" where unknown; None where none is known.
     state: a hash of the paths, sizes and times of the files that were read; None where it cannot be relied on.
     pictures: the folder of the slides' pictures that `tile_slides` wrote; None where there is none.
+    profiles: how many tiles are of files with which colour profile, as `Source` has them; empty where none is known.
     """
 
     images: Images
@@ -62,6 +63,7 @@ class Tiles:
     state: str | None = None
     patients: np.ndarray | None = None
     pictures: Path | None = None
+    profiles: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def mpp(self) -> float | None:
@@ -213,6 +215,7 @@ def load_tiles(
     data = data_or_default(data)
     images: Images
     positions = labels = patients = state = said = pictures = None
+    profiles: Mapping[str, int] = {}
     if data in EMBEDDED:
         read, source = EMBEDDED[data]
         images, train, test, positions = read()
@@ -220,7 +223,7 @@ def load_tiles(
     else:
         path = ROOT / expand(data)
         tiles, source = read_source(path, icc), path.name
-        images, labels, state = tiles.images, tiles.labels, tiles.state
+        images, labels, state, profiles = tiles.images, tiles.labels, tiles.state, tiles.profiles
         if tiles.positions is not None:
             positions = tiles.positions
             in_train, in_test, said = split_by_patient(positions, tiles.patients)
@@ -254,7 +257,7 @@ def load_tiles(
         _refuse_copies(images, train, test, tiles)
     if len(used) < len(train):
         print(f"Using {len(used)} of {len(train)} training tiles, evenly spaced (setting max_train_tiles).")
-    return Tiles(images, used, test, source, positions, labels, state, patients, pictures)
+    return Tiles(images, used, test, source, positions, labels, state, patients, pictures, profiles)
 
 
 def _refuse_copies(images: Images, train: np.ndarray, test: np.ndarray, source: Source) -> None:

@@ -4,7 +4,7 @@ import io
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
@@ -50,6 +50,13 @@ class Decoded(NamedTuple):
     profile: bytes | None = None
 
 
+class Stack(NamedTuple):
+    """Images as uint8 (N, 3, S, S), and how many of their files have which colour profile, by its name or "none"."""
+
+    images: Tensor
+    profiles: Mapping[str, int]
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """Inside the block libraries do not warn, and an image that claims far more pixels than a tile has is an error."""
@@ -59,8 +66,8 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def read_files(files: Sequence[Path], where: Path, icc: bool = False) -> Tensor:
-    """Image files as uint8 (N, 3, S, S), see `stack_tiles`; icc: see `decode`.
+def read_files(files: Sequence[Path], where: Path, icc: bool = False) -> Stack:
+    """Image files of one size, see `stack_tiles`; icc: see `decode`.
 
     They are decoded by as many threads as there are cores, a few hundred at a time, to hold memory down.
     """
@@ -79,8 +86,8 @@ def is_image_name(name: PurePath) -> bool:
 
 
 @quietly()
-def stack_tiles(tiles: Iterator[tuple[str, Decoded]], count: int, where: Path, icc: bool = False) -> Tensor:
-    """`count` named images (3, S, S) as uint8 (N, 3, S, S).
+def stack_tiles(tiles: Iterator[tuple[str, Decoded]], count: int, where: Path, icc: bool = False) -> Stack:
+    """`count` named images (3, S, S) as one.
 
     It says how many files hold several pages, and which colour profiles they have. icc: whether they were brought to
     sRGB. InputError where there is none, or they are not square and of one size.
@@ -118,7 +125,7 @@ def stack_tiles(tiles: Iterator[tuple[str, Decoded]], count: int, where: Path, i
             "Their colours were brought to sRGB" if icc else "They are read as they are: the setting icc changes that"
         )
         print(f"The tiles in {where} {differ}: {kinds}. {done}.")
-    return images
+    return Stack(images, names)
 
 
 @lru_cache(16)
@@ -306,7 +313,7 @@ def refuse_other_images(folder: Path, numbers: Iterable[int]) -> None:
 def read_images(files: Iterable[Path]) -> Tensor:
     """Image files of one size as uint8 (N, 3, H, W)."""
     files = list(files)
-    return read_files(files, files[0].parent)
+    return read_files(files, files[0].parent).images
 
 
 def load_pairs(originals: Path, generated: Path) -> tuple[list[str], Tensor, Tensor]:

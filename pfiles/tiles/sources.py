@@ -4,10 +4,12 @@ import hashlib
 import os
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from pfiles.errors import InputError
+from pfiles.paths import read_json
 from pfiles.spreadsheet import columns_of, composed, file_name, numbers, parse_table, read_table
 from pfiles.tiles.files import decode, is_image_name, quietly, read_files, stack_tiles, types_in_words
 from pfiles.tiles.mapped import Images, MappedParts
@@ -40,6 +43,7 @@ class Source:
     labels: (N,) str, "" where unknown; None where no labels were given.
     state: what tells the files apart from later versions of them; None where that cannot be relied on.
     positions, patients: of tiles that were cut from slides, as `Tiles` holds the former; the latter "" where unknown.
+    profiles: how many tiles are of files with which colour profile, by its name or "none".
     """
 
     images: Images
@@ -48,6 +52,7 @@ class Source:
     state: str | None = None
     positions: np.recarray | None = None
     patients: Sequence[str] = ()
+    profiles: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_source(path: Path, icc: bool = False) -> Source:
@@ -125,7 +130,16 @@ def _read_cut(folder: Path) -> Source:
         raise InputError(f"{folder / TABLE} has {len(rows)} rows for {len(images)} tiles: cut the tiles anew.")
     labels = rows["label"].to_numpy(str) if "label" in rows else None
     patients = rows["patient"].tolist() if "patient" in rows else [""] * len(rows)
-    return Source(images, (), labels, state, positions, patients)
+    about = read_json(folder / ABOUT, {})
+    profiles = Counter(rows["slide"].map({slide: _profile_of(about, slide) for slide in rows["slide"].unique()}))
+    return Source(images, (), labels, state, positions, patients, profiles)
+
+
+def _profile_of(about: Mapping[str, Any], slide: str) -> str:
+    """The name of a slide's colour profile as `tile_slides` noted it, "none" where it did not."""
+    with suppress(KeyError, TypeError):
+        return str(about["notes"][slide]["profile"] or "none")
+    return "none"
 
 
 def read_tile_table(path: Path) -> pd.DataFrame:
@@ -165,8 +179,8 @@ def _read_folder(folder: Path, icc: bool) -> Source:
     _tell_unread(files, folder)
     paths = [files[name] for name in names]
     state = _state(paths, icc)
-    images = read_files(paths, folder, icc)
-    return Source(images, names, _labels_among(files, folder, names), state)
+    images, profiles = read_files(paths, folder, icc)
+    return Source(images, names, _labels_among(files, folder, names), state, profiles=profiles)
 
 
 def _tell_unread(names: Iterable[PurePosixPath], where: Path) -> None:
@@ -254,7 +268,8 @@ def _read_zip(path: Path, icc: bool) -> Source:
             texts = [f"{path}:{name}" for name in names]
             pairs = zip(texts, names, strict=True)
             tiles = ((text, decode(text, archive.read(members[name]), icc)) for text, name in pairs)
-            return Source(stack_tiles(tiles, len(names), path, icc), names, labels, state)
+            images, profiles = stack_tiles(tiles, len(names), path, icc)
+            return Source(images, names, labels, state, profiles=profiles)
     except InputError:
         raise
     except Exception as error:  # a broken archive raises errors of many kinds in zipfile

@@ -14,6 +14,8 @@ from pytorch_msssim import ms_ssim
 
 from pfiles.errors import InputError
 from pfiles.measuring import pairs
+from pfiles.provenance import Provenance
+from pfiles.settings import Settings
 from pfiles.tiles import files, pixels, sources
 from pfiles.tiles.dataset import load_tiles
 from pfiles.tiles.files import decode
@@ -155,7 +157,10 @@ def test_mixed_colour_profiles_of_tiles_are_told(tmp_path, capsys):
     for i, tile in enumerate(make_tiles(30)):
         options = {"icc_profile": bytes(profiles[i % 2])} if i % 3 else {}
         Image.fromarray(tile).save(tmp_path / f"{i:02}.png", **options)
-    load_tiles(tmp_path, 48)
+    tiles = load_tiles(tmp_path, 48)
+    assert tiles.profiles == {"none": 10, "sRGB built-in": 20}
+    noted = Provenance.of(Settings(), (), tiles, 1)
+    assert noted.data["profiles"] == [["none", 10], ["sRGB built-in", 20]]
     printed = capsys.readouterr().out
     assert "differ in their colour profiles, and their colours with them: none (10), sRGB built-in (20)." in printed
     assert "the setting icc changes that" in printed

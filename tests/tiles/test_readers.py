@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 from PIL import Image, ImageCms
@@ -11,6 +12,7 @@ from pfiles.__main__ import main
 from pfiles.errors import InputError
 from pfiles.tiles.files import decode
 from pfiles.tiles.readers import open_slide, pages_of, profile_name, read_rgb, thumbnail
+from pfiles.tiles.sources import read_source
 from tests.tiles.conftest import island, tissue, wide_profile, write_slide
 
 
@@ -55,6 +57,9 @@ def test_mixed_colour_profiles_are_told(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "The slides differ in their colour profiles" in printed
     assert "none (1)" in printed
+    profiles = read_source(tmp_path / "out").profiles
+    assert profiles.keys() == {"none", "sRGB built-in"}
+    assert sum(profiles.values()) == len(pd.read_csv(tmp_path / "out" / "tiles.csv"))
     assert main([*command, "--size", "64", "--icc"]) == 0
     assert "colour profiles" not in capsys.readouterr().out
 
