@@ -37,6 +37,7 @@ NUCLEUS_SMOOTHING_PX = 1.0  # standard deviation of the Gaussian over the haemat
 NUCLEUS_SURROUNDINGS_PX = 8.0  # likewise for the surroundings that a nucleus must be darker than
 NUCLEUS_CONTRAST_OD = 0.03  # by how much
 NUCLEUS_MIN_PX = 20  # smaller objects are no nuclei
+BLACK, COLOURLESS = 60, 15  # levels below which no tissue lies: of the brightest colour, and between it and the darkest
 BACKGROUND_LEVEL = 175  # of 255: background is where no colour is darker, about 70 % of the light
 CROSS = np.pad([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]], ((1, 1), (0, 0), (0, 0)))  # never reaches another image
 RESAMPLES = 1000  # of the bootstrap, and random halvings for the floor
@@ -61,14 +62,18 @@ def nucleus_threshold(images: Tensor) -> float:
     """The haematoxylin density that best parts nuclei from the rest (Otsu 1979, over all pixels of 500 images).
 
     images: uint8 (N, 3, H, W), the real ones. One threshold has to serve all sets that are compared: a threshold that
-    follows each image, or each set, would hide the very differences looked for.
+    follows each image, or each set, would hide the very differences looked for. Black pixels, of a border or of what was
+    never scanned, do not count: they would be taken for the nuclei.
     """
     with extra("metrics"):
         from skimage.filters import threshold_otsu
 
     _check(images)
     images = images[evenly_spaced(len(images), 500)]
-    return float(threshold_otsu(_blur(stains(images)[..., 0], NUCLEUS_SMOOTHING_PX)))
+    density = _blur(stains(images)[..., 0], NUCLEUS_SMOOTHING_PX)
+    brightest, darkest = images.amax(1), images.amin(1)
+    is_tissue = ((brightest >= BLACK) | (brightest - darkest >= COLOURLESS)).numpy()
+    return float(threshold_otsu(density[is_tissue] if is_tissue.any() else density))
 
 
 def measure(images: Tensor, nucleus_od: float = NUCLEUS_OD) -> pd.DataFrame:

@@ -106,7 +106,11 @@ def test_rows_do_not_depend_on_the_batch(monkeypatch):
 
 def test_the_threshold_lies_between_nuclei_and_the_rest():
     images = torch.cat([image_of(h + 0.6 * discs([(20, 20), (44, 40)], 8)) for h in (0.1, 0.12, 0.14)])
-    assert 0.2 < morphometry.nucleus_threshold(images) < 0.6
+    threshold = morphometry.nucleus_threshold(images)
+    assert 0.2 < threshold < 0.6
+    plain = [torch.full((1, 3, 64, 64), level, dtype=torch.uint8) for level in (0, 30)]
+    assert morphometry.nucleus_threshold(torch.cat([images, *plain])) == threshold  # black tiles are no nuclei
+    assert morphometry.nucleus_threshold(torch.cat(plain)) >= 0
 
 
 @pytest.mark.parametrize(
