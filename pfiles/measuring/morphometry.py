@@ -62,8 +62,8 @@ def nucleus_threshold(images: Tensor) -> float:
     """The haematoxylin density that best parts nuclei from the rest (Otsu 1979, over all pixels of 500 images).
 
     images: uint8 (N, 3, H, W), the real ones. One threshold has to serve all sets that are compared: a threshold that
-    follows each image, or each set, would hide the very differences looked for. Black pixels, of a border or of what was
-    never scanned, do not count: they would be taken for the nuclei.
+    follows each image, or each set, would hide the very differences looked for. Black pixels, of a border or of what
+    was never scanned, do not count: they would be taken for the nuclei.
     """
     with extra("metrics"):
         from skimage.filters import threshold_otsu

@@ -48,6 +48,8 @@ def polygons_in(path: Path) -> tuple[Polygon, ...]:
 
 
 def _geometries(content: Any) -> list[dict[str, Any]]:
+    if content is None:  # a feature may have no place
+        return []
     if isinstance(content, list):
         return [geometry for item in content for geometry in _geometries(item)]
     kind = content["type"]

@@ -20,6 +20,7 @@ FORMS = {
     "list": [FEATURE],
     "collection": {"type": "FeatureCollection", "features": [FEATURE]},
     "multi": {"type": "Feature", "geometry": {"type": "MultiPolygon", "coordinates": [SQUARE]}},
+    "without a place": [{"type": "Feature", "geometry": None, "properties": {}}, FEATURE],
     "with a point": [FEATURE, {"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 1]}}],
     "with an empty polygon": {"type": "MultiPolygon", "coordinates": [[], SQUARE]},
 }

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import scipy
 
 from benchmarks.tissue import HOLE, KINDS, SPECK, overlap, thumbnail
-from pfiles.tiles.tissue import doubt, measure_glass, tissue_mask
+from pfiles.tiles.tissue import _wider, doubt, measure_glass, tissue_mask
 from tests.tiles.conftest import GLASS, tissue
 
 
@@ -87,3 +88,10 @@ def test_nearly_all_tissue_is_doubted():
     true = thumbnail("neutral glass")[1]
     assert doubt(true) is None
     assert doubt(np.pad(np.ones((100, 100), bool), 1)) is None
+
+
+@pytest.mark.parametrize("pixels", [0, 1, 3])
+def test_masks_are_widened_as_scipy_does(pixels):
+    mask = np.random.default_rng(pixels).random((40, 60)) < 0.02
+    wide = scipy.ndimage.binary_dilation(mask, iterations=pixels) if pixels else mask
+    np.testing.assert_array_equal(_wider(mask, pixels), wide)
