@@ -1,5 +1,6 @@
 """What the authors published: found in folders and zips, checked, and put where a run of the paper looks for it."""
 
+import errno
 import re
 import shutil
 import tempfile
@@ -41,6 +42,7 @@ FIGSHARE = "https://doi.org/10.6084/m9.figshare."
 REPOSITORY = "the authors' repository, https://github.com/randomaccess2023/KPC_LDM_128"
 OTHER_K = "latent CSVs of other k"
 NETWORKS = (".pth", ".pt")
+OF_A_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # errors of reading one
 
 
 class Part(NamedTuple):
@@ -87,7 +89,9 @@ class Member(NamedTuple):
         try:
             with self.opened.open(self.info) if self.opened and self.info else open(self.path, "rb") as file:
                 yield file
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except (*OF_A_ZIP, OSError) as error:
+            if isinstance(error, OSError) and (self.opened is None or error.errno != errno.EINVAL):
+                raise
             raise InputError(f"{self} cannot be unpacked ({error}): download the archive again.") from error
 
     @contextmanager

@@ -130,6 +130,9 @@ SPOILT = {
         r"trained_models\.zip/trained_models/unet_finetuning1\S+ does not fit UNet",
     ),
     "zip cut off": (lambda a: cut(a / "Images.zip"), r"Images\.zip is not a sound \.zip file .* download it again"),
+    "begin of the zip missing": (
+        lambda a: (a / "Images.zip").write_bytes((a / "Images.zip").read_bytes()[500:]), r"1\.jpg cannot be unpacked"
+    ),
     "table cut off": (lambda a: cut(a / CSV), r"HHH14_C14_D14\.csv (should hold 24 rows|must hold a row of|cannot be)"),
     "table of features that sum to another number": (
         lambda a: (a / CSV).write_text("\n".join(",".join(["0.5"] * 16 + [f"{i % 3}", "0.9"]) for i in range(24))),

@@ -108,12 +108,22 @@ def _read_part(folder: Path) -> _Part:
     if not (folder / TABLE).exists() or not (folder / ABOUT).exists():
         raise InputError(f"{folder} holds no finished part, as {TABLE} or {ABOUT} is missing: run its job again.")
     about = read_json(folder / ABOUT, {})
-    if not all(isinstance(about.get(entry), dict) for entry in ("tiling", "slides", "notes")):
+    entries = [about.get(entry) for entry in ("tiling", "slides", "notes")] + [about.get("part", {})]
+    if not all(isinstance(entry, dict) for entry in entries) or not {"size", "icc"} <= about["tiling"].keys():
         raise InputError(f"{folder / ABOUT} does not say what was cut: run the job of this part again.")
     rows = read_tile_table(folder / TABLE)
-    count = len(read_source(folder).images) if len(rows) else 0  # which refuses another number of tiles than rows
-    if count and (folder / PARTS).is_dir():
+    if strange := sorted({*rows["slide"]} - about["slides"].keys()):
+        raise InputError(
+            f"{folder / TABLE} names the slide {strange[0]}, which is not of this part: run its job again."
+        )
+    side, file = about["tiling"]["size"], folder / TILES
+    if not len(rows) and not (file.exists() and file.stat().st_size >= 3 * side**2):  # no room for a single tile
+        return _Part(folder, about, rows)
+    images = read_source(folder).images  # which refuses another number of tiles than rows
+    if (folder / PARTS).is_dir():
         raise InputError(f"{folder} was joined before: name the parts of which it was made.")
+    if images.shape[2] != side:
+        raise InputError(f"The tiles in {folder} are of {images.shape[2]} px, not of {side}: run the job of it again.")
     return _Part(folder, about, rows)
 
 
@@ -192,5 +202,8 @@ def _fill(folder: Path, parts: Sequence[_Part]) -> dict[str, _Part]:
             except OSError:  # another disk, or a file system without second names
                 name.symlink_to((part.folder / TILES).resolve())
         for slide in part.rows["slide"].unique():
-            shutil.copyfile(part.folder / PICTURES / f"{slide}.jpg", folder / PICTURES / f"{slide}.jpg")
+            picture = f"{slide}.jpg"
+            if not (part.folder / PICTURES / picture).exists():
+                raise InputError(f"{part.folder / PICTURES / picture} is missing: run the job of this part again.")
+            shutil.copyfile(part.folder / PICTURES / picture, folder / PICTURES / picture)
     return files

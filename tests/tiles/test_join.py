@@ -10,6 +10,7 @@ import pytest
 from pfiles.__main__ import main
 from pfiles.errors import InputError
 from pfiles.machine.locks import locked
+from pfiles.paths import read_json, write_json
 from pfiles.tiles import join
 from pfiles.tiles.dataset import load_tiles
 from pfiles.tiles.join import join_parts
@@ -156,6 +157,35 @@ def shortened(cut, parts):
     (parts[1] / "tiles.csv").write_text("\n".join(lines[:-1]))
 
 
+def without_rows(cut, parts):
+    lines = (parts[1] / "tiles.csv").read_text().splitlines()
+    (parts[1] / "tiles.csv").write_text(lines[0])
+
+
+def of_another_side(cut, parts):
+    np.save(parts[1] / "tiles.npy", np.load(parts[1] / "tiles.npy")[:, ::2, ::2])
+
+
+def of_a_foreign_slide(cut, parts):
+    lines = (parts[1] / "tiles.csv").read_text().replace("\nc,", "\nz,")
+    (parts[1] / "tiles.csv").write_text(lines)
+
+
+def with_strange_numbers(cut, parts):
+    about = read_json(parts[1] / "tiling.json")
+    write_json(parts[1] / "tiling.json", about | {"part": [1]})
+
+
+def without_its_side(cut, parts):
+    about = read_json(parts[1] / "tiling.json")
+    del about["tiling"]["size"]
+    write_json(parts[1] / "tiling.json", about)
+
+
+def without_a_picture(cut, parts):
+    (parts[1] / "slides" / "d.jpg").unlink()
+
+
 def named_twice(cut, parts):
     parts.append(parts[0])
 
@@ -173,6 +203,12 @@ def named_twice(cut, parts):
         (missing, "Of 3 parts these are missing: 2."),
         (unfinished, "part_2 holds no finished part"),
         (shortened, "49 rows for 50 tiles"),
+        (without_rows, "0 rows for 50 tiles"),
+        (of_another_side, "part_2 are of 32 px, not of 64"),
+        (of_a_foreign_slide, "tiles.csv names the slide z, which is not of this part"),
+        (with_strange_numbers, "tiling.json does not say what was cut"),
+        (without_its_side, "tiling.json does not say what was cut"),
+        (without_a_picture, "d.jpg is missing: run the job of this part again"),
         (named_twice, "part_1 is named twice"),
     ],
 )
