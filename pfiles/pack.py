@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from hashlib import file_digest, sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+import MODULE
 import pfiles
 from pfiles import artifacts, checkpoints
 from pfiles.errors import InputError, extra
@@ -144,8 +146,20 @@ def environment() -> dict[str, Any]:
     for name in PACKAGES:
         with suppress(PackageNotFoundError):  # some are optional
             packages[name] = version(name)
+    packages["pfiles"] = f"{pfiles.__version__}, code {_code()}"
     return {"python": platform.python_version(), "packages": packages, "processor": processor(),
             "threads": torch.get_num_threads()}  # fmt: skip
+
+
+@cache
+def _code() -> str:
+    """A hash of the code itself, which may change between two versions."""
+    digest = sha256()
+    for package in (pfiles, MODULE):
+        folder = Path(package.__file__ or "").parent
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _environment_of(run: Run) -> dict[str, Any]:
@@ -253,7 +267,8 @@ def _crate(run: Run, record: Mapping[str, Any], files: Mapping[str, Path], licen
     crate.root_dataset["conformsTo"] = profiles
     code = entity(MIT, "CreativeWork", name="MIT License")
     shell = crate.add(ComputerLanguage(crate, "#bash", {"name": "Bash", "url": "https://www.gnu.org/software/bash/"}))
-    packages = [f"{name} {number}" for name, number in record["environment"]["packages"].items()]
+    numbers = record["environment"]["packages"].items()
+    packages = [f"{name} {number}" for name, number in numbers if name != "pfiles"]
     program = entity("#pfiles", "SoftwareApplication", name="pfiles", softwareVersion=record["version"], license=code,
                      softwareRequirements=[f"Python {record['environment']['python']}", *packages])  # fmt: skip
     tiles = entity("#tiles", "Dataset", name=record["data"]["source"], identifier=record["data"]["fingerprint"])

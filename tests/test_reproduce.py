@@ -146,6 +146,14 @@ def test_a_changed_package_and_other_threads_are_named_and_explain_what_differs(
     assert (number.state, number.why) == (DIFFERENT, "; ".join([*changed, "UNet after training differs"]))
 
 
+def test_changed_code_is_named(judged):
+    def change(record):
+        record["environment"]["packages"]["pfiles"] = "1.1.0, code 0123456789abcdef"
+
+    [said], _ = judged(change)
+    assert said.startswith("package pfiles: was '1.1.0, code 0123456789abcdef', is '")
+
+
 def test_changed_weights_are_named(made, again, tmp_path, monkeypatch):
     """One weight of the autoencoder was changed by hand; a UNet began from other weights than its note says."""
     shutil.copytree(made / "out", tmp_path / "out")

@@ -3,10 +3,12 @@
 import errno
 import os
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
+from pfiles import paths, spreadsheet
 from pfiles.__main__ import main
 from pfiles.errors import InputError
 from pfiles.machine.locks import locked
@@ -85,20 +87,41 @@ def test_on_another_disk_links_lead_to_the_parts(cut, parts, tmp_path, monkeypat
         load_tiles(tmp_path / "joined", 64)
 
 
-def test_a_disk_that_is_full_half_way_loses_nothing(cut, parts, tmp_path, monkeypatch, capsys):
-    def fill(source, target):
-        if target.name == "d.jpg":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+def fills_up_with(monkeypatch, name):
+    """The disk takes no file of this name any more, whoever writes it."""
+
+    def full(path):
+        if path.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    def copyfile(source, target, copy=shutil.copyfile):
+        full(target)
         return copy(source, target)
 
-    copy, arguments = shutil.copyfile, ["tile", "--join", *texts(parts), "--out", str(tmp_path / "joined")]
-    monkeypatch.setattr(join.shutil, "copyfile", fill)
-    assert main(arguments) == 1
+    @contextmanager
+    def writing(path, *args, write=paths.atomic_write, **options):
+        with write(path, *args, **options) as file:
+            file.write(b"[")
+            full(path)
+            file.seek(0)
+            file.truncate()
+            yield file
+
+    monkeypatch.setattr(join.shutil, "copyfile", copyfile)
+    for module in (paths, spreadsheet):
+        monkeypatch.setattr(module, "atomic_write", writing)
+
+
+@pytest.mark.parametrize("name", ["d.jpg", "tiling.json", "tiles.csv", "croissant.json"])
+def test_a_disk_that_is_full_half_way_loses_nothing(cut, parts, tmp_path, monkeypatch, capsys, name):
+    arguments = ["tile", "--join", *texts(parts), "--out", str(tmp_path / "joined")]
+    with monkeypatch.context() as patch:
+        fills_up_with(patch, name)
+        assert main(arguments) == 1
     error = capsys.readouterr().err
     assert "No space left on device" in error
     assert error.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {part.name for part in parts}
-    monkeypatch.setattr(join.shutil, "copyfile", copy)
     assert main(arguments) == 3
     assert main(arguments) == 3  # joined again, in the place of the first
     assert_as_one_job(tmp_path / "joined", cut)
