@@ -331,7 +331,7 @@ def write_maps(
         moved += [slide] * (origin != (0, 0))
         with atomic_write(folder / f"{slide}.geojson") as file:
             geojson = as_geojson(slide, large, names, frame, origin)
-            file.write(json.dumps(geojson, separators=(",", ":"), ensure_ascii=False).encode())
+            file.write(json.dumps(geojson, separators=(",", ":")).encode())  # ASCII: read in any encoding
         picture = picture_of(slide, there, images, np.flatnonzero(tiles.positions.slide == slide), pictures)
         mpp = there.positions.mpp[0] * images.shape[-1] / there.positions.side[0]
         figure = draw_maps(slide, picture, {"clusters": there}, n_clusters, names, mpp)
