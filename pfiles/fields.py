@@ -98,7 +98,8 @@ def hand_on(files: Sequence[Path], folder: Path, generator: Generator, real: Til
     real: the tiles that the generator learnt from, with held-out ones. InputError for what is no field of these
     networks, and for a field that holds a copy of a training tile at one of at most 2,000 places.
     """
-    unet, texts = inference_fingerprint(generator.unet), {}
+    unet = inference_fingerprint(generator.unet)
+    texts: dict[str, str] = {}
     for file in files:
         made_from = read_json(beside(file, "json"), {}).get("made_from", {})
         if not file.is_file() or made_from.get("unet") != unet:
