@@ -77,7 +77,7 @@ def unet_reference(size: Size, device: str) -> Run:
 
 def unet_product(size: Size, device: str) -> Run:
     networks = make_networks(size, device)
-    return unet_run(size, device, networks, pick_speed(size.settings, torch.device(device)).fast(networks.unet))
+    return unet_run(size, device, networks, pick_speed(size.settings, torch.device(device)).accelerate(networks.unet))
 
 
 # One step of the first training, batch of 16
@@ -187,7 +187,7 @@ def data_reference(size: Size, device: str) -> Run:
 
 def data_product(size: Size, device: str) -> Run:
     vqvae = make_networks(size, device).vqvae
-    encode = pick_speed(size.settings, torch.device(device)).fast(vqvae.encode_codes)
+    encode = pick_speed(size.settings, torch.device(device)).accelerate(vqvae.encode_codes)
     images = smooth_tiles(size.tiles, size.settings.image_size_px)
     codes = encode_tiles(vqvae, images.to(device))
 

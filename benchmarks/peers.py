@@ -166,7 +166,9 @@ def forward(name: str, size: Size, device: str) -> Run:
     unet.eval()
     x, t, cluster_ids = inputs(shape, device)
     call = (
-        pick_speed(size.settings, torch.device(device)).fast(unet) if name == OURS else partial(PEERS[name].call, unet)
+        pick_speed(size.settings, torch.device(device)).accelerate(unet)
+        if name == OURS
+        else partial(PEERS[name].call, unet)
     )
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         call(x, t, cluster_ids)  # the first call compiles, where there is something to compile
@@ -255,7 +257,7 @@ def autoencoder_step(name: str, size: Size, device: str) -> Run:
     network = (vqvae if name == OURS else monai_vqvae(parameters(vqvae)).to(device)).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=name == OURS or None)
     speed = pick_speed(size.settings, torch.device(device))
-    call = speed.fast(network) if name == OURS else network
+    call = speed.accelerate(network) if name == OURS else network
     about = {"parameters": parameters(network)}
 
     def one() -> None:

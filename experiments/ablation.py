@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     first = _open(args, "autoencoder", base)
     if not first.paths.autoencoder.exists():
         learn.autoencoder(first, *learn.new_autoencoder(first))
-    first.views  # noqa: B018 - encoded once for all rows
+    first.view_codes  # noqa: B018 - encoded once for all rows
     for name in args.rows:
         if not (args.out / f"{name}.json").exists():
             _do(args, name, base)

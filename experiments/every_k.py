@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     first = _open(args, "autoencoder", args.against[0], 1)
     if not first.paths.autoencoder.exists():
         learn.autoencoder(first, *learn.new_autoencoder(first))
-    first.views  # noqa: B018 - encoded once for all rows
+    first.view_codes  # noqa: B018 - encoded once for all rows
     for name, (clusters, times) in rows.items():
         if not (args.out / f"{name}.json").exists():
             _do(args, name, clusters, times)

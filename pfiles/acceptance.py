@@ -50,7 +50,7 @@ def standard_of(run: Run) -> Standard | None:
 
 
 def standard_in(folder: str | Path, generator: Generator) -> Standard | None:
-    """What came with a generator, in a folder or "starter"; None where nothing did."""
+    """What came with a generator, in a folder or "starter"; None if nothing did."""
     path = find_generator(folder) / quality.FILE
     return quality.read_standard(path, generator.n_clusters) if path.exists() else None
 
@@ -116,7 +116,7 @@ def until_accepted(draw: Draw, standard: Standard | None, vqvae: VQVAE, acceptan
     """A function like `draw` whose tiles pass: each is drawn anew, from seeds that follow from its own, until it does.
 
     What is taken and thrown away is added to `acceptance`. A tile depends on its cluster, its seed and the share alone.
-    InputError where there is nothing to hold tiles against.
+    InputError if there is nothing to hold tiles against.
     """
     if acceptance.accept == 1:
         return draw

@@ -1,4 +1,4 @@
-"""What a run makes: one table of its files, and how each is written, read, and refused where it is of another run.
+"""What a run makes: one table of its files, and how each is written, read, and refused where it belongs to another run.
 
 from pfiles import artifacts
 
@@ -45,12 +45,12 @@ from pfiles.tiles.pixels import match_size
 class Artifact:
     """A file, or a folder of images, that a run makes.
 
-    path: where it lies in a run; None where there is none yet. made_by: the notebook that makes it.
+    path: where it lies in a run; None if there is none yet. made_by: the notebook that makes it.
     made_from: "tiles", and the artefacts whose newest weights it must have been made with, but for those `beside` it,
     which may have learnt since.
     settings: the groups of settings that count besides those of the artefacts that it is made from; of "sampling" only
     what pixels depend on. parent: its name in the notes of what is made from it. numbered: whether it is a folder of
-    an image for each of the `selected` tiles.
+    an image for each of the `selected_tiles`.
     """
 
     name: str
@@ -121,7 +121,7 @@ def is_there(path: Path | None) -> TypeGuard[Path]:
 
 
 def require_there(run: Run, name: str) -> Path:
-    """The path of an artefact; InputError where there is none, which names the numbers of clusters that have one."""
+    """The path of an artefact; InputError if there is none, which names the numbers of clusters that have one."""
     path = BY_NAME[name].path(run)
     if is_there(path):
         return path
@@ -132,7 +132,7 @@ def require_there(run: Run, name: str) -> Path:
 
 
 def recorded(run: Run, name: str) -> Provenance | None:
-    """The provenance beside an artefact; None where it has none, as published files."""
+    """The provenance beside an artefact; None if it has none, as published files."""
     path = require_there(run, name)
     if path.is_dir():
         return of_images(path)
@@ -187,8 +187,8 @@ def _weights(path: Path | None) -> str | None:
 
 
 def require(run: Run, name: str) -> Path:
-    """The path of an artefact; InputError where there is none, where its provenance is not what this run expects, or
-    where images are missing."""
+    """The path of an artefact; InputError if there is none, if its provenance is not what this run expects, or if
+    images are missing."""
     path, provenance = require_there(run, name), recorded(run, name)
     require_same_run(provenance, expected(run, name), path)
     if provenance is not None and (lack := lack_of(run, name)):
@@ -197,12 +197,14 @@ def require(run: Run, name: str) -> Path:
 
 
 def lack_of(run: Run, name: str) -> str:
-    """How many images a folder of the `selected` tiles lacks, as it was left unfinished, and what to do; "" for none.
-    A folder gets its provenance before its first image."""
+    """How many of the images of `selected_tiles` an unfinished folder lacks, and what to do; "" for none.
+
+    A folder gets its provenance before its first image.
+    """
     if not BY_NAME[name].numbered:
         return ""
-    missing = {str(number) for number in run.selected + 1} - image_files(require_there(run, name)).keys()
-    return f"{len(missing)} of {len(run.selected)} images: run {BY_NAME[name].made_by} again" if missing else ""
+    missing = {str(number) for number in run.selected_tiles + 1} - image_files(require_there(run, name)).keys()
+    return f"{len(missing)} of {len(run.selected_tiles)} images: run {BY_NAME[name].made_by} again" if missing else ""
 
 
 def _inputs(run: Run) -> dict[str, Any]:
@@ -220,8 +222,8 @@ def _sampling(run: Run) -> dict[str, Any]:
 
 
 def blocked_by(run: Run, folder: Path) -> list[Path]:
-    """What a training in `folder` would make stale, or could not be followed by: images that the present networks drew,
-    and CSVs without provenance. InputError where the training images are of other tiles."""
+    """Files that forbid a training in `folder`: images that the present networks drew, which would become stale, and
+    CSVs without provenance, which no later part may replace. InputError if the training images are of other tiles."""
     if run.paths.training_images.exists():
         require_own_training_images(run)
     of_every_k = folder.parent == run.paths.autoencoder.parent
@@ -240,21 +242,23 @@ def unknown_csvs(run: Run) -> list[Path]:
 
 
 def write_training_images(run: Run) -> None:
-    """Write the `selected` training tiles into `org`."""
+    """Write the `selected_tiles` into `org`."""
     folder, note = run.paths.training_images, run.paths.training_images / MADE_FROM
     provenance = require_own_training_images(run)
     processes.wait_for_all()  # before any of them writes what another would find there
     write_json(note, provenance.as_note())
-    write_tiles(folder, (run.selected + 1).tolist(), run.tiles.tensor(run.tiles.train[run.selected]))
+    write_tiles(folder, (run.selected_tiles + 1).tolist(), run.tiles.tensor(run.tiles.train[run.selected_tiles]))
 
 
 def require_own_training_images(run: Run) -> Provenance:
-    """The provenance that the images in `org` must have; InputError where those that are there are of other tiles."""
+    """The provenance that the images in `org` must have; InputError if those that are there are of other tiles."""
     folder, provenance = run.paths.training_images, expected(run, "training images")
-    refuse_other_images(folder, run.selected + 1)
+    refuse_other_images(folder, run.selected_tiles + 1)
     if image_files(folder):
         if not (note := folder / MADE_FROM).exists():
-            raise InputError(f"{folder} does not say of which tiles its images are: move or delete it first.")
+            raise InputError(
+                f"{folder} has no provenance: which tiles its images show is not known: move or delete it first."
+            )
         require_same_run(of_json(note), provenance, folder)
     return provenance
 
@@ -265,7 +269,7 @@ def require_own_training_images(run: Run) -> Provenance:
 def write_latent_csv(run: Run, table: pd.DataFrame, clusters: ClusterBank | None = None) -> None:
     """Write the rows of all training tiles as published, and their provenance beside them.
 
-    clusters: that the rows are of; None: those after the last stage. Others do not replace these. InputError where
+    clusters: that the rows are of; None: those after the last stage. Others do not replace these. InputError if
     there is a file without provenance, such as the published one.
     """
     path = run.paths.latent_csv
@@ -275,7 +279,7 @@ def write_latent_csv(run: Run, table: pd.DataFrame, clusters: ClusterBank | None
         return
     content = table.to_csv(header=False, index=False).encode()
     if path in unknown_csvs(run) and path.read_bytes() != content:
-        raise InputError(f"{path} does not say which run it is of: move it away for one of this run.")
+        raise InputError(f"{path} has no provenance and would be replaced: move it away first.")
     with atomic_write(path) as file:
         file.write(content)
     parents = checkpoints.fingerprints({"autoencoder": run.vqvae, "clusters": clusters or run.bank})
@@ -296,15 +300,15 @@ class LatentCSVs(NamedTuple):
 
 
 def latent_csvs(run: Run) -> LatentCSVs:
-    """The CSVs of every k. InputError where they are of different data, or of other data than this run."""
+    """The CSVs of every k. InputError if they are of different data, or of other data than this run."""
     paths = run.paths.latent_csvs()
     if not paths:
         raise InputError(f"There is no clusters_*/HHH*_C*_D*.csv in {run.paths.root}: run part_5 first.")
     recorded_in = {path: of_csv(path) for path in paths.values()}
-    ours = {path: provenance for path, provenance in recorded_in.items() if provenance is not None}
-    first, of_first = next(iter(ours.items()), (None, Provenance()))
+    with_note = {path: provenance for path, provenance in recorded_in.items() if provenance is not None}
+    first, of_first = next(iter(with_note.items()), (None, Provenance()))
     shared = of_first.without(*IGNORED, "n_clusters", "clustering", "starts_from.clusters", "sha256")
-    for path, provenance in ours.items():
+    for path, provenance in with_note.items():
         require_same_run(provenance, shared, f"{path} beside {first}")
     for path, of_path in recorded_in.items():
         require_same_run(of_path, known_provenance(run).without("n_clusters", "clustering"), path)
@@ -325,7 +329,7 @@ def generated_provenance(run: Run) -> Provenance:
 
 
 def generated_files(run: Run) -> dict[str, Path]:
-    """The files of `gen_k` by name. InputError where they are of other networks, data or settings, or not all there."""
+    """The files of `gen_k` by name. InputError if they are of other networks, data or settings, or not all there."""
     return list_images(require(run, "generated images"))
 
 
@@ -347,7 +351,7 @@ class Pairs(NamedTuple):
 
 
 def pairs(run: Run) -> Pairs:
-    """The images of `org` and `gen_k`. InputError where they and the CSV are not of one run, or not all are there."""
+    """The images of `org` and `gen_k`. InputError if they and the CSV are not of one run, or not all are there."""
     original, generated, csv = (require_there(run, n) for n in ("training images", "generated images", "latent CSV"))
     generated_provenance, csv_provenance = of_json(generated / GENERATED_WITH), of_csv(csv)
     expected = known_provenance(run)

@@ -62,7 +62,9 @@ def cached_codes(
     processes.wait_for_all()
     codes = _read(path, key)
     if codes is None:
-        raise InputError(f"{path} was changed while it was written: run no other program that writes there, and again.")
+        raise InputError(
+            f"{path} was changed while it was written: stop the other program that writes there, and run this again."
+        )
     return codes
 
 

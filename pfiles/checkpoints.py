@@ -27,7 +27,7 @@ from pfiles.vqvae import VQVAE, make_vqvae
 
 # what a UNet is bound to
 BOUND_SETTINGS = ("prediction", "latent_scaling", "shared_scale", "num_timesteps", "beta_start", "beta_end")
-NOTE_FIELDS = ("versions", "number", "replaces")  # what a checkpoint's JSON tells besides, see `save_weights`
+NOTE_FIELDS = ("versions", "number", "replaces")  # in a checkpoint's JSON beside the provenance
 START = {"training": None, "finetuning1": "training", "finetuning2": "finetuning1"}  # the stage that each goes on from
 MADE_BY = {"training": "part_1_training", "finetuning1": "part_2_finetuning1", "finetuning2": "part_3_finetuning2"}
 
@@ -57,7 +57,7 @@ def save_weights(module: nn.Module, path: Path, about: Mapping[str, Any]) -> Non
 
 
 def is_saved(module: nn.Module, path: Path, about: Mapping[str, Any]) -> bool:
-    """Whether `path` holds these weights already, and its JSON tells the same of them."""
+    """Whether `path` holds these weights already, and its JSON has the same provenance."""
     note = read_json(path.with_suffix(".json")) if path.exists() else None
     expected = {**about, "weights": fingerprint(module)}
     is_same = note is not None and same_note(without(note, *NOTE_FIELDS), expected)
@@ -83,7 +83,7 @@ def provenance_of(path: Path, module: nn.Module) -> Provenance | None:
 
 
 def refuse_to_replace_foreign(path: Path) -> None:
-    """InputError where `path` holds weights that were not made here: they have no JSON, or one of other weights."""
+    """InputError if `path` holds weights that were not made here: they have no JSON, or one of other weights."""
     if path.exists() and not is_made_here(path):
         raise InputError(
             f"{path} was not made here and would be replaced: go on with the next notebook to use it, "
@@ -92,7 +92,7 @@ def refuse_to_replace_foreign(path: Path) -> None:
 
 
 def is_made_here(path: Path) -> bool:
-    """Whether the JSON beside the weights in `path` tells of them, or of those that they were about to replace."""
+    """Whether the JSON beside the weights in `path` is of them, or of the weights that they were about to replace."""
     about = read_json(path.with_suffix(".json"))
     if about is None or about.get("weights") is None:
         return about is not None
@@ -100,7 +100,7 @@ def is_made_here(path: Path) -> bool:
 
 
 def _weights_in(path: Path) -> str | None:
-    """The fingerprint of the weights in a file; None of what cannot be read, which is of no use to anybody."""
+    """The fingerprint of the weights in a file; None if it cannot be read."""
     with suppress(InputError, AttributeError):
         return fingerprint_of_state(read_state(path))
     return None
@@ -162,14 +162,14 @@ def _save_once(
 
 def _keep_aside(path: Path, about: Mapping[str, Any]) -> None:
     """Rename the weights in `path` where they were not made here, or by another training than that of `about`."""
-    ours = is_made_here(path)
+    made_here = is_made_here(path)
     note = read_json(path.with_suffix(".json"), {})
-    if ours and same_note(without(note, "weights", *NOTE_FIELDS), about):
+    if made_here and same_note(without(note, "weights", *NOTE_FIELDS), about):
         return
     numbered = (path.with_name(f"{path.stem}.kept_{n}{path.suffix}") for n in count(1))
     free = next(name for name in numbered if not name.exists())
     path.replace(free)
-    if ours:
+    if made_here:
         path.with_suffix(".json").replace(free.with_suffix(".json"))
     print(f"{path} held weights of another training: they are kept as {free.name}.")
 
@@ -234,8 +234,8 @@ def fingerprint_of_state(state: Mapping[str, Tensor], *apart_from: str) -> str:
 
 
 def inference_fingerprint(network: nn.Module) -> str:
-    """A short hash of the weights that what is trained on a network depends on: of an autoencoder those that decide the
-    codes of a tile. Its decoder may be polished at any time."""
+    """A short hash of the weights that later stages depend on: of an autoencoder only those that decide the codes of a
+    tile, as its decoder may be polished at any time."""
     return fingerprint_of_encoder(network.state_dict()) if isinstance(network, VQVAE) else fingerprint(network)
 
 
@@ -249,7 +249,7 @@ def fingerprints(networks: Mapping[str, nn.Module]) -> dict[str, str]:
 
 
 def fingerprint_of_clusters(vqvae: VQVAE, clusterer: nn.Module) -> str:
-    """Of what sorts a tile into its cluster: by it names belong to these clusters and to no others."""
+    """A hash of the networks that sort tiles into clusters: the names that readers give belong to it."""
     return f"{inference_fingerprint(vqvae)}-{fingerprint(clusterer)}"
 
 
@@ -257,7 +257,7 @@ def find_checkpoint(paths: Paths, network: str, stage: str, clustering: str) -> 
     """The newest checkpoint of `network` after `stage`, made with `clustering`.
 
     Newest by the number in its JSON, which counts trainings whatever the clock says, then by the day in its name and
-    its time of writing. Files without a JSON, as published ones, are the classifier's. InputError where there is none.
+    its time of writing. Files without a JSON, as published ones, are the classifier's. InputError if there is none.
     """
     path = newest(paths, network, stage, clustering)
     if path is None:
@@ -297,7 +297,7 @@ def _number(path: Path) -> int:
 
 
 def newest(paths: Paths, network: str, stage: str, clustering: str) -> Path | None:
-    """As `find_checkpoint`; None where there is none."""
+    """As `find_checkpoint`; None if there is none."""
     return next(reversed(_checkpoints(paths, network, stage, clustering)), None)
 
 
@@ -331,7 +331,7 @@ def load_clusterer(
     load_weights(bank, path)
     if expected is not None:
         require_same_run(provenance_of(path, bank), expected, path)
-    _check_trained_with(path, bank, "autoencoder", vqvae)
+    _require_trained_with(path, bank, "autoencoder", vqvae)
     return bank.to(device)
 
 
@@ -348,7 +348,7 @@ def load_stage(
     guide: the UNet after its first training, if the settings let that guide what is drawn after a later stage.
 
     expected: provenance to require, see `require_same_run`; None skips the check.
-    InputError where it was trained to predict something else than the settings say.
+    InputError if it was trained to predict something else than the settings say.
     """
     bank = load_clusterer(paths, stage, clustering, vqvae, device, settings.clusters_first, expected)
     unet = make_unet(settings.diffusion, vqvae.z_channels, bank.n_clusters)
@@ -356,8 +356,8 @@ def load_stage(
     load_weights(unet, path)
     if expected is not None:
         require_same_run(provenance_of(path, unet), expected, path)
-    _check_trained_with(path, unet, "autoencoder", vqvae)
-    _check_trained_with(path, unet, "clusters", bank)
+    _require_trained_with(path, unet, "autoencoder", vqvae)
+    _require_trained_with(path, unet, "clusters", bank)
     about = note_of(path, unet) or {}
     earlier = newest(paths, "unet", origin, clustering) if (origin := START[stage]) else None
     before = earlier and read_json(earlier.with_suffix(".json"), {}).get("weights")
@@ -374,14 +374,14 @@ def load_stage(
     return unet.to(device), bank, LatentSpace.from_json(vqvae, about.get("latent_scaling")), guide
 
 
-def require_learnt_with(path: Path, learnt: Mapping[str, Any], settings: DiffusionSettings) -> None:
-    """InputError where the UNet in `path` learnt with other BOUND_SETTINGS than the settings say.
+def require_learnt_with(path: Path, recorded: Mapping[str, Any], settings: DiffusionSettings) -> None:
+    """InputError if the UNet in `path` learnt with other BOUND_SETTINGS than the settings say.
 
-    learnt: what is recorded of it; nothing of the published ones.
+    recorded: the diffusion settings in its note; empty for published ones.
     """
     for name in BOUND_SETTINGS:
         now = getattr(settings, name)
-        then = learnt.get(name, now if learnt else getattr(DiffusionSettings(), name))
+        then = recorded.get(name, now if recorded else getattr(DiffusionSettings(), name))
         if then != now:
             raise InputError(
                 f"{path} was trained with diffusion.{name} = {then!r}, but the settings say {now!r}: set it so, or "
@@ -389,8 +389,8 @@ def require_learnt_with(path: Path, learnt: Mapping[str, Any], settings: Diffusi
             )
 
 
-def _check_trained_with(path: Path, trained: nn.Module, name: str, module: nn.Module) -> None:
-    """InputError where the JSON of `trained`, which came from `path`, names another autoencoder or other clusterer;
+def _require_trained_with(path: Path, trained: nn.Module, name: str, module: nn.Module) -> None:
+    """InputError if the JSON of `trained`, which came from `path`, names another autoencoder or other clusterer;
     published files have none."""
     trained_with = (note_of(path, trained) or {}).get("trained_with")
     if isinstance(trained_with, dict) and trained_with.get(name) not in (None, inference_fingerprint(module)):

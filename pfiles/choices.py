@@ -35,7 +35,7 @@ KINDS = {  # of parameters; True is an int too
 }  # fmt: skip
 
 
-def choose(arguments: Mapping[str, Any], run_toml: bool = True) -> dict[str, Any]:
+def resolve_choices(arguments: Mapping[str, Any], run_toml: bool = True) -> dict[str, Any]:
     """The value of each of DEFAULTS for a run.
 
     In a notebook each value is printed, and where it comes from; elsewhere what a file says, and where that does not
@@ -94,8 +94,8 @@ def _tell(name: str, value: Any, source: str) -> None:
     print(f"{f'{name} = {value!r}':<48}  {source}")
 
 
-def check_parameters() -> None:
-    """What `choose` does for notebooks that open no run: print each parameter, and refuse what is wrong with it.
+def require_parameters() -> None:
+    """Print each parameter of a notebook that opens no run, and refuse a wrong one, as `resolve_choices` does for runs.
 
     It stands in the first cell behind the parameters; elsewhere, and where that cell runs again, it does nothing.
     """
@@ -164,7 +164,7 @@ def _files() -> list[Path]:
 
 
 def named_files() -> list[Path] | None:
-    """The file that KPC_RUN_TOML names, or none where it is empty; None where it is not set."""
+    """The file that KPC_RUN_TOML names, or none if it is empty; None if it is not set."""
     name = os.environ.get("KPC_RUN_TOML")
     return None if name is None else [ROOT / expand(name)] if name else []
 

@@ -28,7 +28,7 @@ PARTS = {"all": slice(None), "half_1": slice(0, None, 2), "half_2": slice(1, Non
 
 
 @dataclass(frozen=True, eq=False)
-class Learnt:
+class Clusterings:
     """Clusterings of every k.
 
     clusterers: by k and seed, of all training tiles. halves: by k, of every other tile and of the tiles between.
@@ -40,7 +40,7 @@ class Learnt:
     histories: dict[str, History]
 
 
-def learn_every_k(run: Run, seeds: int) -> Learnt:
+def learn_every_k(run: Run, seeds: int) -> Clusterings:
     """Learn the clusters of every k of a run: from so many seeds on all training tiles, from one on each half of them.
 
     A classifier learns as long and with the same losses as beside a UNet (in the stages that train clusters, or, with
@@ -56,11 +56,11 @@ def learn_every_k(run: Run, seeds: int) -> Learnt:
         for run_of_k in run.per_k:
             learn.cache_classifier(run_of_k, clusterers[run_of_k.k, run_of_k.seed])
     learn.end_restart(run)
-    return Learnt(clusterers, {k: (first[k, run.seed], second[k, run.seed]) for k in run.ks}, histories)
+    return Clusterings(clusterers, {k: (first[k, run.seed], second[k, run.seed]) for k in run.ks}, histories)
 
 
 def require_learnable(tiles: Tiles, ks: Sequence[int], seeds: int) -> None:
-    """InputError where so many clusters, or seeds, cannot be learnt."""
+    """InputError if so many clusters, or seeds, cannot be learnt."""
     if not isinstance(seeds, int) or seeds < 1:
         raise InputError(f"seeds must be a whole number of at least 1, but is {seeds!r}.")
     if 2 * max(ks) > (n := len(tiles.train)):
@@ -71,7 +71,7 @@ def _learn_part(
     run: Run, part: str, ks_and_seeds: Sequence[tuple[int, int]]
 ) -> tuple[dict[tuple[int, int], Clusterer], dict[str, History]]:
     """The clusterings of those k and seeds on a part of the training tiles, and how their trainings went."""
-    codes = run.views[:, PARTS[part]]
+    codes = run.view_codes[:, PARTS[part]]
     if run.clustering == "kmeans":
         with torch.no_grad():
             statistics = torch.cat([KMeansClusters.statistics(z) for z in latent_batches(run.vqvae, codes[0])])
@@ -107,22 +107,22 @@ def _learn_part(
     return clusterers, histories
 
 
-def assign(run: Run, learnt: Learnt) -> dict[tuple[int, int], Assignment]:
+def assign(run: Run, clusterings: Clusterings) -> dict[tuple[int, int], Assignment]:
     """The cluster of each training tile and its probability, by k and seed."""
-    return {key: predict_clusters(run.vqvae, clusterer, run.codes) for key, clusterer in learnt.clusterers.items()}
+    return {key: predict_clusters(run.vqvae, clusterer, run.codes) for key, clusterer in clusterings.clusterers.items()}
 
 
-def write_csvs(run: Run, learnt: Learnt, assignments: Mapping[tuple[int, int], Assignment]) -> None:
+def write_csvs(run: Run, clusterings: Clusterings, assignments: Mapping[tuple[int, int], Assignment]) -> None:
     """Write the CSV of every k, from the run's own seed, as part 5 does."""
     features = mean_channel_softmax(run.vqvae, run.codes)
     for run_of_k in run.per_k:
         key = run_of_k.k, run_of_k.seed
         table = latent_table(features, *assignments[key])
-        artifacts.write_latent_csv(run_of_k, table, ClusterBank([learnt.clusterers[key]]))
+        artifacts.write_latent_csv(run_of_k, table, ClusterBank([clusterings.clusterers[key]]))
 
 
 def compare(
-    run: Run, learnt: Learnt, assignments: Mapping[tuple[int, int], Assignment]
+    run: Run, clusterings: Clusterings, assignments: Mapping[tuple[int, int], Assignment]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The five indices, occupancy and invariance by k and seed; and what stays the same, by k.
 
@@ -133,14 +133,14 @@ def compare(
     features = mean_channel_softmax(run.vqvae, run.codes).numpy()
     cluster_ids = {key: assignment.cluster_ids.numpy() for key, assignment in assignments.items()}
     rows, orientations = {}, all_orientations(run)
-    for key, clusterer in progress(learnt.clusterers.items(), desc="compare clusters", unit="clustering"):
+    for key, clusterer in progress(clusterings.clusterers.items(), desc="compare clusters", unit="clustering"):
         views = np.stack([predict_clusters(run.vqvae, clusterer, view).cluster_ids.numpy() for view in orientations])
         rows[key] = stability.describe(features, cluster_ids[key], key[0]) | {
             "same in 8 views": stability.unmoved(views)
         }
     seeds = sorted({seed for _, seed in cluster_ids})
     same: dict[int, dict[str, float]] = {}
-    for k, halves in learnt.halves.items():
+    for k, halves in clusterings.halves.items():
         on_halves = [predict_clusters(run.vqvae, clusterer, run.codes).cluster_ids.numpy() for clusterer in halves]
         same[k] = {
             "seeds": stability.between_seeds(np.stack([cluster_ids[k, seed] for seed in seeds])),
@@ -157,7 +157,9 @@ def compare(
 
 def all_orientations(run: Run) -> Tensor:
     """The codes of the eight views of the training tiles (8, N, h, w), whatever the UNet learns from."""
-    return run.views if len(run.views) == 8 else encoded_tiles(run, True, run.paths.choose_k / "eight_views.pt")
+    return (
+        run.view_codes if len(run.view_codes) == 8 else encoded_tiles(run, True, run.paths.choose_k / "eight_views.pt")
+    )
 
 
 def conclude(run: Run, table: pd.DataFrame, same: pd.DataFrame) -> str:

@@ -31,7 +31,7 @@ class Classifier(nn.Module):
             "lrel2": nn.LeakyReLU(0.1),
             "conv3": nn.Conv2d(wide, wide, 4, 2, 1, groups=n),
             "lrel3": nn.LeakyReLU(0.1),
-            "pool": nn.AdaptiveAvgPool2d(4),  # changes nothing where the map is 4 x 4 already
+            "pool": nn.AdaptiveAvgPool2d(4),  # changes nothing if the map is 4 x 4 already
             "conv4": nn.Conv2d(wide, n * n_clusters, 4, 1, 0, groups=n),
             "lrel4": nn.LeakyReLU(0.1),
         }.items():

@@ -57,7 +57,7 @@ class KMeansClusters(nn.Module):
 Clusterer = Classifier | KMeansClusters
 
 
-def check_clustering(kind: str) -> None:
+def require_clustering(kind: str) -> None:
     """InputError for a name that is none of CLUSTERINGS."""
     if kind not in CLUSTERINGS:
         raise InputError(f"Unknown clustering {kind!r}: choose {' or '.join(CLUSTERINGS)}.")
@@ -65,7 +65,7 @@ def check_clustering(kind: str) -> None:
 
 def make_clusterer(kind: str, z_channels: int, n_clusters: int) -> Clusterer:
     """A clusterer without trained weights: "classifier" or "kmeans"."""
-    check_clustering(kind)
+    require_clustering(kind)
     return Classifier(z_channels, n_clusters) if kind == "classifier" else KMeansClusters(z_channels, n_clusters)
 
 

@@ -110,7 +110,7 @@ def samples(run: Run, number: int) -> tuple[Tensor, Tensor]:
 
 
 def to_folder(run: Run, cluster_ids: Tensor, only: tuple[int, int] | None = None) -> None:
-    """Draw a tile for each of the `selected` training tiles into `gen_k`, those that are not there yet.
+    """Draw a tile for each of the `selected_tiles` into `gen_k`, those that are not there yet.
 
     Below 1, the setting `sampling.accept` has tiles drawn anew until they pass, and it says how many were thrown away.
     `tiles.csv` gets the quality of each.
@@ -119,7 +119,7 @@ def to_folder(run: Run, cluster_ids: Tensor, only: tuple[int, int] | None = None
     def draw(cluster_ids: Tensor, seeds: Sequence[int]) -> Tensor:
         return tiles(run, cluster_ids, seeds=seeds, progress=False)
 
-    acceptance, numbers = Acceptance(run.settings.sampling.accept), (run.selected + 1).tolist()
+    acceptance, numbers = Acceptance(run.settings.sampling.accept), (run.selected_tiles + 1).tolist()
     if is_first():
         standard_of(run)
     wait_for_all()  # and then read what the first one made
@@ -144,8 +144,8 @@ def to_folder(run: Run, cluster_ids: Tensor, only: tuple[int, int] | None = None
 def _qualities_of_files(run: Run, standard: Standard | None, cluster_ids: Tensor) -> pd.DataFrame:
     """The quality of each image of `gen_k`, NaN for those that are still to be drawn."""
     files = image_files(run.paths.generated)
-    there = [place for place, number in enumerate(run.selected + 1) if str(number) in files]
-    images = read_images(files[str(run.selected[place] + 1)] for place in there)
+    there = [place for place, number in enumerate(run.selected_tiles + 1) if str(number) in files]
+    images = read_images(files[str(run.selected_tiles[place] + 1)] for place in there)
     measured = qualities(run.networks(), standard, images, cluster_ids[there], run)
     return measured.set_axis(there).reindex(range(len(cluster_ids)))
 
@@ -155,9 +155,9 @@ def write_generated_table(run: Run) -> None:
     with suppress(InputError):
         artifacts.generated_files(run)
         seed = read_json(run.paths.generated / GENERATED_WITH, {}).get("seed", run.seed)
-        ids, table = run.assignment.cluster_ids[run.selected], run.paths.generated / TABLE
+        ids, table = run.assignment.cluster_ids[run.selected_tiles], run.paths.generated / TABLE
         measured = None
         if table.exists():
             measured = read_table(table).drop(columns=list(DRAWN), errors="ignore").reset_index(drop=True)
             measured = measured.apply(pd.to_numeric)
-        write_table(run.paths.generated, run.selected + 1, ids, run.names, seed, measured)
+        write_table(run.paths.generated, run.selected_tiles + 1, ids, run.names, seed, measured)

@@ -111,7 +111,7 @@ class EfficientNetLite(nn.Module):
 
 
 def lite0(device: torch.device | str = "cpu") -> EfficientNetLite:
-    """EfficientNet-Lite0 with its pretrained weights, frozen; InputError where its package is not installed."""
+    """EfficientNet-Lite0 with its pretrained weights, frozen; InputError if its package is not installed."""
     return pretrained(EfficientNetLite(), LITE0_PACKAGE, LITE0_FILE, device)
 
 
@@ -121,7 +121,7 @@ def lite1(device: torch.device | str = "cpu") -> EfficientNetLite:
 
 
 def pretrained(network: EfficientNetLite, package: str, file: str, device: torch.device | str) -> EfficientNetLite:
-    """The network with the weights that a package holds; InputError where it is not installed."""
+    """The network with the weights that a package holds; InputError if it is not installed."""
     spec = find_spec(package.replace("-", "_"))
     path = Path(spec.origin).parent / file if spec is not None and spec.origin is not None else None
     if path is None or not path.exists():

@@ -148,7 +148,7 @@ def _joints(field: Field, whole: Box) -> dict[str, int]:
 
 
 def _require_room(out: Path, size: tuple[int, int], left: float) -> None:
-    """InputError where the disk has less room than the slide and the blocks, of which the share `left` is missing."""
+    """InputError if the disk has less room than the slide and the blocks, of which the share `left` is missing."""
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     needed, free = BYTES * size[0] * size[1] * left, shutil.disk_usage(folder).free
     if needed > free:

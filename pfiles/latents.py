@@ -167,7 +167,7 @@ class LatentRows(NamedTuple):
 def read_latent_csv(path: Path, n_clusters: int | None = None) -> LatentRows:
     """Read a CSV such as part 5 writes.
 
-    n_clusters: refuse clusters from this number on. InputError where the file is not such a table.
+    n_clusters: refuse clusters from this number on. InputError if the file is not such a table.
     """
     try:
         table = pd.read_csv(path, header=None, dtype=float).to_numpy()

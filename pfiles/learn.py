@@ -46,7 +46,7 @@ PICTURE_STEPS = 10  # denoising steps of the tiles that show how far a training 
 
 
 def new_autoencoder(run: Run) -> tuple[VQVAE, Discriminator]:
-    """Autoencoder and discriminator before any training. InputError where a foreign autoencoder would be replaced."""
+    """Autoencoder and discriminator before any training. InputError if a foreign autoencoder would be replaced."""
     if not run.restart:
         checkpoints.refuse_to_replace_foreign(run.paths.autoencoder)
     with seeded(run.seed, "autoencoder"):
@@ -144,7 +144,7 @@ def new_networks(run: Run) -> Generator:
     bank = ClusterBank(new_clusterer(run, k, run.seed) for k in run.ks)
     space = LatentSpace(run.vqvae)
     if diffusion_settings.latent_scaling:
-        space = LatentSpace.of_training(run.vqvae, run.views, diffusion_settings.shared_scale)
+        space = LatentSpace.of_training(run.vqvae, run.view_codes, diffusion_settings.shared_scale)
     return Generator(unet, bank, space, run.settings, speed=run.speed)
 
 
@@ -172,7 +172,7 @@ def clusters(run: Run, bank: ClusterBank) -> History:
         bank=bank,
         vqvae=run.vqvae,
         images=run.train_images,
-        codes=run.views,
+        codes=run.view_codes,
         settings=run.settings.diffusion,
         stage=run.settings.clusters,
         job=_stage_job(run, "clusters", _classifier_note(run)),
@@ -223,7 +223,7 @@ def unet(run: Run, stage: str, networks: Generator) -> History:
         bank=networks.bank,
         space=networks.space,
         images=run.train_images,
-        codes=run.views,
+        codes=run.view_codes,
         settings=run.settings.diffusion,
         stage=stage_settings(run, stage),
         job=_stage_job(run, stage, notes[run]),
@@ -282,7 +282,7 @@ def objective_text(run: Run, stage: str) -> str:
     steps = settings.epochs * steps_per_epoch(len(run.codes), diffusion_settings.batch_size)
     target = {"noise": "the noise", "v": "the velocity v = alpha noise - sigma latent"}[diffusion_settings.prediction]
     text = f"{steps:,} steps ({settings.epochs} epochs) of {settings.optimizer}: mean squared error of {target}"
-    text += ", the cluster being given"
+    text += ", given the cluster"
     if settings.trains_clusters and run.clustering == "classifier":
         weights = information_weights(diffusion_settings, settings)
         text += "".join(f" {'-' if w < 0 else '+'} {abs(w)} {name}" for name, w in weights.items())

@@ -83,7 +83,7 @@ class LPIPS(nn.Module):
     def load_pretrained(self) -> "LPIPS":
         """Load torchvision's ImageNet weights of VGG16 (downloaded once) and the LPIPS v0.1 linear heads.
 
-        Raises InputError where either can be neither found nor downloaded, or is not what it should be.
+        Raises InputError if either can be neither found nor downloaded, or is not what it should be.
         """
         heads = self._read_heads(heads_path())
         vgg = torch.load(vgg16_file(), map_location="cpu", weights_only=True)

@@ -113,7 +113,7 @@ class ReaderNames:
         table = parse_table(content, "The table")
         if missing := set(COLUMNS) - set(table.columns):
             raise InputError(
-                f"The table lacks {', '.join(sorted(missing))}: change the one that was written here, keep its columns."
+                f"The table lacks {', '.join(sorted(missing))}: edit the one written here, and keep its columns."
             )
         changes = {}
         for line, row in zip(table.index, table.to_dict("records"), strict=True):
@@ -124,7 +124,7 @@ class ReaderNames:
                 raise InputError(f"The table has two rows for cluster {cluster:g}: keep one.")
             if row["fingerprint"] != self.fingerprint:
                 raise InputError(
-                    "The table is of other clusters, such as those before another training: names do not move to these."
+                    "The table is of other clusters, such as those before another training: names do not fit these."
                 )
             same_as = None if same is None else int(same)
             changes[int(cluster)] = {
@@ -143,9 +143,13 @@ def _checked(entries: Mapping[int, Entry], n_clusters: int) -> dict[int, Entry]:
         note = "".join(c for c in entry.note.strip() if c.isprintable() or c == "\n")
         for kind, text in (("name", name), ("note", note)):
             if len(text) > LONGEST[kind]:
-                raise InputError(f"A {kind} has at most {LONGEST[kind]} characters, but that of {number} {len(text)}.")
+                raise InputError(
+                    f"A {kind} has at most {LONGEST[kind]} characters, but that of cluster {number} has {len(text)}."
+                )
         if re.fullmatch("[+-]?[0-9]+", name):
-            raise InputError(f"A name of digits alone would be taken for a cluster's number: call {number} otherwise.")
+            raise InputError(
+                f"A name of digits alone would be taken for a cluster's number: give cluster {number} another."
+            )
         if entry.mark not in ("", *MARKS):
             raise InputError(
                 f"The mark of cluster {number} must be {', '.join(MARKS)} or empty, but is {entry.mark!r}."
@@ -160,12 +164,12 @@ def _checked(entries: Mapping[int, Entry], n_clusters: int) -> dict[int, Entry]:
             visited.add(at)
             at = clean[at].same_as
             if at in visited:
-                raise InputError(f"Cluster {number} is merged in a circle: say of one of them that it stands alone.")
+                raise InputError(f"Cluster {number} is merged in a circle: let one of them stand alone.")
     return clean
 
 
-def check_reader(reader: str) -> str:
-    """The name of a reader as part of a file's name. InputError where it cannot be."""
+def require_reader_name(reader: str) -> str:
+    """The name of a reader as part of a file's name. InputError if it cannot be."""
     if not isinstance(reader, str) or not re.fullmatch(r"\w(?:[\w .-]{0,38}[\w.-])?", reader):
         raise InputError(f"reader must be a short name of letters and digits, such as 'anna', but is {reader!r}.")
     return reader

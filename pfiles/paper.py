@@ -203,12 +203,12 @@ def _is_of(part: Part, path: PurePosixPath) -> bool:
 def _check(name: str, files: Sequence[Member], settings: Settings) -> None:
     """InputError where one of the files of a part is not laid out as published."""
     check: Callable[[Member, Settings], None] | None = {
-        "tiles": _check_tiles,
-        "latent CSV": _check_csv,
-        OTHER_K: _check_csv,
+        "tiles": _require_tiles,
+        "latent CSV": _require_csv,
+        OTHER_K: _require_csv,
     }.get(name)
     if name.endswith("images"):
-        _check_images(name, files, settings)
+        _require_images(name, files, settings)
         return
     if len(files) > 1 and name != OTHER_K:
         raise InputError(f"{files[0]} and {files[1]} are both a published {name}: leave one of them out.")
@@ -234,7 +234,7 @@ def _training_tiles(settings: Settings) -> int:
     return settings.max_train_tiles or TRAINING
 
 
-def _check_csv(member: Member, settings: Settings) -> None:
+def _require_csv(member: Member, settings: Settings) -> None:
     k = int(re.findall(r"\d+", member.path.name)[0])
     with torch.device("meta"):
         channels = make_vqvae(settings.autoencoder).z_channels
@@ -251,7 +251,7 @@ def _check_csv(member: Member, settings: Settings) -> None:
             raise InputError(f"{expected}, where features sum to 1 and a probability is at most 1: download it again.")
 
 
-def _check_tiles(member: Member, settings: Settings) -> None:
+def _require_tiles(member: Member, settings: Settings) -> None:
     side = settings.image_size_px
     with member.stream() as file:
         try:
@@ -272,7 +272,7 @@ def _check_tiles(member: Member, settings: Settings) -> None:
         raise InputError(f"{member} has {whole:,} bytes of {begin + size:,}: download it again.")
 
 
-def _check_images(name: str, files: Sequence[Member], settings: Settings) -> None:
+def _require_images(name: str, files: Sequence[Member], settings: Settings) -> None:
     """InputError where images are missing, broken, or not of one size."""
     expected = settings.sampling.num_generated or _training_tiles(settings)
     numbers = {int(member.path.stem) for member in files}
@@ -337,7 +337,7 @@ def _refuse_others(name: str, targets: Mapping[Path, Member], paths: Paths) -> N
         present = [checkpoints.newest(paths, network, stage, "classifier")]
     for path in present:
         if path is not None and path not in targets:
-            raise InputError(f"{path} is of another run than the published files: name another folder with --out.")
+            raise InputError(f"{path} belongs to another run than the published files: name another folder with --out.")
 
 
 def _already_there(paths: Paths, apart_from: Collection[str]) -> dict[str, list[Path]]:

@@ -95,7 +95,7 @@ class Paths:
 
     @property
     def suffix(self) -> str:
-        """What the names of k-means' files have more."""
+        """The suffix in file names of k-means runs; empty for a classifier."""
         return "" if self.clustering == "classifier" else f"_{self.clustering}"
 
     @property
@@ -291,7 +291,7 @@ def _parts(path: Path) -> list[Path]:
 
 
 def refuse_foreign(folder: Path, names: Iterable[str], is_own: bool) -> None:
-    """InputError where `folder` holds a file or folder of these names, which a command would write, and is not its own.
+    """InputError if `folder` holds a file or folder of these names, which a command would write, and is not its own.
 
     is_own: whether a note in the folder says that the same command made what is there.
     """

@@ -119,18 +119,18 @@ def _is_newer(setting: str, recorded: Mapping[str, Any]) -> bool:
 
 
 def require_same_run(recorded: Provenance | None, expected: Provenance, subject: Path | str) -> None:
-    """InputError where `subject` belongs to another run: the sentence names each value that both have and that differs.
+    """InputError if `subject` belongs to another run: the sentence names each value that both have and that differs.
 
     recorded: None for a file without provenance, such as a published one; it is accepted, and a line says so.
     expected: of the run that reads it, as much of it as must agree.
     """
     if recorded is None:
-        print(f"{subject} does not say which run it is of, as published files do not: taken as it is.")
+        print(f"{subject} has no provenance, as is normal for published files: it is used as it is.")
         return
     if different := recorded.differences(expected, shared=True):
         raise InputError(
-            f"{subject} is of another run ({in_words(different)}): name the data and settings it was made with, or "
-            "another folder as out."
+            f"{subject} belongs to another run ({in_words(different)}): name the data and settings it was made with, "
+            "or another folder as out."
         )
 
 
@@ -140,18 +140,18 @@ def in_words(different: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def of_json(path: Path) -> Provenance | None:
-    """The provenance in a JSON file; None where there is none."""
+    """The provenance in a JSON file; None if there is none."""
     note = read_json(path)
     return None if note is None else Provenance.from_note(note)
 
 
 def of_images(folder: Path) -> Provenance | None:
-    """Of a folder of generated or of training images; None where it has none, as a published one."""
+    """Of a folder of generated or of training images; None if it has none, as a published one."""
     return of_json(folder / GENERATED_WITH) or of_json(folder / MADE_FROM)
 
 
 def of_csv(path: Path) -> Provenance | None:
-    """Of a CSV, from the JSON beside it; None where there is none, or it belongs to another file."""
+    """Of a CSV, from the JSON beside it; None if there is none, or it belongs to another file."""
     if not path.exists():
         raise InputError(f"There is no {path}: run part_5_latent_space_extraction first.")
     note = read_json(path.with_suffix(".json")) or {}

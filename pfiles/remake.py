@@ -71,7 +71,7 @@ class Paper:
     files: Mapping[str, list[Path]]
 
     def lack(self, *names: str) -> str:
-        """Which of these parts are missing, as text; "" where none is."""
+        """Which of these parts are missing, as text; "" if none is."""
         return ", ".join(part for part in PARTS if part in names and part not in self.files)
 
     @cached_property
@@ -79,13 +79,14 @@ class Paper:
         """The networks after the last stage, which need no tiles."""
         run, stage = self.run, "finetuning2"
         vqvae = checkpoints.load_autoencoder(run.paths, run.settings, run.device)
-        where = run.paths, run.settings, stage, run.clustering, vqvae, run.device
-        unet, bank, space, guide = checkpoints.load_stage(*where)
+        unet, bank, space, guide = checkpoints.load_stage(
+            run.paths, run.settings, stage, run.clustering, vqvae, run.device
+        )
         return Generator(unet, bank, space, run.settings, speed=run.speed, guide=guide)
 
 
 class Row(NamedTuple):
-    """A line of the table, as text. published, remade: "" where there is no such number. why: they differ, or not."""
+    """A line of the table, as text. published, remade: "" if there is no such number. why: they differ, or not."""
 
     what: str
     published: str

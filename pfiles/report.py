@@ -16,7 +16,7 @@ from pfiles import artifacts, checkpoints
 from pfiles.latents import encode_tiles, predict_clusters, read_latent_csv
 from pfiles.machine import processes
 from pfiles.measuring.features import Extractor, make_extractor
-from pfiles.names import ReaderNames, check_reader, load_reader_names
+from pfiles.names import ReaderNames, load_reader_names, require_reader_name
 from pfiles.paths import write_json
 from pfiles.provenance import MADE_FROM
 from pfiles.reporting import evaluation, figures, maps
@@ -106,10 +106,10 @@ def map_clusters(run: Run) -> Section:
     tiles, folder = run.tiles, run.paths.maps
     parents = checkpoints.fingerprints({"autoencoder": run.vqvae, "clusters": run.bank})
     if tiles.positions is None:
-        why = "These tiles do not tell where they were cut, so there is no map"
-        return Section("Cluster maps", [f"{why}: python -m pfiles tile cuts tiles that do."])
+        why = "It is not known where these tiles were cut, so there is no map"
+        return Section("Cluster maps", [f"{why}: python -m pfiles tile cuts tiles and records it."])
     section = maps.write_maps(
-        folder, maps.Assigned(tiles.positions, *assign_every_tile(run)), tiles.images, run.k,
+        folder, maps.ClusteredTiles(tiles.positions, *assign_every_tile(run)), tiles.images, run.k,
         names=run.names, patients=tiles.patients, pictures=tiles.pictures, seed=run.seed,
     )  # fmt: skip
     write_json(folder / MADE_FROM, run.provenance_of(*artifacts.settings_of("maps"), parents=parents).as_note())
@@ -125,7 +125,7 @@ def save_panel(run: Run, figure: Figure, number: int, name: str) -> None:
 
 def reading(run: Run, reader: str) -> ReaderNames:
     """What a reader calls the clusters; what is named in it is kept in `names_READER.json` at once."""
-    path = run.paths.names_of(check_reader(reader))
+    path = run.paths.names_of(require_reader_name(reader))
     return ReaderNames.load(path, checkpoints.fingerprint_of_clusters(run.vqvae, run.bank), run.k)
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from pfiles import checkpoints
 from pfiles.cached import cached_codes
-from pfiles.choices import DEFAULTS, K_INDEPENDENT_NOTEBOOKS, choose
+from pfiles.choices import DEFAULTS, K_INDEPENDENT_NOTEBOOKS, resolve_choices
 from pfiles.cluster_bank import ClusterBank
-from pfiles.clusterers import check_clustering
+from pfiles.clusterers import require_clustering
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.starting import starting_weights
 from pfiles.errors import InputError
@@ -34,7 +34,7 @@ from pfiles.tiles.dataset import Tiles, load_tiles, refuse_results_among_tiles
 from pfiles.tiles.pixels import evenly_spaced
 from pfiles.vqvae import VQVAE
 
-INDEPENDENT_OF_K = ("device", "speed", "tiles", "vqvae", "views")  # assets that runs of several k share
+INDEPENDENT_OF_K = ("device", "speed", "tiles", "vqvae", "view_codes")  # assets that runs of several k share
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,7 @@ class Run:
         return self.tiles.tensor(self.tiles.test, self.device)
 
     @cached_property
-    def selected(self) -> np.ndarray:
+    def selected_tiles(self) -> np.ndarray:
         """The training tiles (places among them, from 0) that `org` and part 6 use: evenly spaced."""
         return evenly_spaced(len(self.tiles.train), self.settings.sampling.num_generated or len(self.tiles.train))
 
@@ -145,14 +145,14 @@ class Run:
         return vqvae
 
     @cached_property
-    def views(self) -> Tensor:
+    def view_codes(self) -> Tensor:
         """The codes that the UNet learns from, (V, N, h, w): of the training tiles, or of their eight views."""
         return encoded_tiles(self, self.settings.diffusion.latent_views, self.paths.codes)
 
     @property
     def codes(self) -> Tensor:
         """The codebook indices (N, h, w) of the training tiles."""
-        return self.views[0]
+        return self.view_codes[0]
 
     @cached_property
     def bank(self) -> ClusterBank:
@@ -177,8 +177,9 @@ class Run:
     def networks(self, stage: str = "finetuning2") -> Generator:
         """The trained networks after a stage."""
         if stage not in self._networks:
-            where = self.paths, self.settings, stage, self.clustering, self.vqvae, self.device, self.provenance
-            unet, bank, space, guide = checkpoints.load_stage(*where)
+            unet, bank, space, guide = checkpoints.load_stage(
+                self.paths, self.settings, stage, self.clustering, self.vqvae, self.device, self.provenance
+            )
             self._networks[stage] = Generator(unet, bank, space, self.settings, speed=self.speed, guide=guide)
         return self._networks[stage]
 
@@ -241,8 +242,8 @@ def open_run(
         "n_clusters": n_clusters, "clustering": clustering, "data": data, "preset": preset, "overrides": overrides,
         "seed": seed, "out": out,
     }  # fmt: skip
-    choices = choose(arguments, run_toml)
-    check_clustering(choices["clustering"])
+    choices = resolve_choices(arguments, run_toml)
+    require_clustering(choices["clustering"])
     if notebook in K_INDEPENDENT_NOTEBOOKS:
         choices["clustering"] = Paths.clustering  # whose files bear no mark
     n_clusters = name_of_numbers(numbers_of_clusters(choices["n_clusters"]))
@@ -263,7 +264,7 @@ def open_run(
 
 
 def _require_learnt_clusters(settings: Settings) -> None:
-    """InputError where no training would teach a classifier, so that clusters would be what chance made of it."""
+    """InputError if no training would teach a classifier, so that clusters would be what chance made of it."""
     if not (settings.clusters_first or settings.training.trains_clusters or settings.finetuning2.trains_clusters):
         raise InputError(
             "No training of these settings learns clusters: set clusters_first or training.trains_clusters to true, "
@@ -274,9 +275,9 @@ def _require_learnt_clusters(settings: Settings) -> None:
 def _precision(paths: Paths, looks: bool) -> Literal["fp32", "bf16"]:
     """What "auto" is for this run: chosen when it is first opened for work and kept, so that a resumed run computes
     alike."""
-    kept = read_json(paths.precision, {}).get("precision")
-    if kept in ("fp32", "bf16"):
-        return kept
+    recorded = read_json(paths.precision, {}).get("precision")
+    if recorded in ("fp32", "bf16"):
+        return recorded
     device = pick_device()
     pays = processes.is_first() and pick_precision(device) == "bf16"
     precision: Literal["fp32", "bf16"] = "bf16" if processes.agree(int(pays), device) else "fp32"

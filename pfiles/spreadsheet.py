@@ -27,7 +27,7 @@ THOUSANDS = re.compile(r"[+-]?\d{1,3}[.,]\d{3}")  # 1,000 may be one or a thousa
 
 
 def read_table(path: Path, needed: Sequence[str] = (), kinds: Mapping[str, type] | None = None) -> pd.DataFrame:
-    """The table in a file, see `parse_table`; InputError where there is none."""
+    """The table in a file, see `parse_table`; InputError if there is none."""
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -46,7 +46,7 @@ def parse_table(
     shows. Space around cells and rows without text are dropped; accented letters are composed (Unicode NFC), as one
     system writes them in two parts and another in one. subject: what the table is called in errors. needed: columns
     without which it is refused. kinds: int or float of columns that are read as numbers at once where the table is
-    plain, which saves time and memory; `numbers` takes both. InputError where it is no such table.
+    plain, which saves time and memory; `numbers` takes both. InputError if it is no such table.
     """
     if kinds and (table := _plain_table(content, needed, kinds)) is not None:
         return table
@@ -68,7 +68,7 @@ def parse_table(
 
 
 def _plain_table(content: bytes, needed: Sequence[str], kinds: Mapping[str, type]) -> pd.DataFrame | None:
-    """What `parse_table` returns, with numbers in the columns of `kinds`; None where its rules need a closer look.
+    """What `parse_table` returns, with numbers in the columns of `kinds`; None if its rules need a closer look.
 
     Plain is a table in UTF-8 with commas as `as_csv` writes it, without quotes, escapes, empty rows or rows that are
     longer or shorter than the first.
@@ -199,7 +199,7 @@ def numbers(table: pd.DataFrame, column: str, subject: str, whole: bool = False)
 
 
 def number_in(cell: str) -> float | None:
-    """The number in a cell, with a decimal point or comma; None where there is none, or no finite one."""
+    """The number in a cell, with a decimal point or comma; None if there is none, or no finite one."""
     if "," in cell:
         decimal_comma = cell.rfind(",") > cell.rfind(".") and cell.count(",") == 1
         cell = cell.replace(".", "").replace(",", ".") if decimal_comma else cell.replace(",", "")
@@ -208,7 +208,7 @@ def number_in(cell: str) -> float | None:
 
 
 def file_name(text: str, subject: str) -> str:
-    """The text, where files may bear it as the beginning of their names; InputError where it would lead elsewhere."""
+    """The text, where files may bear it as the beginning of their names; InputError if it would lead elsewhere."""
     if not text or text in (".", "..") or any(c in "/\\" or not c.isprintable() for c in text):
         raise InputError(f"{subject} holds the name {text!r}, which no file can bear: use a name without / and \\.")
     return text

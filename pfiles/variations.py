@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pfiles.checkpoints import inference_fingerprint
 from pfiles.drawing.generator import Generator
-from pfiles.drawing.soundness import check_variations
+from pfiles.drawing.soundness import require_variations
 from pfiles.errors import InputError
 from pfiles.latents import reconstruct
 from pfiles.machine.processes import progress
@@ -62,7 +62,7 @@ def make_gate(tiles: Tiles | None) -> Gate:
 def check(generator: Generator, strengths: Sequence[float], number: int, clusters: Sequence[str]) -> None:
     """InputError for what `vary` cannot draw, before any work."""
     for strength in strengths:
-        check_variations(strength, number)
+        require_variations(strength, number)
     for name in clusters:
         find_clusters(name, generator.names, generator.n_clusters)
 

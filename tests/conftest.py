@@ -291,7 +291,7 @@ def train(run):
 def finish(run):
     train(run)
     artifacts.write_training_images(run)
-    draw.to_folder(run, run.assignment.cluster_ids[run.selected])
+    draw.to_folder(run, run.assignment.cluster_ids[run.selected_tiles])
     table = pd.DataFrame(mean_channel_softmax(run.vqvae, run.codes).numpy())
     table["cluster"], table["probability"] = (column.numpy() for column in run.assignment)
     artifacts.write_latent_csv(run, table)

@@ -104,7 +104,7 @@ def test_a_published_artefact_is_accepted_and_said_to_be_so(name, done, capsys):
     note_of(path).unlink()
     assert states(opened(done))[name] == "foreign"
     assert artifacts.require(opened(done), name) == path
-    assert f"{path} does not say which run it is of" in capsys.readouterr().out
+    assert f"{path} has no provenance" in capsys.readouterr().out
 
 
 def test_pairs_know_their_scale_also_where_they_were_enlarged(made, monkeypatch):
@@ -160,7 +160,7 @@ def test_a_folder_without_images_is_refused(done):
 def test_a_folder_of_more_images_misses_none(done):
     """Part 6 drew more of them before."""
     run = opened(done, overrides=OVERRIDES | {"sampling.num_generated": 2})
-    numbers = {str(number) for number in run.selected + 1}
+    numbers = {str(number) for number in run.selected_tiles + 1}
     assert numbers < artifacts.generated_files(run).keys()
     assert states(run)["generated images"] == "made"
 

@@ -7,7 +7,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from pfiles import choices
 from pfiles.__main__ import main
-from pfiles.choices import DEFAULTS, choose
+from pfiles.choices import DEFAULTS, resolve_choices
 from pfiles.cli.execute import run_cells
 from pfiles.errors import InputError
 from pfiles.paths import ROOT
@@ -27,8 +27,8 @@ def repository(tmp_path, monkeypatch):
 
 
 def test_without_a_file_all_is_as_recommended_with_k_means(repository, capsys):
-    assert choose({"preset": None}) == DEFAULTS | {"preset": "recommended", "clustering": "kmeans"}
-    assert choose({"preset": "demo", "overrides": {}, "n_clusters": 10}) == DEFAULTS | {
+    assert resolve_choices({"preset": None}) == DEFAULTS | {"preset": "recommended", "clustering": "kmeans"}
+    assert resolve_choices({"preset": "demo", "overrides": {}, "n_clusters": 10}) == DEFAULTS | {
         "preset": "demo", "clustering": "kmeans", "n_clusters": 10,
     }  # fmt: skip
     assert capsys.readouterr().out == ""
@@ -52,7 +52,9 @@ def test_notebook_over_folder_over_repository_over_default(repository, capsys):
         '"sampling.steps" = 9\nautoencoder.vqvae = {num_heads = 2}\nimage_size_px = 64\n'
     )
     (repository / "clusters_10" / "run.toml").write_text("n_clusters = 10\nseed = 2\n[overrides]\ntraining.epochs = 4")
-    choices = choose({"n_clusters": None, "clustering": "classifier", "overrides": {"sampling.steps": 7}, "data": None})
+    choices = resolve_choices(
+        {"n_clusters": None, "clustering": "classifier", "overrides": {"sampling.steps": 7}, "data": None}
+    )
     assert choices == {
         "n_clusters": 10, "clustering": "classifier", "data": None, "preset": "demo", "seed": 2, "out": None,
         "overrides": {
@@ -64,7 +66,7 @@ def test_notebook_over_folder_over_repository_over_default(repository, capsys):
     assert f"From {repository / 'clusters_10' / 'run.toml'}: n_clusters = 10" in printed
     assert "Here clustering = 'classifier' counts instead.\n" in printed
     assert "Here sampling.steps = 7 counts instead.\n" in printed
-    choose({"overrides": {"training.epochs": 4, "sampling.guidance": 2.0, "precision": "fp32"}})
+    resolve_choices({"overrides": {"training.epochs": 4, "sampling.guidance": 2.0, "precision": "fp32"}})
     assert capsys.readouterr().out.endswith("Here sampling.guidance = 2.0, precision = 'fp32' is set besides.\n")
     assert DEFAULTS["overrides"] == {}
     run = open_run("test", clustering="classifier")
@@ -82,7 +84,7 @@ def test_notebook_over_folder_over_repository_over_default(repository, capsys):
 def test_what_is_wrong_is_said(text, sentence, repository):
     (repository / "run.toml").write_text(text)
     with pytest.raises(InputError, match=sentence):
-        choose({})
+        resolve_choices({})
     (repository / "run.toml").write_text("[overrides]\ntraining.epoch = 2")
     with pytest.raises(InputError, match="Unknown setting 'epoch'"):
         open_run("test")
@@ -162,7 +164,7 @@ def test_what_a_program_gives_a_notebook_wrongly_is_one_sentence(notebook, injec
 
 
 def test_a_notebook_that_opens_no_run_checks_its_parameters(notebook, capsys):
-    check = "from pfiles.choices import check_parameters\ncheck_parameters()"
+    check = "from pfiles.choices import require_parameters\nrequire_parameters()"
     assert notebook("size = 64\nmpp = 1.0", "# Parameters\nmpp = 2\n", check) is None
     assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == ["size = 64", "mpp = 2"]
     error = notebook("size = 64\nmpp = 1.0", "# Parameters\nsizes = 2", check)

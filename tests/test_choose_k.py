@@ -88,10 +88,10 @@ def test_clusters_learnt_without_a_unet_are_those_of_parts_1_and_3(opened):
     train_all(beside)
     write_csv(beside)
     alone = opened("choose_k", 3, overrides=PUBLISHED_ORDER, out="alone")
-    learnt = choose_k.learn_every_k(alone, 1)
-    choose_k.write_csvs(alone, learnt, choose_k.assign(alone, learnt))
-    assert torch.equal(weights(learnt.clusterers[3, 765]), weights(beside.bank))
-    assert not torch.equal(weights(learnt.clusterers[3, 765]), weights(learnt.halves[3][0]))
+    clusterings = choose_k.learn_every_k(alone, 1)
+    choose_k.write_csvs(alone, clusterings, choose_k.assign(alone, clusterings))
+    assert torch.equal(weights(clusterings.clusterers[3, 765]), weights(beside.bank))
+    assert not torch.equal(weights(clusterings.clusterers[3, 765]), weights(clusterings.halves[3][0]))
     for suffix in (".csv", ".json"):
         paths = (run.paths.latent_csv.with_suffix(suffix) for run in (alone, beside))
         assert len({path.read_bytes() for path in paths}) == 1
@@ -151,13 +151,13 @@ def test_several_k_are_refused_where_one_is_meant(opened):
 def test_clusters_of_which_only_some_were_kept_are_learnt_from_the_start(opened):
     """Those that were kept must not begin from what they have learnt already."""
     together = opened("choose_k", "3-4")
-    learnt = choose_k.learn_every_k(together, 1)
+    clusterings = choose_k.learn_every_k(together, 1)
     (together.paths.choose_k / "classifier_4.pth").unlink()
     run = opened("part_1_training", "3-4")
     networks = learn.new_networks(run)
     learn.clusters(run, networks.bank)
     for k, one in zip(run.ks, networks.bank, strict=True):
-        assert torch.allclose(weights(one), weights(learnt.clusterers[k, 765]), atol=1e-6)
+        assert torch.allclose(weights(one), weights(clusterings.clusterers[k, 765]), atol=1e-6)
 
 
 @pytest.mark.parametrize("decay", ["constant", "cosine"])
@@ -184,9 +184,9 @@ def test_clusters_that_learnt_for_another_number_of_epochs_are_not_taken(opened,
 
 def test_parts_1_to_3_start_from_clusters_that_choose_k_learnt(opened, capsys):
     together = opened("choose_k", "3-4")
-    learnt = choose_k.learn_every_k(together, 1)
-    assignments = choose_k.assign(together, learnt)
-    choose_k.write_csvs(together, learnt, assignments)
+    clusterings = choose_k.learn_every_k(together, 1)
+    assignments = choose_k.assign(together, clusterings)
+    choose_k.write_csvs(together, clusterings, assignments)
     assert artifacts.latent_csvs(together).paths.keys() == {3, 4}
     for ks in (3, "3-4"):
         run = opened("part_1_training", ks)
@@ -194,9 +194,9 @@ def test_parts_1_to_3_start_from_clusters_that_choose_k_learnt(opened, capsys):
         assert capsys_before is not None
         history = learn.clusters(run, networks.bank)
         assert "The clusters were learnt before" in capsys.readouterr().out
-        assert history[-1] == pytest.approx(learnt.histories["clusters"][-1])
+        assert history[-1] == pytest.approx(clusterings.histories["clusters"][-1])
         for k, one in zip(run.ks, networks.bank, strict=True):
-            assert torch.equal(weights(one), weights(learnt.clusterers[k, 765]))
+            assert torch.equal(weights(one), weights(clusterings.clusterers[k, 765]))
     other = opened("part_1_training", 3, overrides=TINY | {"clusters.learning_rate": 2e-3})
     learn.clusters(other, learn.new_networks(other).bank)
     assert "were learnt before" not in capsys.readouterr().out
@@ -206,7 +206,7 @@ def test_parts_1_to_3_start_from_clusters_that_choose_k_learnt(opened, capsys):
     write_csv(trained)
     written = trained.paths.latent_csv.read_bytes()
     # does not replace that of clusters which a UNet was trained with
-    choose_k.write_csvs(together, learnt, assignments)
+    choose_k.write_csvs(together, clusterings, assignments)
     assert "is left as it is" in capsys.readouterr().out
     assert trained.paths.latent_csv.read_bytes() == written
 
@@ -214,16 +214,16 @@ def test_parts_1_to_3_start_from_clusters_that_choose_k_learnt(opened, capsys):
 @pytest.mark.parametrize("clustering", ["classifier", "kmeans"])
 def test_the_tables_of_every_k(opened, clustering):
     run = opened("choose_k", "3-5", clustering)
-    learnt = choose_k.learn_every_k(run, 3)
-    assignments = choose_k.assign(run, learnt)
-    rows, same = choose_k.compare(run, learnt, assignments)
+    clusterings = choose_k.learn_every_k(run, 3)
+    assignments = choose_k.assign(run, clusterings)
+    rows, same = choose_k.compare(run, clusterings, assignments)
     labels = assignments[4, 766].cluster_ids.numpy()
     features = latents.mean_channel_softmax(run.vqvae, run.codes).numpy()
     assert rows.loc[(4, 766), "calinski_harabasz"] == pytest.approx(
         stability.all_indices(features, labels)["calinski_harabasz"]
     )
     views = [
-        latents.predict_clusters(run.vqvae, learnt.clusterers[4, 766], view).cluster_ids
+        latents.predict_clusters(run.vqvae, clusterings.clusterers[4, 766], view).cluster_ids
         for view in choose_k.all_orientations(run)
     ]
     assert rows.loc[(4, 766), "same in 8 views"] == np.mean(

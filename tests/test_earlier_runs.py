@@ -51,7 +51,7 @@ def test_a_finished_run_is_opened_and_judged(earlier, kind, capsys):
     assert kept.read_bytes() == before
     generated = draw.tiles(run, torch.arange(6))
     assert (generated.int() - images.int()).abs().max() <= 2  # rounding differs among processors
-    assert "does not say which run it is of" not in capsys.readouterr().out
+    assert "has no provenance" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,12 +61,12 @@ def test_a_finished_run_is_extended(earlier, kind, capsys):
     for number in (1, 24):
         (run.paths.generated / f"{number}.png").unlink()
     artifacts.write_training_images(run)
-    draw.to_folder(run, run.assignment.cluster_ids[run.selected])
+    draw.to_folder(run, run.assignment.cluster_ids[run.selected_tiles])
     assert "10 of 12 images are there already" in capsys.readouterr().out
     assert (read_images(artifacts.generated_files(run).values()).int() - before.int()).abs().max() <= 2
     draw.write_generated_table(run)
     longer = earlier("one", kind, **{"finetuning2.epochs": 2})
-    with pytest.raises(InputError, match=r"gen_6.* is not of the networks that finetuning2 will leave"):
+    with pytest.raises(InputError, match=r"gen_6.* would not belong to the networks that finetuning2 trains"):
         learn.unet(longer, "finetuning2", longer.networks("finetuning1"))
     shutil.rmtree(run.paths.generated)
     assert len(learn.unet(longer, "finetuning2", longer.networks("finetuning1"))) == 2

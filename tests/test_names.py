@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pfiles.errors import InputError
-from pfiles.names import Entry, ReaderNames, agreement, check_reader, find_clusters, majority_names
+from pfiles.names import Entry, ReaderNames, agreement, find_clusters, majority_names, require_reader_name
 
 K = 4
 
@@ -72,10 +72,10 @@ def test_a_file_that_holds_something_else_is_refused_and_stays(tmp_path):
 
 
 def test_a_reader_is_part_of_a_file_name():
-    assert [check_reader(name) for name in ("anna", "Dr. Müller", "R2")] == ["anna", "Dr. Müller", "R2"]
+    assert [require_reader_name(name) for name in ("anna", "Dr. Müller", "R2")] == ["anna", "Dr. Müller", "R2"]
     for wrong in ("", "../anna", "a/b", ".anna", " anna", "anna ", "a" * 41, "a\nb", 3):
         with pytest.raises(InputError, match="short name of letters"):
-            check_reader(wrong)
+            require_reader_name(wrong)
 
 
 def test_kappa_by_hand(tmp_path):

@@ -191,7 +191,9 @@ def test_no_file_of_another_run_is_lost(stand_ins, tmp_path):
     for name in ("clusters_14/models_14/unet_finetuning2_ckpt_20990101_1_14.pth", "org/99.png"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(b"mine")
-        with pytest.raises(InputError, match=rf"{name.rpartition('/')[2]} is of another run than the published files"):
+        with pytest.raises(
+            InputError, match=rf"{name.rpartition('/')[2]} belongs to another run than the published files"
+        ):
             placed(tmp_path, stand_ins)
         assert files_below(tmp_path) == {name: b"mine"}
         shutil.rmtree((tmp_path / name).parent)

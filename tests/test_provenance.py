@@ -17,12 +17,12 @@ def test_one_sentence_names_what_differs(capsys):
     with pytest.raises(InputError) as refused:
         require_same_run(recorded, other, "It")
     assert str(refused.value) == (
-        "It is of another run (data.fingerprint was 'x' and is 'y'; data.source was 'a' and is 'b'; settings.a.b was "
-        "[1, 2] and is [1, 3]): name the data and settings it was made with, or another folder as out."
+        "It belongs to another run (data.fingerprint was 'x' and is 'y'; data.source was 'a' and is 'b'; settings.a.b "
+        "was [1, 2] and is [1, 3]): name the data and settings it was made with, or another folder as out."
     )
     assert capsys.readouterr().out == ""
     require_same_run(None, Provenance(seed=1), "gen_3")
-    assert capsys.readouterr().out.startswith("gen_3 does not say which run it is of")
+    assert capsys.readouterr().out.startswith("gen_3 has no provenance")
     newer = Provenance(seed=1, inputs={"new": 2})
     assert recorded.differences(Provenance(seed=1)) != {} == recorded.differences(newer, shared=True)
     assert without(note, "seed", "settings.a.b") == {"data": note["data"], "settings": {"a": {}, "old": 1}}

@@ -63,7 +63,7 @@ def test_pages_are_made_answered_and_scored(trained, tmp_path, capsys):
 
     assert main(command(trained, folder)) == 2
     assert "is there already, perhaps with answers: name a new folder." in capsys.readouterr().err
-    with pytest.raises(InputError, match="is of another run"):
+    with pytest.raises(InputError, match="belongs to another run"):
         reader_study.require_study(
             opened(trained, clustering="kmeans", overrides=OVERRIDES | {"sampling.steps": 3}), folder
         )

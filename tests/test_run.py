@@ -101,7 +101,7 @@ def test_published_files_are_accepted_and_said_to_be_so(done, capsys):
     assert len(artifacts.generated_files(run)) == 12
     assert len(artifacts.cluster_ids_of(run, ["1"])) == 1
     assert len(artifacts.pairs(run)[0]) == 12
-    lines = [line for line in capsys.readouterr().out.splitlines() if "does not say which run it is of" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "has no provenance" in line]
     for name in ("vqvae_autoencoder_ckpt.pth", "unet_finetuning2", "gen_3", "HHH3_C3_D3.csv", "org"):
         assert any(name in line for line in lines), name
 
@@ -138,13 +138,15 @@ def test_every_csv_is_held_against_the_run_and_the_others_where_the_first_is_a_p
     csvs = artifacts.latent_csvs(opened(done))
     assert list(csvs.paths) == [3, 4, 5]
     assert csvs.provenance.data["fingerprint"] == opened(done).tiles.fingerprint()
-    with pytest.raises(InputError, match=r"HHH4_C4_D4\.csv is of another run \(data\.fingerprint was"):
+    with pytest.raises(InputError, match=r"HHH4_C4_D4\.csv belongs to another run \(data\.fingerprint was"):
         artifacts.latent_csvs(opened(done, data=str(done / "other.npy")))
     last = cluster_folders[2] / "HHH5_C5_D5.json"
     note = read_json(last)
     note["data"]["fingerprint"] = "another"
     write_json(last, note)
-    with pytest.raises(InputError, match=r"HHH5_C5_D5\.csv beside .*HHH4_C4_D4\.csv is of another run \(data\.finger"):
+    with pytest.raises(
+        InputError, match=r"HHH5_C5_D5\.csv beside .*HHH4_C4_D4\.csv belongs to another run \(data\.finger"
+    ):
         artifacts.latent_csvs(opened(done, data=None))
 
 
@@ -162,7 +164,7 @@ def test_one_generated_image_is_refused_before_any_work(tmp_path):
 
 def test_files_are_compared_with_other_samplers_and_with_tiles_of_another_size(done):
     assert len(artifacts.pairs(opened(done))[0]) == 12
-    with pytest.raises(InputError, match=r"gen_3 is of another run \(steps was 4 and is 3\)"):
+    with pytest.raises(InputError, match=r"gen_3 belongs to another run \(steps was 4 and is 3\)"):
         artifacts.pairs(opened(done, overrides={**OVERRIDES, "sampling.steps": 3}))
     np.save(done / "larger.npy", make_tiles(44, 52))
     with pytest.raises(InputError, match="52 px, but image_size_px is 48"):
@@ -172,14 +174,14 @@ def test_files_are_compared_with_other_samplers_and_with_tiles_of_another_size(d
 
 def test_training_images_of_other_tiles_stay(done):
     (done / "out/org/made_from.json").unlink()
-    with pytest.raises(InputError, match="does not say of which tiles its images are"):
+    with pytest.raises(InputError, match="has no provenance: which tiles its images show is not known"):
         artifacts.write_training_images(opened(done))
 
 
 def test_a_restart_that_would_stop_at_org_says_so_before_it_trains(done):
     before = files(done)
     again = opened(done, data=str(done / "other.npy"), restart="a name")
-    with pytest.raises(InputError, match=r"org.* is of another run \(data\.fingerprint was"):
+    with pytest.raises(InputError, match=r"org.* belongs to another run \(data\.fingerprint was"):
         learn.autoencoder(again, *learn.new_autoencoder(again))
     assert files(done) == before
 
@@ -192,7 +194,7 @@ def test_a_published_csv_is_not_replaced(done):
     published = ours.replace(b"1", b"2")
     path.write_bytes(published)  # over ours, whose JSON tells of another file
     for _ in range(2):
-        with pytest.raises(InputError, match=f"{path} does not say which run it is of: move it away for one of this"):
+        with pytest.raises(InputError, match=f"{path} has no provenance and would be replaced: move"):
             artifacts.write_latent_csv(run, table)
         assert path.read_bytes() == published
         note.unlink(missing_ok=True)
@@ -374,7 +376,9 @@ def test_the_unet_after_its_first_training_guides_where_the_settings_say_so(done
 def test_a_restart_that_old_images_would_stop_says_so_first(done):
     before = files(done)
     run = opened(done, seed=1, restart=True)
-    with pytest.raises(InputError, match=r"gen_3 is not of the networks that autoencoder will leave: move or delete"):
+    with pytest.raises(
+        InputError, match=r"gen_3 would not belong to the networks that autoencoder trains: move or delete"
+    ):
         learn.autoencoder(run, *learn.new_autoencoder(run))
     assert {name: kept for name, kept in files(done).items() if "restart_" not in name} == before
 
@@ -386,7 +390,7 @@ def test_the_autoencoders_restart_sees_the_images_of_every_clustering(done):
     (done / "out/clusters_3/gen_3").rename(kept)
     before = files(done)
     run = opened(done, notebook="train_autoencoder", n_clusters=None, clustering="kmeans", restart=True)
-    with pytest.raises(InputError, match=r"gen_6_kmeans is not of the networks that autoencoder will leave"):
+    with pytest.raises(InputError, match=r"gen_6_kmeans would not belong to the networks that autoencoder trains"):
         learn.autoencoder(run, *learn.new_autoencoder(run))
     assert {name: kept for name, kept in files(done).items() if "restart_" not in name} == before
 
@@ -414,12 +418,14 @@ def test_a_longer_training_is_refused_before_it_makes_images_old(done):
     assert files(done) == before
     run = opened(done)
     shutil.rmtree(run.paths.training_folder("training", "classifier"))  # now it has steps to do
-    with pytest.raises(InputError, match=r"gen_3 is not of the networks that training will leave: move or delete it"):
+    with pytest.raises(
+        InputError, match=r"gen_3 would not belong to the networks that training trains: move or delete it"
+    ):
         learn.unet(run, "training", learn.new_networks(run))
     assert files(done).items() <= before.items()
     shutil.rmtree(done / "out/clusters_3/gen_3")
     (done / "out/clusters_3/HHH3_C3_D3.json").unlink()  # as a published one
-    with pytest.raises(InputError, match=r"HHH3_C3_D3\.csv is not of the networks that training will leave"):
+    with pytest.raises(InputError, match=r"HHH3_C3_D3\.csv would not belong to the networks that training trains"):
         learn.unet(run, "training", learn.new_networks(run))
 
 
@@ -433,7 +439,7 @@ def test_networks_that_another_training_finished_are_kept(done, capsys):
     torch.save(foreign.state_dict(), run.paths.autoencoder)
     learn.unet(run, "training", learn.new_networks(run))
     printed = capsys.readouterr().out
-    assert "Begins anew" in printed
+    assert "Starts from the beginning" in printed
     assert f"are kept as {path.stem}.kept_1.pth" in printed
     assert path.with_name(f"{path.stem}.kept_1.pth").read_bytes() == before
     assert path.with_name(f"{path.stem}.kept_1.json").read_bytes() == noted
@@ -587,7 +593,7 @@ def test_a_published_autoencoder_put_over_ours_is_recognised(done, capsys):
         learn.new_autoencoder(run)
     assert run.paths.autoencoder.read_bytes() == before
     assert checkpoints.fingerprint(run.vqvae) == checkpoints.fingerprint(foreign)
-    assert "does not say which run it is of" in capsys.readouterr().out
+    assert "has no provenance" in capsys.readouterr().out
 
 
 def test_a_kill_between_a_json_and_its_weights_leaves_ours(done):
@@ -643,13 +649,15 @@ def test_numbers_of_pairs_are_of_the_run_that_made_the_files(done):
 
 def test_evaluate_knows_a_finished_run_from_two(done, monkeypatch):
     monkeypatch.setattr(evaluation, "MIN_IMAGES", 12)
-    monkeypatch.setattr(evaluation, "all_sections", lambda *_: [evaluation.in_short(), page.Section("Images", [])])
+    monkeypatch.setattr(
+        evaluation, "all_sections", lambda *_: [evaluation.summary_section(), page.Section("Images", [])]
+    )
     paths = opened(done).paths
     files = [paths.training_images, paths.generated, paths.latent_csv, paths.autoencoder]
-    assert evaluation.evaluate(*files, paired=False)[1].notes[0].startswith("All files say of which run they are")
+    assert evaluation.evaluate(*files, paired=False)[1].notes[0].startswith("All files belong to one run")
     other = opened(done, data=str(done / "other.npy"), out=str(done / "other"))
     artifacts.write_training_images(other)
-    with pytest.raises(InputError, match=r"other/org beside .*gen_3 is of another run \(data\.fingerprint was"):
+    with pytest.raises(InputError, match=r"other/org beside .*gen_3 belongs to another run \(data\.fingerprint was"):
         evaluation.evaluate(other.paths.training_images, *files[1:])
 
 

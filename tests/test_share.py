@@ -250,7 +250,7 @@ def test_numbers_of_other_data_are_refused(made, tmp_path):
     run = opened(tmp_path / "made")
     other = Provenance(data={**run.provenance.data, "fingerprint": "0" * 16})
     record(run.paths.summary, "clusters_3/part_13_distribution_metrics", PART_13, other)
-    with pytest.raises(InputError, match=r"part_13_distribution_metrics in .* is of another run"):
+    with pytest.raises(InputError, match=r"part_13_distribution_metrics in .* belongs to another run"):
         share(run, tmp_path / "shared", CARD)
     assert not (tmp_path / "shared").exists()
 

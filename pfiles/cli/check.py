@@ -76,10 +76,10 @@ def _lines(run: Run, measure: bool) -> Iterator[Line]:
     yield _gpu(run, measure)
     yield Line(True, "precision", f"This run would compute in {run.settings.precision}")
     try:
-        with redirect_stdout(StringIO()) as said:
+        with redirect_stdout(StringIO()) as output:
             tiles = run.tiles
         sizes = f"{len(tiles.train)} training and {len(tiles.test)} held-out tiles of {run.settings.image_size_px} px"
-        split = " ".join(line for line in said.getvalue().splitlines()[:-1] if not line.startswith("Using"))
+        split = " ".join(line for line in output.getvalue().splitlines()[:-1] if not line.startswith("Using"))
         yield Line(True, "data", f"{sizes} from {tiles.source}", split.removesuffix("."))
     except InputError as error:
         yield Line(False, "data", str(error))
@@ -89,7 +89,9 @@ def _lines(run: Run, measure: bool) -> Iterator[Line]:
     yield _disk(run, 0 if tiles is None else len(tiles.train))
     yield from _weights(run)
     has_widgets = find_spec("ipywidgets") is not None
-    advice = "" if has_widgets else "pip install -c constraints.txt ipywidgets: bars need none, but an atlas does"
+    advice = (
+        "" if has_widgets else "pip install -c constraints.txt ipywidgets: the atlas needs it, progress bars do not"
+    )
     yield Line(has_widgets, "widgets", "in this kernel" if has_widgets else "missing", advice)
     if measure and tiles is not None:
         for name, seconds, basis in estimate(run):

@@ -106,8 +106,8 @@ def _draw(args: argparse.Namespace) -> int:
         print(acceptance)
     if unknown := [column for column in measured if measured[column].isna().all()]:
         print(
-            f"tiles.csv has no values for {', '.join(unknown)}: what real tiles are like comes with a run, or with "
-            f"{QUALITY_FILE} beside a generator, and how near a training tile is with a run alone."
+            f"tiles.csv has no values for {', '.join(unknown)}: realism and structure need a run, or {QUALITY_FILE} "
+            "beside the generator; nearest needs a run."
         )
     return 0
 
@@ -191,9 +191,9 @@ def _map(args: argparse.Namespace) -> int:
     bar = progress(tiles.images.split(4096), desc="assign tiles", unit="batch", leave=False, delay=2)
     parts = [trained.assign(batch) for batch in bar]
     positions = positions_of(read_tile_table(out / "tiles" / TABLE))
-    assigned = maps.Assigned(positions, *(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
+    clustered = maps.ClusteredTiles(positions, *(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
     section = maps.write_maps(
-        out, assigned, tiles.images, trained.n_clusters, names=trained.names, patients=patients_of(tiles),
+        out, clustered, tiles.images, trained.n_clusters, names=trained.names, patients=patients_of(tiles),
         pictures=out / "tiles" / PICTURES, frame=args.frame, min_region=args.min_region,
     )  # fmt: skip
     print(page.as_text([section]))

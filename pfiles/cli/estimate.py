@@ -74,15 +74,15 @@ def estimate(run: Run) -> Iterator[tuple[str, float, str]]:
     yield "part 1", encoding + total["training"] + total.get("clusters", 0), trained
     yield "part 2", total["finetuning1"], trained
     yield "part 3", total["finetuning2"], trained
-    said = f"from {small.settings.sampling.steps} of {drawing.steps} steps of drawing"
-    yield "parts 4, 7 and 8, each", tile_seconds * DRAWN_FOR_FIGURES, said
-    yield "part 6", tile_seconds * (drawing.num_generated or n) / drawing.accept, said
+    from_drawing = f"from {small.settings.sampling.steps} of {drawing.steps} steps of drawing"
+    yield "parts 4, 7 and 8, each", tile_seconds * DRAWN_FOR_FIGURES, from_drawing
+    yield "part 6", tile_seconds * (drawing.num_generated or n) / drawing.accept, from_drawing
     generated, real = drawing.per_cluster * k, drawing.num_generated or n
     small_networks = f"from {STEPS} steps of the small networks that measure"
     blurs = 1 if run.preset == "demo" else len(BLURS_PX)
     work = Work(real, n, blurs, sorting, prepared, searched, structure.seconds_per_tile(run.train_images[:AT_ONCE]))
     seconds_9 = tile_seconds * generated + usefulness.seconds(work._replace(generated=generated))
-    yield "part 9", seconds_9, f"{said} and {small_networks}"
+    yield "part 9", seconds_9, f"{from_drawing} and {small_networks}"
     seconds_13 = sum(record.seconds(work) for record in evaluation.SECTIONS)
     yield "part 13", seconds_13, f"{small_networks}, and from a search for copies"
     for part, score in scoring.items():
@@ -92,12 +92,12 @@ def estimate(run: Run) -> Iterator[tuple[str, float, str]]:
     yield "part 14", read + copies.seconds_of_section(work, real, len(run.tiles.test) + planted), search
     atlas_tiles = atlas.SHOWN * k
     seconds_16 = copies.seconds_of_search(work, atlas_tiles + min(atlas.HELD_OUT, len(run.tiles.test)), n)
-    yield "part 16", read + atlas_tiles * tile_seconds + seconds_16, f"{said} and {search}"
+    yield "part 16", read + atlas_tiles * tile_seconds + seconds_16, f"{from_drawing} and {search}"
     yield "the others, each", read, f"from encoding {n_tiles} tiles"
 
 
 def _seconds_of_sorting(small: Run) -> float:
-    """Of a step of a network that measures tiles."""
+    """Of one training step of a small network that measures tiles."""
     tiles = small.train_images, torch.arange(len(small.train_images)) % 2
     began = time.monotonic()
     tile_network.train(tiles, tiles, 2, STEPS, (0, "check"), small.device)
@@ -105,7 +105,7 @@ def _seconds_of_sorting(small: Run) -> float:
 
 
 def _seconds_of_scores(small: Run) -> dict[str, float]:
-    """Of a pair in parts 10 to 12; 0 for those whose weights are not there, as nothing is downloaded for a check."""
+    """Of scoring one pair, for each of parts 10 to 12; 0 if the weights are missing: a check downloads nothing."""
     tiles = small.train_images[:AT_ONCE].cpu()
     return {
         part: 0.0 if "lpips" in names and not has_vgg16() else paired.seconds_per_pair(names, tiles, small.device)
@@ -114,7 +114,7 @@ def _seconds_of_scores(small: Run) -> dict[str, float]:
 
 
 def _seconds_of_search(run: Run) -> tuple[float, float]:
-    """Of the search for copies: a tile that is searched among, and an image that is looked up."""
+    """Of the search for copies: of indexing one training tile, and of looking one image up."""
     places = run.tiles.train[evenly_spaced(len(run.tiles.train), SEARCHED_AMONG)]
     train, took = run.tiles.tensor(places), []
     for number in (1, 1 + AT_ONCE):
@@ -126,7 +126,7 @@ def _seconds_of_search(run: Run) -> tuple[float, float]:
 
 
 def _seconds_of_encoding(small: Run) -> float:
-    """Of a tile."""
+    """Of encoding one tile."""
     began = time.monotonic()
     encode_tiles(small.vqvae, small.train_images)
     return (time.monotonic() - began) / len(small.train_images)

@@ -109,7 +109,7 @@ def make_again(notebooks: Sequence[str], choices: Mapping[str, Any], out: Path) 
     log.parent.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(notebooks, start=1):
         print(f"[{number:2}/{len(notebooks)}] {name}", flush=True)
-        with open(log, "a") as said, redirect_stdout(said):
+        with open(log, "a") as log_file, redirect_stdout(log_file):
             run_cells(ROOT / f"{name}.ipynb", {**choices, "restart": False} | NO_TOML)
         if "matplotlib.pyplot" in sys.modules:
             sys.modules["matplotlib.pyplot"].close("all")

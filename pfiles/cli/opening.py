@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from pfiles.choices import DEFAULTS, choose
+from pfiles.choices import DEFAULTS, resolve_choices
 from pfiles.choose_k import require_learnable
 from pfiles.cli.options import parse_overrides, resolve_data
 from pfiles.clusterers import make_clusterer
@@ -49,7 +49,7 @@ def plan(section: str, options: Mapping[str, Any]) -> Plan:
     """Check all that a command is given, and say what it is to do.
 
     section: where summary.json keeps it, "run" or "clusters". options: those of the command.
-    InputError where its notebooks could not do what they are asked to, or would replace other files.
+    InputError if its notebooks could not do what they are asked to, or would replace other files.
     """
     args = argparse.Namespace(**options)
     opened, parameters = open_and_check(args)
@@ -93,7 +93,7 @@ def open_and_check(args: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
         "overrides": parse_overrides(args.overrides), "seed": args.seed,
         "out": None if args.out is None else str(expand(args.out).absolute()),
     }  # fmt: skip
-    choices = choose(options)
+    choices = resolve_choices(options)
     data = resolve_data(args.data, choices["data"])
     opened = open_run("run", **choices | {"data": data}, run_toml=False, looks=True)
     settings = opened.settings
@@ -113,7 +113,7 @@ def open_and_check(args: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
 
 
 def _try_networks(settings: Settings, ks: Sequence[int], clustering: str) -> None:
-    """InputError where the settings describe networks that cannot be: they are built without memory and get a tile."""
+    """InputError if the settings describe networks that cannot be: they are built without memory and get a tile."""
     autoencoder, side = settings.autoencoder, settings.image_size_px
     try:
         with torch.device("meta"):
@@ -133,7 +133,7 @@ def _try_networks(settings: Settings, ks: Sequence[int], clustering: str) -> Non
 
 
 def _refuse_read_only(paths: Paths) -> None:
-    """InputError where the folder of a run takes no file."""
+    """InputError if the folder of a run takes no file."""
     probe = paths.root / ".probe"
     try:
         with atomic_write(probe):

@@ -36,8 +36,8 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
 def resolve_data(option: str | None, otherwise: str | None = None) -> str:
     """The data of a command: an absolute path, as notebooks run in their own folders, or the name of embedded tiles.
 
-    option: as given, which starts where the command was started. otherwise: of run.toml, which starts at the
-    repository, as does the environment variable KPC_DATA, which counts where neither says anything.
+    option: relative to the folder in which the command was started. otherwise: the value of run.toml, relative to the
+    repository, as is the environment variable KPC_DATA, which counts if neither is given.
     """
     data = option or data_or_default(otherwise)
     return data if data in EMBEDDED else str(((Path.cwd() if option else ROOT) / expand(data)).resolve())

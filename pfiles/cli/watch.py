@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pfiles.choices import choose
+from pfiles.choices import resolve_choices
 from pfiles.errors import InputError
 from pfiles.learning.log import PICTURES, PROGRESS, SHOWN
 from pfiles.machine.processes import in_notebook
@@ -21,7 +21,7 @@ SILENT = 120  # seconds without a word after which a training may have stopped, 
 
 class Progress(NamedTuple):
     """What a training's folder tells. history: `log.csv`, a row per epoch. picture: the newest one; None: none yet.
-    stopped_by: what ended it before its last step, in words; "" where nothing did."""
+    stopped_by: what ended it before its last step, in words; "" if nothing did."""
 
     folder: Path
     step: int
@@ -53,8 +53,8 @@ class Progress(NamedTuple):
 
 
 def look(out: str | Path | None = None) -> Progress:
-    """The training below the folder `out` (None: this repository) that was heard of last; InputError where none was."""
-    root = (ROOT / expand(choose({"out": out})["out"] or "")).resolve()
+    """The training below the folder `out` (None: this repository) that was heard of last; InputError if none was."""
+    root = (ROOT / expand(resolve_choices({"out": out})["out"] or "")).resolve()
     folders = [path for where in TRAININGS for path in root.glob(where)]
     heard = {folder: _read_progress(folder)[0]["at"] for folder in folders if (folder / PROGRESS).exists()}
     if not heard:

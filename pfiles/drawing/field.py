@@ -26,7 +26,7 @@ from tqdm import tqdm
 from pfiles.drawing import layout as layouts
 from pfiles.drawing.layout import Box, Layout
 from pfiles.drawing.samplers import make_solver
-from pfiles.drawing.sampling import draw_noise
+from pfiles.drawing.sampling import sample_noise
 from pfiles.errors import InputError
 from pfiles.latents import LatentSpace
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
@@ -233,9 +233,9 @@ def _draw_latents(field: Field, part: Box, needed: np.ndarray, bar: tqdm | None)
     noise = _noise(field, part)
     x = next(noise)
     times = torch.tensor(solver.timesteps, device=x.device)
-    predict = field.speed.fast(field.unet)
+    predict = field.speed.accelerate(field.unet)
     if field.guide:
-        predict = _guided(predict, field.speed.fast(field.guide))
+        predict = _guided(predict, field.speed.accelerate(field.guide))
     tasks: list[_Task] = []
     for i in range(steps):
         number = i * grids // steps
@@ -309,7 +309,7 @@ def _noise(field: Field, part: Box) -> Iterator[Tensor]:
     ]
     shape = field.space.vqvae.latent_shape(field.settings.image_size_px)
     within = part.inside(Box(rows[0] * side, columns[0] * side, 0, 0))
-    for squares in draw_noise(seeds, shape, next(field.unet.parameters()).device):
+    for squares in sample_noise(seeds, shape, next(field.unet.parameters()).device):
         tall = squares.unflatten(0, (len(rows), len(columns))).permute(2, 0, 3, 1, 4)
         yield tall.reshape(shape[0], len(rows) * side, len(columns) * side)[None, :, *within].contiguous()
 

@@ -146,9 +146,9 @@ class Generator(
         else:
             cluster_ids = torch.as_tensor(cluster)
             cluster_ids = cluster_ids if cluster_ids.dim() else cluster_ids.expand(number)
-        soundness.check_cluster_ids(cluster_ids, self.n_clusters)
+        soundness.require_cluster_ids(cluster_ids, self.n_clusters)
         if seeds is not None:
-            soundness.check_seeds(seeds, len(cluster_ids))
+            soundness.require_seeds(seeds, len(cluster_ids))
         seeds = image_seeds(seed, range(len(cluster_ids))) if seeds is None else seeds
         return self._sample(cluster_ids, seeds, progress=progress, on_step=on_step)
 
@@ -173,8 +173,8 @@ class Generator(
         leaves nothing of a tile (SDEdit, Meng et al. 2022). cluster: as which all are drawn, an id, 0-based; or a
         name, or a number from 1 as text; None: each as its own. The noise depends on seed and place alone.
         """
-        soundness.check_images(tiles, self.settings.image_size_px)
-        soundness.check_variations(strength, number)
+        soundness.require_images(tiles, self.settings.image_size_px)
+        soundness.require_variations(strength, number)
         codes = encode_tiles(self.space.vqvae, tiles.to(next(self.unet.parameters()).device))
         if cluster is None:
             cluster_ids, _ = predict_clusters(self.space.vqvae, self.bank, codes)
@@ -183,7 +183,7 @@ class Generator(
             cluster_ids = self.cluster_ids(len(tiles) * number, seed, cluster)
         else:
             cluster_ids = torch.tensor(cluster).expand(len(tiles) * number)
-        soundness.check_cluster_ids(cluster_ids, self.n_clusters)
+        soundness.require_cluster_ids(cluster_ids, self.n_clusters)
         originals = self.space.embed(codes).repeat_interleave(number, 0)
         seeds = image_seeds(seed, range(len(cluster_ids)))
         images = self._sample(cluster_ids, seeds, progress=progress, originals=originals, strength=strength)
@@ -221,7 +221,7 @@ class Generator(
 
     def assign(self, images: Tensor) -> Assignment:
         """The cluster of each of uint8 images (N, 3, S, S) and its probability."""
-        soundness.check_images(images, self.settings.image_size_px)
+        soundness.require_images(images, self.settings.image_size_px)
         device = next(self.unet.parameters()).device
         return predict_clusters(self.space.vqvae, self.bank, encode_tiles(self.space.vqvae, images.to(device)))
 
@@ -263,9 +263,9 @@ class Generator(
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> "Generator":
         """The generator in a folder that `save` wrote, or "starter", the small one that comes with the project."""
         folder = find_generator(folder)
-        soundness.check_folder(folder)
+        soundness.require_sound_folder(folder)
         config, state = read_json(folder / "config.json", {}), read_weights(folder)
-        soundness.check_weights(state, folder)
+        soundness.require_sound_weights(state, folder)
         try:
             settings = get_settings("paper", config["settings"])
             k, kind = config["n_clusters"], CLUSTERINGS[CLUSTERINGS.index(config["clustering"])]
@@ -297,22 +297,22 @@ class Generator(
     ) -> "Generator":
         """The generator in a folder, or of that name on the Hugging Face hub, or "starter".
 
-        options: those of the hub, such as revision, cache_dir, token and local_files_only. InputError where there is
+        options: those of the hub, such as revision, cache_dir, token and local_files_only. InputError if there is
         none. Unlike the hub's own method it reads nothing before the folder is checked.
         """
         name = pretrained_model_name_or_path
-        where = find_generator("starter") if str(name) == "starter" else expand(name)
+        folder = find_generator("starter") if str(name) == "starter" else expand(name)
         try:
-            if not where.is_dir():
-                files = [Path(hf_hub_download(str(where), file, **options)) for file in FILES]
-                where = files[0].parent
+            if not folder.is_dir():
+                files = [Path(hf_hub_download(str(folder), file, **options)) for file in FILES]
+                folder = files[0].parent
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             why = str(error).partition("\n")[0]
             raise InputError(
-                f"There is no folder {where}, and no generator of that name came from the hub ({why}): name a folder "
+                f"There is no folder {folder}, and no generator of that name came from the hub ({why}): name a folder "
                 "with config.json and model.safetensors, or a hub id such as someone/tissue."
             ) from error
-        return cls.load(where.absolute(), device)
+        return cls.load(folder.absolute(), device)
 
     # the published files
 
@@ -334,8 +334,7 @@ class Generator(
         """
         paths, settings = Paths(n_clusters, folder, clustering), get_settings(preset, overrides)
         vqvae = load_autoencoder(paths, settings, device)
-        where = paths, settings, "finetuning2", clustering, vqvae, device
-        unet, bank, space, guide = load_stage(*where)
+        unet, bank, space, guide = load_stage(paths, settings, "finetuning2", clustering, vqvae, device)
         shares = torch.empty(0)
         if paths.latent_csv.exists():
             cluster_ids = torch.from_numpy(read_latent_csv(paths.latent_csv, n_clusters).cluster_ids)
@@ -349,7 +348,7 @@ class Generator(
 
     def save_checkpoints(self, folder: str | Path) -> None:
         """Write the networks under their published names, as `from_checkpoints` and the notebooks read them, each with
-        a JSON beside it. InputError where the folder holds such files already.
+        a JSON beside it. InputError if the folder holds such files already.
 
         A classifier is written as that of both trainings, as readers look for either. Names end in 0 epochs, as how
         long it was trained is not kept.

@@ -109,22 +109,22 @@ def make_pipeline(unet: UNet, space: LatentSpace, settings: Settings) -> TilePip
     """The pipeline that draws what these networks of a `Generator` draw, with copies of their weights."""
     diffusion, sampling = settings.diffusion, settings.sampling
     channels, side, _ = space.vqvae.latent_shape(settings.image_size_px)
-    ours = LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
-    timesteps = make_solver(sampling.sampler, ours, sampling.steps).timesteps
+    process = LinearNoiseScheduler(diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end)
+    timesteps = make_solver(sampling.sampler, process, sampling.steps).timesteps
     drawing = {"timesteps": timesteps, "guidance": sampling.guidance}
     predictor = TileUNet(channels, unet.class_emb.num_embeddings, side, dict(diffusion.unet), drawing)
     predictor.unet.load_state_dict(unet.state_dict())
     scaling = space.as_json() or {"mean": [0.0] * channels, "std": [1.0] * channels}
     decoder = TileVQVAE(dict(settings.autoencoder.vqvae) | {"upsampling": settings.autoencoder.upsampling}, **scaling)
     decoder.vqvae.load_state_dict(space.vqvae.state_dict())
-    scheduler = _scheduler(sampling.sampler, ours, {"noise": "epsilon", "v": "v_prediction"}[diffusion.prediction])
+    scheduler = _scheduler(sampling.sampler, process, {"noise": "epsilon", "v": "v_prediction"}[diffusion.prediction])
     return TilePipeline(predictor.eval(), decoder.eval(), scheduler)
 
 
-def _scheduler(sampler: str, ours: LinearNoiseScheduler, prediction: str) -> SchedulerMixin:
+def _scheduler(sampler: str, process: LinearNoiseScheduler, prediction: str) -> SchedulerMixin:
     """diffusers' scheduler that takes the steps of `samplers.make_solver`; DDIM is DPM-Solver++ of first order (Lu et
     al. 2022, section 4), whose steps need not be evenly spaced, as those of diffusers' own DDIM must."""
-    common = {"num_train_timesteps": ours.num_timesteps, "trained_betas": ours.betas.tolist()}
+    common = {"num_train_timesteps": process.num_timesteps, "trained_betas": process.betas.tolist()}
     common["prediction_type"] = prediction
     if sampler == "ddpm":
         return DDPMScheduler(**common, clip_sample=False)

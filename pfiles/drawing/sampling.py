@@ -93,13 +93,13 @@ def sample(
         eval_mode(unet),
         processes.progress(total=len(batches) * steps_taken(strength, num_steps), **SHOWN, **bar_options) as bar,
     ):
-        predict = speed.fast(unet)
-        predict_without = speed.fast(guide) if guide else predict
+        predict = speed.accelerate(unet)
+        predict_without = speed.accelerate(guide) if guide else predict
         for (ids, batch_seeds), latents in zip(batches, batches_of_originals, strict=True):
             ids = ids.to(device)
             solver = make_solver(sampler, scheduler, num_steps)
             times = torch.tensor(solver.timesteps, device=device)
-            noise = draw_noise(batch_seeds, latent_shape, device)
+            noise = sample_noise(batch_seeds, latent_shape, device)
             x, begin = next(noise), len(times) - steps_taken(strength, len(times))
             if latents is not None:
                 x = scheduler.add_noise(latents.to(x), x, times[begin].expand(len(x)))
@@ -220,8 +220,10 @@ def _is_within(number: int, only: Any) -> bool:
 
 
 def _remove_parts(folder: Path, names: Sequence[str]) -> None:
-    """Remove what writing these files left in `folder` when it was killed; what is written right now stays, and other
-    jobs' files are theirs."""
+    """Delete the temporary files that a killed run left in `folder` for these names.
+
+    Files that are being written stay, and so do those of other jobs.
+    """
     part_names = {f".{name}" for name in names}
     for part in folder.glob(".*.part"):
         if part.name.rsplit(".", 2)[0] in part_names and is_left(part) is not False:  # as `atomic_write` names it
@@ -230,7 +232,7 @@ def _remove_parts(folder: Path, names: Sequence[str]) -> None:
 
 @contextmanager
 def interrupt_told(sentence: str) -> Iterator[None]:
-    """Inside the block an interrupt ends the program with a sentence."""
+    """Turn an interrupt into a one-line message and a clean exit."""
     try:
         yield
     except KeyboardInterrupt:
@@ -241,7 +243,7 @@ def _chunks(items: Sequence, size: int) -> list[Sequence]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def draw_noise(seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> Iterator[Tensor]:
+def sample_noise(seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> Iterator[Tensor]:
     """Endless standard normal noise (B, *shape), each image's from a generator of its own seed."""
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     yield torch.stack([torch.randn(shape, generator=generator, device=device) for generator in generators])

@@ -26,7 +26,7 @@ PART = 2**20  # numbers that are looked at at once
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def check_folder(folder: Path) -> None:
+def require_sound_folder(folder: Path) -> None:
     """InputError unless config.json and the head of model.safetensors in `folder` describe one generator.
 
     Whatever they say, little is read and no network takes memory: widths are held against the shapes of the tensors in
@@ -41,8 +41,8 @@ def check_folder(folder: Path) -> None:
         for name, shape in shapes.items():
             if 0 in shape:
                 raise ValueError(f"{name} has the shape {shape}")
-        _check_config(config, shapes)
-        _check_networks(config, shapes)
+        _require_config(config, shapes)
+        _require_networks(config, shapes)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{folder} does not hold a generator that fits together ({reason}): get it anew.") from error
@@ -75,14 +75,14 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
-    """InputError where a number among the tensors of a generator's folder is infinite or none."""
+def require_sound_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
+    """InputError if a number among the tensors of a generator's folder is infinite or none."""
     for name, tensor in weights.items():
         if not all(torch.isfinite(part.float()).all() for part in tensor.flatten().split(PART)):
             raise InputError(f"{folder} holds infinite or undefined numbers in {name}: get it anew.")
 
 
-def _check_config(config: Mapping[str, Any], shapes: Shapes) -> None:
+def _require_config(config: Mapping[str, Any], shapes: Shapes) -> None:
     settings, k = config["settings"], config["n_clusters"]
     widest = max((side for shape in shapes.values() for side in shape), default=0)
     most = max(widest, len(shapes))
@@ -119,7 +119,7 @@ def _check_config(config: Mapping[str, Any], shapes: Shapes) -> None:
         raise ValueError("about must be names and values")
 
 
-def _check_networks(config: Mapping[str, Any], shapes: Shapes) -> None:
+def _require_networks(config: Mapping[str, Any], shapes: Shapes) -> None:
     settings, k = get_settings("paper", config["settings"]), config["n_clusters"]
     kind = CLUSTERINGS[CLUSTERINGS.index(config["clustering"])]
     with torch.device("meta"):
@@ -148,7 +148,7 @@ def _are_numbers(values: Sequence[Any]) -> bool:
     return all(type(value) in (int, float) and math.isfinite(value) for value in values)
 
 
-def check_images(images: Any, side: int) -> None:
+def require_images(images: Any, side: int) -> None:
     """InputError unless `images` are uint8 tiles (N, 3, side, side), at least one."""
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
@@ -160,7 +160,7 @@ def check_images(images: Any, side: int) -> None:
         )
 
 
-def check_cluster_ids(cluster_ids: Tensor, n_clusters: int) -> None:
+def require_cluster_ids(cluster_ids: Tensor, n_clusters: int) -> None:
     """InputError unless `cluster_ids` (N,) are whole numbers of clusters from 0, at least one."""
     if not cluster_ids.numel():
         raise InputError("There is no tile to draw: ask for at least 1.")
@@ -172,13 +172,13 @@ def check_cluster_ids(cluster_ids: Tensor, n_clusters: int) -> None:
         )
 
 
-def check_seeds(seeds: Sequence[int], number: int) -> None:
+def require_seeds(seeds: Sequence[int], number: int) -> None:
     """InputError unless there is a seed for each tile, a whole number from 0 to 2**63 - 1."""
     if len(seeds) != number or any(type(seed) is not int or not 0 <= seed < 2**63 for seed in seeds):
         raise InputError(f"There must be {number} seeds, one for each tile, whole numbers from 0 to 2**63 - 1.")
 
 
-def check_variations(strength: float, number: int) -> None:
+def require_variations(strength: float, number: int) -> None:
     """InputError unless `strength` is a share above 0 and `number`, of variations of each tile, at least 1."""
     if not 0 < strength <= 1:
         raise InputError(f"The strength of a variation must be above 0 and at most 1, but is {strength:g}.")

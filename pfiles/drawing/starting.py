@@ -15,23 +15,23 @@ from pfiles.paths import ROOT, expand, read_json
 from pfiles.settings import DiffusionSettings
 
 
-def starting_weights(where: str, settings: DiffusionSettings) -> dict[str, Tensor]:
+def starting_weights(source: str, settings: DiffusionSettings) -> dict[str, Tensor]:
     """The tensors vqvae.* and unet.* of a generator's folder, of "starter", or of a run's folder (its newest UNet).
 
-    settings: of the training that begins. InputError where there is neither, where the UNet learnt to predict something
-    else than the settings say or learnt on the latents of another autoencoder, and where a number is not finite.
+    settings: of the training that begins. InputError if there is neither, if the UNet learnt to predict something
+    else than the settings say or learnt on the latents of another autoencoder, or if a number is not finite.
     """
-    path = STARTER if where == "starter" else ROOT / expand(where)
+    path = STARTER if source == "starter" else ROOT / expand(source)
     weights = _of_generator(path, settings) if (path / "config.json").exists() else _of_run(path, settings)
-    soundness.check_weights(weights, path)
+    soundness.require_sound_weights(weights, path)
     return weights
 
 
 def _of_generator(path: Path, settings: DiffusionSettings) -> dict[str, Tensor]:
-    soundness.check_folder(path)
+    soundness.require_sound_folder(path)
     config = read_json(path / "config.json", {})["settings"].items()
-    learnt = {name.removeprefix("diffusion."): value for name, value in config if name.startswith("diffusion.")}
-    require_learnt_with(path, learnt, settings)
+    recorded = {name.removeprefix("diffusion."): value for name, value in config if name.startswith("diffusion.")}
+    require_learnt_with(path, recorded, settings)
     return {name: tensor for name, tensor in read_weights(path).items() if name.startswith(("vqvae.", "unet."))}
 
 
@@ -56,7 +56,7 @@ def _of_run(path: Path, settings: DiffusionSettings) -> dict[str, Tensor]:
 
 def newest_unet(root: Path) -> Path | None:
     """The UNet of a run's folder after finetuning-2: of each number of clusters and clustering the newest as
-    `find_checkpoint` has it, and of these the one that was written last; None where there is none."""
+    `find_checkpoint` has it, and of these the one that was written last; None if there is none."""
     name = re.compile(r"clusters_([\d,-]+)/models_\1/unet(_kmeans)?_finetuning2_ckpt_(\d{8})_\d+_\1\.pth")
     by_kind: dict[tuple[Path, str | None], list[tuple[int, str, int, Path]]] = {}
     for path in root.glob("clusters_*/models_*/unet_*.pth"):

@@ -75,10 +75,10 @@ def train_autoencoder(
     """
     # Networks and optimisers.
     autoencoding = _Autoencoding(vqvae.train(), settings.equivariance_weight > 0)
-    autoencode = job.speed.fast(processes.distribute(autoencoding))
-    discriminate = job.speed.fast(processes.distribute(discriminator.train()))
+    autoencode = job.speed.accelerate(processes.distribute(autoencoding))
+    discriminate = job.speed.accelerate(processes.distribute(discriminator.train()))
     optimizer_g, optimizer_d = (_adam(network, settings, job) for network in (vqvae, discriminator))
-    parts = {"vqvae": vqvae, "discriminator": discriminator, "optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
+    state = {"vqvae": vqvae, "discriminator": discriminator, "optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
     code_counts = torch.zeros(vqvae.embedding.num_embeddings, device=images.device)  # uses of each code in this epoch
 
     def objectives(index: Tensor, random: dict[str, Tensor], step: int) -> Iterator[Objective]:
@@ -123,9 +123,9 @@ def train_autoencoder(
         job,
         num_epochs=settings.epochs,
         num_tiles=len(images),
-        draw_random=partial(draw_tiles, images, settings.dihedral_views),
+        sample_random=partial(sample_tiles, images, settings.dihedral_views),
         objectives=objectives,
-        parts=parts,
+        state=state,
         schedule=LearningRateSchedule(settings.warmup_steps, settings.decay),
         clip_norm=settings.clip_norm,
         counters={"uses": code_counts},
@@ -136,7 +136,7 @@ def train_autoencoder(
     return history
 
 
-def draw_tiles(images: Tensor, dihedral_views: bool, index: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+def sample_tiles(images: Tensor, dihedral_views: bool, index: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
     """The "tiles" of a step (B, 3, S, S), each in a random one of its eight views where `dihedral_views`."""
     tiles = images[index]
     return {"tiles": random_dihedral(tiles, rng) if dihedral_views else tiles}
@@ -165,11 +165,11 @@ def polish_decoder(
     decoder = nn.ModuleList([vqvae.post_quant_conv, *(m for n, m in vqvae.named_children() if n.startswith("decoder"))])
     vqvae.train().requires_grad_(False)
     decoder.requires_grad_(True)
-    encode = job.speed.fast(vqvae.encode_codes)
-    decode = job.speed.fast(processes.distribute(_Decoding(vqvae)))
-    discriminate = job.speed.fast(processes.distribute(discriminator.train()))
+    encode = job.speed.accelerate(vqvae.encode_codes)
+    decode = job.speed.accelerate(processes.distribute(_Decoding(vqvae)))
+    discriminate = job.speed.accelerate(processes.distribute(discriminator.train()))
     optimizer_g, optimizer_d = (_adam(network, settings, job) for network in (decoder, discriminator))
-    parts = {"vqvae": vqvae, "discriminator": discriminator, "optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
+    state = {"vqvae": vqvae, "discriminator": discriminator, "optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
 
     def objectives(index: Tensor, random: dict[str, Tensor], step: int) -> Iterator[Objective]:
         # Reconstruct the tiles from their codes.
@@ -192,9 +192,9 @@ def polish_decoder(
         job,
         num_epochs=settings.epochs,
         num_tiles=len(images),
-        draw_random=partial(draw_tiles, images, True),
+        sample_random=partial(sample_tiles, images, True),
         objectives=objectives,
-        parts=parts,
+        state=state,
         schedule=LearningRateSchedule(decay="cosine"),
         clip_norm=clip_norm,
         picture=picture and partial(picture, vqvae),

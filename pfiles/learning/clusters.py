@@ -43,16 +43,16 @@ def train_clusters(
         z = vqvae.embed(trainer.codes[view, index])  # (B, z, h, w)
 
         # Probabilities of both views, and the information terms.
-        _, terms, weights = trainer.terms(z, random["affine"])
+        _, terms, weights = trainer.loss_terms(z, random["affine"])
         yield Objective([trainer.optimizer], terms, weights)
 
     history = train(
         job,
         num_epochs=stage.epochs,
         num_tiles=trainer.codes.shape[1],
-        draw_random=trainer.draw_random,
+        sample_random=trainer.sample_random,
         objectives=objectives,
-        parts=trainer.parts,
+        state=trainer.state,
         schedule=schedule_of(stage),
         clip_norm=stage.clip_norm,
     )
@@ -63,7 +63,7 @@ def train_clusters(
 class ClusterTrainer:
     """Classifiers that learn together, as one network, from the same tiles and their affine views.
 
-    codes: as (V, N, h, w). parts: what a step changes, by name. Arguments as in `train_clusters`.
+    codes: as (V, N, h, w). state: what a step changes, by name. Arguments as in `train_clusters`.
     """
 
     def __init__(
@@ -84,21 +84,21 @@ class ClusterTrainer:
         self.network = bank.stacked().train()
         self.optimizer = make_optimizer(stage, self.network, job.speed)
         self.optimizer.param_groups[0]["together"] = len(bank)
-        self.parts = {"classifier": self.network, "cluster_optimizer": self.optimizer}
-        self.classify = job.speed.fast(processes.distribute(self.network))
-        self.encode = job.speed.fast(vqvae.encode_codes)
+        self.state = {"classifier": self.network, "cluster_optimizer": self.optimizer}
+        self.classify = job.speed.accelerate(processes.distribute(self.network))
+        self.encode = job.speed.accelerate(vqvae.encode_codes)
 
-    def draw_random(self, index: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+    def sample_random(self, index: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """The "affine" views (B, 3, S, S) of the tiles `index` (B,), and, of several, the "view" (B,) of their codes.
 
         They are the same for one classifier as for many, and with a UNet as without.
         """
         random = {"affine": affine_view(self.images[index], rng, self.fill, self.dihedral)}
         if len(self.codes) > 1:
-            random["view"] = draw_view(self.codes, index, rng)
+            random["view"] = sample_view(self.codes, index, rng)
         return random
 
-    def terms(self, z: Tensor, affine: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
+    def loss_terms(self, z: Tensor, affine: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
         """The probabilities (B, n, k) of latents z (B, z, h, w); `information_terms` as means over the n classifiers;
         and their weights in the sum of the classifiers' losses.
 
@@ -115,7 +115,7 @@ class ClusterTrainer:
         self.bank.train()
 
 
-def draw_view(codes: Tensor, index: Tensor, rng: torch.Generator) -> Tensor:
+def sample_view(codes: Tensor, index: Tensor, rng: torch.Generator) -> Tensor:
     """A random view (B,), of those in `codes` (V, N, h, w), for each of the tiles `index` (B,)."""
     return torch.randint(len(codes), (len(index),), generator=rng, device=codes.device)
 

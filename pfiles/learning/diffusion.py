@@ -10,7 +10,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pfiles.cluster_bank import ClusterBank
 from pfiles.latents import LatentSpace, predict_clusters
-from pfiles.learning.clusters import ClusterTrainer, draw_view
+from pfiles.learning.clusters import ClusterTrainer, sample_view
 from pfiles.learning.log import History
 from pfiles.learning.loop import Job, Objective, make_optimizer, schedule_of, train
 from pfiles.learning.losses import denoising_terms
@@ -51,24 +51,24 @@ def train_stage(
     codes, device, vqvae = codes.view(-1, *codes.shape[-3:]), codes.device, space.vqvae  # codes (V, N, h, w)
     scheduler = LinearNoiseScheduler(settings.num_timesteps, settings.beta_start, settings.beta_end)
     optimizer = make_optimizer(stage, unet.train(), job.speed)
-    predict = job.speed.fast(processes.distribute(unet))
+    predict = job.speed.accelerate(processes.distribute(unet))
     averaged = copy.deepcopy(unet).requires_grad_(False) if stage.ema_decay else None
-    parts = {"unet": unet, "optimizer": optimizer} | ({"averaged": averaged} if averaged else {})
+    state = {"unet": unet, "optimizer": optimizer} | ({"averaged": averaged} if averaged else {})
 
     # Clusters of n numbers k: learnt beside the UNet, or predicted once.
     first_rows = torch.tensor(bank.first_rows, device=device)  # (n,)
     trainer = None
     if stage.trains_clusters and bank.kind == "classifier":
         trainer = ClusterTrainer(bank, vqvae, images, codes, settings, stage, job)
-        parts |= trainer.parts
+        state |= trainer.state
     else:
         cluster_ids_of_views = predict_rows(vqvae, bank, codes)  # (n, V, N)
 
-    def draw_random(index: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
-        random = trainer.draw_random(index, rng) if trainer else {}
-        random |= draw_noise((len(index), vqvae.z_channels, *codes.shape[2:]), scheduler, settings, rng)
+    def sample_random(index: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        random = trainer.sample_random(index, rng) if trainer else {}
+        random |= sample_noise((len(index), vqvae.z_channels, *codes.shape[2:]), scheduler, settings, rng)
         if len(codes) > 1 and not trainer:
-            random["view"] = draw_view(codes, index, rng)
+            random["view"] = sample_view(codes, index, rng)
         if len(bank) > 1:
             random["k_index"] = torch.randint(len(bank), (len(index),), generator=rng, device=device)
         return random
@@ -80,7 +80,7 @@ def train_stage(
 
         # The condition: the cluster of each tile, without a gradient.
         if trainer:
-            p, terms, weights = trainer.terms(z, random["affine"])  # (B, n, k)
+            p, terms, weights = trainer.loss_terms(z, random["affine"])  # (B, n, k)
             cluster_ids = (p.argmax(-1) + first_rows).gather(1, k_index[:, None])[:, 0]
         else:
             terms, weights = {}, {}
@@ -94,8 +94,8 @@ def train_stage(
             move_average(averaged, unet, stage.ema_decay, step)
 
     history = train(
-        job, num_epochs=stage.epochs, num_tiles=codes.shape[1], draw_random=draw_random, objectives=objectives,
-        parts=parts, schedule=schedule_of(stage), clip_norm=stage.clip_norm,
+        job, num_epochs=stage.epochs, num_tiles=codes.shape[1], sample_random=sample_random, objectives=objectives,
+        state=state, schedule=schedule_of(stage), clip_norm=stage.clip_norm,
         picture=picture and partial(_rows_of, picture, [unet, averaged] if averaged else [unet]),
     )  # fmt: skip
     if trainer:
@@ -129,7 +129,7 @@ def predict_rows(vqvae: VQVAE, bank: ClusterBank, codes: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def draw_noise(
+def sample_noise(
     shape: tuple[int, int, int, int],
     scheduler: LinearNoiseScheduler,
     settings: DiffusionSettings,
@@ -137,12 +137,12 @@ def draw_noise(
 ) -> dict[str, Tensor]:
     """All that is random in a step of the UNet, for latents of a shape (B, z, h, w).
 
-    "t": a time (B,) in 0 ... T - 1, see `draw_times`. "noise": standard normal, of that shape. "unconditioned": which
+    "t": a time (B,) in 0 ... T - 1, see `sample_times`. "noise": standard normal, of that shape. "unconditioned": which
     tiles learn without their cluster (B,), where condition dropout is set.
     """
     batch, device = shape[0], rng.device
     random = {
-        "t": draw_times(batch, scheduler, settings.times, rng),
+        "t": sample_times(batch, scheduler, settings.times, rng),
         "noise": torch.randn(shape, generator=rng, device=device),
     }
     if settings.condition_dropout:
@@ -150,7 +150,7 @@ def draw_noise(
     return random
 
 
-def draw_times(number: int, scheduler: LinearNoiseScheduler, distribution: str, rng: torch.Generator) -> Tensor:
+def sample_times(number: int, scheduler: LinearNoiseScheduler, distribution: str, rng: torch.Generator) -> Tensor:
     """So many times (B,) in 0 ... T - 1: "uniform", or "log-normal" as the ratio of noise to signal is.
 
     Uniform times spend three of four steps where the noise is stronger than the signal. Log-normal ratios (Karras et
@@ -175,7 +175,7 @@ def denoise(
 ) -> dict[str, Tensor]:
     """`losses.denoising_terms` of what the UNet predicts for latents under noise.
 
-    predict: the UNet. x0: clean latents (B, z, h, w). cluster_ids: their conditions (B,). random: see `draw_noise`.
+    predict: the UNet. x0: clean latents (B, z, h, w). cluster_ids: their conditions (B,). random: see `sample_noise`.
     """
     # Condition dropout, which classifier-free guidance needs (Ho & Salimans 2022): -1 is no condition.
     if settings.condition_dropout:

@@ -1,10 +1,10 @@
 """The loop that every training runs in: order of the tiles, updates, sharing among processes, resume, log, bad numbers.
 
-A training gives it two functions. `draw_random` draws all that is random in a step, for the whole batch; `objectives`
-computes, from this process's share, what is to be minimised. The order of the tiles comes from a random generator made
-for the epoch, everything else from one made for the step, so a continued training draws what an unbroken one would.
-Several processes (see `processes`) share every batch: its random numbers are drawn whole by each, and losses and
-gradients are the means over the whole batch.
+A training gives it two functions. `sample_random` samples all that is random in a step, for the whole batch.
+`objectives` computes, from this process's share, what is to be minimised. The order of the tiles comes from a random
+generator made for the epoch, everything else from one made for the step; so a continued training samples what an
+unbroken one would. Several processes (see `processes`) share every batch: each samples the random numbers of the whole
+batch, and losses and gradients are the means over the whole batch.
 
 A step is read in `_step`, from its random numbers to the optimisers; what stands around a step is read in `train`.
 """
@@ -73,16 +73,16 @@ class Objective:
     """What is minimised together in a step.
 
     optimizers: of the networks that learn from it, each clipped and updated on its own.
-    terms: scalars by name, means over this process's tiles.
+    loss_terms: scalars by name, means over this process's tiles.
     weights: of the terms in the loss; 1 for a term that has none, 0 for one that is only recorded.
     """
 
     optimizers: Sequence[torch.optim.Optimizer]
-    terms: Mapping[str, Tensor]
+    loss_terms: Mapping[str, Tensor]
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def loss(self) -> Tensor:
-        weighted = ((self.weights.get(name, 1.0), term) for name, term in self.terms.items())
+        weighted = ((self.weights.get(name, 1.0), term) for name, term in self.loss_terms.items())
         return sum(weight * term for weight, term in weighted if weight)  # type: ignore[return-value]  # one weighs
 
 
@@ -114,9 +114,9 @@ def make_optimizer(stage: StageSettings, network: nn.Module, speed: Speed) -> to
     return kind(network.parameters(), stage.learning_rate, fused=speed.fused or None)
 
 
-DrawRandom = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
+SampleRandom = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
 Objectives = Callable[[Tensor, dict[str, Tensor], int], Iterator[Objective]]
-Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
+TrainingState = Mapping[str, nn.Module | torch.optim.Optimizer]
 
 
 def _with_locked_folder(train: Callable[..., History]) -> Callable[..., History]:
@@ -137,9 +137,9 @@ def train(
     *,
     num_epochs: int,
     num_tiles: int,
-    draw_random: DrawRandom,
+    sample_random: SampleRandom,
     objectives: Objectives,
-    parts: Parts,
+    state: TrainingState,
     schedule: LearningRateSchedule = LearningRateSchedule(),
     clip_norm: float | None = None,
     counters: Mapping[str, Tensor] | None = None,
@@ -148,21 +148,21 @@ def train(
 ) -> History:
     """Train over the shuffled tiles for `num_epochs`, from the resume point where there is one.
 
-    draw_random: from the indices (B,) of a step's tiles and the step's random generator, both on the networks' device,
-        to tensors by name whose rows belong to the tiles.
+    sample_random: from the indices (B,) of a step's tiles and the step's random generator, both on the networks'
+        device, to tensors by name whose rows belong to the tiles.
     objectives: from the indices of this process's tiles, their rows of those tensors, and the number of the step since
         the start, to one objective after another; each is minimised by one step before the next is asked for. The loss
         of the first is recorded as "loss".
-    parts: all that changes, by name, a network first. counters: tensors that `objectives` changes besides.
+    state: all that changes, by name, a network first. counters: tensors that `objectives` changes besides.
     after_epoch: gets the number of the epoch just done, adds to its row of the history. clip_norm: see `update`.
     picture: 16 n tiles, uint8 (16 n, 3, S, S), that show at a resume point what the networks make by now.
     """
     # Where the training begins: at the start, or at its resume point.
-    device = next(next(part for part in parts.values() if isinstance(part, nn.Module)).parameters()).device
-    optimizers = [part for part in parts.values() if isinstance(part, torch.optim.Optimizer)]
+    device = next(next(part for part in state.values() if isinstance(part, nn.Module)).parameters()).device
+    optimizers = [part for part in state.values() if isinstance(part, torch.optim.Optimizer)]
     full_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     total_steps = num_epochs * steps_per_epoch(num_tiles, job.batch_size)
-    progress = _begin(job, parts, counters or {}, total_steps, device)
+    progress = _begin(job, state, counters or {}, total_steps, device)
     first_step, history = progress.step, progress.history
     if first_step >= total_steps:
         return _done_already(job, history)
@@ -173,7 +173,7 @@ def train(
         stop_signals() as signal_received,
         log.end_told(),
         processes.lost_processes_told(),
-        follow_idle_cores(job.speed.sharing) as follow_load,
+        follow_idle_cores(job.speed.yield_cores) as follow_load,
     ):
         for number, index, last_of_epoch in _steps(job, num_epochs, num_tiles, first_step, device):
             # Random numbers and learning rate of this step.
@@ -183,7 +183,7 @@ def train(
             # Losses, gradients, updates.
             job.speed.begin_step()
             follow_load()
-            progress.add(*_step(index, number, rng, draw_random, objectives, clip_norm))
+            progress.add(*_step(index, number, rng, sample_random, objectives, clip_norm))
             bar.update()
 
             # Look for bad numbers, signals and the time, now and then.
@@ -204,7 +204,7 @@ def train(
 
             # A resume point, and the end if a signal asked for it.
             if due or received:
-                _save(job, parts, counters or {}, progress)
+                _save(job, state, counters or {}, progress)
                 if picture is not None:
                     log.picture(progress.step, progress.step - first_step, picture)
                 saved = time.monotonic()
@@ -214,8 +214,10 @@ def train(
     return history
 
 
-def _begin(job: Job, parts: Parts, counters: Mapping[str, Tensor], total_steps: int, device: torch.device) -> Progress:
-    """Where a training begins: at its resume point, which fills `parts` and `counters`, if it has one.
+def _begin(
+    job: Job, state: TrainingState, counters: Mapping[str, Tensor], total_steps: int, device: torch.device
+) -> Progress:
+    """Where a training begins: at its resume point, which fills `state` and `counters`, if it has one.
 
     InputError, before any network is changed, if steps are left to do and files of `job.blocked_by` exist.
     """
@@ -236,7 +238,7 @@ def _begin(job: Job, parts: Parts, counters: Mapping[str, Tensor], total_steps: 
         if _steps_done(point, job) < total_steps:
             _refuse_blocked(job)
         try:
-            for name, part in parts.items():
+            for name, part in state.items():
                 part.load_state_dict(point["parts"][name])
             for name, counter in counters.items():
                 counter.copy_(point["counters"][name])
@@ -256,11 +258,10 @@ def _done_already(job: Job, history: History) -> History:
     return history
 
 
-def _save(job: Job, parts: Parts, counters: Mapping[str, Tensor], progress: Progress) -> None:
+def _save(job: Job, state: TrainingState, counters: Mapping[str, Tensor], progress: Progress) -> None:
     """Leave a resume point, for `_begin`."""
-    weights = {name: part.state_dict() for name, part in parts.items()}
-    state = {**progress.state(), "parts": weights, "counters": dict(counters)}
-    save_resume_point(job.folder, job.note, state)
+    weights = {name: part.state_dict() for name, part in state.items()}
+    save_resume_point(job.folder, job.note, {**progress.state(), "parts": weights, "counters": dict(counters)})
 
 
 def _steps(
@@ -291,13 +292,13 @@ def _step(
     index: Tensor,
     number: int,
     rng: torch.Generator,
-    draw_random: DrawRandom,
+    sample_random: SampleRandom,
     objectives: Objectives,
     clip_norm: float | None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """One step on the tiles `index` of all processes: the terms to record, and whether every number was finite."""
     # Draw what is random for the whole batch, and take this process's share of it.
-    random = {name: processes.share(rows) for name, rows in draw_random(index, rng).items()}
+    random = {name: processes.share(rows) for name, rows in sample_random(index, rng).items()}
     share = processes.share(index)
     weight = len(share) * processes.world_size() / len(index)  # so that the processes' mean is the mean over all tiles
     terms: dict[str, Tensor] = {}
@@ -313,7 +314,7 @@ def _step(
         # Keep the numbers for the log; they are looked at every CHECK_EVERY steps.
         norm = norms.norm() if len(norms) > 1 else norms[0]
         checked += [loss.detach(), norm]
-        terms |= {name: term.detach() * weight for name, term in objective.terms.items()}
+        terms |= {name: term.detach() * weight for name, term in objective.loss_terms.items()}
         terms = {"loss": loss.detach(), **terms, "gradient_norm": norm} if "loss" not in terms else terms
     return terms, torch.stack(checked).isfinite().all()
 
@@ -364,7 +365,9 @@ def _steps_done(point: Mapping[str, Any], job: Job) -> int:
 def _refuse_blocked(job: Job) -> None:
     for path in job.blocked_by:
         if path.is_file() or image_files(path):
-            raise InputError(f"{path} is not of the networks that {job.name} will leave: move or delete it first.")
+            raise InputError(
+                f"{path} would not belong to the networks that {job.name} trains: move or delete it first."
+            )
 
 
 def _refuse_bad(number: int, num_tiles: int, job: Job) -> None:

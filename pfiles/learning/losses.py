@@ -110,7 +110,7 @@ def autoencoder_terms(
 
 
 def colour_loss(z: Tensor, x: Tensor) -> Tensor:
-    """L = 1 - R^2 in [0, 1]: how much of the colour of its place no linear map of a latent vector tells.
+    """L = 1 - R^2 in [0, 1]: the share of a place's colour that no linear map of its latent vector predicts.
 
     R^2 is that of the linear regression of the tiles, averaged to the grid of the latents, on the latents of the whole
     batch. Where it is 1, the latents hold a small picture of the tile, and are as smooth as tissue is: what noise

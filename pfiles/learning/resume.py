@@ -38,12 +38,12 @@ def _resume_points(folder: Path) -> tuple[Path, Path]:
 
 
 def last_resume_point(folder: Path) -> Path | None:
-    """The newest resume point in a training's folder; None where there is none."""
+    """The newest resume point in a training's folder; None if there is none."""
     return next((path for path in _resume_points(folder) if path.exists()), None)
 
 
 def load_resume_point(folder: Path, note: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The newest state saved in `folder`, or None where there is none.
+    """The newest state saved in `folder`, or None if there is none.
 
     Where a network that the training starts from changed ("starts_from" in `note`), what was done is obsolete: it
     says so and returns None. The precision may change on the way, and it says so. Raises InputError, naming each
@@ -61,7 +61,7 @@ def load_resume_point(folder: Path, note: Mapping[str, Any]) -> dict[str, Any] |
         raise not_a_resume_point(path) from error
     if changed and all(name.startswith("starts_from.") for name in changed):
         names = ", ".join(name.removeprefix("starts_from.") for name in changed)
-        print(f"Begins anew, as what it starts from was trained since ({names}).")
+        print(f"Starts from the beginning, because what it builds on was trained again ({names}).")
         return None
     if [*changed] == [PRECISION]:
         then, now = changed[PRECISION]
@@ -80,7 +80,7 @@ def not_a_resume_point(path: Path | None) -> InputError:
 
 
 def restarts(folder: Path, note: Mapping[str, Any], restart: bool | str) -> bool:
-    """Whether a training that is asked to `restart` must begin anew: not where it was begun so and goes on.
+    """Whether to start from the beginning: once per restart, and not when that restart is being continued.
 
     A restart is done once. It goes on where it was stopped, and a finished one is not done again where Slurm has put
     its job back into the queue, or where it has a name (`restart` is text) and is asked for under the same one.

@@ -42,12 +42,12 @@ def prepare_threads() -> None:
 
 @contextmanager
 def follow_idle_cores(on: bool) -> Iterator[Callable[[], None]]:
-    """Inside the block, where `on`, torch computes in no more threads than other programs leave cores for.
+    """While active, and if `on`, keep torch's threads within the cores that other programs leave idle.
 
     All threads of a step wait for the slowest, so that one thread too many, which shares its core with another program,
-    makes a step several times as long (`benchmarks/load.py`). The function given is to be called often: every
-    `LOOK_EVERY` seconds it looks, and sets the number, at least one and at most what it was, which it is again
-    afterwards. Another number of threads rounds sums differently: results change in their last digits.
+    makes a step several times as long (`benchmarks/load.py`). Call the yielded function often: every `LOOK_EVERY`
+    seconds it looks, and sets the number of threads, from one up to the number before, which is restored at the end.
+    Another number of threads rounds sums differently: results change in their last digits.
     """
     import torch
 
@@ -80,7 +80,7 @@ def _cores() -> set[int]:
 def _seconds_of_others(cores: set[int]) -> float:
     """Core seconds that other programs have taken of these cores; only differences mean something.
 
-    Where the system does not count, as in some containers, none is ever taken.
+    Always 0 if the system reports no CPU times, as in some containers.
     """
     import psutil
 

@@ -17,13 +17,14 @@ except ImportError:  # Windows
 
 @contextmanager
 def locked(folder: Path, busy: str | None = None) -> Iterator[None]:
-    """Inside the block no other process gets this far with `folder`, which is made where it is missing.
+    """Hold a lock on `folder`, which is made if it is missing, so that no other process enters such a block.
 
-    busy: the sentence of the InputError where another one is inside; None: wait for it. Of several processes that work
-    together the first holds the lock for all. Where the file system knows no locks it says so, and nothing is locked.
+    busy: the sentence of the InputError if another process holds it; None: wait for that process. Of several processes
+    that work together the first holds the lock for all. If the file system knows no locks, a line says so and nothing
+    is locked.
     """
     if is_first():
-        with suppress(OSError):  # which whoever writes there gets to know
+        with suppress(OSError):  # the error surfaces at the first write
             folder.mkdir(parents=True, exist_ok=True)
     if not is_first() or not folder.is_dir():
         yield

@@ -12,7 +12,7 @@ def pretrained_file(url: str, need: str, otherwise: str) -> Path:
     """The file of `url` in torch's cache, whose name carries the start of its SHA-256, as torchvision's do.
 
     need: who needs which weights; otherwise: what a user can do without them. Both are parts of the sentence that is
-    the InputError where the file can be neither found nor downloaded, or is another one.
+    the InputError if the file can be neither found nor downloaded, or is another one.
     """
     name = url.rsplit("/", 1)[-1]
     expected = name.removesuffix(".pth").rsplit("-", 1)[-1]

@@ -31,7 +31,7 @@ Items = TypeVar("Items", Tensor, list)
 def join() -> None:
     """Join the other processes of this job, if it has any; only the first one prints.
 
-    Raises InputError where processes were started in a way that would leave each of them working alone. What a batch
+    Raises InputError if processes were started in a way that would leave each of them working alone. What a batch
     system or a launcher sets for a single process, too, is no such way.
     """
     expected = _number_of_processes()
@@ -144,7 +144,7 @@ def wait_for_all() -> None:
 
 @contextmanager
 def lost_processes_told() -> Iterator[None]:
-    """Inside the block a lost connection to another process ends this one with a sentence."""
+    """End this process with one sentence if the connection to another process is lost."""
     try:
         yield
     except RuntimeError as error:

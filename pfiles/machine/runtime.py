@@ -46,9 +46,9 @@ def make_generator(*parts: int | str, device: torch.device | str = "cpu") -> tor
 
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
-    """Inside the block torch's global CPU generator starts from `parts` (a network's initial weights use it).
+    """Seed torch's global CPU generator, which a network's initial weights use, from `parts`.
 
-    The state it had before comes back afterwards.
+    At the end the generator has its earlier state again.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(*parts))
@@ -57,8 +57,9 @@ def seeded(*parts: int | str) -> Iterator[None]:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], int | None]]:
-    """Inside the block an interrupt (Ctrl-C, a notebook's stop button) or SIGTERM (a scheduler, a server that is shut
-    down) is only noted: the function given tells which came. The block ends its work and calls `stop`."""
+    """While active, note an interrupt (Ctrl-C, a notebook's stop button) or SIGTERM (a scheduler, a server that is shut
+    down) instead of stopping at once. The yielded function says which came; the block ends its work and calls `stop`.
+    """
     received: list[int] = []
     handlers = {}
     if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no signals

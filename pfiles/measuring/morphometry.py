@@ -147,8 +147,8 @@ def in_words(table: pd.DataFrame, cluster_ids: np.ndarray, weights: np.ndarray) 
         return (heavy[rows] * values[rows]).sum(0) / heavy[rows].sum(0)
 
     with np.errstate(divide="ignore", invalid="ignore"):  # a side without nuclei, a measurement that never differs
-        everything = np.ones(len(table), bool)
-        deviation = np.sqrt((heavy * np.square(values - means(everything))).sum(0) / heavy.sum(0))
+        all_rows = np.ones(len(table), bool)
+        deviation = np.sqrt((heavy * np.square(values - means(all_rows))).sum(0) / heavy.sum(0))
         for cluster in np.unique(cluster_ids):
             apart = (means(cluster_ids == cluster) - means(cluster_ids != cluster)) / deviation
             phrases = [

@@ -85,9 +85,9 @@ def make_library(tiles: Images, places: Sequence[slice], map_parts: Callable = m
     if tiles.shape[2] < SMALLEST:
         return None
     learnt = evenly_spaced(len(tiles), LEARNT)
-    spots = Spots(*map(torch.cat, zip(*map_parts(lambda some: _spots(tiles[some]), _in_parts(learnt)), strict=True)))
+    spots = Spots(*map(torch.cat, zip(*map_parts(lambda part: _spots(tiles[part]), _in_parts(learnt)), strict=True)))
     description = learn_description(spots, len(tiles) * spots.angle.shape[1])
-    return Library(tiles, index_spots(description, map_parts(lambda some: description(_spots(tiles[some])), places)))
+    return Library(tiles, index_spots(description, map_parts(lambda part: description(_spots(tiles[part])), places)))
 
 
 def _spots(tiles: Tensor) -> Spots:

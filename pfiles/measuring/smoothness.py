@@ -37,22 +37,22 @@ def smoothness(latents: Tensor) -> dict[str, float]:
     covariance = rows.T @ rows / len(rows)
     variance = covariance.trace()
     if not variance > 1e-12:
-        raise InputError("The latents are the same at every place: the autoencoder uses one code and tells no tissue.")
+        raise InputError("The latents are the same at every place: the autoencoder uses one code for all tissue.")
     fitting = [side for side in SIDES if min(z.shape[2:]) >= side]
-    kept = {side: F.avg_pool2d(z, side).square().sum(1).mean() / variance for side in fitting}
+    shares = {side: F.avg_pool2d(z, side).square().sum(1).mean() / variance for side in fitting}
     share = torch.linalg.eigvalsh(covariance).clamp_min(0) / variance
     rank = (-torch.xlogy(share, share).sum()).exp()
-    return {f"kept_{side}x{side}": value.item() for side, value in kept.items()} | {"effective_rank": rank.item()}
+    return {f"kept_{side}x{side}": value.item() for side, value in shares.items()} | {"effective_rank": rank.item()}
 
 
 def in_words(scores: dict[str, float]) -> str:
     """What `smoothness` gives as a sentence."""
-    kept = ", ".join(
+    shares = ", ".join(
         f"{value:.0%} over {name.removeprefix('kept_').replace('x', ' x ')}"
         for name, value in scores.items()
         if name != "effective_rank"
     )
     return (
-        f"Averages of the latents keep {kept} places (white noise: 25 %, 6 %, 2 %; 60 % or more of 2 x 2 is smooth); "
+        f"Averages of the latents keep {shares} places (white noise: 25 %, 6 %, 2 %; 60 % or more of 2 x 2 is smooth); "
         f"effective rank {scores['effective_rank']:.1f}"
     )

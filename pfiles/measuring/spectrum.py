@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pfiles.errors import InputError
 from pfiles.machine.processes import progress
-from pfiles.tiles.pixels import check_tiles, evenly_spaced
+from pfiles.tiles.pixels import evenly_spaced, require_tiles
 
 BAND = 0.05  # cycles per pixel, the width of a band
 BANDS = 10  # up to 0.5, the highest frequency that pixels can show
@@ -32,7 +32,7 @@ def power_spectrum(images: Tensor) -> np.ndarray:
     Grey (mean of the colours, 0 ... 255), less its mean, under a periodic Hann window whose mean square is scaled to 1:
     the mean over all frequencies is then about the variance of a tile, times S^2 pixels.
     """
-    check_tiles(images)
+    require_tiles(images)
     side = images.shape[2]
     if not len(images) or side < MIN_SIDE:
         raise InputError(f"A spectrum needs tiles of at least {MIN_SIDE} px, but got {len(images)} of {side} px.")

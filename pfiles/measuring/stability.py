@@ -113,21 +113,25 @@ def verdict(table: pd.DataFrame, stability: Mapping[int, float]) -> str:
     near = supported(table)
     both = [k for k in ks if all(k in of for of in near.values())]
     if both == ks:
-        said = f"The numbers do not single out a k: {_name(ks)} cannot be told from the best on any of the five indices"
+        conclusion = (
+            f"The numbers do not single out a k: {_name(ks)} cannot be told from the best on any of the five indices"
+        )
     elif len(both) > 1:
-        said = f"The numbers support {_name(both)} and no single one: only these reach the best on all five indices"
+        conclusion = (
+            f"The numbers support {_name(both)} and no single one: only these reach the best on all five indices"
+        )
     elif both:
-        said = f"The numbers support {_name(both)}: only it reaches the best on all five indices"
+        conclusion = f"The numbers support {_name(both)}: only it reaches the best on all five indices"
     else:
         each = ", ".join(f"{INDICES[name].name} {_name(of)}" for name, of in near.items() if of)
-        said = f"The five indices support no k in common ({each})"
+        conclusion = f"The five indices support no k in common ({each})"
     if empty := [k for k in ks if table.loc[k, ("clusters used", "mean")] < k]:
-        said += f"; {_name(empty)} left clusters empty"
+        conclusion += f"; {_name(empty)} left clusters empty"
     agree = {k: value for k, value in stability.items() if np.isfinite(value)}
     least, most = min(agree, key=agree.__getitem__), max(agree, key=agree.__getitem__)
     return (
-        f"{said}; the agreement of two seeds is {agree[least]:.2f} (k = {least}) ... {agree[most]:.2f} (k = {most}), "
-        "where 1 is the same and 0 is chance."
+        f"{conclusion}; the agreement of two seeds is {agree[least]:.2f} (k = {least}) ... {agree[most]:.2f} "
+        f"(k = {most}), where 1 is the same and 0 is chance."
     )
 
 

@@ -38,7 +38,7 @@ from pfiles.errors import InputError
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import derive_seed
 from pfiles.measuring.two_sample import blur
-from pfiles.tiles.pixels import check_tiles, evenly_spaced
+from pfiles.tiles.pixels import evenly_spaced, require_tiles
 
 SIGMAS = (1.0, 2.0, 3.0)  # pixels, of the gradients
 WINDOW = 1 / 8  # of the side: the window's standard deviation
@@ -94,7 +94,7 @@ def make_ladder(
     keep: gives the tensor that the function it gets computes, or the same tensor of an earlier call.
     InputError for tiles that are too few or too small, show glass, are all alike, or have no structure to measure.
     """
-    check_tiles(real)
+    require_tiles(real)
     ids = np.zeros(len(real), int) if cluster_ids is None else np.asarray(cluster_ids)
     places = np.flatnonzero(~shows_glass(real))
     places = places[evenly_spaced(len(places), TILES)]
@@ -144,7 +144,7 @@ def reaches(ladder: Ladder, tiles: Tensor, seed: int, cluster_ids: np.ndarray | 
     may hold the clusters in other proportions. Clusters with fewer than 20 tiles on either side have no row.
     At most 500 tiles of the set count. InputError as for `make_ladder`.
     """
-    check_tiles(tiles)
+    require_tiles(tiles)
     if tiles.shape[2] != ladder.side:
         raise InputError(
             f"The reach of structure compares tiles of one size, but got {ladder.side} px and {tiles.shape[2]} px: "
@@ -178,7 +178,7 @@ def shares(ladder: Ladder) -> pd.Series:
 def in_words(reach: float, side: int, mpp: float | None = None) -> str:
     """A reach of pixels, of tiles of that side, in a few words: "7 px (3.4 um)", "beyond 32 px".
 
-    mpp: microns per pixel; None where not known.
+    mpp: microns per pixel; None if not known.
     """
     blocks = blocks_of(side)
     words: dict[float, str] = {blocks[0]: "at most ", blocks[-1]: "beyond "}
@@ -349,7 +349,7 @@ def _matched(of_ladder: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def _check(tiles: Tensor, places: np.ndarray, name: str) -> None:
-    """InputError where the tiles at `places`, those without glass, cannot be measured."""
+    """InputError if the tiles at `places`, those without glass, cannot be measured."""
     if tiles.shape[2] < MIN_SIDE:
         raise InputError(f"Structure needs tiles of at least {MIN_SIDE} px, but got {tiles.shape[2]} px.")
     if len(places) < MIN_TILES:

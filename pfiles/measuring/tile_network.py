@@ -13,7 +13,7 @@ from pfiles.errors import InputError
 from pfiles.learning.loop import epoch_batches
 from pfiles.machine.processes import progress
 from pfiles.machine.runtime import eval_mode, make_generator, seeded
-from pfiles.tiles.pixels import check_tiles, to_unit
+from pfiles.tiles.pixels import require_tiles, to_unit
 from pfiles.tiles.views import random_dihedral
 
 CHANNELS = (16, 32, 64)  # of the three convolutions
@@ -72,7 +72,7 @@ def train(
     seed: everything random follows from these, at one number of threads.
     """
     images, labels = (part.to(device) for part in learn)
-    check_large_enough(images)
+    require_large_enough(images)
     colours = to_unit(images).transpose(0, 1).flatten(1)  # (3, N S S)
     mean, scale = (c[None, :, None, None] for c in (colours.mean(1), colours.std(1).clamp_min(1 / 255)))
     with seeded(*seed, "network"):
@@ -116,9 +116,9 @@ def logits(network: TileNetwork, images: Tensor) -> Tensor:
         return torch.cat([network(to_unit(batch.to(device))) for batch in images.split(EVALUATE_AT_ONCE)])
 
 
-def check_large_enough(images: Tensor) -> None:
+def require_large_enough(images: Tensor) -> None:
     """InputError for anything but uint8 tiles (N, 3, S, S) that three halvings leave something of."""
-    check_tiles(images)
+    require_tiles(images)
     if images.shape[2] < MIN_SIDE:
         raise InputError(f"Tiles must measure at least {MIN_SIDE} px, but these are {images.shape[2]} px.")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from pfiles.errors import InputError
 from pfiles.machine.runtime import make_generator
 from pfiles.measuring.fidelity import wilson_interval
-from pfiles.measuring.tile_network import Trained, check_large_enough, logits, train
+from pfiles.measuring.tile_network import Trained, logits, require_large_enough, train
 from pfiles.tiles.pixels import evenly_spaced
 
 TILES = 400  # of each set at most; more are thinned evenly
@@ -57,7 +57,7 @@ class TwoSampleTest:
 
     @property
     def accuracy(self) -> float | None:
-        """The share sorted rightly, 0.5 by chance; None where the network did not learn."""
+        """The share sorted rightly, 0.5 by chance; None if the network did not learn."""
         return self.right / self.tiles if self.learned else None
 
     @property
@@ -120,7 +120,7 @@ def can_learn(
 
 
 class _Evidence(NamedTuple):
-    """Of the test tiles, first those of a, then those of b: how much rather each is of a (log-odds); which they are."""
+    """log_odds: of belonging to `a`, for each test tile, those of `a` first. test: the places of these tiles."""
 
     log_odds: Tensor
     test: Tensor
@@ -258,7 +258,7 @@ def table(results: dict[str, dict[float, TwoSampleTest]]) -> pd.DataFrame:
 
 def _check(a: Tensor, b: Tensor) -> None:
     for tiles in (a, b):
-        check_large_enough(tiles)
+        require_large_enough(tiles)
     if a.shape[1:] != b.shape[1:]:
         raise InputError(
             f"A two-sample test needs tiles of one size, but got {a.shape[2]} px and {b.shape[2]} px: "

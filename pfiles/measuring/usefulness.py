@@ -16,7 +16,7 @@ from torch import Tensor
 from pfiles.errors import InputError
 from pfiles.machine.runtime import make_generator
 from pfiles.measuring.fidelity import student_interval
-from pfiles.measuring.tile_network import BATCH_SIZE, check_large_enough, logits, train
+from pfiles.measuring.tile_network import BATCH_SIZE, logits, require_large_enough, train
 from pfiles.tiles.pixels import evenly_spaced
 
 TILES = 1000  # to learn from at most, thinned evenly
@@ -177,7 +177,7 @@ def _interval(values: np.ndarray) -> tuple[float, float, float]:
 
 def _check(sets: Mapping[str, tuple[Tensor, Tensor]], test: tuple[Tensor, Tensor]) -> None:
     for name, (images, labels) in {**sets, "held-out tiles": test}.items():
-        check_large_enough(images)
+        require_large_enough(images)
         if len(images) != len(labels):
             raise InputError(f"Each of the {name} needs a class, but there are {len(labels)} for {len(images)} tiles.")
         if len(images) < MIN_TILES:

@@ -41,8 +41,8 @@ class Row:
     """What the atlas shows of a cluster.
 
     number: from 1. share: of all training tiles. tiles: uint8 (n, 3, S, S) by the title of the square they stand in.
-    facts, warnings: sentences. map: uint8 (H, W, 3) and its caption; None where positions are not known. side_um: of a
-    tile, microns; None where that is not known.
+    facts, warnings: sentences. map: uint8 (H, W, 3) and its caption; None if positions are not known. side_um: of a
+    tile, microns; None if that is not known.
     """
 
     number: int
@@ -78,8 +78,8 @@ def make_rows(tiles: Tiles, standing: tuple[Tensor, Tensor, Tensor], generated: 
     words = _in_words(tiles, cluster_ids)
     train = tiles.tensor(tiles.train)
     held_out = tiles.tensor(tiles.test[evenly_spaced(len(tiles.test), HELD_OUT)])
-    nearest, _, judged, _ = search_and_judge(generated.images, train, held_out, tiles.source)
-    copies = torch.tensor(nearest.distance.to_numpy() < judged["outright"])
+    nearest, _, verdict, _ = search_and_judge(generated.images, train, held_out, tiles.source)
+    copies = torch.tensor(nearest.distance.to_numpy() < verdict["outright"])
     small = _small(tiles) if tiles.positions is not None else None
     side_um = None if tiles.mpp is None else tiles.mpp * train.shape[-1]
     rows = []

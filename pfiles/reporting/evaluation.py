@@ -59,10 +59,10 @@ def all_sections(data: EvaluationData, options: Options) -> list[Section]:
     """All that is known of the data: the summary lines and pictures first, then what each of SECTIONS has to say."""
     records = [record for record in SECTIONS if record.applies(data)]
     sections = [section for record in records for section in record.make(data, options)]
-    return [in_short(*sections), images_section(data), *sections]
+    return [summary_section(*sections), images_section(data), *sections]
 
 
-def in_short(*sections: Section) -> Section:
+def summary_section(*sections: Section) -> Section:
     """The summary for a reader who wants no statistics, from the scores of the sections that were made."""
     scores = all_scores(*sections)
     lines = sorted((line for record in SECTIONS for line in record.lines), key=lambda line: line.place)
@@ -159,7 +159,7 @@ def evaluate(
 
 
 def _refuse_mixed_runs(recorded: Mapping[Path, Provenance | None], networks: Mapping[str, str]) -> None:
-    """InputError where two of the files tell of different runs, or one that it was made with other `networks`."""
+    """InputError if two of the files tell of different runs, or one that it was made with other `networks`."""
     noted = [
         (path, provenance.without(*IGNORED, "versions"))
         for path, provenance in recorded.items()
@@ -175,8 +175,8 @@ def _of_which_run(recorded: Mapping[Path, Provenance | None]) -> str:
     """Which of the files say of which run they are, in a sentence."""
     silent = [str(path) for path, provenance in recorded.items() if provenance is None]
     if not silent:
-        return "All files say of which run they are, and it is one run."
-    return f"Taken as they are, since they do not say of which run they are: {', '.join(silent)}."
+        return "All files belong to one run."
+    return f"Without provenance, and used as they are: {', '.join(silent)}."
 
 
 def _read(real_folder: Path, generated_folder: Path, paired: bool) -> tuple[list[str], Tensor, list[str], Tensor]:

@@ -127,14 +127,14 @@ def export(generated: Path, tiles: Tiles, out: Path, exhaustive: bool = False) -
             shutil.copyfile(file, part / "images" / file.name)
         closest = show_closest([file.name for file in files], images, train, nearest, limit, tiles.mpp)
         figures.save_figure(closest, part / SHEET)
-        said = f"{len(passing)} generated tiles of stained tissue, none of which repeats a training tile"
-        describe_images(part, "generated_tiles", said, [file.name for file in passing])
+        description = f"{len(passing)} generated tiles of stained tissue, none of which repeats a training tile"
+        describe_images(part, "generated_tiles", description, [file.name for file in passing])
         write_json(part / REPORT, report)
     return report
 
 
 def _refuse_other_files(out: Path, generated: Path) -> None:
-    """InputError where `out` holds anything that no export wrote, or the images themselves."""
+    """InputError if `out` holds anything that no export wrote, or the images themselves."""
     if out.exists() and not out.is_dir():
         raise InputError(f"The output folder {out} is a file: name a folder, existing or new.")
     if generated.is_relative_to(out):
@@ -162,7 +162,7 @@ def _is_as(exported: dict[str, Any], out: Path) -> bool:
 
 
 def _refuse_other_data(generated: Path, tiles: Tiles) -> None:
-    """InputError where part 6 noted other tiles than these, of which the training may have used evenly spaced ones."""
+    """InputError if part 6 noted other tiles than these, of which the training may have used evenly spaced ones."""
     noted = made_from(generated)
     if noted is None:
         print(f"Nothing beside the images says what they were made from: taken to be {tiles.source}.")

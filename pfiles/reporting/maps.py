@@ -43,7 +43,7 @@ TABLES = ("tile_clusters.csv", "shares_by_slide.csv", "shares_by_patient.csv")
 FRAMES = ("qupath", "file")  # whose pixel 0, 0 the GeoJSON counts from: QuPath's, or the slide's file
 
 
-class Assigned(NamedTuple):
+class ClusteredTiles(NamedTuple):
     """Tiles of slides and their clusters.
 
     positions: of N tiles, as `Tiles.positions`. cluster_ids: (N,) int, 0-based. confidence: (N,) their probabilities.
@@ -53,10 +53,10 @@ class Assigned(NamedTuple):
     cluster_ids: np.ndarray
     confidence: np.ndarray
 
-    def on(self, slide: str) -> "Assigned":
+    def on(self, slide: str) -> "ClusteredTiles":
         """Those of one slide."""
         there = self.positions.slide == slide
-        return Assigned(self.positions[there], self.cluster_ids[there], self.confidence[there])
+        return ClusteredTiles(self.positions[there], self.cluster_ids[there], self.confidence[there])
 
 
 class Region(NamedTuple):
@@ -122,7 +122,7 @@ def _step(positions: np.recarray) -> float:
     return float(np.quantile(steps, 0.05, method="lower")) if len(steps) else np.inf  # few tiles may lie off the grid
 
 
-def regions(tiles: Assigned) -> list[Region]:
+def regions(tiles: ClusteredTiles) -> list[Region]:
     """The connected regions of each cluster on one slide, larger ones first. Tiles that meet at a corner do not touch.
 
     Of overlapping tiles each stands for its middle, see `boxes_of`.
@@ -198,7 +198,7 @@ def _class_name(title: str) -> str:
 
 
 def shares(
-    tiles: Assigned, n_clusters: int, groups: np.ndarray, name: str, names: Mapping[int, str] | None = None
+    tiles: ClusteredTiles, n_clusters: int, groups: np.ndarray, name: str, names: Mapping[int, str] | None = None
 ) -> pd.DataFrame:
     """The number of tiles and the share of each cluster for each of `groups` (N,), such as slides; `name` of the index.
 
@@ -214,7 +214,7 @@ def shares(
 
 
 def _thumbnail(slide: str, pictures: Path | None) -> Picture | None:
-    """The picture of a slide that `tile_slides` wrote into `pictures`; None where there is none."""
+    """The picture of a slide that `tile_slides` wrote into `pictures`; None if there is none."""
     path = pictures and pictures / f"{slide}.jpg"
     if path and path.exists():
         with Image.open(path) as image:
@@ -225,7 +225,7 @@ def _thumbnail(slide: str, pictures: Path | None) -> Picture | None:
 
 
 def picture_of(
-    slide: str, tiles: Assigned, images: Images, members: np.ndarray, pictures: Path | None = None
+    slide: str, tiles: ClusteredTiles, images: Images, members: np.ndarray, pictures: Path | None = None
 ) -> Picture:
     """A slide's thumbnail from the folder `pictures`, as `tile_slides` wrote it, or else its tiles put together.
 
@@ -247,7 +247,7 @@ def picture_of(
 def draw_maps(
     slide: str,
     picture: Picture,
-    maps: Mapping[str, Assigned],
+    maps: Mapping[str, ClusteredTiles],
     n_clusters: int,
     names: Mapping[int, str] | None = None,
     mpp: float | None = None,
@@ -282,7 +282,7 @@ def draw_maps(
     return fig
 
 
-def _draw_clusters(ax: plt.Axes, tiles: Assigned) -> None:
+def _draw_clusters(ax: plt.Axes, tiles: ClusteredTiles) -> None:
     colours = np.array([(*to_rgb(colour(cluster)), 1.0) for cluster in tiles.cluster_ids])
     colours[:, 3] = tiles.confidence
     corners = boxes_of(tiles.positions)[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]  # (N, 4, 2)
@@ -301,7 +301,7 @@ def file_names(slides: Iterable[str]) -> list[str]:
 
 def write_maps(
     folder: Path,
-    tiles: Assigned,
+    tiles: ClusteredTiles,
     images: Images,
     n_clusters: int,
     *,
@@ -314,21 +314,21 @@ def write_maps(
 ) -> Section:
     """Write SLIDE.jpg and SLIDE.geojson of each slide into `folder`, and three tables; and tell what they show.
 
-    images: of the tiles, uint8 (N, 3, S, S). names: of clusters by their numbers from 1. patients: (N,), "" where
+    images: of the tiles, uint8 (N, 3, S, S). names: of clusters by their numbers from 1. patients: (N,), "" if
     unknown. pictures: see `picture_of`. The tables: tile_clusters.csv has a row for each tile; shares_by_slide.csv and,
     where patients are known, shares_by_patient.csv hold the share of each cluster. maps.h5ad: see `write_spatial`.
     frame: of the GeoJSON, see `as_geojson`; tables keep the file's pixels. min_region: least tiles of a region in it.
     """
     if frame not in FRAMES or min_region < 1:
         raise InputError(f"frame must be {' or '.join(FRAMES)}, and min_region at least 1: got {frame}, {min_region}.")
-    figures, moved, small = [], [], 0
+    figures, shifted, small = [], [], 0
     for slide in progress(np.unique(tiles.positions.slide), desc="maps", unit="slide", leave=False, delay=2):
         there = tiles.on(slide)
         connected = regions(there)
         large = [region for region in connected if region.tiles >= min_region]
         small += len(connected) - len(large)
         origin = _scanned_corner(slide, pictures)
-        moved += [slide] * (origin != (0, 0))
+        shifted += [slide] * (origin != (0, 0))
         with atomic_write(folder / f"{slide}.geojson") as file:
             geojson = as_geojson(slide, large, names, frame, origin)
             file.write(json.dumps(geojson, separators=(",", ":")).encode())  # ASCII: read in any encoding
@@ -352,21 +352,21 @@ def write_maps(
     spatial.write_spatial(folder, *tiles, legend, images.shape[-1], patients)
     joins = join_counts(tiles.positions, tiles.cluster_ids, n_clusters, seed)
     joins.index = ["all", *(title(cluster, names) for cluster in range(n_clusters))]
-    said = [in_words(joins), f"Maps, regions for QuPath and tables are in {folder}."]
-    if moved:
+    notes = [in_words(joins), f"Maps, regions for QuPath and tables are in {folder}."]
+    if shifted:
         where = "counts from what was scanned, as QuPath does" if frame == "qupath" else "keeps the file's own pixels"
-        said.append(f"The GeoJSON of {', '.join(moved)} {where}; tile_clusters.csv keeps the file's own pixels.")
+        notes.append(f"The GeoJSON of {', '.join(shifted)} {where}; tile_clusters.csv keeps the file's own pixels.")
     if small:
-        said.append(f"The GeoJSON leaves out {small} regions of fewer than {min_region} tiles.")
+        notes.append(f"The GeoJSON leaves out {small} regions of fewer than {min_region} tiles.")
     if len(tables["slide"]) > SHOWN:
-        said.append(f"The first {SHOWN} of {len(tables['slide'])} slides are shown.")
+        notes.append(f"The first {SHOWN} of {len(tables['slide'])} slides are shown.")
     scores = {
         "slides": len(tables["slide"]),
         "tiles": len(rows),
         "mpp": float(np.median(tiles.positions.mpp)),
         "neighbours of one cluster": plain(joins[:1])["all"],
     }
-    return Section("Clusters on their slides", said, (joins, *tables.values()), figures, scores)
+    return Section("Clusters on their slides", notes, (joins, *tables.values()), figures, scores)
 
 
 def write_every_k(
@@ -384,7 +384,7 @@ def write_every_k(
     """
     figures, slides = [], np.unique(positions.slide[places])
     for slide in progress(slides, desc="maps of every k", unit="slide", leave=False, delay=2):
-        maps = {f"k = {k}": Assigned(positions[places], *of_k).on(slide) for k, of_k in by_k.items()}
+        maps = {f"k = {k}": ClusteredTiles(positions[places], *of_k).on(slide) for k, of_k in by_k.items()}
         members = places[positions.slide[places] == slide]
         picture = picture_of(slide, next(iter(maps.values())), images, members, pictures)
         of_slide = next(iter(maps.values())).positions
@@ -394,5 +394,5 @@ def write_every_k(
         figures.append(figure)
         if len(figures) > SHOWN:
             plt.close(figures.pop())
-    said = f"The training tiles of {len(slides)} slides; a colour of one k has nothing to do with that of another."
-    return Section(f"Every k: {', '.join(map(str, by_k))}", [said], figures=figures)
+    notes = f"The training tiles of {len(slides)} slides; the same colour at two k does not mean the same cluster."
+    return Section(f"Every k: {', '.join(map(str, by_k))}", [notes], figures=figures)

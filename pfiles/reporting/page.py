@@ -92,7 +92,7 @@ def as_text(sections: Sequence[Section]) -> str:
 
 
 def refuse_other_report(folder: Path, name: str = "evaluation") -> None:
-    """InputError where `folder` holds files of the names that `write_report` gives, which it did not write."""
+    """InputError if `folder` holds files of the names that `write_report` gives, which it did not write."""
     about = read_json(folder / f"{name}.json", {}).get("about")
     refuse_foreign(folder, (f"{name}.json", f"{name}.html"), isinstance(about, dict))
 
@@ -136,7 +136,7 @@ def _page(sections: Sequence[Section], about: dict[str, Any], title: str) -> str
 
 
 def _formatted(table: pd.DataFrame) -> pd.DataFrame:
-    """Numbers as text of four digits; empty where there is none."""
+    """Numbers as text of four digits; empty if there is none."""
 
     def text_of(value: Any) -> str:
         if isinstance(value, str):

@@ -36,13 +36,13 @@ def as_anndata(
 
     positions: of N tiles, as `Tiles.positions`. cluster_ids: (N,) int, 0-based. confidence: (N,) their probabilities.
     titles, colours: of each cluster, as "3 stroma" and "#8be8a2". tile_px: side of a tile's image in pixels.
-    patients: (N,), "" where unknown.
+    patients: (N,), "" if unknown.
 
     `obs`: cluster, an ordered categorical of all titles; confidence; slide; patient, if known, missing for "".
     `obsm["spatial"]`: (N, 2) float, x and y of each tile's centre in pixels of its slide's level 0.
     `uns`: cluster_colors, in the order of the categories; spatial, for each slide the side of a tile in pixels of level
     0 (scalefactors, spot_diameter_fullres) and microns per pixel of level 0 (metadata, mpp; NaN where unknown).
-    InputError where anndata is not installed.
+    InputError if anndata is not installed.
     """
     with extra("spatial"):
         from anndata import AnnData

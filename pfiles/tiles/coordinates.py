@@ -165,7 +165,7 @@ def side_on(slide: SlideReader, path: Path, places: Coordinates, mpp: float) -> 
     return places.side if places.side is not None else places.size * downsample
 
 
-def check_scale(places: Coordinates, side: float, mpp: float, wanted: float, size: int) -> None:
+def require_scale(places: Coordinates, side: float, mpp: float, wanted: float, size: int) -> None:
     """InputError where tiles of `size` px at `wanted` um/px are not as wide as tiles of `side` px at `mpp` um/px."""
     if abs(side * mpp / (size * wanted) - 1) > SAME:
         raise InputError(

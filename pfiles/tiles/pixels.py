@@ -32,7 +32,7 @@ def as_array(images: Tensor) -> np.ndarray:
     return np.ascontiguousarray(images.cpu().permute(0, 2, 3, 1).numpy())
 
 
-def check_tiles(images: Tensor) -> None:
+def require_tiles(images: Tensor) -> None:
     """InputError for anything but square uint8 images (N, 3, S, S)."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
         raise InputError(

@@ -14,7 +14,7 @@ import scipy
 from PIL import Image, ImageDraw
 
 from pfiles.errors import InputError
-from pfiles.tiles.coordinates import Coordinates, check_scale, side_on
+from pfiles.tiles.coordinates import Coordinates, require_scale, side_on
 from pfiles.tiles.readers import BLOCK, SNAP, SlideReader, level_for, read_rgb, thumbnail
 from pfiles.tiles.regions import Polygon, region_mask
 from pfiles.tiles.scale import Scale, scale_of
@@ -101,7 +101,7 @@ def plan_tiles(slide: SlideReader, path: Path, tiling: Tiling, offset: float) ->
     target_downsample = tiling.mpp / mpp
     if tiling.coordinates is not None:
         side_of_place = side_on(slide, path, tiling.coordinates, mpp)
-        check_scale(tiling.coordinates, side_of_place, mpp, tiling.mpp, tiling.size)
+        require_scale(tiling.coordinates, side_of_place, mpp, tiling.mpp, tiling.size)
         target_downsample = side_of_place / tiling.size
     if target_downsample < 1 - SNAP:
         raise InputError(f"{path} was scanned at {mpp:g} um/px: tiles of {tiling.mpp:g} um/px would be invented.")

@@ -60,8 +60,8 @@ def affine(
     source_y = (-sin * (x - shift_x) + cos * (y - shift_y) + h / 2).floor().long()
     inside = (source_x >= 0) & (source_x < w) & (source_y >= 0) & (source_y < h)
     index = (source_y.clamp(0, h - 1) * w + source_x.clamp(0, w - 1)).view(b, 1, h * w).expand(b, c, h * w)
-    moved = images.flatten(2).gather(2, index).view(b, c, h, w)
+    affine_views = images.flatten(2).gather(2, index).view(b, c, h, w)
     outside = ~inside
     for channel, value in enumerate(fill):
-        moved[:, channel].masked_fill_(outside, value)
-    return moved
+        affine_views[:, channel].masked_fill_(outside, value)
+    return affine_views

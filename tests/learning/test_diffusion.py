@@ -126,19 +126,19 @@ def test_velocity_of_scaled_latents_is_what_the_unet_learns(tiny, images, job):
 def test_uniform_times_are_those_of_version_1_0():
     scheduler = LinearNoiseScheduler()
     published = torch.randint(1000, (64,), generator=torch.Generator().manual_seed(3))
-    assert torch.equal(diffusion.draw_times(64, scheduler, "uniform", torch.Generator().manual_seed(3)), published)
+    assert torch.equal(diffusion.sample_times(64, scheduler, "uniform", torch.Generator().manual_seed(3)), published)
 
 
 def test_log_normal_times_have_the_ratios_of_noise_that_they_say():
     """ln SNR = N(0.5, 2.2): half above 0.5, 16 % above 2.7, and none beyond the schedule's ends."""
     scheduler = LinearNoiseScheduler()
-    t = diffusion.draw_times(100_000, scheduler, "log-normal", torch.Generator().manual_seed(0))
+    t = diffusion.sample_times(100_000, scheduler, "log-normal", torch.Generator().manual_seed(0))
     assert 0 <= t.min() < t.max() <= 999
     log_snr = torch.logit(scheduler.alpha_cumprod)[t]
     assert (log_snr > 0.5).double().mean().item() == pytest.approx(0.5, abs=0.01)
     assert (log_snr > 2.7).double().mean().item() == pytest.approx(0.1587, abs=0.01)
     assert (log_snr > -1.7).double().mean().item() == pytest.approx(0.8413, abs=0.01)
-    short = diffusion.draw_times(1000, LinearNoiseScheduler(4), "log-normal", torch.Generator().manual_seed(0))
+    short = diffusion.sample_times(1000, LinearNoiseScheduler(4), "log-normal", torch.Generator().manual_seed(0))
     assert set(short.tolist()) == {1, 2, 3}  # the first is nearly without noise, and the last stands for all beyond
 
 

@@ -141,7 +141,7 @@ def test_a_refused_training_leaves_the_networks_as_they_were(tiny, images, job, 
     before = weights(networks[1])
     longer = replace(tiny.finetuning1, epochs=2)
     write(tmp_path / "gen", [1], make_tiles(1))
-    with pytest.raises(InputError, match="is not of the networks that test will leave"):
+    with pytest.raises(InputError, match="would not belong to the networks that test trains"):
         train_stage(tiny, longer, networks, images, replace(job, blocked_by=[tmp_path / "gen"]))
     assert torch.equal(weights(networks[1]), before)
     train_stage(tiny, longer, networks, images, job)

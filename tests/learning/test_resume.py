@@ -158,7 +158,7 @@ def test_a_training_begins_anew_where_its_start_was_trained_since(tiny, images, 
     capsys.readouterr()
     train_stage(tiny, tiny.training, stage_networks(tiny), images, second)
     printed = capsys.readouterr().out
-    assert "Begins anew, as what it starts from was trained since (unet)" in printed
+    assert "Starts from the beginning, because what it builds on was trained again (unet)" in printed
     assert "done already" not in printed
 
 

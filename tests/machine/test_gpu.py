@@ -79,9 +79,9 @@ def test_the_gpu_computes_what_the_cpu_does(networks):
 def test_bf16_is_float32_to_two_digits(networks):
     vqvae, unet, _ = networks
     arguments = unet_input()
-    assert 0 < distance(Speed(bf16=True).fast(unet)(*arguments), unet(*arguments)) < 0.02
+    assert 0 < distance(Speed(bf16=True).accelerate(unet)(*arguments), unet(*arguments)) < 0.02
     z = vqvae.embed(torch.randint(32, (4, 12, 12), generator=make_generator("codes")).to(DEVICE))
-    assert 0 < distance(Speed(bf16=True).fast(vqvae.decode)(z), vqvae.decode(z)) < 0.02
+    assert 0 < distance(Speed(bf16=True).accelerate(vqvae.decode)(z), vqvae.decode(z)) < 0.02
 
 
 def test_an_image_does_not_depend_on_its_batch(networks):
@@ -119,7 +119,7 @@ def test_no_step_waits_for_the_gpu(tiny, networks, images, job, monkeypatch):
 @torch.no_grad()
 def test_compiled_networks_compute_the_same(networks):
     _, unet, _ = networks
-    fast = FAST.fast(copy.deepcopy(unet))
+    fast = FAST.accelerate(copy.deepcopy(unet))
     arguments = unet_input()
     for _ in range(3):  # eager, recorded, replayed
         torch.compiler.cudagraph_mark_step_begin()

@@ -217,7 +217,7 @@ def test_more_processes_than_tiles_of_a_batch_are_refused(tmp_path, monkeypatch)
     network = nn.Linear(1, 1)
     run = Job("test", 0, 8, tmp_path, {}, SavingSettings(), EAGER)
     with pytest.raises(InputError, match="A batch of 8 tiles cannot be shared by 9 processes"):
-        train(run, num_epochs=1, num_tiles=24, draw_random=None, objectives=None, parts={"network": network})
+        train(run, num_epochs=1, num_tiles=24, sample_random=None, objectives=None, state={"network": network})
 
 
 def test_a_notebooks_bar_needs_no_widget_and_never_stands_still(tmp_path):

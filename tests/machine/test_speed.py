@@ -64,7 +64,7 @@ def test_bf16_is_close_and_gives_float32_weights(tiny, images, job):
     arguments = unet_input()
     with torch.no_grad():
         exact = unet(*arguments)
-        close = Speed(bf16=True).fast(unet)(*arguments).float()
+        close = Speed(bf16=True).accelerate(unet)(*arguments).float()
     error = ((close - exact).norm() / exact.norm()).item()
     assert 0 < error < 0.02
     stage = replace(tiny.training, epochs=2)
@@ -115,10 +115,10 @@ def test_no_step_waits_for_the_device(tiny, images, job, monkeypatch, learns):
 
 
 def test_what_is_chosen_is_printed_once(capsys):
-    assert pick_speed(get_settings("paper"), CPU) == Speed(channels_last=True, fused=True, sharing=True)
+    assert pick_speed(get_settings("paper"), CPU) == Speed(channels_last=True, fused=True, yield_cores=True)
     assert (
         capsys.readouterr().out
-        == "fp32 on cpu, channels_last + fused + sharing (setting speed='auto'), 1 process(es)\n"
+        == "fp32 on cpu, channels_last + fused + yield_cores (setting speed='auto'), 1 process(es)\n"
     )
     assert pick_speed(get_settings("paper", {"speed": "off"}), CPU) == EAGER
     assert pick_speed(get_settings("paper", {"speed": "off", "precision": "bf16"}), CPU) == Speed(bf16=True)

@@ -57,7 +57,7 @@ def test_autoencoder_features_are_the_statistics_of_its_encoding(vqvae):
 def test_extractors_that_cannot_be_had(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="choose random, autoencoder or inception"):
         features.make_extractor("resnet")
-    with pytest.raises(InputError, match="need one: name its checkpoint"):
+    with pytest.raises(InputError, match="need an autoencoder: name its checkpoint"):
         features.make_extractor("autoencoder")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 

@@ -199,7 +199,7 @@ def test_images_too_small_for_the_measures(tmp_path, capsys):
 
 
 def test_summary_lines_of_what_is_known():
-    assert evaluation.in_short().notes == [
+    assert evaluation.summary_section().notes == [
         "Told from real tiles: not known, with so few tiles or as the network did not learn.",
         "Built like tissue: not known, with so few tiles or as the real ones have no structure to measure.",
         "Sorted as asked: not known without the clusters and the autoencoder.",
@@ -221,7 +221,7 @@ def test_summary_lines_of_what_is_known():
         "told from real by random convolutions": 0.7,
         "told from real by autoencoder features": 0.91,
     }
-    assert evaluation.in_short(page.Section("all", [], scores=scores)).notes == [
+    assert evaluation.summary_section(page.Section("all", [], scores=scores)).notes == [
         "Told from real tiles: in 86%; real from real tiles in 51% (50% is chance); by a linear classifier of "
         "autoencoder features in 91%.",
         "Built like tissue: up to 9 px; real tissue beyond 32 px.",
@@ -357,14 +357,14 @@ def test_files_of_another_run_are_refused_before_any_work(case, tmp_path, real, 
 
 def test_files_of_one_run_are_accepted_and_those_that_tell_nothing_are_named(tmp_path, real, monkeypatch, capsys):
     paths_of_run = write_run(tmp_path, real)
-    plain = [evaluation.in_short(), page.Section("Images", ["40 and 40."])]
+    plain = [evaluation.summary_section(), page.Section("Images", ["40 and 40."])]
     monkeypatch.setattr(evaluation, "all_sections", lambda *_: list(plain))
-    one_run = "All files say of which run they are, and it is one run."
+    one_run = "All files belong to one run."
     assert evaluation.evaluate(*paths_of_run, paired=False)[1].notes == ["40 and 40.", one_run]
     (tmp_path / "gen" / "generated_with.json").unlink()
     (tmp_path / "c.csv").write_text((tmp_path / "c.csv").read_text() + "0.5,0.5,1,0.9\n")  # the JSON tells of another
     note = evaluation.evaluate(*paths_of_run, paired=False)[1].notes[1]
-    assert note.startswith("Taken as they are, since they do not say of which run they are: ")
+    assert note.startswith("Without provenance, and used as they are: ")
     assert note.endswith(f": {tmp_path / 'gen'}, {tmp_path / 'c.csv'}.")
     assert capsys.readouterr().out == ""
 

@@ -41,7 +41,7 @@ def assigned(labels, step=64, side=64, left=300, top=200, slide="a", confidence=
     n = len(rows)
     fields = [np.full(n, slide), np.round(left + columns * step).astype(int), np.round(top + rows * step).astype(int)]
     positions = np.rec.fromarrays([*fields, np.full(n, side), np.ones(n)], names="slide,x,y,side,mpp")
-    return maps.Assigned(positions, labels[rows, columns], np.ones(n) if confidence is None else confidence)
+    return maps.ClusteredTiles(positions, labels[rows, columns], np.ones(n) if confidence is None else confidence)
 
 
 def tiles_of(labels, side=8):
@@ -126,7 +126,9 @@ def test_tiles_off_one_grid_stand_where_they_were_cut():
     """Two pieces of tissue, each on a grid of its own, as other tools lay them."""
     pieces = [assigned(np.zeros((3, 4), int), left=300, top=200), assigned(np.zeros((5, 2), int), left=1217, top=233)]
     positions = np.concatenate([piece.positions for piece in pieces]).view(np.recarray)
-    outlines = [region.outline for region in maps.regions(maps.Assigned(positions, np.zeros(22, int), np.ones(22)))]
+    outlines = [
+        region.outline for region in maps.regions(maps.ClusteredTiles(positions, np.zeros(22, int), np.ones(22)))
+    ]
     assert [outline.bounds for outline in outlines] == [(300, 200, 556, 392), (1217, 233, 1345, 553)]
     assert [outline.area for outline in outlines] == [12 * 64**2, 10 * 64**2]
 
@@ -215,7 +217,7 @@ def test_the_thumbnail_lies_where_the_tiles_are(tmp_path):
     image[256:768, 512:1280] = tissue(512, 768)
     tile_slides([write_slide(tmp_path / "a.tiff", image)], tmp_path / "out", Tiling(0.5, 64))
     source = read_source(tmp_path / "out")
-    tiles = maps.Assigned(source.positions, np.zeros(len(source.images), int), np.ones(len(source.images)))
+    tiles = maps.ClusteredTiles(source.positions, np.zeros(len(source.images), int), np.ones(len(source.images)))
     pixels, part = maps.picture_of(
         "a", tiles, source.images, np.arange(len(source.images)), tmp_path / "out" / "slides"
     )
@@ -244,7 +246,7 @@ def test_maps_of_a_made_slide_find_its_regions(tmp_path):
     source = read_source(tmp_path / "tiles")
     red, _, blue = source.images.float().mean((2, 3)).T
     blue = (blue > red).long().numpy()
-    tiles = maps.Assigned(source.positions, blue, np.full(len(blue), 0.9))
+    tiles = maps.ClusteredTiles(source.positions, blue, np.full(len(blue), 0.9))
     section = maps.write_maps(
         tmp_path / "maps", tiles, source.images, 2, names={1: "red"}, patients=np.array(source.patients),
         pictures=tmp_path / "tiles" / "slides",
@@ -320,7 +322,7 @@ def test_a_slide_has_one_name_everywhere(tmp_path):
         write_slide(tmp_path / "slides" / f"{apart}.tiff", island(256, 256, 16, 16, 224, 224, seed), levels=(1,))
     tile_slides([tmp_path / "slides"], tmp_path / "tiles", Tiling(0.5, 64))
     source = read_source(tmp_path / "tiles")
-    tiles = maps.Assigned(source.positions, np.arange(len(source.images)) % 2, np.ones(len(source.images)))
+    tiles = maps.ClusteredTiles(source.positions, np.arange(len(source.images)) % 2, np.ones(len(source.images)))
     maps.write_maps(tmp_path / "maps", tiles, source.images, 2, pictures=tmp_path / "tiles" / "slides")
     plt.close("all")
     assert set(source.positions.slide) == set(names)

@@ -17,7 +17,7 @@ def two_slides():
     fields = [np.array(["a", "a", "a", "b"]), np.array([300, 556, 300, 0]), np.array([200, 200, 456, 128]),
               np.array([256, 256, 256, 128]), np.ones(4)]  # fmt: skip
     positions = np.rec.fromarrays(fields, names="slide,x,y,side,mpp")
-    return maps.Assigned(positions, np.array([2, 0, 2, 1]), np.array([0.9, 0.5, 0.25, 1.0]))
+    return maps.ClusteredTiles(positions, np.array([2, 0, 2, 1]), np.array([0.9, 0.5, 0.25, 1.0]))
 
 
 @pytest.mark.slow

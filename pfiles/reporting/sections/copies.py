@@ -58,12 +58,12 @@ def copies_section(
     else:
         held_out = data.held_out[evenly_spaced(len(data.held_out), at_most or export.HELD_OUT)]
         if at_most is None:
-            nearest, nearest_held_out, judged, leak, certified = certificate.search(
+            nearest, nearest_held_out, verdict, leak, certified = certificate.search(
                 images, train, held_out, source, exhaustive
             )
         else:
-            nearest, nearest_held_out, judged, leak = memorisation.search_and_judge(images, train, held_out, source)
-        outright = judged["outright"]
+            nearest, nearest_held_out, verdict, leak = memorisation.search_and_judge(images, train, held_out, source)
+        outright = verdict["outright"]
     copies, repeated = int((nearest.distance < outright).sum()), memorisation.repeated(images)
     notes = [
         f"{copies} of {len(images)} generated images are copies of a real one: their structure differs by less than "
@@ -75,25 +75,25 @@ def copies_section(
         "images_searched_for_copies": len(images),
         "repeat_each_other": repeated,
     }
-    limit, pictures, judgement = COPY, [], []
+    limit, pictures, verdict_table = COPY, [], []
     if data.held_out is not None:
-        limit, scores["pixel space"] = judged["threshold"], judged
-        notes += [leak] if leak else [_closer(judged, len(held_out))]
-        if judged["left_out"]:
-            notes.append(left_out_in_words(judged, len(held_out)))
+        limit, scores["pixel space"] = verdict["threshold"], verdict
+        notes += [leak] if leak else [_closer(verdict, len(held_out))]
+        if verdict["left_out"]:
+            notes.append(left_out_in_words(verdict, len(held_out)))
         if certified is not None:
             notes.append(str(certified))
             scores["certificate"] = certified.as_note()
-        judgement = [pd.DataFrame({"pixel space": judged}).T]
+        verdict_table = [pd.DataFrame({"pixel space": verdict}).T]
         pictures = [_histograms(nearest, nearest_held_out, limit, "pixel space")]
     pictures.append(export.show_closest(names, images, train, nearest, limit, data.mpp))
-    return Section("Copies", notes, judgement, pictures, scores)
+    return Section("Copies", notes, verdict_table, pictures, scores)
 
 
-def left_out_in_words(judged: Judgement, held_out: int) -> str:
+def left_out_in_words(verdict: Judgement, held_out: int) -> str:
     """The held-out tiles that `memorisation.judge` left out, in a sentence."""
     return (
-        f"{judged['left_out']} of {held_out} held-out tiles show what a training tile shows, and do not count: look "
+        f"{verdict['left_out']} of {held_out} held-out tiles show what a training tile shows, and do not count: look "
         "for slides or photographs on both sides of the split."
     )
 
@@ -105,20 +105,20 @@ def likeness_section(data: EvaluationData) -> Section:
         for codes in (data.real_codes, data.generated_codes, data.held_out_codes)
     )
     nearest, nearest_held_out = (memorisation.nearest_features(features, real) for features in (generated, held_out))
-    judged = memorisation.against_held_out(nearest.distance, nearest_held_out.distance)
-    pictures = [_histograms(nearest, nearest_held_out, judged["threshold"], "feature space")]
-    notes = [_closer(judged, len(nearest_held_out))]
-    table = pd.DataFrame({"feature space": judged}).T
-    return Section("Likeness", notes, [table], pictures, {"feature space": judged})
+    verdict = memorisation.against_held_out(nearest.distance, nearest_held_out.distance)
+    pictures = [_histograms(nearest, nearest_held_out, verdict["threshold"], "feature space")]
+    notes = [_closer(verdict, len(nearest_held_out))]
+    table = pd.DataFrame({"feature space": verdict}).T
+    return Section("Likeness", notes, [table], pictures, {"feature space": verdict})
 
 
-def _closer(judged: Closeness, held_out: int) -> str:
+def _closer(verdict: Closeness, held_out: int) -> str:
     """What `memorisation.against_held_out` found, in a sentence."""
     return (
         "{closer:.1%} of the generated images ({low:.1%} to {high:.1%}) are closer to a real one than the closest 1 % "
         "of {held_out} held-out tiles are; {expected:.1%} is expected of images as far from real ones as these, and "
         "the probability that such images show as many or more is {chance:.2g}."
-    ).format_map({**judged, "held_out": held_out})
+    ).format_map({**verdict, "held_out": held_out})
 
 
 def _histograms(nearest: pd.DataFrame, nearest_held_out: pd.DataFrame, threshold: float, space: str) -> Figure:

@@ -30,13 +30,13 @@ class EvaluationData:
 
     real: of the mix of slides that was trained on; held_out: real ones of other slides or regions, where there are
     some. searched: the tiles among which copies are looked for; None: `real`. The ids are the clusters (N,), 0-based,
-    those of `generated` the ones asked for; None where they are not known. The labels (N,) are of tissue, "" where
-    unknown, which no training saw; None where there are none. vqvae: the trained autoencoder. codes: of `real`,
-    codes_of_held_out: of `held_out`, where they were encoded before. clusterer: the network that the clusters come
-    from; None where only its verdicts are known. n_clusters: None for as many as are seen. names: of clusters, by their
-    numbers from 1. is_paired: whether image i of `generated` belongs to image i of `real`, so that pairs have scores.
-    mpp: microns per pixel of all images; None where not known. ladder: the file that keeps the ladder of structure, and
-    what `real` and its autoencoder are; None: it is computed anew.
+    those of `generated` the ones asked for; None if they are not known. The labels (N,) are of tissue, "" if unknown,
+    which no training saw; None if there are none. vqvae: the trained autoencoder. codes: of `real`, codes_of_held_out:
+    of `held_out`, where they were encoded before. clusterer: the network that the clusters come from; None if only its
+    verdicts are known. n_clusters: None for as many as are seen. names: of clusters, by their numbers from 1.
+    is_paired: whether image i of `generated` belongs to image i of `real`, so that pairs have scores. mpp: microns per
+    pixel of all images; None if not known. ladder: the file that keeps the ladder of structure, and what `real` and its
+    autoencoder are; None: it is computed anew.
     """
 
     real: Tensor
@@ -121,7 +121,7 @@ class Options:
 
 
 def clusters_left_out(clusters: Sequence[str]) -> str:
-    """The sentence on clusters that have too few images, empty where there are none."""
+    """The sentence on clusters that have too few images, empty if there are none."""
     if not clusters:
         return ""
     return f"Left out, with fewer than {MIN_IMAGES} images on one side: clusters {', '.join(clusters)}."

@@ -163,7 +163,7 @@ def caveat(extractor: Extractor | ReadFeatures, table: pd.DataFrame, width: int)
     fewest = int(table.images[table.images > NEIGHBOURS].min())
     text = f"{extractor.frechet} and {extractor.kernel}: 0 is best. {LINEAR_PROBE.capitalize()}: the share that a "
     text += "linear classifier of these features sorts rightly; 0.5 is chance. Far below 0.5 is no better "
-    text += "than 0.5: tiles of one set then lie where the other's were learnt to lie, as copies do; see Copies. "
+    text += "than 0.5: tiles of one set then resemble what was learnt as the other set, as copies do; see Copies. "
     if extractor.ranks:
         ranks = " and ".join(extractor.ranks).capitalize()
         text += f"{ranks}, with {NEIGHBOURS} neighbours: what held-out real tiles reach is best. "

@@ -25,7 +25,7 @@ APPARENT = 0.55  # share of the files that one value sorts rightly, from which o
 def make_section(
     real_files: Sequence[Path], generated_files: Sequence[Path], real: Tensor, generated: Tensor
 ) -> Section | None:
-    """What the files of both sides differ in, and what it does to the tissue of one side; None where they do not.
+    """What the files of both sides differ in, and what it does to the tissue of one side; None if they do not.
 
     real, generated: the images as they are compared, uint8 (N, 3, S, S) of one size. At most 400 of each side count.
     """

@@ -106,7 +106,7 @@ def seconds_per_pair(names: Sequence[str], tiles: Tensor, device: torch.device |
 
 RECORD = SectionRecord(
     title="Paired scores",
-    question="how like a real tile of its cluster is a generated one: SSIM, MS-SSIM, LPIPS?",
+    question="how similar is a generated tile to a real one of its cluster: SSIM, MS-SSIM, LPIPS?",
     applies=lambda data: data.is_paired,
     make=_make,
 )

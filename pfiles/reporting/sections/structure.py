@@ -38,8 +38,9 @@ def make_section(data: EvaluationData, seed: int) -> Section:
     words = {name: structure.in_words(reach, ladder.side, data.mpp) for name, reach in overall.reach.items()}
     row, best = overall.loc["generated"], next(name for name in (HELD_OUT, "training tiles") if name in words)
     notes = [
-        "Real tiles that are cut into blocks and shuffled are as built as generated tiles at blocks of "
-        f"{words['generated']}; 95 % interval {row.low:.1f} to {row.high:.1f} px. Reach of {best}: {words[best]}.",
+        "Generated tiles show as much structure as real tiles that were cut into blocks of "
+        f"{words['generated']} and shuffled; 95 % interval {row.low:.1f} to {row.high:.1f} px. Reach of {best}: "
+        f"{words[best]}.",
         "Share is 0 for noise of the same spectrum and 1 for training tiles. Tiles that show glass are left out. "
         "Generated tiles are held against shuffled tiles that the same autoencoder decoded, where it is known.",
     ]
@@ -55,7 +56,7 @@ def make_section(data: EvaluationData, seed: int) -> Section:
         figures.show_tiles(
             examples(data, block, seed),
             SHOWN,
-            f"Above real tiles, in the middle real ones in shuffled blocks of {block} px, below generated ones",
+            f"Top: real tiles; middle: real tiles shuffled in blocks of {block} px; bottom: generated tiles",
             mpp=data.mpp,
         ),
         plot_ladder(structure.shares(ladder), overall),
@@ -68,7 +69,7 @@ def _measure(data: EvaluationData, seed: int) -> tuple[dict[str, pd.DataFrame], 
 
     Generated tiles are held against shuffled training tiles that the autoencoder decoded as it did them, where it is
     known; all other tiles against shuffled training tiles as they are.
-    Clusters count where those of real and of generated tiles are known. InputError where one of these two sets cannot
+    Clusters count where those of real and of generated tiles are known. InputError if one of these two sets cannot
     be measured; held-out tiles that cannot have no row.
     """
     has_ids = data.real_ids is not None and data.generated_ids is not None
@@ -123,7 +124,7 @@ def plot_ladder(shares: pd.Series, overall: pd.DataFrame) -> Figure:
         )  # fmt: skip
     ax.set_xscale("log", base=2)
     ax.set_xticks(shares.index, shares.index)
-    ax.set(title="how far tiles are built", xlabel="reach, pixels", ylabel="share of real structure")
+    ax.set(title="reach of structure", xlabel="reach, pixels", ylabel="share of real structure")
     ax.legend(fontsize="small", loc="upper left")
     return fig
 

@@ -28,7 +28,7 @@ def test_structure_of_real_and_of_shuffled_tiles(tmp_path):
     assert overall.reach[HELD_OUT] == overall.reach["training tiles"] == 32
     assert list(by_cluster.index) == ["cluster 1"]
     reach = overall.reach["generated"]
-    line = evaluation.in_short(section).notes[1]
+    line = evaluation.summary_section(section).notes[1]
     assert line == f"Built like tissue: up to {reach:.0f} px ({reach / 2:.2g} um); real tissue beyond 32 px (16 um)."
     assert section.scores["reach_of_structure_px"] == overall.reach.to_dict()
     assert len(section.figures) == 2
