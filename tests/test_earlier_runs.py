@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from pfiles import artifacts, checkpoints, draw, learn
+from pfiles import artifacts, checkpoints, draw, learn, report
 from pfiles.classifier import Classifier
 from pfiles.errors import InputError
 from pfiles.latents import read_latent_csv
-from pfiles.reporting import tables
+from pfiles.reporting import evaluation, tables
+from pfiles.reporting.page import all_scores
+from pfiles.reporting.sections.data import Options
 from pfiles.run import Run, open_run
 from pfiles.tiles.files import read_images
 from tests.conftest import make_tiles
@@ -52,6 +54,22 @@ def test_a_finished_run_is_opened_and_judged(earlier, kind, capsys):
     generated = draw.tiles(run, torch.arange(6))
     assert (generated.int() - images.int()).abs().max() <= 2  # rounding differs among processors
     assert "has no provenance" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("out", "k"), [("one", 6), ("several", 6), ("several", 7)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_run_draws_is_judged(earlier, kind, out, k):
+    """By every measure of part 13, on the run's own clusters."""
+    run = earlier(out, kind, k)
+    asked = torch.arange(12) % k
+    data = report.evaluation_data(run, draw.tiles(run, asked), asked)
+    options = Options(report.extractors(run, ["random", "autoencoder"]), run.seed, run.device, blurs_px=(0.0,))
+    scores = all_scores(*evaluation.all_sections(data, options))
+    assert len(scores["in_short"]) == 7
+    assert scores["copies"] == 0
+    assert len(scores["by_cluster"]) == k
+    assert 0 <= scores["second_judge"]["share_assigned"] <= 1
+    assert all(np.isfinite(value) for value in scores["power_over_real"].values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
