@@ -171,6 +171,13 @@ def test_every_setting_is_explained_with_its_true_values():
         assert row[1:] == [as_written(values[preset][f"{stage}.{name}"]) for name in names], row[0]
 
 
+def test_picture_of_artefacts_is_made_from_their_table():
+    script = runpy.run_path(str(ROOT / "docs" / "site" / "artifacts.py"))
+    assert script["diagram"]() == (ROOT / "docs" / "artifacts.svg").read_text()
+    assert script["direct_parents"]("generated images") == ["UNet after finetuning2"]
+    assert script["depth"]("generated images") == 6
+
+
 def test_diagram_is_that_of_its_script():
     """Tiles in it are left out, as compressed pictures differ between versions of Pillow."""
     diagram = runpy.run_path(str(ROOT / "docs" / "site" / "pipeline.py"))["diagram"]
