@@ -62,15 +62,18 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
+from pfiles.errors import WrongPythonError
+from pfiles.machine.kernel import show_refusals_as_sentences
+
 if _missing := [name for name in ("joblib", "numpy", "pandas", "torch") if find_spec(name) is None]:
-    raise ImportError(
+    show_refusals_as_sentences()
+    raise WrongPythonError(
         f"The Python in {sys.prefix} lacks {', '.join(_missing)}. In a notebook choose the kernel kpc-ldm, at the "
         "upper right; docs/jupyterhub.md says how to register it. Elsewhere pip install -r requirements.txt with this "
         "Python."
     )
 
 from pfiles.machine.cpu import keep_freed_memory, prepare_threads
-from pfiles.machine.kernel import show_refusals_as_sentences
 
 __version__ = "1.1.0"  # the one place: pyproject.toml reads it, and CITATION.cff is held to it by a test
 __all__ = ["Generator", "__version__", "open_run"]

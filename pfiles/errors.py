@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend."""
+"""The exceptions for mistakes a user can mend, and for a training that was stopped."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +12,10 @@ class InputError(ValueError):
 
     def __init__(self, sentence: str):
         super().__init__(" ".join(sentence.splitlines()))
+
+
+class WrongPythonError(InputError, ImportError):
+    """This Python, or the kernel of this notebook, lacks the packages without which nothing here works."""
 
 
 class TerminatedError(SystemExit):

@@ -29,9 +29,9 @@ from pfiles.tiles.pixels import evenly_spaced
 LAYOUT = 5 / 16  # of the side: structure coarser than this, such as an empty corner, does not count
 COMPARED = 32  # pixels: the side at which proposals are compared and fitted first
 FLAT = 10.0  # levels of 255: where tissue deviates less, its structure counts less
-LIKE = 0.5  # correlation from which on like spots vote for a tile
+LIKE, ALIKE = 0.5, 64  # correlation from which on like spots vote for a tile, and the votes of an image that count
 LEARNT = 2**11  # tiles at most from which it is learnt what tells spots apart
-PROPOSALS, FITTED = 32, 4  # of an image, compared and fitted
+PROPOSALS, FITTED = 48, 4  # of an image, compared and fitted
 VOTED = 48  # tiles of an image that most spots agree on
 STEPS, LAST_STEPS = 5, 2  # of the fit at 32 px, and at the full 64 px
 FARTHEST = 0.15  # that a step may change a number of the matrix by
@@ -122,23 +122,20 @@ def best_overlays(library: Library, images: Tensor) -> Overlays:
 
 def _proposals(matches: Matches) -> tuple[Tensor, Tensor, Tensor]:
     """Of each image the T like spots that most others agree with on the tile, and the V tiles of most agreement. ->
-    (B, T) tiles, (B, T, 2, 3) poses, (B, V) tiles"""
-    weight = (matches.likeness - LIKE).clamp_min(0) ** 4
-    image = torch.arange(len(weight))[:, None]
-    _, pair = torch.stack([image.expand_as(weight), matches.tile]).flatten(1).unique(dim=1, return_inverse=True)
-    votes = torch.zeros(int(pair.max()) + 1).index_add_(0, pair, weight.flatten())[pair].view_as(weight)
-    place = (votes + weight).topk(min(PROPOSALS, weight.shape[1])).indices
-    is_first = _is_first_of(pair).view_as(weight)
-    voted = torch.where(is_first, votes, -1).topk(min(VOTED, weight.shape[1])).indices
-    return matches.tile.gather(1, place), matches.pose[image, place], matches.tile.gather(1, voted)
+    (B, T) tiles, (B, T, 2, 3) poses, (B, V) tiles
 
-
-def _is_first_of(group: Tensor) -> Tensor:
-    """Which of N members (N,) is the first of its group."""
-    order = group.argsort(stable=True)
-    first = torch.ones_like(group, dtype=torch.bool)
-    first[order[1:]] = group[order[1:]] != group[order[:-1]]
-    return first
+    Only the 64 likest spots of an image vote: among all of them, the many that are a little like it by chance outvote
+    those of a copy, wherever tissue repeats itself.
+    """
+    likeness, place = matches.likeness.topk(min(ALIKE, matches.likeness.shape[1]))
+    tile, image = matches.tile.gather(1, place), torch.arange(len(place))[:, None]
+    weight = (likeness - LIKE).clamp_min(0) ** 4
+    same = tile[:, :, None] == tile[:, None]  # (B, 64, 64)
+    votes = (same * weight[:, None]).sum(2)
+    is_first = ~same.tril(-1).any(2)  # of its tile
+    best = place.gather(1, (votes + weight).topk(min(PROPOSALS, place.shape[1])).indices)
+    voted = torch.where(is_first, votes, -1).topk(min(VOTED, place.shape[1])).indices
+    return matches.tile.gather(1, best), matches.pose[image, best], tile.gather(1, voted)
 
 
 def _structure(grey: Tensor, inside: Tensor | None = None) -> Tensor:

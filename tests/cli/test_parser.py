@@ -71,7 +71,7 @@ def test_a_python_without_the_packages_is_told_which_kernel_to_choose(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pfiles import Generator"
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("ImportError: The Python in ")
+    assert last.startswith("pfiles.errors.WrongPythonError: The Python in ")
     assert "lacks joblib, numpy, pandas, torch. In a notebook choose the kernel kpc-ldm" in last
 
 

@@ -1,5 +1,7 @@
 """A refusal in a notebook."""
 
+import importlib.util
+
 import IPython
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -29,6 +31,16 @@ def test_a_refusal_is_a_sentence_and_its_traceback_comes_on_request(shell, capsy
     traceback = capsys.readouterr().out
     assert "Traceback" in traceback
     assert "raise InputError" in traceback
+
+
+def test_a_kernel_without_the_packages_is_named_in_one_sentence(shell, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(shell, "custom_exceptions", ())  # as in a kernel that has not imported anything
+    assert not shell.run_cell("import importlib, pfiles\nimportlib.reload(pfiles)").success
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("The Python in ")
+    assert " lacks joblib, numpy, pandas, torch. In a notebook choose the kernel kpc-ldm, at the upper right;" in first
+    assert second.startswith("(%tb ")
 
 
 def test_a_stopped_training_says_so_and_other_errors_are_shown_whole(shell, capsys):
