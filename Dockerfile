@@ -5,7 +5,8 @@
 #     docker run --rm -p 8888:8888 --user "$(id -u):$(id -g)" -e HOME=/tmp -v "$PWD:/work" kpc-ldm
 #
 # The last line mounts this checkout, so that results and edited notebooks stay on the host and belong to you. Add
-# -v /path/to/tiles:/data:ro for tiles that lie elsewhere (data = "/data"), and --gpus all on GPUs.
+# -v /path/to/tiles:/data:ro for tiles that lie elsewhere (data = "/data"), and --gpus all on GPUs. In a terminal of it,
+# `python -m pfiles demo --out runs/demo` does what `make demo` does, without a second environment.
 ARG DEVICE=cpu
 
 FROM python:3.11-slim AS base

@@ -1,5 +1,6 @@
 """What installs the project: the package, its extras, and the files that set an environment up."""
 
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 
 import pfiles
-from pfiles.paths import ROOT
+from pfiles.paths import ROOT, Paths
 
 INSTRUCTIONS = {"ARG", "FROM", "RUN", "USER", "ENV", "WORKDIR", "COPY", "EXPOSE", "CMD"}
 
@@ -80,7 +81,7 @@ def test_the_installed_command_draws_and_starts_where_it_is_called(installed):
         from pfiles import Generator
         from pfiles.__main__ import main
         from pfiles.drawing import generator
-        from pfiles.paths import ROOT
+        from pfiles.paths import ROOT, Paths
         assert ROOT == Path.cwd(), ROOT
         assert main(["draw", "--number", "2", "--out", "drawn"]) == 0
         print("drawn", file=sys.stderr)
@@ -243,3 +244,26 @@ def test_dockerfile():
             assert all((ROOT / source).exists() for source in sources)
         if word == "RUN":
             subprocess.run(["sh", "-n", "-c", rest], check=True)
+
+
+def test_docker_keeps_results_on_the_host(tmp_path):
+    """The printed line, given to a stand-in for docker in a folder whose name has a space: results are written below
+    the working directory of the image, which is that folder, by the user who called."""
+    text = read("Dockerfile")
+    printed = re.search(r"^#     (docker run .*)$", text, re.MULTILINE)[1]
+    checkout, programs = tmp_path / "my checkout", tmp_path / "bin"
+    checkout.mkdir()
+    programs.mkdir()
+    (programs / "docker").write_text('#!/bin/sh\nprintf "%s\\n" "$@" > given.txt\n')
+    (programs / "docker").chmod(0o755)
+    subprocess.run(["sh", "-c", printed], check=True, cwd=checkout, env={"PATH": f"{programs}:{os.environ['PATH']}"})
+    given = (checkout / "given.txt").read_text().splitlines()
+    options = dict(itertools.pairwise(given))
+    assert given[0] == "run"
+    assert given[-1] == re.search("docker build --tag (\\S+) ", text)[1]
+    host, inside = options["-v"].split(":")
+    assert host == str(checkout)
+    assert re.findall(r"^(?:WORKDIR|VOLUME) (.*)$", text, re.MULTILINE) == [inside]
+    assert options["--user"] == f"{os.getuid()}:{os.getgid()}"
+    assert options["-e"] == "HOME=/tmp"  # that user has no home in the image
+    assert Paths().root == ROOT  # what notebooks write lies in the checkout, wherever that is mounted
