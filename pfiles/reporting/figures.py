@@ -229,7 +229,7 @@ def plot_history(history: Sequence[dict[str, float]], title: str, reference: dic
         if reference is not None and name in reference:
             ax.axhline(reference[name], color="grey", linestyle="--")
         ax.set(title=name.replace("_", " "), xlabel="epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for ax in axes.flat[len(names) :]:
         ax.set_visible(False)
     fig.suptitle(_literal(title))

@@ -60,6 +60,14 @@ def test_names_stand_beside_the_numbers(tmp_path):
     plt.close("all")
 
 
+def test_the_ticks_of_a_training_of_one_epoch_are_whole():
+    figure = figures.plot_history([{"epoch": 1, "mse": 0.5}], "title")
+    figure.canvas.draw()
+    low, high = figure.axes[0].get_xlim()
+    ticks = [tick for tick in figure.axes[0].get_xticks() if low <= tick <= high]
+    assert ticks == [1]
+
+
 def test_history_plots_every_term_and_its_reference():
     history = [{"epoch": 1, "mse": 1.0, "seconds": 3}, {"epoch": 2, "mse": 0.5, "generator": 0.2, "seconds": 3}]
     figure = figures.plot_history(history, "title", {"mse": 1.0})
