@@ -19,10 +19,12 @@ from pfiles.tiles.readers import open_slide, thumbnail
 
 PARTS = 3  # of an image turned by quarters, see `_part`
 MOST_OF_SLIDE = 0.9  # of a slide's pixels that its thumbnail has
-COARSE, SIGHT = 16, 64  # px of a side at which they are compared first, and at most
+COARSE = 16  # px of a side at which they are compared first
+SIGHTS = 64, 32, 16  # and then; at the coarser ones noise of a few pixels, or of a strong JPEG, averages out
 PERHAPS_ALIKE = 0.8  # correlation at the first
 ALIKE, ALIKE_INSIDE = 0.97, 0.7  # correlation of both, and of what lies within the outlines of tissue
-PLAIN, OFF_GLASS, FEW = 1.0, 8, 64  # levels that say nothing, and from which it is no glass; px that say too little
+PLAIN, OFF_GLASS = 1.0, 8  # levels that say nothing, and from which it is no glass
+FEW, FEW_COARSE = 64, 24  # px that say too little, at the first sight and at coarser ones
 STEP = 0.04  # logarithms of shapes, width by height, are rounded to multiples of it at the first comparison
 
 
@@ -83,9 +85,9 @@ def _vectors(pictures: Sequence[Image.Image]) -> np.ndarray:
 
 
 def _small_picture(file: Path, size: tuple[int, int]) -> Image.Image:
-    """A slide, its longer side about 4 * SIGHT px."""
+    """A slide, its longer side about 4 * SIGHTS[0] px."""
     with open_slide(file) as slide:
-        return Image.fromarray(thumbnail(slide, max(size) / (4 * SIGHT), (0, 0, *size)))
+        return Image.fromarray(thumbnail(slide, max(size) / (4 * SIGHTS[0]), (0, 0, *size)))
 
 
 def _turned(image: Image.Image) -> list[Image.Image]:
@@ -107,14 +109,22 @@ def _part(image: Image.Image, shape: float, side: int, number: int) -> Image.Ima
 
 def _is_view(image: Image.Image, slide: Image.Image, number: int) -> bool:
     """Whether that view of an image, by its turn and part, shows a slide, and not only its outline."""
-    side, (quarters, part) = min(SIGHT, *image.size), divmod(number, PARTS)
-    whole = slide.resize((side, side), Image.Resampling.BOX)
-    view = _part(_turned(image)[quarters], slide.width / slide.height, side, part)
-    return _show_same(np.asarray(view, float), np.asarray(whole, float))
+    quarters, part = divmod(number, PARTS)
+    turned = _turned(image)[quarters]
+    for sight in SIGHTS:
+        side = min(sight, *image.size)
+        whole = slide.resize((side, side), Image.Resampling.BOX)
+        view = _part(turned, slide.width / slide.height, side, part)
+        if _show_same(np.asarray(view, float), np.asarray(whole, float), is_coarse=sight < SIGHTS[0]):
+            return True
+    return False
 
 
-def _show_same(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether two pictures (H, W, 3) float are alike, and not by the outline of what they show alone."""
+def _show_same(first: np.ndarray, second: np.ndarray, is_coarse: bool) -> bool:
+    """Whether two pictures (H, W, 3) float are alike, and not by the outline of what they show alone.
+
+    is_coarse: whether what lies within the outline must be alike; if not, it may be too little or too plain to say.
+    """
 
     def correlation(members: np.ndarray) -> float | None:
         """Of their grey values; None where one of them is plain."""
@@ -123,6 +133,8 @@ def _show_same(first: np.ndarray, second: np.ndarray) -> bool:
 
     border = np.concatenate([second[0], second[-1], second[:, 0], second[:, -1]])
     inside = np.abs(second - np.median(border, axis=0)).max(axis=2) > OFF_GLASS
-    inside = scipy.ndimage.binary_erosion(inside, iterations=2)
-    everywhere, within = correlation(np.ones_like(inside)), correlation(inside) if inside.sum() >= FEW else None
-    return everywhere is not None and everywhere >= ALIKE and (within is None or within > ALIKE_INSIDE)
+    inside = scipy.ndimage.binary_erosion(inside, iterations=1 if is_coarse else 2)
+    everywhere = correlation(np.ones_like(inside))
+    within = correlation(inside) if inside.sum() >= (FEW_COARSE if is_coarse else FEW) else None
+    is_same_within = not is_coarse if within is None else within > ALIKE_INSIDE
+    return everywhere is not None and everywhere >= ALIKE and is_same_within

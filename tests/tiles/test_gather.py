@@ -79,6 +79,17 @@ def test_a_thumbnail_of_any_ratio_is_told(tmp_path, made):
     assert gather([tmp_path], tmp_path / "out").notes == ["export.jpg is no slide: it is a thumbnail of case1.tiff."]
 
 
+@pytest.mark.parametrize("size", [(207, 138), (120, 80), (76, 51)])
+def test_a_thumbnail_that_is_noise_but_for_its_coarse_parts_is_told(tmp_path, size):
+    """Every other, sixth or tenth pixel of tissue of fine grain."""
+    image = island(512, 768, 64, 64, 300, 300).astype(float)
+    grain = np.random.default_rng(0).normal(size=(*image.shape[:2], 1)) * 40
+    grainy = (image + grain * (image.min(axis=2, keepdims=True) < 235)).clip(0, 255).astype(np.uint8)
+    write_slide(tmp_path / "case1.tiff", grainy, levels=(1,))
+    Image.fromarray(grainy).resize(size, Image.Resampling.NEAREST).save(tmp_path / "export.png")
+    assert gather([tmp_path], tmp_path / "out").notes == ["export.png is no slide: it is a thumbnail of case1.tiff."]
+
+
 def test_other_tissue_of_the_same_outline_is_no_thumbnail(tmp_path):
     write_slide(tmp_path / "case1.tiff", island(512, 768, 64, 64, 300, 300, seed=0), levels=(1,))
     save(tmp_path / "case2.png", island(256, 384, 32, 32, 150, 150, seed=1))
@@ -97,9 +108,9 @@ def test_tissue_is_no_thumbnail_of_a_blank_slide(tmp_path):
 def test_thumbnails_among_many_slides_cost_few_looks(tmp_path, monkeypatch):
     """Each file is read once, and two are looked at closely only where their coarse pictures are alike."""
     reads, looks = [], []
-    small_picture, show_same = thumbnails._small_picture, thumbnails._show_same
+    small_picture, is_view = thumbnails._small_picture, thumbnails._is_view
     monkeypatch.setattr(thumbnails, "_small_picture", lambda *args: reads.append(args[0]) or small_picture(*args))
-    monkeypatch.setattr(thumbnails, "_show_same", lambda *views: looks.append(1) or show_same(*views))
+    monkeypatch.setattr(thumbnails, "_is_view", lambda *views: looks.append(1) or is_view(*views))
     for i in range(6):  # islands in six places, on slides of six sizes
         slide = island(240 + 40 * i, 300 + 20 * i, 20 + 40 * (i % 3), 20 + 100 * (i // 3), 90, 60 + 10 * i, seed=i)
         save(tmp_path / f"s{i}.png", slide)
