@@ -7,6 +7,7 @@ each thing that can be asked of a run is one.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from pfiles.cached import cached_codes
 from pfiles.choices import DEFAULTS, K_INDEPENDENT_NOTEBOOKS, resolve_choices
 from pfiles.cluster_bank import ClusterBank
 from pfiles.clusterers import require_clustering
+from pfiles.discriminator import Discriminator, FeatureDiscriminator, PolishDiscriminator
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.starting import starting_weights
 from pfiles.errors import InputError
@@ -32,8 +34,10 @@ from pfiles.provenance import IGNORED, Provenance, require_same_run
 from pfiles.settings import Settings, get_settings
 from pfiles.tiles.dataset import Tiles, load_tiles, refuse_results_among_tiles
 from pfiles.tiles.pixels import evenly_spaced
+from pfiles.unet_cond_base import UNet
 from pfiles.vqvae import VQVAE
 
+NO_SETTINGS = ("im_channels", "cls", "upsampling", "maps")  # arguments of networks that follow from something else
 INDEPENDENT_OF_K = ("device", "speed", "tiles", "vqvae", "view_codes")  # assets that runs of several k share
 
 
@@ -250,6 +254,7 @@ def open_run(
     if isinstance(n_clusters, str) and notebook.startswith("part_") and notebook not in checkpoints.MADE_BY.values():
         raise InputError(f"{notebook} works with one number of clusters: set n_clusters to one of {n_clusters}.")
     settings = get_settings(choices["preset"], choices["overrides"])
+    _require_arguments(settings)
     if choices["clustering"] == "classifier" and notebook not in K_INDEPENDENT_NOTEBOOKS:
         _require_learnt_clusters(settings)
     if settings.sampling.num_generated == 1:
@@ -261,6 +266,21 @@ def open_run(
         notebook, n_clusters, choices["clustering"], choices["data"], choices["preset"], settings, choices["seed"],
         paths, restart, assets or {},
     )  # fmt: skip
+
+
+def _require_arguments(settings: Settings) -> None:
+    """InputError where a network is given an argument that it does not have."""
+    autoencoder, polish = settings.autoencoder, settings.autoencoder.polish
+    judge = PolishDiscriminator if polish.discriminator_sees == "pixels" else FeatureDiscriminator
+    for name, network, arguments in (
+        ("autoencoder.vqvae", VQVAE, autoencoder.vqvae),
+        ("autoencoder.discriminator", Discriminator, autoencoder.discriminator),
+        ("autoencoder.polish.discriminator", judge, polish.discriminator),
+        ("diffusion.unet", UNet, settings.diffusion.unet),
+    ):
+        accepted = [argument for argument in signature(network).parameters if argument not in NO_SETTINGS]
+        if unknown := [argument for argument in arguments if argument not in accepted]:
+            raise InputError(f"{name} has no {unknown[0]}: it has {', '.join(accepted)}.")
 
 
 def _require_learnt_clusters(settings: Settings) -> None:

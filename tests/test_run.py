@@ -730,3 +730,18 @@ def test_folders_that_were_left_unfinished_at_the_same_tile_are_no_pairs(done):
         sorted(folder.glob("*.png"))[-1].unlink()
     with pytest.raises(InputError, match=r"org lacks 1 of 12 images: run save_training_images again\."):
         artifacts.pairs(opened(done))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"autoencoder.vqvae": {"down_chanels": [8]}}, r"vqvae has no down_chanels: it has down_channels, z"),
+        ({"diffusion.unet": {"cls": 3}}, r"diffusion\.unet has no cls: it has down_channels"),
+        ({"autoencoder.discriminator": {"fold": 2}}, r"discriminator has no fold: it has conv_channels\."),
+        ({"autoencoder.polish.discriminator_sees": "photographs"},
+         r"polish\.discriminator has no conv_channels: it has channels, norm_channels\."),
+    ],
+)  # fmt: skip
+def test_a_misspelt_argument_of_a_network_is_told_before_any_work(overrides, sentence):
+    with pytest.raises(InputError, match=sentence):
+        open_run("test", 3, "kmeans", "embedded", "demo", overrides, run_toml=False)
