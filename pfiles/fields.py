@@ -46,6 +46,12 @@ def beside(out: Path, what: str) -> Path:
     return out.with_name(f"{out.stem}.{what}")
 
 
+def require_tiff(out: Path) -> None:
+    """InputError for a name that is not that of a TIFF."""
+    if out.suffix.lower() not in SUFFIXES:
+        raise InputError(f"A field is written as TIFF: call it {out.stem}.tiff instead of {out.name}.")
+
+
 def write_field(
     generator: Generator, field: Field, out: Path, region: Box | None = None, mpp: float | None = None
 ) -> dict[str, Any]:
@@ -57,8 +63,7 @@ def write_field(
     with extra("slides"):
         import shapely  # noqa: F401 - before hours of work
         import tifffile  # noqa: F401
-    if out.suffix.lower() not in SUFFIXES:
-        raise InputError(f"A field is written as TIFF: call it {out.stem}.tiff instead of {out.name}.")
+    require_tiff(out)
     blocks = blocks_of(field, region)
     whole = Box(blocks[0].top, blocks[0].left, blocks[-1].bottom, blocks[-1].right)
     size = whole.right - whole.left, whole.bottom - whole.top

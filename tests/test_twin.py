@@ -102,6 +102,11 @@ def test_twin_command(generator, slide, tmp_path, capsys):
     command = ["twin", "--slide", str(slide), "--run", str(tmp_path / "g"), "--out", str(out)]
     assert_refused([*command], capsys, out.parent)
     assert_refused([*command, "--mpp", "1"], capsys, out.parent)
-    assert main([*command, "--mpp", "1", "--real", str(tmp_path / "real.npy")]) == 0
+    real = ["--mpp", "1", "--real", str(tmp_path / "real.npy")]
+    for wrong in (["--mpp", "0"], ["--stride", "1"], ["--blend", "-1"], ["--out", str(out.with_suffix(".png"))]):
+        assert_refused([*command, *real, *wrong], capsys, out.parent)
+    assert main([*command, *real]) == 0
     assert "places the twin's map shows the slide's cluster" in capsys.readouterr().out
     assert out.exists()
+    assert main([*command, *real]) == 2
+    assert "is there already" in capsys.readouterr().err

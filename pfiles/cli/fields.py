@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from pfiles import fields
 from pfiles.cli.options import open_generator, output_folder, real_tiles
 from pfiles.drawing.field import Field, make_field
 from pfiles.drawing.generator import Generator
-from pfiles.drawing.layout import Box, Layout, read_layout
+from pfiles.drawing.layout import Box, Layout, make_layout, read_layout
 from pfiles.errors import InputError
 from pfiles.machine.runtime import pick_device
 from pfiles.measuring.field_check import Joints
@@ -56,6 +57,7 @@ def _out(args: argparse.Namespace) -> Path:
             raise InputError(f"--{name.replace('_', '-')} is microns per pixel, above 0, but is {scale:g}.")
     out = expand(args.out).absolute()
     output_folder(str(out.parent))
+    fields.require_tiff(out)
     return out
 
 
@@ -93,16 +95,18 @@ def _check(
 
 def twin(args: argparse.Namespace) -> int:
     out, slide = _out(args), expand(args.slide).absolute()
+    if out.exists():
+        raise InputError(f"{out} is there already: move it, or name another file.")
     generator, run = open_generator(args, "twin")
+    side = generator.settings.image_size_px
+    _field(generator, make_layout(np.zeros((1, 1), int), (side, side), 1), args)  # refuses stride and blend before work
     mpp = args.mpp or generator.mpp
     if mpp is None:
         raise InputError(f"{args.folder} does not tell the scale of its tiles: give it as --mpp.")
     real = real_tiles(args, generator, run)
     if real is None:
         raise InputError("A twin is compared with the tiles that its generator learnt from: name them with --real.")
-    tiling = Tiling(mpp, generator.settings.image_size_px, min_tissue=args.min_tissue, mpp_of_slide=args.mpp_of_slide)
-    if out.exists():
-        raise InputError(f"{out} is there already: move it, or name another file.")
+    tiling = Tiling(mpp, side, min_tissue=args.min_tissue, mpp_of_slide=args.mpp_of_slide)
     section = write_twin(generator, lambda layout: _field(generator, layout, args), slide, out, real, tiling)
     print(page.as_text([section]))
     return 0

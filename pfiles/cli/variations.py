@@ -15,6 +15,8 @@ MOST_VARIATIONS = 100_000  # of one command, which holds them all in memory
 def vary(args: argparse.Namespace) -> int:
     out, path = output_folder(args.out), expand(args.tiles).absolute()
     variations.refuse_other_files(out)
+    if not path.exists():
+        raise InputError(f"There is no tile or folder of tiles at {path}: correct the path.")
     files = [path] if path.is_file() else [*list_images(path).values()]
     if args.number * len(files) * len(args.strength) * (1 + len(args.cluster)) > MOST_VARIATIONS:
         raise InputError(f"That would be more than {MOST_VARIATIONS:,} variations: ask for fewer.")
