@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import tifffile
 from PIL import Image
 
@@ -14,7 +13,6 @@ from tests.tiles.conftest import island, tissue
 SIDE = 48
 
 
-@pytest.mark.slow
 def test_a_region_is_drawn_and_shown_in_four_panels(generator, tmp_path, capsys):
     replace(generator, mpp=1.0).save(tmp_path / "g")
     np.save(tmp_path / "real.npy", np.stack([tissue(SIDE, SIDE, seed) for seed in range(44)]))
