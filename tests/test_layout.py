@@ -151,7 +151,11 @@ def test_no_measure_picks_a_device_by_itself():
 
 def test_tests_mirror_the_tree():
     """A file of tests bears the name of a module and stands where it does, or is of a subject; none imports another."""
-    others = (f"{folder}.{path.stem}" for folder in ("MODULE", "benchmarks") for path in (ROOT / folder).glob("*.py"))
+    others = (
+        f"{folder}.{path.stem}"
+        for folder in ("MODULE", "benchmarks", "experiments")
+        for path in (ROOT / folder).glob("*.py")
+    )
     modules = {*MODULES, *others}
     tested, beside = set(), set()
     for path in (ROOT / "tests").rglob("*.py"):

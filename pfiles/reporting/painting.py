@@ -1,16 +1,27 @@
-"""A layout that is painted in a notebook: plain widgets, each click saved at once, or text where there are none."""
+"""A layout that is painted in a notebook, and the field that is drawn for it.
+
+Plain widgets, each click saved at once, or text where there are none.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
+import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from torch import Tensor
 
+from pfiles.drawing.layout import GLASS_WORD
 from pfiles.errors import InputError
 from pfiles.paths import atomic_write
 from pfiles.reporting import maps
+from pfiles.reporting.figures import draw_bar_inside
 from pfiles.spreadsheet import as_csv, read_grid
+
+LONGEST = 10.0  # inches of the longer side of a field's picture
 
 
 def start(path: Path, rows: int, columns: int, clusters: int, text: str | None = None) -> None:
@@ -39,15 +50,18 @@ def form(path: Path, labels: Sequence[str]) -> widgets.VBox:
     labels: of the clusters, the first that of cluster 1. What is clicked is in the file at once.
     """
     grid = read_grid(path)
-    brush = widgets.Dropdown(options=[(label, str(i)) for i, label in enumerate(labels, start=1)], description="paint")
+    brushes = [(label, str(i)) for i, label in enumerate(labels, start=1)]
+    brush = widgets.Dropdown(options=[*brushes, (GLASS_WORD, GLASS_WORD)], description="paint")
     buttons = [[widgets.Button(layout={"width": "5em", "height": "3em"}) for _ in row] for row in grid]
     message = widgets.Label()
 
     def show(row: int, column: int) -> None:
         button, cell = buttons[row][column], grid[row][column]
         button.description = cell
-        if cell.isdecimal():
-            button.style.button_color = maps.colour(int(cell) - 1)
+        colour = maps.colour(int(cell) - 1) if cell.isdecimal() else "#f0f0f0"
+        red, green, blue = to_rgb(colour)
+        button.style.button_color = colour
+        button.style.text_color = "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.45 else "white"
 
     def paint(row: int, column: int, _: Any = None) -> None:
         grid[row][column] = brush.value
@@ -63,6 +77,18 @@ def form(path: Path, labels: Sequence[str]) -> widgets.VBox:
             show(row, column)
             button.on_click(lambda _, row=row, column=column: paint(row, column))
     return widgets.VBox([brush, *(widgets.HBox(line) for line in buttons), message])
+
+
+def show(field: Tensor, title: str, mpp: float | None = None) -> Figure:
+    """A field, uint8 (3, H, W), with a bar of a round length where its scale is known."""
+    height, width = field.shape[1:]
+    inches = LONGEST / max(height, width)
+    figure, ax = plt.subplots(figsize=(inches * width, inches * height), layout="constrained")
+    ax.imshow(field.permute(1, 2, 0).numpy())
+    ax.set_title(title)
+    ax.set_axis_off()
+    draw_bar_inside(ax, width, mpp)
+    return figure
 
 
 def _save(path: Path, grid: Sequence[Sequence[str]]) -> None:
