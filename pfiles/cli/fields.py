@@ -67,13 +67,14 @@ def _field(generator: Generator, layout: Layout, args: argparse.Namespace) -> Fi
 
 
 def _real_crops(args: argparse.Namespace, generator: Generator, mpp: float | None) -> Tensor | None:
-    """Crops of the slide that `--real-slide` names, larger than a tile, at the scale of the tiles."""
+    """Crops of the slide that `--real-slide` names, larger than a tile, one from each tile on, at the tiles' scale."""
     if args.real_slide is None:
         return None
     if mpp is None:
         raise InputError("The slide is read at the scale of the tiles, which the generator does not tell: give --mpp.")
     with tempfile.TemporaryDirectory() as private:
-        tiling = Tiling(mpp, field_report.LARGER * generator.settings.image_size_px)
+        side = generator.settings.image_size_px
+        tiling = Tiling(mpp, field_report.LARGER * side, stride=side)
         tile_slides([expand(args.real_slide).absolute()], Path(private) / "tiles", tiling, show_split=False)
         return read_source(Path(private) / "tiles").images[:].clone()
 

@@ -45,9 +45,9 @@ def check_field(
 
     asked: as `fields.asked_tiles`. assign: uint8 tiles (N, 3, S, S) -> their clusters and confidence, such as
     `Generator.assign`. real: the tiles that the generator learnt from, with held-out ones; None: no search for copies.
-    real_crops: uint8 (N, 3, 2 S, 2 S) of a real slide, without overlap, for structure larger than a tile and for
-    repetition; None: structure is not compared. draw: clusters, 0-based -> separate tiles, which are read back too;
-    None: no such tiles.
+    real_crops: uint8 (N, 3, 2 S, 2 S) of a real slide, every S px, for structure larger than a tile; their first tiles,
+    which do not overlap, for repetition; None: structure is not compared. draw: clusters, 0-based -> separate tiles,
+    which are read back too; None: no such tiles.
     """
     side = int(asked["side"].iloc[0]) if len(asked) else 0
     if not side:
@@ -164,8 +164,8 @@ def _as_tiles(real_crops: Tensor | None, real: Tiles | None) -> Tensor | None:
     """Tiles that do not overlap: of the real slide, or else held-out ones."""
     if real_crops is None:
         return None if real is None else real.tensor(real.test)
-    cut = real_crops.unflatten(3, (LARGER, -1)).unflatten(2, (LARGER, -1))  # (N, 3, 2, S, 2, S)
-    return cut.permute(0, 2, 4, 1, 3, 5).flatten(0, 2).contiguous()
+    side = real_crops.shape[3] // LARGER
+    return real_crops[:, :, :side, :side].contiguous()
 
 
 def _repetition(tiles: Tensor, real: Tensor | None, scores: dict[str, Any]) -> list[str]:
