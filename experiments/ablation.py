@@ -38,7 +38,7 @@ from pfiles.run import Run, open_run
 from pfiles.tiles.dataset import EMBEDDED
 from pfiles.tiles.pixels import to_uint8
 
-SIZE = {  # tiles and networks that two CPU cores can train
+SIZE = {  # tiles and networks that two CPU cores can train, and the recipe of 2026-11-26, of 4 x 4 px for a latent
     "image_size_px": 64,
     "precision": "fp32",
     "autoencoder.vqvae": {"down_channels": [24, 48, 96], "codebook_size": 256, "num_heads": 4, "norm_channels": 8},
@@ -50,16 +50,22 @@ SIZE = {  # tiles and networks that two CPU cores can train
     "autoencoder.epochs": 4,
     "autoencoder.adversarial_weight": 0.0,
     "autoencoder.discriminator_start_step": 10**9,
+    "autoencoder.colour_weight": 0.0,
+    "autoencoder.polish.discriminator_sees": "pixels",
     "autoencoder.polish.epochs": 5,
     "autoencoder.polish.batch_size": 8,
+    "diffusion.shared_scale": False,
+    "diffusion.times": "uniform",
     "diffusion.unet": {"down_channels": [64, 64, 64], "t_emb_dim": 64, "num_layers": 1, "num_heads": 4,
                        "norm_channels": 8, "conv_out_channels": 64},
     "clusters_first": True,
+    "training.decay": "cosine",
     "training.warmup_steps": 100,
     "training.learning_rate": 1e-3,
     "training.ema_decay": 0.999,
     "training.clip_norm": 1.0,
     "diffusion.latent_views": True,
+    "sampling.guide": "itself",
 }  # fmt: skip
 WITHOUT = {  # each element of the recipe, and the settings without it
     "v": {"diffusion.prediction": "noise"},

@@ -2,9 +2,9 @@
 
     python -m experiments.autoencoder --data PATH --out DIR [--tiles 1000] [--rows all ...]
 
-Autoencoder and sizes are those of the preset "demo". What they make of test tiles is held against these. A row that is
-done is not done again, and a training that was stopped goes on: give the same command again. Writes DIR/NAME.json and a
-picture DIR/NAME.jpg for each row, and autoencoder.md with all rows that are done.
+Autoencoder and sizes are those of the preset "demo" as it was on 2026-11-26. What they make of test tiles is held
+against these. A row that is done is not done again, and a training that was stopped goes on: give the same command
+again. Writes DIR/NAME.json and a picture DIR/NAME.jpg for each row, and autoencoder.md with all rows that are done.
 """
 
 import argparse
@@ -28,6 +28,13 @@ from pfiles.reporting import figures
 from pfiles.run import open_run
 from pfiles.tiles.pixels import evenly_spaced, to_uint8
 
+BASE: dict[str, Any] = {
+    "autoencoder.vqvae": {"down_channels": [16, 32, 64], "codebook_size": 256, "num_heads": 4, "norm_channels": 8},
+    "autoencoder.epochs": 8, "autoencoder.perceptual": "ms-ssim", "autoencoder.colour_weight": 0.0,
+    "autoencoder.polish.epochs": 5, "autoencoder.polish.discriminator_sees": "pixels",
+    "autoencoder.polish.discriminator": {"conv_channels": [16, 32, 64]},
+    "autoencoder.polish.adversarial_weight": 0.05,
+}  # fmt: skip
 PHOTOGRAPHS = {  # loss and discriminator see what a network sees that learnt from photographs
     "autoencoder.perceptual": "photographs", "autoencoder.polish.discriminator_sees": "photographs",
     "autoencoder.polish.discriminator": {"channels": 64}, "autoencoder.polish.adversarial_weight": 0.1,
@@ -82,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _do(args: argparse.Namespace, name: str) -> None:
     """Train and measure a row."""
-    settings = {"max_train_tiles": args.tiles} | ROWS[name]
+    settings = BASE | {"max_train_tiles": args.tiles} | ROWS[name]
     out = str((args.out / name).absolute())
     run = open_run("autoencoder", data=absolute(args.data), preset="demo", overrides=settings, out=out)
     begun, began = run.paths.training_folder("autoencoder").exists(), time.process_time()

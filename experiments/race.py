@@ -1,11 +1,12 @@
 """Which recipe draws the best tiles after so much time of one core, autoencoder included?
 
-    python -m experiments.race --data PATH --out DIR [--budget 300 600 1800] [--rows today smooth ...] [--clusters 10]
+    python -m experiments.race --data PATH --out DIR [--budget 300 600 1800] [--rows before coarse ...] [--clusters 10]
 
 A row is a recipe; a budget is the CPU seconds of one thread for its whole pipeline: autoencoder, polish of the decoder,
 UNet. The epochs that fit are computed from the time of a step, which is measured first; what a training then took is
-recorded beside them. Each row at each budget leaves DIR/ROW BUDGET.json and a sheet of tiles DIR/ROW BUDGET.jpg; what
-is there is not done again. DIR/race.md and DIR/race.jpg show all that are done.
+recorded beside them. A row whose guide is the UNet after its first training trains that one for a tenth of the UNet's
+time. Each row at each budget leaves DIR/ROW BUDGET.json and a sheet of tiles DIR/ROW BUDGET.jpg; what is there is not
+done again. DIR/race.md and DIR/race.jpg show all that are done.
 """
 
 import argparse
@@ -30,10 +31,12 @@ from pfiles.paths import read_json, write_json, write_text
 from pfiles.reporting import figures
 from pfiles.run import Run, open_run
 
-SHARES = {"autoencoder": 0.3, "polish": 0.1, "training": 0.6}  # of the budget
+SHARES = {"autoencoder": 0.3, "polish": 0.1, "unet": 0.6}  # of the budget
+COARSE_SHARES = {"autoencoder": 0.25, "polish": 0.25, "unet": 0.5}  # of a decoder that paints more of the detail
+GUIDE_SHARE = 0.1  # of the UNet's time, after which it becomes the guide
 SEED = 765
 PROBE_TILES = 96  # on which the time of a step is measured
-TODAY = ablation.SIZE | {
+BEFORE = ablation.SIZE | {
     "autoencoder.vqvae": {"down_channels": [16, 32, 64], "codebook_size": 256, "num_heads": 4, "norm_channels": 8},
     "autoencoder.warmup_steps": 100,
     "autoencoder.revive_dead_codes": True,
@@ -41,7 +44,7 @@ TODAY = ablation.SIZE | {
     "training.clip_norm": 1.0,
     "diffusion.latent_views": False,
 }
-SMALL_CODES = {"autoencoder.vqvae": TODAY["autoencoder.vqvae"] | {"z_channels": 4, "codebook_size": 512}}
+SMALL_CODES = {"autoencoder.vqvae": BEFORE["autoencoder.vqvae"] | {"z_channels": 4, "codebook_size": 512}}
 COLOUR = {"autoencoder.colour_weight": 0.1}
 EQUIVARIANCE = {"autoencoder.equivariance_weight": 0.25}
 SHARED = {"diffusion.shared_scale": True}
@@ -51,15 +54,37 @@ FOLDED = {
 }  # fmt: skip
 SMOOTH = SMALL_CODES | COLOUR | SHARED
 EIGHTH = {
-    "autoencoder.vqvae": TODAY["autoencoder.vqvae"]
+    "autoencoder.vqvae": BEFORE["autoencoder.vqvae"]
     | {"down_channels": [16, 32, 64, 96], "z_channels": 8, "codebook_size": 1024},
 }
+PHOTOGRAPHS = {
+    "autoencoder.perceptual": "photographs",
+    "autoencoder.polish.discriminator_sees": "photographs",
+    "autoencoder.polish.discriminator": {"channels": 32},
+    "autoencoder.polish.adversarial_weight": 0.1,
+}
+GUIDE = {
+    "sampling.guide": "training",
+    "training.decay": "constant",
+    "finetuning1.learning_rate": 1e-3,
+    "finetuning1.decay": "cosine",
+    "finetuning1.clip_norm": 1.0,
+}
+UNFOLDED = {"diffusion.unet": FOLDED["diffusion.unet"] | {"fold": 1}}
+EIGHTH_SMOOTH = SMOOTH | EIGHTH | UNFOLDED
+COARSE = EIGHTH_SMOOTH | PHOTOGRAPHS | GUIDE
 ROWS: dict[str, dict[str, Any]] = {
-    "today": {},
+    "before": {},
+    "coarse": COARSE,
+    "coarse, log-normal": COARSE | {"diffusion.times": "log-normal"},
+    "coarse, without guide": EIGHTH_SMOOTH | PHOTOGRAPHS,
+    "coarse, without photographs": EIGHTH_SMOOTH | GUIDE,
+    "guide": GUIDE,
+    "photographs": PHOTOGRAPHS,
+    "smooth, halved three times": EIGHTH_SMOOTH,
     "smooth, folded": SMOOTH | FOLDED,
     "folded": FOLDED,
     "smooth": SMOOTH,
-    "smooth, halved three times": SMOOTH | EIGHTH | {"diffusion.unet": FOLDED["diffusion.unet"] | {"fold": 1}},
     "four channels, 512 codes": SMALL_CODES,
     "colour": COLOUR,
     "equivariance": EQUIVARIANCE,
@@ -104,21 +129,23 @@ def main(arguments: list[str] | None = None) -> None:
 def compete(args: argparse.Namespace, name: str, label: str, budget: float, seed: int) -> None:
     """Train, draw and measure a row at a budget; its JSON and its sheet go to `args.out`."""
     shutil.rmtree(args.out / label, ignore_errors=True)  # of a row that was stopped: it is timed from its start
-    settings = TODAY | ROWS[name] | args.settings
+    settings = BEFORE | ROWS[name] | args.settings
     epochs = fitting_epochs(args, settings, budget)
     run = _open(args, str((args.out / label).absolute()), settings | epochs, seed)
     seconds, began = {}, time.process_time()
     learn.autoencoder(run, *learn.new_autoencoder(run))
     seconds["autoencoder"] = time.process_time() - began
-    networks, began = learn.new_networks(run), time.process_time()
-    history = learn.unet(run, "training", networks)
-    seconds["training"] = time.process_time() - began
-    draw_tiles = partial(draw.tiles, run, stage="training")
-    sheet, values = ablation.measure(run, args.features, draw_tiles, "training", number=args.number, blurs_px=(0.0,))
+    networks, mse = learn.new_networks(run), []
+    for stage in _stages(settings):
+        began = time.process_time()
+        mse += [row["mse"] for row in learn.unet(run, stage, networks)]
+        seconds[stage] = time.process_time() - began
+    draw_tiles = partial(draw.tiles, run, stage=stage)
+    sheet, values = ablation.measure(run, args.features, draw_tiles, stage, number=args.number, blurs_px=(0.0,))
     values |= smoothness_of_codes(run.vqvae, run.codes)
     about = {"row": name, "budget_s": budget, "seed": seed, "date": date.today().isoformat(), **versions()}
     about |= {"device": device_name(run.device.type), "epochs": epochs, "seconds": seconds}
-    about |= {"tiles_seen": len(history) * len(run.tiles.train), "mse": history[-1]["mse"]}
+    about |= {"tiles_seen": len(mse) * len(run.tiles.train), "mse": mse[-1]}
     values["cpu_seconds"] = sum(seconds.values())
     figures.save_figure(sheet, args.out / f"{label}.jpg")
     write_json(args.out / f"{label}.json", {**about, "settings": settings, "values": values})
@@ -127,25 +154,44 @@ def compete(args: argparse.Namespace, name: str, label: str, budget: float, seed
 def fitting_epochs(args: argparse.Namespace, settings: dict[str, Any], budget: float) -> dict[str, int]:
     """The epochs of autoencoder, polish and UNet that take their shares of a budget of CPU seconds, as settings.
 
-    A step of the polish is taken to last as long as one of the autoencoder. No training has less than one epoch, but
-    the polish, which may have none.
+    No training has less than one epoch, but the polish, which may have none.
     """
     number = len(_open(args, str(args.out.absolute() / "probe"), settings).tiles.train)
-    probe = {"max_train_tiles": PROBE_TILES, "autoencoder.epochs": 1, "autoencoder.polish.epochs": 0}
-    with tempfile.TemporaryDirectory() as folder:
-        run = _open(args, folder, settings | probe | {"training.epochs": 2})
-        began = time.process_time()
-        learn.autoencoder(run, *learn.new_autoencoder(run))
-        autoencoder_s = (time.process_time() - began) / PROBE_TILES
-        networks, began = learn.new_networks(run), time.process_time()
-        learn.unet(run, "training", networks)
-        training_s = (time.process_time() - began) / (2 * PROBE_TILES)
-    affordable = {
-        "autoencoder.epochs": SHARES["autoencoder"] * budget / (autoencoder_s * number),
-        "autoencoder.polish.epochs": SHARES["polish"] * budget / (autoencoder_s * number),
-        "training.epochs": SHARES["training"] * budget / (training_s * number),
+    shares = COARSE_SHARES if "autoencoder.polish.discriminator_sees" in settings else SHARES
+    epochs = {
+        part: budget * shares[part] / (seconds * number / PROBE_TILES)
+        for part, seconds in _seconds_of_an_epoch(args, settings).items()
     }
-    return {name: max(round(epochs), int("polish" not in name)) for name, epochs in affordable.items()}
+    parts = {"autoencoder.epochs": epochs["autoencoder"], "autoencoder.polish.epochs": epochs["polish"]}
+    stages = _stages(settings)
+    for stage, part in zip(stages, (GUIDE_SHARE, 1 - GUIDE_SHARE) if len(stages) > 1 else (1.0,), strict=True):
+        parts[f"{stage}.epochs"] = part * epochs["unet"]
+    return {name: max(round(part), int("polish" not in name)) for name, part in parts.items()}
+
+
+def _seconds_of_an_epoch(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, float]:
+    """CPU seconds of an epoch of autoencoder, polish and UNet over `PROBE_TILES` tiles.
+
+    What a training costs once, at its beginning and end, is left out: of three epochs it is what one takes less.
+    """
+
+    def of_trainings(autoencoder: int, polish: int, unet: int) -> float:
+        epochs = {"autoencoder.epochs": autoencoder, "autoencoder.polish.epochs": polish, "training.epochs": unet}
+        with tempfile.TemporaryDirectory() as folder:
+            run = _open(args, folder, settings | {"max_train_tiles": PROBE_TILES} | epochs)
+            began = time.process_time()
+            learn.autoencoder(run, *learn.new_autoencoder(run))
+            learn.unet(run, "training", learn.new_networks(run))
+            return time.process_time() - began
+
+    one = of_trainings(1, 1, 1)
+    more = {"autoencoder": (3, 1, 1), "polish": (1, 3, 1), "unet": (1, 1, 3)}
+    return {part: (of_trainings(*epochs) - one) / 2 for part, epochs in more.items()}
+
+
+def _stages(settings: dict[str, Any]) -> list[str]:
+    """Those that a row trains: a guide is the UNet after the first of two."""
+    return ["training", "finetuning1"] if settings.get("sampling.guide") == "training" else ["training"]
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:
