@@ -2,10 +2,11 @@
 
     python -m experiments.short_run [TILES] [--minutes 6] [--size tiny] [--out DIR]
 
-The autoencoder and the UNet's first training get as many epochs as fit into the minutes; steps are timed first, and
-DIR/epochs.json keeps the epochs. Stopped by Ctrl-C or SIGTERM it leaves a resume point, and goes on when run again.
-Leaves DIR/sheet.jpg, training tiles beside generated ones of each cluster, and the folders DIR/test and DIR/drawn, as
-many generated tiles as test tiles and of the same clusters, which `python -m pfiles evaluate --unpaired` compares.
+Autoencoder, polish and the UNet's first two trainings get as many epochs as fit into the minutes; steps are timed
+first, and DIR/epochs.json keeps the epochs. Stopped by Ctrl-C or SIGTERM it leaves a resume point, and goes on when run
+again. Leaves DIR/sheet.jpg, training tiles beside generated ones of each cluster, and the folders DIR/test and
+DIR/drawn, as many generated tiles as test tiles and of the same clusters, which `python -m pfiles evaluate --unpaired`
+compares.
 """
 
 import argparse
@@ -27,14 +28,11 @@ from pfiles.tiles.files import write_tiles
 from pfiles.tiles.pixels import evenly_spaced
 
 N_CLUSTERS, N_CLUSTERS_IN_TINY = 14, 3
-SHARES = {"autoencoder": 0.4, "training": 0.6}  # of the minutes
+SHARES = {"autoencoder": 0.25, "polish": 0.25, "training": 0.05, "finetuning1": 0.45}  # of the minutes
 TIMED, TIMED_IN_TINY = 20, 2  # epochs of a step or few
 DRAWN, DRAWN_IN_TINY = 1000, 24  # tiles at most
 PER_CLUSTER = 10  # tiles in a row of the sheet
-CHANGES = {  # no weights are downloaded, nothing is polished, and nothing compiled, which takes minutes of its own
-    "autoencoder.perceptual": "ms-ssim", "autoencoder.perceptual_weight": 0.2, "autoencoder.polish.epochs": 0,
-    "speed": "off",
-}  # fmt: skip
+STAGE = "finetuning1"  # after which tiles are drawn
 IN_TINY = {
     "max_train_tiles": 32, "autoencoder.batch_size": 8, "diffusion.batch_size": 8, "sampling.steps": 4,
     "autoencoder.discriminator": {"conv_channels": [8, 16]}, "sampling.num_generated": 22,
@@ -68,7 +66,8 @@ def make_parser(name: str, description: str, minutes: float, of_minutes: str, ou
 
 def short_run(data: str, tiny: bool, seconds: float, out: Path) -> None:
     """Train on the tiles of `data` for about `seconds`, draw, and write pictures and tiles into `out`."""
-    overrides: dict[str, Any] = {**CHANGES, "precision": "bf16" if pick_device().type == "cuda" else "fp32"}
+    # nothing is compiled, which takes minutes of its own
+    overrides: dict[str, Any] = {"speed": "off", "precision": "bf16" if pick_device().type == "cuda" else "fp32"}
     k, timed, most = N_CLUSTERS, TIMED, DRAWN
     if tiny:
         overrides |= TINY | IN_TINY
@@ -85,39 +84,40 @@ def short_run(data: str, tiny: bool, seconds: float, out: Path) -> None:
     print(", ".join(f"{name} = {value}" for name, value in epochs.items()), flush=True)
     run = open_with(epochs)
     learn.autoencoder(run, *learn.new_autoencoder(run))
-    learn.unet(run, "training", learn.new_networks(run))
+    networks = learn.new_networks(run)
+    for stage in ("training", STAGE):
+        learn.unet(run, stage, networks)
 
     places = run.tiles.test[evenly_spaced(len(run.tiles.test), most)]
     real = run.tiles.tensor(places)
     write_tiles(out / "test", range(1, len(real) + 1), real)
-    counterparts = draw.tiles(run, run.assign(real, "training").cluster_ids, stage="training")
+    counterparts = draw.tiles(run, run.assign(real, STAGE).cluster_ids, stage=STAGE)
     write_tiles(out / "drawn", range(1, len(counterparts) + 1), counterparts)
-    clusters, _ = run.assign(stage="training")
+    clusters, _ = run.assign(stage=STAGE)
     rows = [run.train_images[(clusters == c).to(run.device)][: PER_CLUSTER // 2].cpu() for c in range(k)]
     ids = [c for c in range(k) for _ in range(PER_CLUSTER)]
-    generated = draw.tiles(run, ids, stage="training").split(PER_CLUSTER)
+    generated = draw.tiles(run, ids, stage=STAGE).split(PER_CLUSTER)
     sheet = figures.cluster_sheet(rows, generated, ("Training tiles", "Generated tiles"), mpp=run.tiles.mpp)
     figures.save_figure(sheet, out / "sheet.jpg")
     print(f"{out / 'sheet.jpg'}; {len(real)} tiles each in {out / 'test'} and {out / 'drawn'}")
 
 
 def epochs_in(seconds: float, run: Run, timed: int) -> dict[str, int]:
-    """How many epochs of each training fit into the time, as settings; of the autoencoder's steps the last two thirds
-    are adversarial. timed: how many short epochs are timed."""
+    """How many epochs of each training fit into the time, as settings. timed: how many short epochs are timed."""
     settings, n = run.settings, len(run.tiles.train)
-    batches = {"autoencoder": settings.autoencoder.batch_size, "training": settings.diffusion.batch_size}
+    batches = {
+        "autoencoder": settings.autoencoder.batch_size, "polish": settings.autoencoder.polish.batch_size,
+        "training": settings.diffusion.batch_size, "finetuning1": settings.diffusion.batch_size,
+    }  # fmt: skip
     n_tiles = min(n, max(*batches.values(), run.n_clusters))
-    epochs: dict[str, int] = {}
+    epochs = {}
     with tempfile.TemporaryDirectory() as folder:
         small = shortened(run, n_tiles, timed, Path(folder))
         for name, batch_size in batches.items():
             step = seconds_of_epoch(small, name) / max(1, n_tiles // batch_size)
-            epochs[name] = max(1, int(SHARES[name] * seconds / (step * max(1, n // batch_size))))
-    steps = epochs["autoencoder"] * max(1, n // batches["autoencoder"])
-    return {
-        "autoencoder.epochs": epochs["autoencoder"], "training.epochs": epochs["training"],
-        "autoencoder.discriminator_start_step": steps // 3,
-    }  # fmt: skip
+            setting = "autoencoder.polish.epochs" if name == "polish" else f"{name}.epochs"
+            epochs[setting] = max(1, int(SHARES[name] * seconds / (step * max(1, n // batch_size))))
+    return epochs
 
 
 if __name__ == "__main__":

@@ -198,49 +198,59 @@ class Settings:
     lpips_required: bool = True  # whether part 12 stops where LPIPS has no weights, or records it as unavailable
 
 
+SMALL = {"num_heads": 4, "norm_channels": 8}  # of networks whose widths are small
 PRESETS: dict[str, Settings] = {
     # exactly what was published
     "paper": Settings(),
-    # the same system as one would train it today: the published defects mended, v-prediction on latents of unit
-    # variance, clusters learnt first and independent of direction, AdamW with warm-up and cosine, guidance, a solver of
-    # few steps, and a decoder that is polished at the end
+    # the same system as one would train it today: the published defects mended, a coarser space of smoother latents
+    # that is learnt and polished against features of photographs, v-prediction on latents of unit variance, clusters
+    # learnt first and independent of direction, AdamW with warm-up and cosine, guidance away from the UNet after its
+    # short first training, and a solver of few steps
     "recommended": Settings(
         precision="auto",
         autoencoder=AutoencoderSettings(
+            vqvae={"down_channels": (32, 64, 128, 256), "z_channels": 8, "codebook_size": 2048},
             upsampling="resize",
             warmup_steps=500,
             decay="cosine",
             clip_norm=1.0,
             dihedral_views=True,
             reconstruction="l1",
+            perceptual="photographs",
+            perceptual_weight=0.2,
+            colour_weight=0.1,
+            adversarial_weight=0.0,
+            discriminator_start_step=10**9,
             lpips_in_unit_range=False,
             generator_gradient_leaks=False,
             revive_dead_codes=True,
-            polish=PolishSettings(epochs=8, batch_size=16),
+            polish=PolishSettings(epochs=8, discriminator_sees="photographs", batch_size=16),
         ),
         diffusion=DiffusionSettings(
             prediction="v",
             latent_scaling=True,
+            shared_scale=True,
+            times="log-normal",
             affine_fill=None,
             dihedral_views=True,
             condition_dropout=0.1,
         ),
         clusters_first=True,
         clusters=StageSettings(60, "adam", 1e-3, trains_clusters=True, affine_weight=0.05, decay="cosine"),
-        training=StageSettings(600, "adamw", 2e-4, trains_clusters=False, decay="cosine", warmup_steps=1000),
-        finetuning1=StageSettings(130, "adamw", 1e-4, trains_clusters=False, decay="cosine", warmup_steps=100),
+        training=StageSettings(80, "adamw", 2e-4, trains_clusters=False, warmup_steps=1000),
+        finetuning1=StageSettings(650, "adamw", 2e-4, trains_clusters=False, decay="cosine", warmup_steps=100),
         finetuning2=StageSettings(70, "adamw", 5e-5, trains_clusters=False, decay="cosine", warmup_steps=100),
-        sampling=SamplingSettings(steps=25, sampler="dpm-solver++", guidance=1.5),
+        sampling=SamplingSettings(steps=25, sampler="dpm-solver++", guidance=1.5, guide="training"),
     ),
     # the same at small size: tiles of 64 px, small networks, a few minutes on two CPU cores, every stage really trains
     "demo": Settings(
         image_size_px=64,
         max_train_tiles=1000,
         autoencoder=AutoencoderSettings(
-            vqvae={"down_channels": (16, 32, 64), "codebook_size": 256, "num_heads": 4, "norm_channels": 8},
+            vqvae={"down_channels": (16, 32, 64, 96), "z_channels": 8, "codebook_size": 512, **SMALL},
             discriminator={"conv_channels": (16, 32, 64)},
             upsampling="resize",
-            epochs=8,
+            epochs=6,
             batch_size=8,
             learning_rate=2e-3,
             warmup_steps=50,
@@ -249,34 +259,33 @@ PRESETS: dict[str, Settings] = {
             adam_betas=(0.9, 0.99),
             dihedral_views=True,
             reconstruction="l1",
-            perceptual="ms-ssim",
+            perceptual="photographs",
             perceptual_weight=0.2,
+            colour_weight=0.1,
             adversarial_weight=0.0,
             discriminator_start_step=10**9,
             revive_dead_codes=True,
-            polish=PolishSettings(epochs=5, discriminator={"conv_channels": (16, 32, 64)}, adversarial_weight=0.05),
+            polish=PolishSettings(epochs=4, discriminator_sees="photographs", discriminator={"channels": 32}),
         ),
         diffusion=DiffusionSettings(
-            unet={
-                "down_channels": (64, 64, 64),
-                "t_emb_dim": 64,
-                "num_layers": 1,
-                "num_heads": 4,
-                "norm_channels": 8,
-                "conv_out_channels": 64,
-            },
+            unet={"down_channels": (64, 96, 128), "t_emb_dim": 64, "num_layers": 1, "conv_out_channels": 64, **SMALL},
+            batch_size=32,
             prediction="v",
             latent_scaling=True,
+            shared_scale=True,
+            times="log-normal",
             affine_fill=None,
             dihedral_views=True,
             condition_dropout=0.1,
         ),
         clusters_first=True,
         clusters=StageSettings(12, "adam", 1e-3, trains_clusters=True, affine_weight=0.05, decay="cosine"),
-        training=StageSettings(12, "adamw", 2e-3, trains_clusters=False, decay="cosine", warmup_steps=100),
-        finetuning1=StageSettings(4, "adamw", 1e-3, trains_clusters=False, decay="cosine", warmup_steps=20),
-        finetuning2=StageSettings(4, "adamw", 5e-4, trains_clusters=False, decay="cosine", warmup_steps=20),
-        sampling=SamplingSettings(steps=20, sampler="dpm-solver++", guidance=1.5, num_generated=200, per_cluster=20),
+        training=StageSettings(10, "adamw", 2e-3, trains_clusters=False, warmup_steps=100),
+        finetuning1=StageSettings(40, "adamw", 2e-3, trains_clusters=False, decay="cosine", warmup_steps=20),
+        finetuning2=StageSettings(5, "adamw", 5e-4, trains_clusters=False, decay="cosine", warmup_steps=20),
+        sampling=SamplingSettings(
+            steps=20, sampler="dpm-solver++", guidance=1.5, guide="training", num_generated=200, per_cluster=20
+        ),
         lpips_required=False,
     ),
 }

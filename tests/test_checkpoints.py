@@ -90,14 +90,14 @@ def test_missing_checkpoints_name_what_makes_them(paths):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_provenance_is_what_a_file_gives_back(preset, tmp_path):
     tiles = Tiles(as_tensor(make_tiles(30)), np.arange(28), np.arange(28, 30), "made up")
-    groups = ("autoencoder", "diffusion", "training")
+    groups = ("autoencoder", "diffusion", "finetuning1")
     parents = checkpoints.fingerprints({"unet": Classifier()})
     note = Provenance.of(get_settings(preset), groups, tiles, 5, parents, n_clusters=3).as_note()
     write_json(tmp_path / "note.json", note)
     assert read_json(tmp_path / "note.json") == note
     assert note["starts_from"]["unet"]
     longer = Provenance.of(
-        get_settings(preset, {"training.epochs": 999}), groups, tiles, 5, parents, n_clusters=3
+        get_settings(preset, {"finetuning1.epochs": 999}), groups, tiles, 5, parents, n_clusters=3
     ).as_note()
     # the number of epochs is no part of it, unless the learning rate falls towards the last of them
     assert (longer["settings"] == note["settings"]) == (preset == "paper")

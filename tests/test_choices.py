@@ -95,6 +95,7 @@ def test_a_notebook_and_a_command_read_it(tmp_path, monkeypatch, capsys):
     np.save(tmp_path / "tiles.npy", make_tiles(30))
     lines = [f'data = "{tmp_path / "tiles.npy"}"', 'preset = "demo"', f'out = "{tmp_path / "out"}"', "[overrides]"]
     lines += ["image_size_px = 48", "max_train_tiles = 24", "sampling.num_generated = 5"]
+    lines += ["autoencoder.vqvae = {down_channels = [8, 8, 8], norm_channels = 8, num_heads = 4}"]
     (tmp_path / "mine.toml").write_text("\n".join(lines))
     monkeypatch.setenv("KPC_RUN_TOML", str(tmp_path / "mine.toml"))
     monkeypatch.setenv("MPLBACKEND", "Agg")

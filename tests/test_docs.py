@@ -59,7 +59,7 @@ def leaves(settings, prefix=""):
 def as_written(value):
     """A setting's value as docs/settings.md prints it."""
     if isinstance(value, dict):
-        return "smaller" if value else "default"
+        return "its own" if value else "default"
     if isinstance(value, tuple):
         return ", ".join(map(as_written, value))
     words = {None: "none", True: "on", False: "off"}

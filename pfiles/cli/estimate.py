@@ -47,7 +47,7 @@ def estimate(run: Run) -> Iterator[tuple[str, float, str]]:
     n_tiles = min(n, max(*batches.values(), k))
     per_epoch = {name: max(1, n_tiles // size) for name, size in batches.items()}
     seconds: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder, progress(total=6, desc="measure", leave=False) as bar:
+    with tempfile.TemporaryDirectory() as folder, progress(total=7, desc="measure", leave=False) as bar:
         steps, small = FEW, shortened(run, n_tiles, FEW, Path(folder, "few"))
         with capture_output():
             first = seconds_of_epoch(small, "autoencoder") / per_epoch["autoencoder"]
@@ -55,11 +55,10 @@ def estimate(run: Run) -> Iterator[tuple[str, float, str]]:
         # on a GPU the first steps are slow, as they compile, and the others are fast
         if run.device.type == "cuda" or first * STEPS < PATIENCE:
             steps, small = STEPS, shortened(run, n_tiles, STEPS, Path(folder, "all"))
-        for name in ["autoencoder", *["clusters"] * settings.clusters_first, *START]:
+        polish, clusters = ["polish"] * bool(ae.polish.epochs), ["clusters"] * settings.clusters_first
+        for name in ["autoencoder", *polish, *clusters, *START]:
             with capture_output():
                 seconds[name] = seconds_of_epoch(small, name) / per_epoch[name]
-                if name == "autoencoder" and ae.polish.epochs:
-                    seconds["polish"] = _last_seconds(small.paths.training_folder("polish")) / per_epoch["polish"]
             bar.update()
         with capture_output():
             tile_seconds = _seconds_per_tile(small) * drawing.steps / small.settings.sampling.steps
@@ -150,9 +149,10 @@ def shortened(run: Run, tiles: int, steps: int, folder: Path) -> Run:
 
 
 def seconds_of_epoch(small: Run, name: str) -> float:
-    """Of an epoch of the training of that name, which is done here."""
-    if name == "autoencoder":
-        learn.autoencoder(small, *learn.new_autoencoder(small))
+    """Of an epoch of the training of that name, which is done here; the polish is done with the autoencoder."""
+    if name in ("autoencoder", "polish"):
+        if name == "autoencoder":
+            learn.autoencoder(small, *learn.new_autoencoder(small))
         return _last_seconds(small.paths.training_folder(name))
     origin = START.get(name)
     networks = learn.new_networks(small) if origin is None else small.networks(origin)

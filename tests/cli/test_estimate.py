@@ -16,9 +16,15 @@ from tests.conftest import TINY, make_tiles
 @pytest.mark.parametrize("clusters_first", [True, False])
 def test_times_are_steps_times_seconds(clusters_first, tmp_path, monkeypatch):
     """24 tiles: 3 steps of 8 in an epoch; 20 of them are measured: 2 steps in an epoch of so many seconds."""
-    seconds = {"autoencoder": 0.3, "clusters": 3.0, "training": 6.0, "finetuning1": 9.0, "finetuning2": 12.0}
+    seconds = {
+        "autoencoder": 0.3,
+        "polish": 0.6,
+        "clusters": 3.0,
+        "training": 6.0,
+        "finetuning1": 9.0,
+        "finetuning2": 12.0,
+    }
     monkeypatch.setattr(estimate, "seconds_of_epoch", lambda small, name: seconds[name])
-    monkeypatch.setattr(estimate, "_last_seconds", lambda folder: 0.6)
     monkeypatch.setattr(estimate, "_seconds_per_tile", lambda small: 2.0)
     monkeypatch.setattr(estimate, "_seconds_of_sorting", lambda small: 0.01)
     monkeypatch.setattr(estimate, "_seconds_of_scores", lambda small: {"part 10": 0.1, "part 11": 0.2})

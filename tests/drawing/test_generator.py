@@ -308,6 +308,7 @@ def test_a_guide_goes_where_its_generator_goes(generator, tmp_path):
 
 def test_the_scaling_of_latents_comes_through_the_published_files(generator, tmp_path):
     settings = {**TINY, **PLAIN_LEARNING, "diffusion.latent_scaling": True, "diffusion.prediction": "v"}
+    settings["sampling.guide"] = "itself"
     generator = replace(generator, settings=get_settings("demo", settings))
     generator.save_checkpoints(tmp_path)
     loaded = Generator.from_checkpoints(tmp_path, K, "classifier", "demo", settings)

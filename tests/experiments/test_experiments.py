@@ -72,10 +72,14 @@ def test_short_run_goes_on_with_the_epochs_that_it_timed(tmp_path, monkeypatch, 
     arguments = ["--size", "tiny", "--minutes", "0.01", "--out", str(tmp_path)]
     with monkeypatch.context() as patch:
         patch.setattr(short_run.learn, "unet", stop)
-        patch.setattr(short_run, "epochs_in", lambda *args: {"autoencoder.epochs": 2, "training.epochs": 3})
+        patch.setattr(short_run, "epochs_in", lambda *args: {
+            "autoencoder.epochs": 2, "autoencoder.polish.epochs": 1, "training.epochs": 3, "finetuning1.epochs": 1,
+        })  # fmt: skip
         assert short_run.main(arguments) == 143
     assert short_run.main(arguments) == 0
-    assert capsys.readouterr().out.count("autoencoder.epochs = 2, training.epochs = 3") == 2
+    assert (
+        capsys.readouterr().out.count("autoencoder.epochs = 2, autoencoder.polish.epochs = 1, training.epochs = 3") == 2
+    )
     assert (tmp_path / "sheet.jpg").exists()
     assert len([*(tmp_path / "test").iterdir()]) == len([*(tmp_path / "drawn").iterdir()]) > 0
 
