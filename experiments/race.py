@@ -157,7 +157,7 @@ def fitting_epochs(args: argparse.Namespace, settings: dict[str, Any], budget: f
     No training has less than one epoch, but the polish, which may have none.
     """
     number = len(_open(args, str(args.out.absolute() / "probe"), settings).tiles.train)
-    shares = COARSE_SHARES if "autoencoder.polish.discriminator_sees" in settings else SHARES
+    shares = COARSE_SHARES if settings["autoencoder.polish.discriminator_sees"] == "photographs" else SHARES
     epochs = {
         part: budget * shares[part] / (seconds * number / PROBE_TILES)
         for part, seconds in _seconds_of_an_epoch(args, settings).items()

@@ -43,6 +43,7 @@ TINY = {  # networks, tiles and trainings of seconds
     "autoencoder.discriminator_start_step": 3,
     "autoencoder.adversarial_weight": 0.05,
     "autoencoder.polish.epochs": 1,
+    "autoencoder.polish.discriminator_sees": "pixels",
     "autoencoder.polish.discriminator": {"conv_channels": [8, 16]},
     "clusters.epochs": 1,
     "diffusion.unet": {"down_channels": [16, 16, 16], "t_emb_dim": 16, "num_layers": 1, "num_heads": 2,
@@ -55,6 +56,7 @@ TINY = {  # networks, tiles and trainings of seconds
     "sampling.batch_size": 5,
     "sampling.num_generated": 12,
     "sampling.per_cluster": 3,
+    "sampling.guide": "itself",
 }  # fmt: skip
 SIZES = TINY["autoencoder.vqvae"]
 PLAIN_LEARNING = {  # for tests that work a training out by hand: nothing but the loss and one optimiser

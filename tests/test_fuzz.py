@@ -143,6 +143,7 @@ SETTINGS += [
     'autoencoder.vqvae={"norm_channels": 5}', 'autoencoder.vqvae={"down_channels": 16}',
     'autoencoder.vqvae={"down_channels": [16, 33, 64]}', 'autoencoder.vqvae={"down_channels": [8, 8, 8, 8, 8, 8, 64]}',
     'autoencoder.discriminator={"conv_channels": [8, 8, 8, 8, 8, 8, 8]}', 'autoencoder.discriminator={"channels": 8}',
+    'autoencoder.polish.discriminator={"conv_channels": [8, 16]}', 'autoencoder.polish.discriminator={"channels": 9}',
     'diffusion.unet={"num_layers": 0}',
     'diffusion.unet={"t_emb_dim": 0}',
     'diffusion.unet={"cls": 5}', 'diffusion.unet={"im_channels": 16}', 'diffusion.unet={"t_emb_dim": 63}',

@@ -153,6 +153,10 @@ def finished(request, tmp_path_factory):
     out = folder / "out"
     arguments = ["--preset", request.param, "--data", str(data), "--clusters", str(K), "--out", str(out)]
     settings = TINY | WITHOUT_LPIPS
+    if request.param == "recommended":  # what the preset itself has
+        settings |= {"sampling.guide": "training", "autoencoder.perceptual": "photographs"}
+        settings |= {"autoencoder.polish.discriminator_sees": "photographs"}
+        settings |= {"autoencoder.polish.discriminator": {"channels": 8}}
     overrides = [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
     with pytest.MonkeyPatch.context() as patch:  # VGG16's weights are neither there nor to be had
         patch.setenv("TORCH_HOME", str(folder / "torch"))

@@ -16,6 +16,7 @@ from pfiles.discriminator import make_discriminator
 from pfiles.drawing.samplers import make_solver
 from pfiles.drawing.starting import starting_weights
 from pfiles.errors import InputError
+from pfiles.learning.autoencoder import make_polish_discriminator
 from pfiles.learning.resume import name_of_restart
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.lpips import vgg16_file
@@ -120,6 +121,8 @@ def _try_networks(settings: Settings, ks: Sequence[int], clustering: str) -> Non
             vqvae = make_vqvae(autoencoder)
             image, _, _ = vqvae(torch.empty(2, 3, side, side))
             make_discriminator(autoencoder)(image)
+            if autoencoder.polish.epochs:
+                make_polish_discriminator(autoencoder.polish, "meta", maps=lambda image: [])
             unet = make_unet(settings.diffusion, vqvae.z_channels, sum(ks))
             z = torch.empty(2, *vqvae.latent_shape(side))
             make_clusterer(clustering, vqvae.z_channels, max(ks))(z)
@@ -127,8 +130,8 @@ def _try_networks(settings: Settings, ks: Sequence[int], clustering: str) -> Non
     except Exception as error:  # torch raises many kinds of errors for impossible sizes
         reason = str(error).partition("\n")[0]
         raise InputError(
-            "autoencoder.vqvae, autoencoder.discriminator or diffusion.unet describe a network that cannot be built "
-            f"for tiles of {side} px ({reason})."
+            "autoencoder.vqvae, autoencoder.discriminator, autoencoder.polish.discriminator or diffusion.unet describe "
+            f"a network that cannot be built for tiles of {side} px ({reason})."
         ) from error
 
 

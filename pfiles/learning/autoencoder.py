@@ -46,13 +46,16 @@ def make_perceptual(settings: AutoencoderSettings, device: torch.device | str) -
 
 
 def make_polish_discriminator(
-    settings: PolishSettings, device: torch.device | str
+    settings: PolishSettings, device: torch.device | str, maps: Callable[[Tensor], list[Tensor]] | None = None
 ) -> PolishDiscriminator | FeatureDiscriminator:
-    """The discriminator of the polish that the settings describe, untrained."""
+    """The discriminator of the polish that the settings describe, untrained.
+
+    maps: those that it judges in place of pixels; None: of EfficientNet-Lite0, whose weights are loaded.
+    """
     sizes: dict[str, Any] = dict(settings.discriminator)
     if settings.discriminator_sees == "pixels":
         return PolishDiscriminator(**sizes).to(device)
-    return FeatureDiscriminator(efficientnet.lite0(device).maps, **sizes).to(device)
+    return FeatureDiscriminator(maps or efficientnet.lite0(device).maps, **sizes).to(device)
 
 
 def train_autoencoder(
