@@ -30,9 +30,11 @@ def test_autoencoder_learns(tiny, images, job):
 
 
 def test_loss_is_the_weighted_sum_of_its_terms(tiny, images, job):
-    settings = replace(tiny.autoencoder, perceptual_weight=0.5, codebook_weight=2.0, commitment_weight=0.2)
+    settings = replace(
+        tiny.autoencoder, perceptual_weight=0.5, codebook_weight=2.0, commitment_weight=0.2, colour_weight=0.3
+    )
     history = train_autoencoder(autoencoder_networks(tiny), images, lambda a, b: (a - b).abs().mean(), settings, job)
-    terms = ("reconstruction", "perceptual", "codebook", "commitment", "generator")
+    terms = ("reconstruction", "perceptual", "codebook", "commitment", "colour", "generator")
     assert history[1]["loss"] == pytest.approx(sum(history[1][name] for name in terms), rel=1e-5)
 
 
