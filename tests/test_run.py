@@ -735,7 +735,7 @@ def test_folders_that_were_left_unfinished_at_the_same_tile_are_no_pairs(done):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        ({"autoencoder.vqvae": {"down_chanels": [8]}}, r"vqvae has no down_chanels: it has down_channels, z"),
+        ({"autoencoder.vqvae": {"down_channel": [8]}}, r"vqvae has no down_channel: it has down_channels, z"),
         ({"diffusion.unet": {"cls": 3}}, r"diffusion\.unet has no cls: it has down_channels"),
         ({"autoencoder.discriminator": {"fold": 2}}, r"discriminator has no fold: it has conv_channels\."),
         ({"autoencoder.polish.discriminator_sees": "photographs"},
