@@ -42,7 +42,7 @@ def field(args: argparse.Namespace) -> int:
     real_crops = None if args.no_check else _real_crops(args, generator, reader.mpp)
     made = fields.write_field(generator, asked, out, region, reader.mpp)
     width, height = made["size"]
-    scale = "of unknown scale, as --mpp was not given" if made["mpp"] is None else f"of {made['mpp']:g} um/px"
+    scale = "of unknown scale, as --mpp was not given," if made["mpp"] is None else f"of {made['mpp']:g} um/px"
     print(f"A field of {width} x {height} px {scale} is in {out}; what was asked for is beside it.")
     if not args.no_check:
         _check(generator, asked, made, out, real, real_crops)

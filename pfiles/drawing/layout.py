@@ -238,8 +238,10 @@ def _read_csv(path: Path, reader: Reader) -> np.ndarray:
     if set(MAP_COLUMNS) <= set(columns_of(path)):
         return _read_map(path, reader)
     grid = read_grid(path)
+    if not grid:
+        raise InputError(f"{path} is empty: write a number or name of a cluster into each cell.")
     if len({len(row) for row in grid}) != 1:
-        raise InputError(f"{path} must have as many cells in each row: the first has {len(grid[0]) if grid else 0}.")
+        raise InputError(f"{path} must have as many cells in each row: the first has {len(grid[0])}.")
     ids = {text: reader.cluster(text) for text in {text for row in grid for text in row}}
     return np.array([[ids[text] for text in row] for row in grid])
 

@@ -120,7 +120,9 @@ def _open(path: Path, page: int) -> SlideReader:
             with tifffile.TiffFile(path) as file:
                 if file.is_ome:
                     return ome.open_ome(path, page)
-                first = file.pages.first
+                first = next(iter(file.pages), None)
+                if first is None:
+                    raise tifffile.TiffFileError("it holds no image")
                 is_other = first.bitspersample > 8 or first.photometric not in COLOURS
                 is_other |= arrays.has_several_pyramids(file) or 0 in first.extrasamples
                 is_other |= first.tags.valueof("Orientation", 1) > 1  # by which OpenSlide turns each tile in its place

@@ -100,7 +100,8 @@ def test_one_cluster_for_everything():
     ("name", "content", "said"),
     [
         ("a.csv", "1,2\n3\n", "as many cells in each row"),
-        ("a.csv", "1,2\n3,9\n", "numbered from 1 to 4"),
+        ("a.csv", "", "is empty"),
+        ("a.csv", "1,2\n3,9\n", "numbered from 1 to 4, but 9 was asked for"),
         ("a.csv", "1,2\n3,\n", "25.0% of the field has no class"),
         ("a.csv", "glass,glass\n", "whole layout is glass"),
         ("a.npy", "no array", "cannot be read as a .npy array"),

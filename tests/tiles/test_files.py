@@ -149,6 +149,8 @@ def test_16_bits_with_a_range_by_ome_and_with_an_alpha_channel():
         decode("a.tif", buffer.getvalue())
     with pytest.raises(InputError, match=r"a\.png cannot be read as an image .it is no PNG, JPEG or TIFF, or damaged"):
         decode("a.png", b"RIFF")
+    with pytest.raises(InputError, match=r"a\.tif cannot be read as an image .it holds no image"):
+        decode("a.tif", b"II*\0" + bytes(4))
 
 
 def test_mixed_colour_profiles_of_tiles_are_told(tmp_path, capsys):

@@ -431,6 +431,11 @@ def text(folder):
     return folder / "a.svs"
 
 
+def without_pages(folder):
+    (folder / "empty.svs").write_bytes(b"II*\0" + bytes(4))
+    return folder / "empty.svs"
+
+
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
@@ -438,6 +443,7 @@ def text(folder):
         (lambda f: f, [], "holds no slide"),
         (text, [], "a.svs cannot be read as a slide"),
         (truncated, ["--mpp", "0.5"], "cut.tiff cannot be read as a slide"),
+        (without_pages, [], "empty.svs cannot be read as a slide (it holds no image)"),
         (lambda f: write_slide(f / "a.tiff", tissue(512, 512), mpp=None), [], "does not tell its microns per pixel"),
         (lambda f: write_slide(f / "a.tiff", tissue(512, 512)), ["--mpp", "0.25"], "scanned at 0.5 um/px"),
         (lambda f: write_slide(f / "a.tiff", tissue(512, 512)), ["--mpp", "40", "--size", "1024"], "has no level near"),
