@@ -85,7 +85,7 @@ def draw(slide: Path, twin: Path, args: argparse.Namespace) -> Figure:
         "A slide": pixels, "its clusters": coloured(places, side, slide_ids), "its twin, drawn": drawn,
         "the twin's clusters": coloured(places, side, twin_ids),
     }  # fmt: skip
-    figure, axes = plt.subplots(1, 4, figsize=(12, 3.4 * height / width + 0.6), layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(12, 2.93 * height / width + 0.55), layout="constrained")
     for ax, (words, image) in zip(axes, panels.items(), strict=True):
         ax.imshow(image, extent=(0, width, height, 0), interpolation="antialiased" if len(image) > 500 else "nearest")
         ax.set_title(words)

@@ -231,7 +231,7 @@ def find_clusters(name_or_number: str | int, names: Mapping[int, str], n_cluster
     text = str(name_or_number).strip()
     if re.fullmatch("[+-]?[0-9]+", text):
         if not 1 <= int(text) <= n_clusters:
-            raise InputError(f"Clusters are numbered from 1 to {n_clusters}, but {text} was asked for: choose among these.")
+            raise InputError(f"Clusters are numbered from 1 to {n_clusters}, but {text} was asked for.")
         return [int(text) - 1]
     if matches := [number - 1 for number, name in sorted(names.items()) if name.casefold() == text.casefold()]:
         return matches

@@ -249,9 +249,9 @@ def _decode_many_bits(name: str, content: bytes, icc: bool) -> Decoded:
             import tifffile
         try:
             with tifffile.TiffFile(io.BytesIO(content)) as file:
-                page = next(iter(file.pages), None)
-                if page is None:
+                if not len(file.pages):
                     raise ValueError("it holds no image")
+                page = file.pages.first
                 if page.bitspersample == 8:
                     raise ValueError("Pillow does not know its kind")
                 if page.dtype != np.uint16:
@@ -341,7 +341,9 @@ def list_images(folder: Path) -> dict[str, Path]:
     """`image_files` of a folder that must hold some."""
     files = image_files(folder)
     if not files:
-        raise InputError(f"There are no images in {folder}: name a folder that holds some, or run the notebook that writes them.")
+        raise InputError(
+            f"There are no images in {folder}: name a folder that holds some, or run the notebook that writes them."
+        )
     return files
 
 

@@ -120,9 +120,9 @@ def _open(path: Path, page: int) -> SlideReader:
             with tifffile.TiffFile(path) as file:
                 if file.is_ome:
                     return ome.open_ome(path, page)
-                first = next(iter(file.pages), None)
-                if first is None:
+                if not len(file.pages):
                     raise tifffile.TiffFileError("it holds no image")
+                first = file.pages.first
                 is_other = first.bitspersample > 8 or first.photometric not in COLOURS
                 is_other |= arrays.has_several_pyramids(file) or 0 in first.extrasamples
                 is_other |= first.tags.valueof("Orientation", 1) > 1  # by which OpenSlide turns each tile in its place
