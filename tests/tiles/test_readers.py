@@ -145,6 +145,18 @@ def test_rows_are_those_of_the_file_whatever_its_orientation(tmp_path, tag, kind
         np.testing.assert_array_equal(tile, image)
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_a_turn_by_exif_is_ignored_too(tmp_path, name):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(tissue(200, 300)).save(tmp_path / name, exif=exif, quality=95)
+    image = np.asarray(Image.open(tmp_path / name).convert("RGB"))
+    assert Image.open(tmp_path / name).getexif()[274] == 6
+    with open_slide(tmp_path / name) as slide:
+        np.testing.assert_array_equal(read_rgb(slide, 0, 0, 0, 300, 200), image)
+    np.testing.assert_array_equal(decode(name, (tmp_path / name).read_bytes()).image.permute(1, 2, 0), image)
+
+
 def test_four_channels_that_are_no_colours_are_refused(tmp_path):
     """As of fluorescence, which would be read as red, green, blue and alpha."""
     channels = np.moveaxis(np.dstack([tissue(200, 300), np.full((200, 300), 255, np.uint8)]), -1, 0)
