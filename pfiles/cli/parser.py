@@ -111,7 +111,7 @@ def _add_watch(commands: "Commands") -> None:
 
 def _add_status(commands: "Commands") -> None:
     status = commands.add_parser("status", help="the files of a run: made, stale and why, missing, or foreign")
-    status.add_argument("--run", default=".", metavar="DIR", dest="folder", help="its folder; default here")
+    status.add_argument("--run", default=".", metavar="DIR", dest="folder", help="the run's folder; default here")
     shared.add_started_with(status)
 
 
@@ -125,7 +125,7 @@ def _add_draw(commands: "Commands") -> None:
     draw.add_argument("--seed", type=int, default=765, help="of the first tile's noise; default 765")
     draw.add_argument(
         "--accept", type=float, default=1.0, metavar="SHARE",
-        help="throw the least real of each cluster away and draw anew, such that this share of them passes; default 1",
+        help="share of drawn tiles of each cluster that pass; the least real ones are drawn anew; default 1, all",
     )  # fmt: skip
     draw.add_argument("--out", required=True, metavar="DIR", help="for tiles/1.png ..., tiles.csv and sheet.jpg")
     shared.add_started_with(draw)
@@ -147,7 +147,10 @@ def _add_field(commands: "Commands") -> None:
         "--stride", type=int, metavar="PX", help="from window to window; default a tile's side, smaller takes longer"
     )
     field.add_argument(
-        "--blend", type=int, metavar="PX", help="over which clusters blend at borders; default 1/4 of a tile's side"
+        "--blend",
+        type=int,
+        metavar="PX",
+        help="width of borders, in which two clusters blend; default 1/4 of a tile's side",
     )
     field.add_argument(
         "--background", metavar="C", help="cluster, or glass, of places to which the layout gives no class"
@@ -156,7 +159,7 @@ def _add_field(commands: "Commands") -> None:
     field.add_argument("--real-slide", metavar="FILE", help="a real slide, to compare structure larger than a tile")
     field.add_argument("--no-check", action="store_true", help="do not read the field back and look for joints")
     field.add_argument("--region", type=int, nargs=4, metavar=("X", "Y", "W", "H"), help="draw only this part, in px")
-    field.add_argument("--mpp", type=float, help="microns per pixel of the tiles, where the generator does not tell")
+    field.add_argument("--mpp", type=float, help="microns per pixel of the tiles, if the generator does not say")
     field.add_argument("--mpp-of-slide", type=float, help="microns per pixel of the slide that a GeoJSON is of")
     shared.add_started_with(field)
 
@@ -164,13 +167,13 @@ def _add_field(commands: "Commands") -> None:
 def _add_twin(commands: "Commands") -> None:
     twin = commands.add_parser("twin", help="a field laid out as a slide, which holds none of its pixels")
     twin.add_argument("--slide", required=True, metavar="FILE", help="the slide")
-    twin.add_argument("--run", required=True, metavar="DIR", dest="folder", help="of `run`, or a generator's folder")
+    twin.add_argument("--run", required=True, metavar="DIR", dest="folder", help="folder of a run or of a generator")
     twin.add_argument("--out", required=True, metavar="TWIN.tiff", help="the twin; four files stand beside it")
-    twin.add_argument("--real", metavar="DATA", help="tiles that the generator learnt from, where DIR is no run")
+    twin.add_argument("--real", metavar="DATA", help="tiles that the generator learnt from, if DIR is no run")
     twin.add_argument("--seed", type=int, default=765, help="of all noise; default 765")
     twin.add_argument("--stride", type=int, metavar="PX", help="see field")
     twin.add_argument("--blend", type=int, metavar="PX", help="see field")
-    twin.add_argument("--mpp", type=float, help="microns per pixel of the tiles, where DIR does not tell")
+    twin.add_argument("--mpp", type=float, help="microns per pixel of the tiles, if DIR does not say")
     twin.add_argument("--mpp-of-slide", type=float, help="of the slide; counts more than what its file says")
     twin.add_argument("--min-tissue", type=float, default=0.5, help="least share of tissue in a tile; default 0.5")
     shared.add_started_with(twin)
@@ -185,7 +188,9 @@ def _add_vary(commands: "Commands") -> None:
         help=f"share of the steps drawn anew, above 0 to 1; several for several rows; default {STRENGTH}",
     )  # fmt: skip
     vary.add_argument(
-        "--real", metavar="DATA", help="tiles that the generator learnt from, where --from is no run: none is repeated"
+        "--real",
+        metavar="DATA",
+        help="tiles that the generator learnt from, if --from is no run; copies of them are left out",
     )
     vary.add_argument("--number", type=int, default=8, metavar="N", help="of each tile at each strength; default 8")
     vary.add_argument(
@@ -218,7 +223,10 @@ def _add_tile(commands: "Commands") -> None:
         "--min-tissue", type=float, default=default.min_tissue, help="least share of tissue in a tile; default 0.5"
     )
     tile.add_argument(
-        "--min-sharpness", type=float, default=default.min_sharpness, help="see tiles.csv; default 0, all"
+        "--min-sharpness",
+        type=float,
+        default=default.min_sharpness,
+        help="least sharpness of a tile, as in tiles.csv; default 0, all",
     )
     tile.add_argument(
         "--regions", metavar="GEOJSON", dest="regions_path",
@@ -229,18 +237,21 @@ def _add_tile(commands: "Commands") -> None:
         help="places of tiles that CLAM or TRIDENT chose; or a folder with SLIDE.h5 for each slide",
     )  # fmt: skip
     tile.set_defaults(regions=None, coordinates=None)
-    tile.add_argument("--dry-run", action="store_true", help="only pictures, and how many tiles there would be")
+    tile.add_argument("--dry-run", action="store_true", help="cut nothing: make the pictures and count the tiles")
     tile.add_argument("--pens", type=_is_on, default=True, metavar="on|off", help="leave out marks of pens; default on")
     tile.add_argument(
         "--tissue-threshold", type=float, metavar="LEVELS",
-        help="levels of colour from which on glass is tissue; default 5 to 12, by the slide",
+        help="levels of colour above the glass from which a pixel is tissue; default 5 to 12, by the slide",
     )  # fmt: skip
-    tile.add_argument("--per-slide", type=int, metavar="N", help="no more tiles of a slide, evenly over its tissue")
+    tile.add_argument("--per-slide", type=int, metavar="N", help="at most N tiles of a slide, evenly over its tissue")
     tile.add_argument("--seed", type=int, default=default.seed, help="of that choice; default 765")
     shared.add_reading(tile)
     tile.add_argument("--pseudonyms", action="store_true", help="call slides S001 ...; the key is written beside DIR")
     tile.add_argument(
-        "--part", type=_part, metavar="I/N", help="cut the part I of N of all slides, each by a job and into a DIR"
+        "--part",
+        type=_part,
+        metavar="I/N",
+        help="cut part I of N of all slides; each part by a job and into a DIR of its own",
     )
     tile.add_argument("--join", nargs="+", metavar="DIR_OF_PART", help="instead of slides: put parts together in DIR")
 
@@ -249,9 +260,9 @@ def _add_map(commands: "Commands") -> None:
     maps = commands.add_parser("map", help="the clusters of a run on slides that it was not trained on")
     maps.add_argument("--slide", required=True, nargs="+", metavar="FILE", help="slides, or folders of them")
     maps.add_argument(
-        "--run", required=True, metavar="DIR", dest="folder", help="of `run`, or a generator's, such as starter"
+        "--run", required=True, metavar="DIR", dest="folder", help="folder of a run or of a generator, such as starter"
     )
-    maps.add_argument("--mpp", type=float, help="microns per pixel of its tiles; needed where DIR does not tell them")
+    maps.add_argument("--mpp", type=float, help="microns per pixel of its tiles; needed if DIR does not say")
     shared.add_reading(maps)
     maps.add_argument("--min-tissue", type=float, default=0.5, help="least share of tissue in a tile; default 0.5")
     maps.add_argument(
@@ -259,7 +270,11 @@ def _add_map(commands: "Commands") -> None:
         help="whose pixel 0, 0 the GeoJSON counts from; default qupath",
     )  # fmt: skip
     maps.add_argument(
-        "--min-region", type=int, default=1, metavar="N", help="no region of fewer tiles in the GeoJSON; default 1"
+        "--min-region",
+        type=int,
+        default=1,
+        metavar="N",
+        help="leave regions of fewer tiles out of the GeoJSON; default 1",
     )
     maps.add_argument("--out", default="maps", metavar="DIR", help="for maps, tables and tiles; default ./maps")
     shared.add_started_with(maps)
@@ -279,7 +294,7 @@ def _add_evaluate(commands: "Commands") -> None:
         help=f"{FEATURE_NAMES}; default random, and autoencoder if given. Or your own: REAL.npy GENERATED.npy "
         "[HELD_OUT.npy], a row for each image in the order of their names",
     )
-    evaluate.add_argument("--unpaired", action="store_true", help="images do not pair by name: no paired scores")
+    evaluate.add_argument("--unpaired", action="store_true", help="leave paired scores out: images do not pair by name")
     evaluate.add_argument("--seed", type=int, default=765, help="of controls, subsets and bootstraps; default 765")
     evaluate.add_argument(
         "--out", default=".", metavar="DIR", help="for evaluation.json and evaluation.html; default here"
@@ -335,9 +350,16 @@ def _add_reader_study(commands: "Commands") -> None:
     )
     study.add_argument("--run", metavar="DIR", dest="folder", help="folder of a finished run, for new pages")
     study.add_argument("--score", nargs="+", metavar="FILE", help="files that readers saved, such as study/*.json")
-    study.add_argument("--out", metavar="DIR", help="new folder for the pages; of results: score beside the answers")
     study.add_argument(
-        "--question", choices=("real", "cluster"), default="real", help="is this tile real, or of which cluster is it"
+        "--out",
+        metavar="DIR",
+        help="new folder for the pages, or for results; default for results: score, beside the answers",
+    )
+    study.add_argument(
+        "--question",
+        choices=("real", "cluster"),
+        default="real",
+        help="what readers are asked: is this tile real, or of which cluster is it",
     )
     study.add_argument("--tiles", type=int, default=60, metavar="N", help="tiles, half of them real; default 60")
     study.add_argument("--readers", type=int, default=4, metavar="N", help="pages; default 4")
@@ -358,7 +380,7 @@ def _add_pack(commands: "Commands") -> None:
 def _add_reproduce(commands: "Commands") -> None:
     reproduce = commands.add_parser("reproduce", help="make a packed run again, and say what is equal and what is not")
     reproduce.add_argument("crate", metavar="ZIP", help="what pack wrote")
-    reproduce.add_argument("--data", metavar="PATH", help="its tiles; needed where the zip holds none")
+    reproduce.add_argument("--data", metavar="PATH", help="the run's tiles; needed if the zip holds none")
     reproduce.add_argument("--out", default="reproduced", metavar="DIR", help="for the new run; default ./reproduced")
     shared.add_settings(reproduce)
 

@@ -15,7 +15,10 @@ def add_generator(command: argparse.ArgumentParser) -> None:
 
 
 def add_tiles_and_preset(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", help=".npy, folder or .zip of tiles, or 'embedded'; default $KPC_DATA, or that")
+    command.add_argument(
+        "--data",
+        help="tiles: .npy, folder, .zip or 'embedded'; default: as run.toml says, else $KPC_DATA, else embedded",
+    )
     command.add_argument("--preset", help=f"{', '.join(PRESETS)}; default recommended")
 
 
@@ -29,7 +32,7 @@ def add_clustering(command: argparse.ArgumentParser) -> None:
 
 def add_out_and_seed(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", help="folder for all results; default: this repository's own folders")
-    command.add_argument("--seed", type=int, help="the notebooks' own seeds where this is not given")
+    command.add_argument("--seed", type=int, help="of all random numbers; default: as run.toml says, else each notebook's own")
 
 
 def add_seeds(command: argparse.ArgumentParser) -> None:
@@ -44,7 +47,7 @@ def add_settings(command: argparse.ArgumentParser) -> None:
 
 
 def add_restart(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--restart", action="store_true", help="train anew where a run was begun before")
+    command.add_argument("--restart", action="store_true", help="begin all trainings anew instead of going on")
 
 
 def add_on_request(command: argparse.ArgumentParser) -> None:
@@ -55,7 +58,7 @@ def add_on_request(command: argparse.ArgumentParser) -> None:
 def add_started_with(command: argparse.ArgumentParser) -> None:
     """What a run was started with, where its summary.json does not say it, as after a run in notebooks."""
     for name in ("data", "preset", "clustering"):
-        command.add_argument(f"--{name}", help="of the run, where its summary.json does not say it")
+        command.add_argument(f"--{name}", help="of the run, if its summary.json does not say it")
     command.add_argument("--clusters", type=int, metavar="K", help="likewise; or one of the run's, if it has several")
     command.add_argument("--set", action="append", metavar="NAME=VALUE", dest="overrides", help="likewise")
 
@@ -63,7 +66,7 @@ def add_started_with(command: argparse.ArgumentParser) -> None:
 def add_exhaustive(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--exhaustive", action="store_true",
-        help="120 candidates for each image among every 8,192 training tiles, instead of among all of them",
+        help="slower and more thorough: compare 120 candidates from every 8,192 training tiles, not 120 from all",
     )  # fmt: skip
 
 
@@ -79,7 +82,7 @@ def add_reading(command: argparse.ArgumentParser) -> None:
         "--page", type=_page, default=1, metavar="N", help="which image of a file of several, or all; default 1"
     )
     command.add_argument("--icc", action="store_true", help="bring colours from the slide's ICC profile to sRGB")
-    command.add_argument("--allow-missing", action="store_true", help="exit status 0 also where slides were left out")
+    command.add_argument("--allow-missing", action="store_true", help="exit status 0 even if slides were left out")
 
 
 def _page(text: str) -> int | None:
