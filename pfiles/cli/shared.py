@@ -32,7 +32,7 @@ def add_clustering(command: argparse.ArgumentParser) -> None:
 
 def add_out_and_seed(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", help="folder for all results; default: this repository's own folders")
-    command.add_argument("--seed", type=int, help="of all random numbers; default: as run.toml says, else each notebook's own")
+    command.add_argument("--seed", type=int, help="default: as run.toml says, else each notebook's own")
 
 
 def add_seeds(command: argparse.ArgumentParser) -> None:

@@ -77,18 +77,18 @@ def split_by_slide(slides: Sequence[str], noun: str) -> tuple[np.ndarray, str]:
     n, total = len(names), len(slides)
     last = next((k for k in range(1, n) if sizes[-k:].sum() >= total // TEST_PARTS), n - 1)
     test_slides, held = np.arange(n - last, n), int(sizes[-last:].sum())
-    message = f"The last {last} of {n} {noun} are the test set."
+    message = f"The test set is the last {last} of {n} {noun}."
     if _is_lopsided(held, total):
         test_slides = _nearest(sizes.tolist(), total)
         better = int(sizes[test_slides].sum())
-        message = f"The last {last} of {n} {noun} hold {held} of {total} tiles, where an eleventh is meant: "
+        many = f"The last {last} of {n} {noun} would hold {held} of {total} tiles, far more than an eleventh"
         if abs(better * TEST_PARTS - total) < abs(held * TEST_PARTS - total):
             listing = ", ".join(names[i] for i in test_slides[:5]) + (
                 f" and {len(test_slides) - 5} more" if len(test_slides) > 5 else ""
             )
-            message += f"{listing}, with {better} tiles, are the test set instead."
+            message = f"{many}, so the test set is {listing}, with {better} tiles."
         else:
-            message += "they are the test set all the same, as no other choice of whole ones comes nearer."
+            message = f"{many}, but no other choice of whole ones comes nearer: the test set is the last {last}."
     return np.isin(of_tile, test_slides), message
 
 

@@ -245,9 +245,8 @@ def _cut_all(
             parts.append(of_slide)
             count += len(of_slide)
             blurred = int((of_slide.sharpness < BLURRED * of_slide.sharpness.median()).sum())
-            print(
-                f"[{number}/{len(slides)}] {slide.name}: {len(of_slide)} tiles, {blurred} of them blurred", flush=True
-            )
+            tiles = f"{len(of_slide)} tile{'s' * (len(of_slide) != 1)}"
+            print(f"[{number}/{len(slides)}] {slide.name}: {tiles}, {blurred} of them blurred", flush=True)
             if "doubt" in note:
                 print(f"{slide.name}: {note['doubt']}.", flush=True)
         if not count and "part" not in asked:

@@ -67,7 +67,7 @@ def test_a_folder_around_all_slides_does_not_hide_them():
     names = sorted(f"wrapped/s{s:02}/{region}/{i}.png" for s in range(12) for region in "ab" for i in range(3))
     test, said = split_by_folder([PurePosixPath(name) for name in names])
     assert {name.split("/")[1] for name, is_test in zip(names, test, strict=True) if is_test} == {"s11"}
-    assert said == "The last 1 of 12 folders are the test set."
+    assert said == "The test set is the last 1 of 12 folders."
 
 
 def test_regions_of_few_folders_are_split_with_a_warning():
