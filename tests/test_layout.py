@@ -21,7 +21,7 @@ MODULES = sorted(
 SUBJECTS = {
     "benchmarks.benchmarks", "command_line", "disk", "docs", "earlier_runs", "experiments.experiments", "fuzz", "kill",
     "layout", "machine.gpu", "networks", "notebook_safety", "notebooks", "packaging", "reporting.atlas_in_browser",
-    "study.form_in_browser", "papermill", "slurm",
+    "reporting.qupath_script", "study.form_in_browser", "papermill", "slurm",
 }  # fmt: skip
 # jobs of processes; a reference; runs of an earlier version
 BESIDE_TESTS = {
