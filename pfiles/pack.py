@@ -24,6 +24,7 @@ import torch
 import MODULE
 import pfiles
 from pfiles import artifacts, checkpoints
+from pfiles.choices import K_INDEPENDENT_NOTEBOOKS
 from pfiles.errors import InputError, extra
 from pfiles.machine.cpu import processor
 from pfiles.paths import ROOT, atomic_write, expand, read_json
@@ -126,6 +127,8 @@ def _base(notebook: str) -> str:
 def _section(run: Run, notebook: str) -> str:
     """Where summary.json keeps the numbers of a notebook."""
     base, suffix = _base(notebook), run.paths.suffix
+    if notebook in K_INDEPENDENT_NOTEBOOKS:
+        return notebook
     return f"{run.paths.cluster_folder.name}{suffix}/{base}" if base.startswith("part_") else f"{base}{suffix}"
 
 

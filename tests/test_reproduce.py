@@ -175,6 +175,12 @@ def test_changed_weights_are_named(made, again, tmp_path, monkeypatch):
     assert verdicts["clusters"].state == EQUAL
 
 
+def test_the_notebooks_of_a_run_by_kmeans_are_all_named(made):
+    """Those that need no clusters have no mark of k-means in summary.json."""
+    run = open_run("test", **parameters(made, clustering="kmeans"), run_toml=False)
+    assert pack.describe(run, NOTEBOOKS, {})["notebooks"] == NOTEBOOKS[:3]
+
+
 # Crates
 
 
