@@ -86,4 +86,6 @@ def add_reading(command: argparse.ArgumentParser) -> None:
 
 
 def _page(text: str) -> int | None:
+    if text != "all" and not text.removeprefix("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number or all, but is {text!r}")
     return None if text == "all" else int(text)

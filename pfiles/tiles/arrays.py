@@ -166,7 +166,8 @@ def plane_of(
 def numbered(pages: Sequence[Any], page: int, path: Path) -> Any:
     """The page of that number, from 1; InputError where there is none."""
     if not 1 <= page <= len(pages):
-        raise InputError(f"{path} has {len(pages)} pages, but page {page} is asked for: name another one with --page.")
+        count = f"{len(pages)} page{'s' * (len(pages) != 1)}"
+        raise InputError(f"{path} has {count}, but page {page} is asked for: name another one with --page.")
     return pages[page - 1]
 
 

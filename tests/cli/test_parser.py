@@ -98,10 +98,17 @@ def test_every_command_has_its_function():
     assert all(callable(_function_of(command)) for command in parsers)
 
 
-@pytest.mark.parametrize("arguments", [[], ["paint"], ["run", "--paint"], ["watch", "paint"], ["run", "--seed", "red"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [], ["paint"], ["run", "--paint"], ["watch", "paint"], ["run", "--seed", "red"],
+        ["tile", "a.svs", "--out", "tiles", "--page", "last"],
+    ],
+)  # fmt: skip
 def test_unknown_things_end_with_exit_status_2_and_one_sentence(arguments, capsys):
     assert main(arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("error: ")
     assert printed.err.count("\n") == 1
+    assert "_page" not in printed.err
