@@ -122,7 +122,7 @@ def until_accepted(draw: Draw, standard: Standard | None, vqvae: VQVAE, acceptan
         return draw
     if standard is None:
         raise InputError(
-            "Tiles can be chosen only where there is something to hold them against: held-out tiles of the run, or "
+            "Tiles can be chosen only if there is something to compare them with: held-out tiles of the run, or "
             f"{quality.FILE} in the generator's folder."
         )
 

@@ -63,7 +63,7 @@ def test_what_never_passes_is_the_best_of_its_draws():
 
 def test_all_pass_without_a_choice():
     assert until_accepted(flat, None, None, Acceptance(1)) is flat
-    with pytest.raises(InputError, match="something to hold them against"):
+    with pytest.raises(InputError, match="something to compare them with"):
         until_accepted(flat, None, None, Acceptance(0.8))
     for share in (0, 1.1, float("nan")):
         with pytest.raises(InputError, match="share of tiles that pass"):

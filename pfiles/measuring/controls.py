@@ -92,7 +92,7 @@ def verdict(name: str, table: pd.DataFrame) -> str:
     parts += [f"cannot be told from {_listed(alike, 'or')}"] if alike else []
     return (
         f"{name} of generated tiles is {generated['mean']:.3f} (95 % interval {generated['low']:.3f} to "
-        f"{generated['high']:.3f}): by it they {', but '.join(parts)}; two can be told apart where the 95 % bootstrap "
+        f"{generated['high']:.3f}): by it they {', but '.join(parts)}; two can be told apart if the 95 % bootstrap "
         "interval of their paired difference excludes 0."
     )
 

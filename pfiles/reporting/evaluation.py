@@ -213,7 +213,7 @@ def _load_autoencoder(path: Path, device: torch.device | str) -> VQVAE:
     except Exception as error:  # torch raises many kinds of errors for impossible sizes
         raise InputError(
             f"{about} does not describe an autoencoder ({error}): put the file that train_autoencoder wrote beside "
-            "its checkpoint there, or delete it where the checkpoint has the published sizes."
+            "its checkpoint there, or delete it if the checkpoint has the published sizes."
         ) from error
     load_weights(vqvae, path)
     return vqvae.to(device).eval().requires_grad_(False)

@@ -92,7 +92,7 @@ def export(generated: Path, tiles: Tiles, out: Path, exhaustive: bool = False) -
     report = {
         "made_by": MADE_BY,
         "judged": "the files that were given; nothing of images deleted before, or of the generator that drew them",
-        "rule": "withheld where closer to a training tile than the closest 1 % of the held-out tiles",
+        "rule": "withheld if closer to a training tile than the closest 1 % of the held-out tiles",
         "distance": "1 - correlation of local structure, best of 8 views, shifts, and overlays at any angle and up to "
         "twice the size: 0 copy, 1 unrelated",
         "rms_difference": "of the image and the training tile laid over it where they overlap, in levels of 0 ... 255",

@@ -22,7 +22,7 @@ KINDS = {"generated": "generated tiles, put where asked", "real": "real tiles, p
 INTERVALS = (
     "Intervals hold at 95 %. For one reader they are Wilson's for shares{area}. Those of all readers together take "
     "readers and tiles as samples: the method of Obuchowski and Rockette with the degrees of freedom of Hillis and the "
-    "covariances of DeLong, on the logit scale; where readers differ less than their errors alone would make them, "
+    "covariances of DeLong, on the logit scale; if readers differ less than their errors alone would explain, "
     "they count as equally skilled. By cluster they are Wilson's for as many answers as there are tiles. Agreement is "
     "Fleiss' kappa with a bootstrap over tiles (2,000 resamples). Learning is the gain from the first to the second "
     "half of a reader's order, with Student's t over readers."
@@ -121,7 +121,7 @@ def _method(key: Key, ratings: Ratings, table: pd.DataFrame) -> list[str]:
             "count in what follows."
         )
         measured = (
-            "A generated tile counts as right where the reader chose the cluster that was asked for, a real one where "
+            "A generated tile counts as right if the reader chose the cluster that was asked for, a real one if "
             f"the reader chose the cluster that it was assigned to. Chance is {1 / key.n_clusters:.2f}."
         )
     area = " and Newcombe's score intervals for the AUC" * (key.question == "real")

@@ -144,7 +144,7 @@ def plan_tiles(slide: SlideReader, path: Path, tiling: Tiling, offset: float) ->
     selection = np.flatnonzero((share >= tiling.min_tissue) | (tiling.coordinates is not None))
     if not len(selection):
         raise InputError(
-            f"{path} shows no tissue: no tile of {tiling.size} px has {tiling.min_tissue:.0%} of it. Where that is "
+            f"{path} shows no tissue: no tile of {tiling.size} px has {tiling.min_tissue:.0%} of it. If that is "
             "wrong, lower --min-tissue or --tissue-threshold, or give --pens off."
         )
     if tiling.per_slide is not None and len(selection) > tiling.per_slide:

@@ -24,7 +24,7 @@ def split_by_folder(names: Sequence[PurePosixPath]) -> tuple[np.ndarray, str]:
     if level is not None:
         test, sentence = split_by_slide(["/".join(folder[:level]) for folder in folders], "folders")
         if above > 1:
-            sentence += f" They lie in {above} folders: where those are the slides, a slide may be on both sides."
+            sentence += f" They lie in {above} folders: if those are the slides, a slide may be on both sides."
         return test, sentence
     too_few = (
         f"The tiles lie in {above} folders, but slides are told apart from {TEST_PARTS} folders on: the last eleventh "

@@ -70,7 +70,7 @@ def doubt(mask: np.ndarray) -> str | None:
     border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
     if mask.mean() > 0.95 and border.mean() > 0.95:
         return (
-            "nearly all of it is taken for tissue, up to its border: look at its picture, and where that is wrong give "
+            "nearly all of it is taken for tissue, up to its border: look at its picture, and if that is wrong give "
             "a higher --tissue-threshold"
         )
     return None

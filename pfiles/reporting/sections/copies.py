@@ -180,7 +180,7 @@ RECORD = SectionRecord(
         ),
         SummaryLine(
             7, "Alike", _alike, "not looked for",
-            says="how many generated tiles repeat another generated one; 100 % where all are the same",
+            says="how many generated tiles repeat another generated one; 100 % if all are the same",
             best="near 0 %",
         ),
     ),

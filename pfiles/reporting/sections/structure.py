@@ -42,7 +42,7 @@ def make_section(data: EvaluationData, seed: int) -> Section:
         f"{words['generated']} and shuffled; 95 % interval {row.low:.1f} to {row.high:.1f} px. Reach of {best}: "
         f"{words[best]}.",
         "Share is 0 for noise of the same spectrum and 1 for training tiles. Tiles that show glass are left out. "
-        "Generated tiles are held against shuffled tiles that the same autoencoder decoded, where it is known.",
+        "Generated tiles are held against shuffled tiles that the same autoencoder decoded, if it is known.",
     ]
     by_cluster = tables["generated"].drop("all")
     block = round(row.reach)
