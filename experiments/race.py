@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from benchmarks.measure import device_name
 from experiments import ablation
 from pfiles import draw, learn
+from pfiles.errors import InputError
 from pfiles.machine.runtime import versions
 from pfiles.measuring.smoothness import smoothness_of_codes
 from pfiles.paths import read_json, write_json, write_text
@@ -172,7 +173,8 @@ def fitting_epochs(args: argparse.Namespace, settings: dict[str, Any], budget: f
 def _seconds_of_an_epoch(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, float]:
     """CPU seconds of an epoch of autoencoder, polish and UNet over `PROBE_TILES` tiles.
 
-    What a training costs once, at its beginning and end, is left out: of three epochs it is what one takes less.
+    What a training costs once, at its beginning and end, is left out: an epoch is half of what three take more than
+    one. What a process costs once is left out as well, by a first round that is not counted.
     """
 
     def of_trainings(autoencoder: int, polish: int, unet: int) -> float:
@@ -184,9 +186,13 @@ def _seconds_of_an_epoch(args: argparse.Namespace, settings: dict[str, Any]) -> 
             learn.unet(run, "training", learn.new_networks(run))
             return time.process_time() - began
 
+    of_trainings(1, 1, 1)
     one = of_trainings(1, 1, 1)
     more = {"autoencoder": (3, 1, 1), "polish": (1, 3, 1), "unet": (1, 1, 3)}
-    return {part: (of_trainings(*epochs) - one) / 2 for part, epochs in more.items()}
+    seconds = {part: (of_trainings(*epochs) - one) / 2 for part, epochs in more.items()}
+    if min(seconds.values()) <= 0:
+        raise InputError("Other programs disturbed the timing of a step: run it again.")
+    return seconds
 
 
 def _stages(settings: dict[str, Any]) -> list[str]:

@@ -235,52 +235,72 @@ def test_ablation(tmp_path, capsys, short_measures):
     assert plain["settings"]["diffusion.prediction"] == "noise"
 
 
-def test_race(tmp_path, capsys, short_measures):
+def test_race(tmp_path, capsys, short_measures, monkeypatch):
     """Two recipes at one budget: table, figure, what each took; what is done is not done again."""
-    settings = {**TINY, "image_size_px": 64, "max_train_tiles": 96, "autoencoder.polish.epochs": 0}
+    monkeypatch.setattr(race, "_seconds_of_an_epoch", lambda *_: {"autoencoder": 1.0, "polish": 1.0, "unet": 1.0})
+    settings = {**TINY, "image_size_px": 64, "max_train_tiles": 96, "autoencoder.discriminator": {"conv_channels": [8]}}
     arguments = ["--data", "embedded", "--out", str(tmp_path / "out"), "--clusters", "3", "--budget", "2"]
-    arguments += [
-        "--number",
-        "60",
-        "--features",
-        "autoencoder",
-        "--rows",
-        "today",
-        "colour",
-        "--set",
-        json.dumps(settings),
-    ]
+    arguments += ["--number", "60", "--features", "autoencoder", "--rows", "before", "colour"]
+    arguments += ["--set", json.dumps(settings)]
     for _ in range(2):
         race.main(arguments)
         written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("* 2.j*")}
-    assert written.keys() == {"today 2.json", "today 2.jpg", "colour 2.json", "colour 2.jpg"}
-    rows = [json.loads((tmp_path / "out" / f"{name} 2.json").read_text()) for name in ("today", "colour")]
+    assert written.keys() == {"before 2.json", "before 2.jpg", "colour 2.json", "colour 2.jpg"}
+    rows = [json.loads((tmp_path / "out" / f"{name} 2.json").read_text()) for name in ("before", "colour")]
     assert [row["settings"].get("autoencoder.colour_weight", 0) for row in rows] == [0, 0.1]
     for row in rows:
         assert row["values"]["reach"] is None  # so small an autoencoder leaves no structure to measure
         assert 0 < row["values"]["kept_2x2"] <= 1
         assert row["values"]["cpu_seconds"] == pytest.approx(sum(row["seconds"].values()))
     table = (tmp_path / "out" / "race.md").read_text()
-    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| today", "| colour"]
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| before", "| colour"]
     assert table in capsys.readouterr().out
     assert (tmp_path / "out" / "race.jpg").stat().st_size > 10_000
 
 
-def test_epochs_of_a_race_are_those_that_fit(tmp_path, monkeypatch):
-    """With a clock that counts 96 tiles as 9.6 s: 0.1 s a tile, so that 300 s are 900, 300 and 1,800 tiles of 100."""
-    clock = iter([0.0, 9.6, 9.6, 28.8])
-    monkeypatch.setattr(race.time, "process_time", lambda: next(clock))
+@pytest.fixture
+def clock_of_epochs(monkeypatch):
+    """A race over 100 tiles whose clock goes by epochs of 96 tiles: 9.6 s each; its trainings begin in 30 s."""
+    seconds = [0.0]
 
-    opened = SimpleNamespace(tiles=SimpleNamespace(train=range(100)))
-    monkeypatch.setattr(race, "_open", lambda *args: opened)
-    monkeypatch.setattr(race, "learn", MagicMock(new_autoencoder=lambda run: ()))
-    args = race._parser().parse_args(["--data", "embedded", "--out", str(tmp_path)])
-    epochs = race.fitting_epochs(args, {}, 300.0)
+    def opened(args, out, settings, seed=0):
+        return SimpleNamespace(tiles=SimpleNamespace(train=range(100)), settings=settings)
+
+    def train(run, *_):
+        seconds[0] += 9.6 * (run.settings["autoencoder.epochs"] + run.settings["autoencoder.polish.epochs"])
+
+    def train_unet(run, *_):
+        seconds[0] += 30.0 + 9.6 * run.settings["training.epochs"]
+
+    monkeypatch.setattr(race.time, "process_time", lambda: seconds[0])
+    monkeypatch.setattr(race, "_open", opened)
+    monkeypatch.setattr(race, "learn", MagicMock(new_autoencoder=lambda run: (), autoencoder=train, unet=train_unet))
+    return race._parser().parse_args(["--data", "embedded", "--out", "out"])
+
+
+def test_epochs_of_a_race_are_those_that_fit(clock_of_epochs):
+    """An epoch of 100 tiles takes 10 s, so that 300 s are 9, 3 and 18 of them."""
+    plain = {"autoencoder.polish.discriminator_sees": "pixels"}
+    epochs = race.fitting_epochs(clock_of_epochs, plain, 300.0)
     assert epochs == {"autoencoder.epochs": 9, "autoencoder.polish.epochs": 3, "training.epochs": 18}
-    clock = iter([0.0, 9.6, 9.6, 28.8])
-    assert race.fitting_epochs(args, {}, 1.0) == {
+    assert race.fitting_epochs(clock_of_epochs, plain, 1.0) == {
         "autoencoder.epochs": 1, "autoencoder.polish.epochs": 0, "training.epochs": 1,
     }  # fmt: skip
+
+
+def test_a_race_trains_the_guide_for_a_tenth_of_the_unet_s_time(clock_of_epochs):
+    """Of 400 s a coarse recipe gives the UNet half: 20 epochs of 10 s."""
+    settings = {"autoencoder.polish.discriminator_sees": "photographs", "sampling.guide": "training"}
+    assert race.fitting_epochs(clock_of_epochs, settings, 400.0) == {
+        "autoencoder.epochs": 10, "autoencoder.polish.epochs": 10, "training.epochs": 2, "finetuning1.epochs": 18,
+    }  # fmt: skip
+
+
+def test_a_race_whose_timing_was_disturbed_says_so(clock_of_epochs, monkeypatch):
+    """A clock that stands still: no epoch takes any time."""
+    monkeypatch.setattr(race.time, "process_time", lambda: 0.0)
+    with pytest.raises(InputError, match="Other programs disturbed the timing"):
+        race.fitting_epochs(clock_of_epochs, {"autoencoder.polish.discriminator_sees": "pixels"}, 300.0)
 
 
 def test_every_k(tmp_path, short_measures):
