@@ -37,7 +37,6 @@ OVERRIDES = {
     "sampling.num_generated": 12, "sampling.per_cluster": 3,
     "autoencoder.vqvae": {"down_channels": [8, 8, 16], "num_heads": 2, "norm_channels": 4, "codebook_size": 32},
     "autoencoder.discriminator": {"conv_channels": [8, 16]},
-    "autoencoder.polish.discriminator": {"conv_channels": [8, 16]},
     "diffusion.unet": {"down_channels": [16, 16, 16], "t_emb_dim": 16, "num_layers": 1, "num_heads": 2,
                        "norm_channels": 4, "conv_out_channels": 16},
 }  # fmt: skip

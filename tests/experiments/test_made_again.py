@@ -6,7 +6,7 @@ from experiments import made_again
 from pfiles.cli.notebooks import NOTEBOOKS
 from pfiles.paths import read_json, write_json
 from pfiles.reproduce import DIFFERENT, EQUAL
-from pfiles.settings import get_settings
+from pfiles.run import open_run
 
 
 @pytest.mark.parametrize(("states", "equal", "status"), [((EQUAL, EQUAL), 3, 0), ((EQUAL, DIFFERENT), 2, 1)])
@@ -32,4 +32,4 @@ def test_runs_differ_and_are_tiny(tmp_path):
     }
     assert len({run["seed"] for run in choices}) == 20
     assert {*made_again.NOTEBOOKS} < {*NOTEBOOKS}
-    assert get_settings("demo", made_again.OVERRIDES).max_train_tiles == 24
+    assert open_run("made_again", **choices[0], run_toml=False).settings.max_train_tiles == 24  # all settings are known
