@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m experiments.made_again [--runs 20] [--out DIR]
 
-Each run takes seconds: 24 tiles of the embedded slide and tiny networks, another seed and another number of clusters
+Each run takes seconds: 45 tiles of the embedded slide and tiny networks, another seed and another number of clusters
 each time, in turn by k-means and by the paper's classifier. It is packed, and `python -m pfiles reproduce` makes it
 again in another process. A run that is done is not done again. Writes DIR/RUN/again/reproduction.json, and
-made_again.json.
+DIR/made_again.json.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.measure import device_name
@@ -23,16 +24,19 @@ from pfiles import pack
 from pfiles.choices import K_INDEPENDENT_NOTEBOOKS
 from pfiles.cli.notebooks import make_again
 from pfiles.machine.runtime import versions
-from pfiles.paths import ROOT, read_json, write_json
+from pfiles.paths import ROOT, atomic_write, read_json, write_json
 from pfiles.reproduce import EQUAL
 from pfiles.run import open_run
+from pfiles.tiles.dataset import load_tiles
+from pfiles.tiles.pixels import as_array
 
 CLUSTERINGS = ("kmeans", "classifier")
+SIDE, ONE_IN = 64, 26  # pixels; of the slide's training tiles one in so many is taken
 PARTS = ("1_training", "2_finetuning1", "3_finetuning2", "5_latent_space_extraction", "6_conditional_generation",
          "9_conditional_generation_using_cluster_IDs", "10_SSIM")  # fmt: skip
 NOTEBOOKS = (*K_INDEPENDENT_NOTEBOOKS, *(f"clusters_14/part_{name}" for name in PARTS))
 OVERRIDES = {
-    "image_size_px": 64, "max_train_tiles": 24, "autoencoder.epochs": 2, "autoencoder.polish.epochs": 1,
+    "image_size_px": SIDE, "autoencoder.epochs": 2, "autoencoder.polish.epochs": 1,
     "training.epochs": 1, "finetuning1.epochs": 1, "finetuning2.epochs": 1, "sampling.steps": 4,
     "sampling.num_generated": 12, "sampling.per_cluster": 3,
     "autoencoder.vqvae": {"down_channels": [8, 8, 16], "num_heads": 2, "norm_channels": 4, "codebook_size": 32},
@@ -50,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     out = args.out.absolute()
     states = {}
+    write_tiles(out / "tiles.npy")
     for number in range(1, args.runs + 1):
         folder = out / str(number)
         if not (folder / "again" / "reproduction.json").exists():
@@ -70,10 +75,17 @@ def main(arguments: list[str] | None = None) -> int:
     return int(equal < args.runs)
 
 
+def write_tiles(path: Path) -> None:
+    tiles = load_tiles("embedded", SIDE)
+    with atomic_write(path) as file:
+        np.save(file, as_array(tiles.tensor(tiles.train[::ONE_IN])))
+
+
 def choices_of(number: int, out: Path) -> dict[str, Any]:
     """Those of run `number`, from 1 on."""
+    data = str(out.parent.parent / "tiles.npy")
     return {
-        "n_clusters": 2 + number % 3, "clustering": CLUSTERINGS[number % 2], "data": "embedded", "preset": "demo",
+        "n_clusters": 2 + number % 3, "clustering": CLUSTERINGS[number % 2], "data": data, "preset": "demo",
         "overrides": OVERRIDES, "seed": number, "out": str(out),
     }  # fmt: skip
 
@@ -83,8 +95,8 @@ def _make_and_make_again(folder: Path, number: int) -> None:
     make_again(NOTEBOOKS, choices, folder / "made")
     run = open_run("pack", **choices, run_toml=False)
     pack.pack(run, folder / "run.zip", NOTEBOOKS, choices)
-    command = [sys.executable, "-m", "pfiles", "reproduce", str(folder / "run.zip"), "--out", str(folder / "again")]
-    subprocess.run(command, cwd=ROOT, check=False)
+    command = ["reproduce", str(folder / "run.zip"), "--out", str(folder / "again"), "--data", choices["data"]]
+    subprocess.run([sys.executable, "-m", "pfiles", *command], cwd=ROOT, check=False)
 
 
 if __name__ == "__main__":

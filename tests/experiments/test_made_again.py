@@ -19,6 +19,7 @@ def test_runs_that_are_equal_to_the_bit_are_counted(states, equal, status, tmp_p
         write_json(folder / "again" / "reproduction.json", {"changed": [], "verdicts": verdicts})
 
     monkeypatch.setattr(made_again, "_make_and_make_again", make)
+    monkeypatch.setattr(made_again, "write_tiles", lambda path: None)
     assert made_again.main(["--runs", "3", "--out", str(tmp_path)]) == status
     said = f"{equal} of 3 runs were made again equal to the bit, 6 networks, tables, folders and numbers in all."
     assert capsys.readouterr().out.splitlines()[-1] == said
@@ -26,10 +27,12 @@ def test_runs_that_are_equal_to_the_bit_are_counted(states, equal, status, tmp_p
 
 
 def test_runs_differ_and_are_tiny(tmp_path):
-    choices = [made_again.choices_of(number, tmp_path) for number in range(1, 21)]
+    made_again.write_tiles(tmp_path / "tiles.npy")
+    choices = [made_again.choices_of(number, tmp_path / str(number) / "made") for number in range(1, 21)]
     assert {(run["n_clusters"], run["clustering"]) for run in choices} == {
         (k, clustering) for k in (2, 3, 4) for clustering in ("kmeans", "classifier")
     }
     assert len({run["seed"] for run in choices}) == 20
     assert {*made_again.NOTEBOOKS} < {*NOTEBOOKS}
-    assert open_run("made_again", **choices[0], run_toml=False).settings.max_train_tiles == 24  # all settings are known
+    run = open_run("made_again", **choices[0], run_toml=False)  # refuses settings that are not known
+    assert len(run.tiles.train) + len(run.tiles.test) == 45
