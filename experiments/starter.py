@@ -30,7 +30,7 @@ from pfiles.run import Run, open_run
 
 CARD = """# The starter generator
 
-Draws H&E tiles of lung, 64 px (about 1 um per pixel), from any of {k} clusters that were found without labels.
+Draws H&E tiles of lung, 64 px, from any of {k} clusters that were found without labels.
 
     python -m pfiles draw --from starter --cluster 3 --number 64 --out drawn
 
@@ -42,6 +42,7 @@ Draws H&E tiles of lung, 64 px (about 1 um per pixel), from any of {k} clusters 
 |---|---|
 | Training data | {train} tiles of LC25000, lung (Borkowski et al. 2019, [arXiv 1912.12142](https://arxiv.org/abs/1912.12142)): adenocarcinoma, squamous cell carcinoma and normal tissue, without their labels. Its authors release the images to be used by AI researchers in any way they see fit. No tile of it is in this folder but those of the picture. |
 | Test data | {test} tiles of other source images |
+| Scale | the authors of the data state none, so `mpp` in `config.json` is empty; red blood cells are about 4 px wide here, which makes a pixel 1.5 to 2 um |
 | Networks | VQ-GAN with {codes} codes, UNet with {parameters:.1f} million parameters, {clustering} clusters; half precision, {size:.1f} MB |
 | Training | preset `recommended` with the settings in `settings.json`: {epochs}. The UNet saw {seen:.2f} million tiles, each in one of its eight views. `python -m pfiles run --data lung_he_5500.zip --clusters {k}`, with each of them after `--set`, trains it again. |
 | Latents | averaged over 2 x 2, 4 x 4, 8 x 8 places they keep {kept} of their variance; effective rank {rank:.1f} |
