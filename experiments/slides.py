@@ -4,14 +4,22 @@
 
 Writes slides/skin_01.tiff to skin_12.tiff, two of each of six patients that are made up, new_slide.tiff, and
 slides.csv, which says whose they are. Each shows a part of the slide that no other shows, at 0.5 um/px.
+
+    python -m experiments.slides --lung lung_he_5500.zip --out .
+
+writes lung.tiff instead: test tiles of LC25000, laid out as three pieces of tissue. The zip holds tiles of 128 px in a
+folder lung_he, and a table lung_he_labels.csv whose columns `file`, `tissue` and `split` say what each shows.
 """
 
 import argparse
+import io
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from pfiles.errors import InputError, extra
 from pfiles.paths import atomic_write, expand, refuse_foreign
@@ -22,6 +30,10 @@ from pfiles.tiles.readers import open_slide, read_rgb
 ROWS, COLUMNS, SLIDES = 7, 2, 12  # of parts; the thirteenth is the new slide, and one is left over
 LEFT, RIGHT = 700, 1900  # px, between which the slide is tissue
 MPP, GLASS, MARGIN = 0.5, 243, 128  # um per pixel; levels; pixels around the tissue
+PIECES = {  # of lung: the middle and half the width and height of an ellipse, in tiles
+    "lung_n": (5.0, 3.0, 5.0, 2.6), "lung_aca": (4.6, 10.4, 4.6, 3.4), "lung_scc": (14.9, 6.4, 3.8, 5.4),
+}  # fmt: skip
+TILE, CELLS = 128, (14, 19)  # px; rows and columns of tiles
 
 
 def make_slides(out: Path) -> None:
@@ -40,6 +52,24 @@ def make_slides(out: Path) -> None:
     write_csv(out / "slides.csv", pd.DataFrame({"slide": names, "patient": patients}))
 
 
+def make_lung_slide(archive: Path, out: Path) -> dict[str, list[tuple[int, int]]]:
+    """Write lung.tiff; returns the rows and columns of each tissue's tiles. InputError where a file of its name is."""
+    refuse_foreign(out, ("lung.tiff",), is_own=False)
+    image, cells = np.full((CELLS[0] * TILE, CELLS[1] * TILE, 3), GLASS, np.uint8), {}
+    with zipfile.ZipFile(archive) as file:
+        labels = pd.read_csv(io.BytesIO(file.read("lung_he_labels.csv")))
+        for tissue, (x, y, width, height) in PIECES.items():
+            rows, columns = np.mgrid[: CELLS[0], : CELLS[1]] + 0.5
+            inside = ((columns - x) / width) ** 2 + ((rows - y) / height) ** 2 < 1
+            cells[tissue] = [(int(row), int(column)) for row, column in np.argwhere(inside)]
+            files = labels.file[(labels.tissue == tissue) & (labels.split == "test")]
+            for (row, column), tile in zip(cells[tissue], files, strict=False):
+                pixels = np.asarray(Image.open(io.BytesIO(file.read(f"lung_he/{tile}"))).convert("RGB"))
+                image[row * TILE :, column * TILE :][:TILE, :TILE] = pixels
+    _write(out / "lung.tiff", image)
+    return cells
+
+
 def _write(path: Path, tissue: np.ndarray) -> None:
     """A tiled TIFF of the tissue on glass, which tells its scale."""
     with extra("slides"):
@@ -54,13 +84,16 @@ def _write(path: Path, tissue: np.ndarray) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.slides")
-    parser.add_argument("--out", required=True, help="for slides/, new_slide.tiff and slides.csv")
+    parser.add_argument("--out", required=True, help="for slides/, new_slide.tiff and slides.csv, or lung.tiff")
+    parser.add_argument("--lung", metavar="ZIP", help="lung tiles of LC25000, from which to make lung.tiff alone")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
+    args = _parser().parse_args(arguments)
+    out = expand(args.out).absolute()
     try:
-        make_slides(expand(_parser().parse_args(arguments).out).absolute())
+        make_lung_slide(expand(args.lung), out) if args.lung else make_slides(out)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,8 +1,10 @@
 """The experiments: a few minutes of training, and the ladder of known quality."""
 
+import io
 import json
 import re
 import shlex
+import zipfile
 from dataclasses import asdict
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -10,6 +12,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import ndimage
 from torch import nn
 
@@ -474,6 +477,31 @@ def test_the_first_command_of_the_page_on_slides_runs_on_those_made_for_it(tmp_p
     assert rows.slide.nunique() == 12
     assert {*rows.patient} == {f"patient_{number}" for number in range(1, 7)}
     assert slides.main(["--out", "."]) == 2  # files are there
+
+
+def test_a_slide_of_lung_shows_each_tissue_in_its_piece(tmp_path):
+    """Only test tiles, each in its cell, on glass; the colour of a tile says which tissue it is of."""
+    colours = {"lung_n": (200, 90, 90), "lung_aca": (90, 200, 90), "lung_scc": (90, 90, 200)}
+    rows = []
+    with zipfile.ZipFile(tmp_path / "lung.zip", "w") as archive:
+        for tissue, colour in colours.items():
+            for number in range(70):
+                name, is_test = f"{tissue}_{number}.png", number > 0
+                rows.append(f"{name},{tissue},{'test' if is_test else 'train'}")
+                content = io.BytesIO()
+                Image.new("RGB", (128, 128), colour if is_test else (0, 0, 0)).save(content, "PNG")
+                archive.writestr(f"lung_he/{name}", content.getvalue())
+        archive.writestr("lung_he_labels.csv", "\n".join(["file,tissue,split", *rows]))
+    cells = slides.make_lung_slide(tmp_path / "lung.zip", tmp_path)
+    image = np.asarray(Image.open(tmp_path / "lung.tiff"))
+    assert not (image == 0).all(axis=2).any()
+    for tissue, colour in colours.items():
+        assert len(cells[tissue]) > 30
+        for row, column in cells[tissue]:
+            assert (image[128 * row + 128 :, 128 * column + 128 :][:128, :128] == colour).all()
+    tissue = (image != slides.GLASS).any(axis=2)
+    assert tissue.sum() == 128**2 * sum(map(len, cells.values()))
+    assert ndimage.label(tissue)[1] == 3
 
 
 def test_slides_replace_no_file(tmp_path):
