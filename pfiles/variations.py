@@ -209,8 +209,8 @@ def show(
             _frame(varied, torch.tensor(group["copy"].to_list()))
             rows.append(torch.cat([tiles[original][None], varied]))
             label = figures.cluster_label(asked + 1, names)
-            labels.append(f"{strength:g}: {label}" if as_own_cluster else f"{strength:g}: as {label}")
-    title = "Each tile, then its variations by strength; framed in red: too near a real tile"
+            labels.append(f"{strength:g}, {'own' if as_own_cluster else 'as'} {label}")
+    title = "Each tile, then its variations by strength and cluster; framed in red: too near a real tile"
     return figures.show_rows(rows, labels, title, mpp, columns=max(map(len, rows)))
 
 
