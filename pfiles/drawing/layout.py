@@ -168,7 +168,7 @@ def read_layout(
     kinds: dict[str, Callable[[Path], tuple[np.ndarray, tuple[int, int]]]] = {
         ".npy": lambda path: _with_size(_read_npy(path), reader),
         ".png": lambda path: _with_size(_read_png(path), reader),
-        ".csv": lambda path: _with_size(_read_csv(path, reader), reader),
+        ".csv": lambda path: _read_csv(path, reader),
         ".geojson": lambda path: _read_geojson(path, reader, mpp_of_slide),
         ".json": lambda path: _read_geojson(path, reader, mpp_of_slide),
     }
@@ -234,7 +234,7 @@ def _from_numbers(cells: np.ndarray, path: Path) -> np.ndarray:
     return np.where(cells == 0, HOLE, cells - 1)
 
 
-def _read_csv(path: Path, reader: Reader) -> np.ndarray:
+def _read_csv(path: Path, reader: Reader) -> tuple[np.ndarray, tuple[int, int]]:
     if set(MAP_COLUMNS) <= set(columns_of(path)):
         return _read_map(path, reader)
     grid = read_grid(path)
@@ -243,18 +243,21 @@ def _read_csv(path: Path, reader: Reader) -> np.ndarray:
     if len({len(row) for row in grid}) != 1:
         raise InputError(f"{path} must have as many cells in each row: the first has {len(grid[0])}.")
     ids = {text: reader.cluster(text) for text in {text for row in grid for text in row}}
-    return np.array([[ids[text] for text in row] for row in grid])
+    return _with_size(np.array([[ids[text] for text in row] for row in grid]), reader)
 
 
-def _read_map(path: Path, reader: Reader) -> np.ndarray:
-    """The map of one slide: glass where no tile was cut."""
+def _read_map(path: Path, reader: Reader) -> tuple[np.ndarray, tuple[int, int]]:
+    """The map of one slide: glass where no tile was cut. Where tiles overlap, a cell is as large as they are apart."""
     rows = read_table(path)
     if (slides := rows["slide"].nunique()) != 1:
         raise InputError(f"{path} holds {slides} slides, where a layout is of one: keep the rows of that slide.")
     x, y, side, cluster = (numbers(rows, name, str(path), whole=True) for name in MAP_COLUMNS[1:])
     if cluster.min() < 1 or side.min() < 1:
         raise InputError(f"{path} has a cluster or a side below 1: make the map anew.")
-    return cells_of_tiles(x, y, side, cluster - 1)[0]
+    cells = cells_of_tiles(x, y, side, cluster - 1)[0]
+    scale = reader.side * min(_apart(x, y, side) / side[0], 1)
+    height, width = (max(round(count * scale), reader.side) for count in cells.shape)
+    return cells, (width, height)
 
 
 def cells_of_tiles(
@@ -264,14 +267,19 @@ def cells_of_tiles(
 
     Also the column and the row (N,) of each tile among the cells.
     """
-    gaps = [apart[apart > 0] for apart in (np.diff(np.unique(places)) for places in (x, y))]
-    step = min((int(np.median(apart)) for apart in gaps if len(apart)), default=int(side[0]))
+    step = _apart(x, y, side)
     columns, rows = (np.rint((places - places.min()) / step).astype(int) for places in (x, y))
     if (columns.max() + 1) * (rows.max() + 1) > MOST_CELLS:
         raise InputError(f"The slide's map covers more than {MOST_CELLS:,} tiles: keep a part of it.")
     cells = np.full((rows.max() + 1, columns.max() + 1), GLASS)
     cells[rows, columns] = cluster_ids
     return cells, columns, rows
+
+
+def _apart(x: np.ndarray, y: np.ndarray, side: np.ndarray) -> int:
+    """How many pixels of the slide lie between the corners of neighbouring tiles; their side where there is but one."""
+    gaps = [apart for apart in (np.diff(np.unique(places)) for places in (x, y)) if len(apart)]
+    return min((int(np.median(apart)) for apart in gaps), default=int(side[0]))
 
 
 def _read_geojson(path: Path, reader: Reader, mpp_of_slide: float | None) -> tuple[np.ndarray, tuple[int, int]]:

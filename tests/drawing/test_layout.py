@@ -63,6 +63,16 @@ def test_the_map_of_a_slide_has_glass_where_no_tile_was_cut(tmp_path):
         read_layout(str(path), READER)
 
 
+def test_the_map_of_tiles_that_overlap_is_as_large_as_the_slide(tmp_path):
+    path = tmp_path / "tile_clusters.csv"
+    rows = [f"a,{32 * x},{32 * y},128,1,0.9,1" for x in range(20) for y in range(8)]
+    path.write_text("\n".join(["slide,x,y,side,cluster,confidence,class", *rows]))
+    layout = read_layout(str(path), READER)
+    assert (layout.cells.shape, layout.size) == ((8, 20), (20 * 16, 8 * 16))
+    path.write_text("\n".join(["slide,x,y,side,cluster,confidence,class", "a,0,0,128,1,0.9,1", "a,32,0,128,1,0.9,1"]))
+    assert read_layout(str(path), READER).size == (64, 64)
+
+
 def test_annotations_are_painted_at_the_scale_of_their_slide(tmp_path):
     """A small area on a large one counts; at 0.25 um per pixel the slide has twice as many pixels as the field."""
     path = write_geojson(
