@@ -47,7 +47,7 @@ def make_section(data: EvaluationData, seed: int) -> Section:
     by_cluster = tables["generated"].drop("all")
     block = round(row.reach)
     recorded = {
-        "built_like_tissue": f"up to {words['generated']}; real tissue {words[best]}",
+        "built_like_tissue": f"{_up_to(words['generated'])}; real tissue {words[best]}",
         "reach_of_structure_px": overall.reach.to_dict(),
         "share_of_structure": overall.share.to_dict(),
         "details": {"structure": {"overall": plain(overall), "generated, by cluster": plain(by_cluster)}},
@@ -134,6 +134,11 @@ def seconds_per_tile(tiles: Tensor) -> float:
     began = time.monotonic()
     structure.coherence_of(tiles, np.ones(tiles.shape[2:]))
     return (time.monotonic() - began) / len(tiles)
+
+
+def _up_to(reach: str) -> str:
+    """How far tiles are built like tissue, from their reach `in_words`, which names its end where it lies at one."""
+    return reach if reach.startswith(("at most", "beyond")) else f"up to {reach}"
 
 
 def _built_like_tissue(scores: Mapping[str, Any]) -> str | None:

@@ -113,3 +113,8 @@ def test_the_time_counts_all_sets_that_are_measured(monkeypatch):
     tables, _ = structure_section._measure(data, 0)
     assert len(tables) == 4
     assert len(measured) == structure_section.MOST_SETS
+
+
+def test_a_reach_at_an_end_of_the_blocks_says_so_itself():
+    for reach, words in ((4, "at most 4 px"), (20, "up to 20 px"), (32, "beyond 32 px")):
+        assert structure_section._up_to(structure.in_words(reach, 64)) == words
