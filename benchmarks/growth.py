@@ -109,11 +109,11 @@ def lookup(tiles: int, device: str) -> Run:
 
 def unet_step(device: str, side: int = 64, k: int = 14) -> Run:
     """Forward and backward of the demo's UNet, batch of 8."""
-    unet = learn.new_networks(open_untrained("demo", {}, device, k)).unet
+    networks = learn.new_networks(open_untrained("demo", {}, device, k))
     generator = make_generator("benchmark growth")
-    x = torch.randn(8, Z, side // 4, side // 4, generator=generator).to(device)
+    x = torch.randn(8, *networks.space.vqvae.latent_shape(side), generator=generator).to(device)
     t, cluster_ids = torch.arange(8, device=device), (torch.arange(8) % k).to(device)
-    return lambda: {"seconds": seconds(device, lambda: unet(x, t, cluster_ids).square().mean().backward())}
+    return lambda: {"seconds": seconds(device, lambda: networks.unet(x, t, cluster_ids).square().mean().backward())}
 
 
 def processes(number: int, device: str) -> Run:

@@ -87,10 +87,13 @@ def measure(steps: int, sharing: bool) -> None:
     from pfiles.machine import cpu
     from pfiles.machine.runtime import make_generator
 
-    unet = learn.new_networks(open_untrained("demo", {}, "cpu", 6)).unet.to(memory_format=torch.channels_last)
+    run = open_untrained("demo", {}, "cpu", 6)
+    networks = learn.new_networks(run)
+    unet = networks.unet.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
     generator = make_generator("benchmark load")
-    x = torch.randn(16, 16, 16, 16, generator=generator).to(memory_format=torch.channels_last)
+    shape = networks.space.vqvae.latent_shape(run.settings.image_size_px)
+    x = torch.randn(16, *shape, generator=generator).to(memory_format=torch.channels_last)
     t, cluster_ids = torch.randint(1000, (16,), generator=generator), torch.arange(16) % 6
     cpu.LOOK_EVERY = LOOK_EVERY
     times = []

@@ -40,6 +40,7 @@ TINY = {  # networks, tiles and trainings of seconds
     "autoencoder.vqvae": {"down_channels": [8, 8, 16], "num_heads": 2, "norm_channels": 4, "codebook_size": 32},
     "autoencoder.discriminator": {"conv_channels": [8, 16]},
     "autoencoder.epochs": 2,
+    "autoencoder.perceptual": "ms-ssim",
     "autoencoder.discriminator_start_step": 3,
     "autoencoder.adversarial_weight": 0.05,
     "autoencoder.polish.epochs": 1,

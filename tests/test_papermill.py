@@ -62,8 +62,8 @@ def test_papermill_is_told_in_one_sentence_what_is_wrong(tmp_path, run_notebook,
 
 
 def test_nbconvert_executes_a_notebook(tmp_path, monkeypatch):
-    np.save(tmp_path / "tiles.npy", make_tiles(30))
-    lines = ['preset = "demo"', f'out = "{tmp_path / "out"}"', "[overrides]", "image_size_px = 48"]
+    np.save(tmp_path / "tiles.npy", make_tiles(30, 64))
+    lines = ['preset = "demo"', f'out = "{tmp_path / "out"}"', "[overrides]", "image_size_px = 64"]
     (tmp_path / "mine.toml").write_text("\n".join([*lines, "sampling.num_generated = 5"]))
     monkeypatch.setenv("KPC_RUN_TOML", str(tmp_path / "mine.toml"))
     monkeypatch.setenv("KPC_DATA", str(tmp_path / "tiles.npy"))

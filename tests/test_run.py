@@ -110,7 +110,7 @@ def test_a_csv_that_was_replaced_is_told_from_ours(done, capsys):
     path = opened(done).paths.latent_csv
     path.write_text(path.read_text().replace("0.", "0.0", 1))
     artifacts.cluster_ids_of(opened(done), ["1"])
-    assert f"{path} does not say" in capsys.readouterr().out
+    assert f"{path} has no provenance" in capsys.readouterr().out
 
 
 def test_csvs_of_different_data_are_not_ranked(done):
@@ -399,7 +399,7 @@ def test_the_autoencoders_restart_sees_the_images_of_every_clustering(done):
     ("folder", "says"),
     [
         ("org", "images of another run, such as 99.png"),
-        ("clusters_3/gen_3", "not of the networks that autoencoder will"),
+        ("clusters_3/gen_3", "would not belong to the networks that autoencoder trains"),
     ],
 )
 def test_what_would_stop_a_run_after_its_trainings_stops_it_before(made, tmp_path, folder, says):
@@ -738,8 +738,8 @@ def test_folders_that_were_left_unfinished_at_the_same_tile_are_no_pairs(done):
         ({"autoencoder.vqvae": {"down_channel": [8]}}, r"vqvae has no down_channel: it has down_channels, z"),
         ({"diffusion.unet": {"cls": 3}}, r"diffusion\.unet has no cls: it has down_channels"),
         ({"autoencoder.discriminator": {"fold": 2}}, r"discriminator has no fold: it has conv_channels\."),
-        ({"autoencoder.polish.discriminator_sees": "photographs"},
-         r"polish\.discriminator has no conv_channels: it has channels, norm_channels\."),
+        ({"autoencoder.polish.discriminator_sees": "pixels"},
+         r"polish\.discriminator has no channels: it has conv_channels\."),
     ],
 )  # fmt: skip
 def test_a_misspelt_argument_of_a_network_is_told_before_any_work(overrides, sentence):

@@ -242,7 +242,7 @@ def test_all_sections_with_everything_known(real):
     rng = np.random.default_rng(0)
     sides = [noisy_images(n, 32, seed) for n, seed in ((60, 3), (44, 4), (30, 5))]
     labels = [rng.integers(0, 3, len(side)) for side in sides]
-    sets = EvaluationData(*sides, *labels, vqvae=vqvae, clusterer=clusterer, n_clusters=3)
+    sets = EvaluationData(*sides, None, *labels, vqvae=vqvae, clusterer=clusterer, n_clusters=3)
     assert sets.k == 3
     extractor = features.random_convolutions()
     sections = evaluation.all_sections(sets, Options([extractor], 0, "cpu", (0.0,)))
@@ -323,11 +323,11 @@ def other_autoencoder(folder):
 OTHER_RUNS = {
     "generated from other tiles": (
         lambda p: write_json(p / "gen" / "generated_with.json", judged(2)),
-        r"org beside .*gen is .*data\.fingerprint was",
+        r"org beside .*gen belongs to another run .*data\.fingerprint was",
     ),
     "real tiles of other data": (
         lambda p: write_json(p / "org" / "made_from.json", judged(2)),
-        r"org beside .*gen is .*data\.source was 'tiles 2'",
+        r"org beside .*gen belongs to another run .*data\.source was 'tiles 2'",
     ),
     "a table of other data": (
         lambda p: write_json(p / "c.json", {**read_json(p / "c.json"), "data": judged(2)["data"]}),
@@ -335,12 +335,15 @@ OTHER_RUNS = {
     ),
     "a table of other clusters": (
         lambda p: write_json(p / "c.json", {**read_json(p / "c.json"), "starts_from": {"clusters": "x"}}),
-        r"c\.csv beside .*gen is .*starts_from\.clusters was 'x'",
+        r"c\.csv beside .*gen belongs to another run .*starts_from\.clusters was 'x'",
     ),
-    "another autoencoder": (other_autoencoder, r"gen beside the autoencoder is .*starts_from\.autoencoder was"),
+    "another autoencoder": (
+        other_autoencoder,
+        r"gen beside the autoencoder belongs to another run .*starts_from\.autoencoder was",
+    ),
     "the autoencoder of other tiles": (
         lambda p: write_json(p / "vqvae.json", {**read_json(p / "vqvae.json"), "data": judged(2)["data"]}),
-        r"vqvae\.pth beside .*gen is .*data\.fingerprint was",
+        r"vqvae\.pth beside .*gen belongs to another run .*data\.fingerprint was",
     ),
 }  # fmt: skip
 

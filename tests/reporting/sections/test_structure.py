@@ -21,7 +21,7 @@ def test_structure_of_real_and_of_shuffled_tiles(tmp_path):
     real, held_out = halved[train], halved[test]
     generated = structure.shuffled(real[~structure.shows_glass(real)], 8, seed=2)
     ids = [np.zeros(len(tiles), int) for tiles in (real, generated, held_out)]
-    section = structure_section.make_section(EvaluationData(real, generated, held_out, *ids, mpp=0.5), seed=0)
+    section = structure_section.make_section(EvaluationData(real, generated, held_out, None, *ids, mpp=0.5), seed=0)
     overall, by_cluster = section.tables
     assert list(overall.index) == ["generated", "training tiles", HELD_OUT]
     assert 6 < overall.reach["generated"] < 11

@@ -8,7 +8,7 @@ from tests.reporting.sections.conftest import N
 
 
 def test_sets_too_small_for_a_network_say_so(real):
-    sets = EvaluationData(real, real[:12], None, np.zeros(N, int), np.zeros(12, int))
+    sets = EvaluationData(real, real[:12], None, None, np.zeros(N, int), np.zeros(12, int))
     assert two_sample.make_section(sets, 0, "cpu").notes == [
         "Left out: it needs at least 20 tiles of each set, but one has 12."
     ]

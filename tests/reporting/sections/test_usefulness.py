@@ -20,7 +20,7 @@ def test_labels_that_tiles_may_have(monkeypatch):
     label = np.where(clusters.numpy() == 1, "bright", "dark")
     label[::10] = ""  # unknown
     tested = np.where(label == "", "stroma", label)  # which no training tile is
-    sets = EvaluationData(tiles, tiles, tiles, *[clusters.numpy()] * 3, label, tested)
+    sets = EvaluationData(tiles, tiles, tiles, None, *[clusters.numpy()] * 3, label, tested)
     section = usefulness_section.make_labels_section(sets, 0, "cpu")
     assert section.scores["label_accuracy"] == dict.fromkeys(
         [usefulness.REAL, usefulness.GENERATED, usefulness.BOTH], 1.0
