@@ -156,6 +156,7 @@ def finished(request, tmp_path_factory):
     if request.param == "recommended":  # what the preset itself has
         settings |= {"sampling.guide": "training", "autoencoder.perceptual": "photographs"}
         settings |= {"autoencoder.polish.discriminator_sees": "photographs"}
+        settings |= {"autoencoder.colour_weight": 0.1}
         settings |= {"autoencoder.polish.discriminator": {"channels": 8}}
     overrides = [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
     with pytest.MonkeyPatch.context() as patch:  # VGG16's weights are neither there nor to be had

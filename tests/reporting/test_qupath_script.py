@@ -105,7 +105,7 @@ def test_the_script_reads_all_maps_with_classes_and_colours(tmp_path):
     rows = [(slide, 64 * x, 64 * y, 64, 1.0) for slide in slides for y in range(3) for x in range(3)]
     positions = np.rec.fromrecords(rows, names="slide,x,y,side,mpp")
     cluster_ids = np.tile([0, 0, 0, 1, 1, 1, 0, 0, 1], len(slides))  # two regions of each cluster, but cluster 2 joins
-    tiles = maps.Assigned(positions, cluster_ids, np.ones(len(rows)))
+    tiles = maps.ClusteredTiles(positions, cluster_ids, np.ones(len(rows)))
     images = torch.full((len(rows), 3, 8, 8), 200, dtype=torch.uint8)
     maps.write_maps(tmp_path / "maps of today", tiles, images, 2, names={1: "Drüsen"})
     plt.close("all")
