@@ -96,8 +96,8 @@ def _gate(run: Run, images: Tensor, exhaustive: bool = False) -> dict[str, Any]:
         raise InputError(
             f"The memorisation gate fails: {copies} of {len(images)} tiles that were drawn for it are outright copies "
             f"of training tiles, and {closeness['closer']:.1%} are nearer to one than the closest 1 % of held-out "
-            f"tiles (chance {chance:.2g}). Whoever gets this generator can draw training tiles: train on "
-            "more tiles, or for fewer epochs, and see part 14."
+            f"tiles, where {closeness['expected']:.1%} would be expected without copying (p = {chance:.2g}). The "
+            "generator remembers training tiles: train on more tiles, or for fewer epochs, and see part 14."
         )
     return {
         **closeness, "certificate": str(certified), "images": len(images), "smallest": float(nearest.distance.min()),
