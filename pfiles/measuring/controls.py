@@ -12,6 +12,7 @@ from pfiles.measuring.pairs import PairScore, score_pairs
 from pfiles.tiles.pixels import mean_colour
 
 RESAMPLES = 1000  # of a bootstrap
+FLAT, ITSELF = "flat mean colour", "the real tile itself"  # controls
 
 
 def paired_controls(
@@ -44,15 +45,15 @@ def paired_controls(
             same_cluster,
         ),
         "a real tile of another cluster": (everyone[other_cluster != everyone], other_cluster),
-        "the real tile itself": (everyone, everyone),
+        ITSELF: (everyone, everyone),
     }
     scores = {
         name: (rows, score_pairs(score, real[rows], real[partner[rows]], name))
         for name, (rows, partner) in partners.items()
         if len(rows)
     }
-    scores["flat mean colour"] = everyone, score_pairs(score, real, flat, "flat mean colour")
-    scores["the real tile itself"] = scores.pop("the real tile itself")  # the last row
+    scores[FLAT] = everyone, score_pairs(score, real, flat, FLAT)
+    scores[ITSELF] = scores.pop(ITSELF)  # the last row
     generated_scores = score_pairs(score, real, generated, "generated")
     columns = ("mean", "low", "high")
     table = {"generated": {"pairs": len(generated_scores)} | _mean_with_interval(generated_scores, seed, columns)}
@@ -80,7 +81,8 @@ def _mean_with_interval(values: np.ndarray, seed: int, names: tuple[str, str, st
 
 
 def verdict(name: str, table: pd.DataFrame) -> str:
-    """One sentence: from which controls of `paired_controls` generated images can be told by the score `name`."""
+    """One sentence: from which controls of `paired_controls` generated images can be told by the score `name`, and
+    whether a flat colour beats them, so that the score cannot judge them."""
     generated, controls = table.iloc[0], table.iloc[1:]
     differs = controls.distinguishable.astype(bool)
     differing = [
@@ -90,10 +92,13 @@ def verdict(name: str, table: pd.DataFrame) -> str:
     alike = list(controls.index[~differs])
     parts = [f"can be told from {_listed(differing, 'and')}"] if differing else []
     parts += [f"cannot be told from {_listed(alike, 'or')}"] if alike else []
+    flat, itself = table.loc[FLAT], table.loc[ITSELF]
+    is_beaten = flat.distinguishable and flat.difference * itself.difference > 0  # on the side of the tile itself
+    worth = "; it cannot judge these tiles, as one flat colour scores better" if is_beaten else ""
     return (
         f"{name} of generated tiles is {generated['mean']:.3f} (95 % interval {generated['low']:.3f} to "
         f"{generated['high']:.3f}): by it they {', but '.join(parts)}; two can be told apart if the 95 % bootstrap "
-        "interval of their paired difference excludes 0."
+        f"interval of their paired difference excludes 0{worth}."
     )
 
 
