@@ -32,7 +32,8 @@ class Usefulness(NamedTuple):
 
     table: a row for each set; "accuracy", the mean over trainings, and its 95 % interval (Student's t) from "low" to
     "high"; "of real", the ratio to the row "real tiles", and its interval; "tiles" learnt from, "trainings".
-    by_class: the share of the held-out tiles of each class (rows) that networks of each set (columns) sorted rightly.
+    by_class: the share of the held-out tiles of each class (rows) that networks of each set (columns) sorted rightly,
+    and how many such tiles there are.
     test_tiles: how many those were.
     """
 
@@ -147,7 +148,9 @@ def _compare(
         name: {c: float(right[:, labels == i].double().mean()) for i, c in enumerate(classes) if (labels == i).any()}
         for name, right in is_right.items()
     }
-    return Usefulness(pd.DataFrame.from_dict(rows, orient="index"), pd.DataFrame(by_class), len(images))
+    table = pd.DataFrame(by_class)
+    table["held-out tiles"] = [int((labels == classes.index(c)).sum()) for c in table.index]
+    return Usefulness(pd.DataFrame.from_dict(rows, orient="index"), table, len(images))
 
 
 def sorted_rightly(

@@ -38,6 +38,7 @@ def test_real_tiles_are_worth_what_real_tiles_are(sets):
     assert np.isnan(result.table.loc[REAL, "of real"])
     assert result.test_tiles == 60
     assert list(result.by_class.index) == ["cluster 1", "cluster 2", "cluster 3"]
+    assert result.by_class["held-out tiles"].tolist() == [20, 20, 20]
     assert result.by_class[REAL].mean() == pytest.approx(result.table.accuracy[REAL])
 
 
