@@ -275,7 +275,9 @@ def _figure_4(paper: Paper) -> None:
         tops = [f"{cluster + 1}" for cluster in cluster_ids.tolist()]
         title = f"Generated samples after {stage}"
         report.save_panel(run, figures.show_tiles(generated, 5, title, tops=tops, mpp=mpp), 4, panel)
-    report.save_panel(run, figures.show_tiles(test_tiles, 5, "Test samples", tops=tops, mpp=mpp), 4, "a")
+    report.save_panel(
+        run, figures.show_tiles(test_tiles, 5, "Test samples and their clusters", tops=tops, mpp=mpp), 4, "a"
+    )
     figures.save_figure_4(run.paths)
 
 
