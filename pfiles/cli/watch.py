@@ -54,7 +54,14 @@ class Progress(NamedTuple):
 
 def look(out: str | Path | None = None) -> Progress:
     """The training below the folder `out` (None: this repository) that was heard of last; InputError if none was."""
-    root = (ROOT / expand(resolve_choices({"out": out})["out"] or "")).resolve()
+    return _look(_folder_of_run(out))
+
+
+def _folder_of_run(out: str | Path | None) -> Path:
+    return (ROOT / expand(resolve_choices({"out": out})["out"] or "")).resolve()
+
+
+def _look(root: Path) -> Progress:
     folders = [path for where in TRAININGS for path in root.glob(where)]
     heard = {folder: _read_progress(folder)[0]["at"] for folder in folders if (folder / PROGRESS).exists()}
     if not heard:
@@ -83,9 +90,9 @@ def _read_progress(folder: Path) -> tuple[dict[str, Any], str]:
 
 def follow(out: str | Path | None, every: float) -> Iterator[Progress]:
     """What `look` sees whenever there is something new, from training to training, until none begins any more."""
-    before = None
+    root, before = _folder_of_run(out), None  # found once, as that prints where it comes from
     while True:
-        now = look(out)
+        now = _look(root)
         if before is None or (now.folder, now.at) != (before.folder, before.at):
             yield now
         if (now.is_done or now.stopped_by) and time.time() - now.at > SILENT:

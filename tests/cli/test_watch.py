@@ -150,7 +150,7 @@ def test_a_training_that_failed_says_so(tmp_path):
     assert json.loads((tmp_path / log.PROGRESS).read_text())["stopped_by"] == "FloatingPointError: Loss became NaN."
 
 
-def test_a_run_is_followed_from_training_to_training(tmp_path, monkeypatch):
+def test_a_run_is_followed_from_training_to_training(tmp_path, monkeypatch, capsys):
     def tell(name, step, at):
         folder = tmp_path / "kpc_ldm" / f"{name}_training"
         folder.mkdir(parents=True, exist_ok=True)
@@ -166,6 +166,8 @@ def test_a_run_is_followed_from_training_to_training(tmp_path, monkeypatch):
 
     monkeypatch.setattr(watch.time, "time", lambda: clock[0])
     monkeypatch.setattr(watch.time, "sleep", sleep)
+    (tmp_path / "run.toml").write_text("seed = 3")
+    monkeypatch.setenv("KPC_RUN_TOML", str(tmp_path / "run.toml"))
     tell("autoencoder", 6, 1000)
     lines = [progress.line().partition(",")[0] for progress in watch.follow(tmp_path, 10)]
     assert lines == [
@@ -173,6 +175,7 @@ def test_a_run_is_followed_from_training_to_training(tmp_path, monkeypatch):
         "polish_training: step 6 of 6 (100%)",
     ]  # fmt: skip
     assert clock[0] == 1180
+    assert capsys.readouterr().out.count("run.toml") == 1  # not at every look
 
 
 def test_a_clock_that_was_set_back_hides_no_training(tmp_path):
