@@ -20,7 +20,7 @@ from pfiles.acceptance import standard_of
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
 from pfiles.measuring import certificate
-from pfiles.measuring.memorisation import is_flat, repeated
+from pfiles.measuring.memorisation import UNLIKELY, is_flat, repeated
 from pfiles.measuring.quality import FILE as QUALITY_FILE
 from pfiles.measuring.quality import as_bytes
 from pfiles.paths import ROOT, atomic_folder, atomic_write, expand, read_json, write_text
@@ -37,7 +37,6 @@ from pfiles.tiles.sources import Source, read_source
 from pfiles.tiles.split import level_of_slides
 
 JUDGED = 500  # tiles that the gate draws; of fewer the card says so
-UNLIKELY = 0.01  # the gate fails where so many tiles near to training tiles have less than this chance
 MOST_FLAT, MOST_ALIKE = 0.1, 0.5  # shares of the judged tiles: more flat ones than training has, or repeated ones
 TILES_SHOWN = 8  # of each cluster
 

@@ -25,6 +25,7 @@ Pose = tuple[tuple[float, ...], ...] | None  # 2 x 3 numbers, see `overlays.Over
 CLOSEST = 0.01  # share of the held-out tiles, the closest ones, whose distance is too close for a generated image
 COPY = 0.1  # distance; copies of tissue saved as JPEG, moved and 5 % brighter come out below it
 OUTRIGHT = 1 / 2  # of the usual distance of held-out tiles: anyone would call closer ones a copy
+UNLIKELY = 0.01  # chance of so many images near to training tiles, below which they count as remembered
 LEFT_OUT = 0.02  # share of the held-out tiles that may be outright copies, which then have no say in the threshold
 NEAR = 2  # pixels: shifts of up to so much, up, down, left and right, always count
 FAR = 1 / 4  # of the side: shifts of up to so much are told to the pixel

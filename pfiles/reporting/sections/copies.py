@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from pfiles import latents
 from pfiles.measuring import certificate, memorisation
-from pfiles.measuring.memorisation import COPY, Closeness, Judgement
+from pfiles.measuring.memorisation import COPY, UNLIKELY, Closeness, Judgement
 from pfiles.reporting import export
 from pfiles.reporting.page import Section
 from pfiles.reporting.sections.data import EvaluationData
@@ -79,6 +79,8 @@ def copies_section(
     if data.held_out is not None:
         limit, scores["pixel space"] = verdict["threshold"], verdict
         notes += [leak] if leak else [_closer(verdict, len(held_out))]
+        if verdict["chance"] is not None and verdict["chance"] < UNLIKELY:
+            notes.append("That is more than chance: the generator remembers training tiles.")
         if verdict["left_out"]:
             notes.append(left_out_in_words(verdict, len(held_out)))
         if certified is not None:
