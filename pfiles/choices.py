@@ -59,6 +59,7 @@ def resolve_choices(arguments: Mapping[str, Any], run_toml: bool = True) -> dict
             _print_changed(choices[name], arguments[name])
         elif choices[name] not in (arguments[name], DEFAULTS[name]):
             print(f"Here {name} = {arguments[name]!r} counts instead.")
+    of_files, file_of = choices, {name: source for name, source in sources.items() if source != "default"}
     choices = _over(choices, arguments)
     if choices["clustering"] is None:
         choices["clustering"], sources["clustering"] = clustering_of(choices["preset"]), "preset"
@@ -66,6 +67,12 @@ def resolve_choices(arguments: Mapping[str, Any], run_toml: bool = True) -> dict
         injected = parameters.injected | parameters.injected.get("choices", {})
         by_program = {name: value for name, value in arguments.items() if name in injected}
         sources |= _sources(arguments, OWN) | _sources(by_program, parameters.program)
+        here, there = _flat(choices), _flat(of_files)
+        sources |= {
+            name: f"{sources[name]}, not {there[name]!r} of {file}"
+            for name, file in file_of.items()
+            if name in here and here[name] != there[name]
+        }
         _tell_choices(choices, sources)
         tell_parameters(parameters, {*DEFAULTS, "choices"})
     return choices
@@ -73,8 +80,7 @@ def resolve_choices(arguments: Mapping[str, Any], run_toml: bool = True) -> dict
 
 def _tell_choices(choices: Mapping[str, Any], sources: Mapping[str, str]) -> None:
     """Print each value of a run, and where it comes from."""
-    values = {name: value for name, value in choices.items() if name != "overrides"} | choices["overrides"]
-    for name, value in values.items():
+    for name, value in _flat(choices).items():
         source = sources[name]
         if name == "data" and value is None:
             value = os.environ.get("KPC_DATA") or "embedded"
@@ -150,6 +156,11 @@ def _print_changed(of_files: Mapping[str, Any], here: Any) -> None:
     ):
         if names:
             print(f"Here {', '.join(f'{name} = {here[name]!r}' for name in names)} {what}.")
+
+
+def _flat(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Each choice by its name, and each setting among the overrides by its own."""
+    return {name: value for name, value in choices.items() if name != "overrides"} | choices["overrides"]
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -130,16 +130,19 @@ CELL = "n_clusters = 14  # of the paper\nchoices = {}  # such as\nonly = None\n"
 
 
 def test_a_notebook_shows_each_value_and_where_it_comes_from(notebook, repository, monkeypatch, capsys):
-    (repository / "run.toml").write_text("seed = 3\n[overrides]\ntraining.epochs = 3\nimage_size_px = 64")
+    (repository / "run.toml").write_text(
+        "seed = 3\nn_clusters = 6\n[overrides]\ntraining.epochs = 3\nimage_size_px = 64"
+    )
     monkeypatch.setenv("KPC_DATA", "tiles.npy")
     injected = "# Parameters\nchoices = {'preset': 'demo', 'overrides': {'training.epochs': 9}}\nonly = [1, 5]\n"
     assert notebook(CELL, injected, OPEN) is None
     lines = dict(line.rsplit("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line)
     file = str(repository / "run.toml")
     assert {value.strip(): source.strip() for value, source in lines.items()} == {
-        "n_clusters = 14": "parameters cell", "clustering = 'kmeans'": "preset", "preset = 'demo'": "papermill",
+        "n_clusters = 14": f"parameters cell, not 6 of {file}", "clustering = 'kmeans'": "preset",
+        "preset = 'demo'": "papermill",
         "data = 'tiles.npy'": "environment variable KPC_DATA", "seed = 3": file, "out = None": "default",
-        "training.epochs = 9": "papermill", "image_size_px = 64": file, "only = [1, 5]": "papermill",
+        "training.epochs = 9": f"papermill, not 3 of {file}", "image_size_px = 64": file, "only = [1, 5]": "papermill",
     }  # fmt: skip
     assert notebook("run = open_run('part_6_conditional_generation', n_clusters, **choices)") is None  # once more
     assert capsys.readouterr().out.startswith(f"From {file}: seed = 3")
