@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 
 from pfiles.errors import InputError
 from pfiles.measuring import spectrum
@@ -94,7 +95,9 @@ def test_blur_lacks_fine_detail_and_no_band_of_real_tiles_does():
     assert spectrum.verdict(bands["again"], lines, "again").endswith("in every band. No grid line shows.")
     assert "lack power at 0.10 to 0.15" in spectrum.verdict(bands["blurred"], lines, "blurred")
     figure = plot_spectrum(bands, lines)
-    assert len(figure.axes[0].lines) >= 2
+    left, right = figure.axes
+    of_lines = [to_rgba(line.get_color()) for line in (left.lines[-1], *left.lines[:-1])]  # real tiles first
+    assert [group[0].get_facecolor() for group in right.containers] == of_lines
 
 
 def test_what_has_no_spectrum():

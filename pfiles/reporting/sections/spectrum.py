@@ -31,21 +31,24 @@ def make_section(data: EvaluationData) -> Section:
 
 
 def plot_spectrum(bands: pd.DataFrame, lines: pd.DataFrame) -> Figure:
-    """Tables of `spectrum.compare`: power over real tiles' power in each band, and the grid lines of all data."""
+    """Tables of `spectrum.compare`: power over real tiles' power in each band, and the grid lines of all data.
+
+    Both plots give a set the same colour, and share a legend.
+    """
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), width_ratios=(2, 1), layout="constrained")
+    colours = {"real": "grey"} | {name: f"C{i}" for i, name in enumerate(bands)}
     for name in bands:
-        left.plot(bands.index, bands[name], marker=".", label=name)
+        left.plot(bands.index, bands[name], marker=".", color=colours[name], label=name)
     left.axhline(1, color="grey", linestyle="--", label="real")
     left.set(title="power, times real tiles'", xlabel=bands.index.name, yscale="log")
     left.tick_params("x", rotation=45, labelsize="small")
     left.legend(fontsize="small")
     places, width = np.arange(len(lines.columns)), 0.8 / len(lines)
     for i, (name, row) in enumerate(lines.iterrows()):
-        right.bar(places + (i - (len(lines) - 1) / 2) * width, row, width, label=name)
+        right.bar(places + (i - (len(lines) - 1) / 2) * width, row, width, color=colours[name])
     right.axhline(1, color="grey", linestyle="--")
     right.set(title="grid line, times its neighbours", xlabel="of the sampling frequency")
     right.set_xticks(places, lines.columns)
-    right.legend(fontsize="small")
     return fig
 
 
