@@ -175,7 +175,7 @@ def generate_to_folder(
         print(f"{len(wanted) - len(missing)} of {len(wanted)} images are there already.")
     with interrupt_told(STOPPED), ThreadPoolExecutor(WRITERS) as pool:
         writing: list[Future] = []
-        for batch in processes.progress(_chunks(missing, batch_size), desc="images", unit="batch"):
+        for batch in processes.progress(_chunks(missing, batch_size), desc="images", unit="batch", delay=1):
             batch_numbers = [int(numbers[i]) for i in batch]
             images = draw(cluster_ids=cluster_ids[batch], seeds=image_seeds(seed, batch_numbers))
             for future in writing:

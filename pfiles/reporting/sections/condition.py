@@ -54,7 +54,7 @@ def make_section(data: EvaluationData, seed: int) -> Section:
         scores["share_assigned_to_requested_cluster"] = matrix.trace() / matrix.sum()
         scores["by_cluster"] = (matrix.diagonal() / matrix.sum(axis=1).clip(1)).tolist()
         pictures.insert(0, plot_confusion(matrix, "requested and re-predicted clusters", data.names))
-    beside = pd.concat([table.add_suffix(f", {name}") for name, table in tables.items()], axis=1)
+    beside = pd.concat([table.add_suffix(f", by {name}") for name, table in tables.items()], axis=1)
     return Section("Condition", notes, [beside], pictures, scores)
 
 
