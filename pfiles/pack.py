@@ -179,15 +179,16 @@ def _environment_of(run: Run) -> dict[str, Any]:
 
 
 def content(path: Path) -> str:
-    """A hash of what an artefact says: its weights, its pixels, or its bytes."""
+    """A hash of what an artefact says: its weights, the pixels of its tiles, the tables of a folder without tiles, or
+    its bytes."""
     if path.suffix == ".pth":
         return checkpoints.fingerprint_of_state(checkpoints.read_state(path))
     digest = sha256()
-    images = image_files(path) if path.is_dir() else {}
-    for name, file in images.items():
+    tiles = {name: file for name, file in image_files(path).items() if name.isdecimal()} if path.is_dir() else {}
+    for name, file in tiles.items():
         digest.update(name.encode() + as_array(read_images([file])).tobytes())
-    if not images:
-        for file in [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.suffix in TEXTS):
+    if not tiles:
+        for file in [path] if path.is_file() else sorted(path.glob("*.csv")):
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pfiles import checkpoints, pack, reproduce
 from pfiles.__main__ import main
@@ -179,6 +180,17 @@ def test_the_notebooks_of_a_run_by_kmeans_are_all_named(made):
     """Those that need no clusters have no mark of k-means in summary.json."""
     run = open_run("test", **parameters(made, clustering="kmeans"), run_toml=False)
     assert pack.describe(run, NOTEBOOKS, {})["notebooks"] == NOTEBOOKS[:3]
+
+
+def test_a_folder_of_maps_is_known_by_its_tables(tmp_path):
+    """Its pictures are no tiles: they are neither square nor of one size."""
+    Image.new("RGB", (9, 5)).save(tmp_path / "slide.jpg")
+    (tmp_path / "tile_clusters.csv").write_text("cluster\n1\n")
+    before = pack.content(tmp_path)
+    (tmp_path / "slide.jpg").unlink()
+    assert pack.content(tmp_path) == before
+    (tmp_path / "tile_clusters.csv").write_text("cluster\n2\n")
+    assert pack.content(tmp_path) != before
 
 
 # Crates
