@@ -153,7 +153,9 @@ def test_a_folder_without_images_is_refused(done):
         path.unlink()
     (folder / ".DS_Store").touch()
     for read in (artifacts.generated_files, artifacts.generated_images):
-        with pytest.raises(InputError, match=f"There are no images in {folder}: run the notebook"):
+        with pytest.raises(
+            InputError, match=f"There are no images in {folder}: name a folder that holds some, or run the notebook"
+        ):
             read(opened(done))
 
 

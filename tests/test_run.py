@@ -737,7 +737,7 @@ def test_folders_that_were_left_unfinished_at_the_same_tile_are_no_pairs(done):
     [
         ({"autoencoder.vqvae": {"down_channel": [8]}}, r"vqvae has no down_channel: it has down_channels, z"),
         ({"diffusion.unet": {"cls": 3}}, r"diffusion\.unet has no cls: it has down_channels"),
-        ({"autoencoder.discriminator": {"fold": 2}}, r"discriminator has no fold: it has conv_channels, norm"),
+        ({"autoencoder.discriminator": {"fold": 2}}, r"discriminator has no fold: it has conv_channels\."),
         ({"autoencoder.polish.discriminator_sees": "pixels"},
          r"polish\.discriminator has no channels: it has conv_channels, norm_channels\."),
     ],

@@ -82,7 +82,7 @@ def test_what_is_missing_is_red_and_says_what_to_do(tmp_path, capsys, monkeypatc
     monkeypatch.setattr(check.shutil, "disk_usage", lambda place: namedtuple("Usage", "free")(10**5))
     monkeypatch.setattr(check, "STARTER", tmp_path / "none")
     monkeypatch.setattr(efficientnet, "find_spec", lambda package: None)
-    options = arguments(tmp_path, lpips_required=True)
+    options = arguments(tmp_path, lpips_required=True, **{"autoencoder.perceptual": "photographs"})
     options[options.index("--data") + 1] = str(tmp_path / "none.npy")
     assert main([*options, "--fast"]) == 1
     red = [line for line in capsys.readouterr().out.splitlines() if line.startswith(check.RED)]

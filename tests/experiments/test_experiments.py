@@ -242,6 +242,7 @@ def test_race(tmp_path, capsys, short_measures, monkeypatch):
     """Two recipes at one budget: table, figure, what each took; what is done is not done again."""
     monkeypatch.setattr(race, "_seconds_of_an_epoch", lambda *_: {"autoencoder": 1.0, "polish": 1.0, "unet": 1.0})
     settings = {**TINY, "image_size_px": 64, "max_train_tiles": 96, "autoencoder.discriminator": {"conv_channels": [8]}}
+    del settings["autoencoder.colour_weight"]  # which the rows set
     arguments = ["--data", "embedded", "--out", str(tmp_path / "out"), "--clusters", "3", "--budget", "2"]
     arguments += ["--number", "60", "--features", "autoencoder", "--rows", "before", "colour"]
     arguments += ["--set", json.dumps(settings)]
