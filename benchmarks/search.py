@@ -66,7 +66,7 @@ class MadeTiles:
 
     def __getitem__(self, index: Any) -> Tensor:
         began = time.thread_time()
-        first, *others = index if isinstance(index, tuple) else (index,)
+        first, *axes = index if isinstance(index, tuple) else (index,)
         windows, side = self.windows[first if isinstance(first, slice) else np.asarray(first)], self.shape[2]
         tiles = np.empty((len(windows), *self.shape[1:]), np.uint8)
         for tile, places in zip(tiles, windows.tolist(), strict=True):
@@ -75,7 +75,7 @@ class MadeTiles:
                 total += field[y : y + side, x : x + side]
             np.take(self.colours, total, axis=1, out=tile, mode="clip")
         self.seconds += time.thread_time() - began
-        return torch.from_numpy(tiles)[(slice(None), *others)]
+        return torch.from_numpy(tiles)[(slice(None), *axes)]
 
 
 def _field(random: np.random.Generator) -> np.ndarray:
@@ -113,9 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
         rows = nearest_in(index, images)
         report["parts"].append({"images": len(images), **_spent(began, made, making)})
         if originals is not None:
-            found = torch.from_numpy(rows.tile.to_numpy()) == originals
-            found[~found] = _is_candidate(index, images[~found], originals[~found])
-            report["found"][kind] = [int(found.sum()), len(found)]
+            is_found = torch.from_numpy(rows.tile.to_numpy()) == originals
+            is_found[~is_found] = _is_candidate(index, images[~is_found], originals[~is_found])
+            report["found"][kind] = [int(is_found.sum()), len(is_found)]
         report |= _in_all(report, args.images)
         print(f"{kind}: {report['found'].get(kind, '')} {report['parts'][-1]}", flush=True)
         write_json(args.out, report)
@@ -128,7 +128,7 @@ def _images(train: Tensor, held_out: Tensor, copies: int, number: int) -> Iterat
     shows = (~is_flat(train)).nonzero()[:, 0]
     for kind, change in KINDS.items():
         random = make_generator("copies for the search", kind)
-        of, beside = (torch.randint(len(some), (copies,), generator=random) for some in (shows, held_out))
+        of, beside = (torch.randint(len(pool), (copies,), generator=random) for pool in (shows, held_out))
         yield kind, change(train[shows[of]], held_out[beside], random), shows[of]
     for begin in range(len(KINDS) * copies, number, PART):
         places = torch.arange(begin, min(begin + PART, number))
@@ -155,9 +155,9 @@ def _in_all(report: dict[str, Any], number: int) -> dict[str, Any]:
     """What the parts so far say of all: the recall of copies, and what `number` images take."""
     measured = sum(part["images"] for part in report["parts"])
     spent = sum(part["cpu_seconds"] for part in report["parts"])
-    found, planted = (sum(counts) for counts in zip(*report["found"].values(), strict=True))
-    at_least = binomtest(found, planted, alternative="greater").proportion_ci(0.95, "exact").low
-    values = (found, planted, float(at_least), measured, spent,
+    recalled, planted = (sum(counts) for counts in zip(*report["found"].values(), strict=True))
+    at_least = binomtest(recalled, planted, alternative="greater").proportion_ci(0.95, "exact").low
+    values = (recalled, planted, float(at_least), measured, spent,
               report["index"]["cpu_seconds"] + spent / measured * number)  # fmt: skip
     return dict(zip(TOTALS, values, strict=True))
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.inputs import TINY
 from benchmarks.measure import device_name
 from pfiles import pack
 from pfiles.choices import K_INDEPENDENT_NOTEBOOKS
@@ -36,13 +37,11 @@ PARTS = ("1_training", "2_finetuning1", "3_finetuning2", "5_latent_space_extract
          "9_conditional_generation_using_cluster_IDs", "10_SSIM")  # fmt: skip
 NOTEBOOKS = (*K_INDEPENDENT_NOTEBOOKS, *(f"clusters_14/part_{name}" for name in PARTS))
 OVERRIDES = {
-    "image_size_px": SIDE, "autoencoder.epochs": 2, "autoencoder.polish.epochs": 1,
+    **TINY, "image_size_px": SIDE, "autoencoder.perceptual": "photographs",
+    "autoencoder.epochs": 2, "autoencoder.polish.epochs": 1,
     "training.epochs": 1, "finetuning1.epochs": 1, "finetuning2.epochs": 1, "sampling.steps": 4,
     "sampling.num_generated": 12, "sampling.per_cluster": 3,
-    "autoencoder.vqvae": {"down_channels": [8, 8, 16], "num_heads": 2, "norm_channels": 4, "codebook_size": 32},
     "autoencoder.discriminator": {"conv_channels": [8, 16]},
-    "diffusion.unet": {"down_channels": [16, 16, 16], "t_emb_dim": 16, "num_layers": 1, "num_heads": 2,
-                       "norm_channels": 4, "conv_out_channels": 16},
 }  # fmt: skip
 
 

@@ -187,9 +187,9 @@ def _seconds_of_an_epoch(args: argparse.Namespace, settings: dict[str, Any]) -> 
             return time.process_time() - began
 
     of_trainings(1, 1, 1)
-    one = of_trainings(1, 1, 1)
-    more = {"autoencoder": (3, 1, 1), "polish": (1, 3, 1), "unet": (1, 1, 3)}
-    seconds = {part: (of_trainings(*epochs) - one) / 2 for part, epochs in more.items()}
+    shortest = of_trainings(1, 1, 1)
+    longer = {"autoencoder": (3, 1, 1), "polish": (1, 3, 1), "unet": (1, 1, 3)}
+    seconds = {part: (of_trainings(*epochs) - shortest) / 2 for part, epochs in longer.items()}
     if min(seconds.values()) <= 0:
         raise InputError("Other programs disturbed the timing of a step: run it again.")
     return seconds

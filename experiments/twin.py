@@ -36,7 +36,7 @@ from pfiles.tiles.tiler import tile_slides
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Draw the twin where there is none yet, and its picture; the exit status is that of the command."""
+    """Draw the twin if there is none yet, and its picture; the exit status is that of the command."""
     args = _parser().parse_args(arguments)
     twin, slide = args.out / "twin.tiff", args.slide
     with tempfile.TemporaryDirectory() as folder:
@@ -70,19 +70,19 @@ def draw(slide: Path, twin: Path, args: argparse.Namespace) -> Figure:
     side, mpp = generator.settings.image_size_px, read_json(beside(twin, "json"), {})["mpp"]
     with tempfile.TemporaryDirectory() as folder:
         tile_slides([slide], Path(folder, "tiles"), Tiling(mpp, side), show_split=False)
-        there = positions_of(read_tile_table(Path(folder, "tiles", TABLE)))
-    left, top = there.x.min(), there.y.min()
+        positions = positions_of(read_tile_table(Path(folder, "tiles", TABLE)))
+    left, top = positions.x.min(), positions.y.min()
     with open_slide(slide) as reader:
-        right, bottom = (there.x + there.side).max(), (there.y + there.side).max()
+        right, bottom = (positions.x + positions.side).max(), (positions.y + positions.side).max()
         pixels = np.asarray(read_rgb(reader, left, top, 0, right - left, bottom - top))
     table = read_table(beside(twin, "tiles.csv"))
     places, slide_ids = table[["x", "y"]].to_numpy(int), table["cluster"].to_numpy(int) - 1
     with open_slide(twin) as reader:
         width, height = reader.level_dimensions[0]
-        drawn = np.asarray(read_rgb(reader, 0, 0, 0, width, height))
+        pixels_of_twin = np.asarray(read_rgb(reader, 0, 0, 0, width, height))
         twin_ids = generator.assign(crops(reader, places, side)).cluster_ids.numpy()
     panels = {
-        "A slide": pixels, "its clusters": coloured(places, side, slide_ids), "its twin, drawn": drawn,
+        "A slide": pixels, "its clusters": coloured(places, side, slide_ids), "its twin, drawn": pixels_of_twin,
         "the twin's clusters": coloured(places, side, twin_ids),
     }  # fmt: skip
     figure, axes = plt.subplots(1, 4, figsize=(12, 2.93 * height / width + 0.55), layout="constrained")
@@ -108,7 +108,7 @@ def coloured(places: np.ndarray, side: int, cluster_ids: np.ndarray) -> np.ndarr
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.twin", description=__doc__.splitlines()[0])
     parser.add_argument("--run", required=True, dest="folder", metavar="DIR", help="a finished run, such as the demo's")
-    parser.add_argument("--real", metavar="DATA", help="tiles that the generator learnt from, where DIR is no run")
+    parser.add_argument("--real", metavar="DATA", help="tiles that the generator learnt from, if DIR is no run")
     parser.add_argument("--slide", type=Path, default=SLIDE, metavar="FILE", help="default: the embedded slide")
     parser.add_argument("--region", type=int, nargs=4, metavar=("X", "Y", "W", "H"), help="of the slide; default: all")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the twin and its picture")

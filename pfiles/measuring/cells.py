@@ -55,15 +55,8 @@ def learn_cells(vectors: Tensor, number: int) -> Cells:
     group = _means(vectors, per_group)
     of = (vectors @ group.T).argmax(1)
     members = [vectors[of == g] for g in range(len(group))]
-    return Cells(
-        group,
-        torch.stack(
-            [
-                _means(members_of_group if len(members_of_group) else vectors[:1], per_group)
-                for members_of_group in members
-            ]
-        ),
-    )
+    means = [_means(rows if len(rows) else vectors[:1], per_group) for rows in members]
+    return Cells(group, torch.stack(means))
 
 
 def _means(vectors: Tensor, number: int) -> Tensor:
