@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,20 +39,24 @@ PATIENCE_S, LONGEST_WAIT_S = 60, 600  # for a kernel's first answer: without a w
 
 
 def start_kernel() -> AsyncKernelManager:
-    """A kernel that loads torch and pfiles at once: this Python's own, whatever "python3" a user has registered."""
+    """A kernel that loads torch and pfiles at once: this Python's own, whatever "python3" a user has registered.
+
+    Its sockets are files in a folder of its own: two kernels that start together may choose the same TCP port. The
+    folder is in /tmp, as the path of a socket has at most 103 characters and that of TMPDIR may be longer.
+    """
     os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
     load = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pfiles.run; del sys.path[0], sys, pfiles"
-    manager = AsyncKernelManager(kernel_name="python3")
-    quiet = "--log-level=ERROR"  # a kernel warns about its local ports each time it starts
-    options = [quiet, f"--IPKernelApp.exec_lines={load}"]
-    asyncio.run(_result(manager.start_kernel(extra_arguments=options)))
+    connection = Path(tempfile.mkdtemp(prefix="pfiles-", dir="/tmp"), "kernel.json")
+    manager = AsyncKernelManager(kernel_name="python3", transport="ipc", connection_file=str(connection))
+    asyncio.run(_result(manager.start_kernel(extra_arguments=[f"--IPKernelApp.exec_lines={load}"])))
     return manager
 
 
 def end_kernel(manager: AsyncKernelManager) -> None:
-    """End it, if that has not happened yet."""
+    """End it, if that has not happened yet, and remove its sockets."""
     if manager.has_kernel:
         asyncio.run(_result(manager.shutdown_kernel()))
+    shutil.rmtree(Path(manager.connection_file).parent, ignore_errors=True)
 
 
 async def _result(awaitable: Awaitable[Any]) -> Any:

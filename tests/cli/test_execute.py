@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import nbformat
 import psutil
@@ -60,6 +61,7 @@ def test_a_kernel_killed_before_its_turn_is_replaced(tmp_path):
     os.kill(kernel.provisioner.pid, signal.SIGKILL)
     kernel.provisioner.process.wait()
     assert execute(says, tmp_path / "executed.ipynb", {}, kernel) is None
+    end_kernel(kernel)
     assert str(tmp_path / "here") in (tmp_path / "executed.ipynb").read_text()
 
 
@@ -92,3 +94,15 @@ def test_a_kernel_has_loaded_pfiles_and_shows_nothing_of_it(tmp_path):
     assert execute(fresh, tmp_path / "executed.ipynb", {}, kernel) is None
     end_kernel(kernel)
     assert not process.is_running()
+
+
+def test_each_kernel_has_sockets_that_no_other_finds_and_leaves_none():
+    kernels = [start_kernel(), start_kernel()]
+    folders = [Path(kernel.connection_file).parent for kernel in kernels]
+    assert folders[0] != folders[1]
+    for kernel, folder in zip(kernels, folders, strict=True):
+        assert folder.stat().st_mode & 0o777 == 0o700
+        urls = [kernel._make_url(channel) for channel in ("shell", "iopub", "stdin", "control", "hb")]
+        assert all(url.startswith(f"ipc://{folder}/") and len(url) < 103 for url in urls)
+        end_kernel(kernel)
+        assert not folder.exists()
