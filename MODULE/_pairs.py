@@ -202,5 +202,5 @@ def _sum_of_smallest(tails, rank):
         return None
     order = np.argsort(inside)
     inside, counts = inside[order], counts[order]
-    taken = np.clip(missing - (np.cumsum(counts) - counts), 0, counts)
-    return math.fsum(tail.sum_below for tail in tails) + float((taken * inside).sum())
+    counts_inside = np.clip(missing - (np.cumsum(counts) - counts), 0, counts)
+    return math.fsum(tail.sum_below for tail in tails) + float((counts_inside * inside).sum())

@@ -86,9 +86,9 @@ def over_area(folder: str, sides: list[int], strides: list[int], device: str, re
     """A row for each side at the default stride, and for the second side at other strides, each beside tiles."""
     tile = Generator.load(folder).settings.image_size_px
     report: dict[str, Any] = {"rows": []}
-    asked = [(side, tile) for side in sides] + [(sides[min(1, len(sides) - 1)], stride) for stride in strides]
+    pairs = [(side, tile) for side in sides] + [(sides[min(1, len(sides) - 1)], stride) for stride in strides]
     tiles: dict[int, dict[str, float]] = {}
-    for side, stride in asked:
+    for side, stride in pairs:
         tiles[side] = tiles.get(side) or measure(folder, side, None, device, repetitions)
         field = measure(folder, side, stride, device, repetitions)
         row = {"side": side, "stride": stride, "field": field, "tiles": tiles[side]}

@@ -246,7 +246,7 @@ def draw_product(size: Size, device: str, n: int, batch_size: int, sampler: str,
     networks = make_networks(size, device)
     speed = pick_speed(size.settings, torch.device(device))
     cluster_ids = torch.arange(n) % N_CLUSTERS
-    wanted = SOLVER_STEPS if sampler == SOLVER else 1000
+    full_steps = SOLVER_STEPS if sampler == SOLVER else 1000
     scheduler = scheduler_of(size, 1000)
 
     def draw(decode: Callable[[Tensor], Tensor]) -> None:
@@ -256,7 +256,7 @@ def draw_product(size: Size, device: str, n: int, batch_size: int, sampler: str,
             speed=speed, progress=False,
         )  # fmt: skip
 
-    return lambda: sampling_seconds(device, networks.vqvae.decode, draw, wanted / steps)
+    return lambda: sampling_seconds(device, networks.vqvae.decode, draw, full_steps / steps)
 
 
 def sixteen(size: Size, device: str) -> Run:

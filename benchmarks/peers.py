@@ -126,10 +126,12 @@ PEERS = {
 }
 
 
-def closest_width(make: Callable[[int], nn.Module], wanted: int, widths: Iterable[int] = range(16, 257, 16)) -> int:
-    """The width at which the network's number of parameters is closest to `wanted`."""
+def closest_width(
+    make: Callable[[int], nn.Module], n_parameters: int, widths: Iterable[int] = range(16, 257, 16)
+) -> int:
+    """The width at which the network's number of parameters is closest to `n_parameters`."""
     with torch.device("meta"):
-        return min(widths, key=lambda width: abs(parameters(make(width)) - wanted))
+        return min(widths, key=lambda width: abs(parameters(make(width)) - n_parameters))
 
 
 def parameters(network: nn.Module) -> int:
@@ -272,7 +274,7 @@ def autoencoder_step(name: str, size: Size, device: str) -> Run:
     return lambda: {"seconds": seconds(device, one), **about}
 
 
-def monai_vqvae(wanted: int) -> nn.Module:
+def monai_vqvae(n_parameters: int) -> nn.Module:
     """MONAI's VQ-VAE with two halvings, as ours, and the width that brings its parameters closest to so many."""
     from monai.networks.nets import VQVAE
 
@@ -284,7 +286,7 @@ def monai_vqvae(wanted: int) -> nn.Module:
         )  # fmt: skip
 
     with seeded(0, "benchmark autoencoder"):
-        return make(closest_width(make, wanted, range(16, 513, 16)))
+        return make(closest_width(make, n_parameters, range(16, 513, 16)))
 
 
 WORKS = {

@@ -98,20 +98,20 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     train, held_out = tiles.tensor(tiles.train), tiles.tensor(tiles.test)
-    made = MadeTiles(max(0, args.tiles - len(train)), args.size)
+    filler = MadeTiles(max(0, args.tiles - len(train)), args.size)
     began = time.process_time()
-    parts = cast(list[Tensor], [train, made] if len(made) else [train])  # made tiles do what is asked of a tensor
+    parts = cast(list[Tensor], [train, filler] if len(filler) else [train])  # filler tiles do what is asked of a tensor
     index = make_index(MappedParts(parts))
     report: dict[str, Any] = {
         "data": tiles.source, "size": args.size, "training tiles": len(index.tiles), "of the data": len(train),
-        "index": _spent(began, made, 0.0), "found": {}, "parts": [], "device": device_name("cpu"),
+        "index": _spent(began, filler, 0.0), "found": {}, "parts": [], "device": device_name("cpu"),
         "threads": torch.get_num_threads(), "date": date.today().isoformat(), "versions": versions(),
     }  # fmt: skip
     print(f"index of {len(index.tiles):,} tiles: {report['index']}", flush=True)
     for kind, images, originals in _images(train, held_out, args.copies, args.images):
-        began, making = time.process_time(), made.seconds
+        began, making = time.process_time(), filler.seconds
         rows = nearest_in(index, images)
-        report["parts"].append({"images": len(images), **_spent(began, made, making)})
+        report["parts"].append({"images": len(images), **_spent(began, filler, making)})
         if originals is not None:
             is_found = torch.from_numpy(rows.tile.to_numpy()) == originals
             is_found[~is_found] = _is_candidate(index, images[~is_found], originals[~is_found])
@@ -145,9 +145,9 @@ def _is_candidate(index: Index, images: Tensor, originals: Tensor) -> Tensor:
     return (tile == originals[:, None]).any(1)
 
 
-def _spent(began: float, made: MadeTiles, making: float) -> dict[str, float]:
+def _spent(began: float, filler: MadeTiles, making: float) -> dict[str, float]:
     """CPU seconds since then without those in which tiles were made, and those."""
-    of_making = made.seconds - making
+    of_making = filler.seconds - making
     return {"cpu_seconds": time.process_time() - began - of_making, "making_tiles": of_making}
 
 

@@ -136,7 +136,7 @@ LARGE_IMAGE = """
 import json, resource, sys, time
 import numpy as np, large_image
 slide, part, side = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-began, used = time.perf_counter(), time.process_time()
+began, cpu_began = time.perf_counter(), time.process_time()
 source = large_image.open(slide)
 with open(slide + ".large_image", "wb") as file:
     tiles = source.tileIterator(
@@ -146,7 +146,7 @@ with open(slide + ".large_image", "wb") as file:
     for _, tile in zip(range(part), tiles):
         file.write(np.ascontiguousarray(tile["tile"][:, :, :3]).tobytes())
 print(json.dumps({
-    "tiles": part, "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - used,
+    "tiles": part, "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu_began,
     "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "source": type(source).__name__,
     "version": large_image.__version__,
 }))
@@ -160,9 +160,9 @@ def large_image(work: Work, device: str) -> Run:
 
 def timed(work: Callable[[], int]) -> dict[str, Any]:
     """What `work` cut, by wall clock and in seconds of all its threads' processor time."""
-    began, used = time.perf_counter(), time.process_time()
+    began, cpu_began = time.perf_counter(), time.process_time()
     tiles = work()
-    return {"tiles": tiles, "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - used}
+    return {"tiles": tiles, "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu_began}
 
 
 def main(arguments: list[str] | None = None) -> int:

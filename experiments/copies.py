@@ -66,10 +66,10 @@ def measure(data: str, size: int, copies: int, seed: int) -> dict[str, Any]:
     """The share of each kind of copy that the gate withholds, with the threshold it follows from."""
     tiles = load_tiles(data if data.startswith("embedded") else str(Path(data).absolute()), size)
     train, held_out = tiles.tensor(tiles.train), tiles.tensor(tiles.test)
-    began, used = time.perf_counter(), time.process_time()
+    began, cpu_began = time.perf_counter(), time.process_time()
     planted = plant(train, held_out, copies, seed, KINDS | more_kinds(size))
     nearest = nearest_tiles(torch.cat([held_out, *planted.values()]), train).distance.to_numpy()
-    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - used
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     of_held_out, of_copies = nearest[: len(held_out)], nearest[len(held_out) :].reshape(len(planted), -1)
     judged, leak = judge(of_held_out, of_held_out, tiles.source)
     if leak:
@@ -101,25 +101,25 @@ def _certificate(held_out: np.ndarray, copies: np.ndarray) -> tuple[Certificate,
     """It, and the threshold that it is of."""
     judged, _ = judge(held_out, held_out, "")
     passed = (copies >= judged["threshold"]).sum(1).tolist()
-    kept = len(held_out) - judged["left_out"]
-    return Certificate(dict(zip(KINDS, passed, strict=True)), copies.shape[1], kept), judged["threshold"]
+    n_held_out = len(held_out) - judged["left_out"]
+    return Certificate(dict(zip(KINDS, passed, strict=True)), copies.shape[1], n_held_out), judged["threshold"]
 
 
 def how_often_it_holds(held_out: np.ndarray, copies: np.ndarray, seed: int) -> dict[str, float]:
     """The share of certificates, each of a random half of everything, whose limits the fresh half keeps."""
     random = np.random.default_rng(derive_seed(seed, "halves for certificates"))
     held_out = held_out[held_out >= judge(held_out, held_out, "")[0]["outright"]]  # what shows the same tissue is out
-    kept = {"copies that pass": 0, "false alarms": 0, "both": 0}
+    holds = {"copies that pass": 0, "false alarms": 0, "both": 0}
     for _ in range(REPEATS):
         first, fresh = _halves(len(held_out), random)
-        half, rest = _halves(copies.shape[1], random)
+        half, others = _halves(copies.shape[1], random)
         certificate, threshold = _certificate(held_out[first], copies[:, half])
-        passing = bool((copies[:, rest] >= threshold).mean() <= certificate.at_most)
+        passing = bool((copies[:, others] >= threshold).mean() <= certificate.at_most)
         alarms = bool((held_out[fresh] < threshold).mean() <= certificate.false_alarms)
-        kept["copies that pass"] += passing
-        kept["false alarms"] += alarms
-        kept["both"] += passing and alarms
-    return {name: count / REPEATS for name, count in kept.items()}
+        holds["copies that pass"] += passing
+        holds["false alarms"] += alarms
+        holds["both"] += passing and alarms
+    return {name: count / REPEATS for name, count in holds.items()}
 
 
 def simulation_error(share: float) -> float:

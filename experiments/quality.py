@@ -68,16 +68,16 @@ def measure(
     rows = {}
     for judge in judges:
         sets = (held_out, decoded_held_out, generated, train)
-        real, reconstructed, seen, learnt = map(make_extractor(judge), sets)
+        real, reconstructed, of_drawn, learnt = map(make_extractor(judge), sets)
         choices = {
             "training tiles": (of_train, of_generated),
             "reconstructions": (of_decoded, of_generated),
-            "cheating": (learnt, seen),
+            "cheating": (learnt, of_drawn),
         }
         for choice, features in choices.items():
             for accept in ACCEPT:
                 passing = passes(*features, ids, accept)
-                rows[f"{judge}, {choice}, accept {accept:g}"] = judged(real, reconstructed, seen, passing, seed)
+                rows[f"{judge}, {choice}, accept {accept:g}"] = judged(real, reconstructed, of_drawn, passing, seed)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -98,22 +98,22 @@ def passes(of_real: np.ndarray, of_drawn: np.ndarray, ids: np.ndarray, accept: f
 
 
 def judged(
-    real: np.ndarray, reconstructed: np.ndarray, seen: np.ndarray, passing: np.ndarray, seed: int
+    real: np.ndarray, reconstructed: np.ndarray, of_drawn: np.ndarray, passing: np.ndarray, seed: int
 ) -> dict[str, float]:
-    """What is said of the tiles of the features `seen` (N, d) that pass, and of as many at random."""
+    """What is said of the tiles of the features `of_drawn` (N, d) that pass, and of as many at random."""
     rng = np.random.default_rng(derive_seed(seed, "at random"))
-    at_random = [np.sort(rng.permutation(len(seen))[: passing.sum()]) for _ in range(RANDOM)]
+    at_random = [np.sort(rng.permutation(len(of_drawn))[: passing.sum()]) for _ in range(RANDOM)]
     return {
         "kept": passing.sum(),
-        "told apart, random": np.mean([linear_probe_accuracy(real, seen[places]) for places in at_random]),
-        "told apart, kept": linear_probe_accuracy(real, seen[passing]),
-        "told apart, thrown away": linear_probe_accuracy(real, seen[~passing]),
+        "told apart, random": np.mean([linear_probe_accuracy(real, of_drawn[places]) for places in at_random]),
+        "told apart, kept": linear_probe_accuracy(real, of_drawn[passing]),
+        "told apart, thrown away": linear_probe_accuracy(real, of_drawn[~passing]),
         "from reconstructions, random": np.mean(
-            [linear_probe_accuracy(reconstructed, seen[places]) for places in at_random]
+            [linear_probe_accuracy(reconstructed, of_drawn[places]) for places in at_random]
         ),
-        "from reconstructions, kept": linear_probe_accuracy(reconstructed, seen[passing]),
-        "recall, random": np.mean([prdc(real, seen[places])["recall"] for places in at_random]),
-        "recall, kept": prdc(real, seen[passing])["recall"],
+        "from reconstructions, kept": linear_probe_accuracy(reconstructed, of_drawn[passing]),
+        "recall, random": np.mean([prdc(real, of_drawn[places])["recall"] for places in at_random]),
+        "recall, kept": prdc(real, of_drawn[passing])["recall"],
     }
 
 

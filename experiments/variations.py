@@ -82,17 +82,17 @@ def over_strength(
     images, table = variations.vary(generator, originals, STRENGTHS, number, seed, [])
     gate = variations.make_gate(tiles)
     table = variations.add_distances(images, table, originals, gate)
-    _, kept = variations.decoded_again(generator, originals)
+    _, kept_share = variations.decoded_again(generator, originals)
     curve = variations.curve(table)
     figures.save_figure(variations.show(images, table, originals, generator.names, generator.mpp), out / "sheet.jpg")
     report = {
         "data": tiles.source, "originals": len(originals), "number": number, "seed": seed, "limit": gate.limit,
-        "likeness_of_held_out_tiles": gate.likeness, "kept_when_decoded": kept, "curve": curve.to_dict("records"),
+        "likeness_of_held_out_tiles": gate.likeness, "kept_when_decoded": kept_share, "curve": curve.to_dict("records"),
         **about(),
     }  # fmt: skip
     lines = [
-        f"| strength | keeps its cluster (decoded alone: {kept:.0%}) | likeness to its original (held-out tiles to "
-        f"their nearest training tile: {gate.likeness:.2f}) | called copies |",
+        f"| strength | keeps its cluster (decoded alone: {kept_share:.0%}) | likeness to its original (held-out tiles "
+        f"to their nearest training tile: {gate.likeness:.2f}) | called copies |",
         "|---|---|---|---|",
         *(f"| {at.strength:g} | {at.kept:.0%} | {at.likeness:.2f} | {at.copies:.0%} |" for at in curve.itertuples()),
     ]

@@ -71,15 +71,15 @@ def standard_for(run: Run, generator: Generator, search: bool = True) -> Standar
 
 @dataclass
 class Acceptance:
-    """What was taken and what was thrown away, as features of each tile that had no part in the choice.
+    """The tiles that passed and those that were thrown away, as features that had no part in the choice.
 
-    odds: of the tiles taken, in the order in which they were asked for, see `quality.Standard.odds`.
+    odds: log-odds of the accepted tiles, in the order of the request, see `quality.Standard.odds`.
     """
 
     accept: float
     odds: list[np.ndarray] = field(default_factory=list)
-    taken: list[np.ndarray] = field(default_factory=list)
-    thrown: list[np.ndarray] = field(default_factory=list)
+    accepted: list[np.ndarray] = field(default_factory=list)
+    rejected: list[np.ndarray] = field(default_factory=list)
     never: int = 0  # tiles that did not pass in as many draws as are made
 
     def __post_init__(self):
@@ -88,18 +88,18 @@ class Acceptance:
 
     def __str__(self) -> str:
         """How many were thrown away, and what that did to diversity."""
-        taken, thrown = (sum(map(len, parts)) for parts in (self.taken, self.thrown))
-        if not taken:
+        accepted, rejected = (sum(map(len, parts)) for parts in (self.accepted, self.rejected))
+        if not accepted:
             return "No tile was drawn."
-        text = f"{taken} tiles passed of {taken + thrown} that were drawn, and {thrown} were thrown away: the worst "
-        text += f"{1 - self.accept:.0%} of each cluster do not pass."
+        text = f"{accepted} tiles passed of {accepted + rejected} that were drawn, and {rejected} were thrown away: "
+        text += f"the worst {1 - self.accept:.0%} of each cluster do not pass."
         if self.never:
             text += f" {self.never} tiles passed in none of {MOST_DRAWS} draws: the best of these was taken."
-        if thrown and taken > 1 and self.taken[0].shape[1]:
-            kept, everything = np.concatenate(self.taken), np.concatenate([*self.taken, *self.thrown])
+        if rejected and accepted > 1 and self.accepted[0].shape[1]:
+            passing, everything = np.concatenate(self.accepted), np.concatenate([*self.accepted, *self.rejected])
             text += (
                 " Diversity, the mean distance between two tiles in random convolutions, which had no part in the "
-                f"choice, is {spread(kept, everything) / spread(everything, everything):.0%} of what it was."
+                f"choice, is {spread(passing, everything) / spread(everything, everything):.0%} of what it was."
             )
         return text
 
@@ -115,7 +115,7 @@ def spread(features: np.ndarray, scale: np.ndarray) -> float:
 def until_accepted(draw: Draw, standard: Standard | None, vqvae: VQVAE, acceptance: Acceptance) -> Draw:
     """A function like `draw` whose tiles pass: each is drawn anew, from seeds that follow from its own, until it does.
 
-    What is taken and thrown away is added to `acceptance`. A tile depends on its cluster, its seed and the share alone.
+    Accepted and rejected tiles are added to `acceptance`. A tile depends on its cluster, its seed and the share alone.
     InputError if there is nothing to hold tiles against.
     """
     if acceptance.accept == 1:
@@ -137,19 +137,19 @@ def until_accepted(draw: Draw, standard: Standard | None, vqvae: VQVAE, acceptan
             others = draw(cluster_ids[failing], seeds=again)
             of_others = standard.odds(quality.own_features(vqvae, others))
             better = of_others > odds[failing]
-            thrown = others.clone()
-            thrown[better] = images[failing[better]]
-            acceptance.thrown.append(_seen(thrown))
+            rejected = others.clone()
+            rejected[better] = images[failing[better]]
+            acceptance.rejected.append(_diversity_features(rejected))
             images[failing[better]], odds[failing[better]] = others[better], of_others[better]
         acceptance.never += int((~standard.passes(odds, cluster_ids.numpy(), acceptance.accept)).sum())
-        acceptance.taken.append(_seen(images))
+        acceptance.accepted.append(_diversity_features(images))
         acceptance.odds.append(odds)
         return images
 
     return draw_until_accepted
 
 
-def _seen(images: Tensor) -> np.ndarray:
+def _diversity_features(images: Tensor) -> np.ndarray:
     """Random convolutions (N, 54) of images, none of smaller ones than these take."""
     return random_convolutions()(images) if images.shape[2] >= SMALLEST else np.empty((len(images), 0), np.float32)
 

@@ -152,10 +152,10 @@ def _joints(field: Field, whole: Box) -> dict[str, int]:
     return {"x": (last - whole.left) % every, "y": (last - whole.top) % every, "every": every}
 
 
-def _require_room(out: Path, size: tuple[int, int], left: float) -> None:
-    """InputError if the disk has less room than the slide and the blocks, of which the share `left` is missing."""
+def _require_room(out: Path, size: tuple[int, int], missing_share: float) -> None:
+    """InputError if the disk has less room than the slide and the blocks, of which `missing_share` is missing."""
     folder = next(parent for parent in out.absolute().parents if parent.exists())
-    needed, free = BYTES * size[0] * size[1] * left, shutil.disk_usage(folder).free
+    needed, free = BYTES * size[0] * size[1] * missing_share, shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
             f"A field of {size[0]} x {size[1]} px needs up to {needed / 1e9:,.1f} GB, but the disk of {folder} has "

@@ -137,13 +137,15 @@ def place(archives: Sequence[Path], paths: Paths, settings: Settings) -> Publish
         members = find(archives, opened)
         for name, files in members.items():
             _check(name, files, settings)
-        wanted = {name: _targets(name, files, paths) for name, files in members.items()}
-        new = {path: member for targets in wanted.values() for path, member in targets.items() if _is_new(path, member)}
-        for name, targets in wanted.items():
+        targets_of = {name: _targets(name, files, paths) for name, files in members.items()}
+        new = {
+            path: member for targets in targets_of.values() for path, member in targets.items() if _is_new(path, member)
+        }
+        for name, targets in targets_of.items():
             _refuse_others(name, targets, paths)
         for path, member in progress(new.items(), desc="put in place", unit="file", leave=False, delay=2):
             member.copy(path)
-    there = {name: [*targets] for name, targets in wanted.items()} | _already_there(paths, wanted.keys())
+    there = {name: [*targets] for name, targets in targets_of.items()} | _already_there(paths, targets_of.keys())
     return Published(
         {name: there[name] for name in PARTS if name in there},
         {name: part.source for name, part in PARTS.items() if name not in there},

@@ -102,8 +102,8 @@ def _spread(number: int, k: int) -> np.ndarray:
 def _real(run: Run, counts: trials.Counts) -> list[Trial]:
     """Held-out tiles, those to be judged first, evenly from the clusters as far as these have any."""
     cluster_ids = run.assign(run.test_images).cluster_ids.numpy()
-    wanted = np.concatenate([_spread(counts.real, run.k), _spread(counts.held_out - counts.real, run.k)])
-    places = trials.pick_real(cluster_ids, wanted, run.seed)
+    counts_of = np.concatenate([_spread(counts.real, run.k), _spread(counts.held_out - counts.real, run.k)])
+    places = trials.pick_real(cluster_ids, counts_of, run.seed)
     images = run.tiles.tensor(run.tiles.test[places])
     return [
         Trial(image, "real", int(cluster_ids[place]) + 1, f"held-out tile {place + 1}")

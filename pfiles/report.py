@@ -78,9 +78,9 @@ def assign_every_tile(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """The cluster (N,), 0-based, of each tile, on whatever side of the split, and its probability (N,)."""
     tiles = run.tiles
     cluster_ids, confidence = np.empty(len(tiles.images), np.int64), np.empty(len(tiles.images))
-    rest = np.setdiff1d(np.arange(len(tiles.images)), tiles.train)
+    unread = np.setdiff1d(np.arange(len(tiles.images)), tiles.train)
     bar = processes.progress(
-        np.split(rest, range(AT_ONCE, len(rest), AT_ONCE)), desc="assign tiles", unit="batch", leave=False, delay=2
+        np.split(unread, range(AT_ONCE, len(unread), AT_ONCE)), desc="assign tiles", unit="batch", leave=False, delay=2
     )
     parts = [(tiles.train, run.assignment), *((places, run.assign(tiles.tensor(places))) for places in bar)]
     for places, (ids, probabilities) in parts:

@@ -284,8 +284,8 @@ def _why(then: Provenance | None, now: Provenance | None, changed: list[str]) ->
     causes = list(changed)
     if then is not None and now is not None:
         for name, (before, after) in then.without(*NOT_INPUTS).differences(now.without(*NOT_INPUTS)).items():
-            group, _, rest = name.partition(".")
-            words = f"{KINDS[group]} {rest}" if group in KINDS else name
+            group, _, setting = name.partition(".")
+            words = f"{KINDS[group]} {setting}" if group in KINDS else name
             if not any(cause.startswith((f"{words}:", f"{words.partition(' ')[0]}:")) for cause in causes):
                 causes.append(f"{words}: was {before!r}, is {after!r}")
     return "; ".join(causes) or UNEXPLAINED

@@ -80,12 +80,12 @@ def vary(
     tile_ids, _ = generator.assign(tiles)
     for name in (None, *clusters):
         if name is None:
-            asked = tile_ids
+            target_ids = tile_ids
         else:
             same_name = find_clusters(name, generator.names, generator.n_clusters)
-            asked = torch.full_like(tile_ids, max(same_name, key=lambda cluster: float(generator.shares[cluster])))
+            target_ids = torch.full_like(tile_ids, max(same_name, key=lambda cluster: float(generator.shares[cluster])))
         for strength in strengths:
-            cluster = None if name is None else int(asked[0])
+            cluster = None if name is None else int(target_ids[0])
             varied = generator.vary(tiles, strength, number, seed, cluster=cluster).flatten(0, 1)
             read, _ = generator.assign(varied)
             images.append(varied)
@@ -94,7 +94,7 @@ def vary(
                     {
                         "original": torch.arange(len(tiles)).repeat_interleave(number),
                         "own": name is None,
-                        "asked": asked.repeat_interleave(number),
+                        "asked": target_ids.repeat_interleave(number),
                         "read": read,
                         "strength": strength,
                     }
@@ -149,14 +149,14 @@ def write_variations(
     refuse_other_files(out)
     images, table = vary(generator, tiles, strengths, number, seed, clusters)
     table = add_distances(images, table, tiles, gate)
-    _, kept = decoded_again(generator, tiles)
+    _, kept_share = decoded_again(generator, tiles)
     networks = {"autoencoder": generator.space.vqvae, "unet": generator.unet, "clusters": generator.bank}
     networks |= {"guide": generator.guide} if generator.guide else {}
     note = {
         "made_by": MADE_BY, **{name: inference_fingerprint(network) for name, network in networks.items()},
         "seed": seed, "originals": len(tiles), "variations": len(table), "withheld": int(table["copy"].sum()),
         "limit": gate.limit, "rule": gate.words, "likeness_of_held_out_tiles": gate.likeness,
-        "kept_when_decoded": kept, "curve": curve(table).to_dict("records"),
+        "kept_when_decoded": kept_share, "curve": curve(table).to_dict("records"),
     }  # fmt: skip
     passed = (~table["copy"]).to_numpy()
     files = [f"{place}.png" if passes else "" for place, passes in enumerate(passed, start=1)]
@@ -177,8 +177,8 @@ def refuse_other_files(out: Path) -> None:
     """InputError where the folder `out`, which is replaced as a whole, holds anything that `vary` did not write."""
     names = {"tiles", TABLE, NOTE, SHEET}
     others = [path.name for path in out.iterdir() if path.name not in names] if out.is_dir() else []
-    made = read_json(out / NOTE, {}).get("made_by") == MADE_BY
-    if others or (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir()) and not made):
+    is_ours = read_json(out / NOTE, {}).get("made_by") == MADE_BY
+    if others or (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir()) and not is_ours):
         raise InputError(f"{out} holds other files than variations: name an empty or a new folder.")
 
 
@@ -204,11 +204,11 @@ def show(
     rows, labels = [], []
     for original in range(min(SHOWN, len(tiles))):
         of_original = table[table["original"] == original]
-        for (as_own_cluster, strength, asked), group in of_original.groupby(["own", "strength", "asked"], sort=False):
+        for (as_own_cluster, strength, cluster), group in of_original.groupby(["own", "strength", "asked"], sort=False):
             varied = images[group.index.to_list()].clone()
             _frame(varied, torch.tensor(group["copy"].to_list()))
             rows.append(torch.cat([tiles[original][None], varied]))
-            label = figures.cluster_label(asked + 1, names)
+            label = figures.cluster_label(cluster + 1, names)
             labels.append(f"{strength:g}, {'own' if as_own_cluster else 'as'} {label}")
     title = "Each tile, then its variations by strength and cluster; framed in red: too near a real tile"
     return figures.show_rows(rows, labels, title, mpp, columns=max(map(len, rows)))

@@ -39,12 +39,12 @@ def test_tiles_are_drawn_anew_until_they_pass():
     first = flat(ids, seeds)
     passing = first[:, 0, 0, 0] >= 51
     assert torch.equal(images[passing], first[passing])  # what passes stays
-    assert sum(map(len, acceptance.taken)) == 200
+    assert sum(map(len, acceptance.accepted)) == 200
     assert np.concatenate(acceptance.odds).tolist() == images[:, 0, 0, 0].tolist()  # of what was taken, in its order
-    thrown = sum(map(len, acceptance.thrown))
-    assert thrown >= (~passing).sum()
+    rejected = sum(map(len, acceptance.rejected))
+    assert rejected >= (~passing).sum()
     assert str(acceptance).startswith(
-        f"200 tiles passed of {200 + thrown} that were drawn, and {thrown} were thrown away"
+        f"200 tiles passed of {200 + rejected} that were drawn, and {rejected} were rejected away"
     )
     assert "Diversity" in str(acceptance)
     # a tile depends on its own seed, not on those beside it
@@ -56,7 +56,7 @@ def test_what_never_passes_is_the_best_of_its_draws():
     dark = until_accepted(lambda ids, seeds: flat(ids, seeds) // 8, Bright(), None, acceptance)
     images = dark(torch.zeros(3, dtype=torch.int64), seeds=[1, 2, 3])
     assert acceptance.never == 3
-    assert sum(map(len, acceptance.thrown)) == 3 * (MOST_DRAWS - 1)
+    assert sum(map(len, acceptance.rejected)) == 3 * (MOST_DRAWS - 1)
     assert images.min() > 20
     assert "3 tiles passed in none of 20 draws" in str(acceptance)
 

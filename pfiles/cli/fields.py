@@ -33,19 +33,19 @@ def field(args: argparse.Namespace) -> int:
     reader = generator.reader if args.mpp is None else generator.reader._replace(mpp=args.mpp)
     size = None if args.size is None else tuple(args.size)
     layout = read_layout(args.layout, reader, size, args.background, args.mpp_of_slide)
-    asked = _field(generator, layout, args)
+    field = _field(generator, layout, args)
     region = None
     if args.region is not None:
         x, y, width, height = args.region
         region = Box(y, x, y + height, x + width)
     real = None if args.no_check else real_tiles(args, generator, run)
     real_crops = None if args.no_check else _real_crops(args, generator, reader.mpp)
-    made = fields.write_field(generator, asked, out, region, reader.mpp)
-    width, height = made["size"]
-    scale = "of unknown scale, as --mpp was not given," if made["mpp"] is None else f"of {made['mpp']:g} um/px"
+    note = fields.write_field(generator, field, out, region, reader.mpp)
+    width, height = note["size"]
+    scale = "of unknown scale, as --mpp was not given," if note["mpp"] is None else f"of {note['mpp']:g} um/px"
     print(f"A field of {width} x {height} px {scale} is in {out}; what was asked for is beside it.")
     if not args.no_check:
-        _check(generator, asked, made, out, real, real_crops)
+        _check(generator, field, note, out, real, real_crops)
     return 0
 
 
@@ -80,15 +80,15 @@ def _real_crops(args: argparse.Namespace, generator: Generator, mpp: float | Non
 
 
 def _check(
-    generator: Generator, asked: Field, made: Mapping[str, Any], out: Path, real: Tiles | None,
+    generator: Generator, field: Field, note: Mapping[str, Any], out: Path, real: Tiles | None,
     real_crops: Tensor | None,
 ) -> None:  # fmt: skip
     table = fields.asked_tiles(
-        asked.layout, Box(**made["made_from"]["region"]), generator.settings.image_size_px, out.stem, generator.names
+        field.layout, Box(**note["made_from"]["region"]), generator.settings.image_size_px, out.stem, generator.names
     )
     section = field_report.check_field(
-        out, table, Joints(**made["joints"]), generator.assign, generator.n_clusters, asked.seed, pick_device(),
-        real, real_crops, lambda ids: generator.draw(ids, seed=asked.seed),
+        out, table, Joints(**note["joints"]), generator.assign, generator.n_clusters, field.seed, pick_device(),
+        real, real_crops, lambda ids: generator.draw(ids, seed=field.seed),
     )  # fmt: skip
     write_json(fields.beside(out, "check.json"), {"said": list(section.notes), **section.scores})
     print(page.as_text([section]))

@@ -46,8 +46,8 @@ class Progress(NamedTuple):
             return f"{sentence}, stopped by {self.stopped_by}: run it again to go on"
         silent = time.time() - self.at
         if self.steps_per_second > 0:
-            left = timedelta(seconds=round((self.total_steps - self.step) / self.steps_per_second))
-            sentence += f", {self.steps_per_second:.3g} steps per second, {left} left"
+            remaining = timedelta(seconds=round((self.total_steps - self.step) / self.steps_per_second))
+            sentence += f", {self.steps_per_second:.3g} steps per second, {remaining} left"
         silence = timedelta(seconds=round(silent))
         return f"{sentence}; no word for {silence}: it may have been stopped" if silent > SILENT else sentence
 

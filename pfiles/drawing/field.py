@@ -171,20 +171,20 @@ def draw_field(field: Field, region: Box | None = None, show_progress: bool = Tr
 def draw_block(field: Field, block: Box, bar: tqdm | None = None) -> Tensor:
     """A box of pixels as uint8 (3, h, w) on the CPU. bar: grows by 1 at each of its `steps_of`."""
     scale, window = field.scale, field.window
-    wanted = Box(block.top // scale, block.left // scale, -(-block.bottom // scale), -(-block.right // scale))
+    inner = Box(block.top // scale, block.left // scale, -(-block.bottom // scale), -(-block.right // scale))
     reach = (EXCHANGES + 1) * window
     whole = field.whole
     part = Box(
-        max(wanted.top - reach, 0), max(wanted.left - reach, 0),
-        min(wanted.bottom + reach, whole.bottom), min(wanted.right + reach, whole.right),
+        max(inner.top - reach, 0), max(inner.left - reach, 0),
+        min(inner.bottom + reach, whole.bottom), min(inner.right + reach, whole.right),
     )  # fmt: skip
     needed = np.zeros((part.bottom - part.top, part.right - part.left), bool)
-    needed[wanted.inside(part)] = layouts.tissue(field.layout, wanted, scale, field.blend + 2) > 0
+    needed[inner.inside(part)] = layouts.tissue(field.layout, inner, scale, field.blend + 2) > 0
     decoded = _grid(field, part, needed, max(window // 2, 1), 0)
     with eval_mode(field.unet):
         z = _draw_latents(field, part, _union(needed, decoded), bar)
-        image = _decode(field, z, decoded, wanted, part)
-    rows, columns = block.inside(Box(wanted.top * scale, wanted.left * scale, 0, 0))
+        image = _decode(field, z, decoded, inner, part)
+    rows, columns = block.inside(Box(inner.top * scale, inner.left * scale, 0, 0))
     image = image[:, rows, columns]
     if field.layout.has_glass:
         tissue = layouts.tissue(field.layout, block, 1, field.blend * scale)
@@ -314,8 +314,8 @@ def _noise(field: Field, part: Box) -> Iterator[Tensor]:
         yield tall.reshape(shape[0], len(rows) * side, len(columns) * side)[None, :, *within].contiguous()
 
 
-def _decode(field: Field, z: Tensor, windows: list[tuple[slice, slice]], wanted: Box, part: Box) -> Tensor:
-    """The image (3, H, W) in [0, 1], on the CPU, of the latents `wanted` among z (z, h, w), those of `part`.
+def _decode(field: Field, z: Tensor, windows: list[tuple[slice, slice]], inner: Box, part: Box) -> Tensor:
+    """The image (3, H, W) in [0, 1], on the CPU, of the latents `inner` among z (z, h, w), those of `part`.
 
     The decoder looks at windows of a tile's size that overlap by half, as its attention knows no others.
     """
@@ -329,5 +329,5 @@ def _decode(field: Field, z: Tensor, windows: list[tuple[slice, slice]], wanted:
             at = (slice(rows.start * scale, rows.stop * scale), slice(columns.start * scale, columns.stop * scale))
             sums[:, *at] += image * weight
             total[at] += weight
-    within = tuple(slice(along.start * scale, along.stop * scale) for along in wanted.inside(part))
+    within = tuple(slice(along.start * scale, along.stop * scale) for along in inner.inside(part))
     return (sums[:, *within] / total[within].clamp_min(1e-12)).clamp(0, 1)

@@ -413,5 +413,5 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _value(settings: Settings, name: str) -> Any:
-    group, _, rest = name.partition(".")
-    return getattr(getattr(settings, group), rest) if rest else getattr(settings, group)
+    group, _, setting = name.partition(".")
+    return getattr(getattr(settings, group), setting) if setting else getattr(settings, group)

@@ -147,8 +147,8 @@ class Reader(NamedTuple):
         if text.casefold() == GLASS_WORD and GLASS_WORD not in called:
             return GLASS
         numbered = re.fullmatch(r"(?:cluster )?(\d{1,6})(?: .*)?", text.casefold())
-        wanted = numbered[1] if numbered and text.casefold() not in called else text
-        return max(find_clusters(wanted, self.names, self.n_clusters), key=lambda cluster: self.shares[cluster])
+        name = numbered[1] if numbered and text.casefold() not in called else text
+        return max(find_clusters(name, self.names, self.n_clusters), key=lambda cluster: self.shares[cluster])
 
 
 def read_layout(

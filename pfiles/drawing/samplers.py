@@ -67,8 +67,8 @@ def log_noise_timesteps(scheduler: Scheduler, num_steps: int) -> list[int]:
 
     alpha_bar = scheduler.alpha_cumprod
     log_noise = ((1 - alpha_bar) / alpha_bar).log()
-    wanted = torch.linspace(log_noise[-1].item(), log_noise[0].item(), num_steps, dtype=torch.float64)
-    nearest = (log_noise - wanted[:, None]).abs().argmin(1)
+    targets = torch.linspace(log_noise[-1].item(), log_noise[0].item(), num_steps, dtype=torch.float64)
+    nearest = (log_noise - targets[:, None]).abs().argmin(1)
     return sorted(set(nearest.tolist()), reverse=True)
 
 

@@ -151,8 +151,8 @@ def generate_to_folder(
 
     An interrupt stops at once and keeps the images that are done.
     """
-    wanted = [i for i, number in enumerate(numbers) if only is None or _is_within(number, only)]
-    if only is not None and not wanted:
+    indices = [i for i, number in enumerate(numbers) if only is None or _is_within(number, only)]
+    if only is not None and not indices:
         raise InputError(
             f"only = {only!r} holds none of the {len(numbers)} numbers from {min(numbers)} to {max(numbers)}: "
             "choose a range that does."
@@ -167,12 +167,12 @@ def generate_to_folder(
         )
     processes.wait_for_all()  # before any of them writes what another would find there
     write_json(note_file, note)
-    wanted = processes.share(wanted)
-    _remove_parts(folder, [f"{numbers[i]}.png" for i in wanted] + [GENERATED_WITH] * (only is None and is_first()))
+    indices = processes.share(indices)
+    _remove_parts(folder, [f"{numbers[i]}.png" for i in indices] + [GENERATED_WITH] * (only is None and is_first()))
     done = image_files(folder)
-    missing = [i for i in wanted if str(numbers[i]) not in done]
-    if len(missing) < len(wanted):
-        print(f"{len(wanted) - len(missing)} of {len(wanted)} images are there already.")
+    missing = [i for i in indices if str(numbers[i]) not in done]
+    if len(missing) < len(indices):
+        print(f"{len(indices) - len(missing)} of {len(indices)} images are there already.")
     with interrupt_told(STOPPED), ThreadPoolExecutor(WRITERS) as pool:
         writing: list[Future] = []
         for batch in processes.progress(_chunks(missing, batch_size), desc="images", unit="batch", delay=1):

@@ -33,17 +33,17 @@ class Joints(NamedTuple):
     every: int
 
 
-def read_back(asked: np.ndarray, read: np.ndarray, shares: np.ndarray, n_clusters: int) -> dict[str, pd.DataFrame]:
-    """How often the clusters (N,) that a map read are those that were asked for (N,), 0-based.
+def read_back(painted: np.ndarray, read: np.ndarray, shares: np.ndarray, n_clusters: int) -> dict[str, pd.DataFrame]:
+    """How often the clusters (N,) that a map read are the painted ones (N,), 0-based.
 
-    shares: of each place that was asked to be of its cluster (N,). Returns `agreement` for "all" places and, where
-    some but not all are, for those "inside" of one cluster.
+    shares: the share of each place that was painted with its cluster (N,). Returns `agreement` for "all" places and,
+    if some but not all lie "inside" of one cluster, for those.
     """
     tables = {}
     inside = shares >= PURE
-    for name, places in (("all", np.ones(len(asked), bool)), ("inside", inside)):
+    for name, places in (("all", np.ones(len(painted), bool)), ("inside", inside)):
         if name == "all" or 0 < inside.sum() < len(inside):
-            pairs = np.ravel_multi_index((asked[places], read[places]), (n_clusters, n_clusters))
+            pairs = np.ravel_multi_index((painted[places], read[places]), (n_clusters, n_clusters))
             tables[name] = agreement(np.bincount(pairs, minlength=n_clusters**2).reshape(n_clusters, n_clusters))
     return tables
 
@@ -120,11 +120,12 @@ def drift(tiles: Tensor, places: np.ndarray, cluster_ids: np.ndarray) -> dict[st
     design = np.column_stack([(places / span)[:, sides], cluster_ids[:, None] == np.unique(cluster_ids)])
     free = max(len(design) - design.shape[1], 1)
     fit, *_ = np.linalg.lstsq(design, colours, rcond=None)
-    rest = np.square(colours - design @ fit).sum(0) / free  # (3,)
-    errors = np.sqrt(np.diag(np.linalg.pinv(design.T @ design))[: len(sides), None] * rest)
+    variance = np.square(colours - design @ fit).sum(0) / free  # (3,)
+    errors = np.sqrt(np.diag(np.linalg.pinv(design.T @ design))[: len(sides), None] * variance)
     largest = np.unravel_index(np.abs(fit[: len(sides)]).argmax(), errors.shape)
     return {
-        "levels": float(fit[largest]), "standard_error": float(errors[largest]), "spread": float(np.sqrt(rest.mean()))
+        "levels": float(fit[largest]), "standard_error": float(errors[largest]),
+        "spread": float(np.sqrt(variance.mean())),
     }  # fmt: skip
 
 

@@ -164,8 +164,8 @@ def _compare(structure: Tensor, grey: Tensor, pose: Tensor) -> _Comparison:
     inside = (grid.abs() <= 1).all(3).float()
     laid = _structure(F.grid_sample(grey[:, None], grid, padding_mode="border", align_corners=False)[:, 0], inside)
     image = structure.repeat_interleave(len(pose) // len(structure), 0)
-    seen = (image.square() * inside).mean((1, 2))
-    return _Comparison(torch.where(seen < SEEN, 0, _likeness(image, laid)), laid, inside)
+    strength = (image.square() * inside).mean((1, 2))
+    return _Comparison(torch.where(strength < SEEN, 0, _likeness(image, laid)), laid, inside)
 
 
 def _likeness(image: Tensor, laid: Tensor) -> Tensor:

@@ -197,8 +197,8 @@ def read_standard(path: Path, n_clusters: int) -> Standard:
     """The standard in a file; InputError for one that is not of so many clusters, or does not fit together."""
     shapes = read_shapes(path)
     width = shapes.get("mean", ())
-    wanted = {"mean": width, "scale": width, "weights": width, "held_out": (101,), "drawn": (n_clusters, 101)}
-    if set(shapes) != {field.name for field in fields(Standard)} or any(shapes[n] != s for n, s in wanted.items()):
+    sizes = {"mean": width, "scale": width, "weights": width, "held_out": (101,), "drawn": (n_clusters, 101)}
+    if set(shapes) != {field.name for field in fields(Standard)} or any(shapes[n] != s for n, s in sizes.items()):
         raise InputError(f"{path} does not fit the generator beside it: get it anew, or remove it.")
     try:
         return Standard(**load_file(path))

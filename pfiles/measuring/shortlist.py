@@ -47,12 +47,14 @@ def make_index(tiles: Images) -> Index:
     places = [slice(begin, begin + READ_AT_ONCE) for begin in range(0, len(tiles), READ_AT_ONCE)]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
 
-        def shown(function, parts, desc):
+        def spread(function, parts, desc):
             return progress(pool.map(function, parts), desc=desc, total=len(parts), unit="batch", leave=False, delay=2)
 
-        bar = shown(lambda some: small_version(structure(tiles[some])).half(), places, "training tiles")
+        bar = spread(lambda place: small_version(structure(tiles[place])).half(), places, "training tiles")
         small = torch.cat([*bar])
-        library = make_library(tiles, places, lambda function, parts: shown(function, parts, "spots of training tiles"))
+        library = make_library(
+            tiles, places, lambda function, parts: spread(function, parts, "spots of training tiles")
+        )
     return Index(tiles, small, library)
 
 

@@ -59,9 +59,9 @@ def nested(coarse: np.ndarray, fine: np.ndarray) -> float:
 
 def describe(features: np.ndarray, cluster_ids: np.ndarray, k: int) -> dict[str, float]:
     """The five indices (nan where all tiles are in one cluster, as none is defined), and how full the clusters are."""
-    sizes, used, kl = occupancy(cluster_ids, k)
-    indices = all_indices(features, cluster_ids) if used > 1 else dict.fromkeys(FIVE, float("nan"))
-    return {**indices, "clusters used": used, "smallest": sizes.min(), "largest": sizes.max(), "KL to uniform": kl}
+    sizes, n_used, kl = occupancy(cluster_ids, k)
+    indices = all_indices(features, cluster_ids) if n_used > 1 else dict.fromkeys(FIVE, float("nan"))
+    return {**indices, "clusters used": n_used, "smallest": sizes.min(), "largest": sizes.max(), "KL to uniform": kl}
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -167,11 +167,11 @@ def _refuse_other_data(generated: Path, tiles: Tiles) -> None:
     if noted is None:
         print(f"Nothing beside the images says what they were made from: taken to be {tiles.source}.")
         return
-    used = replace(tiles, train=tiles.train[evenly_spaced(len(tiles.train), noted["training tiles"])])
-    if used.fingerprint() != noted["fingerprint"]:
+    training_tiles = replace(tiles, train=tiles.train[evenly_spaced(len(tiles.train), noted["training tiles"])])
+    if training_tiles.fingerprint() != noted["fingerprint"]:
         raise InputError(
             f"The images in {generated} were made from other tiles ({noted['source']}, fingerprint "
-            f"{noted['fingerprint']}) than {tiles.source} ({used.fingerprint()}): name those with --data."
+            f"{noted['fingerprint']}) than {tiles.source} ({training_tiles.fingerprint()}): name those with --data."
         )
 
 

@@ -31,7 +31,7 @@ AT_ONCE = 256  # tiles; changes memory only
 
 def check_field(
     path: Path,
-    asked: pd.DataFrame,
+    painted: pd.DataFrame,
     joints: Joints,
     assign: Callable[[Tensor], Assignment],
     n_clusters: int,
@@ -43,19 +43,21 @@ def check_field(
 ) -> Section:
     """What a field's slide shows, with all numbers as scores.
 
-    asked: as `fields.asked_tiles`. assign: uint8 tiles (N, 3, S, S) -> their clusters and confidence, such as
+    painted: as `fields.asked_tiles`. assign: uint8 tiles (N, 3, S, S) -> their clusters and confidence, such as
     `Generator.assign`. real: the tiles that the generator learnt from, with held-out ones; None: no search for copies.
     real_crops: uint8 (N, 3, 2 S, 2 S) of a real slide, every S px, for structure larger than a tile; their first tiles,
     which do not overlap, for repetition; None: structure is not compared. draw: clusters, 0-based -> separate tiles,
     which are read back too; None: no such tiles.
     """
-    side = int(asked["side"].iloc[0]) if len(asked) else 0
+    side = int(painted["side"].iloc[0]) if len(painted) else 0
     if not side:
         raise InputError(f"{path} has no tile of tissue to look at: draw a larger field.")
     with open_slide(path) as slide:
-        places, ids = asked[["x", "y"]].to_numpy(int), asked["cluster"].to_numpy(int) - 1
+        places, ids = painted[["x", "y"]].to_numpy(int), painted["cluster"].to_numpy(int) - 1
         scores: dict[str, Any] = {}
-        said, tables = _read_back(slide, places, ids, asked["share"].to_numpy(float), side, assign, n_clusters, scores)
+        said, tables = _read_back(
+            slide, places, ids, painted["share"].to_numpy(float), side, assign, n_clusters, scores
+        )
         if draw is not None:
             said += _separate(ids[evenly_spaced(len(ids), SEARCHED)].tolist(), draw, assign, scores)
         sampled = evenly_spaced(len(places), 2 * SEARCHED)

@@ -322,16 +322,16 @@ def plot_flow(by_k: Mapping[int, np.ndarray]) -> Figure:
     colour = np.empty((n, 4))  # of each cluster in the column before
     bottoms: dict[int, np.ndarray] = {}
     for column, k in enumerate(ks):
-        ids, used = by_k[k], np.unique(by_k[k])
+        ids, present = by_k[k], np.unique(by_k[k])
         if column:
             before = by_k[ks[column - 1]]
-            centre = [height[ids == c].mean() for c in used]
+            centre = [height[ids == c].mean() for c in present]
             table = stability.contingency(before, ids)
-            colours = {c: colour[table[:, c].argmax()] for c in used}
+            colours = {c: colour[table[:, c].argmax()] for c in present}
         else:
-            centre = [-(ids == c).sum() for c in used]
-            colours = {c: palette[i % 20] for i, c in enumerate(used)}
-        order = used[np.argsort(centre, kind="stable")]
+            centre = [-(ids == c).sum() for c in present]
+            colours = {c: palette[i % 20] for i, c in enumerate(present)}
+        order = present[np.argsort(centre, kind="stable")]
         place, bottom = 0.0, np.zeros(ids.max() + 1)
         for c in order:
             size = (ids == c).sum()

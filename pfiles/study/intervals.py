@@ -51,15 +51,15 @@ def share_interval(share: float, number: int) -> Interval:
     return Interval(share, float(max(centre - reach, 0)), float(min(centre + reach, 1)))
 
 
-def area_interval(area: float, made: int, real: int) -> Interval:
+def area_interval(area: float, generated: int, real: int) -> Interval:
     """The area under one reader's curve, with Newcombe's score interval (2006, method 5), which never leaves 0 ... 1.
 
-    made, real: the numbers of tiles of both kinds.
+    generated, real: the numbers of tiles of both kinds.
     """
 
     def beyond(value: float) -> float:
-        extra = ((made + real) / 2 - 1) * ((1 - value) / (2 - value) + value / (1 + value))
-        return (area - value) ** 2 - NORMAL**2 * value * (1 - value) * (1 + extra) / (made * real)
+        extra = ((generated + real) / 2 - 1) * ((1 - value) / (2 - value) + value / (1 + value))
+        return (area - value) ** 2 - NORMAL**2 * value * (1 - value) * (1 + extra) / (generated * real)
 
     inner = min(max(area, 1e-6), 1 - 1e-6)
     low = brentq(beyond, 1e-9, inner) if beyond(1e-9) > 0 else 0.0
@@ -67,14 +67,14 @@ def area_interval(area: float, made: int, real: int) -> Interval:
     return Interval(area, float(low), float(high))
 
 
-def placements(made: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def placements(generated: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each tile the share of tiles of the other kind that it is on the right side of, ties counting a half.
 
-    made (r, m), real (r, n): what each reader said of each tile, the higher the more like a made one. Returns (r, m)
-    and (r, n); the mean of either is the area under each reader's curve.
+    generated (r, m), real (r, n): what each reader said of each tile, the higher the more like a generated one. Returns
+    (r, m) and (r, n); the mean of either is the area under each reader's curve.
     """
-    above = made[:, :, None] > real[:, None, :]
-    right = above + 0.5 * (made[:, :, None] == real[:, None, :])
+    above = generated[:, :, None] > real[:, None, :]
+    right = above + 0.5 * (generated[:, :, None] == real[:, None, :])
     return right.mean(2), right.mean(1)
 
 
@@ -120,15 +120,15 @@ def mean_interval(values: np.ndarray, covariance: np.ndarray, of_one: OfOne) -> 
     return Interval(mean, float(expit(logit(mean) - reach)), float(expit(logit(mean) + reach)))
 
 
-def readers_for(spread: Spread, wanted: float) -> int | None:
-    """The least number of readers of the same tiles whose mean is known to +- `wanted`; None beyond 50."""
-    enough = (r for r in range(2, MOST_READERS + 1) if half_width(spread, r) <= wanted)
+def readers_for(spread: Spread, target: float) -> int | None:
+    """The least number of readers of the same tiles whose mean is known to +- `target`; None beyond 50."""
+    enough = (r for r in range(2, MOST_READERS + 1) if half_width(spread, r) <= target)
     return next(enough, None)
 
 
-def times_for(spread: Spread, wanted: float) -> float | None:
-    """How many times as many tiles, in steps of a quarter, the same readers need for +- `wanted`; None beyond 20."""
-    enough = (times for times in np.arange(1, MOST_TIMES + 0.25, 0.25) if half_width(spread, times=times) <= wanted)
+def times_for(spread: Spread, target: float) -> float | None:
+    """How many times as many tiles, in steps of a quarter, the same readers need for +- `target`; None beyond 20."""
+    enough = (times for times in np.arange(1, MOST_TIMES + 0.25, 0.25) if half_width(spread, times=times) <= target)
     return next(map(float, enough), None)
 
 

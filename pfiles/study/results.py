@@ -56,23 +56,23 @@ def ratings_of(key: Key, table: pd.DataFrame) -> Ratings:
     wide = judged.pivot(index="reader", columns="trial")
     answers, sure = wide["answer"].to_numpy(), wide["sure"].to_numpy(float)
     truths = [key.trials[trial] for trial in wide["answer"].columns]
-    made = np.array([truth.kind == "generated" for truth in truths])
+    is_generated = np.array([truth.kind == "generated" for truth in truths])
     clusters = np.array([truth.cluster for truth in truths])
     if key.question == "real":
-        certainty, right = np.where(answers == "generated", sure, -sure), (answers == "generated") == made
+        certainty, right = np.where(answers == "generated", sure, -sure), (answers == "generated") == is_generated
     else:
         certainty, right = sure, answers.astype(int) == clusters
     place = (wide["place"].to_numpy(float) - 1) / len(key.trials)
-    return Ratings(wide.index.to_numpy(), made, clusters, answers, certainty, right, place)
+    return Ratings(wide.index.to_numpy(), is_generated, clusters, answers, certainty, right, place)
 
 
 def measures(question: Question, ratings: Ratings) -> dict[str, Measure]:
     """The measures of a study by name: sensitivity, specificity and AUC; or right answers to both kinds of tiles."""
-    made, real = ratings.right[:, ratings.truth], ratings.right[:, ~ratings.truth]
+    generated, real = ratings.right[:, ratings.truth], ratings.right[:, ~ratings.truth]
     if question == "cluster":
-        return {"generated": _share(made), "real": _share(real)}
+        return {"generated": _share(generated), "real": _share(real)}
     certain_made, certain_real = ratings.certainty[:, ratings.truth], ratings.certainty[:, ~ratings.truth]
-    return {"sensitivity": _share(made), "specificity": _share(real), "AUC": _area(certain_made, certain_real)}
+    return {"sensitivity": _share(generated), "specificity": _share(real), "AUC": _area(certain_made, certain_real)}
 
 
 def _share(right: np.ndarray) -> Measure:
@@ -80,9 +80,9 @@ def _share(right: np.ndarray) -> Measure:
     return _measure(right.mean(1), [right.astype(float)], lambda share: intervals.share_interval(share, number))
 
 
-def _area(made: np.ndarray, real: np.ndarray) -> Measure:
-    parts = intervals.placements(made, real)
-    counts = made.shape[1], real.shape[1]
+def _area(generated: np.ndarray, real: np.ndarray) -> Measure:
+    parts = intervals.placements(generated, real)
+    counts = generated.shape[1], real.shape[1]
     return _measure(parts[0].mean(1), parts, lambda area: intervals.area_interval(area, *counts))
 
 
@@ -96,11 +96,11 @@ def _measure(values: np.ndarray, parts: Sequence[np.ndarray], of_one: intervals.
 def difference(ratings: Ratings) -> tuple[float, float, float, Spread] | None:
     """By how much real tiles are put into their cluster more often than generated ones, its 95 % interval and what it
     is made of; None for one reader."""
-    made, real = ratings.right[:, ratings.truth].astype(float), ratings.right[:, ~ratings.truth].astype(float)
-    if len(made) < 2:
+    generated, real = ratings.right[:, ratings.truth].astype(float), ratings.right[:, ~ratings.truth].astype(float)
+    if len(generated) < 2:
         return None
-    values = real.mean(1) - made.mean(1)
-    spread = intervals.spread_of(values, intervals.covariance_of(made, real))
+    values = real.mean(1) - generated.mean(1)
+    spread = intervals.spread_of(values, intervals.covariance_of(generated, real))
     mean, reach = float(values.mean()), intervals.half_width(spread)
     return mean, mean - reach, mean + reach, spread
 
@@ -190,8 +190,8 @@ def decision(key: Key, ratings: Ratings, measured: Mapping[str, Measure]) -> str
     if low > -MARGIN and high < MARGIN:
         return f"Decided: no difference that counts, as the interval ({low:+.2f} to {high:+.2f}) lies {none}."
     assert spread is not None
-    wanted = max(abs(value), MARGIN - abs(value))
-    readers, times = intervals.readers_for(spread, wanted), intervals.times_for(spread, wanted)
+    target = max(abs(value), MARGIN - abs(value))
+    readers, times = intervals.readers_for(spread, target), intervals.times_for(spread, target)
     tiles = None if times is None else int(np.ceil(times * len(ratings.truth) / 2) * 2)
     ways = [f"{readers} readers of the same tiles"] if readers else []
     ways += [f"{tiles} tiles for the same readers"] if tiles else []

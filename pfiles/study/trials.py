@@ -60,16 +60,19 @@ def counts_of(question: Question, tiles: int) -> Counts:
     return Counts(tiles // 2, tiles // 2, 2 * few, altered, altered, 0 if question == "real" else 2 * few)
 
 
-def pick_real(cluster_ids: np.ndarray, wanted: np.ndarray, seed: int) -> np.ndarray:
-    """The places (n,) of tiles, none twice, whose clusters are those `wanted` (n,) as far as there are any; where there
-    is none, a tile of another cluster. InputError where there are fewer than n tiles."""
-    if len(cluster_ids) < len(wanted):
+def pick_real(cluster_ids: np.ndarray, clusters: np.ndarray, seed: int) -> np.ndarray:
+    """The places (n,) of tiles, none twice, of the clusters named (n,); of another cluster once a cluster has no more.
+
+    InputError if there are fewer than n tiles.
+    """
+    if len(cluster_ids) < len(clusters):
         raise InputError(
-            f"The study needs {len(wanted)} held-out tiles, but the run has {len(cluster_ids)}: ask for fewer --tiles."
+            f"The study needs {len(clusters)} held-out tiles, but the run has {len(cluster_ids)}: ask for "
+            "fewer --tiles."
         )
     free = np.random.default_rng(derive_seed(seed, "real tiles of a study")).permutation(len(cluster_ids)).tolist()
     places = []
-    for cluster in wanted.tolist():
+    for cluster in clusters.tolist():
         place = next((place for place in free if cluster_ids[place] == cluster), free[0])
         free.remove(place)
         places.append(place)
@@ -93,8 +96,8 @@ def make_trials(
     half = counts.repeats // 2
     again = [*rng.choice(counts.real, half, replace=False), *(counts.real + rng.choice(counts.generated, half, False))]
     repeats = [replace(judged[i], repeats=int(i)) for i in again]
-    asked = [examples[i] for i in rng.choice(len(examples), min(counts.examples, len(examples)), replace=False)]
-    return [*judged, *repeats, *_altered(counts, real[counts.real :], seed), *asked]
+    questions = [examples[i] for i in rng.choice(len(examples), min(counts.examples, len(examples)), replace=False)]
+    return [*judged, *repeats, *_altered(counts, real[counts.real :], seed), *questions]
 
 
 def _altered(counts: Counts, real: Sequence[Trial], seed: int) -> list[Trial]:
@@ -107,8 +110,8 @@ def _altered(counts: Counts, real: Sequence[Trial], seed: int) -> list[Trial]:
         raise InputError(f"A reader study needs tiles of at least {MIN_SIDE} px, but these have {side} px.")
     blurred, blocks = blur(images, BLUR * side), shuffled(images, blocks_of(side)[0], seed)
     altered = [Trial(blurred[i], "blurred", real[i].cluster, real[i].source) for i in range(counts.blurred)]
-    rest = range(counts.blurred, counts.blurred + counts.shuffled)
-    return altered + [Trial(blocks[i], "shuffled", real[i].cluster, "held-out tiles, mixed") for i in rest]
+    mixed = range(counts.blurred, counts.blurred + counts.shuffled)
+    return altered + [Trial(blocks[i], "shuffled", real[i].cluster, "held-out tiles, mixed") for i in mixed]
 
 
 def order_of(trials: Sequence[Trial], reader: int, seed: int) -> list[int]:

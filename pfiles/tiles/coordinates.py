@@ -165,12 +165,12 @@ def side_on(slide: SlideReader, path: Path, places: Coordinates, mpp: float) -> 
     return places.side if places.side is not None else places.size * downsample
 
 
-def require_scale(places: Coordinates, side: float, mpp: float, wanted: float, size: int) -> None:
-    """InputError where tiles of `size` px at `wanted` um/px are not as wide as tiles of `side` px at `mpp` um/px."""
-    if abs(side * mpp / (size * wanted) - 1) > SAME:
+def require_scale(places: Coordinates, side: float, mpp: float, target: float, size: int) -> None:
+    """InputError where tiles of `size` px at `target` um/px are not as wide as tiles of `side` px at `mpp` um/px."""
+    if abs(side * mpp / (size * target) - 1) > SAME:
         raise InputError(
             f"{places.file} holds tiles of {side:g} px of the slide at {mpp:g} um/px, which are {side * mpp:.6g} um "
-            f"wide, but {size} px at {wanted:g} um/px are {size * wanted:.6g} um: give --size {places.size} and --mpp "
+            f"wide, but {size} px at {target:g} um/px are {size * target:.6g} um: give --size {places.size} and --mpp "
             f"{side * mpp / places.size:.4g}, or others that come to the same."
         )
 

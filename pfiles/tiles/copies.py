@@ -106,16 +106,16 @@ def warn_of_near_copies(
     state: of the tiles' files, see `Source`. What was found in them before is kept in `folder`, and no search repeated.
     """
     searched = hashlib.sha256(repr((state, tuple(images.shape), len(test))).encode() + test.tobytes() + train.tobytes())
-    kept = folder / f"near_copies_{searched.hexdigest()[:16]}.json"
+    cache = folder / f"near_copies_{searched.hexdigest()[:16]}.json"
     warnings = None
     if state is not None:
         with suppress(InputError, OSError):  # of a damaged file
-            warnings = read_json(kept)
+            warnings = read_json(cache)
     if warnings is None or not all(Path(str(picture)).is_file() for picture in warnings.values()):
         warnings = _near_copy_warnings(images, test, train, name, folder)
         if state is not None and "" not in warnings.values():
             with suppress(OSError):  # it only saves time
-                write_json(kept, warnings)
+                write_json(cache, warnings)
     for sentence in warnings:
         print(sentence)
 

@@ -239,25 +239,25 @@ def load_tiles(
     images = _resize(images, image_size_px, data)
     if positions is not None:
         positions.mpp *= factor
-    used = train if max_train_tiles is None else train[evenly_spaced(len(train), max_train_tiles)]
-    if n_clusters > len(used):
+    selected = train if max_train_tiles is None else train[evenly_spaced(len(train), max_train_tiles)]
+    if n_clusters > len(selected):
         raise InputError(
-            f"n_clusters is {n_clusters}, but there are only {len(used)} training tiles: choose fewer clusters."
+            f"n_clusters is {n_clusters}, but there are only {len(selected)} training tiles: choose fewer clusters."
         )
-    distinct = _n_distinct(images, used, n_clusters + 1)
+    distinct = _n_distinct(images, selected, n_clusters + 1)
     if distinct <= n_clusters:
         more = f"choose at most {distinct - 1} clusters" if distinct > 2 else "give other tiles"
         raise InputError(
-            f"n_clusters is {n_clusters}, but only {distinct} of {len(used)} training tiles differ, and there must "
+            f"n_clusters is {n_clusters}, but only {distinct} of {len(selected)} training tiles differ, and there must "
             f"be more of them than clusters: {more}."
         )
     if said:
         print(said)
     if data not in EMBEDDED:
         _refuse_copies(images, train, test, tiles)
-    if len(used) < len(train):
-        print(f"Using {len(used)} of {len(train)} training tiles, evenly spaced (setting max_train_tiles).")
-    return Tiles(images, used, test, source, positions, labels, state, patients, pictures, profiles)
+    if len(selected) < len(train):
+        print(f"Using {len(selected)} of {len(train)} training tiles, evenly spaced (setting max_train_tiles).")
+    return Tiles(images, selected, test, source, positions, labels, state, patients, pictures, profiles)
 
 
 def _refuse_copies(images: Images, train: np.ndarray, test: np.ndarray, source: Source) -> None:
@@ -283,18 +283,18 @@ def _refuse_copies(images: Images, train: np.ndarray, test: np.ndarray, source: 
 
 def _n_distinct(images: Images, indices: np.ndarray, enough: int) -> int:
     """How many of the tiles `indices` differ; counting stops at `enough`."""
-    seen: set[bytes] = set()
+    hashes: set[bytes] = set()
     for i in indices:
-        seen.add(hashlib.sha256(as_array(images[i : i + 1]).data).digest())
-        if len(seen) == enough:
+        hashes.add(hashlib.sha256(as_array(images[i : i + 1]).data).digest())
+        if len(hashes) == enough:
             break
-    return len(seen)
+    return len(hashes)
 
 
 def _resize(images: Images, size: int, data: str) -> Images:
     """Average blocks of pixels where the tiles are larger than `size`."""
-    factor, rest = divmod(images.shape[2], size)
-    if factor < 1 or rest:
+    factor, remainder = divmod(images.shape[2], size)
+    if factor < 1 or remainder:
         raise InputError(
             f"The tiles of {data} are {images.shape[2]} px, but image_size_px is {size}: it must be their size or "
             "divide it."

@@ -47,14 +47,14 @@ def name_of(path: Path) -> str:
     return file_name(composed(path.stem.removesuffix(".ome")).strip(), str(path))
 
 
-def gather(paths: Sequence[Path], out: Path, page: int | None = 1, asked: Sequence[str] = ()) -> Gathered:
+def gather(paths: Sequence[Path], out: Path, page: int | None = 1, names: Sequence[str] = ()) -> Gathered:
     """The slides given by name, and those below folders in sorted order.
 
-    What lies in `out` is not looked at. page: of each file, from 1; None for all of them. asked: names of slides, such
-    as a table of the user has them; they, and a file that is given alone, are no companions of others.
-    Raises InputError where there is no slide.
+    What lies in `out` is not looked at. page: of each file, from 1; None for all of them. names: of slides in the
+    user's table; these, and a file that is given alone, are never taken for companions of other slides.
+    Raises InputError if there is no slide.
     """
-    gathered, files, meant, out = Gathered(), {}, {name.lower() for name in asked}, out.resolve()
+    gathered, files, meant, out = Gathered(), {}, {name.lower() for name in names}, out.resolve()
     for path in paths:
         if not os.path.exists(path):
             raise InputError(f"There is no slide or folder of slides at {path}: correct the path.")
@@ -133,7 +133,7 @@ def _take_pages(file: Path, page: int | None, gathered: Gathered) -> None:
 
 def _without_later_files_of_series(files: Sequence[Path], gathered: Gathered) -> list[Path]:
     """Of the files of each DICOM series the first; labels, and other kinds of DICOM, are named in `gathered`."""
-    kept, seen = [], set()
+    slides, series_met = [], set()
     for file in files:
         if file.suffix.lower() == ".dcm":
             series, kind = _series_of(file)
@@ -143,11 +143,11 @@ def _without_later_files_of_series(files: Sequence[Path], gathered: Gathered) ->
             if is_companion(kind) and len(files) > 1:
                 gathered.notes.append(f"{file.name} is no slide: its image type says {kind}.")
                 continue
-            if (file.parent, series) in seen:
+            if (file.parent, series) in series_met:
                 continue
-            seen.add((file.parent, series))
-        kept.append(file)
-    return kept
+            series_met.add((file.parent, series))
+        slides.append(file)
+    return slides
 
 
 def _series_of(file: Path) -> tuple[str | None, str]:

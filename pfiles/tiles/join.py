@@ -175,12 +175,12 @@ def _refuse_doubled_slides(parts: Sequence[_Part]) -> None:
             places = rows[["x", "y", "side"]].to_numpy(np.int64)
             alike[hashlib.sha256(places.tobytes()).digest()].append((part, str(name), rows.index))
     for slides in alike.values():
-        seen: dict[bytes, tuple[_Part, str]] = {}
+        first_of: dict[bytes, tuple[_Part, str]] = {}
         for part, name, index in slides if len(slides) > 1 else ():
             images, digest = read_source(part.folder).images, hashlib.sha256()
             for tiles in images[index[0] : index[-1] + 1].split(64):
                 digest.update(tiles.numpy().tobytes())
-            earlier, first = seen.setdefault(digest.digest(), (part, name))
+            earlier, first = first_of.setdefault(digest.digest(), (part, name))
             if earlier is not part:
                 raise InputError(
                     f"{first} in {earlier.folder} and {name} in {part.folder} have the same tiles: keep one of them."

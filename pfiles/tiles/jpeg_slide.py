@@ -104,7 +104,7 @@ class JpegSlide(openslide.OpenSlide):
         if factor not in self._caches:
             largest = max(math.prod(page.tile) for page in self._levels.values())
             cache = lru_cache(CACHED_PIXELS * factor**2 // largest)(partial(self._decode, factor))
-            self._caches = {of: kept for of, kept in self._caches.items() if 1 in (of, factor)} | {factor: cache}
+            self._caches = {of: other for of, other in self._caches.items() if 1 in (of, factor)} | {factor: cache}
         return self._caches[factor]
 
     def _decode(self, factor: int, level: int, index: int) -> Image.Image:

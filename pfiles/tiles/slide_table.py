@@ -56,17 +56,17 @@ def match_rows(table: Mapping[str, dict[str, str]], gathered: Gathered, path: Pa
     """
     slides = gathered.slides
     rows: dict[str, dict[str, str]] = {}
-    used: set[str] = set()
+    matches: set[str] = set()
     for slide in slides:
         name, of_file = plain_name(slide.name), {*map(plain_name, (slide.path.name, slide.path.stem))} & table.keys()
         is_page = name in table and name not in of_file  # its row counts more than that of the file
-        used |= {name, *of_file}
+        matches |= {name, *of_file}
         for match in [name] if is_page else sorted(of_file):
             if _said(rows.setdefault(slide.name, table[match])) != _said(table[match]):
                 raise _two_rows(path, slide.name, rows[slide.name], table[match])
     if not rows:
         raise InputError(f"{path} names none of the slides, such as {slides[0].path.name}: correct its column slide.")
-    others = sorted(table.keys() - used)
+    others = sorted(table.keys() - matches)
     without = [slide.path.name for slide in slides if not rows.get(slide.name, {}).get("patient")]
     if without and any(row.get("patient") for row in table.values()):
         unknown = f", but others that are not there, {', '.join(others)}," if others else ""

@@ -313,13 +313,13 @@ def _labels(content: bytes, origin: str, names: Sequence[PurePosixPath]) -> np.n
                 f"{origin} calls {file} both {label_of_file[file]!r} and {label!r}: keep one row for each file."
             )
     labels = []
-    used: dict[str, PurePosixPath] = {}
+    tile_of: dict[str, PurePosixPath] = {}
     for name in names:
         ends = (composed("/".join(name.parts[i:])) for i in range(len(name.parts)))
         file = next((end for end in ends if end in label_of_file), None)
-        if file is not None and used.setdefault(file, name) != name:
-            raise InputError(f"{origin} names {file}, which may be {used[file]} or {name}: write the folder too.")
+        if file is not None and tile_of.setdefault(file, name) != name:
+            raise InputError(f"{origin} names {file}, which may be {tile_of[file]} or {name}: write the folder too.")
         labels.append("" if file is None else label_of_file[file])
-    if not used and names:
+    if not tile_of and names:
         raise InputError(f"{origin} names {len(label_of_file)} files, but none is one of the tiles: write their paths.")
     return np.array(labels, str)

@@ -83,23 +83,23 @@ def tile_slides(
     original = {new.name: old.name for old, new in zip(gathered.slides, slides, strict=True)}
     to_cut = _with_places(to_cut, original, regions, coordinates)
     states = {slide.name: _state(slide, of) for slide, of in to_cut.items()}
-    asked: dict[str, Any] = {"tiling": asdict(tiling), "slides": states}
+    request: dict[str, Any] = {"tiling": asdict(tiling), "slides": states}
     if part is not None:
         to_cut = share_of(to_cut, *part)
         slides = [*to_cut]
         of_part = {slide.name: states[slide.name] for slide in slides}
-        asked |= {"slides": of_part, "part": about_part(*part, states), "left_out": copies}
+        request |= {"slides": of_part, "part": about_part(*part, states), "left_out": copies}
     if dry_run:
         return {**_plan_all(to_cut, out), **copies, **gathered.unread}
     with locked(out, BUSY.format(out)):
         about = read_json(out / ABOUT) if (out / TABLE).exists() else None
-        if about is not None and {key: about.get(key) for key in asked} == asked:
+        if about is not None and {key: about.get(key) for key in request} == request:
             print(f"The tiles of all slides are in {out} already.")
             rows = read_tile_table(out / TABLE)
         else:
             others = copies | gathered.unread
-            rows, notes = _cut_all(to_cut, out, asked, tiling.size, threads or usable_cores(), others)
-            about = {**asked, "notes": notes}
+            rows, notes = _cut_all(to_cut, out, request, tiling.size, threads or usable_cores(), others)
+            about = {**request, "notes": notes}
         rows = rows[[*COLUMNS]]
         for column, values in (("patient", patient), ("label", label)):
             if any(values.values()):
@@ -196,7 +196,7 @@ def _state_of_file(path: Path) -> tuple[int, int, int]:
 
 
 def _cut_all(
-    slides: Mapping[SlideFile, Tiling], out: Path, asked: Mapping, size: int, threads: int, others: Mapping[str, str]
+    slides: Mapping[SlideFile, Tiling], out: Path, request: Mapping, size: int, threads: int, others: Mapping[str, str]
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
     """Cut all slides and write their tiles.npy; returns the table's rows, and a note on each slide by name.
 
@@ -219,7 +219,7 @@ def _cut_all(
         begin, bytes_of_tile = file.tell(), size**2 * 3
         for number, (slide, tiling) in enumerate(slides.items(), start=1):
             path_of_note, path_of_rows = work / f"{slide.name}.json", work / f"{slide.name}.csv"
-            begun = {"tiling": asked["tiling"], "slide": asked["slides"][slide.name], "first": count}
+            begun = {"tiling": request["tiling"], "slide": request["slides"][slide.name], "first": count}
             note = read_json(path_of_note, {})
             is_done = is_done and {key: note.get(key) for key in begun} == begun
             if is_done and "left_out" not in note:
@@ -249,7 +249,7 @@ def _cut_all(
             print(f"[{number}/{len(slides)}] {slide.name}: {tiles}, {blurred} of them blurred", flush=True)
             if "doubt" in note:
                 print(f"{slide.name}: {note['doubt']}.", flush=True)
-        if not count and "part" not in asked:
+        if not count and "part" not in request:
             raise slide_table.nothing_left({**{name: note["left_out"] for name, note in notes.items()}, **others})
         file.truncate(begin + count * bytes_of_tile)
         file.seek(0)
@@ -298,10 +298,10 @@ def _with_pseudonyms(
     patients = sorted({row["patient"] for row in rows.values() if row.get("patient")})
     pages = ["" if slide.page == 1 else f" page {slide.page}" for slide in slides]
     places = [f"slide {composed(str(slide.path.resolve()))}{page}" for slide, page in zip(slides, pages, strict=True)]
-    taken = {*pseudonyms.values()}
-    for letter, wanted in (("S", places), ("P", [f"patient {patient}" for patient in patients])):
-        numbers = (number for number in itertools.count(1) if f"{letter}{number:03}" not in taken)
-        for place in wanted:
+    names_in_use = {*pseudonyms.values()}
+    for letter, keys in (("S", places), ("P", [f"patient {patient}" for patient in patients])):
+        numbers = (number for number in itertools.count(1) if f"{letter}{number:03}" not in names_in_use)
+        for place in keys:
             if place not in pseudonyms:
                 pseudonyms[place] = f"{letter}{next(numbers):03}"
     hidden = [replace(slide, name=pseudonyms[place]) for slide, place in zip(slides, places, strict=True)]
@@ -352,7 +352,7 @@ def _cut_slide(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Append the tiles of a slide to `file`, write its picture; returns the tiles' rows, and a note on the slide."""
     name = slide.name
-    kept, sharpness = [], []
+    members_of, sharpness = [], []
     with open_slide(slide.path, slide.page, tiling.icc) as reader:
         plan, picture = plan_tiles(reader, slide.path, tiling, _offset(slide, tiling))
         profile = profile_name(reader)
@@ -362,9 +362,9 @@ def _cut_slide(
                 bar.update(len(members))
                 keep = sharp >= tiling.min_sharpness
                 file.write((tiles if keep.all() else tiles[keep]).data)
-                kept.append(members[keep])
+                members_of.append(members[keep])
                 sharpness.append(sharp)
-    members = np.concatenate(kept)
+    members = np.concatenate(members_of)
     if not len(members):
         least, middle, most = np.quantile(np.concatenate(sharpness), (0, 0.5, 1))
         raise InputError(

@@ -41,7 +41,7 @@ def test_companions_are_told_by_their_names(tmp_path, name):
     if "/" not in name:  # as by slides/*
         assert names(gather([tmp_path / "case1.tiff", tmp_path / name], tmp_path / "out")) == ["case1"]
     assert len(gather([tmp_path / name], tmp_path / "out").slides) == 1  # given alone, it is meant
-    assert len(gather([tmp_path], tmp_path / "out", asked=[name.split("/")[-1]]).slides) == 2
+    assert len(gather([tmp_path], tmp_path / "out", names=[name.split("/")[-1]]).slides) == 2
 
 
 def test_a_thumbnail_is_told_by_what_it_shows(tmp_path):
