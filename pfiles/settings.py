@@ -91,10 +91,10 @@ class AutoencoderSettings:
     # two terms that make latents smooth, so that a UNet learns the arrangement of the tissue sooner; 0: as published
     colour_weight: Weight = 0.0  # of what a linear map of the latents does not tell of the colour of their place
     equivariance_weight: Weight = 0.0  # of the error of what is decoded from latents at half their resolution
-    adversarial_weight: Weight = 0.5  # of the generator's and of the discriminator's loss
+    adversarial_weight: Weight = 0.5  # of the adversarial loss and of the discriminator's
     discriminator_start_step: Steps = 1000  # adversarial terms begin after so many steps
     lpips_in_unit_range: bool = True  # published: LPIPS gets [0, 1] in training though it is made for [-1, 1]
-    generator_gradient_leaks: bool = True  # published: the generator's gradient stays in the discriminator's step
+    generator_gradient_leaks: bool = True  # published: the adversarial loss's gradient stays in the discriminator's step
     revive_dead_codes: bool = False  # give codes that an epoch did not use a new place among the encodings
     polish: PolishSettings = PolishSettings()
 

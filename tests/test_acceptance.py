@@ -44,7 +44,7 @@ def test_tiles_are_drawn_anew_until_they_pass():
     rejected = sum(map(len, acceptance.rejected))
     assert rejected >= (~passing).sum()
     assert str(acceptance).startswith(
-        f"200 tiles passed of {200 + rejected} that were drawn, and {rejected} were rejected away"
+        f"200 tiles passed of {200 + rejected} that were drawn, and {rejected} were thrown away"
     )
     assert "Diversity" in str(acceptance)
     # a tile depends on its own seed, not on those beside it

@@ -100,7 +100,7 @@ def train_autoencoder(
         adversarial = step >= settings.discriminator_start_step
         if adversarial:
             passing = adversarial_loss(discriminate(reconstruction).float(), real=True)
-            terms["generator"] = settings.adversarial_weight * passing
+            terms["adversarial"] = settings.adversarial_weight * passing
         yield Objective([optimizer_g], terms)
 
         # The discriminator's loss.
@@ -183,7 +183,7 @@ def polish_decoder(
 
         # The decoder's loss.
         terms = polish_terms(x, reconstruction, perceptual, settings)
-        terms["generator"] = settings.adversarial_weight * passing_loss(discriminate(reconstruction).float())
+        terms["adversarial"] = settings.adversarial_weight * passing_loss(discriminate(reconstruction).float())
         yield Objective([optimizer_g], terms)
 
         # The discriminator's loss; the decoder's left a gradient in it.

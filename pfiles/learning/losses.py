@@ -189,13 +189,13 @@ def feature_map_loss(maps: Sequence[Tensor], maps_of_x: Sequence[Tensor]) -> Ten
 def adversarial_loss(logits: Tensor, real: bool) -> Tensor:
     """mean (D(x) - 1)^2 for real images, mean D(x)^2 for generated ones: least squares, Mao et al. 2017.
 
-    logits: D(x) of all patches, of any shape. The generator minimises the loss of its images passing for real ones.
+    logits: D(x) of all patches, of any shape. A decoder minimises the loss of its images passing for real ones.
     """
     return F.mse_loss(logits, torch.full_like(logits, float(real)))
 
 
 def passing_loss(logits: Tensor) -> Tensor:
-    """- mean D(x'), what a generator minimises against a discriminator of `hinge_loss`, Lim & Ye 2017.
+    """- mean D(x'), what a decoder minimises against a discriminator of `hinge_loss`, Lim & Ye 2017.
 
     logits: D(x') of its images, of any shape.
     """

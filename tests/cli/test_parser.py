@@ -85,6 +85,11 @@ def test_help_names_the_command_as_it_was_typed(monkeypatch):
         assert make_parser().format_help().startswith(f"usage: {program} [-h] COMMAND ...")
 
 
+def test_help_of_every_command_says_what_it_does():
+    for name, command in make_parser()._subparsers._group_actions[0].choices.items():
+        assert re.match(r"[A-Z].+\.\n", command.format_help().partition("\n\n")[2]), name
+
+
 def test_the_names_in_the_help_are_the_codes():
     assert " or ".join(CLUSTERINGS) == CLUSTERING_NAMES
     assert ", ".join(EXTRACTORS) == FEATURE_NAMES

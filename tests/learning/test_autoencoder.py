@@ -23,7 +23,7 @@ def test_autoencoder_learns(tiny, images, job):
     )
     assert [row["epoch"] for row in history] == list(range(1, 16))
     assert history[-1]["reconstruction"] < history[0]["reconstruction"] / 2
-    assert "generator" not in history[0]  # adversarial terms begin after step 3, the first of the second epoch
+    assert "adversarial" not in history[0]  # adversarial terms begin after step 3, the first of the second epoch
     assert "discriminator" in history[1]
     assert history[-1]["codes_used"] > 4
     assert not any(p.requires_grad for p in vqvae.parameters())
@@ -34,7 +34,7 @@ def test_loss_is_the_weighted_sum_of_its_terms(tiny, images, job):
         tiny.autoencoder, perceptual_weight=0.5, codebook_weight=2.0, commitment_weight=0.2, colour_weight=0.3
     )
     history = train_autoencoder(autoencoder_networks(tiny), images, lambda a, b: (a - b).abs().mean(), settings, job)
-    terms = ("reconstruction", "perceptual", "codebook", "commitment", "colour", "generator")
+    terms = ("reconstruction", "perceptual", "codebook", "commitment", "colour", "adversarial")
     assert history[1]["loss"] == pytest.approx(sum(history[1][name] for name in terms), rel=1e-5)
 
 

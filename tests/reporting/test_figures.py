@@ -69,10 +69,10 @@ def test_the_ticks_of_a_training_of_one_epoch_are_whole():
 
 
 def test_history_plots_every_term_and_its_reference():
-    history = [{"epoch": 1, "mse": 1.0, "seconds": 3}, {"epoch": 2, "mse": 0.5, "generator": 0.2, "seconds": 3}]
+    history = [{"epoch": 1, "mse": 1.0, "seconds": 3}, {"epoch": 2, "mse": 0.5, "adversarial": 0.2, "seconds": 3}]
     figure = figures.plot_history(history, "title", {"mse": 1.0})
     plots = [ax for ax in figure.axes if ax.get_visible()]
-    assert [ax.get_title() for ax in plots] == ["mse", "generator"]
+    assert [ax.get_title() for ax in plots] == ["mse", "adversarial"]
     assert [len(ax.lines) for ax in plots] == [2, 1]
     assert plots[1].lines[0].get_xydata().tolist() == [[2, 0.2]]
 
