@@ -1,4 +1,4 @@
-"""The command line; what can be given stands in cli/parser.py, what is done in cli/commands.py.
+"""The command line. Options stand in cli/parser.py, what each command does in cli/commands.py.
 
     python -m pfiles check --data PATH --preset NAME
     python -m pfiles demo [--out DIR]
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _function_of(command: str) -> Callable[[argparse.Namespace], int]:
-    """What does a command; those that run notebooks load no torch, and `--help` needs nothing of either."""
+    """The function of a command. Commands that run notebooks load no torch, and `--help` loads none of these."""
     if command in ("demo", "run", "clusters"):
         from pfiles.cli import notebooks
 

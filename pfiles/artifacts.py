@@ -72,7 +72,7 @@ def _checkpoint(network: str, stage: str) -> Callable[[Run], Path | None]:
 
 
 def _clusters(run: Run) -> Path | None:
-    """Of the stage that made the clusters in use."""
+    """The clusters' artefact: the checkpoint of the stage that made the clusters in use."""
     stage = checkpoints.stage_of_clusters("finetuning2", run.clustering, run.settings.clusters_first)
     return _checkpoint("clusters", stage)(run)
 
@@ -257,7 +257,7 @@ def require_own_training_images(run: Run) -> Provenance:
     if image_files(folder):
         if not (note := folder / MADE_FROM).exists():
             raise InputError(
-                f"{folder} has no provenance: which tiles its images show is not known: move or delete it first."
+                f"{folder} has no provenance, so its images may show other tiles: move or delete it first."
             )
         require_same_run(of_json(note), provenance, folder)
     return provenance
@@ -275,7 +275,7 @@ def write_latent_csv(run: Run, table: pd.DataFrame, clusters: ClusterBank | None
     path = run.paths.latent_csv
     csv_weights = _weights(_clusters(run)) if clusters is not None and path.exists() else None
     if clusters is not None and csv_weights not in (None, checkpoints.fingerprint(clusters)):
-        print(f"{path} is left as it is: it is of clusters that were trained with a UNet.")
+        print(f"{path} stays as it is: its clusters were trained with a UNet.")
         return
     content = table.to_csv(header=False, index=False).encode()
     if path in unknown_csvs(run) and path.read_bytes() != content:

@@ -69,7 +69,7 @@ def cached_codes(
 
 
 def _file_of(path: Path, of: int | str) -> Path:
-    """Where the process of that rank leaves its codes."""
+    """The file in which the process of that rank leaves its codes."""
     return path.with_name(f".{path.stem}_{of}.npy")
 
 
@@ -88,7 +88,7 @@ def _write_range(file: Path, ranges: list[tuple[int, int]], make: Callable[[int,
 
 
 def _read(path: Path, key: Mapping[str, Any]) -> Tensor | None:
-    """The tensor that is kept in `path` under the `key`, mapped; None if there is no such one."""
+    """The tensor in `path`, memory-mapped; None if there is none, or it has another key."""
     if path.exists():
         with suppress(InputError, KeyError, TypeError, ValueError, AttributeError):
             cached = read_state(path, mapped=True)

@@ -274,7 +274,7 @@ def find_checkpoint(paths: Paths, network: str, stage: str, clustering: str) -> 
 
 
 def _checkpoints(paths: Paths, network: str, stage: str, clustering: str) -> list[Path]:
-    """As `find_checkpoint`, all of them, the newest last."""
+    """All checkpoints that `find_checkpoint` chooses from, the newest last."""
     pattern = re.compile(rf"{network}(_kmeans)?_{stage}_ckpt_(\d{{8}})_\d+_{paths.n_clusters}\.pth")
     by_age = []
     for path in paths.models.glob(f"{network}_*.pth"):
@@ -286,7 +286,7 @@ def _checkpoints(paths: Paths, network: str, stage: str, clustering: str) -> lis
 
 
 def age_of(path: Path, day: str) -> tuple[int, str, int, Path]:
-    """What sorts the checkpoints of a stage by their age, see `find_checkpoint`."""
+    """The key by which the checkpoints of a stage are sorted by age, see `find_checkpoint`."""
     return _number(path), day, path.stat().st_mtime_ns, path
 
 
@@ -297,7 +297,7 @@ def _number(path: Path) -> int:
 
 
 def newest(paths: Paths, network: str, stage: str, clustering: str) -> Path | None:
-    """As `find_checkpoint`; None if there is none."""
+    """What `find_checkpoint` finds; None if there is no checkpoint."""
     return next(reversed(_checkpoints(paths, network, stage, clustering)), None)
 
 

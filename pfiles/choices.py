@@ -79,7 +79,7 @@ def resolve_choices(arguments: Mapping[str, Any], run_toml: bool = True) -> dict
 
 
 def _tell_choices(choices: Mapping[str, Any], sources: Mapping[str, str]) -> None:
-    """Print each value of a run, and where it comes from."""
+    """Print each choice of a run, and where it comes from."""
     for name, value in _flat(choices).items():
         source = sources[name]
         if name == "data" and value is None:
@@ -142,7 +142,7 @@ def _refuse_wrong_kinds(choices: Mapping[str, Any]) -> None:
 
 
 def _sources(choices: Mapping[str, Any], source: str) -> dict[str, str]:
-    """By the name of each choice, and of each setting among its overrides."""
+    """The source of each choice and of each overridden setting, by its name."""
     return dict.fromkeys([*choices, *choices.get("overrides", ())], source)
 
 
@@ -159,7 +159,7 @@ def _print_changed(of_files: Mapping[str, Any], here: Any) -> None:
 
 
 def _flat(choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Each choice by its name, and each setting among the overrides by its own."""
+    """Each choice by its name, and each overridden setting by its dotted name."""
     return {name: value for name, value in choices.items() if name != "overrides"} | choices["overrides"]
 
 
@@ -168,7 +168,7 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _files() -> list[Path]:
-    """Those that there are, the one that counts more last."""
+    """The run.toml files that exist; a later one overrides an earlier one."""
     places = dict.fromkeys((ROOT / FILE, Path.cwd() / FILE))
     named = named_files()
     return [place for place in places if place.exists()] if named is None else named
@@ -181,7 +181,7 @@ def named_files() -> list[Path] | None:
 
 
 def read_choices(file: Path) -> dict[str, Any]:
-    """What a file says, its overrides by dotted name; InputError for what is no such file."""
+    """The choices in a file, its overrides by dotted name; InputError if it is no run.toml."""
     try:
         choices = tomllib.loads(file.read_text())
     except (OSError, ValueError) as error:

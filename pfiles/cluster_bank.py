@@ -21,7 +21,7 @@ class ClusterBank(nn.ModuleList):
 
     @classmethod
     def make(cls, kind: str, z_channels: int, ks: Sequence[int]) -> "ClusterBank":
-        """Untrained, of each number of clusters k one; kind: see `make_clusterer`."""
+        """A bank of untrained clusterers, one for each number of clusters k; kind: see `make_clusterer`."""
         return cls(make_clusterer(kind, z_channels, k) for k in ks)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class ClusterBank(nn.ModuleList):
 
     @property
     def n_clusters(self) -> int:
-        """Of all together: the rows of their UNet."""
+        """The number of clusters of all clusterers together, which is the number of rows of their UNet."""
         return sum(self.ks)
 
     @property
@@ -49,7 +49,7 @@ class ClusterBank(nn.ModuleList):
         return [0, *accumulate(self.ks)][:-1]
 
     def split(self, unet: UNet) -> list[tuple[UNet, "ClusterBank"]]:
-        """For each k alone its clusterer, and a copy of the UNet that knows its clusters only."""
+        """For each k its clusterer, and a copy of the UNet that knows only the clusters of this k."""
         return [
             (unet.with_clusters(first, k), ClusterBank([clusterer]))
             for clusterer, first, k in zip(self, self.first_rows, self.ks, strict=True)
@@ -66,7 +66,7 @@ class ClusterBank(nn.ModuleList):
     # Classifiers computed together, as one network
 
     def stacked(self) -> Classifier:
-        """The classifiers as one network, a copy of their weights; one alone is given itself.
+        """The classifiers as one network with a copy of their weights; a single one is returned as it is.
 
         They must be of one width. All get as many logits as the one with most clusters; those that another lacks are 0.
         """
@@ -85,7 +85,7 @@ class ClusterBank(nn.ModuleList):
         return network
 
     def take_back(self, network: Classifier) -> None:
-        """Give the classifiers the weights that `stacked`, the network made of them, has by now."""
+        """Copy the present weights of `stacked`, the network made of the classifiers, into the classifiers."""
         if len(self) == 1:
             return
         for i, classifier in enumerate(self):

@@ -187,7 +187,7 @@ def cache_classifier(run: Run, clusterer: nn.Module) -> None:
 
 
 def has_cached_classifier(run: Run) -> bool:
-    """Whether there is one of this k, with these settings, epochs, data and seed."""
+    """Whether a cached classifier of this k has these settings, epochs, data and seed."""
     path = cached_classifier(run)
     note = read_json(path.with_suffix(".json")) if path.exists() else None
     if note is None:
@@ -202,7 +202,7 @@ def cached_classifier(run: Run) -> Path:
 
 
 def _note_of_cached(run: Run) -> dict[str, Any]:
-    """With the number of epochs: a training can go on from where a shorter one ended, a cached classifier cannot."""
+    """The note of a cached classifier. It holds the number of epochs too, as the classifier is trained no further."""
     return {**_classifier_note(run), "epochs": run.settings.clusters.epochs}
 
 
@@ -271,7 +271,7 @@ def _preview(run: Run, networks: Generator, unet: UNet) -> Tensor:
 
 
 def stage_settings(run: Run, stage: str) -> StageSettings:
-    """Of "training", "finetuning1" or "finetuning2"; clusters that were learnt first learn no more."""
+    """The settings of "training", "finetuning1" or "finetuning2"; clusters that were learnt first learn no more."""
     settings = getattr(run.settings, stage)
     return replace(settings, trains_clusters=False) if run.settings.clusters_first else settings
 
@@ -323,7 +323,7 @@ def restart_name(run: Run) -> str | bool:
 
 
 def end_restart(run: Run) -> None:
-    """To be called when the last training of a notebook is done."""
+    """Forget the restart; call this when the last training of a notebook is done."""
     _restart_record(run).unlink(missing_ok=True)
 
 

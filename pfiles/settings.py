@@ -94,7 +94,7 @@ class AutoencoderSettings:
     adversarial_weight: Weight = 0.5  # of the adversarial loss and of the discriminator's
     discriminator_start_step: Steps = 1000  # adversarial terms begin after so many steps
     lpips_in_unit_range: bool = True  # published: LPIPS gets [0, 1] in training though it is made for [-1, 1]
-    generator_gradient_leaks: bool = True  # published: the adversarial loss's gradient stays in the discriminator's step
+    generator_gradient_leaks: bool = True  # published: the adversarial gradient stays in the discriminator's step
     revive_dead_codes: bool = False  # give codes that an epoch did not use a new place among the encodings
     polish: PolishSettings = PolishSettings()
 

@@ -331,7 +331,7 @@ def _pack(args: argparse.Namespace) -> int:
     refuse_foreign(out.parent, (out.name,), pack.is_crate(out))
     choices = run_choices(args, folder)
     if len(numbers_of_clusters(choices.get("n_clusters", 14))) > 1:
-        raise InputError("A crate holds a run of one number of clusters: its networks learn together with no others.")
+        raise InputError("This run trained several numbers of clusters together, but a crate holds a run of one.")
     run = open_run("pack", **choices, out=folder, run_toml=False)
     licence = {} if args.licence is None else {"licence": args.licence}
     record = pack.pack(

@@ -96,7 +96,7 @@ def estimate(run: Run) -> Iterator[tuple[str, float, str]]:
 
 
 def _seconds_of_sorting(small: Run) -> float:
-    """Of one training step of a small network that measures tiles."""
+    """Seconds of one training step of a small network that measures tiles."""
     tiles = small.train_images, torch.arange(len(small.train_images)) % 2
     began = time.monotonic()
     tile_network.train(tiles, tiles, 2, STEPS, (0, "check"), small.device)
@@ -104,7 +104,7 @@ def _seconds_of_sorting(small: Run) -> float:
 
 
 def _seconds_of_scores(small: Run) -> dict[str, float]:
-    """Of scoring one pair, for each of parts 10 to 12; 0 if the weights are missing: a check downloads nothing."""
+    """Seconds to score a pair, for each of parts 10 to 12; 0 if the weights are missing: a check downloads nothing."""
     tiles = small.train_images[:AT_ONCE].cpu()
     return {
         part: 0.0 if "lpips" in names and not has_vgg16() else paired.seconds_per_pair(names, tiles, small.device)
@@ -113,7 +113,7 @@ def _seconds_of_scores(small: Run) -> dict[str, float]:
 
 
 def _seconds_of_search(run: Run) -> tuple[float, float]:
-    """Of the search for copies: of indexing one training tile, and of looking one image up."""
+    """Seconds of the search for copies: to index one training tile, and to look one image up."""
     places = run.tiles.train[evenly_spaced(len(run.tiles.train), SEARCHED_AMONG)]
     train, took = run.tiles.tensor(places), []
     for number in (1, 1 + AT_ONCE):
@@ -125,7 +125,7 @@ def _seconds_of_search(run: Run) -> tuple[float, float]:
 
 
 def _seconds_of_encoding(small: Run) -> float:
-    """Of encoding one tile."""
+    """Seconds of encoding one tile."""
     began = time.monotonic()
     encode_tiles(small.vqvae, small.train_images)
     return (time.monotonic() - began) / len(small.train_images)
@@ -149,7 +149,7 @@ def shortened(run: Run, tiles: int, steps: int, folder: Path) -> Run:
 
 
 def seconds_of_epoch(small: Run, name: str) -> float:
-    """Of an epoch of the training of that name, which is done here; the polish is done with the autoencoder."""
+    """Seconds of an epoch of the training of that name, measured here; the polish is measured with the autoencoder."""
     if name in ("autoencoder", "polish"):
         if name == "autoencoder":
             learn.autoencoder(small, *learn.new_autoencoder(small))
@@ -166,7 +166,7 @@ def seconds_of_epoch(small: Run, name: str) -> float:
 
 
 def _last_seconds(folder: Path) -> float:
-    """Of an epoch, the median over the later half of them: the first ones warm up."""
+    """Seconds of an epoch: the median over the later half of the epochs, as the first ones warm up."""
     seconds = pd.read_csv(folder / "log.csv").seconds
     return float(seconds[len(seconds) // 2 :].median())
 

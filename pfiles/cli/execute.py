@@ -53,7 +53,7 @@ def start_kernel() -> AsyncKernelManager:
 
 
 def end_kernel(manager: AsyncKernelManager) -> None:
-    """End it, if that has not happened yet, and remove its sockets."""
+    """End the kernel, if it still runs, and remove its sockets."""
     if manager.has_kernel:
         asyncio.run(_result(manager.shutdown_kernel()))
     shutil.rmtree(Path(manager.connection_file).parent, ignore_errors=True)
@@ -143,7 +143,7 @@ def run_code(code: str, kernel: AsyncKernelManager) -> tuple[str, str] | None:
 
 
 def _process(kernel: AsyncKernelManager) -> subprocess.Popen | None:
-    """The process of a kernel on this machine; None where it has ended and was seen to."""
+    """The process of a kernel on this machine; None once it has ended and its status was read."""
     return kernel.provisioner.process if isinstance(kernel.provisioner, LocalProvisioner) else None
 
 

@@ -1,4 +1,4 @@
-"""What can be given to each command: one function per command. Nothing here loads torch, so that help comes at once.
+"""The options of each command, one function per command. Nothing here loads torch, so help comes at once.
 
 The names of clusterings and of features are written out for that reason; a test holds them to the code's.
 """
@@ -28,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command and its options; InputError for what is unknown. None: those of this process."""
+    """The command and its options; InputError for unknown ones. arguments: None for those of this process."""
     return make_parser().parse_args(arguments)
 
 

@@ -62,7 +62,7 @@ def add_on_request(command: argparse.ArgumentParser) -> None:
 
 
 def add_started_with(command: argparse.ArgumentParser) -> None:
-    """What a run was started with, where its summary.json does not say it, as after a run in notebooks."""
+    """The options that a run was started with, if its summary.json lacks them, as after a run in notebooks."""
     for name in ("data", "preset", "clustering"):
         command.add_argument(f"--{name}", help=f"{name} of the run, if its summary.json does not name it")
     command.add_argument(

@@ -20,7 +20,7 @@ SILENT = 120  # seconds without a word after which a training may have stopped, 
 
 
 class Progress(NamedTuple):
-    """What a training's folder tells. history: `log.csv`, a row per epoch. picture: the newest one; None: none yet.
+    """What a training's folder says of it. history: `log.csv`, a row per epoch. picture: the newest; None: none yet.
     stopped_by: what ended it before its last step, in words; "" if nothing did."""
 
     folder: Path
@@ -37,7 +37,7 @@ class Progress(NamedTuple):
         return self.step >= self.total_steps
 
     def line(self) -> str:
-        """How far it is, how fast, and how long it will take."""
+        """How far the training is, how fast it is, and how long it will take."""
         share = self.step / self.total_steps
         sentence = f"{self.folder.name}: step {self.step:,} of {self.total_steps:,} ({share:.0%})"
         if self.is_done:

@@ -189,7 +189,7 @@ def read_layout(
 
 
 def _with_size(cells: np.ndarray, reader: Reader) -> tuple[np.ndarray, tuple[int, int]]:
-    """A tile for each cell."""
+    """The layout at its default size: one tile for each cell."""
     rows, columns = cells.shape
     return cells, (columns * reader.side, rows * reader.side)
 
@@ -219,7 +219,7 @@ def _read_png(path: Path) -> np.ndarray:
 
 
 def _from_numbers(cells: np.ndarray, path: Path) -> np.ndarray:
-    """Numbers of clusters from 1, and 0 for none, as cells."""
+    """Cells from numbers of clusters, which count from 1; 0 is no cluster."""
     if not isinstance(cells, np.ndarray) or cells.ndim != 2 or not 0 < cells.size <= MOST_CELLS:
         shape = getattr(cells, "shape", None)
         raise InputError(f"{path} must hold the numbers of clusters in rows and columns, but has the shape {shape}.")

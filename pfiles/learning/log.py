@@ -1,4 +1,4 @@
-"""What a training tells while it runs: a `log.csv`, TensorBoard event files, a table in the notebook, how far it is,
+"""What a training reports while it runs: a `log.csv`, TensorBoard event files, a table in the notebook, how far it is,
 and pictures of what it makes."""
 
 import time
@@ -106,7 +106,7 @@ class TrainingLog:
         self._spent += cost
 
     def _show(self, recent: pd.DataFrame) -> None:
-        """In a notebook, one table that follows the training; elsewhere nothing."""
+        """Show one table that follows the training in a notebook; do nothing elsewhere."""
         if not in_notebook():
             return
         from IPython.display import display

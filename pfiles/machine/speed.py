@@ -49,7 +49,7 @@ class Speed:
         return autocast
 
     def begin_step(self) -> None:
-        """To be called before each step of a loop; what compiled networks gave out before may be overwritten then."""
+        """Call this before each step of a loop; earlier outputs of compiled networks may then be overwritten."""
         if self.compiled:  # the call itself takes seconds, as it loads the compiler
             torch.compiler.cudagraph_mark_step_begin()
 

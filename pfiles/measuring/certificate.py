@@ -71,7 +71,7 @@ class Certificate:
         )
 
     def as_note(self) -> dict[str, object]:
-        """For a record."""
+        """The certificate in plain values, to be recorded."""
         return {
             "kinds": len(self.passed), "planted": self.planted * len(self.passed), "passed": self.passed,
             "pass_at_most": self.at_most, "false_alarms_at_most": self.false_alarms, "certainty": 1 - UNSURE,

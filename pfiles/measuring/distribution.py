@@ -120,7 +120,7 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np
 
 
 def _checked(a: np.ndarray, b: np.ndarray, at_least: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both in float64, of one width, finite, with so many rows."""
+    """Both feature tables in float64; InputError unless they are finite, of one width, and have enough rows."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise InputError(f"Features must be two tables of one width, but have the shapes {a.shape} and {b.shape}.")

@@ -136,7 +136,7 @@ def _peak(correlation: Tensor) -> tuple[float, int, int, int]:
 
 
 def _correlate(images: Tensor, tiles: Tensor, energy: Tensor) -> Tensor:
-    """Of C pairs (C, S, S), the correlation of the image's inner part with every window of its tile. -> (C, 5, 5)"""
+    """The correlation of each image's inner part with every window of its tile, for C pairs (C, S, S). -> (C, 5, 5)"""
     inner = images[:, NEAR:-NEAR, NEAR:-NEAR]
     products = F.conv2d(tiles[None], inner[:, None], groups=len(tiles))[0]
     return products / (inner.square().sum((1, 2))[:, None, None] * energy).sqrt().clamp_min(1e-6)
@@ -205,7 +205,7 @@ def nearest_features(features: np.ndarray, train_features: np.ndarray) -> pd.Dat
 
 
 class Closeness(TypedDict):
-    """See `against_held_out`."""
+    """What `against_held_out` returns."""
 
     threshold: float
     closer: float
@@ -216,7 +216,7 @@ class Closeness(TypedDict):
 
 
 class Judgement(Closeness):
-    """See `judge`."""
+    """What `judge` returns."""
 
     outright: float
     left_out: int

@@ -44,7 +44,7 @@ FAINT = 0.2  # contrast of the image, of the tile's, below which a step is not m
 
 
 class Overlays(NamedTuple):
-    """Of B images the best overlay of each.
+    """The best overlay of each of B images.
 
     tile: (B,). pose: (B, 2, 3), the matrix that takes places of the image to places of the tile, both from -1 to 1.
     likeness: (B,), tanh(arctanh(c) sqrt(e)), the highest of the image, its four halves and its four quarters. c: the

@@ -33,7 +33,7 @@ def exact(tiles: Tensor, others: Tensor, random: torch.Generator) -> Tensor:
 
 
 def in_another_view(tiles: Tensor, others: Tensor, random: torch.Generator) -> Tensor:
-    """Turned by quarters, mirrored, or both: one of the seven other views."""
+    """The tile turned by quarters, mirrored, or both: one of the seven other views."""
     views = torch.randint(1, 8, (len(tiles),), generator=random).tolist()
     turned = [tile.rot90(view % 4, (1, 2)) for tile, view in zip(tiles, views, strict=True)]
     return torch.stack([tile.flip(2) if view >= 4 else tile for tile, view in zip(turned, views, strict=True)])

@@ -43,7 +43,7 @@ class Candidates(NamedTuple):
 
 
 def make_index(tiles: Images) -> Index:
-    """Of uint8 training tiles (M, 3, S, S)."""
+    """The index of uint8 training tiles (M, 3, S, S)."""
     places = [slice(begin, begin + READ_AT_ONCE) for begin in range(0, len(tiles), READ_AT_ONCE)]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
 

@@ -133,7 +133,7 @@ def find_spots(grey: Tensor, number: int = NUMBER) -> Spots:
 
 
 def _smoothed(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray, Tensor]:
-    """Behind three Gaussians, each made of the one before."""
+    """The images behind three Gaussians, each applied to the result of the one before."""
     fine = scipy.ndimage.gaussian_filter(grey, (0, FINE, FINE), truncate=3)
     more, most = (COARSE**2 - FINE**2) ** 0.5, (WIDE**2 - COARSE**2) ** 0.5
     coarse = scipy.ndimage.gaussian_filter(fine, (0, more, more), truncate=3)

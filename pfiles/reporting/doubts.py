@@ -47,7 +47,7 @@ def doubts(scores: Mapping[str, Any], n_clusters: int | None = None) -> list[str
     confidence = scores.get("mean_confidence", scores.get("mean_probability"))
     if confidence is not None and confidence < CHANCE / n_clusters:
         sentences.append(
-            f"The clusters are sure of no tile: the mean probability of a tile's cluster is {confidence:.3f}, and "
+            f"No tile is clearly in one cluster: the mean probability of a tile's cluster is {confidence:.3f}, and "
             f'{1 / n_clusters:.3f} is chance. Train them longer, or take clustering = "kmeans".'
         )
     return sentences

@@ -47,7 +47,7 @@ def scale_of(properties: Mapping[str, str], path: Path, of_user: float | None = 
     if not MICROSCOPES[0] <= mpp <= MICROSCOPES[1]:
         low, high = MICROSCOPES
         raise InputError(
-            f"{path} says that it was scanned at {mpp:.6g} um/px, which is doubted, as slides are scanned at "
+            f"{path} says that it was scanned at {mpp:.6g} um/px, which is unlikely, as slides are scanned at "
             f"{low:g} to {high:g}: {to_give}."
         )
     return Scale(mpp, "file" if x == y else f"file: the mean of {in_words}")

@@ -141,7 +141,7 @@ def warn_of_copies(images: Images, rows: pd.DataFrame, train: np.ndarray, test: 
 
     pairs = copies(images, test, train)
     if len(pairs):
-        print(f"Warning: {in_words(pairs, len(test), name)}: no training takes them so, leave one of the slides out.")
+        print(f"Warning: {in_words(pairs, len(test), name)}: a training refuses them, so leave one slide out.")
     else:
         warn_of_near_copies(images, test, train, name, folder)
 

@@ -1,6 +1,7 @@
 """What can be given to a command: its help comes at once, under the name that was typed, and is true."""
 
 import os
+import re
 import signal
 import subprocess
 import sys

@@ -25,7 +25,7 @@ def test_good_results_raise_no_doubt():
         ({"codes_used": 1}, "Every place of every tile has one and the same code"),
         ({"codes_used_on_test_tiles": 1}, "Every place of every tile has one and the same code"),
         ({"clusters_used": 1}, "All tiles are in one of 10 clusters"),
-        ({"mean_confidence": 0.102}, "The clusters are sure of no tile: the mean probability of"),
+        ({"mean_confidence": 0.102}, "No tile is clearly in one cluster: the mean probability of"),
         ({"last_mse": 1.0}, "The UNet's error (1.000) is that of one that always answers 0"),
         ({"second_judge": {"share_assigned": 0.1}}, "Generated tiles are sorted as asked no more often (10%) than by"),
     ],
