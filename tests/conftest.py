@@ -250,10 +250,10 @@ KS = (3, 5, 4)
 
 def classifiers(ks=KS, channels=128):
     with seeded("every k"):
-        made = [Classifier(16, k, channels) for k in ks]
-        for one in made:  # batch norm in another state than the first
+        classifiers = [Classifier(16, k, channels) for k in ks]
+        for one in classifiers:  # batch norm in another state than the first
             one.train()(torch.randn(6, 16, 12, 12))
-        return ClusterBank(made)
+        return ClusterBank(classifiers)
 
 
 def weights(network):
@@ -302,7 +302,7 @@ def finish(run):
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory):
+def run_dir(tmp_path_factory):
     """A finished tiny run with the classifier, which no test changes, and other tiles of the same shape and number."""
     folder = tmp_path_factory.mktemp("made")
     np.save(folder / "tiles.npy", make_tiles(44))
@@ -312,9 +312,9 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def done(made, tmp_path):
+def done(run_dir, tmp_path):
     """A copy of it that a test may change."""
-    return Path(shutil.copytree(made, tmp_path / "run"))
+    return Path(shutil.copytree(run_dir, tmp_path / "run"))
 
 
 def tiny_options(overrides=OVERRIDES):

@@ -112,8 +112,8 @@ def field(folder: Path) -> None:
     vqvae, _, unet, clusters = tiny_networks()
     generator = Generator(unet, ClusterBank([clusters]), latents.LatentSpace(vqvae), SETTINGS)
     layout = make_layout(np.array([[0, 1], [2, 0]]), (220, 180), K)
-    made = drawing.make_field(unet, generator.space, SETTINGS, layout, seed=3)
-    write_field(generator, made, folder / "field.tiff")
+    field = drawing.make_field(unet, generator.space, SETTINGS, layout, seed=3)
+    write_field(generator, field, folder / "field.tiff")
 
 
 def clusters(folder: Path) -> None:

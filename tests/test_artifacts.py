@@ -31,12 +31,12 @@ def states(run):
     return {artifact.name: state for artifact, _, state, _ in states_of(run)}
 
 
-def test_a_finished_run_has_made_everything(made):
-    assert states(opened(made)) == {**dict.fromkeys(MADE, "made"), "maps": "missing"}
+def test_a_finished_run_has_made_everything(run_dir):
+    assert states(opened(run_dir)) == {**dict.fromkeys(MADE, "made"), "maps": "missing"}
     for name in MADE:
-        assert artifacts.require(opened(made), name).exists()
+        assert artifacts.require(opened(run_dir), name).exists()
     with pytest.raises(InputError, match="run part_15_cluster_maps first"):
-        artifacts.require(opened(made), "maps")
+        artifacts.require(opened(run_dir), "maps")
 
 
 @pytest.mark.parametrize(
@@ -53,31 +53,31 @@ def test_a_forgotten_number_of_clusters_names_those_that_are_there(name, file, t
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_an_artefact_of_other_data_is_refused(name, made):
+def test_an_artefact_of_other_data_is_refused(name, run_dir):
     with pytest.raises(InputError, match=r"data\.fingerprint was '\w+' and is '\w+'"):
-        artifacts.require(opened(made, data=str(made / "other.npy")), name)
+        artifacts.require(opened(run_dir, data=str(run_dir / "other.npy")), name)
 
 
 @pytest.mark.parametrize("name", [name for name in MADE if BY_NAME[name].settings])
-def test_an_artefact_of_other_settings_is_refused(name, made):
+def test_an_artefact_of_other_settings_is_refused(name, run_dir):
     setting, value = ANOTHER[BY_NAME[name].settings[0]]
-    run = opened(made, overrides=OVERRIDES | {setting: value})
+    run = opened(run_dir, overrides=OVERRIDES | {setting: value})
     with pytest.raises(InputError, match=rf"settings\.{setting} was .* and is {value}"):
         artifacts.require(run, name)
 
 
-def test_a_classifier_that_learnt_first_keeps_the_settings_of_its_own_training(made):
-    note = read_json(note_of(BY_NAME["clusters"].path(opened(made))))
+def test_a_classifier_that_learnt_first_keeps_the_settings_of_its_own_training(run_dir):
+    note = read_json(note_of(BY_NAME["clusters"].path(opened(run_dir))))
     assert "epochs" in note["settings"]["clusters"]
-    run = opened(made, overrides=OVERRIDES | {"clusters.epochs": 2})
+    run = opened(run_dir, overrides=OVERRIDES | {"clusters.epochs": 2})
     for read in (lambda: artifacts.require(run, "clusters"), run.networks):
         with pytest.raises(InputError, match=r"settings\.clusters\.epochs was 1 and is 2"):
             read()
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_notes_hold_the_settings_of_the_table_and_runs_expect_them(name, made):
-    run = opened(made)
+def test_notes_hold_the_settings_of_the_table_and_runs_expect_them(name, run_dir):
+    run = opened(run_dir)
     groups = set(artifacts.settings_of(name))
     plain = {"image_size_px", "precision"}
     note = set(read_json(note_of(BY_NAME[name].path(run)))["settings"]) - plain
@@ -107,9 +107,9 @@ def test_a_published_artefact_is_accepted_and_said_to_be_so(name, done, capsys):
     assert f"{path} has no provenance" in capsys.readouterr().out
 
 
-def test_pairs_know_their_scale_also_where_they_were_enlarged(made, monkeypatch):
+def test_pairs_know_their_scale_also_where_they_were_enlarged(run_dir, monkeypatch):
     """Tiles of 48 px at 0.5 microns a pixel; as files of 96 px a pixel is half as large."""
-    run = opened(made)
+    run = opened(run_dir)
     places = np.zeros(len(run.tiles.images), int)
     positions = make_positions(np.full(len(places), "a"), places, places, places + 48, np.full(len(places), 0.5))
     vars(run)["tiles"] = replace(run.tiles, positions=positions)
@@ -118,7 +118,7 @@ def test_pairs_know_their_scale_also_where_they_were_enlarged(made, monkeypatch)
     monkeypatch.setattr(artifacts, "load_pairs", lambda *folders: (names, resize(real, 96), resize(generated, 96)))
     assert artifacts.pairs(run).mpp == 0.25
     monkeypatch.delenv("KPC_DATA", raising=False)
-    assert artifacts.pairs(opened(made, data=None)).mpp is None
+    assert artifacts.pairs(opened(run_dir, data=None)).mpp is None
 
 
 def test_a_unet_is_stale_once_the_one_before_it_was_trained_again(done):

@@ -31,6 +31,6 @@ def test_codes_are_made_range_by_range_and_mapped(tmp_path, monkeypatch):
 
 
 def test_a_tensor_is_computed_once_for_a_key(tmp_path):
-    made = [cached_tensor(tmp_path / "x.pt", {"of": key}, lambda: torch.rand(3)) for key in "aab"]
-    assert torch.equal(made[0], made[1])
-    assert not torch.equal(made[0], made[2])
+    tensors = [cached_tensor(tmp_path / "x.pt", {"of": key}, lambda: torch.rand(3)) for key in "aab"]
+    assert torch.equal(tensors[0], tensors[1])
+    assert not torch.equal(tensors[0], tensors[2])

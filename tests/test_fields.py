@@ -35,14 +35,14 @@ def field(generator, monkeypatch):
 
 
 def test_the_slide_holds_what_is_drawn_and_says_its_scale_and_origin(generator, field, tmp_path):
-    made = fields.write_field(generator, field, tmp_path / "a.tiff", mpp=0.5)
+    note = fields.write_field(generator, field, tmp_path / "a.tiff", mpp=0.5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.layout.geojson", "a.tiff", "a.tiles.csv"]
     image = tifffile.imread(tmp_path / "a.tiff")
     np.testing.assert_array_equal(image, drawing.draw_field(field, show_progress=False).permute(1, 2, 0))
     slide = openslide.OpenSlide(tmp_path / "a.tiff")
     assert (slide.dimensions, float(slide.properties["openslide.mpp-x"])) == (SIZE, 0.5)
-    assert made == read_json(tmp_path / "a.json")
-    assert made["made_from"]["unet"] == inference_fingerprint(generator.unet)
+    assert note == read_json(tmp_path / "a.json")
+    assert note["made_from"]["unet"] == inference_fingerprint(generator.unet)
     region = Box(20, 30, 140, 190)
     fields.write_field(generator, field, tmp_path / "b.tiff", region)
     part = tifffile.imread(tmp_path / "b.tiff")

@@ -8,9 +8,9 @@ from pfiles.reporting.sections import copies
 from tests.conftest import opened
 
 
-def test_of_many_tiles_some_are_in_memory_and_copies_are_looked_for_among_all(made, monkeypatch):
+def test_of_many_tiles_some_are_in_memory_and_copies_are_looked_for_among_all(run_dir, monkeypatch):
     """A copy of a training tile that is not among those measured is found."""
-    run, wanted = opened(made), []
+    run, wanted = opened(run_dir), []
     in_memory = type(run.tiles).tensor
 
     def tensor(tiles, places, device="cpu"):

@@ -42,7 +42,7 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def run_dir(tmp_path_factory):
     """A finished tiny run with the numbers of part 10, its tiles and its crate."""
     folder = tmp_path_factory.mktemp("packed")
     with pytest.MonkeyPatch.context() as patch:
@@ -68,12 +68,12 @@ def made_again(crate, out, monkeypatch, *options):
 
 
 @pytest.fixture(scope="module")
-def again(made, tmp_path_factory):
+def again(run_dir, tmp_path_factory):
     """The same run, made again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KPC_RUN_TOML", "")
         out = tmp_path_factory.mktemp("again") / "out"
-        return out, made_again(made / "run.zip", out, patch, "--data", str(made / "tiles.npy"))
+        return out, made_again(run_dir / "run.zip", out, patch, "--data", str(run_dir / "tiles.npy"))
 
 
 def test_one_thread_makes_the_same_to_the_bit(again):
@@ -99,12 +99,12 @@ def test_how_near(then, now, state):
 
 
 @pytest.fixture
-def judged(made, again, tmp_path):
+def judged(run_dir, again, tmp_path):
     """What `compare` says of the run that was made again, where its crate had said something else."""
 
     def judged(change=lambda record: None, data=None, **overrides):
-        with reproduce.opened(made / "run.zip") as (archive, record):
-            choices = reproduce.choices_for(archive, record, again[0], str(data or made / "tiles.npy"))
+        with reproduce.opened(run_dir / "run.zip") as (archive, record):
+            choices = reproduce.choices_for(archive, record, again[0], str(data or run_dir / "tiles.npy"))
         change(record)
         choices["overrides"] |= overrides
         run = open_run("reproduce", **choices, run_toml=False)
@@ -114,7 +114,7 @@ def judged(made, again, tmp_path):
     return judged
 
 
-def test_a_changed_tile_is_named(made, judged, tmp_path):
+def test_a_changed_tile_is_named(run_dir, judged, tmp_path):
     tiles = make_tiles(44)
     tiles[3, 5, 5] ^= 1
     np.save(tmp_path / "tiles.npy", tiles)
@@ -155,17 +155,17 @@ def test_changed_code_is_named(judged):
     assert said.startswith("package pfiles: was '1.1.0, code 0123456789abcdef', is '")
 
 
-def test_changed_weights_are_named(made, again, tmp_path, monkeypatch):
+def test_changed_weights_are_named(run_dir, again, tmp_path, monkeypatch):
     """One weight of the autoencoder was changed by hand; a UNet began from other weights than its note says."""
-    shutil.copytree(made / "out", tmp_path / "out")
-    shutil.copy(made / "tiles.npy", tmp_path)
+    shutil.copytree(run_dir / "out", tmp_path / "out")
+    shutil.copy(run_dir / "tiles.npy", tmp_path)
     path = tmp_path / "out" / "kpc_ldm" / "vqvae_autoencoder_ckpt.pth"
     state = checkpoints.read_state(path)
     state["decoder_conv_out.bias"][0] += 1
     torch.save(state, path)
     crate = packed(tmp_path, tmp_path / "changed.zip")
     with reproduce.opened(crate) as (archive, record):
-        choices = reproduce.choices_for(archive, record, again[0], str(made / "tiles.npy"))
+        choices = reproduce.choices_for(archive, record, again[0], str(run_dir / "tiles.npy"))
     run = open_run("reproduce", **choices, run_toml=False)
     record["artefacts"]["UNet after finetuning1"]["content"] = "0" * 16
     record["artefacts"]["UNet after finetuning1"]["provenance"]["starts_from"]["unet"] = "1" * 16
@@ -176,9 +176,9 @@ def test_changed_weights_are_named(made, again, tmp_path, monkeypatch):
     assert verdicts["clusters"].state == EQUAL
 
 
-def test_the_notebooks_of_a_run_by_kmeans_are_all_named(made):
+def test_the_notebooks_of_a_run_by_kmeans_are_all_named(run_dir):
     """Those that need no clusters have no mark of k-means in summary.json."""
-    run = open_run("test", **parameters(made, clustering="kmeans"), run_toml=False)
+    run = open_run("test", **parameters(run_dir, clustering="kmeans"), run_toml=False)
     assert pack.describe(run, NOTEBOOKS, {})["notebooks"] == NOTEBOOKS[:3]
 
 
@@ -196,8 +196,8 @@ def test_a_folder_of_maps_is_known_by_its_tables(tmp_path):
 # Crates
 
 
-def test_the_crate_says_what_the_profile_asks_for_and_names_no_path(made):
-    with zipfile.ZipFile(made / "run.zip") as archive:
+def test_the_crate_says_what_the_profile_asks_for_and_names_no_path(run_dir):
+    with zipfile.ZipFile(run_dir / "run.zip") as archive:
         graph = {each["@id"]: each for each in json.loads(archive.read("ro-crate-metadata.json"))["@graph"]}
         names = archive.namelist()
         texts = {name: archive.read(name).decode() for name in names if not name.endswith(".jpg")}
@@ -213,22 +213,22 @@ def test_the_crate_says_what_the_profile_asks_for_and_names_no_path(made):
     assert {each["@id"] for each in action["result"]} | {"run.json", "workflow.sh"} == {
         each["@id"] for each in root["hasPart"]
     }
-    assert not any(str(made) in text for text in texts.values())
+    assert not any(str(run_dir) in text for text in texts.values())
 
 
-def test_checkpoints_and_tiles_where_they_are_asked_for(made, tmp_path):
-    crate = packed(made, tmp_path / "all.zip", "--checkpoints", "--tiles", "--licence", "CC-BY-4.0")
+def test_checkpoints_and_tiles_where_they_are_asked_for(run_dir, tmp_path):
+    crate = packed(run_dir, tmp_path / "all.zip", "--checkpoints", "--tiles", "--licence", "CC-BY-4.0")
     with reproduce.opened(crate) as (archive, record):
         names = archive.namelist()
         tiles = reproduce.unpack_tiles(archive, tmp_path)
         assert json.loads(archive.read("ro-crate-metadata.json"))["@graph"][0]["license"] == "CC-BY-4.0"
     assert {"kpc_ldm/vqvae_autoencoder_ckpt.pth", "org/1.png", "clusters_3/gen_3/1.png", "data/tiles.npy"} <= {*names}
-    assert tiles.read_bytes() == (made / "tiles.npy").read_bytes()
+    assert tiles.read_bytes() == (run_dir / "tiles.npy").read_bytes()
     assert record["data"]["source"] == "tiles.npy"
 
 
-def test_without_its_tiles_a_crate_asks_for_them(made, tmp_path, capsys):
-    assert main(["reproduce", str(made / "run.zip"), "--out", str(tmp_path / "out")]) == 2
+def test_without_its_tiles_a_crate_asks_for_them(run_dir, tmp_path, capsys):
+    assert main(["reproduce", str(run_dir / "run.zip"), "--out", str(tmp_path / "out")]) == 2
     assert "The crate holds no tiles: name tiles.npy (fingerprint" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -336,18 +336,18 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("case", SPOILT)
-def test_what_is_no_sound_crate_is_refused(case, made, tmp_path, capsys):
+def test_what_is_no_sound_crate_is_refused(case, run_dir, tmp_path, capsys):
     spoil, sentence = SPOILT[case]
-    crate = spoil(tmp_path / "spoilt.zip", made / "run.zip")
+    crate = spoil(tmp_path / "spoilt.zip", run_dir / "run.zip")
     out = tmp_path / "out"
-    assert main(["reproduce", str(crate), "--data", str(made / "tiles.npy"), "--out", str(out)]) == 2
+    assert main(["reproduce", str(crate), "--data", str(run_dir / "tiles.npy"), "--out", str(out)]) == 2
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
     assert not out.exists()
 
 
-def test_a_notebook_that_is_not_ours_is_not_run(made, tmp_path, monkeypatch, capsys):
+def test_a_notebook_that_is_not_ours_is_not_run(run_dir, tmp_path, monkeypatch, capsys):
     """A crate may name any file as a notebook: only those of this version are run."""
     original = reproduce._json
 
@@ -356,25 +356,32 @@ def test_a_notebook_that_is_not_ours_is_not_run(made, tmp_path, monkeypatch, cap
         return value | {"notebooks": ["../evil"]} if name == "run.json" else value
 
     monkeypatch.setattr(reproduce, "_json", lying)
-    arguments = ["reproduce", str(made / "run.zip"), "--data", str(made / "tiles.npy"), "--out", str(tmp_path / "out")]
+    arguments = [
+        "reproduce",
+        str(run_dir / "run.zip"),
+        "--data",
+        str(run_dir / "tiles.npy"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main(arguments) == 2
     assert "There is no notebook '../evil' in this version" in capsys.readouterr().err
 
 
-def test_what_cannot_be_packed(made, tmp_path, capsys):
+def test_what_cannot_be_packed(run_dir, tmp_path, capsys):
     for arguments, sentence in (
         (["--run", str(tmp_path / "none"), "--out", "x.zip"], "There is no folder"),
-        (["--run", str(made / "out"), "--out", str(tmp_path)], "--out must be the name of a file that ends in .zip"),
-        (["--run", str(tmp_path), "--out", str(tmp_path / "x.zip"), *run_options(made)], "has made nothing yet"),
+        (["--run", str(run_dir / "out"), "--out", str(tmp_path)], "--out must be the name of a file that ends in .zip"),
+        (["--run", str(tmp_path), "--out", str(tmp_path / "x.zip"), *run_options(run_dir)], "has made nothing yet"),
     ):
         assert main(["pack", *arguments]) == 2
         assert sentence in capsys.readouterr().err
     assert not (tmp_path / "x.zip").exists()
 
 
-def test_the_precision_that_a_machine_chose_is_packed(made):
+def test_the_precision_that_a_machine_chose_is_packed(run_dir):
     """`"auto"` may choose otherwise where the run is made again."""
-    run = open_run("test", **parameters(made, overrides={**TINY, "precision": "auto"}), run_toml=False)
+    run = open_run("test", **parameters(run_dir, overrides={**TINY, "precision": "auto"}), run_toml=False)
     record = pack.describe(run, NOTEBOOKS, {"overrides": {"precision": "auto"}})
     assert record["choices"]["overrides"]["precision"] == run.settings.precision
     assert run.settings.precision in ("fp32", "bf16")

@@ -50,19 +50,19 @@ def in_notebooks(monkeypatch):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_other_data_of_the_same_shape_are_refused(name, made, in_notebooks):
-    before = files(made)
-    other = parameters(made, data=str(made / "other.npy"))
+def test_other_data_of_the_same_shape_are_refused(name, run_dir, in_notebooks):
+    before = files(run_dir)
+    other = parameters(run_dir, data=str(run_dir / "other.npy"))
     with pytest.raises(InputError, match=r"data\.fingerprint was '\w+' and is '\w+'"):
         run_cells(ROOT / f"{name}.ipynb", other)
-    assert files(made) == before
+    assert files(run_dir) == before
 
 
 @pytest.mark.parametrize("part", ["part_4_sampling_clustering", "part_9_conditional_generation_using_cluster_IDs"])
-def test_other_settings_are_refused(part, made, in_notebooks):
-    changed = {**parameters(made)["overrides"], "diffusion.beta_end": 0.03}
+def test_other_settings_are_refused(part, run_dir, in_notebooks):
+    changed = {**parameters(run_dir)["overrides"], "diffusion.beta_end": 0.03}
     with pytest.raises(InputError, match=r"settings\.diffusion\.beta_end was 0\.02 and is 0\.03"):
-        run_cells(ROOT / "clusters_14" / f"{part}.ipynb", parameters(made, overrides=changed))
+        run_cells(ROOT / "clusters_14" / f"{part}.ipynb", parameters(run_dir, overrides=changed))
 
 
 @pytest.mark.parametrize(
@@ -402,8 +402,8 @@ def test_the_autoencoders_restart_sees_the_images_of_every_clustering(done):
         ("clusters_3/gen_3", "would not belong to the networks that autoencoder trains"),
     ],
 )
-def test_what_would_stop_a_run_after_its_trainings_stops_it_before(made, tmp_path, folder, says):
-    shutil.copy(made / "tiles.npy", tmp_path)
+def test_what_would_stop_a_run_after_its_trainings_stops_it_before(run_dir, tmp_path, folder, says):
+    shutil.copy(run_dir / "tiles.npy", tmp_path)
     (tmp_path / "out" / folder).mkdir(parents=True)
     (tmp_path / "out" / folder / "99.png").write_bytes(png(make_tiles(1)[0]))
     run = opened(tmp_path)
@@ -470,13 +470,13 @@ def test_weights_put_over_a_unet_are_kept_when_it_is_trained_again(done, capsys)
 
 
 @pytest.mark.parametrize("part", ["part_10_SSIM", "internal_cluster_validation_metrics"])
-def test_notebooks_of_files_alone_refuse_other_data_and_settings_where_these_are_named(part, made, in_notebooks):
+def test_notebooks_of_files_alone_refuse_other_data_and_settings_where_these_are_named(part, run_dir, in_notebooks):
     path = ROOT / ("clusters_14" if part.startswith("part") else "") / f"{part}.ipynb"
     with pytest.raises(InputError, match=r"data\.fingerprint was"):
-        run_cells(path, parameters(made, data=str(made / "other.npy")))
-    changed = {**parameters(made)["overrides"], "diffusion.beta_end": 0.03}
+        run_cells(path, parameters(run_dir, data=str(run_dir / "other.npy")))
+    changed = {**parameters(run_dir)["overrides"], "diffusion.beta_end": 0.03}
     with pytest.raises(InputError, match=r"settings\.diffusion\.beta_end was 0\.02 and is 0\.03"):
-        run_cells(path, parameters(made, overrides=changed))
+        run_cells(path, parameters(run_dir, overrides=changed))
 
 
 def test_a_restart_of_all_trainings_is_done_once(done, capsys):

@@ -39,7 +39,7 @@ PART_13 = {
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def run_dir(tmp_path_factory):
     """A finished run on tiles cut from slides of patients, whose names stand in the table, the folder and the paths."""
     folder = tmp_path_factory.mktemp("share")
     data = folder / "StMarysHospital"
@@ -70,8 +70,8 @@ def named(monkeypatch):
     return name_clusters
 
 
-def test_the_folder_draws_and_says_all_that_is_known(made, named, tmp_path):
-    run = named(opened(made), {1: "keratin", 2: "dermis"})
+def test_the_folder_draws_and_says_all_that_is_known(run_dir, named, tmp_path):
+    run = named(opened(run_dir), {1: "keratin", 2: "dermis"})
     gate = share(run, tmp_path / "shared", CARD, "demo", {**TINY, "start_from": "/home/StMarysHospital"})
     assert {path.name for path in (tmp_path / "shared").iterdir()} == {
         "config.json", "model.safetensors", "quality.safetensors", "README.md", "sheet.jpg"
@@ -98,33 +98,33 @@ def test_the_folder_draws_and_says_all_that_is_known(made, named, tmp_path):
     assert Image.open(tmp_path / "shared" / "sheet.jpg").size[0] > 100
 
 
-def test_no_file_says_whose_tissue_it_is(made, tmp_path):
-    overrides = {**TINY, "start_from": str(made / "StMarysHospital")}
-    share(opened(made), tmp_path / "shared", CARD, overrides=overrides, judged=40)
+def test_no_file_says_whose_tissue_it_is(run_dir, tmp_path):
+    overrides = {**TINY, "start_from": str(run_dir / "StMarysHospital")}
+    share(opened(run_dir), tmp_path / "shared", CARD, overrides=overrides, judged=40)
     for path in (tmp_path / "shared").iterdir():
         content = path.read_bytes().lower()
-        for word in (*TELLING, str(made)):
+        for word in (*TELLING, str(run_dir)):
             assert word.lower().encode() not in content
 
 
 @pytest.mark.parametrize("said", [TELLING[0], "see s07-mueller.svs", "of 4711423, left"])
-def test_a_card_or_a_name_that_says_it_is_refused(said, made, named, tmp_path):
+def test_a_card_or_a_name_that_says_it_is_refused(said, run_dir, named, tmp_path):
     for card, names in (({**CARD, "consent": said}, {}), (CARD, {2: said})):
         with pytest.raises(InputError, match="which is a path, file, slide or patient of the data"):
-            share(named(opened(made), names), tmp_path / "shared", card)
+            share(named(opened(run_dir), names), tmp_path / "shared", card)
         assert list(tmp_path.iterdir()) == []
 
 
-def test_short_names_of_people_are_looked_for_too(made, tmp_path):
-    data = Path(shutil.copytree(made, tmp_path / "made")) / "StMarysHospital" / "tiles.csv"
+def test_short_names_of_people_are_looked_for_too(run_dir, tmp_path):
+    data = Path(shutil.copytree(run_dir, tmp_path / "made")) / "StMarysHospital" / "tiles.csv"
     data.write_text(data.read_text().replace("PAT778812", "P12").replace("4711423", "4823"))
-    run = opened(tmp_path / "made", out=str(made / "run-of-Dr-Wu"))
+    run = opened(tmp_path / "made", out=str(run_dir / "run-of-Dr-Wu"))
     for said in ("as seen in P12", "no. 4823", "p12_left", "of S07-Mueller", "S07-Mueller_2", "4823_x"):
         with pytest.raises(InputError, match="which is a path, file, slide or patient of the data"):
             share(run, tmp_path / "shared", {**CARD, "consent": said})
 
 
-def test_the_gate_reads_training_tiles_as_it_compares_them(made, tmp_path, monkeypatch):
+def test_the_gate_reads_training_tiles_as_it_compares_them(run_dir, tmp_path, monkeypatch):
     """More of them than fit in memory are judged; `--exhaustive` reaches the search."""
     searches, search = [], share_module.certificate.search
 
@@ -135,12 +135,12 @@ def test_the_gate_reads_training_tiles_as_it_compares_them(made, tmp_path, monke
 
     monkeypatch.setattr(share_module.certificate, "search", watched)
     monkeypatch.setattr(share_module, "HELD_OUT", 3)
-    share(opened(made), tmp_path / "shared", CARD, judged=40, exhaustive=True)
+    share(opened(run_dir), tmp_path / "shared", CARD, judged=40, exhaustive=True)
     assert searches == [(24, 3, True)]
 
 
-def test_markup_in_a_name_is_text(made, named, tmp_path):
-    run = named(opened(made), {1: "<img src=x onerror=alert(1)> & so on", 2: "![](http://x) $a$"})
+def test_markup_in_a_name_is_text(run_dir, named, tmp_path):
+    run = named(opened(run_dir), {1: "<img src=x onerror=alert(1)> & so on", 2: "![](http://x) $a$"})
     share(run, tmp_path / "shared", {**CARD, "organ": "<b>lung</b>"}, judged=40)
     written = (tmp_path / "shared" / "README.md").read_text()
     assert "&lt;img src=x onerror=alert(1)&gt; &amp; so on" in written
@@ -154,9 +154,9 @@ def drawing(monkeypatch, change):
     monkeypatch.setattr(pfiles.Generator, "draw", lambda *args, **options: change(real(*args, **options)))
 
 
-def test_a_memoriser_is_refused_whatever_lies_in_its_folder(made, tmp_path, monkeypatch):
+def test_a_memoriser_is_refused_whatever_lies_in_its_folder(run_dir, tmp_path, monkeypatch):
     """One drawn tile of 40 is a training tile, turned. The images of part 6 are honest, few, or gone."""
-    shutil.copytree(made, tmp_path / "made")
+    shutil.copytree(run_dir, tmp_path / "made")
     run = opened(tmp_path / "made")
     tile = torch.from_numpy(np.load(tmp_path / "made" / "StMarysHospital" / "tiles.npy")[3]).movedim(2, 0)
     drawing(monkeypatch, lambda images: torch.cat([tile.rot90(1, (1, 2))[None], images[1:]]))
@@ -175,15 +175,15 @@ def test_a_memoriser_is_refused_whatever_lies_in_its_folder(made, tmp_path, monk
         (lambda images: images[:1].expand_as(images), "100% of the tiles that were drawn for it repeat another one"),
     ],
 )
-def test_tiles_that_can_show_no_copy_are_no_evidence(made, tmp_path, monkeypatch, change, sentence):
+def test_tiles_that_can_show_no_copy_are_no_evidence(run_dir, tmp_path, monkeypatch, change, sentence):
     drawing(monkeypatch, change)
     with pytest.raises(InputError, match=sentence):
-        share(opened(made), tmp_path / "shared", CARD, judged=40)
+        share(opened(run_dir), tmp_path / "shared", CARD, judged=40)
     assert not (tmp_path / "shared").exists()
 
 
-def test_fields_are_handed_on_unless_they_hold_a_copy_or_say_whose_they_are(made, tmp_path):
-    run = opened(made)
+def test_fields_are_handed_on_unless_they_hold_a_copy_or_say_whose_they_are(run_dir, tmp_path):
+    run = opened(run_dir)
     generator = draw.generator(run)
     layout = make_layout(np.array([[0, 1], [2, 0]]), (144, 144), K)
     field = make_field(generator.unet, generator.space, generator.settings, layout, 5)
@@ -216,20 +216,20 @@ def test_fields_are_handed_on_unless_they_hold_a_copy_or_say_whose_they_are(made
     assert not (tmp_path / "refused").exists()
 
 
-def test_the_card_says_how_many_tiles_were_judged(made, tmp_path):
+def test_the_card_says_how_many_tiles_were_judged(run_dir, tmp_path):
     for judged, few in ((40, "; fewer than the usual 500"), (share_module.JUDGED, "")):
         folder = tmp_path / str(judged)
-        assert share(opened(made), folder, CARD, judged=judged)["images"] == judged
+        assert share(opened(run_dir), folder, CARD, judged=judged)["images"] == judged
         text = " ".join((folder / "README.md").read_text().split())
         assert f"{judged} tiles were drawn for it from the weights in this folder (seed 765" in text
         assert f"among the training tiles{few}" in text
     with pytest.raises(InputError, match="at least 2 tiles"):
-        share(opened(made), tmp_path / "shared", CARD, judged=1)
+        share(opened(run_dir), tmp_path / "shared", CARD, judged=1)
 
 
-def test_the_card_says_what_the_training_began_from(made, named, tmp_path):
+def test_the_card_says_what_the_training_began_from(run_dir, named, tmp_path):
     """As of a run whose weights came from elsewhere, whatever patients those had learnt from."""
-    run = opened(made)
+    run = opened(run_dir)
     run.__dict__["start_weights"] = {"vqvae.weight": torch.ones(2)}
     share(run, tmp_path / "shared", CARD, judged=40)
     fingerprint = fingerprint_of_state(run.start_weights)
@@ -237,16 +237,16 @@ def test_the_card_says_what_the_training_began_from(made, named, tmp_path):
     assert pfiles.Generator.load(tmp_path / "shared").about == {"begun_from": fingerprint}
 
 
-def test_a_link_to_an_empty_folder_is_filled(made, tmp_path):
+def test_a_link_to_an_empty_folder_is_filled(run_dir, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    share(opened(made), tmp_path / "link", CARD, judged=40)
+    share(opened(run_dir), tmp_path / "link", CARD, judged=40)
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "elsewhere" / "README.md").exists()
 
 
-def test_numbers_of_other_data_are_refused(made, tmp_path):
-    shutil.copytree(made, tmp_path / "made")
+def test_numbers_of_other_data_are_refused(run_dir, tmp_path):
+    shutil.copytree(run_dir, tmp_path / "made")
     run = opened(tmp_path / "made")
     other = Provenance(data={**run.provenance.data, "fingerprint": "0" * 16})
     record(run.paths.summary, "clusters_3/part_13_distribution_metrics", PART_13, other)
@@ -255,8 +255,8 @@ def test_numbers_of_other_data_are_refused(made, tmp_path):
     assert not (tmp_path / "shared").exists()
 
 
-def test_leaking_splits_are_refused(made, tmp_path):
-    shutil.copytree(made, tmp_path / "made")
+def test_leaking_splits_are_refused(run_dir, tmp_path):
+    shutil.copytree(run_dir, tmp_path / "made")
     run = opened(tmp_path / "made")
     assert run.provenance
     leaking = run.tiles.images.clone()
@@ -266,13 +266,13 @@ def test_leaking_splits_are_refused(made, tmp_path):
         share(run, tmp_path / "shared", CARD)
 
 
-def test_share_command(made, tmp_path, capsys):
-    arguments = ["share", "--run", str(made / "run-of-Dr-Wu"), "--out", str(tmp_path / "shared")]
+def test_share_command(run_dir, tmp_path, capsys):
+    arguments = ["share", "--run", str(run_dir / "run-of-Dr-Wu"), "--out", str(tmp_path / "shared")]
     assert main(arguments) == 2
     assert "licence (of the weights" in capsys.readouterr().err
     arguments += [part for name, text in CARD.items() for part in (f"--{name.replace('_', '-')}", text)]
-    run = {"n_clusters": K, "clustering": "classifier", "data": str(made / "StMarysHospital"), "preset": "demo"}
-    shutil.copytree(made / "run-of-Dr-Wu", tmp_path / "run")
+    run = {"n_clusters": K, "clustering": "classifier", "data": str(run_dir / "StMarysHospital"), "preset": "demo"}
+    shutil.copytree(run_dir / "run-of-Dr-Wu", tmp_path / "run")
     summary = read_json(tmp_path / "run" / "summary.json")
     write_json(tmp_path / "run" / "summary.json", {**summary, "run": {**run, "overrides": OVERRIDES}})
     arguments[2] = str(tmp_path / "run")

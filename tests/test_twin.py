@@ -36,7 +36,7 @@ def slide(tmp_path):
     return path
 
 
-def made(generator, slide, out, train):
+def write_checked(generator, slide, out, train):
     """The twin, where the generator learnt from the tiles `train` (N, 48, 48, 3)."""
     held_out = np.stack([tissue(SIDE, SIDE, seed) for seed in range(30)])
     images = torch.from_numpy(np.concatenate([train, held_out])).permute(0, 3, 1, 2).contiguous()
@@ -52,7 +52,7 @@ def made(generator, slide, out, train):
 def test_a_twin_is_laid_out_as_its_slide_and_says_nothing_of_it(generator, slide, tmp_path, capsys):
     train = np.stack([tissue(SIDE, SIDE, seed) for seed in range(100, 120)])
     out = tmp_path / "out" / "twin.tiff"
-    section = made(generator, slide, out, train)
+    section = write_checked(generator, slide, out, train)
     names = ["twin.json", "twin.layout.geojson", "twin.report.json", "twin.tiff", "twin.tiles.csv"]
     assert sorted(path.name for path in out.parent.iterdir()) == names
     table = read_table(out.parent / "twin.tiles.csv")
@@ -79,12 +79,12 @@ def test_a_twin_is_laid_out_as_its_slide_and_says_nothing_of_it(generator, slide
 def test_what_repeats_a_training_tile_is_drawn_anew(generator, slide, tmp_path, monkeypatch):
     """A tile of the twin as it is drawn at first is made a training tile: another one takes its place."""
     train = np.stack([tissue(SIDE, SIDE, seed) for seed in range(100, 120)])
-    made(generator, slide, tmp_path / "first.tiff", train)
+    write_checked(generator, slide, tmp_path / "first.tiff", train)
     first = tifffile.imread(tmp_path / "first.tiff")
     place = read_table(tmp_path / "first.tiles.csv")[["x", "y"]].astype(int).to_numpy()[5]
     x, y = place + SIDE // 2 if (place + SIDE // 2 + SIDE <= first.shape[1::-1]).all() else place
     train[3] = first[y : y + SIDE, x : x + SIDE]
-    made(generator, slide, tmp_path / "second.tiff", train)
+    write_checked(generator, slide, tmp_path / "second.tiff", train)
     second = tifffile.imread(tmp_path / "second.tiff")
     assert read_json(tmp_path / "second.report.json")["drawn anew"] > 0
     now = torch.from_numpy(second[None, y : y + SIDE, x : x + SIDE]).permute(0, 3, 1, 2).contiguous()
@@ -92,7 +92,7 @@ def test_what_repeats_a_training_tile_is_drawn_anew(generator, slide, tmp_path, 
     assert nearest_tiles(now, copied).distance[0] > COPY
     monkeypatch.setattr(twin, "ROUNDS", 1)
     with pytest.raises(InputError, match="after they were drawn anew 1 times"):
-        made(generator, slide, tmp_path / "third.tiff", train)
+        write_checked(generator, slide, tmp_path / "third.tiff", train)
 
 
 def test_twin_command(generator, slide, tmp_path, capsys):

@@ -15,13 +15,13 @@ def small_fields(monkeypatch):
 
 
 def test_made_tiles_are_the_same_whenever_they_are_read():
-    made = search.MadeTiles(50, 32)
-    tiles = made[0:50]
-    assert tiles.shape == made.shape == (50, 3, 32, 32)
-    assert torch.equal(made[np.array([7, 3])], tiles[[7, 3]])
-    assert torch.equal(made[torch.tensor([9]), :, :4], tiles[9:10, :, :4])
+    filler = search.MadeTiles(50, 32)
+    tiles = filler[0:50]
+    assert tiles.shape == filler.shape == (50, 3, 32, 32)
+    assert torch.equal(filler[np.array([7, 3])], tiles[[7, 3]])
+    assert torch.equal(filler[torch.tensor([9]), :, :4], tiles[9:10, :, :4])
     assert len(tiles.flatten(1).unique(dim=0)) == 50
-    assert made.seconds > 0
+    assert filler.seconds > 0
 
 
 @pytest.mark.slow

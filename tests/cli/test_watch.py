@@ -73,20 +73,20 @@ def test_pictures_take_no_more_than_their_share(tmp_path, monkeypatch):
     monkeypatch.setattr(log.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(log, "SHARE", 0.1)
     training = log.TrainingLog(tmp_path, 0)
-    made = []
+    times = []
 
     def make():
         clock[0] += 30  # seconds
-        made.append(clock[0])
+        times.append(clock[0])
         return torch.zeros(16, 3, 8, 8, dtype=torch.uint8)
 
     for step in range(1, 2001):
         clock[0] += 1
         if step % 100 == 0:
             training.picture(step, step, make)
-    assert len(made) >= 5
-    assert 30 * len(made) <= 0.1 * clock[0] + 1
-    assert made[0] == 200 + 30  # before one was timed it is taken to cost as much as 20 steps
+    assert len(times) >= 5
+    assert 30 * len(times) <= 0.1 * clock[0] + 1
+    assert times[0] == 200 + 30  # before one was timed it is taken to cost as much as 20 steps
 
 
 def test_how_far_it_is(tmp_path, monkeypatch, capsys):

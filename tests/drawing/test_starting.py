@@ -18,7 +18,7 @@ DEMO = get_settings("demo", TINY).diffusion
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def run_dir(tmp_path_factory):
     """A trained tiny run, and its generator beside it."""
     folder = tmp_path_factory.mktemp("starting")
     np.save(folder / "tiles.npy", make_tiles(44))
@@ -28,12 +28,12 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def done(made, tmp_path):
-    return Path(shutil.copytree(made, tmp_path / "run"))
+def done(run_dir, tmp_path):
+    return Path(shutil.copytree(run_dir, tmp_path / "run"))
 
 
-def test_a_run_and_its_generator_give_the_same_weights(made):
-    of_run, of_generator = (starting_weights(str(made / name), DEMO) for name in ("out", "generator"))
+def test_a_run_and_its_generator_give_the_same_weights(run_dir):
+    of_run, of_generator = (starting_weights(str(run_dir / name), DEMO) for name in ("out", "generator"))
     assert all(torch.equal(tensor, of_generator[name]) for name, tensor in of_run.items())
 
 
@@ -46,8 +46,8 @@ def test_a_run_and_its_generator_give_the_same_weights(made):
         ({"diffusion.num_timesteps": 30}, "diffusion.num_timesteps = 20, but the settings say 30"),
     ],
 )
-def test_a_unet_that_learnt_something_else_is_refused(name, override, sentence, made, tmp_path):
-    run = opened(made, overrides={**TINY, **override, "start_from": str(made / name)}, out=str(tmp_path / "out"))
+def test_a_unet_that_learnt_something_else_is_refused(name, override, sentence, run_dir, tmp_path):
+    run = opened(run_dir, overrides={**TINY, **override, "start_from": str(run_dir / name)}, out=str(tmp_path / "out"))
     with pytest.raises(InputError, match=sentence):
         learn.new_autoencoder(run)
 

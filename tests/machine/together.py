@@ -101,8 +101,8 @@ def codes(folder: Path) -> None:
         patch.object(cached, "AT_ONCE", 10),
     ):
         tiles.hash_together()
-        made = cached.cached_codes(folder / "codes.pt", {"made": "from"}, 82, encode, device)
-        result = {"hash": tiles.fingerprint(), "codes": made.tolist(), "encoded": encoded}
+        codes = cached.cached_codes(folder / "codes.pt", {"made": "from"}, 82, encode, device)
+        result = {"hash": tiles.fingerprint(), "codes": codes.tolist(), "encoded": encoded}
     (folder / f"{processes.rank()}.json").write_text(json.dumps(result))
 
 

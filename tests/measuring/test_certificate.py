@@ -72,8 +72,8 @@ def test_words_name_the_worst_kind():
 def test_originals_are_training_tiles_and_differ_between_kinds():
     train, others = tissue(60), tissue(10, seed=1)
     copies = certificate.plant(train, others, 10)
-    assert {len(made) for made in copies.values()} == {10}
-    assert {len(made) for made in certificate.plant(train, others).values()} == {4}
+    assert {len(batch) for batch in copies.values()} == {10}
+    assert {len(batch) for batch in certificate.plant(train, others).values()} == {4}
     assert len(certificate.plant(train.repeat(4, 1, 1, 1), others)["exact"]) == 6  # one for 40 of 240
     same = (copies["exact"][:, None] == train).flatten(2).all(2)
     assert same.any(1).all()
@@ -88,8 +88,8 @@ def test_tiles_of_one_colour_are_not_planted():
     noise = torch.randint(-1, 2, (20, 3, 64, 64), generator=torch.Generator().manual_seed(0))
     blank = (230 + noise).to(torch.uint8)
     blank[:10] = 230
-    made = certificate.plant(torch.cat([blank, train]), others, 60)
-    assert torch.equal(made["exact"][:, None].eq(train).flatten(2).all(2).any(1), torch.ones(60, dtype=torch.bool))
+    planted = certificate.plant(torch.cat([blank, train]), others, 60)
+    assert torch.equal(planted["exact"][:, None].eq(train).flatten(2).all(2).any(1), torch.ones(60, dtype=torch.bool))
     written = certificate.search(others, torch.cat([blank, train]), others, "tissue").certificate
     assert written.passed["exact"] == written.passed["in another view"] == 0
     only_blank = certificate.plant(blank, others, 4)

@@ -21,11 +21,11 @@ def middle(images):
 
 def test_every_kind_gives_copies_that_differ_from_their_tiles():
     for kind in planted.KINDS:
-        made = copies(kind)
-        assert made.shape == TILES.shape, kind
-        assert made.dtype == torch.uint8, kind
-        assert torch.equal(made, copies(kind)), kind
-        assert torch.equal(made, TILES) == (kind == "exact"), kind
+        batch = copies(kind)
+        assert batch.shape == TILES.shape, kind
+        assert batch.dtype == torch.uint8, kind
+        assert torch.equal(batch, copies(kind)), kind
+        assert torch.equal(batch, TILES) == (kind == "exact"), kind
 
 
 def test_parts_of_a_tile_lie_beside_others():
@@ -59,9 +59,9 @@ def test_turns_and_crops_against_pillow():
 
 
 def test_a_view_is_one_of_the_seven_others():
-    for made, tile in zip(copies("in another view"), TILES, strict=True):
+    for copy, tile in zip(copies("in another view"), TILES, strict=True):
         views = [flipped.rot90(n, (1, 2)) for flipped in (tile, tile.flip(2)) for n in range(4)]
-        assert sum(torch.equal(made, view) for view in views[1:]) == 1
+        assert sum(torch.equal(copy, view) for view in views[1:]) == 1
 
 
 def test_colours_by_hand():
@@ -79,6 +79,6 @@ def test_colours_by_hand():
 
 def test_elastic_copies_move_places_by_a_few_pixels():
     ramp = torch.arange(64).expand(1, 3, 64, 64).to(torch.uint8) * 4  # brightness says the column
-    made = planted.elastic(ramp.expand(40, -1, -1, -1), ramp, torch.Generator().manual_seed(0))
-    shifts = (made.float() - ramp)[:, 0, 16:48, 16:48] / 4
+    copy = planted.elastic(ramp.expand(40, -1, -1, -1), ramp, torch.Generator().manual_seed(0))
+    shifts = (copy.float() - ramp)[:, 0, 16:48, 16:48] / 4
     assert 0.5 < shifts.std() < 2  # 2 % of 64 px: 1.3 px

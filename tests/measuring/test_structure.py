@@ -69,11 +69,11 @@ def streaks(number: int) -> Tensor:
 def with_rims(tiles: Tensor) -> Tensor:
     """Every third tile ends at a straight edge, beyond which is glass."""
     rng = np.random.default_rng(0)
-    made, places = tiles.clone(), np.arange(SIDE)
-    for tile in made[::3]:
+    mosaic, places = tiles.clone(), np.arange(SIDE)
+    for tile in mosaic[::3]:
         beyond = places > rng.integers(36, 48) + rng.uniform(-0.5, 0.5) * (places[:, None] - SIDE / 2)
         tile[:, torch.from_numpy(beyond)] = 240
-    return made
+    return mosaic
 
 
 # what coherence is
@@ -117,16 +117,16 @@ def test_stripes_have_a_coherence_of_one_and_a_flat_tile_has_none(monkeypatch):
 
 def test_blocks_stay_whole_and_seams_are_blended_over_two_pixels():
     tiles = torch.tensor([0, 90], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 16, 16).repeat(30, 1, 1, 1)
-    made = structure.shuffled(tiles, 8, seed=0)
-    assert made.shape == tiles.shape
-    blocks = made[:, 0, [3, 3, 12, 12], [3, 12, 3, 12]].view(-1, 2, 2)
+    mosaic = structure.shuffled(tiles, 8, seed=0)
+    assert mosaic.shape == tiles.shape
+    blocks = mosaic[:, 0, [3, 3, 12, 12], [3, 12, 3, 12]].view(-1, 2, 2)
     assert set(blocks.unique().tolist()) == {0, 90}
     assert 0.3 < (blocks == 90).float().mean() < 0.7
     inner = [0, 1, 2, 3, 4, 5, 6, 9, 10, 11, 12, 13, 14, 15]
-    assert set(made[:, 0, inner][:, :, inner].unique().tolist()) == {0, 90}
+    assert set(mosaic[:, 0, inner][:, :, inner].unique().tolist()) == {0, 90}
     stepping = (blocks[:, 0, 0] == 0) & (blocks[:, 0, 1] == 90)
     assert stepping.any()
-    assert (made[stepping][:, 0, 2, 6:10] == torch.tensor([0, 30, 60, 90])).all()
+    assert (mosaic[stepping][:, 0, 2, 6:10] == torch.tensor([0, 30, 60, 90])).all()
 
 
 def test_blocks_come_from_tiles_of_one_cluster():
@@ -177,8 +177,8 @@ def test_the_reach_of_shuffled_lung_is_its_block():
     assert table.reach["all"] == 32
     assert list(table.index) == ["all", *(f"cluster {i + 1}" for i in range(len(names)))]
     for block, high in ((8, 12), (16, 23)):
-        made = structure.shuffled(test, block, 7, of_test)
-        assert block * 0.8 < structure.reaches(ladder, made, 3, of_test).reach["all"] < high
+        mosaic = structure.shuffled(test, block, 7, of_test)
+        assert block * 0.8 < structure.reaches(ladder, mosaic, 3, of_test).reach["all"] < high
 
 
 def test_reaches_are_interpolated_over_the_logarithm_of_the_block():
@@ -191,11 +191,11 @@ def test_a_set_is_held_against_the_clusters_that_it_holds(tissue):
     """Half of the real tiles are noise, half tissue; all of the set is tissue."""
     noise = structure.noise_like(tissue, seed=8)
     ladder = structure.make_ladder(torch.cat([tissue, noise]), 1, np.repeat([0, 1], len(tissue)))
-    made = structure.shuffled(tissue, 16, seed=7)
-    table = structure.reaches(ladder, made, 3, np.zeros(len(made), int))
+    mosaic = structure.shuffled(tissue, 16, seed=7)
+    table = structure.reaches(ladder, mosaic, 3, np.zeros(len(mosaic), int))
     assert 11 < table.reach["all"] < 21
     assert table.reach["cluster 1"] == pytest.approx(table.reach["all"], rel=0.1)
-    assert structure.reaches(ladder, made, 3).reach["all"] > 1.3 * table.reach["all"]  # noise lowers the ladder
+    assert structure.reaches(ladder, mosaic, 3).reach["all"] > 1.3 * table.reach["all"]  # noise lowers the ladder
 
 
 def test_reaches_in_words():

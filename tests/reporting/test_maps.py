@@ -386,11 +386,11 @@ def test_a_new_slide_is_mapped_with_trained_networks(tmp_path, monkeypatch, caps
     assert [float(row["confidence"]) for row in rows] == pytest.approx(confidence.tolist(), abs=1e-4)
     assert json.loads((tmp_path / "maps" / "new.geojson").read_text())["features"]
 
-    made = {path: path.read_bytes() for path in (tmp_path / "maps").rglob("*") if path.is_file()}
+    contents = {path: path.read_bytes() for path in (tmp_path / "maps").rglob("*") if path.is_file()}
     other = two_colours(tmp_path / "other.tiff")
     assert main(["map", "--slide", str(other), "--run", "starter", "--mpp", "1"]) == 2
     assert "holds maps of other slides or of other networks: name another folder" in capsys.readouterr().err
-    assert made == {path: path.read_bytes() for path in (tmp_path / "maps").rglob("*") if path.is_file()}
+    assert contents == {path: path.read_bytes() for path in (tmp_path / "maps").rglob("*") if path.is_file()}
     plt.close("all")
 
 

@@ -20,11 +20,11 @@ def made_trials(question="real", tiles=20, seed=1):
     counts = trials.counts_of(question, tiles)
     real = torch.tensor(make_tiles(counts.held_out)).permute(0, 3, 1, 2)
     rng = np.random.default_rng(seed)
-    made = torch.tensor(rng.integers(0, 256, (counts.generated, 3, SIDE, SIDE), dtype=np.uint8))
+    generated = torch.tensor(rng.integers(0, 256, (counts.generated, 3, SIDE, SIDE), dtype=np.uint8))
     flat = torch.arange(40, 40 + 2 * K, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, SIDE, SIDE)
     sets = [
         [trials.Trial(image, kind, i % K + 1, f"{kind} {i}") for i, image in enumerate(images)]
-        for kind, images in (("real", real), ("generated", made), ("example", flat))
+        for kind, images in (("real", real), ("generated", generated), ("example", flat))
     ]
     return counts, trials.make_trials(counts, *sets, seed), sets[2]
 

@@ -55,16 +55,16 @@ def test_what_surrounds_the_pixels_gives_no_tile_away():
         trials.Trial(image, kind, 1, "") for kind, images in (("real", real), ("generated", noise)) for image in images
     ]
     order = trials.order_of(every, 1, 5)
-    rows, made = [], []
+    rows, is_generated = [], []
     for place, i in enumerate(order):
         file = base64.b64decode(form.bitmap(every[i].image))
         header = file[:54]
         rows.append([place, place % 2, place % 8, len(file), len(zlib.compress(header)), *header])
-        made.append(every[i].kind == "generated")
+        is_generated.append(every[i].kind == "generated")
     assert {len(file) for file in rows} == {len(rows[0])}
     assert len({tuple(row[3:]) for row in rows}) == 1  # to the byte
-    guess = cross_val_predict(RandomForestClassifier(30, random_state=0), rows, made, cv=10)
-    assert (guess == made).mean() == pytest.approx(0.5, abs=0.053)  # three standard errors
+    guess = cross_val_predict(RandomForestClassifier(30, random_state=0), rows, is_generated, cv=10)
+    assert (guess == is_generated).mean() == pytest.approx(0.5, abs=0.053)  # three standard errors
 
 
 @pytest.mark.parametrize(("mpp", "bar"), [(0.5, ("83.33", "20 µm")), (1.0, ("41.67", "20 µm")), (None, None)])

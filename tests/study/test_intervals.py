@@ -27,19 +27,19 @@ def test_a_share_has_wilsons_interval(right, of):
 
 
 def test_the_placements_average_to_the_area_under_each_curve(ratings):
-    made, real = ratings
-    parts = intervals.placements(made, real)
+    generated, real = ratings
+    parts = intervals.placements(generated, real)
     for reader in range(3):
-        area = roc_auc_score([1] * 12 + [0] * 9, [*made[reader], *real[reader]])
+        area = roc_auc_score([1] * 12 + [0] * 9, [*generated[reader], *real[reader]])
         assert [part[reader].mean() for part in parts] == pytest.approx([area, area])
 
 
 def test_the_covariance_of_areas_is_about_that_of_the_jackknife(ratings):
     """Leaving out one tile after the other is another way to the same covariance; they agree as 1 / tiles falls."""
-    made, real = (np.tile(part, 8) for part in ratings)
-    exact = intervals.covariance_of(*intervals.placements(made, real))
+    generated, real = (np.tile(part, 8) for part in ratings)
+    exact = intervals.covariance_of(*intervals.placements(generated, real))
     jackknifed = np.zeros((3, 3))
-    for part, other, swap in ((made, real, False), (real, made, True)):
+    for part, other, swap in ((generated, real, False), (real, generated, True)):
         n = part.shape[1]
         left = [np.delete(part, i, axis=1) for i in range(n)]
         areas = [intervals.placements(*((other, p) if swap else (p, other)))[0].mean(1) for p in left]

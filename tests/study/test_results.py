@@ -51,10 +51,10 @@ def test_answers_count_by_hand(tmp_path):
     judge = lambda truth: ("generated", 1) if next(numbers) % 3 == 0 else ("real", 3)  # noqa: E731
     key, _, ratings = scored(tmp_path / "s", judge, perfect)
     first = results.measures("real", ratings)
-    made = [i for i, trial in enumerate(key.trials[:20]) if trial.kind == "generated"]
+    generated = [i for i, trial in enumerate(key.trials[:20]) if trial.kind == "generated"]
     said = {trial: place % 3 == 0 for place, trial in enumerate(key.orders["1"])}
-    sensitivity = np.mean([said[i] for i in made])
-    specificity = np.mean([not said[i] for i in range(20) if i not in made])
+    sensitivity = np.mean([said[i] for i in generated])
+    specificity = np.mean([not said[i] for i in range(20) if i not in generated])
     assert first["sensitivity"].each[0].value == pytest.approx(sensitivity)
     assert first["specificity"].each[0].value == pytest.approx(specificity)
     assert first["AUC"].each[0].value == pytest.approx((sensitivity + specificity) / 2)  # of two steps alone
