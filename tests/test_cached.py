@@ -20,8 +20,8 @@ def test_codes_are_made_range_by_range_and_mapped(tmp_path, monkeypatch):
         return torch.from_numpy(codes[:, begin:end])
 
     for _ in range(2):
-        kept = cached_codes(path, {"a": 1}, 10, make, torch.device("cpu"))
-        np.testing.assert_array_equal(kept, codes)
+        codes_read = cached_codes(path, {"a": 1}, 10, make, torch.device("cpu"))
+        np.testing.assert_array_equal(codes_read, codes)
         if sys.platform == "linux":  # elsewhere psutil does not know what is mapped
             assert str(path) in [mapped.path for mapped in psutil.Process().memory_maps()]
         assert [each.name for each in path.parent.iterdir()] == ["codes.pt"]

@@ -175,10 +175,10 @@ def test_clusters_that_learnt_for_another_number_of_epochs_are_not_taken(opened,
     choose_k.learn_every_k(together, 1)
     assert learn_clusters(1) == (1, True)
     assert learn_clusters(2) == (2, False)
-    kept = learn.cached_classifier(together).with_suffix(".json")
-    note = read_json(kept)
+    note_path = learn.cached_classifier(together).with_suffix(".json")
+    note = read_json(note_path)
     assert note.pop("epochs") == 1
-    write_json(kept, note)
+    write_json(note_path, note)
     assert learn.has_cached_classifier(together) == (decay == "cosine")
 
 

@@ -164,8 +164,8 @@ def test_every_setting_is_explained_with_its_true_values():
     assert names == [field.name for field in fields(Settings().training)]
     assert set(names) <= {row[0].strip("`") for row in table if len(row) == 2}
     shown_stages = [row for row in table if len(row) == len(header) and row[0].startswith("`")]
-    wanted = {f"`{s}`, {p}" for s in stages for p in PRESETS if s != "clusters" or PRESETS[p].clusters_first}
-    assert {row[0] for row in shown_stages} == wanted
+    expected_rows = {f"`{s}`, {p}" for s in stages for p in PRESETS if s != "clusters" or PRESETS[p].clusters_first}
+    assert {row[0] for row in shown_stages} == expected_rows
     for row in shown_stages:
         stage, preset = row[0].replace("`", "").split(", ")
         assert row[1:] == [as_written(values[preset][f"{stage}.{name}"]) for name in names], row[0]
@@ -181,9 +181,9 @@ def test_picture_of_artefacts_is_made_from_their_table():
 def test_diagram_is_that_of_its_script():
     """Tiles in it are left out, as compressed pictures differ between versions of Pillow."""
     diagram = runpy.run_path(str(ROOT / "docs" / "site" / "pipeline.py"))["diagram"]
-    kept = (ROOT / "docs" / "pipeline.svg").read_text()
-    assert re.sub(r"base64,[^\"]*", "", diagram()) == re.sub(r"base64,[^\"]*", "", kept)
-    assert len(kept) < 2**17
+    svg = (ROOT / "docs" / "pipeline.svg").read_text()
+    assert re.sub(r"base64,[^\"]*", "", diagram()) == re.sub(r"base64,[^\"]*", "", svg)
+    assert len(svg) < 2**17
 
 
 def build_site(docs, out, run):

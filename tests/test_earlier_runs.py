@@ -47,10 +47,10 @@ def test_a_finished_run_is_opened_and_judged(earlier, kind, capsys):
     assert [run.networks(stage).unet.class_emb.num_embeddings for stage in checkpoints.START] == [6] * 3
     assert run.names == {1: "tumour"}
     assert tables.provenances(run.paths.summary)[f"clusters_6{run.paths.suffix}/part_test"].inputs["clustering"] == kind
-    kept = run.paths.models / f"atlas_tiles{run.paths.suffix}.pt"
-    before = kept.read_bytes()
+    cache = run.paths.models / f"atlas_tiles{run.paths.suffix}.pt"
+    before = cache.read_bytes()
     images, _ = draw.samples(run, 1)
-    assert kept.read_bytes() == before
+    assert cache.read_bytes() == before
     generated = draw.tiles(run, torch.arange(6))
     assert (generated.int() - images.int()).abs().max() <= 2  # rounding differs among processors
     assert "has no provenance" not in capsys.readouterr().out
@@ -61,8 +61,8 @@ def test_a_finished_run_is_opened_and_judged(earlier, kind, capsys):
 def test_what_a_run_draws_is_judged(earlier, kind, out, k):
     """By every measure of part 13, on the run's own clusters."""
     run = earlier(out, kind, k)
-    asked = torch.arange(12) % k
-    data = report.evaluation_data(run, draw.tiles(run, asked), asked)
+    requested = torch.arange(12) % k
+    data = report.evaluation_data(run, draw.tiles(run, requested), requested)
     options = Options(report.extractors(run, ["random", "autoencoder"]), run.seed, run.device, blurs_px=(0.0,))
     scores = all_scores(*evaluation.all_sections(data, options))
     assert len(scores["in_short"]) == 7

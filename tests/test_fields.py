@@ -62,8 +62,8 @@ def test_the_layout_beside_it_is_what_was_asked_for(generator, field, tmp_path):
     names = {f["properties"]["classification"]["name"] for f in json.loads(path.read_text())["features"]}
     assert names == {"Cluster 1", "2 dermis", "Cluster 3"}
     table = read_table(tmp_path / "a.tiles.csv")
-    asked = {(int(row.x), int(row.y)): int(row.cluster) for row in table.itertuples()}
-    assert asked == {(0, 0): 1, (48, 0): 1, (96, 0): 2, (144, 0): 2, (0, 48): 1, (48, 48): 1, (96, 48): 2,
+    cluster_at = {(int(row.x), int(row.y)): int(row.cluster) for row in table.itertuples()}
+    assert cluster_at == {(0, 0): 1, (48, 0): 1, (96, 0): 2, (144, 0): 2, (0, 48): 1, (48, 48): 1, (96, 48): 2,
                      (144, 48): 2, (0, 96): 3, (48, 96): 3, (144, 96): 1}  # fmt: skip
     fields.write_field(generator, field, tmp_path / "b.tiff", Box(60, 60, 130, 200))
     features = json.loads((tmp_path / "b.layout.geojson").read_text())["features"]

@@ -99,12 +99,12 @@ def test_the_lessons_have_formulas():
 
 def test_no_cell_stands_in_two_notebooks():
     """But those of parameters, and the import of what the next cells need."""
-    seen = {}
+    names_by = {}
     for name in EVERY:
         for cell in read(name).cells:
             if "tags" not in cell.metadata:
-                seen.setdefault(cell.source, []).append(name)
-    assert {source: names for source, names in seen.items() if len(names) > 1} == {}
+                names_by.setdefault(cell.source, []).append(name)
+    assert {source: names for source, names in names_by.items() if len(names) > 1} == {}
 
 
 @pytest.mark.parametrize("name", [*NOTEBOOKS, *ON_REQUEST.values(), "choose_k"])
@@ -118,12 +118,12 @@ def test_the_set_up_opens_the_run_and_does_nothing_else(name):
 
 
 def test_no_six_code_lines_in_a_row_stand_in_two_notebooks():
-    seen = {}
+    names_by = {}
     for name in EVERY:
         lines = [line for source in code_cells(read(name)) for line in code_lines(source)]
         for i in range(len(lines) - 5):
-            seen.setdefault(tuple(lines[i : i + 6]), set()).add(name)
-    assert {lines: names for lines, names in seen.items() if len(names) > 1} == {}
+            names_by.setdefault(tuple(lines[i : i + 6]), set()).add(name)
+    assert {lines: names for lines, names in names_by.items() if len(names) > 1} == {}
 
 
 # one process for the tests of a run, so that each run is made once

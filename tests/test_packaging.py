@@ -33,13 +33,13 @@ def install_layer(folder, extras):
     """Link into `folder` what pip would install with the package and these extras, taken from this environment."""
     tables = [project()["dependencies"], *(project()["optional-dependencies"][extra] for extra in extras)]
     waiting = [Requirement(line) for table in tables for line in table]
-    seen = set()
+    keys = set()
     while waiting:
         requirement = waiting.pop()
         key = (requirement.name, *sorted(requirement.extras))
-        if key in seen:
+        if key in keys:
             continue
-        seen.add(key)
+        keys.add(key)
         package = distribution(requirement.name)
         for line in package.requires or []:
             needed = Requirement(line)
@@ -66,10 +66,10 @@ def installed(tmp_path_factory):
 @pytest.mark.slow
 def test_every_module_and_data_file_is_installed(installed):
     sources = [path for name in ("pfiles", "MODULE") for path in (ROOT / name).rglob("*") if path.is_file()]
-    wanted = {str(path.relative_to(ROOT)) for path in sources if "__pycache__" not in path.parts}
-    wanted |= {f"pfiles/starter/{path.name}" for path in (ROOT / "weights" / "starter").glob("*[!d].[!j]*")}
+    sources_of = {str(path.relative_to(ROOT)) for path in sources if "__pycache__" not in path.parts}
+    sources_of |= {f"pfiles/starter/{path.name}" for path in (ROOT / "weights" / "starter").glob("*[!d].[!j]*")}
     files = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
-    assert wanted - files == set()
+    assert sources_of - files == set()
 
 
 @pytest.mark.slow
@@ -235,15 +235,17 @@ def test_dockerfile():
     text = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", read("Dockerfile"), flags=re.MULTILINE))
     lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
     assert {word for word, _ in lines} <= INSTRUCTIONS
-    stages = {match[1] for word, rest in lines if word == "FROM" and (match := re.search(r" AS (\w+)$", rest))}
-    default = dict(rest.split("=") for word, rest in lines if word == "ARG")["DEVICE"]
+    stages = {
+        match[1] for word, arguments in lines if word == "FROM" and (match := re.search(r" AS (\w+)$", arguments))
+    }
+    default = dict(arguments.split("=") for word, arguments in lines if word == "ARG")["DEVICE"]
     assert {default, "cuda"} <= stages
-    for word, rest in lines:
+    for word, arguments in lines:
         if word == "COPY":
-            *sources, _ = [part for part in rest.split() if not part.startswith("--")]
+            *sources, _ = [part for part in arguments.split() if not part.startswith("--")]
             assert all((ROOT / source).exists() for source in sources)
         if word == "RUN":
-            subprocess.run(["sh", "-n", "-c", rest], check=True)
+            subprocess.run(["sh", "-n", "-c", arguments], check=True)
 
 
 def test_docker_keeps_results_on_the_host(tmp_path):
@@ -257,10 +259,10 @@ def test_docker_keeps_results_on_the_host(tmp_path):
     (programs / "docker").write_text('#!/bin/sh\nprintf "%s\\n" "$@" > given.txt\n')
     (programs / "docker").chmod(0o755)
     subprocess.run(["sh", "-c", printed], check=True, cwd=checkout, env={"PATH": f"{programs}:{os.environ['PATH']}"})
-    given = (checkout / "given.txt").read_text().splitlines()
-    options = dict(itertools.pairwise(given))
-    assert given[0] == "run"
-    assert given[-1] == re.search("docker build --tag (\\S+) ", text)[1]
+    docker_arguments = (checkout / "given.txt").read_text().splitlines()
+    options = dict(itertools.pairwise(docker_arguments))
+    assert docker_arguments[0] == "run"
+    assert docker_arguments[-1] == re.search("docker build --tag (\\S+) ", text)[1]
     host, inside = options["-v"].split(":")
     assert host == str(checkout)
     assert re.findall(r"^(?:WORKDIR|VOLUME) (.*)$", text, re.MULTILINE) == [inside]

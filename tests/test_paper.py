@@ -181,13 +181,13 @@ def test_nothing_published(tmp_path):
 
 
 def test_no_file_of_another_run_is_lost(stand_ins, tmp_path):
-    kept = tmp_path / "kpc_ldm" / "vqvae_autoencoder_ckpt.pth"
-    kept.parent.mkdir()
-    kept.write_bytes(b"mine")
+    foreign = tmp_path / "kpc_ldm" / "vqvae_autoencoder_ckpt.pth"
+    foreign.parent.mkdir()
+    foreign.write_bytes(b"mine")
     with pytest.raises(InputError, match=r"vqvae_autoencoder_ckpt\.pth is there already and is not"):
         placed(tmp_path, stand_ins)
     assert files_below(tmp_path) == {"kpc_ldm/vqvae_autoencoder_ckpt.pth": b"mine"}
-    kept.unlink()
+    foreign.unlink()
     for name in ("clusters_14/models_14/unet_finetuning2_ckpt_20990101_1_14.pth", "org/99.png"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(b"mine")

@@ -47,9 +47,9 @@ def test_pages_are_made_answered_and_scored(trained, tmp_path, capsys):
     sources = [truth["source"] for truth in judged if truth["kind"] in ("real", "blurred")]
     assert len(set(sources)) == len(sources) == 11  # no held-out tile has two parts
     assert all(re.fullmatch(r"held-out tile \d+", source) for source in sources)
-    asked = [truth["cluster"] for truth in judged if truth["kind"] == "generated"]
-    assert asked == sorted(asked)
-    assert np.bincount(asked, minlength=K + 1)[1:].tolist() == [4, 3, 3]
+    requested = [truth["cluster"] for truth in judged if truth["kind"] == "generated"]
+    assert requested == sorted(requested)
+    assert np.bincount(requested, minlength=K + 1)[1:].tolist() == [4, 3, 3]
     capsys.readouterr()
 
     assert main(["reader-study", "--score", *map(str, sorted(folder.glob("*.json")))]) == 0

@@ -24,7 +24,7 @@ def remade(tmp_path, monkeypatch, capsys):
         lines = (tmp_path / "paper" / "table.md").read_text().splitlines()[2:]
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
         assert all(what in said for what, *_ in rows)
-        return {what: tuple(rest) for what, *rest in rows}
+        return {what: tuple(numbers) for what, *numbers in rows}
 
     return remade
 

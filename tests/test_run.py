@@ -355,9 +355,9 @@ def test_a_unet_trained_since_makes_the_next_stage_stale(done):
     networks = run.networks("training")
     with torch.no_grad():
         networks.unet.conv_out.weight += 1
-    kept = without(about, "versions", "weights", "number", "replaces", "stage", "epochs", "network", "trained_with")
+    content = without(about, "versions", "weights", "number", "replaces", "stage", "epochs", "network", "trained_with")
     parts = networks.unet, networks.bank, networks.space
-    checkpoints.save_stage(run.paths, "training", *parts, 9, kept, clusters_first={})
+    checkpoints.save_stage(run.paths, "training", *parts, 9, content, clusters_first={})
     with pytest.raises(InputError, match=r"another UNet than that of the last training: run part_2_finetuning1 again"):
         opened(done).networks("finetuning1")
 
@@ -380,19 +380,19 @@ def test_a_restart_that_old_images_would_stop_says_so_first(done):
         InputError, match=r"gen_3 would not belong to the networks that autoencoder trains: move or delete"
     ):
         learn.autoencoder(run, *learn.new_autoencoder(run))
-    assert {name: kept for name, kept in files(done).items() if "restart_" not in name} == before
+    assert {name: content for name, content in files(done).items() if "restart_" not in name} == before
 
 
 def test_the_autoencoders_restart_sees_the_images_of_every_clustering(done):
     """Its notebook knows neither clustering nor number of clusters."""
-    kept = done / "out/clusters_6/gen_6_kmeans"
-    kept.parent.mkdir()
-    (done / "out/clusters_3/gen_3").rename(kept)
+    content = done / "out/clusters_6/gen_6_kmeans"
+    content.parent.mkdir()
+    (done / "out/clusters_3/gen_3").rename(content)
     before = files(done)
     run = opened(done, notebook="train_autoencoder", n_clusters=None, clustering="kmeans", restart=True)
     with pytest.raises(InputError, match=r"gen_6_kmeans would not belong to the networks that autoencoder trains"):
         learn.autoencoder(run, *learn.new_autoencoder(run))
-    assert {name: kept for name, kept in files(done).items() if "restart_" not in name} == before
+    assert {name: content for name, content in files(done).items() if "restart_" not in name} == before
 
 
 @pytest.mark.parametrize(

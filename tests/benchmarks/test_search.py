@@ -31,10 +31,10 @@ def test_copies_are_found_among_made_tiles_and_times_are_told(tmp_path, capsys):
     report = read_json(tmp_path / "search.json")
     assert (report["training tiles"], report["of the data"]) == (1300, 1154)
     assert report["found"].keys() == KINDS.keys()
-    found = sum(number for number, _ in report["found"].values())
-    assert (report["copies whose original is found"], report["of copies"]) == (found, 34)
-    assert found >= 32
-    assert report["with 95 % certainty at least"] < found / 34
+    total = sum(number for number, _ in report["found"].values())
+    assert (report["copies whose original is found"], report["of copies"]) == (total, 34)
+    assert total >= 32
+    assert report["with 95 % certainty at least"] < total / 34
     assert sum(part["images"] for part in report["parts"]) == report["images looked up"] == 40
     assert report["CPU seconds of index and all images"] == pytest.approx(
         report["index"]["cpu_seconds"] + sum(part["cpu_seconds"] for part in report["parts"])

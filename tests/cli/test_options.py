@@ -111,8 +111,8 @@ def test_a_run_is_checked_and_made_with_the_same_data(tmp_path, monkeypatch):
     """As the notebooks take KPC_DATA: its folder in the repository, not one of that name where the command began."""
     opened = {}
 
-    def stop(notebook, **asked):
-        opened.update(asked)
+    def stop(notebook, **parameters):
+        opened.update(parameters)
         raise InputError("Enough.")
 
     monkeypatch.chdir(tmp_path)

@@ -33,13 +33,13 @@ def train(folder, share, monkeypatch, **changed):
 
 
 def test_pictures_change_no_number_and_show_what_is_learnt(tmp_path, monkeypatch):
-    seen, with_pictures = train(tmp_path / "with", 1e9, monkeypatch)
+    run, with_pictures = train(tmp_path / "with", 1e9, monkeypatch)
     unseen, without = train(tmp_path / "without", 0.0, monkeypatch)
     timed = ("seconds", "images_per_second", "memory_gb")
     for a, b in zip(with_pictures, without, strict=True):
         assert {k: v for k, v in a.items() if k not in timed} == {k: v for k, v in b.items() if k not in timed}
     for name, tensor in unseen.unet.state_dict().items():
-        assert torch.equal(seen.unet.state_dict()[name], tensor)
+        assert torch.equal(run.unet.state_dict()[name], tensor)
     assert not list((tmp_path / "without").rglob("*.jpg"))
     training = tmp_path / "with" / "clusters_3" / "models_3" / "training_kmeans"
     for folder, steps in ((training, (3, 6)), (tmp_path / "with" / "kpc_ldm" / "autoencoder_training", (3, 6))):

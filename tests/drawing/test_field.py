@@ -120,18 +120,18 @@ def test_neither_batch_size_nor_calls_before_change_a_byte(generator):
 
 
 def test_glass_is_white_and_costs_nothing_far_from_tissue(generator, monkeypatch):
-    seen = []
+    batches = []
     forward = generator.unet.forward
-    monkeypatch.setattr(generator.unet, "forward", lambda x, t, ids: (seen.append(len(x)), forward(x, t, ids))[1])
+    monkeypatch.setattr(generator.unet, "forward", lambda x, t, ids: (batches.append(len(x)), forward(x, t, ids))[1])
     monkeypatch.setattr(fields, "EXCHANGES", 2)
     field = field_of(generator, [[0, GLASS, GLASS, GLASS, GLASS, GLASS]], (576, 96), blend=16)
     image = draw_block(field, Box(0, 0, 96, 576))
-    with_glass = sum(seen)
+    with_glass = sum(batches)
     assert (image[:, :, 96 + 8 :] == fields.GLASS).all()
     assert (image[:, :, : 96 - 8] != fields.GLASS).float().mean() > 0.9
-    seen.clear()
+    batches.clear()
     whole = draw_block(field_of(generator, [[0]], (576, 96), blend=16), Box(0, 0, 96, 576))
-    assert with_glass < 0.6 * sum(seen)
+    assert with_glass < 0.6 * sum(batches)
     assert (image.int() - whole.int())[:, :, : 96 - 9].abs().max() <= 1
 
 

@@ -237,12 +237,12 @@ def test_a_network_that_knows_the_noise_draws_the_original_back(sampler, strengt
     """Whatever the share of the steps: the noise laid over the latents is that of the step that is begun with."""
     scheduler = LinearNoiseScheduler(1000)
     latents = torch.randn(3, *LATENT, generator=torch.Generator().manual_seed(0))
-    results, seen = [], []
+    results, reports = [], []
     sample(
         TrueNoise(latents, scheduler), scheduler, lambda z: results.append(z) or z[:, :3], torch.zeros(3).long(),
         image_seeds(1, range(3)), latent_shape=LATENT, num_steps=10, sampler=sampler, progress=False,
-        originals=latents, strength=strength, on_step=lambda done, steps, x: seen.append((done, steps)),
+        originals=latents, strength=strength, on_step=lambda done, steps, x: reports.append((done, steps)),
     )  # fmt: skip
     torch.testing.assert_close(results[0], latents, atol=2e-3, rtol=0)
-    steps = seen[0][1]
-    assert seen == [(done, steps) for done in range(steps - max(1, round(strength * steps)), steps + 1)]
+    steps = reports[0][1]
+    assert reports == [(done, steps) for done in range(steps - max(1, round(strength * steps)), steps + 1)]

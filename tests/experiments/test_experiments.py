@@ -384,16 +384,18 @@ def test_changed_copies_go_through_the_gate(tmp_path, capsys):
 
 def test_copies_are_changed_as_their_names_say():
     tiles = tissue(3)
-    made = {name: change(tiles, tiles.roll(1, 0), torch.Generator()) for name, change in copies.more_kinds(64).items()}
-    assert all(changed.shape == tiles.shape and changed.dtype == torch.uint8 for changed in made.values())
-    assert torch.equal(made["moved by 6 px"][:, :, 6:, 6:], tiles[:, :, :-6, :-6])
-    beside = made["moved by 6 px, beside others"]
+    copies_of = {
+        name: change(tiles, tiles.roll(1, 0), torch.Generator()) for name, change in copies.more_kinds(64).items()
+    }
+    assert all(changed.shape == tiles.shape and changed.dtype == torch.uint8 for changed in copies_of.values())
+    assert torch.equal(copies_of["moved by 6 px"][:, :, 6:, 6:], tiles[:, :, :-6, :-6])
+    beside = copies_of["moved by 6 px, beside others"]
     assert torch.equal(beside[:, :, 6:, 6:], tiles[:, :, :-6, :-6])
     assert torch.equal(beside[1, :, :6], tiles[0, :, :6])
-    larger = made["zoomed to 1.1"].float()
+    larger = copies_of["zoomed to 1.1"].float()
     middle = torch.nn.functional.interpolate(tiles.float(), scale_factor=1.1, mode="bilinear")[:, :, 3:67, 3:67]
     assert (larger - middle)[:, :, 8:-8, 8:-8].abs().mean() < 3
-    assert (made["noise of 80 levels"].float() - tiles).std() > 50
+    assert (copies_of["noise of 80 levels"].float() - tiles).std() > 50
 
 
 def test_a_fresh_half_keeps_the_certificate_of_the_other():

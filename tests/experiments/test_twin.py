@@ -27,9 +27,9 @@ def test_a_region_is_drawn_and_shown_in_four_panels(generator, tmp_path, capsys)
     assert "places the twin's map shows the slide's cluster" in capsys.readouterr().out
     width, height = Image.open(tmp_path / "out" / "twin.jpg").size
     assert width > 3 * height
-    drawn = (tmp_path / "out" / "twin.tiff").stat().st_mtime_ns
+    written_at = (tmp_path / "out" / "twin.tiff").stat().st_mtime_ns
     assert twin.main(command) == 0  # the picture alone
-    assert (tmp_path / "out" / "twin.tiff").stat().st_mtime_ns == drawn
+    assert (tmp_path / "out" / "twin.tiff").stat().st_mtime_ns == written_at
     assert twin.main(["--run", str(tmp_path / "none"), "--out", str(tmp_path / "new")]) == 2
 
 

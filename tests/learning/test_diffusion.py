@@ -65,10 +65,10 @@ def test_dropped_conditions_are_no_condition(tiny):
 
 def test_condition_dropout_trains_both_ways(tiny, images, job, monkeypatch):
     settings = replace(tiny, diffusion=replace(tiny.diffusion, condition_dropout=0.5))
-    seen = []
-    monkeypatch.setattr(UNet, "forward", lambda self, x, t, c, f=UNet.forward: seen.append(c) or f(self, x, t, c))
+    conditions = []
+    monkeypatch.setattr(UNet, "forward", lambda self, x, t, c, f=UNet.forward: conditions.append(c) or f(self, x, t, c))
     train_stage(settings, replace(tiny.training, epochs=8), stage_networks(tiny), images, job)
-    assert 0.35 < (torch.cat(seen) < 0).float().mean() < 0.65
+    assert 0.35 < (torch.cat(conditions) < 0).float().mean() < 0.65
 
 
 def recording_unet(tiny):
@@ -76,11 +76,11 @@ def recording_unet(tiny):
 
     class Recorder(UNet):
         def forward(self, x, t, cond_input=None):
-            self.seen.append((x.detach().clone(), t.clone(), cond_input.clone()))
+            self.calls.append((x.detach().clone(), t.clone(), cond_input.clone()))
             return 0 * super().forward(x, t, cond_input)
 
     unet = Recorder(16, K, **tiny.diffusion.unet)
-    unet.seen = []
+    unet.calls = []
     return unet
 
 
@@ -92,8 +92,8 @@ def test_velocity_of_scaled_latents_is_what_the_unet_learns(tiny, images, job):
     space = latents.LatentSpace.of_training(vqvae, codes)
     z = torch.cat([space.embed(code[None]) for code in codes])
     torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(16), atol=1e-4, rtol=0)
-    used = z.std((0, 2, 3)) > 0
-    torch.testing.assert_close(z.std((0, 2, 3), correction=0)[used], torch.ones(int(used.sum())), atol=1e-3, rtol=0)
+    varies = z.std((0, 2, 3)) > 0
+    torch.testing.assert_close(z.std((0, 2, 3), correction=0)[varies], torch.ones(int(varies.sum())), atol=1e-3, rtol=0)
     torch.testing.assert_close(space.decode(space.scale(z)), vqvae.decode(z * 1.0), atol=1e-3, rtol=1e-3)
 
     unet, inputs = recording_unet(tiny), []
@@ -113,7 +113,7 @@ def test_velocity_of_scaled_latents_is_what_the_unet_learns(tiny, images, job):
             stage=stage, job=job,
         )  # fmt: skip
     errors = []
-    for (x, t, _), (x0, noise, _) in zip(unet.seen, inputs, strict=True):
+    for (x, t, _), (x0, noise, _) in zip(unet.calls, inputs, strict=True):
         alpha_bar = scheduler.alpha_cumprod[t].view(-1, 1, 1, 1)
         torch.testing.assert_close(
             x.double(), alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise, atol=1e-5, rtol=0
@@ -154,12 +154,12 @@ def test_views_of_latents_are_learnt_from(tiny, images, job):
         settings=settings, stage=replace(tiny.finetuning1, epochs=3), job=job,
     )  # fmt: skip
     latents_of_views = vqvae.embed(views.flatten(0, 1)).flatten(1)
-    inputs = torch.cat([x for x, _, _ in unet.seen]).flatten(1)
+    inputs = torch.cat([x for x, _, _ in unet.calls]).flatten(1)
     distance, which = torch.cdist(inputs, latents_of_views, compute_mode="donot_use_mm_for_euclid_dist").min(1)
     assert distance.max() < 1e-3
     assert len((which // len(images)).unique()) > 4
     clustered = torch.cat([latents.predict_clusters(vqvae, clusters, view).cluster_ids for view in views])
-    assert torch.equal(torch.cat([c for _, _, c in unet.seen]), clustered[which])  # each view's own cluster
+    assert torch.equal(torch.cat([c for _, _, c in unet.calls]), clustered[which])  # each view's own cluster
 
 
 @pytest.mark.parametrize("kind", ["classifier", "kmeans"])

@@ -39,17 +39,17 @@ def test_a_loss_that_is_not_finite_stops_the_training(tiny, images, job):
 
 def test_every_epoch_draws_anew_and_a_seed_repeats(tiny, images, job, monkeypatch):
     def orders(seed):
-        seen = []
+        tile_orders = []
 
         def record(n, batch_size, generator):
             batches = epoch_batches(n, batch_size, generator)
-            seen.append(torch.cat(batches).tolist())
+            tile_orders.append(torch.cat(batches).tolist())
             return batches
 
         monkeypatch.setattr(loop, "epoch_batches", record)
         again = replace(job, seed=seed, restart=True)
         train_stage(tiny, replace(tiny.training, epochs=3), stage_networks(tiny), images, again)
-        return seen
+        return tile_orders
 
     first = orders(1)
     assert len({tuple(order) for order in first}) == 3
@@ -65,25 +65,25 @@ def test_training_leaves_the_global_random_state_alone(tiny, images, job):
 
 def test_the_average_of_the_weights_is_the_result(tiny, images, job, monkeypatch):
     """Worked out beside the training: every step's weights, averaged with the decay of that step."""
-    seen = []
+    tile_orders = []
     original = loop.update
 
     def recorded(optimizer, clip_norm):
         norm = original(optimizer, clip_norm)
         if not any(p is networks[1].conv_in.weight for p in optimizer.param_groups[0]["params"]):
             return norm  # of the classifier
-        seen.append(networks[1].conv_in.weight.detach().clone())
+        tile_orders.append(networks[1].conv_in.weight.detach().clone())
         return norm
 
     monkeypatch.setattr(loop, "update", recorded)
     networks = stage_networks(tiny)
     average = networks[1].conv_in.weight.detach().clone()
     train_stage(tiny, replace(tiny.training, epochs=4, ema_decay=0.5), networks, images, job)
-    for number, weight in enumerate(seen):
+    for number, weight in enumerate(tile_orders):
         decay = min(0.5, (1 + number) / (10 + number))
         average = decay * average + (1 - decay) * weight
     torch.testing.assert_close(networks[1].conv_in.weight.detach(), average, rtol=1e-5, atol=1e-6)
-    assert not torch.equal(average, seen[-1])
+    assert not torch.equal(average, tile_orders[-1])
 
 
 def test_the_learning_rate_warms_up(tiny, images, job):

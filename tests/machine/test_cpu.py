@@ -101,15 +101,15 @@ def four_threads():
 
 def test_threads_are_as_many_as_other_programs_leave_cores_for(four_threads, monkeypatch):
     """By hand: seconds that pass, and core seconds of four cores that others take in them."""
-    now, taken = [100.0], [40.0]
+    now, busy = [100.0], [40.0]
     monkeypatch.setattr(cpu.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(cpu, "_cores", lambda: {0, 1, 2, 3})
-    monkeypatch.setattr(cpu, "_seconds_of_others", lambda cores: taken[0])
+    monkeypatch.setattr(cpu, "_seconds_of_others", lambda cores: busy[0])
     numbers = []
     with cpu.follow_idle_cores(True) as follow:
         for seconds, of_others in ((19, 57), (1, 3), (20, 34), (20, 76), (30, 0), (20, -20)):
             now[0] += seconds
-            taken[0] += of_others
+            busy[0] += of_others
             follow()
             numbers.append(torch.get_num_threads())
         follow()  # no time has passed
@@ -117,13 +117,13 @@ def test_threads_are_as_many_as_other_programs_leave_cores_for(four_threads, mon
     assert numbers == [4, 1, 2, 1, 4, 4]
     with cpu.follow_idle_cores(True) as follow:
         now[0] += 20
-        taken[0] += 60
+        busy[0] += 60
         follow()
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 4  # as before
     with cpu.follow_idle_cores(False) as follow:
         now[0] += 20
-        taken[0] += 60
+        busy[0] += 60
         follow()
         assert torch.get_num_threads() == 4
 

@@ -237,8 +237,8 @@ def test_a_notebooks_bar_needs_no_widget_and_never_stands_still(tmp_path):
     client.execute()
     displays = [output.data for output in book.cells[0].outputs if output.output_type == "display_data"]
     assert [data.keys() for data in displays] == [{"text/plain"}] * 3
-    kept, gone, explained = (data["text/plain"] for data in displays)
-    assert kept.startswith("kept: 100%")
-    assert "3/3" in kept
+    shown_bar, gone, explained = (data["text/plain"] for data in displays)
+    assert shown_bar.startswith("kept: 100%")
+    assert "3/3" in shown_bar
     assert gone == ""
     assert "3/3" in explained

@@ -90,14 +90,14 @@ def test_no_step_waits_for_the_device(tiny, images, job, monkeypatch, learns):
     """Between two looks no tensor's value is asked for: on a GPU the host would wait for all that is queued."""
     stage = tiny.training if learns else tiny.finetuning1
     networks = stage_networks(tiny)
-    asked = []
+    requests = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
                 files = [frame.filename for frame in traceback.extract_stack()]
                 if not any("torch/optim" in name for name in files):  # they count their steps on the CPU
-                    asked.append((str(function), files[-3:]))
+                    requests.append((str(function), files[-3:]))
             return function(*args, **(kwargs or {}))
 
     original = loop._step
@@ -111,7 +111,7 @@ def test_no_step_waits_for_the_device(tiny, images, job, monkeypatch, learns):
     train_autoencoder(autoencoder_networks(tiny), images, lambda a, b: (a - b).square().mean(), tiny.autoencoder,
         replace(job, folder=job.folder / "autoencoder"),
     )  # fmt: skip
-    assert asked == []
+    assert requests == []
 
 
 def test_what_is_chosen_is_printed_once(capsys):

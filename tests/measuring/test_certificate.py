@@ -22,9 +22,9 @@ def test_as_many_copies_again_keep_the_limit_whatever_the_rates(n):
     each = n // 2
     for all_of_a, all_of_b in [(a, b) for a in range(n + 1) for b in range(a, n + 1, 3)]:
         in_a, in_b = (hypergeom.pmf(np.arange(each + 1), n, number, each) for number in (all_of_a, all_of_b))
-        seen = np.convolve(in_a, in_b)  # copies that pass in the first half
+        passing = np.convolve(in_a, in_b)  # copies that pass in the first half
         again = all_of_a + all_of_b - np.arange(n + 1)
-        assert seen[again > limits + 1e-9].sum() <= 0.025
+        assert passing[again > limits + 1e-9].sum() <= 0.025
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 20), (3, 544), (17, 60), (20, 20)])

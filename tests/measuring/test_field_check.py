@@ -21,11 +21,11 @@ def cut(image, corners, side):
 
 
 def test_places_read_back_are_counted_by_cluster():
-    asked, read = np.array([0, 0, 0, 1, 2]), np.array([0, 0, 1, 1, 0])
-    tables = read_back(asked, read, np.array([1, 1, 1, 1, 0.6]), 3)
+    painted, read = np.array([0, 0, 0, 1, 2]), np.array([0, 0, 1, 1, 0])
+    tables = read_back(painted, read, np.array([1, 1, 1, 1, 0.6]), 3)
     assert tables["all"].right.to_dict() == {"cluster 1": 2, "cluster 2": 1, "cluster 3": 0, "all": 3}
     assert tables["inside"].tiles.to_dict() == {"cluster 1": 3, "cluster 2": 1, "all": 4}
-    assert "inside" not in read_back(asked, read, np.full(5, 0.9), 3)
+    assert "inside" not in read_back(painted, read, np.full(5, 0.9), 3)
 
 
 def test_windows_are_whole_and_have_neighbours():

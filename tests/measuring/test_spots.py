@@ -10,10 +10,10 @@ from tests.measuring.conftest import tissue
 GREY = overlays.shrunk(tissue(6))
 
 
-def indexed(found):
+def indexed(spots_of_images):
     """The index of spots, in two parts."""
-    description = spots.learn_description(found, found.angle.numel())
-    parts = [spots.Spots(*(of_all[some] for of_all in found)) for some in (slice(0, 2), slice(2, None))]
+    description = spots.learn_description(spots_of_images, spots_of_images.angle.numel())
+    parts = [spots.Spots(*(of_all[part] for of_all in spots_of_images)) for part in (slice(0, 2), slice(2, None))]
     return spots.index_spots(description, map(description, parts))
 
 

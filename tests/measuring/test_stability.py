@@ -33,7 +33,7 @@ def test_interval_by_hand():
     assert np.isnan(stability.mean_interval([1.0])[1:]).all()
 
 
-def table(values, spread=0.1, used=None):
+def table(values, spread=0.1, clusters_used=None):
     """Three seeds for each k, for which all five indices say the same: higher `values` are better."""
     rows = {}
     for k, value in values.items():
@@ -42,7 +42,7 @@ def table(values, spread=0.1, used=None):
                 name: (value if stability.INDICES[name].direction == "higher" else -value) + off
                 for name in stability.FIVE
             }
-            rows[k, seed] = indices | {"clusters used": (used or {}).get(k, k)}
+            rows[k, seed] = indices | {"clusters used": (clusters_used or {}).get(k, k)}
     rows = pd.DataFrame.from_dict(rows, orient="index")
     rows.index = pd.MultiIndex.from_tuples(rows.index, names=["k", "seed"])
     return stability.over_seeds(rows)
@@ -64,7 +64,7 @@ def test_a_clear_winner_and_a_range():
 
 
 def test_indices_that_disagree_and_clusters_that_stay_empty():
-    mixed = table({10: 1.0, 11: 5.0, 12: 2.0}, used={12: 11})
+    mixed = table({10: 1.0, 11: 5.0, 12: 2.0}, clusters_used={12: 11})
     better = mixed["dunn"].copy()
     better.loc[10] += 100
     mixed[[("dunn", part) for part in better]] = better.to_numpy()

@@ -275,11 +275,11 @@ def test_decoded_tiles_are_held_against_decoded_ones(ladder, skin, tissue):
 
 
 def test_a_ladder_is_computed_once_where_its_numbers_are_kept(skin, tissue):
-    kept, calls = [], []
+    cache, calls = [], []
 
     def keep(measure):
-        kept.extend([] if kept else [measure()])
-        return kept[0]
+        cache.extend([] if cache else [measure()])
+        return cache[0]
 
     def decode(tiles):
         calls.append(len(tiles))

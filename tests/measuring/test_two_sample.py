@@ -118,11 +118,11 @@ def test_a_tile_and_its_copy_are_on_one_side_of_the_split(monkeypatch):
 
 
 def test_only_the_test_half_is_judged_by_what_never_saw_it(monkeypatch):
-    seen = []
+    parts_of = []
     monkeypatch.setattr(
         two_sample,
         "train",
-        lambda learn, validate, *rest: seen.append((learn, validate)) or train(learn, validate, *rest),
+        lambda learn, validate, *options: parts_of.append((learn, validate)) or train(learn, validate, *options),
     )
     monkeypatch.setattr(two_sample, "STEPS", 2)
     a, b = (
@@ -130,10 +130,10 @@ def test_only_the_test_half_is_judged_by_what_never_saw_it(monkeypatch):
         for start in (0, 100)
     )
     result = two_sample_test(a, b, 0, "cpu", trials=1, guard=1.0)
-    learnt = {int(tile[0, 0, 0]) for part, _ in seen[0] for tile in part}
+    learnt = {int(tile[0, 0, 0]) for part, _ in parts_of[0] for tile in part}
     assert len(learnt) == 40
     assert learnt & set(result.order.tolist()) == set()
-    parts = [{int(tile[0, 0, 0]) for tile in images} for images, _ in seen[0]]
+    parts = [{int(tile[0, 0, 0]) for tile in images} for images, _ in parts_of[0]]
     assert parts[0] & parts[1] == set()
 
 
@@ -141,19 +141,19 @@ def test_the_best_training_by_validation_counts(monkeypatch):
     """Of three trainings the second is best by validation; the test half, on which it is worst, has no say."""
     a, b = texture(40, seed=1), texture(40, seed=2)
     zero, one = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
-    made = []
+    networks = []
 
     def pretend(learn, validate, classes, steps, seed, device):
         network = TileNetwork(2, zero, one)
         with torch.no_grad():
             network.head.weight.zero_()
-            network.head.bias.copy_(torch.tensor([1.0, 0.0]) if len(made) == 1 else torch.tensor([0.0, 1.0]))
-        made.append(network)
-        return Trained(network, (0.6, 0.7, 0.65)[len(made) - 1], 0.6)
+            network.head.bias.copy_(torch.tensor([1.0, 0.0]) if len(networks) == 1 else torch.tensor([0.0, 1.0]))
+        networks.append(network)
+        return Trained(network, (0.6, 0.7, 0.65)[len(networks) - 1], 0.6)
 
     monkeypatch.setattr(two_sample, "train", pretend)
     result = two_sample_test(a, b, 0, "cpu", guard=1.0)
-    assert len(made) == 3
+    assert len(networks) == 3
     assert result.validation == 0.7
     assert result.right == 20
 
@@ -186,12 +186,12 @@ def test_who_is_to_blame():
 
 
 def test_the_guard_is_asked_once_for_each_real_set_and_blur(monkeypatch):
-    asked = []
-    monkeypatch.setattr(two_sample, "can_learn", lambda tiles, seed, device, px, trials: asked.append(px) or 1.0)
+    levels = []
+    monkeypatch.setattr(two_sample, "can_learn", lambda tiles, seed, device, px, trials: levels.append(px) or 1.0)
     monkeypatch.setattr(two_sample, "STEPS", 1)
     a, b = texture(20, seed=1), texture(20, seed=2)
     result = compare({"one": (a, b), "two": (b, b)}, 0, "cpu", blurs_px=(0.0, 1.0), trials=1)
-    assert asked == [0.0, 1.0]
+    assert levels == [0.0, 1.0]
     assert list(two_sample.table(result).index) == [
         "one", "one, both blurred by 1 px", "two", "two, both blurred by 1 px"
     ]  # fmt: skip

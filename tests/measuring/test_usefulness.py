@@ -43,8 +43,8 @@ def test_real_tiles_are_worth_what_real_tiles_are(sets):
 
 
 def test_tiles_that_ignore_what_they_were_asked_for_are_worth_chance(sets):
-    tiles, asked = sets[0]
-    result = usefulness.cas(tiles, asked.roll(1), *sets[1], *sets[2], K, 0, "cpu", trials=2)
+    tiles, requested = sets[0]
+    result = usefulness.cas(tiles, requested.roll(1), *sets[1], *sets[2], K, 0, "cpu", trials=2)
     assert result.table.accuracy[GENERATED] < 0.1  # each is called the next
     assert result.table.accuracy[REAL] > 0.9
     assert result.of_real < 0.15
@@ -65,13 +65,15 @@ def test_interval_of_three_trainings_by_hand():
 
 def test_labels_by_the_majority_of_the_cluster(sets):
     """Clusters 0 and 1 are mostly "tumour", cluster 2 "stroma", cluster 3 has no training tile."""
-    (generated, asked), (real, clusters), (held_out, test) = sets
+    (generated, requested), (real, clusters), (held_out, test) = sets
     tissue = np.array(["tumour", "tumour", "stroma"])
     labels = tissue[clusters.numpy()]
     labels[:3] = "stroma"  # a minority
-    asked = asked.clone()
-    asked[:5] = 3
-    result = usefulness.with_labels(generated, asked, real, clusters, labels, held_out, tissue[test.numpy()], 0, "cpu")
+    requested = requested.clone()
+    requested[:5] = 3
+    result = usefulness.with_labels(
+        generated, requested, real, clusters, labels, held_out, tissue[test.numpy()], 0, "cpu"
+    )
     assert list(result.table.index) == [REAL, GENERATED, BOTH]
     assert result.table.tiles.tolist() == [90, 85, 175]
     assert result.table.accuracy.min() > 0.9
@@ -87,16 +89,16 @@ def test_the_result_follows_from_the_seed(sets):
 
 
 def test_what_cannot_be_asked(sets):
-    (a, asked), real, test = sets
+    (a, requested), real, test = sets
     cases = (
-        ((a[:19], asked[:19], *real, *test), "at least 20 generated tiles, but there are 19"),
-        ((a, asked[:5], *real, *test), "Each of the generated tiles needs a class, but there are 5 for 90"),
-        ((a, asked, *real, test[0][:3], test[1][:3]), "at least 20 held-out tiles, but there are 3"),
-        ((a.float(), asked, *real, *test), "uint8 tiles"),
-        ((a.repeat(1, 1, 2, 2), asked, *real, *test), "have 32 px and held-out tiles 16 px"),
+        ((a[:19], requested[:19], *real, *test), "at least 20 generated tiles, but there are 19"),
+        ((a, requested[:5], *real, *test), "Each of the generated tiles needs a class, but there are 5 for 90"),
+        ((a, requested, *real, test[0][:3], test[1][:3]), "at least 20 held-out tiles, but there are 3"),
+        ((a.float(), requested, *real, *test), "uint8 tiles"),
+        ((a.repeat(1, 1, 2, 2), requested, *real, *test), "have 32 px and held-out tiles 16 px"),
     )
     for arguments, sentence in cases:
         with pytest.raises(InputError, match=sentence):
             usefulness.cas(*arguments, K, 0, "cpu")
     with pytest.raises(InputError, match="label 9, which no training tile has"):
-        usefulness.with_labels(a, asked, *real, real[1].numpy(), test[0], np.full(60, 9), 0, "cpu")
+        usefulness.with_labels(a, requested, *real, real[1].numpy(), test[0], np.full(60, 9), 0, "cpu")

@@ -35,8 +35,8 @@ def written(tmp_path_factory):
 def page(browser, written):
     """The page, opened from the disk, with what it asked for and what it ran."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.asked, page.alerts = [], []
-    page.on("request", lambda request: page.asked.append(request.url))
+    page.urls, page.alerts = [], []
+    page.on("request", lambda request: page.urls.append(request.url))
     page.on("dialog", lambda dialog: (page.alerts.append(dialog.message), dialog.dismiss()))
     page.on("pageerror", lambda error: page.alerts.append(str(error)))
     page.goto(written.as_uri())
@@ -46,7 +46,7 @@ def page(browser, written):
 @pytest.mark.parametrize("width", [1280, 800, 400])
 def test_the_page_needs_nothing_else(page, written, width):
     page.set_viewport_size({"width": width, "height": 900})
-    assert [url for url in page.asked if not url.startswith("data:")] == [written.as_uri()]
+    assert [url for url in page.urls if not url.startswith("data:")] == [written.as_uri()]
     assert page.alerts == []
     assert page.locator("h2").first.inner_text().endswith(HOSTILE)
     pictures = page.locator("img[src]")
@@ -138,8 +138,8 @@ def atlas_in_lab(tmp_path):
 def test_a_name_typed_in_jupyterlab_is_in_the_file(atlas_in_lab, browser):
     address, file = atlas_in_lab
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    asked = []
-    page.on("request", lambda request: asked.append(urlsplit(request.url).hostname))
+    urls = []
+    page.on("request", lambda request: urls.append(urlsplit(request.url).hostname))
     run_all_cells(page, address)
     names = page.locator("input[placeholder=name]")
     names.nth(K - 1).wait_for()
@@ -151,7 +151,7 @@ def test_a_name_typed_in_jupyterlab_is_in_the_file(atlas_in_lab, browser):
     images = page.locator(".atlas img")
     assert images.count() == 3 * K - page.get_by_text(": none").count()
     assert images.evaluate_all("all => all.every(img => img.naturalWidth > 0)")
-    assert set(asked) - {None} == {"127.0.0.1"}
+    assert set(urls) - {None} == {"127.0.0.1"}
 
 
 MANAGER = "@jupyter-widgets/jupyterlab-manager"  # JupyterLab's front end for widgets
@@ -173,10 +173,10 @@ def test_a_bar_moves_where_the_widget_front_end_is_missing(tmp_path, browser):
         run_all_cells(page, address)
         page.locator("pre", has_text="IntProgress(value=3, max=9)").wait_for()
         assert page.locator(".jupyter-widgets").count() == 0
-        seen = set()
+        texts = set()
         bar = page.locator("pre", has_text="told:")
         bar.wait_for()
-        wait_for(lambda: seen.add(bar.inner_text().split("|")[0]) or "told: 100%" in seen)
-        assert len(seen) > 4
+        wait_for(lambda: texts.add(bar.inner_text().split("|")[0]) or "told: 100%" in texts)
+        assert len(texts) > 4
         assert bar.count() == 1  # renewed in place
         assert "30/30" in bar.inner_text()

@@ -174,9 +174,9 @@ def test_export_keeps_copies_back(arguments, tmp_path, capsys):
     assert report["exported"] == len(exported)
     assert report["withheld"] == len(withheld)
     assert report["closer"] == len(withheld) / len(records)
-    told = capsys.readouterr().out
-    assert f"{len(exported)} of {len(records)} images passed" in told
-    assert told.endswith("report.json and closest_pairs.png reveal real tiles.\n")
+    printed = capsys.readouterr().out
+    assert f"{len(exported)} of {len(records)} images passed" in printed
+    assert printed.endswith("report.json and closest_pairs.png reveal real tiles.\n")
 
 
 def test_export_again_replaces_its_own_folder_whole(arguments, tmp_path):

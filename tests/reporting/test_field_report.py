@@ -36,7 +36,7 @@ def slide(tmp_path):
     return tmp_path / "a.tiff", image
 
 
-def asked(wrong=0):
+def layout_table(wrong=0):
     """Cluster 1 on the left and 2 on the right, `wrong` of the tiles otherwise."""
     places = np.stack(np.meshgrid(np.arange(10), np.arange(9)), -1).reshape(-1, 2) * SIDE
     cluster = 1 + (places[:, 0] >= 240)
@@ -73,7 +73,7 @@ def test_a_field_is_read_back_and_held_against_real_tiles(slide):
     real[7] = image[60 : 60 + SIDE, 30 : 30 + SIDE]  # a training tile that the field repeats
     tiles = Tiles(torch.from_numpy(real).permute(0, 3, 1, 2), np.arange(80), np.arange(80, 120), "noise")
     crops = torch.from_numpy(np.stack([noise(96, 96, seed) for seed in range(300, 330)])).permute(0, 3, 1, 2)
-    section = check_field(path, asked(wrong=9), Joints(0, 0, SIDE), assign, 3, 5, "cpu", tiles, crops, draw)
+    section = check_field(path, layout_table(wrong=9), Joints(0, 0, SIDE), assign, 3, 5, "cpu", tiles, crops, draw)
     scores = section.scores
     assert scores["read back"]["all"]["all"]["accuracy"] == pytest.approx(0.9)
     assert set(scores["seams"]) == {"drawn", "side by side", "inside"}
@@ -90,7 +90,7 @@ def test_a_field_is_read_back_and_held_against_real_tiles(slide):
 def test_what_cannot_be_measured_is_said(slide):
     """A field of a few tiles has no seams to find; without real tiles no copies are looked for."""
     path, _ = slide
-    few = asked()[:6]
+    few = layout_table()[:6]
     section = check_field(path, few, Joints(0, 0, 200), assign, 3, 5, "cpu")
     text = " ".join(section.notes)
     assert "Not measured: Seams need" in text

@@ -168,11 +168,11 @@ def test_colours_can_be_told_apart_by_all_readers():
     assert len(colours) == 16
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     for name, matrix in VISION.items():
-        seen = (linear @ np.array(matrix).T).clip(0, 1)
-        seen = np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)
+        perceived = (linear @ np.array(matrix).T).clip(0, 1)
+        perceived = np.where(perceived <= 0.0031308, 12.92 * perceived, 1.055 * perceived ** (1 / 2.4) - 0.055)
         if name == "normal":  # grey reads as "unclassified"
             assert np.hypot(*rgb2lab(colours)[:, 1:].T).min() > 20
-        lab = rgb2lab(np.concatenate([seen, [[GLASS / 255] * 3]]))
+        lab = rgb2lab(np.concatenate([perceived, [[GLASS / 255] * 3]]))
         distance = deltaE_ciede2000(lab[:, None], lab[None])
         assert distance[~np.eye(17, dtype=bool)].min() > 12, name
     assert maps.colour(16) == maps.colour(0)

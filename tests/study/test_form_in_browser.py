@@ -18,8 +18,8 @@ def folder(tmp_path):
 
 def opened(context, folder, reader=1):
     page = context.new_page()
-    page.asked, page.errors = [], []
-    page.on("request", lambda request: page.asked.append(request.url))
+    page.urls, page.errors = [], []
+    page.on("request", lambda request: page.urls.append(request.url))
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
     page.goto((folder / f"reader_{reader}.html").as_uri())
@@ -46,7 +46,7 @@ def test_the_page_fits_and_needs_nothing_else(browser, folder, width):
     assert last["y"] + last["height"] <= 844  # all is in sight
     for label in page.locator("#task label > span").all():
         assert label.bounding_box()["height"] >= 44  # of a finger
-    assert [url for url in page.asked if not url.startswith("data:")] == [page.url]
+    assert [url for url in page.urls if not url.startswith("data:")] == [page.url]
     assert page.errors == []
 
 

@@ -36,9 +36,9 @@ def test_altered_tiles_are_of_no_other_trial_and_altered():
 def test_the_cluster_question_asks_examples_instead_of_altered_tiles():
     _, every, examples = made_trials("cluster")
     assert {trial.kind for trial in every} == {"real", "generated", "example"}
-    asked = [trial for trial in every if trial.kind == "example"]
-    assert all(any(trial is example for example in examples) for trial in asked)
-    assert len(asked) == 2
+    examples_shown = [trial for trial in every if trial.kind == "example"]
+    assert all(any(trial is example for example in examples) for trial in examples_shown)
+    assert len(examples_shown) == 2
 
 
 @pytest.mark.parametrize("tiles", [0, 18, 21, 1002])

@@ -39,11 +39,11 @@ def test_max_train_tiles_says_what_it_does(npy, capsys):
 
 def test_tiles_come_to_the_device_in_parts(npy, monkeypatch):
     tiles = load_tiles(npy, 48)
-    wanted = np.array([3, 29, 5, 5, 0])
+    places = np.array([3, 29, 5, 5, 0])
     monkeypatch.setattr(dataset, "PART", 2)
-    images = tiles.tensor(wanted)
+    images = tiles.tensor(places)
     assert images.is_contiguous()
-    assert torch.equal(images, tiles.images[wanted])
+    assert torch.equal(images, tiles.images[places])
 
 
 def test_fingerprint_tells_tiles_and_splits_apart(npy, tmp_path, tiles):
@@ -125,9 +125,9 @@ def test_a_cache_that_cannot_be_written_or_read_is_no_error(npy, tmp_path, monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tiles = load_tiles(npy, 48)
     tiles.fingerprint()
-    (kept,) = (tmp_path / "cache" / "kpc_ldm" / "pixels").iterdir()
+    (cache,) = (tmp_path / "cache" / "kpc_ldm" / "pixels").iterdir()
     for content in (b"", b"\xff\xfe", b"0" * 63):
-        kept.write_bytes(content)
+        cache.write_bytes(content)
         assert tiles.fingerprint() == first
 
 

@@ -62,7 +62,7 @@ def with_margin(picture, corner):
 
 
 @pytest.mark.parametrize(
-    "made",
+    "change",
     [
         lambda picture: picture.resize((624, 416)),
         lambda picture: picture.resize((61, 41)),
@@ -73,9 +73,9 @@ def with_margin(picture, corner):
         lambda picture: with_margin(picture, (0, 0)),
     ],
 )
-def test_a_thumbnail_of_any_ratio_is_told(tmp_path, made):
+def test_a_thumbnail_of_any_ratio_is_told(tmp_path, change):
     write_slide(tmp_path / "case1.tiff", island(512, 768, 64, 64, 300, 300), levels=(1,))
-    made(Image.open(tmp_path / "case1.tiff")).save(tmp_path / "export.jpg", quality=85)
+    change(Image.open(tmp_path / "case1.tiff")).save(tmp_path / "export.jpg", quality=85)
     assert gather([tmp_path], tmp_path / "out").notes == ["export.jpg is no slide: it is a thumbnail of case1.tiff."]
 
 

@@ -51,15 +51,15 @@ def write_jpeg_slide(path, image, colours="RGB", side=112, levels=(1, 4), subsam
 
 def split_tables(jpeg):
     """The quantisation and Huffman tables of a JPEG as a stream of their own, and the JPEG without them."""
-    tables, rest, place = b"", jpeg[:2], 2
+    tables, frame, place = b"", jpeg[:2], 2
     while jpeg[place + 1] != 0xDA:
         end = place + 2 + int.from_bytes(jpeg[place + 2 : place + 4])
         if jpeg[place + 1] in (0xDB, 0xC4):
             tables += jpeg[place:end]
         else:
-            rest += jpeg[place:end]
+            frame += jpeg[place:end]
         place = end
-    return b"\xff\xd8" + tables + b"\xff\xd9", rest + jpeg[place:]
+    return b"\xff\xd8" + tables + b"\xff\xd9", frame + jpeg[place:]
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,10 @@ def test_rows_are_read_when_they_are_asked_for():
     tiles = torch.arange(10 * 3 * 2 * 2, dtype=torch.uint8).view(10, 3, 2, 2)
     places = np.array([7, 0, 3, 3, 9])
     for images in (tiles, MappedParts([tiles[:4], tiles[4:]])):
-        rows, chosen = Rows(images, places), tiles[places]
-        assert rows.shape == chosen.shape
+        rows, expected = Rows(images, places), tiles[places]
+        assert rows.shape == expected.shape
         assert len(rows) == 5
         for index in (2, -1, slice(1, 4), np.array([4, 0]), torch.tensor([1, 1]), (slice(0, 2), slice(None), 0)):
-            assert torch.equal(rows[index], chosen[index])
+            assert torch.equal(rows[index], expected[index])
         assert [len(part) for part in rows.split(2)] == [2, 2, 1]
-        assert torch.equal(torch.cat([*rows.split(2)]), chosen)
+        assert torch.equal(torch.cat([*rows.split(2)]), expected)

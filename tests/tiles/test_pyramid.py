@@ -11,14 +11,14 @@ from pfiles.tiles.pyramid import write_pyramid
 @pytest.mark.slow
 def test_openslide_reads_every_level(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (1300, 2100, 3), dtype=np.uint8)
-    asked = []
+    widths = []
 
     def rows(first, last):
-        asked.append(last - first)
+        widths.append(last - first)
         return image[first:last]
 
     write_pyramid(tmp_path / "a.tiff", rows, (2100, 1300), mpp=0.5)
-    assert max(asked) == 256
+    assert max(widths) == 256
     slide = openslide.OpenSlide(tmp_path / "a.tiff")
     assert slide.level_dimensions == ((2100, 1300), (1050, 650), (525, 325), (262, 162))
     assert float(slide.properties["openslide.mpp-x"]) == 0.5

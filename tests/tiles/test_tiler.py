@@ -54,15 +54,15 @@ def test_tiles_come_from_their_place_at_their_scale(tmp_path, mpp, level, factor
         assert float(row["mpp"]) == pytest.approx(0.5 * side / 64)
         stained = np.any(image[y : y + side, x : x + side] != GLASS, axis=2).mean()
         assert float(row["tissue"]) == pytest.approx(stained, abs=0.15)
-    taken = {(int(row["x"]), int(row["y"])) for row in rows}
+    corners = {(int(row["x"]), int(row["y"])) for row in rows}
     inside = {
         (x, y)
         for y in range(0, 1024 - side + 1, side)
         for x in range(0, 1536 - side + 1, side)
         if y >= 256 and y + side <= 768 and x >= 512 and x + side <= 1280
     }
-    assert taken >= inside
-    assert all(x + side > 512 and x < 1280 and y + side > 256 and y < 768 for x, y in taken)
+    assert corners >= inside
+    assert all(x + side > 512 and x < 1280 and y + side > 256 and y < 768 for x, y in corners)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_no_tile_is_cut_of_pen_marks_and_borders(tmp_path):
         image[60:180, left : left + 200] = ink
     image[256:768, 1024:1088] = (20, 110, 70)  # a line beside the tissue
     tile_slides([write_slide(tmp_path / "a.tiff", image)], tmp_path / "out", Tiling(0.5, 64))
-    taken = {(int(row["x"]), int(row["y"])) for row in rows_of(tmp_path / "out")}
-    assert taken == {(x, y) for x in range(512, 1024, 64) for y in range(256, 768, 64)}
+    corners = {(int(row["x"]), int(row["y"])) for row in rows_of(tmp_path / "out")}
+    assert corners == {(x, y) for x in range(512, 1024, 64) for y in range(256, 768, 64)}
 
 
 def test_tiles_of_a_dicom_slide_come_from_their_place_at_their_scale(tmp_path):

@@ -11,19 +11,19 @@ from tests.conftest import make_tiles
 
 
 def test_random_affine_parameters_span_their_ranges(monkeypatch):
-    seen = {}
+    transforms = {}
 
     def record(images, angle, shift_x, shift_y, zoom, fill):
-        seen.update(angle=angle, x=shift_x, y=shift_y, zoom=zoom)
+        transforms.update(angle=angle, x=shift_x, y=shift_y, zoom=zoom)
         return images
 
     monkeypatch.setattr(views, "affine", record)
     random_affine(torch.zeros(4000, 3, 64, 128, dtype=torch.uint8), torch.Generator().manual_seed(0))
     for name, low, high in (("angle", -np.deg2rad(5), np.deg2rad(5)), ("zoom", 0.95, 1.05), ("x", -6, 6), ("y", -3, 3)):
         spread = 0.02 * (high - low)
-        assert low <= seen[name].min() < low + spread
-        assert high - spread < seen[name].max() <= high
-    assert torch.equal(seen["x"], seen["x"].round())  # whole pixels
+        assert low <= transforms[name].min() < low + spread
+        assert high - spread < transforms[name].max() <= high
+    assert torch.equal(transforms["x"], transforms["x"].round())  # whole pixels
 
 
 def test_affine_equals_torchvision_on_pil_images():
