@@ -34,7 +34,7 @@ from pfiles import learn
 from pfiles.clusterers import KMeansClusters, fit_kmeans_to
 from pfiles.latents import encode_tiles
 from pfiles.machine.cpu import usable_cores
-from pfiles.machine.runtime import make_generator, pick_device, versions
+from pfiles.machine.runtime import make_rng, pick_device, versions
 from pfiles.measuring.memorisation import nearest_in
 from pfiles.measuring.shortlist import make_index
 from pfiles.paths import ROOT, write_json
@@ -110,8 +110,8 @@ def lookup(tiles: int, device: str) -> Run:
 def unet_step(device: str, side: int = 64, k: int = 14) -> Run:
     """Forward and backward of the demo's UNet, batch of 8."""
     networks = learn.new_networks(open_untrained("demo", {}, device, k))
-    generator = make_generator("benchmark growth")
-    x = torch.randn(8, *networks.space.vqvae.latent_shape(side), generator=generator).to(device)
+    rng = make_rng("benchmark growth")
+    x = torch.randn(8, *networks.space.vqvae.latent_shape(side), generator=rng).to(device)
     t, cluster_ids = torch.arange(8, device=device), (torch.arange(8) % k).to(device)
     return lambda: {"seconds": seconds(device, lambda: networks.unet(x, t, cluster_ids).square().mean().backward())}
 

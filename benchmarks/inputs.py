@@ -15,7 +15,7 @@ from benchmarks import reference
 from pfiles import learn
 from pfiles.classifier import Classifier
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
-from pfiles.machine.runtime import make_generator
+from pfiles.machine.runtime import make_rng
 from pfiles.run import Run, open_run
 from pfiles.settings import Settings, get_settings
 from pfiles.unet_cond_base import UNet
@@ -152,11 +152,11 @@ def published_networks(size: Size, device: str) -> Networks:
 
 def smooth_tiles(n: int, side: int) -> Tensor:
     """Random tiles (n, 3, side, side) uint8: smooth colours with a little noise."""
-    generator = make_generator("benchmark tiles")
+    rng = make_rng("benchmark tiles")
     tiles = torch.empty(n, 3, side, side, dtype=torch.uint8)
     for part in tiles.split(256):  # in little memory, as that of the work is measured
-        smooth = F.interpolate(torch.rand(len(part), 3, 8, 8, generator=generator), size=side, mode="bicubic")
-        noisy = smooth + 0.03 * torch.randn(smooth.shape, generator=generator)
+        smooth = F.interpolate(torch.rand(len(part), 3, 8, 8, generator=rng), size=side, mode="bicubic")
+        noisy = smooth + 0.03 * torch.randn(smooth.shape, generator=rng)
         part.copy_((255 * noisy.clamp(0, 1)).byte())
     return tiles
 

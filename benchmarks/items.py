@@ -39,7 +39,7 @@ from pfiles.latents import encode_tiles
 from pfiles.learning import clusters, diffusion, loop
 from pfiles.learning.log import History
 from pfiles.learning.loop import epoch_batches
-from pfiles.machine.runtime import derive_seed, make_generator, seeded
+from pfiles.machine.runtime import derive_seed, make_rng, seeded
 from pfiles.machine.speed import pick_speed
 from pfiles.measuring import pairs
 from pfiles.settings import DiffusionSettings, StageSettings
@@ -53,9 +53,9 @@ from pfiles.vqvae import VQVAE
 
 
 def unet_inputs(size: Size, networks: Networks, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    generator = make_generator("benchmark unet")
-    x = torch.randn(8, *networks.latent_shape(size), generator=generator)
-    t = torch.randint(size.settings.diffusion.num_timesteps, (8,), generator=generator)
+    rng = make_rng("benchmark unet")
+    x = torch.randn(8, *networks.latent_shape(size), generator=rng)
+    t = torch.randint(size.settings.diffusion.num_timesteps, (8,), generator=rng)
     return x.to(device), t.to(device), (torch.arange(8) % N_CLUSTERS).to(device)
 
 
@@ -103,15 +103,15 @@ def stage_reference(size: Size, device: str) -> Run:
     alpha_bar = scheduler_of(size, diffusion.num_timesteps).alpha_cumprod
     images = as_array(smooth_tiles(16 * size.stage_steps, size.settings.image_size_px))
     weights = loss_weights(diffusion, stage)
-    generator = make_generator("benchmark stage")
+    rng = make_rng("benchmark stage")
 
     def epoch() -> None:
-        for index in epoch_batches(len(images), 16, generator):
+        for index in epoch_batches(len(images), 16, rng):
             x = reference.tiles_one_by_one(images, index).to(device)
             with seeded(int(index[0]), "benchmark views"):
                 x_affine = reference.tiles_one_by_one(images, index, reference.affine_view).to(device)
-            t = torch.randint(diffusion.num_timesteps, (16,), generator=generator).to(device)
-            noise = torch.randn(16, *networks.latent_shape(size), generator=generator).to(device)
+            t = torch.randint(diffusion.num_timesteps, (16,), generator=rng).to(device)
+            noise = torch.randn(16, *networks.latent_shape(size), generator=rng).to(device)
             reference.stage_step(
                 networks.unet, networks.classifier, networks.vqvae, optimizer, x, x_affine, t, noise, alpha_bar, weights
             )
@@ -177,7 +177,7 @@ def data_reference(size: Size, device: str) -> Run:
 
     @torch.no_grad()
     def epoch() -> None:
-        for index in epoch_batches(len(images), 16, make_generator("benchmark data")):
+        for index in epoch_batches(len(images), 16, make_rng("benchmark data")):
             with seeded(int(index[0]), "benchmark views"):
                 for view in (lambda image: image, reference.affine_view):
                     vqvae.encode(reference.tiles_one_by_one(images, index, view).to(device))
@@ -194,11 +194,11 @@ def data_product(size: Size, device: str) -> Run:
     @torch.no_grad()
     def epoch() -> None:
         tiles = images.to(device)
-        generator = make_generator("benchmark views", device=device)
-        for index in epoch_batches(len(tiles), 16, make_generator("benchmark data")):
+        rng = make_rng("benchmark views", device=device)
+        for index in epoch_batches(len(tiles), 16, make_rng("benchmark data")):
             index = index.to(device)
             vqvae.embed(codes[index])
-            vqvae.embed(encode(to_unit(random_affine(tiles[index], generator))))
+            vqvae.embed(encode(to_unit(random_affine(tiles[index], rng))))
 
     return lambda: {"seconds": seconds(device, epoch) * 1000 / size.tiles}
 
@@ -234,8 +234,8 @@ def one_by_one(size: Size, device: str) -> Run:
 
     def draw(decode: Callable[[Tensor], Tensor]) -> None:
         for i in range(size.single_images):
-            generator = torch.Generator(device).manual_seed(derive_seed("benchmark", i))
-            reference.sample_one(networks.unet, decode, betas, i, networks.latent_shape(size), generator)
+            rng = torch.Generator(device).manual_seed(derive_seed("benchmark", i))
+            reference.sample_one(networks.unet, decode, betas, i, networks.latent_shape(size), rng)
 
     factor = 1000 / size.ddpm_steps
     return lambda: {"seconds": sampling_seconds(device, networks.vqvae.decode, draw, factor) * 16 / size.single_images}

@@ -85,16 +85,16 @@ def measure(steps: int, sharing: bool) -> None:
     from benchmarks.inputs import open_untrained
     from pfiles import learn
     from pfiles.machine import cpu
-    from pfiles.machine.runtime import make_generator
+    from pfiles.machine.runtime import make_rng
 
     run = open_untrained("demo", {}, "cpu", 6)
     networks = learn.new_networks(run)
     unet = networks.unet.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
-    generator = make_generator("benchmark load")
+    rng = make_rng("benchmark load")
     shape = networks.space.vqvae.latent_shape(run.settings.image_size_px)
-    x = torch.randn(16, *shape, generator=generator).to(memory_format=torch.channels_last)
-    t, cluster_ids = torch.randint(1000, (16,), generator=generator), torch.arange(16) % 6
+    x = torch.randn(16, *shape, generator=rng).to(memory_format=torch.channels_last)
+    t, cluster_ids = torch.randint(1000, (16,), generator=rng), torch.arange(16) % 6
     cpu.LOOK_EVERY = LOOK_EVERY
     times = []
     started = time.monotonic()

@@ -119,9 +119,9 @@ def ceilings(size: Any, device: str) -> Run:
     in float32 and in the precision of size.settings: bfloat16 takes minutes on a CPU without instructions for it.
     """
     n = size.ceiling
-    generator = torch.Generator(device).manual_seed(0)
-    a, b = (torch.randn(n, n, generator=generator, device=device) for _ in range(2))
-    source = torch.randn(16, n, n, generator=generator, device=device)
+    rng = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(n, n, generator=rng, device=device) for _ in range(2))
+    source = torch.randn(16, n, n, generator=rng, device=device)
     target = torch.empty_like(source)
 
     def rate(amount: float, work: Callable[[], Any]) -> float:

@@ -34,7 +34,7 @@ from pfiles.cluster_bank import ClusterBank
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.latents import LatentSpace
 from pfiles.learning import diffusion, loop
-from pfiles.machine.runtime import make_generator, pick_device, seeded, versions
+from pfiles.machine.runtime import make_rng, pick_device, seeded, versions
 from pfiles.machine.speed import pick_speed
 from pfiles.measuring.fidelity import student_interval
 from pfiles.paths import ROOT, write_json
@@ -156,9 +156,9 @@ def autocast(size: Size, device: str) -> torch.autocast:
 
 
 def inputs(shape: tuple[int, int, int], device: str) -> tuple[Tensor, Tensor, Tensor]:
-    generator = make_generator("benchmark peers")
-    x = torch.randn(BATCH, *shape, generator=generator)
-    t = torch.randint(1000, (BATCH,), generator=generator)
+    rng = make_rng("benchmark peers")
+    x = torch.randn(BATCH, *shape, generator=rng)
+    t = torch.randint(1000, (BATCH,), generator=rng)
     return x.to(device), t.to(device), (torch.arange(BATCH) % N_CLUSTERS).to(device)
 
 

@@ -93,17 +93,17 @@ def sample_one(
     betas: Tensor,
     cluster: int,
     latent_shape: tuple[int, int, int],
-    generator: torch.Generator,
+    rng: torch.Generator,
 ) -> Tensor:
     """One image (3, H, W) in [0, 1] on the CPU, through all time steps (Ho et al. 2020, algorithm 2).
 
-    betas: (T,) on the CPU; their tables move to the device in every step. generator: on the UNet's device.
+    betas: (T,) on the CPU; their tables move to the device in every step. rng: on the UNet's device.
     """
-    device = generator.device
+    device = rng.device
     alphas = 1 - betas
     alpha_bars = alphas.cumprod(0)
     condition = torch.tensor([cluster], device=device)
-    x = torch.randn((1, *latent_shape), generator=generator, device=device)
+    x = torch.randn((1, *latent_shape), generator=rng, device=device)
     for i in reversed(range(len(betas))):
         t = torch.full((1,), i, device=device)
         predicted = unet(x, t, condition)
@@ -111,7 +111,7 @@ def sample_one(
         x = (x - beta / (1 - alpha_bar).sqrt() * predicted) / alpha.sqrt()
         if i > 0:
             variance = (1 - alpha_bars.to(device)[t - 1]) / (1 - alpha_bars.to(device)[t]) * betas.to(device)[t]
-            x = x + variance.sqrt().float() * torch.randn(x.shape, generator=generator, device=device)
+            x = x + variance.sqrt().float() * torch.randn(x.shape, generator=rng, device=device)
     return decode(x)[0].clamp(0, 1).cpu()
 
 

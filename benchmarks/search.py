@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.measure import device_name
 from pfiles.errors import InputError
-from pfiles.machine.runtime import derive_seed, make_generator, versions
+from pfiles.machine.runtime import derive_seed, make_rng, versions
 from pfiles.measuring.memorisation import is_flat, nearest_in
 from pfiles.measuring.overlays import best_overlays
 from pfiles.measuring.planted import KINDS
@@ -127,7 +127,7 @@ def _images(train: Tensor, held_out: Tensor, copies: int, number: int) -> Iterat
     """Images by what they are, and of copies where their originals are."""
     shows = (~is_flat(train)).nonzero()[:, 0]
     for kind, change in KINDS.items():
-        random = make_generator("copies for the search", kind)
+        random = make_rng("copies for the search", kind)
         of, beside = (torch.randint(len(pool), (copies,), generator=random) for pool in (shows, held_out))
         yield kind, change(train[shows[of]], held_out[beside], random), shows[of]
     for begin in range(len(KINDS) * copies, number, PART):

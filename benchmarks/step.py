@@ -15,7 +15,7 @@ from benchmarks.inputs import open_untrained
 from pfiles import learn
 from pfiles.learning import diffusion, loop
 from pfiles.machine.processes import is_first
-from pfiles.machine.runtime import make_generator, pick_device
+from pfiles.machine.runtime import make_rng, pick_device
 
 STEPS = 20  # that count, after as many
 
@@ -25,7 +25,7 @@ def main() -> None:
     networks, batch_size = learn.new_networks(run), run.settings.diffusion.batch_size
     side = run.vqvae.latent_shape(run.settings.image_size_px)[1]
     shape = STEPS * batch_size, side, side
-    codes = torch.randint(run.vqvae.embedding.num_embeddings, shape, generator=make_generator("benchmark step"))
+    codes = torch.randint(run.vqvae.embedding.num_embeddings, shape, generator=make_rng("benchmark step"))
     stage = replace(learn.stage_settings(run, "training"), epochs=2)
     with tempfile.TemporaryDirectory() as folder:
         job = loop.Job("step", 0, batch_size, Path(folder), {}, run.settings.saving, run.speed, restart=True)

@@ -28,7 +28,7 @@ from pfiles import draw, learn
 from pfiles.errors import InputError
 from pfiles.latents import encode_tiles, predict_clusters, reconstruct
 from pfiles.learning.log import History
-from pfiles.machine.runtime import make_generator, versions
+from pfiles.machine.runtime import make_rng, versions
 from pfiles.measuring import fidelity, memorisation, spectrum, structure, two_sample, usefulness
 from pfiles.measuring.features import make_extractor
 from pfiles.paths import read_json, write_json, write_text
@@ -179,7 +179,7 @@ def measure(
         values |= {f"{kind}: {column}": value for column, value in distances.items() if column != "images"}
         if not floors:
             continue
-        floor = train[torch.randperm(len(train), generator=make_generator(seed, "floor"))[: len(test)]]
+        floor = train[torch.randperm(len(train), generator=make_rng(seed, "floor"))[: len(test)]]
         of_floor = distribution.distances(extractor, of_test, extractor(floor), seed)
         values[f"{kind}: floor, training tiles"] = of_floor[extractor.frechet]
         values[f"{kind}: floor, {distribution.LINEAR_PROBE}"] = of_floor[distribution.LINEAR_PROBE]

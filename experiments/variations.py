@@ -28,7 +28,7 @@ from pfiles import variations
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.sampling import STRENGTH
 from pfiles.errors import InputError
-from pfiles.machine.runtime import make_generator, pick_device, versions
+from pfiles.machine.runtime import make_rng, pick_device, versions
 from pfiles.measuring.fidelity import student_interval
 from pfiles.measuring.tile_network import BATCH_SIZE
 from pfiles.measuring.usefulness import EPOCHS, TEST_TILES, sorted_rightly
@@ -113,7 +113,7 @@ def use(generator: Generator, tiles: Tiles, labelled: int, number: int, strength
     steps, device = EPOCHS * -(-labelled * (1 + number) // BATCH_SIZE), pick_device()
     shares: dict[str, list[float]] = {ALONE: [], CLASSICAL: [], VARIED: []}
     for seed in SEEDS:
-        random = make_generator(seed, "labelled tiles", labelled)
+        random = make_rng(seed, "labelled tiles", labelled)
         places = tiles.train[torch.randperm(len(tiles.train), generator=random)[:labelled].numpy()]
         real, truth_of_real = tiles.tensor(places), classes[places]
         added = truth_of_real.repeat_interleave(number)

@@ -22,7 +22,7 @@ from pfiles.classifier import Classifier
 from pfiles.cli import notebooks
 from pfiles.cli.execute import execute
 from pfiles.learning.resume import last_resume_point, load_resume_point, save_resume_point
-from pfiles.machine.runtime import make_generator, seeded
+from pfiles.machine.runtime import make_rng, seeded
 from pfiles.paths import ROOT, atomic_write, write_json
 from pfiles.reporting.figures import save_figure
 from pfiles.reporting.tables import record
@@ -51,7 +51,7 @@ def picture(version):
 def table(path, version):
     """As part 5 writes its CSV."""
     with atomic_write(path) as file:
-        pd.DataFrame(torch.rand(50, 18, generator=make_generator(version)).numpy()).to_csv(file, header=False)
+        pd.DataFrame(torch.rand(50, 18, generator=make_rng(version)).numpy()).to_csv(file, header=False)
 
 
 # all ways in which a file comes onto the disk; each writes the same for the same version, and another for another

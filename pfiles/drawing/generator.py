@@ -36,7 +36,7 @@ from pfiles.drawing.sampling import STRENGTH, OnStep, image_seeds, sample
 from pfiles.errors import InputError
 from pfiles.latents import Assignment, LatentSpace, encode_tiles, predict_clusters, read_latent_csv
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
-from pfiles.machine.runtime import make_generator
+from pfiles.machine.runtime import make_rng
 from pfiles.machine.speed import EAGER, Speed
 from pfiles.names import find_clusters, load_reader_names, majority_names
 from pfiles.paths import CHECKOUT, ROOT, Paths, atomic_write, expand, read_json, write_json
@@ -217,7 +217,7 @@ class Generator(
             ids, all_shares = find_clusters(name, self.names, self.n_clusters), shares
             shares = torch.zeros_like(all_shares)
             shares[ids] = all_shares[ids] if all_shares[ids].any() else 1.0
-        return torch.multinomial(shares, number, replacement=True, generator=make_generator(seed, "clusters"))
+        return torch.multinomial(shares, number, replacement=True, generator=make_rng(seed, "clusters"))
 
     def assign(self, images: Tensor) -> Assignment:
         """The cluster of each of uint8 images (N, 3, S, S) and its probability."""

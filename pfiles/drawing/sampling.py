@@ -245,10 +245,8 @@ def _chunks(items: Sequence, size: int) -> list[Sequence]:
 
 def sample_noise(seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> Iterator[Tensor]:
     """Endless standard normal noise (B, *shape), each image's from a generator of its own seed."""
-    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-    yield torch.stack([torch.randn(shape, generator=generator, device=device) for generator in generators])
+    rngs = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    yield torch.stack([torch.randn(shape, generator=rng, device=device) for rng in rngs])
     while True:  # several steps at once: a call per image and step would take longer than the network on a GPU
         several = (NOISE_STEPS, *shape)
-        yield from torch.stack(
-            [torch.randn(several, generator=generator, device=device) for generator in generators], dim=1
-        )
+        yield from torch.stack([torch.randn(several, generator=rng, device=device) for rng in rngs], dim=1)

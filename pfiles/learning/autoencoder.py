@@ -26,7 +26,7 @@ from pfiles.learning.losses import (
 )
 from pfiles.lpips import LPIPS
 from pfiles.machine import processes
-from pfiles.machine.runtime import make_generator
+from pfiles.machine.runtime import make_rng
 from pfiles.settings import AutoencoderSettings, PolishSettings
 from pfiles.tiles.pixels import to_unit
 from pfiles.tiles.views import random_dihedral
@@ -116,7 +116,7 @@ def train_autoencoder(
         share = counts / counts.sum()
         row = {"codes_used": int((counts > 0).sum()), "perplexity": (-torch.xlogy(share, share).sum()).exp().item()}
         if settings.revive_dead_codes and epoch + 1 < settings.epochs:  # the decoder must still see the new codes
-            rng = make_generator(job.seed, job.name, "revive", epoch)
+            rng = make_rng(job.seed, job.name, "revive", epoch)
             sample = torch.randperm(len(images), generator=rng)[:REVIVE_FROM].to(images.device)
             revive_codes(vqvae, counts == 0, to_unit(images[sample]), rng)
         code_counts.zero_()

@@ -35,7 +35,7 @@ from pfiles.learning.resume import (
 from pfiles.machine import processes
 from pfiles.machine.cpu import follow_idle_cores
 from pfiles.machine.locks import locked
-from pfiles.machine.runtime import derive_seed, make_generator, peak_memory_gb, stop, stop_signals
+from pfiles.machine.runtime import derive_seed, make_rng, peak_memory_gb, stop, stop_signals
 from pfiles.machine.speed import Speed
 from pfiles.settings import SavingSettings, StageSettings
 from pfiles.tiles.files import image_files
@@ -353,7 +353,7 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 
 def _batches(job: Job, num_tiles: int, epoch: int) -> list[Tensor]:
     """The tiles of each step of an epoch, the same whenever it is asked for."""
-    return epoch_batches(num_tiles, job.batch_size, make_generator(job.seed, job.name, "order", epoch))
+    return epoch_batches(num_tiles, job.batch_size, make_rng(job.seed, job.name, "order", epoch))
 
 
 def _steps_done(point: Mapping[str, Any], job: Job) -> int:

@@ -39,8 +39,8 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def make_generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh generator on `device`, seeded by `derive_seed(*parts)`."""
+def make_rng(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh random number generator on `device`, seeded by `derive_seed(*parts)`."""
     return torch.Generator(device).manual_seed(derive_seed(*parts))
 
 

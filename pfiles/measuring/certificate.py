@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pfiles.machine.runtime import make_generator
+from pfiles.machine.runtime import make_rng
 from pfiles.measuring import memorisation
 from pfiles.measuring.memorisation import CLOSEST, Judgement, nearest_tiles
 from pfiles.measuring.planted import KINDS, Kind
@@ -143,7 +143,7 @@ def plant(
     places = (shows if shows.any() else ~shows).nonzero()[:, 0]
     copies = {}
     for kind, change in kinds.items():
-        random = make_generator(seed, "planted copies", kind)
+        random = make_rng(seed, "planted copies", kind)
         of, beside = (torch.randint(len(tiles), (number,), generator=random) for tiles in (places, others))
         copies[kind] = change(train[places[of]], others[beside], random)
     return copies

@@ -18,7 +18,7 @@ from pfiles import efficientnet
 from pfiles.errors import InputError, extra
 from pfiles.machine.pretrained import pretrained_file
 from pfiles.machine.processes import progress
-from pfiles.machine.runtime import eval_mode, make_generator
+from pfiles.machine.runtime import eval_mode, make_rng
 from pfiles.tiles.pixels import to_unit
 from pfiles.vqvae import VQVAE
 
@@ -133,7 +133,7 @@ def random_convolutions(device: torch.device | str = "cpu") -> Extractor:
     They see texture up to 28 px, and nothing that was learnt. The filters are the same in every run. Sides must
     measure at least 28 px.
     """
-    filters = torch.randn(FILTERS, 3, FILTER_PX, FILTER_PX, generator=make_generator("random convolutions"))
+    filters = torch.randn(FILTERS, 3, FILTER_PX, FILTER_PX, generator=make_rng("random convolutions"))
     filters -= filters.mean((2, 3), keepdim=True)
     filters /= filters.flatten(1).norm(dim=1)[:, None, None, None]
     filters = filters.to(device)

@@ -16,7 +16,7 @@ from pfiles.errors import InputError
 from pfiles.latents import predict_clusters
 from pfiles.learning.loop import epoch_batches
 from pfiles.machine.processes import progress
-from pfiles.machine.runtime import make_generator, seeded
+from pfiles.machine.runtime import make_rng, seeded
 from pfiles.vqvae import VQVAE
 
 PUBLISHED = 73 / 100  # of the published samples of cluster 1, the share that was assigned to it again
@@ -80,7 +80,7 @@ def train_judge(
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     judge.train()
     for epoch in progress(range(JUDGE_EPOCHS), desc="second judge", unit="epoch", leave=False):
-        batches = epoch_batches(len(seen_codes), JUDGE_BATCH, make_generator(seed, "judge", epoch))
+        batches = epoch_batches(len(seen_codes), JUDGE_BATCH, make_rng(seed, "judge", epoch))
         for index in batches:
             index = index.to(device)
             logits = judge(vqvae.embed(seen_codes[index]).detach()).flatten(1)

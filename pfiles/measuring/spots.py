@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pfiles.machine.runtime import make_generator
+from pfiles.machine.runtime import make_rng
 from pfiles.measuring.cells import Cells, learn_cells
 
 SIDE = 64  # pixels at most of the tiles in which spots are looked for
@@ -150,7 +150,7 @@ def learn_description(spots: Spots, number: int) -> Description:
     """What tells the patches of `spots` apart, with cells for `number` spots like these."""
     patches = spots.patch.flatten(0, 1)
     cells = max(1, round(number**0.5))
-    random = make_generator("cells of patches")
+    random = make_rng("cells of patches")
     patches = patches[torch.randperm(len(patches), generator=random)[: LEARNT_FROM * cells]]
     mean = patches.mean(0)
     _, spread, axes = torch.linalg.svd(patches - mean, full_matrices=False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pfiles.errors import InputError
 from pfiles.learning.loop import epoch_batches
 from pfiles.machine.processes import progress
-from pfiles.machine.runtime import eval_mode, make_generator, seeded
+from pfiles.machine.runtime import eval_mode, make_rng, seeded
 from pfiles.tiles.pixels import require_tiles, to_unit
 from pfiles.tiles.views import random_dihedral
 
@@ -83,13 +83,13 @@ def train(
         optimizer,
         lambda step: min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm_up) / steps)),
     )
-    generator = make_generator(*seed, "views", device=device)
+    rng = make_rng(*seed, "views", device=device)
     best, state = (-1.0, 0.0), {}
     batches = progress(_batches(len(images), steps, seed), total=steps, desc="small network", leave=False, delay=2)
     for step, index in enumerate(batches, start=1):
         index = index.to(device)
         optimizer.zero_grad()
-        F.cross_entropy(network(to_unit(random_dihedral(images[index], generator))), labels[index]).backward()
+        F.cross_entropy(network(to_unit(random_dihedral(images[index], rng))), labels[index]).backward()
         optimizer.step()
         schedule.step()
         if step % check_every == 0 or step == steps:
@@ -105,7 +105,7 @@ def train(
 
 def _batches(n: int, steps: int, seed: Sequence[int | str]) -> Iterator[Tensor]:
     """The indices of `steps` batches of n tiles, in shuffled epochs."""
-    epochs = (epoch_batches(n, BATCH_SIZE, make_generator(*seed, "order", epoch)) for epoch in count())
+    epochs = (epoch_batches(n, BATCH_SIZE, make_rng(*seed, "order", epoch)) for epoch in count())
     return islice(chain.from_iterable(epochs), steps)
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pfiles.errors import InputError
-from pfiles.machine.runtime import make_generator
+from pfiles.machine.runtime import make_rng
 from pfiles.measuring.fidelity import wilson_interval
 from pfiles.measuring.tile_network import Trained, logits, require_large_enough, train
 from pfiles.tiles.pixels import evenly_spaced
@@ -134,7 +134,7 @@ def _tell_apart(
 
     enough: validation accuracy from which on no further training is tried.
     """
-    order = torch.randperm(len(a), generator=make_generator(seed, "two-sample", "halves"))
+    order = torch.randperm(len(a), generator=make_rng(seed, "two-sample", "halves"))
     train_set, test = order[: (len(a) + 1) // 2], order[(len(a) + 1) // 2 :]
     is_validation = torch.arange(len(train_set)) % VALIDATION == 0
     parts = [_labelled(a[index], b[index]) for index in (train_set[~is_validation], train_set[is_validation])]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pfiles.errors import InputError
-from pfiles.machine.runtime import make_generator
+from pfiles.machine.runtime import make_rng
 from pfiles.measuring.fidelity import student_interval
 from pfiles.measuring.tile_network import BATCH_SIZE, logits, require_large_enough, train
 from pfiles.tiles.pixels import evenly_spaced
@@ -165,7 +165,7 @@ def sorted_rightly(
 ) -> Tensor:
     """Which of the tiles `images` a network, trained on `train_set`, puts into their class. -> bool (N,)"""
     seed = ("usefulness", *seed)
-    order = torch.randperm(len(train_set), generator=make_generator(*seed, "validation"))
+    order = torch.randperm(len(train_set), generator=make_rng(*seed, "validation"))
     validation, training = order[::VALIDATION], order[torch.arange(len(order)) % VALIDATION > 0]
     parts = [(train_set[index], train_labels[index]) for index in (training, validation)]
     trained = train(parts[0], parts[1], classes, steps, seed, device)

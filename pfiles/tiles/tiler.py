@@ -19,7 +19,7 @@ from pfiles.errors import InputError
 from pfiles.machine.cpu import usable_cores
 from pfiles.machine.locks import locked
 from pfiles.machine.processes import progress
-from pfiles.machine.runtime import make_generator
+from pfiles.machine.runtime import make_rng
 from pfiles.paths import atomic_write, read_json, refuse_foreign, write_json
 from pfiles.spreadsheet import composed, file_name, read_table, write_csv
 from pfiles.tiles import slide_table
@@ -316,7 +316,7 @@ def _with_pseudonyms(
 
 def _offset(slide: SlideFile, tiling: Tiling) -> float:
     """Where among a slide's tiles an even choice begins."""
-    seed = make_generator(tiling.seed, "tiles of a slide", slide.name)
+    seed = make_rng(tiling.seed, "tiles of a slide", slide.name)
     return torch.rand(1, generator=seed, dtype=torch.float64).item()
 
 

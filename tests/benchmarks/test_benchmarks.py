@@ -24,7 +24,7 @@ from pfiles.drawing import sampling
 from pfiles.latents import LatentSpace, encode_tiles
 from pfiles.learning import clusters, diffusion, loop
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
-from pfiles.machine.runtime import make_generator, seeded
+from pfiles.machine.runtime import make_rng, seeded
 from pfiles.machine.speed import EAGER
 from pfiles.measuring import pairs
 from pfiles.paths import ROOT
@@ -62,7 +62,7 @@ def test_published_attention_computes_the_same(mode, monkeypatch):
     for networks in (ours, theirs):
         for network in (networks.unet, networks.vqvae):
             getattr(network, mode)()
-    generator = make_generator("attention")
+    generator = make_rng("attention")
     x = torch.randn(3, *ours.latent_shape(SIZE), generator=generator)
     t, clusters = torch.tensor([0, 5, 9]), torch.tensor([1, 2, 3])
     with torch.no_grad():

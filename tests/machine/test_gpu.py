@@ -15,7 +15,7 @@ from pfiles.cluster_bank import ClusterBank
 from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.learning import diffusion, loop
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
-from pfiles.machine.runtime import make_generator
+from pfiles.machine.runtime import make_rng
 from pfiles.machine.speed import EAGER, Speed
 from tests.conftest import K, stage_networks
 
@@ -37,7 +37,7 @@ def networks(tiny):
 
 
 def unet_input(batch=8):
-    generator = make_generator("gpu")
+    generator = make_rng("gpu")
     x = torch.randn(batch, *LATENT, generator=generator)
     return x.to(DEVICE), torch.arange(batch, device=DEVICE), torch.arange(batch, device=DEVICE) % K
 
@@ -80,7 +80,7 @@ def test_bf16_is_float32_to_two_digits(networks):
     vqvae, unet, _ = networks
     arguments = unet_input()
     assert 0 < distance(Speed(bf16=True).accelerate(unet)(*arguments), unet(*arguments)) < 0.02
-    z = vqvae.embed(torch.randint(32, (4, 12, 12), generator=make_generator("codes")).to(DEVICE))
+    z = vqvae.embed(torch.randint(32, (4, 12, 12), generator=make_rng("codes")).to(DEVICE))
     assert 0 < distance(Speed(bf16=True).accelerate(vqvae.decode)(z), vqvae.decode(z)) < 0.02
 
 

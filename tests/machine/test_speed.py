@@ -11,7 +11,7 @@ from pfiles.drawing.sampling import image_seeds, sample
 from pfiles.learning import autoencoder, loop
 from pfiles.linear_noise_scheduler import LinearNoiseScheduler
 from pfiles.machine import speed
-from pfiles.machine.runtime import make_generator
+from pfiles.machine.runtime import make_rng
 from pfiles.machine.speed import EAGER, Speed, pick_speed
 from pfiles.settings import get_settings
 from tests.conftest import K, autoencoder_networks, stage_networks, train_autoencoder, train_stage
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def unet_input(batch=4):
-    generator = make_generator("speed")
+    generator = make_rng("speed")
     x = torch.randn(batch, 16, 16, 16, generator=generator)
     return x, torch.arange(batch) * 5, torch.arange(batch) % K
 
@@ -78,7 +78,7 @@ def test_bf16_is_close_and_gives_float32_weights(tiny, images, job):
 def test_networks_compile_to_one_graph_with_the_same_result(tiny):
     """A break in the graph would end the CUDA graph there."""
     vqvae, unet, clusters = stage_networks(tiny)
-    x = torch.rand(2, 3, 48, 48, generator=make_generator("x"))
+    x = torch.rand(2, 3, 48, 48, generator=make_rng("x"))
     for forward, arguments in ((unet, unet_input(2)), (clusters, (unet_input(2)[0],)), (vqvae.encode_codes, (x,))):
         torch._dynamo.reset()
         compiled = torch.compile(copy.deepcopy(forward), fullgraph=True, dynamic=False, backend="aot_eager")
