@@ -51,10 +51,10 @@ class MadeTiles:
     dtype, ndim = torch.uint8, 4
 
     def __init__(self, number: int, side: int, seed: int = 0):
-        random = np.random.default_rng(derive_seed(seed, "made tiles"))
+        rng = np.random.default_rng(derive_seed(seed, "made tiles"))
         self.shape = torch.Size([number, 3, side, side])
-        self.fields = [_field(random) for _ in range(3)]
-        self.windows = random.integers(FIELD - side, size=(number, 3, 2), dtype=np.int16)
+        self.fields = [_field(rng) for _ in range(3)]
+        self.windows = rng.integers(FIELD - side, size=(number, 3, 2), dtype=np.int16)
         levels, colours = zip(*STAINS, strict=True)
         self.colours = np.stack(
             [np.interp(np.arange(766), levels, channel) for channel in zip(*colours, strict=True)]
@@ -78,10 +78,10 @@ class MadeTiles:
         return torch.from_numpy(tiles)[(slice(None), *axes)]
 
 
-def _field(random: np.random.Generator) -> np.ndarray:
+def _field(rng: np.random.Generator) -> np.ndarray:
     """Bytes (FIELD, FIELD) of smooth noise."""
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(FIELD), np.fft.rfftfreq(FIELD), indexing="ij")).astype(np.float32)
-    waves = np.fft.rfft2(random.standard_normal((FIELD, FIELD), dtype=np.float32)).astype(np.complex64)
+    waves = np.fft.rfft2(rng.standard_normal((FIELD, FIELD), dtype=np.float32)).astype(np.complex64)
     waves *= np.exp(-((frequency / FINE) ** 2)) / np.maximum(frequency, COARSE)
     noise = np.fft.irfft2(waves)
     return np.clip(128 + 45 * noise / noise.std(), 0, 255).astype(np.uint8)
@@ -127,9 +127,9 @@ def _images(train: Tensor, held_out: Tensor, copies: int, number: int) -> Iterat
     """Images by what they are, and of copies where their originals are."""
     shows = (~is_flat(train)).nonzero()[:, 0]
     for kind, change in KINDS.items():
-        random = make_rng("copies for the search", kind)
-        of, beside = (torch.randint(len(pool), (copies,), generator=random) for pool in (shows, held_out))
-        yield kind, change(train[shows[of]], held_out[beside], random), shows[of]
+        rng = make_rng("copies for the search", kind)
+        of, beside = (torch.randint(len(pool), (copies,), generator=rng) for pool in (shows, held_out))
+        yield kind, change(train[shows[of]], held_out[beside], rng), shows[of]
     for begin in range(len(KINDS) * copies, number, PART):
         places = torch.arange(begin, min(begin + PART, number))
         views = held_out[places % len(held_out)].rot90(int(begin // PART) % 4, (2, 3))

@@ -107,12 +107,12 @@ def _certificate(held_out: np.ndarray, copies: np.ndarray) -> tuple[Certificate,
 
 def how_often_it_holds(held_out: np.ndarray, copies: np.ndarray, seed: int) -> dict[str, float]:
     """The share of certificates, each of a random half of everything, whose limits the fresh half keeps."""
-    random = np.random.default_rng(derive_seed(seed, "halves for certificates"))
+    rng = np.random.default_rng(derive_seed(seed, "halves for certificates"))
     held_out = held_out[held_out >= judge(held_out, held_out, "")[0]["outright"]]  # what shows the same tissue is out
     holds = {"copies that pass": 0, "false alarms": 0, "both": 0}
     for _ in range(REPEATS):
-        first, fresh = _halves(len(held_out), random)
-        half, others = _halves(copies.shape[1], random)
+        first, fresh = _halves(len(held_out), rng)
+        half, others = _halves(copies.shape[1], rng)
         certificate, threshold = _certificate(held_out[first], copies[:, half])
         passing = bool((copies[:, others] >= threshold).mean() <= certificate.at_most)
         alarms = bool((held_out[fresh] < threshold).mean() <= certificate.false_alarms)
@@ -127,9 +127,9 @@ def simulation_error(share: float) -> float:
     return float(np.sqrt(share * (1 - share) / REPEATS))
 
 
-def _halves(n: int, random: np.random.Generator) -> np.ndarray:
+def _halves(n: int, rng: np.random.Generator) -> np.ndarray:
     """(2, n // 2): random places among n, of which an odd one is in neither half."""
-    return random.permutation(n)[: n // 2 * 2].reshape(2, -1)
+    return rng.permutation(n)[: n // 2 * 2].reshape(2, -1)
 
 
 def more_kinds(side: int) -> dict[str, Kind]:
@@ -138,16 +138,16 @@ def more_kinds(side: int) -> dict[str, Kind]:
     return {
         **{f"moved by {px} px": partial(_moved, px=px) for px in far},
         **{f"moved by {px} px, beside others": partial(_moved, px=px, beside_others=True) for px in far},
-        "turned by 5 degrees": lambda tiles, others, random: warped(tiles, degrees=5.0),
-        "zoomed to 1.1": lambda tiles, others, random: warped(tiles, zoom=1.1),
-        "zoomed to 0.9": lambda tiles, others, random: warped(tiles, zoom=0.9),
+        "turned by 5 degrees": lambda tiles, others, rng: warped(tiles, degrees=5.0),
+        "zoomed to 1.1": lambda tiles, others, rng: warped(tiles, zoom=1.1),
+        "zoomed to 0.9": lambda tiles, others, rng: warped(tiles, zoom=0.9),
         "noise of 80 levels": partial(_noisy, level=80),
-        "20 % brighter": lambda tiles, others, random: to_uint8(to_unit(tiles) * 1.2),
-        "20 % darker": lambda tiles, others, random: to_uint8(to_unit(tiles) * 0.8),
+        "20 % brighter": lambda tiles, others, rng: to_uint8(to_unit(tiles) * 1.2),
+        "20 % darker": lambda tiles, others, rng: to_uint8(to_unit(tiles) * 0.8),
     }
 
 
-def _moved(tiles: Tensor, others: Tensor, random: torch.Generator, px: int, beside_others: bool = False) -> Tensor:
+def _moved(tiles: Tensor, others: Tensor, rng: torch.Generator, px: int, beside_others: bool = False) -> Tensor:
     """Down and right by `px`; what comes in there is mirrored, or of another tile."""
     side = tiles.shape[2]
     moved = F.pad(tiles.float(), (px, 0, px, 0), mode="reflect").to(torch.uint8)[:, :, :side, :side]
@@ -156,8 +156,8 @@ def _moved(tiles: Tensor, others: Tensor, random: torch.Generator, px: int, besi
     return moved
 
 
-def _noisy(tiles: Tensor, others: Tensor, random: torch.Generator, level: float) -> Tensor:
-    noise = torch.randn(tiles.shape, generator=random)
+def _noisy(tiles: Tensor, others: Tensor, rng: torch.Generator, level: float) -> Tensor:
+    noise = torch.randn(tiles.shape, generator=rng)
     return (tiles + level * noise).round().clamp(0, 255).to(torch.uint8)
 
 

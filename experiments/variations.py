@@ -113,13 +113,13 @@ def use(generator: Generator, tiles: Tiles, labelled: int, number: int, strength
     steps, device = EPOCHS * -(-labelled * (1 + number) // BATCH_SIZE), pick_device()
     shares: dict[str, list[float]] = {ALONE: [], CLASSICAL: [], VARIED: []}
     for seed in SEEDS:
-        random = make_rng(seed, "labelled tiles", labelled)
-        places = tiles.train[torch.randperm(len(tiles.train), generator=random)[:labelled].numpy()]
+        rng = make_rng(seed, "labelled tiles", labelled)
+        places = tiles.train[torch.randperm(len(tiles.train), generator=rng)[:labelled].numpy()]
         real, truth_of_real = tiles.tensor(places), classes[places]
         added = truth_of_real.repeat_interleave(number)
         sets = {
             ALONE: (real, truth_of_real),
-            CLASSICAL: (torch.cat([real, changed(real, number, random)]), torch.cat([truth_of_real, added])),
+            CLASSICAL: (torch.cat([real, changed(real, number, rng)]), torch.cat([truth_of_real, added])),
             VARIED: (
                 torch.cat([real, generator.vary(real, strength, number, seed).flatten(0, 1)]),
                 torch.cat([truth_of_real, added]),
@@ -142,7 +142,7 @@ def use(generator: Generator, tiles: Tiles, labelled: int, number: int, strength
     return rows
 
 
-def changed(tiles: Tensor, number: int, random: torch.Generator) -> Tensor:
+def changed(tiles: Tensor, number: int, rng: torch.Generator) -> Tensor:
     """`number` copies of each uint8 tile (N, 3, S, S), as classical augmentation changes them; (N number, 3, S, S).
 
     Turned by up to 15 degrees and zoomed by up to 1.2 about the middle, mirrored beyond the border; then brighter or
@@ -151,7 +151,7 @@ def changed(tiles: Tensor, number: int, random: torch.Generator) -> Tensor:
     copies = to_unit(tiles).repeat_interleave(number, 0)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(len(copies), *shape, generator=random)
+        return low + (high - low) * torch.rand(len(copies), *shape, generator=rng)
 
     angle, zoom = uniform(-15, 15).deg2rad(), uniform(1, 1.2)
     cos, sin, zero = angle.cos() / zoom, angle.sin() / zoom, torch.zeros(len(copies))

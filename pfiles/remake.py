@@ -231,10 +231,10 @@ def _figure_1(paper: Paper) -> None:
 def _figure_2(paper: Paper) -> None:
     run = paper.run
     cluster_ids = read_latent_csv(run.paths.latent_csv, K).cluster_ids
-    random, strips = np.random.default_rng(derive_seed(run.seed, "figure 2")), []
+    rng, strips = np.random.default_rng(derive_seed(run.seed, "figure 2")), []
     mpp = run.tiles.mpp if "tiles" in paper.files else None
     for cluster in range(K):
-        members = random.permutation(np.flatnonzero(cluster_ids == cluster))[:SHOWN]
+        members = rng.permutation(np.flatnonzero(cluster_ids == cluster))[:SHOWN]
         if not len(members):
             continue
         if "tiles" in paper.files:

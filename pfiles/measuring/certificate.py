@@ -143,7 +143,7 @@ def plant(
     places = (shows if shows.any() else ~shows).nonzero()[:, 0]
     copies = {}
     for kind, change in kinds.items():
-        random = make_rng(seed, "planted copies", kind)
-        of, beside = (torch.randint(len(tiles), (number,), generator=random) for tiles in (places, others))
-        copies[kind] = change(train[places[of]], others[beside], random)
+        rng = make_rng(seed, "planted copies", kind)
+        of, beside = (torch.randint(len(tiles), (number,), generator=rng) for tiles in (places, others))
+        copies[kind] = change(train[places[of]], others[beside], rng)
     return copies

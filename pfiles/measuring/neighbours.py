@@ -79,7 +79,7 @@ def join_counts(positions: np.recarray, cluster_ids: np.ndarray, n_clusters: int
     cluster_ids = cluster_ids[apart_tiles]
     _, slide = np.unique(positions.slide[apart_tiles], return_inverse=True)
     by_slide = np.argsort(slide, kind="stable")
-    random = np.random.default_rng(derive_seed(seed, "join counts"))
+    rng = np.random.default_rng(derive_seed(seed, "join counts"))
 
     def counts(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of all and of each cluster: neighbours, and those that are of one cluster."""
@@ -94,7 +94,7 @@ def join_counts(positions: np.recarray, cluster_ids: np.ndarray, n_clusters: int
 
     shuffled, relabelled = np.empty((RELABELLINGS, n_clusters + 1)), np.empty_like(cluster_ids)
     for row in shuffled:
-        relabelled[by_slide] = cluster_ids[np.lexsort((random.random(len(cluster_ids)), slide))]
+        relabelled[by_slide] = cluster_ids[np.lexsort((rng.random(len(cluster_ids)), slide))]
         row[:] = share(relabelled)
     table = pd.DataFrame(shuffled)
     columns = {

@@ -28,34 +28,34 @@ AMOUNTS = (0.6, 1.5)  # by which the two stains are multiplied
 Kind = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
 
-def exact(tiles: Tensor, others: Tensor, random: torch.Generator) -> Tensor:
+def exact(tiles: Tensor, others: Tensor, rng: torch.Generator) -> Tensor:
     return tiles.clone()
 
 
-def in_another_view(tiles: Tensor, others: Tensor, random: torch.Generator) -> Tensor:
+def in_another_view(tiles: Tensor, others: Tensor, rng: torch.Generator) -> Tensor:
     """The tile turned by quarters, mirrored, or both: one of the seven other views."""
-    views = torch.randint(1, 8, (len(tiles),), generator=random).tolist()
+    views = torch.randint(1, 8, (len(tiles),), generator=rng).tolist()
     turned = [tile.rot90(view % 4, (1, 2)) for tile, view in zip(tiles, views, strict=True)]
     return torch.stack([tile.flip(2) if view >= 4 else tile for tile, view in zip(turned, views, strict=True)])
 
 
-def moved(tiles: Tensor, others: Tensor, random: torch.Generator) -> Tensor:
+def moved(tiles: Tensor, others: Tensor, rng: torch.Generator) -> Tensor:
     px = round(MOVED * tiles.shape[2])
     return F.pad(tiles.float(), (px, 0, px, 0), mode="reflect")[:, :, :-px, :-px].to(torch.uint8)
 
 
-def neighbour(tiles: Tensor, others: Tensor, random: torch.Generator) -> Tensor:
+def neighbour(tiles: Tensor, others: Tensor, rng: torch.Generator) -> Tensor:
     """The right part of a tile on the left, and beside it another tile, as a neighbour would show other tissue."""
     px = round(OVERLAP * tiles.shape[3])
     return torch.cat([tiles[..., -px:], others[..., px:]], dim=3)
 
 
-def half_of_a_tile(tiles: Tensor, others: Tensor, random: torch.Generator) -> Tensor:
+def half_of_a_tile(tiles: Tensor, others: Tensor, rng: torch.Generator) -> Tensor:
     half = tiles.shape[3] // 2
     return torch.cat([tiles[..., :half], others[..., half:]], dim=3)
 
 
-def composite(tiles: Tensor, others: Tensor, random: torch.Generator) -> Tensor:
+def composite(tiles: Tensor, others: Tensor, rng: torch.Generator) -> Tensor:
     """The upper left quarter of a tile, and one quarter of each of three others: of its own, and of the two before."""
     half = tiles.shape[2] // 2
     pieces = tiles.clone()
@@ -65,30 +65,30 @@ def composite(tiles: Tensor, others: Tensor, random: torch.Generator) -> Tensor:
     return pieces
 
 
-def mixture(tiles: Tensor, others: Tensor, random: torch.Generator) -> Tensor:
+def mixture(tiles: Tensor, others: Tensor, rng: torch.Generator) -> Tensor:
     return ((tiles.float() + others) / 2).round().to(torch.uint8)
 
 
-def as_jpeg(tiles: Tensor, others: Tensor, random: torch.Generator) -> Tensor:
+def as_jpeg(tiles: Tensor, others: Tensor, rng: torch.Generator) -> Tensor:
     return encoding.as_jpeg(tiles, JPEG_QUALITY)
 
 
-def blurred(tiles: Tensor, others: Tensor, random: torch.Generator) -> Tensor:
+def blurred(tiles: Tensor, others: Tensor, rng: torch.Generator) -> Tensor:
     return blur(tiles, BLURRED * tiles.shape[2])
 
 
-def other_colours(tiles: Tensor, others: Tensor, random: torch.Generator) -> Tensor:
+def other_colours(tiles: Tensor, others: Tensor, rng: torch.Generator) -> Tensor:
     """Each colour by a factor of 0.7 to 1.3, and brightness to a power of 0.7 to 1.3."""
-    factor = 0.7 + 0.6 * torch.rand((len(tiles), 3, 1, 1), generator=random)
-    power = 0.7 + 0.6 * torch.rand((len(tiles), 1, 1, 1), generator=random)
+    factor = 0.7 + 0.6 * torch.rand((len(tiles), 3, 1, 1), generator=rng)
+    power = 0.7 + 0.6 * torch.rand((len(tiles), 1, 1, 1), generator=rng)
     return to_uint8(to_unit(tiles) ** power * factor)
 
 
-def inverted(tiles: Tensor, others: Tensor, random: torch.Generator) -> Tensor:
+def inverted(tiles: Tensor, others: Tensor, rng: torch.Generator) -> Tensor:
     return 255 - tiles
 
 
-def other_stain(tiles: Tensor, others: Tensor, random: torch.Generator) -> Tensor:
+def other_stain(tiles: Tensor, others: Tensor, rng: torch.Generator) -> Tensor:
     """Less haematoxylin and more eosin, both in another laboratory's hues."""
     density = -torch.log((tiles.float() + 1) / 256).movedim(1, 3)
     amounts = density @ torch.linalg.pinv(torch.tensor(RUIFROK))
@@ -96,19 +96,19 @@ def other_stain(tiles: Tensor, others: Tensor, random: torch.Generator) -> Tenso
     return to_uint8((256 * torch.exp(-stained) - 1).movedim(3, 1) / 255)
 
 
-def elastic(tiles: Tensor, others: Tensor, random: torch.Generator) -> Tensor:
+def elastic(tiles: Tensor, others: Tensor, rng: torch.Generator) -> Tensor:
     side = tiles.shape[2]
-    knots = 2 * ELASTIC * torch.randn((len(tiles), 2, KNOTS, KNOTS), generator=random)  # grids go from -1 to 1
+    knots = 2 * ELASTIC * torch.randn((len(tiles), 2, KNOTS, KNOTS), generator=rng)  # grids go from -1 to 1
     shifts = F.interpolate(knots, (side, side), mode="bicubic", align_corners=True).movedim(1, 3)
     return _sampled(tiles, F.affine_grid(_matrix(0, 1).expand(len(tiles), 2, 3), list(tiles.shape), False) + shifts)
 
 
 def _turned(degrees: float) -> Kind:
-    return lambda tiles, others, random: warped(tiles, degrees=degrees)
+    return lambda tiles, others, rng: warped(tiles, degrees=degrees)
 
 
 def _crop(part: float) -> Kind:
-    return lambda tiles, others, random: warped(tiles, zoom=1 / part)
+    return lambda tiles, others, rng: warped(tiles, zoom=1 / part)
 
 
 KINDS: dict[str, Kind] = {

@@ -150,8 +150,8 @@ def learn_description(spots: Spots, number: int) -> Description:
     """What tells the patches of `spots` apart, with cells for `number` spots like these."""
     patches = spots.patch.flatten(0, 1)
     cells = max(1, round(number**0.5))
-    random = make_rng("cells of patches")
-    patches = patches[torch.randperm(len(patches), generator=random)[: LEARNT_FROM * cells]]
+    rng = make_rng("cells of patches")
+    patches = patches[torch.randperm(len(patches), generator=rng)[: LEARNT_FROM * cells]]
     mean = patches.mean(0)
     _, spread, axes = torch.linalg.svd(patches - mean, full_matrices=False)
     variance = spread.square() / spread.square().sum().clamp_min(1e-12)
