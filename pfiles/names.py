@@ -47,7 +47,7 @@ class ReaderNames:
 
     @classmethod
     def load(cls, path: Path, fingerprint: str, n_clusters: int) -> "ReaderNames":
-        """What the file holds of these clusters, empty entries where it holds nothing."""
+        """The entries of the file for these clusters; an entry is empty if the file has none."""
         reading = cls(path, fingerprint, {number: Entry() for number in range(1, n_clusters + 1)})
         stored = (read_json(path, {}).get("clusters") or {}).get(fingerprint, {})
         try:
@@ -64,7 +64,7 @@ class ReaderNames:
 
     @property
     def names(self) -> dict[int, str]:
-        """The name of each cluster that has one; of an artefact without a name that word."""
+        """The name of each cluster that has one; an artefact without a name is called so."""
         named = {}
         for number, entry in self.entries.items():
             while entry.same_as:
@@ -176,7 +176,7 @@ def require_reader_name(reader: str) -> str:
 
 
 def load_reader_names(folder: Path, fingerprint: str, n_clusters: int) -> list[ReaderNames]:
-    """Of all readers whose files in `folder` name the clusters of that fingerprint."""
+    """The names of all readers whose files in `folder` name the clusters of that fingerprint."""
     readings = (ReaderNames.load(path, fingerprint, n_clusters) for path in sorted(folder.glob("names_*.json")))
     return [reading for reading in readings if reading.names]
 

@@ -133,7 +133,7 @@ def _section(run: Run, notebook: str) -> str:
 
 
 def numbers_of(run: Run) -> dict[str, Any]:
-    """What the run's notebooks recorded, by section, without what is of the machine."""
+    """The numbers that the run's notebooks recorded, by section, without those of the machine."""
     ours = f"{run.paths.cluster_folder.name}{run.paths.suffix}/"
     summary = read_json(run.paths.summary, {})
     return {
@@ -144,7 +144,7 @@ def numbers_of(run: Run) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on besides settings, data and weights, as it is here."""
+    """What a result depends on here, besides settings, data and weights: packages, threads, processor."""
     packages = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):  # some are optional
@@ -156,7 +156,7 @@ def environment() -> dict[str, Any]:
 
 @cache
 def _code() -> str:
-    """A hash of the code itself, which may change between two versions."""
+    """A hash of the code itself, which may change without a new version."""
     digest = sha256()
     for package in (pfiles, MODULE):
         folder = Path(package.__file__ or "").parent

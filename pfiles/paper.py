@@ -85,7 +85,7 @@ class Member(NamedTuple):
 
     @contextmanager
     def stream(self) -> Iterator[IO[bytes]]:
-        """Its bytes. InputError where they are not as they were packed."""
+        """The file's bytes. InputError if they are not as they were packed."""
         try:
             with self.opened.open(self.info) if self.opened and self.info else open(self.path, "rb") as file:
                 yield file
@@ -96,7 +96,7 @@ class Member(NamedTuple):
 
     @contextmanager
     def file(self) -> Iterator[Path]:
-        """It as a file: itself, or a copy for as long as the block lasts."""
+        """The member as a file: itself, or a copy for as long as the block lasts."""
         if self.opened is None:
             yield Path(self.path)
             return
@@ -109,7 +109,7 @@ class Member(NamedTuple):
                 raise InputError(str(error).replace(str(path), str(self))) from None
 
     def copy(self, target: Path) -> None:
-        """Write it to `target`, whole or not at all."""
+        """Write the member to `target`, whole or not at all."""
         with self.stream() as source, atomic_write(target) as file:
             shutil.copyfileobj(source, file, 2**20)
 
@@ -298,7 +298,7 @@ def _require_images(name: str, files: Sequence[Member], settings: Settings) -> N
 
 
 def _targets(name: str, files: Sequence[Member], paths: Paths) -> dict[Path, Member]:
-    """Where the files of a part belong."""
+    """The paths in a run where the files of a part belong."""
     return {_target(name, member, paths): member for member in files}
 
 
@@ -318,7 +318,7 @@ def _folder(name: str, paths: Paths) -> Path:
 
 
 def _is_new(path: Path, member: Member) -> bool:
-    """Whether there is no such file yet; InputError where there is another one."""
+    """Whether `path` is free; False if it holds the same file, InputError if it holds another one."""
     if not path.exists():
         return True
     with open(path, "rb") as file:
@@ -343,7 +343,7 @@ def _refuse_others(name: str, targets: Mapping[Path, Member], paths: Paths) -> N
 
 
 def _already_there(paths: Paths, apart_from: Collection[str]) -> dict[str, list[Path]]:
-    """What of PARTS lies in the folder of a run from before, without a note that a run made it."""
+    """The published files, by the names in PARTS, that lay in a run's folder before; those of a run are left out."""
     root = paths.root
     patterns = ("*.npy", "kpc_ldm/*.pth", f"clusters_{K}/models_{K}/*.pth", "clusters_*/*.csv", "org/*",
                 f"clusters_{K}/gen_{K}/*")  # fmt: skip

@@ -56,7 +56,7 @@ def _is_list(n_clusters: object) -> TypeGuard[Sequence[int]]:
 
 
 def name_of_numbers(ks: Sequence[int]) -> int | str:
-    """What stands for them in the names of files: 14, "10-16", or "10,12,14"."""
+    """The numbers of clusters as file names hold them: 14, "10-16", or "10,12,14"."""
     first, last = ks[0], ks[-1]
     if len(ks) == 1:
         return first
@@ -104,7 +104,7 @@ class Paths:
 
     @property
     def precision(self) -> Path:
-        """What precision="auto" chose when the run began."""
+        """The file that keeps what precision="auto" chose when the run began."""
         return self.autoencoder.parent / "precision.json"
 
     @property
@@ -129,7 +129,7 @@ class Paths:
         return self.cluster_folder / f"HHH{k}_C{k}_D{k}{self.suffix}.csv"
 
     def latent_csvs(self) -> dict[int, Path]:
-        """The files of this clustering that there are of any k, as `latent_csv`, by k."""
+        """The existing latent CSVs of this clustering, by k."""
         csvs = self.root.glob(f"clusters_*/HHH*_C*_D*{self.suffix}.csv")
         pattern = re.compile(rf"clusters_(\d+)/HHH\1_C\1_D\1{self.suffix}\.csv")  # not one in a copy of its folder
         named = ((pattern.fullmatch(path.relative_to(self.root).as_posix()), path) for path in csvs)
@@ -137,13 +137,13 @@ class Paths:
 
     @property
     def numbers(self) -> list[str]:
-        """The numbers of clusters that have a folder here, as its name has them."""
+        """The numbers of clusters that have a folder in this run, as written in its name."""
         folders = (re.fullmatch(r"clusters_(\d+(?:[-,]\d+)*)", path.name) for path in self.root.glob("clusters_*"))
         return sorted((match[1] for match in folders if match), key=lambda n: (len(n), n))
 
     @property
     def choose_k(self) -> Path:
-        """What is learnt to choose k."""
+        """The folder of what is learnt to choose k."""
         return self.root / f"choose_k{self.suffix}"
 
     @property
@@ -165,7 +165,7 @@ class Paths:
 
     @property
     def ladder(self) -> Path:
-        """The coherences of shuffled and decoded training tiles, by which part 13 measures structure."""
+        """The file of the coherences of shuffled and decoded training tiles, by which part 13 measures structure."""
         return self.models / f"structure_ladder{self.suffix}.pt"
 
     @property
@@ -173,7 +173,7 @@ class Paths:
         return self.cluster_folder / f"atlas_{self.n_clusters}{self.suffix}.html"
 
     def names_of(self, reader: str) -> Path:
-        """What a reader calls the clusters, of both clusterings."""
+        """The file of a reader's names for the clusters, of both clusterings."""
         return self.cluster_folder / f"names_{reader}.json"
 
     @property
@@ -272,7 +272,7 @@ def _part(path: Path) -> Path:
 
 
 def _open_part(path: Path) -> tuple[Path, IO[bytes]]:
-    """A new file there, held while it is open."""
+    """A new file at a path of `_part`, held while it is open."""
     while True:
         part = _part(path)
         file = open(part, "xb")  # noqa: SIM115 - closed by whom it is given to
@@ -283,7 +283,7 @@ def _open_part(path: Path) -> tuple[Path, IO[bytes]]:
 
 
 def _parts(path: Path) -> list[Path]:
-    """All such places of `path` that there are."""
+    """All existing paths of `_part` for `path`."""
     parts = path.parent.glob(f".{glob.escape(path.name)}.*.part")
     return [
         part for part in parts if re.fullmatch("[0-9a-f]{8}", part.name.rsplit(".", 2)[1]) and not part.is_symlink()

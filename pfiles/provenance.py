@@ -49,7 +49,7 @@ class Provenance:
         parents: Mapping[str, str] | None = None,
         **inputs: Any,
     ) -> "Provenance":
-        """Of what is made with these settings, tiles and networks.
+        """The provenance of what is made with these settings, tiles and networks.
 
         groups: the fields of `settings` that count. parents: fingerprints of networks by name.
 
@@ -75,17 +75,17 @@ class Provenance:
 
     @classmethod
     def from_note(cls, note: Mapping[str, Any]) -> "Provenance":
-        """From the JSON beside a file, whose entries of other names are `inputs`."""
+        """The provenance in the JSON beside a file; entries of other names become `inputs`."""
         inputs = {name: value for name, value in note.items() if name not in FIELDS}
         return cls(**{attribute: note.get(name) for name, attribute in FIELDS.items()}, inputs=inputs)
 
     def as_note(self) -> dict[str, Any]:
-        """The JSON that `from_note` reads."""
+        """The provenance as the JSON that `from_note` reads."""
         fields = {name: getattr(self, attribute) for name, attribute in FIELDS.items()}
         return {name: value for name, value in fields.items() if value is not None} | dict(self.inputs)
 
     def without(self, *names: str) -> "Provenance":
-        """Without the entries of these names in JSON, dotted where they lie deeper."""
+        """The provenance without the entries of these names in JSON, dotted where they lie deeper."""
         return Provenance.from_note(without(self.as_note(), *names))
 
     def differences(self, expected: "Provenance", shared: bool = False) -> dict[str, tuple[Any, Any]]:
@@ -135,7 +135,7 @@ def require_same_run(recorded: Provenance | None, expected: Provenance, subject:
 
 
 def in_words(different: Mapping[str, tuple[Any, Any]]) -> str:
-    """What `Provenance.differences` returns, for a sentence."""
+    """The result of `Provenance.differences` as part of a sentence."""
     return "; ".join(f"{name} was {then!r} and is {now!r}" for name, (then, now) in different.items())
 
 
@@ -146,12 +146,12 @@ def of_json(path: Path) -> Provenance | None:
 
 
 def of_images(folder: Path) -> Provenance | None:
-    """Of a folder of generated or of training images; None if it has none, as a published one."""
+    """The provenance of a folder of generated or of training images; None if it has none, as a published one."""
     return of_json(folder / GENERATED_WITH) or of_json(folder / MADE_FROM)
 
 
 def of_csv(path: Path) -> Provenance | None:
-    """Of a CSV, from the JSON beside it; None if there is none, or it belongs to another file."""
+    """The provenance of a CSV, from the JSON beside it; None if there is none, or it belongs to another file."""
     if not path.exists():
         raise InputError(f"There is no {path}: run part_5_latent_space_extraction first.")
     note = read_json(path.with_suffix(".json")) or {}

@@ -76,7 +76,7 @@ class Paper:
 
     @cached_property
     def generator(self) -> Generator:
-        """The networks after the last stage, which need no tiles."""
+        """The networks after the last stage; loading them needs no tiles."""
         run, stage = self.run, "finetuning2"
         vqvae = checkpoints.load_autoencoder(run.paths, run.settings, run.device)
         unet, bank, space, guide = checkpoints.load_stage(
@@ -98,7 +98,7 @@ class Row(NamedTuple):
 
 
 def numbers(paper: Paper) -> Iterator[Row]:
-    """Every number of the paper that the files allow, beside the published one."""
+    """Each number of the paper that the files allow to compute, beside the published one."""
     for path in (*paper.files.get("latent CSV", []), *paper.files.get(OTHER_K, [])):
         yield from _of_csv(path)
     if not paper.lack("tiles", "autoencoder", "classifier after finetuning2", "latent CSV"):
@@ -165,7 +165,7 @@ def _of_pairs(run: Run) -> Iterator[Row]:
 def _mean_score(
     run: Run, name: str, score: pairs.PairScore, original: Mapping[str, Path], generated: Mapping[str, Path]
 ) -> float:
-    """The mean of a score over all pairs, which is kept, so that a later call goes on with the next score."""
+    """The mean of a score over all pairs; it is cached, so that a later call goes on with the next score."""
     names = [*original]
 
     def make() -> Tensor:
@@ -259,7 +259,7 @@ def _figure_3(paper: Paper) -> None:
 
 
 def _cached_tiles(paper: Paper, cluster: int, number: int) -> Tensor:
-    """Tiles drawn from a cluster, kept, so that a later call goes on with the next cluster."""
+    """Tiles drawn from a cluster; they are cached, so that a later call goes on with the next cluster."""
     networks = {"unet": paper.generator.unet, "autoencoder": paper.generator.space.vqvae}
     key: dict[str, Any] = {name: checkpoints.fingerprint(network) for name, network in networks.items()}
     key |= {"sampling": asdict(paper.run.settings.sampling), "number": number, "cluster": cluster}

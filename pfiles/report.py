@@ -1,4 +1,4 @@
-"""What a run's measures, maps and pictures are made of.
+"""The data from which a run's measures, maps and pictures are made.
 
 from pfiles import report
 
@@ -124,12 +124,12 @@ def save_panel(run: Run, figure: Figure, number: int, name: str) -> None:
 
 
 def reading(run: Run, reader: str) -> ReaderNames:
-    """What a reader calls the clusters; what is named in it is kept in `names_READER.json` at once."""
+    """A reader's names for the clusters; each change is saved in `names_READER.json` at once."""
     path = run.paths.names_of(require_reader_name(reader))
     return ReaderNames.load(path, checkpoints.fingerprint_of_clusters(run.vqvae, run.bank), run.k)
 
 
 def readings(run: Run) -> list[ReaderNames]:
-    """Of all readers who named these clusters."""
+    """The names of all readers who named these clusters."""
     fingerprint = checkpoints.fingerprint_of_clusters(run.vqvae, run.bank)
     return load_reader_names(run.paths.cluster_folder, fingerprint, run.k)

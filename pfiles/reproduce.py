@@ -258,7 +258,7 @@ def compare(record: Mapping[str, Any], run: Run, changed: list[str]) -> list[Ver
 
 
 def _as_mapping(value: Any) -> Any:
-    """Lists by place, so that each of their numbers is one."""
+    """The value with each list as a mapping from place to item, so that each number in it has a name."""
     if isinstance(value, list):
         value = {str(i): item for i, item in enumerate(value)}
     return {name: _as_mapping(item) for name, item in value.items()} if isinstance(value, Mapping) else value

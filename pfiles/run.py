@@ -66,17 +66,17 @@ class Run:
 
     @property
     def ks(self) -> tuple[int, ...]:
-        """The numbers of clusters; usually one."""
+        """The values of k in this run; usually one."""
         return numbers_of_clusters(self.n_clusters)
 
     @property
     def k(self) -> int:
-        """The clusters of all these numbers together: the rows of the UNet's embedding."""
+        """The number of clusters of all k together, which is the number of rows of the UNet's embedding."""
         return sum(self.ks)
 
     @cached_property
     def per_k(self) -> tuple["Run", ...]:
-        """A run of each number of clusters alone; this one where it has only one."""
+        """A run of each k alone; this run itself if it has only one k."""
         if len(self.ks) == 1:
             return (self,)
         assets = {name: getattr(self, name) for name in INDEPENDENT_OF_K}
@@ -125,7 +125,7 @@ class Run:
     def provenance_of(
         self, *groups: str, parents: Mapping[str, str] | None = None, of_clusters: bool = True, **inputs: Any
     ) -> Provenance:
-        """Of what is made with these groups of settings and networks, see `Provenance.of`.
+        """The provenance of what is made with these groups of settings and networks, see `Provenance.of`.
 
         of_clusters: whether number and kind of clusters count.
         """
@@ -160,7 +160,7 @@ class Run:
 
     @cached_property
     def bank(self) -> ClusterBank:
-        """The clusters after the last stage."""
+        """The clusterers after the last stage."""
         return checkpoints.load_clusterer(
             self.paths, "finetuning2", self.clustering, self.vqvae, self.device, self.settings.clusters_first,
             self.provenance,
@@ -172,8 +172,7 @@ class Run:
         return self.assign()
 
     def assign(self, images: Tensor | None = None, stage: str | None = None) -> Assignment:
-        """The same of uint8 images (N, 3, S, S), or of the training tiles, by the clusters after a stage; None: the
-        last."""
+        """The cluster and probability of images, uint8 (N, 3, S, S), or of the training tiles; stage None: the last one."""
         bank = self.bank if stage is None else self.networks(stage).bank
         codes = self.codes if images is None else encode_tiles(self.vqvae, images.to(self.device))
         return predict_clusters(self.vqvae, bank, codes)

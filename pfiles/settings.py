@@ -140,7 +140,7 @@ class StageSettings:
 
 @dataclass(frozen=True, config=CHECKED)
 class SamplingSettings:
-    """Drawing images."""
+    """How images are drawn."""
 
     steps: Count = 1000  # denoising steps per image; fewer than num_timesteps skips evenly
     sampler: Sampler = "ddpm"  # dpm-solver++ is made for 10 to 50 steps
@@ -175,7 +175,7 @@ class SavingSettings:
 
 @dataclass(frozen=True, config=CHECKED)
 class Settings:
-    """All of a run. The defaults are the published ones (preset "paper"), quirks included."""
+    """All settings of a run. The defaults are the published ones (preset "paper"), quirks included."""
 
     image_size_px: Pixels = 128  # side of the tiles the networks see
     max_train_tiles: Count | None = None  # training tiles used, evenly spaced; None: all

@@ -131,7 +131,7 @@ def _begun_from(run: Run) -> dict[str, str]:
 
 
 def _begun_in_words(run: Run, generator: Generator) -> str:
-    """The same for a reader, without the path."""
+    """What the training began from in words, without the path."""
     begun = generator.about.get("begun_from")
     if begun is None:
         return "random weights"
@@ -143,7 +143,7 @@ def _begun_in_words(run: Run, generator: Generator) -> str:
 
 
 def _data(run: Run) -> Path | None:
-    """Where the data lie; None for embedded tiles."""
+    """The path of the data; None for embedded tiles."""
     data = data_or_default(run.data)
     return None if data in EMBEDDED else (ROOT / expand(data)).resolve()
 
@@ -214,7 +214,7 @@ def _measured(run: Run) -> str:
 
 
 def _as_text(words: str) -> str:
-    """For a cell of a table: markup, formulas and links are shown, not run."""
+    """Text for a cell of a table: markup, formulas and links are shown, not run."""
     return re.sub(r"([\\`*_\[\]$~|])", r"\\\1", escape(words, quote=False))
 
 

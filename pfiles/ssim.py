@@ -54,7 +54,7 @@ class Moments(NamedTuple):
 
 
 def moments(x: Tensor, y: Tensor, window_means: Callable[[Tensor], Tensor]) -> Moments:
-    """Of maps x and y; window_means: of sets of maps (B, 3 N, H, W)."""
+    """The moments of maps x and y; window_means: the means of maps (B, 3 N, H, W) over a window."""
     s, d = x + y, x - y
     sets = s, d, s.square(), d.square()
     mean_s, mean_d, mean_ss, mean_dd = (

@@ -62,7 +62,7 @@ class TwoSampleTest:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Its 95 % interval (Wilson 1927)."""
+        """The 95 % interval of the accuracy (Wilson 1927)."""
         return wilson_interval(self.right, self.tiles) if self.learned else None
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ class TwoSampleTest:
         return f"{self.accuracy:.0%} ({low:.0%} to {high:.0%})"
 
     def row(self) -> dict[str, float | None]:
-        """For a table: accuracy, low and high are absent where the network did not learn."""
+        """The row of a table; accuracy, low and high are absent if the network did not learn."""
         low, high = self.interval or (None, None)
         columns = {"accuracy": self.accuracy, "low": low, "high": high}
         return {**columns, "test tiles": self.tiles, "learned": self.learned, "guard": self.guard}

@@ -56,7 +56,7 @@ class Row:
 
     @property
     def scale_bar(self) -> tuple[float, str] | None:
-        """Its length as a share of a tile's side, and in words."""
+        """The scale bar: its length as a share of a tile's side, and in words."""
         if self.side_um is None:
             return None
         microns = scale_bar_length(self.side_um)
@@ -222,7 +222,7 @@ def _origin(tiles: Tiles, members: np.ndarray) -> tuple[list[str], list[str]]:
 
 
 def _from(here: np.ndarray, everywhere: np.ndarray, noun: str) -> str:
-    """Which slides or patients these tiles come from, of all of them: a sentence."""
+    """A sentence on the slides or patients that these tiles come from."""
     counts, total = Counter(here[here != ""].tolist()), len({*everywhere.tolist()} - {""})
     most = counts.most_common(SEVERAL)
     shares = ", ".join(f"{name} {n / len(here):.0%}" for name, n in most)

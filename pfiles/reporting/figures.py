@@ -122,7 +122,7 @@ def draw_bar_inside(ax: Axes, width: float, mpp: float | None) -> None:
 
 
 def _literal(text: str) -> str:
-    """As matplotlib shows it unchanged: a $ would begin a formula."""
+    """The text with each $ escaped, which would otherwise begin a formula in matplotlib."""
     return text.replace("$", r"\$")
 
 

@@ -54,7 +54,7 @@ class ClusteredTiles(NamedTuple):
     confidence: np.ndarray
 
     def on(self, slide: str) -> "ClusteredTiles":
-        """Those of one slide."""
+        """The tiles of one slide."""
         there = self.positions.slide == slide
         return ClusteredTiles(self.positions[there], self.cluster_ids[there], self.confidence[there])
 
@@ -295,7 +295,7 @@ def _draw_clusters(ax: plt.Axes, tiles: ClusteredTiles) -> None:
 
 
 def file_names(slides: Iterable[str]) -> list[str]:
-    """Of what `write_maps` writes for these slides."""
+    """The names of the files that `write_maps` writes for these slides."""
     return [f"{slide}.{kind}" for slide in slides for kind in ("jpg", "geojson")] + [*TABLES]
 
 

@@ -83,7 +83,7 @@ def all_scores(*sections: Section) -> dict[str, Any]:
 
 
 def as_text(sections: Sequence[Section]) -> str:
-    """A report for a terminal."""
+    """The report as text for a terminal."""
     parts = []
     for section in sections:
         parts += [f"{section.title}\n{'-' * len(section.title)}", *_sentences(section)]

@@ -75,14 +75,14 @@ def _words(words: Iterable[str]) -> pd.Index:
 
 
 def _categories(words: np.ndarray) -> pd.Categorical:
-    """Each word, missing where it is ""."""
+    """The words as a categorical; "" is missing."""
     categories, codes = np.unique(np.asarray(words, str), return_inverse=True)
     none = int("" in categories)  # "" comes first
     return pd.Categorical.from_codes(codes - none, _words(categories[none:].tolist()))
 
 
 def _scale(side: float, mpp: float, tile_px: int) -> dict[str, dict[str, float]]:
-    """Of one slide, where its tiles are `side` pixels of level 0 wide and have `mpp` microns per pixel."""
+    """The scale of one slide, whose tiles are `side` pixels of level 0 wide and have `mpp` microns per pixel."""
     return {"scalefactors": {"spot_diameter_fullres": side}, "metadata": {"mpp": mpp * tile_px / side}}
 
 

@@ -96,7 +96,7 @@ def read_study(paths: Sequence[Path]) -> tuple[Key, pd.DataFrame]:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """A file that is the key or holds answers; InputError for others."""
+    """The content of a file that is the key or holds answers; InputError for others."""
     if not path.is_file():
         raise InputError(f"There is no file {path}: name the files of answers, such as study/*.json.")
     content = read_json(path, {})

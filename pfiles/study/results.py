@@ -51,7 +51,7 @@ class Measure(NamedTuple):
 
 
 def ratings_of(key: Key, table: pd.DataFrame) -> Ratings:
-    """From the rows of `answers.read_study`."""
+    """The ratings in the rows of `answers.read_study`."""
     judged = table[table.kind.isin(["real", "generated"]) & (table.repeats < 0)]
     wide = judged.pivot(index="reader", columns="trial")
     answers, sure = wide["answer"].to_numpy(), wide["sure"].to_numpy(float)

@@ -157,12 +157,12 @@ def _alike(scores: Mapping[str, Any]) -> str | None:
 
 
 def seconds_of_search(work: Work, images: int, tiles: int) -> float:
-    """Of looking up so many images among so many tiles, see `memorisation.nearest_tiles`."""
+    """Seconds of looking up so many images among so many tiles, see `memorisation.nearest_tiles`."""
     return tiles * work.search_setup + images * work.search_image
 
 
 def seconds_of_section(work: Work, generated: int, others: int) -> float:
-    """Of `copies_section`, where so many held-out and planted images are looked up beside the generated ones."""
+    """Seconds of `copies_section`, if so many held-out and planted images are looked up beside the generated ones."""
     every_second = generated // 2  # is looked up among the rest
     return seconds_of_search(work, generated + others, work.training) + seconds_of_search(
         work, every_second, generated - every_second

@@ -71,7 +71,7 @@ class EvaluationData:
 
     @property
     def autoencoder(self) -> VQVAE:
-        """`vqvae`, of data that have one."""
+        """`vqvae`; only for data that have one."""
         if self.vqvae is None:
             raise ValueError("These data have no autoencoder.")
         return self.vqvae
@@ -83,7 +83,7 @@ class EvaluationData:
 
     @cached_property
     def held_out_codes(self) -> Tensor:
-        """The codes of `held_out`, likewise, of data that have it."""
+        """The codes of `held_out`, likewise; only for data that have held-out tiles."""
         if self.codes_of_held_out is not None:
             return self.codes_of_held_out
         if self.held_out is None:

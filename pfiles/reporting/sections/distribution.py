@@ -67,7 +67,7 @@ def make_section(extractor: Extractor | ReadFeatures, data: EvaluationData, seed
 def _features(
     extractor: Extractor | ReadFeatures, data: EvaluationData
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Of real, generated and, where there are some, held-out images."""
+    """The features of real, generated and, if there are any, held-out images."""
     if isinstance(extractor, ReadFeatures):
         return extractor.real, extractor.generated, extractor.held_out
     held_out = None if data.held_out is None else extractor(data.held_out)

@@ -91,7 +91,7 @@ def _make(data: EvaluationData, options: Options) -> list[Section]:
 
 
 def seconds_per_pair(names: Sequence[str], tiles: Tensor, device: torch.device | str) -> float:
-    """Of the scores `names`, each real tile of the pair with the generated one and with its controls."""
+    """Seconds per pair of the scores `names`: the real tile with the generated one and with its controls."""
     scores = [
         pairs.lpips_score(LPIPS().load_pretrained().to(device), device)
         if name == "lpips"

@@ -80,7 +80,7 @@ def _of_use(scores: Mapping[str, Any]) -> str | None:
 
 
 def seconds(work: Work) -> float:
-    """Of the networks that learn the clusters, from generated tiles and from as many real ones."""
+    """Seconds of the networks that learn the clusters, from generated tiles and from as many real ones."""
     batches = -(-min(usefulness.TILES, work.generated) // tile_network.BATCH_SIZE)
     return 2 * usefulness.TRIALS * usefulness.EPOCHS * batches * work.network_step
 
