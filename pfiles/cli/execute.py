@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -48,15 +48,35 @@ def start_kernel() -> AsyncKernelManager:
     load = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pfiles.run; del sys.path[0], sys, pfiles"
     connection = Path(tempfile.mkdtemp(prefix="pfiles-", dir="/tmp"), "kernel.json")
     manager = AsyncKernelManager(kernel_name="python3", transport="ipc", connection_file=str(connection))
-    asyncio.run(_result(manager.start_kernel(extra_arguments=[f"--IPKernelApp.exec_lines={load}"])))
+    try:
+        asyncio.run(_result(manager.start_kernel(extra_arguments=[f"--IPKernelApp.exec_lines={load}"])))
+    except BaseException:  # an interrupt as well
+        end_kernel(manager)
+        raise
     return manager
 
 
 def end_kernel(manager: AsyncKernelManager) -> None:
     """End the kernel, if it still runs, and remove its sockets."""
-    if manager.has_kernel:
-        asyncio.run(_result(manager.shutdown_kernel()))
-    shutil.rmtree(Path(manager.connection_file).parent, ignore_errors=True)
+    try:
+        if manager.has_kernel:
+            asyncio.run(_result(manager.shutdown_kernel()))
+    finally:
+        shutil.rmtree(Path(manager.connection_file).parent, ignore_errors=True)
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """While active, SIGTERM ends the program as an exception does, so that its kernel ends too."""
+
+    def end(number: int, frame: Any) -> None:
+        raise TerminatedError(STOPPED_MESSAGE)
+
+    handler = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 async def _result(awaitable: Awaitable[Any]) -> Any:

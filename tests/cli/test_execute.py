@@ -2,12 +2,17 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import nbformat
 import psutil
+import pytest
+from jupyter_client.manager import AsyncKernelManager
 
+from pfiles.__main__ import main
 from pfiles.cli import execute as executing
+from pfiles.cli import notebooks
 from pfiles.cli.execute import end_kernel, execute, start_kernel
 from pfiles.cli.notebooks import NOTEBOOKS
 from pfiles.paths import ROOT
@@ -106,3 +111,51 @@ def test_each_kernel_has_sockets_that_no_other_finds_and_leaves_none():
         assert all(url.startswith(f"ipc://{folder}/") and len(url) < 103 for url in urls)
         end_kernel(kernel)
         assert not folder.exists()
+
+
+@pytest.fixture
+def sockets(monkeypatch):
+    """The folders of the sockets of all kernels that the test starts."""
+    folders, make = [], executing.tempfile.mkdtemp
+
+    def mkdtemp(*args, **options):
+        folders.append(Path(make(*args, **options)))
+        return str(folders[-1])
+
+    monkeypatch.setattr(executing.tempfile, "mkdtemp", mkdtemp)
+    return folders
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_between_two_notebooks_leaves_neither_kernel_nor_sockets(number, tmp_path, monkeypatch, sockets):
+    processes = []
+
+    def interrupted(kernel, *args):
+        processes.append(psutil.Process(kernel.provisioner.pid))
+        os.kill(os.getpid(), number)
+
+    monkeypatch.delitem(sys.modules, "torch")  # as in a process of its own, whose kernel makes the plan
+    monkeypatch.setattr(notebooks, "_plan_in", interrupted)
+    ours = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    theirs = signal.signal(number, ours)  # a shell that starts pytest in the background has it ignore SIGINT
+    try:
+        status = main(["run", "--data", "embedded", "--preset", "demo", "--out", str(tmp_path / "out")])
+    except SystemExit as error:
+        status = error.code
+    finally:
+        left = signal.signal(number, theirs)
+    assert (status, left) == (128 + number, ours)
+    assert not processes[0].is_running()
+    assert sockets
+    assert not any(folder.exists() for folder in sockets)
+
+
+def test_a_kernel_that_is_interrupted_as_it_starts_leaves_no_sockets(monkeypatch, sockets):
+    async def interrupted(self, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AsyncKernelManager, "start_kernel", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start_kernel()
+    assert sockets
+    assert not any(folder.exists() for folder in sockets)
