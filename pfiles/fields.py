@@ -78,6 +78,8 @@ def write_field(
         raise InputError(f"{work} holds blocks of another drawing: delete it, or name another file.")
     if out.exists():
         print(f"{out} is there already.")
+        if is_first():
+            shutil.rmtree(work, ignore_errors=True)  # which a stop after the last block left
         return read_json(note, {})
     missing = [block for block in blocks if not _file_of(work, block).exists()]
     _require_room(out, size, len(missing) / len(blocks))
@@ -86,12 +88,12 @@ def write_field(
     _draw_blocks(field, processes.share(missing), work, len(blocks) - len(missing))
     processes.wait_for_all()
     if is_first():
-        write_pyramid(out, _rows(work, blocks, whole), size, mpp)
         table = asked_tiles(field.layout, whole, field.settings.image_size_px, out.stem, generator.names)
         write_csv(beside(out, "tiles.csv"), table)
         write_text(beside(out, "layout.geojson"), json.dumps(_as_geojson(field.layout, whole, out.stem, generator)))
         about = {"made_by": "python -m pfiles field", "size": list(size), "mpp": mpp, "joints": _joints(field, whole)}
         write_json(note, {**about, "made_from": made_from})
+        write_pyramid(out, _rows(work, blocks, whole), size, mpp)  # last: where it is, the rest is too
         shutil.rmtree(work)
     processes.wait_for_all()
     return read_json(note, {})

@@ -20,11 +20,11 @@ from pfiles.drawing.field import Field
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.layout import Layout, cells_of_tiles, make_layout
 from pfiles.errors import InputError
-from pfiles.fields import beside, write_field
+from pfiles.fields import KINDS, beside, write_field
 from pfiles.measuring.fidelity import wilson_interval
 from pfiles.measuring.memorisation import judge, nearest_tiles
 from pfiles.measuring.neighbours import join_counts
-from pfiles.paths import write_json
+from pfiles.paths import refuse_foreign, write_json
 from pfiles.reporting import maps
 from pfiles.reporting.field_report import crops
 from pfiles.reporting.page import Section
@@ -37,6 +37,7 @@ from pfiles.tiles.tiler import tile_slides
 
 ROUNDS = 20  # of drawing anew at most
 AT_ONCE = 1024  # tiles; changes memory only
+REPORT = "report.json"  # beside the twin
 PROMISE = (
     "The twin holds no pixel, name, label or date of the slide. It keeps the outline of the tissue and where clusters "
     "lie, by which whoever has the slide can recognise it. The generator learnt from tiles, and a search for copies "
@@ -53,6 +54,8 @@ def write_twin(
     tiling: how the slide is read, at the scale and size of the generator's tiles. A twin that was stopped goes on when
     it is asked for again. InputError where crops still come too near to real tiles after 20 rounds.
     """
+    work = out.with_name(f".{out.name}.rounds")
+    refuse_foreign(out.parent, [beside(out, kind).name for kind in (*KINDS, REPORT)], work.exists())
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as private:
         tile_slides([slide], Path(private) / "tiles", tiling, show_split=False)
@@ -63,17 +66,17 @@ def write_twin(
     side = generator.settings.image_size_px
     layout = make_layout(cells, (cells.shape[1] * side, cells.shape[0] * side), generator.n_clusters)
     places = np.stack([columns, rows], axis=1) * side
-    work = out.with_name(f".{out.name}.rounds")
     field_file, redrawn = _draw_until_none_is_near(
         generator, field_of(layout), work, out.name, places, images, real, tiling.mpp
     )
     with open_slide(field_file) as reader:
         twin_ids = _assign(generator, crops(reader, places, side))
     section = _report(slide_ids, twin_ids, places, generator, tiling.mpp, redrawn)
-    for file in (*(beside(field_file, kind) for kind in ("layout.geojson", "tiles.csv", "json")), field_file):
-        shutil.move(file, out.with_name(file.name))
+    write_json(beside(out, REPORT), {"said": list(section.notes), **section.scores})
+    for kind in KINDS:
+        shutil.copyfile(beside(field_file, kind), beside(out, kind))
+    shutil.move(field_file, out)  # last: where it is, the rest is too
     shutil.rmtree(work)
-    write_json(beside(out, "report.json"), {"said": list(section.notes), **section.scores})
     return section
 
 

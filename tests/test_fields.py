@@ -105,6 +105,28 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(generator, field, tmp_pat
         fields.write_field(generator, other, tmp_path / "field.tiff")
 
 
+@pytest.mark.parametrize("name", ["write_json", "write_csv", "write_text", "write_pyramid", "shutil.rmtree"])
+def test_stopped_at_any_file_it_goes_on_and_leaves_nothing_behind(generator, field, tmp_path, monkeypatch, name):
+    fields.write_field(generator, field, tmp_path / "a" / "field.tiff")
+    module, _, function = name.rpartition(".")
+    place = fields.shutil if module else fields
+    work = getattr(place, function)
+
+    def stop(*args, **options):
+        if not module:
+            work(*args, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, function, stop)
+        with pytest.raises(KeyboardInterrupt):
+            fields.write_field(generator, field, tmp_path / "b" / "field.tiff")
+    fields.write_field(generator, field, tmp_path / "b" / "field.tiff")
+    whole, resumed = ({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} for folder in "ab")
+    assert resumed == whole
+    assert len(whole) == 4
+
+
 def test_a_disk_without_room_is_told_before_any_work(generator, field, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 2 * 10**5))
     with pytest.raises(InputError, match=r"230 x 150 px needs up to 0\.0 GB, but the disk of .* has 0\.0 GB left"):

@@ -95,7 +95,7 @@ def test_what_repeats_a_training_tile_is_drawn_anew(generator, slide, tmp_path, 
         write_checked(generator, slide, tmp_path / "third.tiff", train)
 
 
-def test_twin_command(generator, slide, tmp_path, capsys):
+def test_twin_command(generator, slide, tmp_path, monkeypatch, capsys):
     generator.save(tmp_path / "g")
     np.save(tmp_path / "real.npy", np.stack([tissue(SIDE, SIDE, seed) for seed in range(100, 144)]))
     out = tmp_path / "out" / "twin.tiff"
@@ -105,6 +105,23 @@ def test_twin_command(generator, slide, tmp_path, capsys):
     real = ["--mpp", "1", "--real", str(tmp_path / "real.npy")]
     for wrong in (["--mpp", "0"], ["--stride", "1"], ["--blend", "-1"], ["--out", str(out.with_suffix(".png"))]):
         assert_refused([*command, *real, *wrong], capsys, out.parent)
+    out.parent.mkdir()
+    for name in ("twin.json", "twin.report.json"):
+        (out.parent / name).write_text("mine")
+        assert main([*command, *real]) == 2
+        assert "was not made by this command" in capsys.readouterr().err
+        assert [path.read_text() for path in out.parent.iterdir()] == ["mine"]
+        (out.parent / name).unlink()
+    copy = twin.shutil.copyfile
+
+    def stop(source, target):
+        copy(source, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(twin.shutil, "copyfile", stop)
+        assert main([*command, *real]) == 130
+    assert not out.exists()
     assert main([*command, *real]) == 0
     assert "places the twin's map shows the slide's cluster" in capsys.readouterr().out
     assert out.exists()
