@@ -119,12 +119,22 @@ def refuse_wrong_parameters(parameters: Parameters) -> None:
             if name in DEFAULTS and "choices" in parameters.of_notebook:
                 remedy = f"write choices = {{{name!r}: {value!r}}}"
             raise InputError(f"This notebook has no parameter {name}: {remedy}.")
-        default = parameters.of_notebook[name]
-        for kind, noun in KINDS.items():
-            if isinstance(default, kind):
-                if name != "n_clusters" and not _is_a(value, kind):  # which may also be several numbers
-                    raise InputError(f"{name} must be {noun}, such as {default!r}, but is {value!r}.")
-                break
+        if name != "n_clusters":  # which may also be several numbers
+            _refuse_another_kind(name, parameters.of_notebook[name], value)
+
+
+def _refuse_another_kind(name: str, default: Any, value: Any) -> None:
+    """InputError for a value of another kind than the default, or a list that holds values of another kind."""
+    kind = _kind_of(default)
+    if kind is not None and not _is_a(value, kind):
+        raise InputError(f"{name} must be {KINDS[kind]}, such as {default!r}, but is {value!r}.")
+    inner = _kind_of(default[0]) if kind is list and default else None
+    if inner is not None and (others := [item for item in value if not _is_a(item, inner)]):
+        raise InputError(f"Each of {name} must be {KINDS[inner]}, such as {default[0]!r}, but one is {others[0]!r}.")
+
+
+def _kind_of(value: Any) -> type | None:
+    return next((kind for kind in KINDS if _is_a(value, kind)), None)
 
 
 def _is_a(value: Any, kind: type) -> bool:

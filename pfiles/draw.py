@@ -5,9 +5,10 @@ from pfiles import draw
 images = draw.tiles(run, [0, 0, 1])
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from pfiles import artifacts
 from pfiles.acceptance import Acceptance, qualities, standard_of, until_accepted
 from pfiles.cached import cached_tensor
 from pfiles.drawing.generator import Generator
-from pfiles.drawing.sampling import generate_to_folder, write_table
+from pfiles.drawing.sampling import generate_to_folder, places_within, write_table
 from pfiles.errors import InputError
 from pfiles.machine.processes import wait_for_all
 from pfiles.machine.rank import is_first
@@ -107,6 +108,26 @@ def samples(run: Run, number: int) -> tuple[Tensor, Tensor]:
     path = run.paths.models / f"atlas_tiles{run.paths.suffix}.pt"
     key = {**artifacts.generated_provenance(run).as_note(), "number": number}
     return cached_tensor(path, key, lambda: tiles(run, cluster_ids)), cluster_ids
+
+
+def require_range(run: Run, only: tuple[int, int] | None) -> None:
+    """InputError, before any work, for a range of which `to_folder` draws nothing."""
+    places_within((run.selected_tiles + 1).tolist(), only)
+
+
+def require_picks(run: Run, picks: Mapping[int | str, Sequence[int]]) -> dict[int, Sequence[int]]:
+    """What Figure 3 shows of a cluster, by its number: the places of tiles among those that are drawn of it.
+
+    picks: by that number, which papermill turns into text. InputError for a cluster or a tile that is not drawn.
+    """
+    drawn = run.settings.sampling.per_cluster
+    by_number: dict[Any, Any] = {int(name) if str(name).isdecimal() else name: of for name, of in picks.items()}
+    for cluster, places in by_number.items():
+        if cluster not in range(1, run.k + 1):
+            raise InputError(f"picks must be by the numbers of clusters, from 1 to {run.k}, but one is by {cluster!r}.")
+        if not isinstance(places, list | tuple) or not places or any(place not in range(drawn) for place in places):
+            raise InputError(f"picks of cluster {cluster} must be a list of places from 0 to {drawn - 1}: {places!r}.")
+    return by_number
 
 
 def to_folder(run: Run, cluster_ids: Tensor, only: tuple[int, int] | None = None) -> None:

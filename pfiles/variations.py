@@ -59,8 +59,17 @@ def make_gate(tiles: Tiles | None) -> Gate:
     return Gate(limit, train, 1 - float(distance.median()), words)
 
 
+def test_tile(tiles: Tiles, number: int) -> Tensor:
+    """The test tile of a number from 1, uint8 (1, 3, S, S); InputError where there is none."""
+    if not 1 <= number <= len(tiles.test):
+        raise InputError(f"Test tiles are numbered from 1 to {len(tiles.test):,}, but {number} was asked for.")
+    return tiles.tensor(tiles.test[[number - 1]])
+
+
 def check(generator: Generator, strengths: Sequence[float], number: int, clusters: Sequence[str]) -> None:
     """InputError for what `vary` cannot draw, before any work."""
+    if not strengths:
+        raise InputError("Variations need at least one strength, such as 0.7.")
     for strength in strengths:
         require_variations(strength, number)
     for name in clusters:

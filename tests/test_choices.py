@@ -151,18 +151,20 @@ def test_a_notebook_shows_each_value_and_where_it_comes_from(notebook, repositor
 @pytest.mark.parametrize(
     ("injected", "sentence"),
     [
-        ("clusters = 10", "This notebook has no parameter clusters: it has n_clusters, choices, only, blurs."),
+        ("clusters = 10", "This notebook has no parameter clusters: it has n_clusters, choices, only, blurs, shares."),
         ("preset = 'demo'", "This notebook has no parameter preset: write choices = {'preset': 'demo'}."),
         ("choices = {'presets': 'demo'}", "A run has no choice presets: it has n_clusters, clustering, data, preset, "),
         ("choices = {'seed': '7'}", "seed must be a whole number, such as 765, but is '7'."),
         ("choices = {'overrides': ['a']}", "overrides must be values by name"),
         ("choices = {'preset': 'demos'}", "demos"),
         ("blurs = '2'", "blurs must be a number, such as 1.5, but is '2'."),
+        ("shares = '0.5'", "shares must be a list, such as (0.5, 0.7), but is '0.5'."),
+        ("shares = [1, '0.7']", "Each of shares must be a number, such as 0.5, but one is '0.7'."),
         ("n_clusters = 'ten'", "n_clusters must be a whole number of at least 2"),
     ],
 )
 def test_what_a_program_gives_a_notebook_wrongly_is_one_sentence(notebook, injected, sentence):
-    error = notebook(CELL + "blurs = 1.5\n", f"# Parameters\n{injected}\n", OPEN)
+    error = notebook(CELL + "blurs = 1.5\nshares = (0.5, 0.7)\n", f"# Parameters\n{injected}\n", OPEN)
     assert isinstance(error, InputError)
     assert sentence in str(error)
 

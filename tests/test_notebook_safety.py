@@ -57,6 +57,22 @@ def test_out_of_order_says_what_is_missing(name, parameters, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("part", "wrong"),
+    [
+        ("part_6_conditional_generation", {"only": "1-5"}),
+        ("part_6_conditional_generation", {"only": (40, 50)}),
+        ("part_9_conditional_generation_using_cluster_IDs", {"picks": {"4": [0]}}),
+        ("part_9_conditional_generation_using_cluster_IDs", {"picks": {"a": [0]}}),
+        ("part_9_conditional_generation_using_cluster_IDs", {"picks": {1: [0, 3]}}),
+        ("part_9_conditional_generation_using_cluster_IDs", {"picks": {1: "0"}}),
+    ],
+)
+def test_what_is_not_drawn_is_refused_before_networks_are_looked_for(part, wrong, parameters):
+    with pytest.raises(InputError, match=rf"^{next(iter(wrong))} "):
+        run_cells(ROOT / "clusters_14" / f"{part}.ipynb", parameters | wrong)
+
+
 def test_twice_gives_the_same_files(parameters, tmp_path):
     """And the step by hand in part 1 changes nothing of what the training leaves."""
     names = ("save_training_images", "train_autoencoder", "autoencoder_output", "clusters_14/part_1_training")

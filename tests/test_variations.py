@@ -127,9 +127,15 @@ def test_the_notebook_draws_what_is_painted_and_varies_a_tile(tmp_path, capsys):
     np.save(tmp_path / "tiles.npy", as_array(tissue(44, SIDE)))
     train(opened(tmp_path, clustering="kmeans"))
     more = {"grid": "1,2 / 3,1", "strengths": (0.5,)}
+    layout = opened(tmp_path, clustering="kmeans").paths.fields / "layout.csv"
+    for wrong in ({"tile": 0}, {"tile": 99}, {"strengths": (0.5, 2)}, {"strengths": ()}):
+        with pytest.raises(InputError, match=r"^(Test tiles are numbered|.* strength)"):
+            run_cells(
+                ROOT / "clusters_14" / "part_17_fields.ipynb", parameters(tmp_path, clustering="kmeans") | more | wrong
+            )
+        assert not layout.exists()
     run_cells(ROOT / "clusters_14" / "part_17_fields.ipynb", parameters(tmp_path, clustering="kmeans") | more)
     assert "There is no map of a slide" in capsys.readouterr().out
-    layout = opened(tmp_path, clustering="kmeans").paths.fields / "layout.csv"
     assert layout.read_text() == "1,2\n3,1\n"
     scores = read_json(tmp_path / "out" / "summary.json")[f"clusters_{K}_kmeans/part_17_fields"]["read back"]
     assert scores["places"] == 4

@@ -151,12 +151,7 @@ def generate_to_folder(
 
     An interrupt stops at once and keeps the images that are done.
     """
-    indices = [i for i, number in enumerate(numbers) if only is None or _is_within(number, only)]
-    if only is not None and not indices:
-        raise InputError(
-            f"only = {only!r} holds none of the {len(numbers)} numbers from {min(numbers)} to {max(numbers)}: "
-            "choose a range that does."
-        )
+    indices = places_within(numbers, only)
     refuse_other_images(folder, numbers)
     note_file = folder / GENERATED_WITH
     begun_with = read_json(note_file, {} if image_files(folder) else dict(note))
@@ -213,10 +208,22 @@ def were_chosen(folder: Path) -> bool:
     return any(ACCEPTED in columns_of(table) for table in tables if table.exists())
 
 
-def _is_within(number: int, only: Any) -> bool:
+def places_within(numbers: Sequence[int], only: Any) -> list[int]:
+    """The places of those numbers that lie from the first to the last of `only`; of all where it is None.
+
+    InputError for what is no such range, or holds none of them.
+    """
+    if only is None:
+        return [*range(len(numbers))]
     if not (isinstance(only, list | tuple) and [type(end) for end in only] == [int, int] and only[0] <= only[1]):
         raise InputError(f"only must be the first and the last number of a range, such as (1, 5000), but is {only!r}.")
-    return only[0] <= number <= only[1]
+    places = [i for i, number in enumerate(numbers) if only[0] <= number <= only[1]]
+    if not places:
+        raise InputError(
+            f"only = {only!r} holds none of the {len(numbers)} numbers from {min(numbers)} to {max(numbers)}: "
+            "choose a range that does."
+        )
+    return places
 
 
 def _remove_parts(folder: Path, names: Sequence[str]) -> None:
