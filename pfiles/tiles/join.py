@@ -100,7 +100,9 @@ def join_parts(folders: Sequence[Path], out: Path) -> dict[str, str]:
     if rows["slide"].nunique() > 1:
         warn_of_copies(read_source(out).images, rows, train, test, out)
     print_notes([], about["notes"], about["tiling"]["icc"])
-    print(f"{len(parts)} parts are joined in {out}; their tiles were not copied.")
+    linked = any(file.is_symlink() for file in (out / PARTS).iterdir())
+    advice = "Links lead to them: keep the parts." if linked else "The parts may be deleted."
+    print(f"{len(parts)} parts are joined in {out}; their tiles were not copied. {advice}")
     return left_out
 
 

@@ -67,6 +67,7 @@ def test_joined_parts_are_what_one_job_cuts(cut, parts, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "g.tiff shows no tissue" in printed
     assert "3 parts are joined" in printed
+    assert printed.endswith("The parts may be deleted.\n")
     assert_as_one_job(out, cut)
     whole = load_tiles(cut / "whole", 32)
     np.testing.assert_array_equal(load_tiles(out, 32).images, whole.images)  # averaged down across parts
@@ -75,12 +76,13 @@ def test_joined_parts_are_what_one_job_cuts(cut, parts, tmp_path, capsys):
     assert_as_one_job(out, cut)  # the files have a name of their own here
 
 
-def test_on_another_disk_links_lead_to_the_parts(cut, parts, tmp_path, monkeypatch):
+def test_on_another_disk_links_lead_to_the_parts(cut, parts, tmp_path, monkeypatch, capsys):
     def refuse(*paths):
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
     monkeypatch.setattr(os, "link", refuse)
     join_parts(parts, tmp_path / "joined")
+    assert capsys.readouterr().out.endswith("Links lead to them: keep the parts.\n")
     assert_as_one_job(tmp_path / "joined", cut)
     shutil.rmtree(parts[1])
     with pytest.raises(InputError, match=r"leads to tiles that are gone, .*part_2"):
