@@ -6,6 +6,7 @@
 import json
 import platform
 import shlex
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -209,9 +210,7 @@ def _files(
     patterns += ["kpc_ldm/*.pth", f"clusters_{run.n_clusters}/models_*/*.pth"] * with_checkpoints
     patterns += ["kpc_ldm/*.json", f"clusters_{run.n_clusters}/models_*/*.json"]
     patterns += ["org/*", f"clusters_{run.n_clusters}/gen_*/*"] * with_tiles
-    words = {str(root): "OUT", str(Path.home()): "HOME"}
-    if data not in EMBEDDED:
-        words = {str((ROOT / expand(data)).resolve()): "DATA", data: "DATA"} | words
+    words = _words(root, data)
     for path in sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()}):
         name = path.relative_to(root).as_posix()
         if path.suffix in TEXTS:
@@ -225,6 +224,17 @@ def _files(
         for path in walk(source) if source.is_dir() else [source]:
             inner = path.relative_to(source).as_posix() if source.is_dir() else ""
             yield f"data/{source.name}" + (f"/{inner}" if inner else ""), path
+
+
+def _words(root: Path, data: str) -> dict[str, str]:
+    """What stands in a crate for the paths of this machine, by path.
+
+    A name without a folder is none and stays, and so does /, which is the home folder in some containers.
+    """
+    of_data = [] if data in EMBEDDED else [str((ROOT / expand(data)).resolve()), data]
+    words = dict.fromkeys(of_data, "DATA")
+    words |= {str(root): "OUT", sys.prefix: "PYTHON", str(ROOT): "CODE", str(Path.home()): "HOME"}
+    return {path: word for path, word in words.items() if "/" in path.rstrip("/")}
 
 
 def _written(path: Path, text: str) -> Path:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import stat
+import sys
 import zipfile
 
 import numpy as np
@@ -214,6 +215,14 @@ def test_the_crate_says_what_the_profile_asks_for_and_names_no_path(run_dir):
         each["@id"] for each in root["hasPart"]
     }
     assert not any(str(run_dir) in text for text in texts.values())
+
+
+def test_words_for_paths_replace_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(pack.Path, "home", lambda: pack.Path("/"))
+    for data, of_data in (("tiles", []), ("runs/tiles", ["runs/tiles"])):
+        words = pack._words(tmp_path, data)
+        assert [*words] == [str(ROOT / data), *of_data, str(tmp_path), sys.prefix, str(ROOT)]
+    assert words[str(ROOT)] == "CODE"
 
 
 def test_checkpoints_and_tiles_where_they_are_asked_for(run_dir, tmp_path):
