@@ -238,6 +238,12 @@ def _export(args: argparse.Namespace) -> int:
     if run.data is None and export.made_from(generated) is None:
         raise InputError(f"Nothing in {generated} says which tiles its images were made from: name them with --data.")
     gate = export.export(generated, run.tiles, out, args.exhaustive)
+    noted, searched = export.made_from(generated), gate["training_tiles"]
+    if noted is not None and noted["training tiles"] < searched:
+        print(
+            f"All {searched:,} training tiles of the data count here. Part 14 and share look at those alone that the "
+            f"networks learnt from, {noted['training tiles']:,}, so that their shares may differ from these."
+        )
     share_closer, low, high, expected = (f"{gate[name]:.1%}" for name in ("closer", "low", "high", "expected"))
     print(
         f"{gate['exported']} of {len(gate['images'])} images passed: {out / 'images'}\n"
