@@ -299,7 +299,7 @@ def _read_geojson(path: Path, reader: Reader, mpp_of_slide: float | None) -> tup
         shapes = shapely.from_geojson([json.dumps(feature["geometry"]) for feature in features])
         classes = [(feature.get("properties") or {}).get("classification") or {} for feature in features]
         texts = [str(of.get("name") or "") for of in classes]
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, shapely.GEOSException) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, shapely.GEOSException) as error:
         raise InputError(f"{path} cannot be read as GeoJSON ({error!r}): export annotations from QuPath.") from error
     shapes = shapely.affinity.scale(shapely.GeometryCollection(list(shapes)), scale, scale, origin=(0, 0)).geoms
     painted = sorted(

@@ -118,6 +118,7 @@ def test_one_cluster_for_everything():
         ("a.png", "no picture", "cannot be read as a picture"),
         ("a.geojson", "{}", "cannot be read as GeoJSON"),
         ("a.geojson", '{"features": []}', "holds no area with a class"),
+        ("a.geojson", "[" * 10**5, "cannot be read as GeoJSON"),
         ("a.txt", "1", "is no layout"),
     ],
 )
