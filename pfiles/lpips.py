@@ -153,5 +153,5 @@ def vgg16_file() -> Path:
     return pretrained_file(
         VGG16_Weights.IMAGENET1K_V1.url,
         "LPIPS needs VGG16's ImageNet weights",
-        'autoencoder.perceptual="ms-ssim" for the training, lpips_required=False for the score',
+        'autoencoder.perceptual="ms-ssim" for a training, lpips_required=False for part 12 (preset "demo" has it)',
     )
