@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import cache
 from hashlib import file_digest, sha256
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
@@ -223,7 +223,18 @@ def _files(
         source = (ROOT / expand(data)).resolve()
         for path in walk(source) if source.is_dir() else [source]:
             inner = path.relative_to(source).as_posix() if source.is_dir() else ""
-            yield f"data/{source.name}" + (f"/{inner}" if inner else ""), path
+            name = f"data/{source.name}" + (f"/{inner}" if inner else "")
+            if leads_out(name):
+                raise InputError(
+                    f"{path} cannot lie in a crate, where no name may hold a colon or backslash: give it another one."
+                )
+            yield name, path
+
+
+def leads_out(name: str) -> bool:
+    """Whether a file of that name in a zip could be written outside of its folder, on whatever system."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name
 
 
 def _words(root: Path, data: str) -> dict[str, str]:

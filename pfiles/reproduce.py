@@ -23,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from pfiles import artifacts, checkpoints
 from pfiles.errors import InputError
-from pfiles.pack import FORMAT, METADATA, RECORD, content, environment, numbers_of
+from pfiles.pack import FORMAT, METADATA, RECORD, content, environment, leads_out, numbers_of
 from pfiles.paths import atomic_write
 from pfiles.provenance import Provenance, flatten
 from pfiles.reporting.tables import provenances
@@ -144,8 +144,7 @@ def _refuse_names(archive: zipfile.ZipFile, path: Path) -> None:
     names = set()
     for info in archive.infolist():
         name = PurePosixPath(info.filename)
-        leads_out = name.is_absolute() or ".." in name.parts or "\\" in info.filename or ":" in info.filename
-        if leads_out or stat.S_ISLNK(info.external_attr >> 16):
+        if leads_out(info.filename) or stat.S_ISLNK(info.external_attr >> 16):
             raise InputError(f"{path} holds {info.filename!r}, which leads out of the crate: do not trust it.")
         if info.flag_bits & 1:
             raise InputError(f"{path} holds {info.filename!r} encrypted: get the crate again, without a password.")

@@ -6,6 +6,7 @@ import shutil
 import stat
 import sys
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 from pfiles import checkpoints, pack, reproduce
 from pfiles.__main__ import main
 from pfiles.cli.notebooks import make_again
+from pfiles.errors import InputError
 from pfiles.paths import ROOT, read_json
 from pfiles.reproduce import DIFFERENT, EQUAL, ROUNDED
 from pfiles.run import open_run
@@ -223,6 +225,22 @@ def test_words_for_paths_replace_nothing_else(tmp_path, monkeypatch):
         words = pack._words(tmp_path, data)
         assert [*words] == [str(ROOT / data), *of_data, str(tmp_path), sys.prefix, str(ROOT)]
     assert words[str(ROOT)] == "CODE"
+
+
+@pytest.mark.parametrize("name", ["a:b.png", "a\\b.png", "a b%20ä.png"])
+def test_a_tile_whose_name_no_crate_takes_is_refused_as_it_is_packed(name, tmp_path):
+    (tmp_path / "tiles").mkdir()
+    (tmp_path / "tiles" / name).write_bytes(b"")
+    paths = SimpleNamespace(root=tmp_path / "out", summary=tmp_path / "out" / "summary.json")
+    run = SimpleNamespace(paths=paths, data=str(tmp_path / "tiles"), n_clusters=3)
+    choices = {"preset": "demo", "n_clusters": 3, "clustering": "kmeans", "overrides": {}}
+    record = {"choices": choices, "data": {"embedded": None, "fingerprint": ""}, "version": ""}
+    files = pack._files(run, record, tmp_path / "texts", with_checkpoints=False, with_tiles=True)
+    if name.startswith("a b"):
+        assert f"data/tiles/{name}" in dict(files)
+        return
+    with pytest.raises(InputError, match="cannot lie in a crate"):
+        dict(files)
 
 
 def test_checkpoints_and_tiles_where_they_are_asked_for(run_dir, tmp_path):
