@@ -172,7 +172,7 @@ class Run:
         return self.assign()
 
     def assign(self, images: Tensor | None = None, stage: str | None = None) -> Assignment:
-        """The cluster and probability of images, uint8 (N, 3, S, S), or of the training tiles; stage None: the last one."""
+        """The cluster and probability of images, uint8 (N, 3, S, S), or training tiles; stage: None for the last."""
         bank = self.bank if stage is None else self.networks(stage).bank
         codes = self.codes if images is None else encode_tiles(self.vqvae, images.to(self.device))
         return predict_clusters(self.vqvae, bank, codes)
