@@ -25,8 +25,8 @@ drawing/      sampling, soundness, generator: images from noise; layout, field: 
 measuring/    pairs and controls; features and distribution; fidelity; two_sample, usefulness, tile_network (the
               small network of both); spectrum; smoothness; structure; morphometry; cells, spots, overlays, shortlist,
               memorisation, planted and certificate (copies); neighbours; quality (of each tile); stability; field_check
-reporting/    figures, lessons, tables, doubts (is a result of any use?), page, export, spatial, maps, card,
-              field_report; atlas and naming (its form), painting (a layout's): what people look at
+reporting/    lettering, figures, lessons, tables, doubts (is a result of any use?), page, export, spatial, maps,
+              card, field_report; atlas and naming (its form), painting (a layout's): what people look at
 reporting/sections/  data (what is compared), record (what a section is); paired, two_sample, spectrum, structure,
               condition, usefulness, distribution, morphometry, copies: a measure each, with its figure and its time;
               files (what is not tissue)

@@ -21,6 +21,7 @@ from torch import Tensor
 from MODULE import INDICES
 from pfiles.measuring import stability
 from pfiles.paths import Paths, atomic_write
+from pfiles.reporting.lettering import literal
 from pfiles.tiles.pixels import evenly_spaced
 
 DPI = 300  # of saved panels, as published
@@ -60,13 +61,13 @@ def show_tiles(
     fig, ax = plt.subplots(figsize=(width + 0.4 * bool(rows), width * grid.shape[0] / grid.shape[1] + heads))
     ax.imshow(grid)
     pitch = images.shape[2] + 2  # pixels from tile to tile
-    ax.set_yticks([(i + 0.5) * pitch for i in range(len(rows))], [_literal(row) for row in rows])
+    ax.set_yticks([(i + 0.5) * pitch for i in range(len(rows))], [literal(row) for row in rows])
     ax.xaxis.tick_top()
-    narrow = ["\n".join(textwrap.wrap(_literal(top), 11)) for top in tops]
+    narrow = ["\n".join(textwrap.wrap(literal(top), 11)) for top in tops]
     ax.set_xticks([(i + 0.5) * pitch for i in range(len(tops))], narrow, size="small")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set_title(_literal(title))
+    ax.set_title(literal(title))
     _draw_scale_bar(ax, grid.shape, images.shape[3], mpp)
     fig.tight_layout(pad=0.2)
     return fig
@@ -121,11 +122,6 @@ def draw_bar_inside(ax: Axes, width: float, mpp: float | None) -> None:
         ax.add_artist(AnchoredSizeBar(ax.transData, microns / mpp, label, "lower right"))
 
 
-def _literal(text: str) -> str:
-    """The text with each $ escaped, which would otherwise begin a formula in matplotlib."""
-    return text.replace("$", r"\$")
-
-
 def cluster_label(number: int, names: Mapping[int, str] | None = None) -> str:
     """The number of a cluster, from 1, with its name if it has one, in a few short lines."""
     return "\n".join(textwrap.wrap(f"{number} {(names or {}).get(number, '')}".strip(), 18))
@@ -133,7 +129,7 @@ def cluster_label(number: int, names: Mapping[int, str] | None = None) -> str:
 
 def cluster_labels(k: int, names: Mapping[int, str] | None = None) -> list[str]:
     """The labels of k clusters, for an axis of a plot of our own."""
-    return [_literal(cluster_label(number, names)) for number in range(1, k + 1)]
+    return [literal(cluster_label(number, names)) for number in range(1, k + 1)]
 
 
 def cluster_sheet(
@@ -167,7 +163,7 @@ def cluster_sheet(
     for label, (ax, _) in zip(cluster_labels(len(left), names), axes, strict=True):
         ax.text(-0.02, 0.5, label, transform=ax.transAxes, ha="right", va="center")
     for ax, title in zip(axes[0], titles, strict=True):
-        ax.set_title(_literal(title))
+        ax.set_title(literal(title))
     return fig
 
 
@@ -232,7 +228,7 @@ def plot_history(history: Sequence[dict[str, float]], title: str, reference: dic
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for ax in axes.flat[len(names) :]:
         ax.set_visible(False)
-    fig.suptitle(_literal(title))
+    fig.suptitle(literal(title))
     return fig
 
 
@@ -247,7 +243,7 @@ def plot_sizes(
     numbers = np.arange(1, len(sizes) + 1)
     ax.bar(numbers, sizes)
     ax.axhline(np.mean(np.asarray(sizes)), color="grey", linestyle="--")
-    ax.set(title=_literal(title), xlabel=xlabel, ylabel=ylabel)
+    ax.set(title=literal(title), xlabel=xlabel, ylabel=ylabel)
     if len(sizes) < 30:
         ax.set_xticks(numbers, cluster_labels(len(sizes), names), rotation=90 if names else 0)
     return fig
@@ -389,7 +385,7 @@ def show_pairs(
     for ax, a, b, caption in zip(axes.flat, left, right, captions, strict=False):
         grid = tile_grid(torch.stack([a, b]), 2)
         ax.imshow(grid)
-        ax.set_title(_literal(caption), size="small")
+        ax.set_title(literal(caption), size="small")
     _draw_scale_bar(axes.flat[len(captions) - 1], grid.shape, left.shape[3], mpp)
-    fig.suptitle(_literal(title), size="medium")
+    fig.suptitle(literal(title), size="medium")
     return fig

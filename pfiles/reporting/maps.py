@@ -22,6 +22,7 @@ from pfiles.measuring.neighbours import in_words, join_counts
 from pfiles.paths import atomic_write
 from pfiles.reporting import spatial
 from pfiles.reporting.figures import draw_bar_inside, save_figure
+from pfiles.reporting.lettering import readable
 from pfiles.reporting.page import Section
 from pfiles.reporting.tables import plain
 from pfiles.spreadsheet import write_csv
@@ -32,8 +33,8 @@ from pfiles.tiles.sources import picture_part
 if TYPE_CHECKING:
     import shapely
 
-COLOURS = (  # any two differ by 12 or more (CIEDE2000), to colour-blind readers as well, and from bare glass; no grey
-    "#ff1c1c", "#00008e", "#c6aaff", "#55aa8e", "#e3e31c", "#aa71aa", "#aae3aa", "#1c3900",
+COLOURS = (  # no grey; 12 apart (CIEDE2000), to the colour-blind and from glass; the first ten 13 also at half opacity
+    "#ff1c1c", "#00008e", "#c6aaff", "#55aa8e", "#e3e31c", "#e355aa", "#00ffaa", "#1c3900",
     "#7100ff", "#550039", "#007155", "#e3aac6", "#718e55", "#8e71ff", "#8e3971", "#aa1c39",
 )  # fmt: skip
 DPI, SHOWN = 150, 12  # of saved maps; slides whose maps a notebook shows
@@ -273,9 +274,10 @@ def draw_maps(
         if tiles is not None:
             _draw_clusters(ax, tiles)
         ax.set(xlim=(x, x + width), ylim=(y + height, y))
-        ax.set_title(heading, parse_math=False)
+        ax.set_title(readable(heading), parse_math=False)
     draw_bar_inside(axes.flat[0], width, mpp)
-    handles = [Patch(facecolor=colour(cluster), label=title(cluster, names)) for cluster in range(n_clusters)]
+    labels = [readable(title(cluster, names)) for cluster in range(n_clusters)]
+    handles = [Patch(facecolor=colour(cluster), label=label) for cluster, label in enumerate(labels)]
     legend = fig.legend(handles=handles, title="cluster", loc="outside right upper", ncols=-(-n_clusters // 16))
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name is a name, dollar signs included

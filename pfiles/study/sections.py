@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pfiles import __version__
+from pfiles.reporting.lettering import literal
 from pfiles.reporting.page import Section
 from pfiles.reporting.tables import plain
 from pfiles.study import results
@@ -180,7 +181,7 @@ def plot(key: Key, ratings: Ratings, measured: Mapping[str, Measure], by_cluster
         reach = np.stack([value - low, high - value])
         last.errorbar(value, np.arange(k) + shift, xerr=reach, fmt="o", ms=4, lw=1, color=colour, label=kind)
     last.axvline(chance, color="grey", linestyle=":")
-    last.set_yticks(range(k), [label.replace("$", r"\$") for label in by_cluster.index], size="small")
+    last.set_yticks(range(k), [literal(label) for label in by_cluster.index], size="small")
     last.set(xlim=(0, 1), xticks=(0, 0.5, 1), ylim=(k - 0.5, -0.5), xlabel="right answers")
     last.set_title("by cluster", size="medium")
     fig.legend(loc="outside lower right", fontsize="small", ncols=2, frameon=False)

@@ -19,6 +19,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from pfiles.__main__ import main
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
+from pfiles.paths import read_json
 from pfiles.reporting import maps
 from pfiles.spreadsheet import read_table
 from pfiles.tiles.slides import Tiling
@@ -176,6 +177,24 @@ def test_colours_can_be_told_apart_by_all_readers():
         distance = deltaE_ciede2000(lab[:, None], lab[None])
         assert distance[~np.eye(17, dtype=bool)].min() > 12, name
     assert maps.colour(16) == maps.colour(0)
+
+
+@pytest.mark.parametrize("ground", [(GLASS, GLASS, GLASS), (226, 150, 190)], ids=["glass", "tissue"])
+def test_the_first_colours_can_be_told_apart_at_any_confidence(ground):
+    """A map shows the slide half white, and over it tiles as opaque as they are sure."""
+    colours, ground = np.array([to_rgb(colour) for colour in maps.COLOURS[:10]]), (np.array(ground) / 255 + 1) / 2
+    for opacity in (1, 0.75, 0.5):
+        lab = rgb2lab(opacity * colours + (1 - opacity) * ground)
+        assert deltaE_ciede2000(lab[:, None], lab[None])[~np.eye(10, dtype=bool)].min() > 13, opacity
+
+
+@pytest.mark.filterwarnings("error")  # matplotlib warns of letters that its fonts lack
+def test_names_of_any_script_leave_no_box():
+    tiles = assigned([[0, 1]])
+    picture = maps.picture_of("a", tiles, tiles_of(tiles), np.arange(2))
+    figure = maps.draw_maps("標本\u30001", picture, {"clusters": tiles}, 2, {1: "腺管"})
+    figure.canvas.draw()
+    plt.close(figure)
 
 
 def test_shares_are_those_counted_by_hand():
@@ -370,6 +389,22 @@ def test_maps_beside_their_slides_are_no_slides_and_know_patients(tmp_path, monk
     plt.close("all")
 
 
+def test_a_slide_that_is_left_out_keeps_no_map_of_what_lay_there(tmp_path, monkeypatch, capsys):
+    """One that its table alone makes a slide, as it is called a label; then it is replaced by bare glass."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("a", "b_label")):
+        two_colours(tmp_path / "slides" / f"{name}.tiff", seed)
+    (tmp_path / "t.csv").write_text("slide,mpp\nb_label,0.5\n")
+    command = ["map", "--slide", "slides", "--run", "starter", "--mpp", "1", "--slides-csv", "t.csv"]
+    assert main(command) == 0
+    assert read_json(tmp_path / "maps" / "made_from.json")["slides"] == ["a.tiff", "b_label.tiff"]
+    write_slide(tmp_path / "slides" / "b_label.tiff", np.full((512, 512, 3), GLASS, np.uint8))
+    assert main(command) == 3
+    assert "b_label.tiff shows no tissue" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "maps").glob("*.[jg]*")) == ["a.geojson", "a.jpg", "made_from.json"]
+    plt.close("all")
+
+
 def test_a_new_slide_is_mapped_with_trained_networks(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     slide = two_colours(tmp_path / "new.tiff")
@@ -391,6 +426,19 @@ def test_a_new_slide_is_mapped_with_trained_networks(tmp_path, monkeypatch, caps
     assert main(["map", "--slide", str(other), "--run", "starter", "--mpp", "1"]) == 2
     assert "holds maps of other slides or of other networks: name another folder" in capsys.readouterr().err
     assert contents == {path: path.read_bytes() for path in (tmp_path / "maps").rglob("*") if path.is_file()}
+    plt.close("all")
+
+
+def test_a_map_takes_the_options_that_its_refusal_names(tmp_path, monkeypatch, capsys):
+    """Even colour alone on glass is taken for ink."""
+    monkeypatch.chdir(tmp_path)
+    image = np.full((512, 512, 3), GLASS, np.uint8)
+    image[128:384, 128:384] = (60, 40, 190)
+    command = ["map", "--slide", str(write_slide(tmp_path / "a.tiff", image)), "--run", "starter", "--mpp", "1"]
+    assert main(command) == 2
+    assert "lower --min-tissue or --tissue-threshold, or give --pens off" in capsys.readouterr().err
+    assert main([*command, "--pens", "off", "--min-tissue", "0.4", "--tissue-threshold", "8"]) == 0
+    assert json.loads((tmp_path / "maps" / "a.geojson").read_text())["features"]
     plt.close("all")
 
 

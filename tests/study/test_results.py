@@ -2,13 +2,14 @@
 
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from experiments.reader_study import coverage
 from pfiles import reader_study
 from pfiles.errors import InputError
-from pfiles.study import results
+from pfiles.study import results, sections
 from pfiles.study.answers import read_study
 from tests.study.conftest import K, answers_of, perfect, write_study
 
@@ -120,6 +121,15 @@ def test_intervals_hold_the_truth_of_simulated_readers():
     """At 95 % of 400 intervals of one reader within 3.3 %, of 100 together within 6.5 %: three standard errors."""
     for name, share in coverage(1.0, 0.3, studies=100, readers=4, tiles=60, seed=1).items():
         assert share == pytest.approx(0.95, abs=0.065 if "together" in name else 0.033), name
+
+
+@pytest.mark.filterwarnings("error")  # matplotlib warns of letters that its fonts lack
+def test_the_figure_shows_names_of_any_script(tmp_path):
+    key, _, ratings = scored(tmp_path / "s", perfect, perfect)
+    table = results.by_cluster(key, ratings).set_axis([f"{number} 腺管 $x" for number in range(1, K + 1)])
+    figure = sections.plot(key, ratings, results.measures("real", ratings), table)
+    figure.canvas.draw()
+    plt.close(figure)
 
 
 @pytest.mark.parametrize("name", ["reader_study.json", "reader_study.html", "reader_study.png"])
