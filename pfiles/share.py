@@ -171,7 +171,7 @@ def _card(
         side=generator.settings.image_size_px, scale=scale, k=generator.n_clusters, shown=TILES_SHOWN,
         train=len(run.tiles.train), test=len(run.tiles.test), split=_split(source),
         slides=f"{len(slides)} slide{'s' * (len(slides) > 1)}" if slides else "number of slides not known",
-        patients=f"{len(patients)} patients" if patients else "number of patients not known",
+        patients=f"{len(patients)} patient{'s' * (len(patients) > 1)}" if patients else "number of patients not known",
         codes=generator.space.vqvae.embedding.num_embeddings, clustering=generator.clustering,
         parameters=sum(p.numel() for p in generator.unet.parameters()) / 1e6, sampler=sampling.sampler,
         steps=sampling.steps, guidance=sampling.guidance, preset=preset, changed=f", with {changed}" if changed else "",

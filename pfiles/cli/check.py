@@ -9,7 +9,6 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout, suppress
-from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from io import StringIO
@@ -21,6 +20,7 @@ import torch
 
 from pfiles.checkpoints import START, find_checkpoint
 from pfiles.cli.estimate import estimate, has_vgg16
+from pfiles.cli.watch import duration
 from pfiles.discriminator import make_discriminator
 from pfiles.drawing.generator import STARTER
 from pfiles.drawing.sampling import interrupt_told
@@ -96,7 +96,7 @@ def _lines(run: Run, measure: bool) -> Iterator[Line]:
     yield Line(has_widgets, "widgets", "in this kernel" if has_widgets else "missing", advice)
     if measure and tiles is not None:
         for name, seconds, basis in estimate(run):
-            yield Line(True, f"time of {name}", f"about {timedelta(seconds=round(START_UP + seconds))}, {basis}")
+            yield Line(True, f"time of {name}", f"about {duration(START_UP + seconds)}, {basis}")
 
 
 def _packages() -> Line:

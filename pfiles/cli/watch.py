@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,10 +45,19 @@ class Progress(NamedTuple):
             return f"{sentence}, stopped by {self.stopped_by}: run it again to go on"
         silent = time.time() - self.at
         if self.steps_per_second > 0:
-            remaining = timedelta(seconds=round((self.total_steps - self.step) / self.steps_per_second))
+            remaining = duration((self.total_steps - self.step) / self.steps_per_second)
             sentence += f", {self.steps_per_second:.3g} steps per second, {remaining} left"
-        silence = timedelta(seconds=round(silent))
-        return f"{sentence}; no word for {silence}: it may have been stopped" if silent > SILENT else sentence
+        return f"{sentence}; no word for {duration(silent)}: it may have been stopped" if silent > SILENT else sentence
+
+
+def duration(seconds: float) -> str:
+    """In words, by its two largest units: 9 s, 1 min 3 s, 8 h 59 min, 2 d 1 h."""
+    words, left = [], round(seconds)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        words.append(f"{count} {unit}" if count else "")
+    first = next((place for place, word in enumerate(words) if word), None)
+    return "0 s" if first is None else " ".join(filter(None, words[first : first + 2]))
 
 
 def look(out: str | Path | None = None) -> Progress:

@@ -1,6 +1,7 @@
 """Is this machine ready: what is said of what there is and is not."""
 
 import json
+import re
 import shutil
 from collections import namedtuple
 
@@ -30,6 +31,8 @@ def test_all_is_well_and_nothing_is_left_behind(tmp_path, capsys, monkeypatch):
                  "networks of this run: none yet", "starter: ", "widgets: in this kernel",
                  "time of train_autoencoder: ", "time of part 3: ", "time of part 6: "):  # fmt: skip
         assert any(line.partition(check.PLAIN)[2].startswith(what) for line in lines), what
+    times = [line for line in lines if "time of " in line]
+    assert all(re.search(r": about \d+ (d|h|min|s)\b", line) for line in times)
     assert [path.name for path in tmp_path.iterdir()] == ["tiles.npy"]
 
 

@@ -107,11 +107,11 @@ def test_how_far_it_is(tmp_path, monkeypatch, capsys):
     half = json.loads(note.read_text()) | {"step": 3, "steps_per_second": 0.5, "at": now}
     note.write_text(json.dumps(half))
     progress = watch.look(tmp_path / "out")
-    assert progress.line() == "training_kmeans: step 3 of 6 (50%), 0.5 steps per second, 0:00:06 left"
+    assert progress.line() == "training_kmeans: step 3 of 6 (50%), 0.5 steps per second, 6 s left"
     assert len(progress.history) == 2
     note.write_text(json.dumps(half | {"at": now - 3600}))
     shutil.rmtree(tmp_path / "out" / "kpc_ldm")  # whose trainings were heard of since then
-    assert "0.5 steps per second, 0:00:06 left; no word for 1:00:00" in watch.look(tmp_path / "out").line()
+    assert "0.5 steps per second, 6 s left; no word for 1 h" in watch.look(tmp_path / "out").line()
     assert main(["watch", "--out", str(tmp_path / "out"), "--once"]) == 0
 
 
@@ -193,6 +193,15 @@ def test_the_clusters_of_every_k_are_seen_as_well(tmp_path):
     progress = {"step": 3, "total_steps": 6, "steps_per_second": 1.0, "at": time.time()}
     (folder / log.PROGRESS).write_text(json.dumps(progress))
     assert watch.look(tmp_path).line().startswith("clusters_all: step 3 of 6 (50%)")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 s"), (8.6, "9 s"), (63, "1 min 3 s"), (600, "10 min"), (3600, "1 h"), (32340, "8 h 59 min"),
+     (86405, "1 d"), (180061, "2 d 2 h")],
+)  # fmt: skip
+def test_durations_have_units(seconds, words):
+    assert watch.duration(seconds) == words
 
 
 @pytest.mark.parametrize(
