@@ -14,6 +14,10 @@ class InputError(ValueError):
         super().__init__(" ".join(sentence.splitlines()))
 
 
+class MissingPackageError(InputError):
+    """An optional part was asked for, whose packages are not installed."""
+
+
 class WrongPythonError(InputError, ImportError):
     """This Python, or the kernel of this notebook, lacks the packages without which nothing here works."""
 
@@ -31,11 +35,11 @@ class TerminatedError(SystemExit):
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Stands around the imports of an optional part; InputError says which extra brings a package that is missing."""
+    """Stands around the imports of an optional part; an error says which extra brings a package that is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
-        raise InputError(
+        raise MissingPackageError(
             f"The package {error.name} is not installed here: run pip install 'kpc-ldm[{name}]', or, in a checkout, "
             "pip install -r requirements.txt."
         ) from error

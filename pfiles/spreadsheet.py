@@ -23,6 +23,7 @@ WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how .xlsx, .ods and .xls beg
 # A formula begins a cell, also where a spreadsheet splits the text at a separator that is not the file's.
 BEGIN, FORMULA = "(^|[,;\t\r\n])", "(?='*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20])"
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+CONTROL = ("Cc", "Cs", "Zl", "Zp")  # kinds of characters that end lines, steer terminals or are no text
 THOUSANDS = re.compile(r"[+-]?\d{1,3}[.,]\d{3}")  # 1,000 may be one or a thousand
 
 
@@ -209,8 +210,8 @@ def number_in(cell: str) -> float | None:
 
 def file_name(text: str, subject: str) -> str:
     """The text, where files may bear it as the beginning of their names; InputError if it would lead elsewhere."""
-    if not text or text in (".", "..") or any(c in "/\\" or not c.isprintable() for c in text):
-        raise InputError(f"{subject} holds the name {text!r}, which no file can bear: use a name without / and \\.")
+    if not text or text in (".", "..") or any(c in "/\\" or unicodedata.category(c) in CONTROL for c in text):
+        raise InputError(f"{subject} holds the name {text!r}, which no file should bear: use letters and digits.")
     return text
 
 

@@ -41,6 +41,7 @@ from pfiles.status import states_of
 from pfiles.tiles.files import list_images, read_images, refuse_other_images, write_tiles
 from pfiles.tiles.gather import gather
 from pfiles.tiles.join import join_parts
+from pfiles.tiles.slide_table import read_slide_table
 from pfiles.tiles.slides import Tiling
 from pfiles.tiles.sources import PICTURES, TABLE, is_drawn, patients_of, positions_of, read_source, read_tile_table
 from pfiles.tiles.tiler import tile_slides
@@ -174,19 +175,21 @@ def _map(args: argparse.Namespace) -> int:
     if mpp is None:
         raise InputError(f"{args.folder} does not tell the scale of its tiles: give it as --mpp.")
     side = trained.settings.image_size_px
-    read = {"mpp_of_slide": args.mpp_of_slide, "page": args.page, "icc": args.icc}
-    tiling = Tiling(mpp, side, min_tissue=args.min_tissue, **read)
+    read = ("mpp_of_slide", "page", "icc", "min_tissue", "pens", "tissue_threshold")
+    tiling = Tiling(mpp, side, **{name: getattr(args, name) for name in read})
     table = None if args.slides_csv is None else expand(args.slides_csv).absolute()
     paths = [expand(path).absolute() for path in args.slide]
     networks = {"autoencoder": trained.space.vqvae, "clusters": trained.bank}
     of: dict[str, Any] = {name: inference_fingerprint(network) for name, network in networks.items()}
-    slides = gather(paths, out, tiling.page).slides
+    slides = gather(paths, out, tiling.page, [] if table is None else [*read_slide_table(table)]).slides
     of["slides"] = sorted({slide.path.name for slide in slides})
     refuse_foreign(out, ("tiles", *maps.file_names(slide.name for slide in slides)), (out / MADE_FROM).exists())
     if read_json(out / MADE_FROM, of) != of:
         raise InputError(f"{out} holds maps of other slides or of other networks: name another folder with --out.")
     write_json(out / MADE_FROM, of)
     left_out = tile_slides(paths, out / "tiles", tiling, table, show_split=False, skipped=out)
+    for name in (f"{slide.name}.{kind}" for slide in slides if slide.name in left_out for kind in ("jpg", "geojson")):
+        (out / name).unlink(missing_ok=True)  # a map of what lay there before
     tiles = read_source(out / "tiles")
     bar = progress(tiles.images.split(4096), desc="assign tiles", unit="batch", leave=False, delay=2)
     parts = [trained.assign(batch) for batch in bar]

@@ -107,7 +107,8 @@ def twin(args: argparse.Namespace) -> int:
     real = real_tiles(args, generator, run)
     if real is None:
         raise InputError("A twin is compared with the tiles that its generator learnt from: name them with --real.")
-    tiling = Tiling(mpp, side, min_tissue=args.min_tissue, mpp_of_slide=args.mpp_of_slide)
+    read = ("mpp_of_slide", "min_tissue", "pens", "tissue_threshold")
+    tiling = Tiling(mpp, side, **{name: getattr(args, name) for name in read})
     section = write_twin(generator, lambda layout: _field(generator, layout, args), slide, out, real, tiling)
     print(page.as_text([section]))
     return 0

@@ -183,7 +183,7 @@ def _add_twin(commands: "Commands") -> None:
     twin.add_argument("--blend", type=int, metavar="PX", help="see field")
     twin.add_argument("--mpp", type=float, help="microns per pixel of the tiles, if DIR does not say")
     twin.add_argument("--mpp-of-slide", type=float, help="microns per pixel of the slide; overrides its file")
-    twin.add_argument("--min-tissue", type=float, default=0.5, help="smallest share of tissue in a tile; default 0.5")
+    shared.add_tissue(twin)
     shared.add_started_with(twin)
 
 
@@ -223,9 +223,7 @@ def _add_tile(commands: "Commands") -> None:
     tile.add_argument("--mpp", type=float, default=default.mpp, help="microns per pixel of the tiles; default 1")
     tile.add_argument("--size", type=int, default=default.size, help="side of a tile in pixels; default 128")
     tile.add_argument("--stride", type=int, help="pixels from tile to tile; default: the size")
-    tile.add_argument(
-        "--min-tissue", type=float, default=default.min_tissue, help="smallest share of tissue in a tile; default 0.5"
-    )
+    shared.add_tissue(tile)
     tile.add_argument(
         "--min-sharpness", type=float, default=default.min_sharpness,
         help="smallest sharpness of a tile, as in tiles.csv; default 0: all tiles",
@@ -240,13 +238,6 @@ def _add_tile(commands: "Commands") -> None:
     )  # fmt: skip
     tile.set_defaults(regions=None, coordinates=None)
     tile.add_argument("--dry-run", action="store_true", help="cut nothing: make the pictures and count the tiles")
-    tile.add_argument(
-        "--pens", type=shared.on_or_off, default=True, metavar="on|off", help="leave out marks of pens; default on"
-    )
-    tile.add_argument(
-        "--tissue-threshold", type=float, metavar="LEVELS",
-        help="levels of colour above the glass from which a pixel is tissue; default 5 to 12, by the slide",
-    )  # fmt: skip
     tile.add_argument(
         "--per-slide", type=int, metavar="N", help="cut at most N tiles of a slide, evenly over its tissue"
     )
@@ -268,7 +259,7 @@ def _add_map(commands: "Commands") -> None:
     )
     maps.add_argument("--mpp", type=float, help="microns per pixel of the run's tiles; needed if DIR does not say")
     shared.add_reading(maps)
-    maps.add_argument("--min-tissue", type=float, default=0.5, help="smallest share of tissue in a tile; default 0.5")
+    shared.add_tissue(maps)
     maps.add_argument(
         "--frame", choices=("qupath", "file"), default="qupath",
         help="whose corner the GeoJSON counts pixels from; default qupath",

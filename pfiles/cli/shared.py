@@ -97,13 +97,27 @@ def add_reading(command: argparse.ArgumentParser) -> None:
     command.add_argument("--allow-missing", action="store_true", help="exit with status 0 even if slides were left out")
 
 
+def add_tissue(command: argparse.ArgumentParser) -> None:
+    """Which part of its slides is tissue."""
+    command.add_argument(
+        "--min-tissue", type=float, default=0.5, help="smallest share of tissue in a tile; default 0.5"
+    )
+    command.add_argument(
+        "--pens", type=_on_or_off, default=True, metavar="on|off", help="leave out marks of pens; default on"
+    )
+    command.add_argument(
+        "--tissue-threshold", type=float, metavar="LEVELS",
+        help="levels of colour above the glass from which a pixel is tissue; default 5 to 12, by the slide",
+    )  # fmt: skip
+
+
 def _page(text: str) -> int | None:
     if text != "all" and not text.removeprefix("-").isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number or all, but is {text!r}")
     return None if text == "all" else int(text)
 
 
-def on_or_off(text: str) -> bool:
+def _on_or_off(text: str) -> bool:
     if text not in ("on", "off"):
         raise argparse.ArgumentTypeError(f"must be on or off, but is {text!r}")
     return text == "on"

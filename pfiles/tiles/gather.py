@@ -1,7 +1,8 @@
 """Which slides are meant: files, folders of them, DICOM series and pages; and what lies beside them and is none."""
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,8 @@ def gather(paths: Sequence[Path], out: Path, page: int | None = 1, names: Sequen
     user's table; these, and a file that is given alone, are never taken for companions of other slides.
     Raises InputError if there is no slide.
     """
-    gathered, files, meant, out = Gathered(), {}, {name.lower() for name in names}, out.resolve()
+    gathered, meant, out = Gathered(), {name.lower() for name in names}, out.resolve()
+    files: dict[Path, bool] = {}
     for path in paths:
         if not os.path.exists(path):
             raise InputError(f"There is no slide or folder of slides at {path}: correct the path.")
@@ -65,20 +67,26 @@ def gather(paths: Sequence[Path], out: Path, page: int | None = 1, names: Sequen
             below = [file for file in below if file not in results]
             gathered.notes.append(f"{len(results)} images below {path} were made by this project, and are no slides.")
         slides = [file for file in below if file.suffix.lower() in SUFFIXES or (file == path and not _is_unread(file))]
-        others = [file for file in below if _is_unread(file)]
-        unread = types_in_words(others)
-        if not slides:
-            raise InputError(f"{path} holds no slide: expected files ending in {', '.join(SUFFIXES)}. {unread}".strip())
-        gathered.unread |= {file.name: f"{file} is of a type that is not read" for file in others}
+        others = {file: f"{file} is of a type that is not read" for file in below if _is_unread(file)}
         if others:
-            gathered.notes.append(unread)
+            gathered.notes.append(types_in_words(others))
+        of_known_type = {*slides, *others}
+        if unnamed := [file for file in below if file not in of_known_type and _is_dicom(file)]:
+            others |= {file: f"{file} is a DICOM file whose name does not end in .dcm: rename it" for file in unnamed}
+            gathered.notes.append(f"{len(unnamed)} DICOM files have names that do not end in .dcm: rename them.")
+        if not slides:
+            expected = f"{path} holds no slide: expected files ending in {', '.join(SUFFIXES)}."
+            raise InputError(" ".join([expected, *gathered.notes]))
+        for file, reason in others.items():
+            is_doubled = gathered.unread.get(file.name, reason) != reason  # another file's, in another folder
+            gathered.unread[str(file) if is_doubled else file.name] = reason
         for file in slides:
             is_meant = (file == path and len(paths) == 1) or {
                 composed(file.name).lower(),
                 name_of(file).lower(),
             } & meant
             files[file] = not is_meant
-    series = _without_later_files_of_series([*files], gathered)
+    series = _without_later_files_of_series(files, gathered)
     companions = _companions(series, [file for file in series if files[file]], paths)
     for file, reason in companions.items():
         gathered.notes.append(f"{file.name} is no slide: {reason}.")
@@ -86,7 +94,7 @@ def gather(paths: Sequence[Path], out: Path, page: int | None = 1, names: Sequen
         if file not in companions:
             _take_pages(file, page, gathered)
     if not gathered.slides:
-        raise InputError(next(iter(gathered.unread.values()), f"{paths[0]} holds no slide.").removesuffix(".") + ".")
+        raise InputError(" ".join([f"{paths[0]} holds no slide.", *gathered.notes]))
     return gathered
 
 
@@ -105,16 +113,46 @@ def files_of_content(path: Path) -> list[Path]:
     return [path] if path.suffix.lower() == ".dcm" else files_of(path)
 
 
+def copies_of_files(slides: Sequence[SlideFile], patients: Mapping[str, str]) -> dict[str, str]:
+    """Why slides whose files have the same content as an earlier one's are left out, by name."""
+    files = {slide: files_of_content(slide.path) for slide in slides}
+    by_size: dict[int, list[SlideFile]] = {}
+    for slide, of_slide in files.items():
+        by_size.setdefault(sum(file.stat().st_size for file in of_slide), []).append(slide)
+    firsts: dict[tuple[str, int], SlideFile] = {}
+    copies = {}
+    for slide in (slide for of_size in by_size.values() if len(of_size) > 1 for slide in of_size):
+        content = hashlib.sha256()
+        for path in files[slide]:
+            with open(path, "rb") as file:
+                content.update(hashlib.file_digest(file, "sha256").digest())
+        first = firsts.setdefault((content.hexdigest(), slide.page), slide)
+        if first is not slide:
+            copies[slide.name] = f"it is the same file as {first.name}"
+            if patients[first.name] != patients[slide.name]:
+                raise InputError(
+                    f"{first.name} and {slide.name} are the same file, but of the patients {patients[first.name]!r} "
+                    f"and {patients[slide.name]!r}: remove one."
+                )
+    return copies
+
+
 def _is_result(file: Path, root: Path) -> bool:
-    """Whether an image lies in a folder below `root` in which this project keeps a record of what it made."""
+    """Whether an image lies in a folder, `root` or below, in which this project keeps a record of what it made."""
     if file.suffix.lower() not in PLAIN_SUFFIXES:
         return False
-    folders = (folder for folder in file.parents if root in folder.parents)
+    folders = (folder for folder in file.parents if root in (folder, *folder.parents))
     return any((folder / record).exists() for folder in folders for record in RECORDS)
 
 
 def _is_unread(file: Path) -> bool:
     return file.suffix.lower() in UNREAD_SUFFIXES
+
+
+def _is_dicom(file: Path) -> bool:
+    with suppress(OSError), open(file, "rb") as content:
+        return content.read(132)[128:] == b"DICM"
+    return False
 
 
 def _take_pages(file: Path, page: int | None, gathered: Gathered) -> None:
@@ -131,16 +169,19 @@ def _take_pages(file: Path, page: int | None, gathered: Gathered) -> None:
         )
 
 
-def _without_later_files_of_series(files: Sequence[Path], gathered: Gathered) -> list[Path]:
-    """Of the files of each DICOM series the first; labels, and other kinds of DICOM, are named in `gathered`."""
+def _without_later_files_of_series(files: Mapping[Path, bool], gathered: Gathered) -> list[Path]:
+    """Of the files of each DICOM series the first; labels, and other kinds of DICOM, are named in `gathered`.
+
+    files: whether each may be a label, which none is that the user named.
+    """
     slides, series_met = [], set()
-    for file in files:
+    for file, may_be_label in files.items():
         if file.suffix.lower() == ".dcm":
             series, kind = _series_of(file)
             if series is None:
                 gathered.notes.append(f"{file.name} is no slide: it is a DICOM file of another kind.")
                 continue
-            if is_companion(kind) and len(files) > 1:
+            if is_companion(kind) and may_be_label:
                 gathered.notes.append(f"{file.name} is no slide: its image type says {kind}.")
                 continue
             if (file.parent, series) in series_met:

@@ -53,6 +53,8 @@ def _geometries(content: Any) -> list[dict[str, Any]]:
     if isinstance(content, list):
         return [geometry for item in content for geometry in _geometries(item)]
     kind = content["type"]
+    if content.get("frame") == "file":
+        raise ValueError("it counts from the corner of the file, not of what was scanned: map with --frame qupath")
     if kind == "FeatureCollection":
         return _geometries(content["features"])
     if kind == "Feature":

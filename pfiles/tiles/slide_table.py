@@ -111,7 +111,7 @@ def print_slides(
     counts = {column: Counter(rows["slide"][members]) for column, members in columns.items()}
     head = f"{'slide':<40} {'patient':<16} " + " ".join(f"{column:>8}" for column in columns)
     print(f"\n{head} {'um/px':>9}  scale from, or why left out")
-    for name in [*names, *(left_out.keys() - set(names))]:
+    for name in dict.fromkeys([*names, *left_out]):
         tiles = " ".join(f"{count[name]:>8}" for count in counts.values())
         scale = notes.get(name, {}).get("scale", {})
         mpp, source = (

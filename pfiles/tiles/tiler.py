@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from pfiles.errors import InputError
+from pfiles.errors import InputError, MissingPackageError
 from pfiles.machine.cpu import usable_cores
 from pfiles.machine.locks import locked
 from pfiles.machine.processes import progress
@@ -25,9 +25,9 @@ from pfiles.spreadsheet import composed, file_name, read_table, write_csv
 from pfiles.tiles import slide_table
 from pfiles.tiles.coordinates import no_places, read_coordinates
 from pfiles.tiles.croissant import describe_tiles
-from pfiles.tiles.gather import SlideFile, files_of, files_of_content, gather, name_of
+from pfiles.tiles.gather import Gathered, SlideFile, copies_of_files, files_of, gather, name_of
 from pfiles.tiles.join import BUSY, about_part, share_of
-from pfiles.tiles.readers import open_slide, profile_name
+from pfiles.tiles.readers import SlideReader, open_slide, profile_name
 from pfiles.tiles.regions import read_regions
 from pfiles.tiles.slides import Plan, Tiling, cut_tiles, plan_tiles
 from pfiles.tiles.sources import ABOUT, PARTS, PICTURES, TABLE, TILES, picture_part, read_source, read_tile_table
@@ -78,7 +78,7 @@ def tile_slides(
     patient = {name: patients.get(of := row.get("patient", ""), of) for name, row in rows_of_user.items()}
     label = {name: row.get("label", "") for name, row in rows_of_user.items()}
     _refuse_foreign_files(out, slides)
-    copies = _copies_of_files(slides, patient)
+    copies = copies_of_files(slides, patient)
     to_cut = {slide: _tiling_of(slide, tiling, rows_of_user) for slide in slides if slide.name not in copies}
     original = {new.name: old.name for old, new in zip(gathered.slides, slides, strict=True)}
     to_cut = _with_places(to_cut, original, regions, coordinates)
@@ -90,7 +90,8 @@ def tile_slides(
         of_part = {slide.name: states[slide.name] for slide in slides}
         request |= {"slides": of_part, "part": about_part(*part, states), "left_out": copies}
     if dry_run:
-        return {**_plan_all(to_cut, out), **copies, **gathered.unread}
+        rows, notes = _plan_all(to_cut, out, copies | gathered.unread)
+        return _print_table(slides, rows, patient, notes, copies, gathered, tiling, show_split and part is None)[0]
     with locked(out, BUSY.format(out)):
         about = read_json(out / ABOUT) if (out / TABLE).exists() else None
         if about is not None and {key: about.get(key) for key in request} == request:
@@ -108,14 +109,24 @@ def tile_slides(
         write_csv(out / TABLE, rows)  # where it stands, all tiles are there
         describe_tiles(out, [*rows], {TILES: len(rows)}, tiling.size)
         shutil.rmtree(out / WORK, ignore_errors=True)
-    left_out = {name: note["left_out"] for name, note in about["notes"].items() if "left_out" in note}
-    left_out |= copies | gathered.unread
-    names, show_split = [slide.name for slide in slides], show_split and part is None
-    train, test = slide_table.print_slides(names, rows, patient, about["notes"], left_out, show_split)
+    show_split = show_split and part is None
+    left_out, train, test = _print_table(slides, rows, patient, about["notes"], copies, gathered, tiling, show_split)
     if rows["slide"].nunique() > 1 and show_split:
         slide_table.warn_of_copies(read_source(out).images, rows, train, test, out)
-    slide_table.print_notes(gathered.notes, about["notes"], tiling.icc)
     return left_out
+
+
+def _print_table(
+    slides: Sequence[SlideFile], rows: pd.DataFrame, patient: Mapping[str, str], notes: Mapping[str, Mapping[str, Any]],
+    copies: Mapping[str, str], gathered: Gathered, tiling: Tiling, show_split: bool,
+) -> tuple[dict[str, str], np.ndarray, np.ndarray]:  # fmt: skip
+    """Why slides are left out, by name, and the tiles for training and testing, after the table that says so."""
+    left_out = {name: note["left_out"] for name, note in notes.items() if "left_out" in note}
+    left_out |= {**copies, **gathered.unread}
+    names = [slide.name for slide in slides]
+    train, test = slide_table.print_slides(names, rows, patient, notes, left_out, show_split)
+    slide_table.print_notes(gathered.notes, notes, tiling.icc)
+    return left_out, train, test
 
 
 def _refuse_foreign_files(out: Path, slides: Sequence[SlideFile]) -> None:
@@ -155,30 +166,6 @@ def _refuse_doubled_names(slides: Sequence[SlideFile], remedy: str) -> None:
         other = by_name.setdefault(slide.name, slide)
         if other != slide:
             raise InputError(f"{other.path} and {slide.path} have one name: {remedy}.")
-
-
-def _copies_of_files(slides: Sequence[SlideFile], patients: Mapping[str, str]) -> dict[str, str]:
-    """Why slides whose files have the same content as an earlier one's are left out, by name."""
-    files = {slide: files_of_content(slide.path) for slide in slides}
-    by_size: dict[int, list[SlideFile]] = {}
-    for slide, of_slide in files.items():
-        by_size.setdefault(sum(file.stat().st_size for file in of_slide), []).append(slide)
-    firsts: dict[tuple[str, int], SlideFile] = {}
-    copies = {}
-    for slide in (slide for of_size in by_size.values() if len(of_size) > 1 for slide in of_size):
-        content = hashlib.sha256()
-        for path in files[slide]:
-            with open(path, "rb") as file:
-                content.update(hashlib.file_digest(file, "sha256").digest())
-        first = firsts.setdefault((content.hexdigest(), slide.page), slide)
-        if first is not slide:
-            copies[slide.name] = f"it is the same file as {first.name}"
-            if patients[first.name] != patients[slide.name]:
-                raise InputError(
-                    f"{first.name} and {slide.name} are the same file, but of the patients {patients[first.name]!r} "
-                    f"and {patients[slide.name]!r}: remove one."
-                )
-    return copies
 
 
 def _state(slide: SlideFile, tiling: Tiling) -> str:
@@ -233,6 +220,8 @@ def _cut_all(
                     write_csv(path_of_rows, of_slide)
                     file.flush()
                     os.fsync(file.fileno())
+                except MissingPackageError:  # of this machine, not of the slide: once it is installed, the slide counts
+                    raise
                 except InputError as error:
                     is_hidden = slide.name not in (name_of(slide.path), f"{name_of(slide.path)}_page{slide.page}")
                     note = {"left_out": str(error).replace(str(slide.path), slide.name) if is_hidden else str(error)}
@@ -326,25 +315,46 @@ def _write_picture(path: Path, picture: Image.Image, plan: Plan) -> None:
         picture.save(file, format="JPEG", quality=85, comment=part)
 
 
-def _plan_all(slides: Mapping[SlideFile, Tiling], out: Path) -> dict[str, str]:
-    """Write the picture of each slide, and print what would be cut; returns why slides would be left out, by name."""
+def _plan_all(
+    slides: Mapping[SlideFile, Tiling], out: Path, others: Mapping[str, str]
+) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
+    """Write the picture of each slide, and print what would be cut; returns what `_cut_all` does."""
     if (out / TABLE).exists():
         raise InputError(f"{out} holds tiles, whose pictures a dry run would replace: name another folder.")
-    left_out, count, size = {}, 0, 0
+    parts, notes, size = [], {}, 0
     for slide, tiling in slides.items():
         try:
             with open_slide(slide.path, slide.page, tiling.icc) as reader:
                 plan, picture = plan_tiles(reader, slide.path, tiling, _offset(slide, tiling))
+                notes[slide.name] = _note(reader, plan)
         except InputError as error:
-            left_out[slide.name] = str(error)
-            print(f"{slide.name}: would be left out: {error}", flush=True)
+            notes[slide.name] = {"left_out": str(error)}
+            print(f"{slide.name}: would be left out", flush=True)
             continue
         _write_picture(out / PICTURES / f"{slide.name}.jpg", picture, plan)
-        count, size = count + len(plan.corners), size + len(plan.corners) * tiling.size**2 * 3
+        parts.append(_rows(slide.name, plan, np.arange(len(plan.corners)), tiling.size))
+        size += len(plan.corners) * tiling.size**2 * 3
         doubt = f"; {plan.doubt}" if plan.doubt else ""
         print(f"{slide.name}: {len(plan.corners)} tiles of {plan.mpp:.3f} um/px{doubt}", flush=True)
-    print(f"{count} tiles would take {size / 1e6:,.1f} MB; nothing was cut. Pictures are in {out / PICTURES}.")
-    return left_out
+    if not parts:
+        raise slide_table.nothing_left({**{name: note["left_out"] for name, note in notes.items()}, **others})
+    rows = pd.concat(parts, ignore_index=True)
+    print(f"{len(rows)} tiles would take {size / 1e6:,.1f} MB; nothing was cut. Pictures are in {out / PICTURES}.")
+    return rows, notes
+
+
+def _rows(name: str, plan: Plan, members: np.ndarray, size: int) -> pd.DataFrame:
+    """What the table says of planned tiles, but for their sharpness."""
+    x, y = np.round(plan.bounds[:2] + plan.corners[members] * plan.downsample).astype(int).T
+    side, tissue = round(size * plan.downsample), plan.tissue[members].round(3)
+    values = name, x, y, side, plan.level, round(plan.mpp, 6), tissue
+    return pd.DataFrame(dict(zip(COLUMNS[:-1], values, strict=True)))
+
+
+def _note(reader: SlideReader, plan: Plan) -> dict[str, Any]:
+    """What is kept of a slide beside its tiles."""
+    doubt = {"doubt": plan.doubt} if plan.doubt else {}
+    return {"scale": plan.scale._asdict(), "profile": profile_name(reader), **doubt}
 
 
 def _cut_slide(
@@ -355,8 +365,7 @@ def _cut_slide(
     members_of, sharpness = [], []
     with open_slide(slide.path, slide.page, tiling.icc) as reader:
         plan, picture = plan_tiles(reader, slide.path, tiling, _offset(slide, tiling))
-        profile = profile_name(reader)
-        side = round(tiling.size * plan.downsample)
+        note = _note(reader, plan)
         with progress(total=len(plan.corners), desc=name, unit="tile", leave=False, delay=1) as bar:
             for members, tiles, sharp in cut_tiles(reader, plan, tiling, threads):
                 bar.update(len(members))
@@ -372,12 +381,9 @@ def _cut_slide(
             f"half of them above {middle:.3g}. Ask for less."
         )
     _write_picture(out / PICTURES / f"{name}.jpg", picture, plan)
-    x, y = np.round(plan.bounds[:2] + plan.corners[members] * plan.downsample).astype(int).T
     sharp = np.concatenate(sharpness)
     sharp = sharp[sharp >= tiling.min_sharpness].astype(float).round(1)
-    values = name, x, y, side, plan.level, round(plan.mpp, 6), plan.tissue[members].round(3), sharp
-    note = {"scale": plan.scale._asdict(), "profile": profile, **({"doubt": plan.doubt} if plan.doubt else {})}
-    return pd.DataFrame(dict(zip(COLUMNS, values, strict=True))), note
+    return _rows(name, plan, members, tiling.size).assign(sharpness=sharp), note
 
 
 def _write_header(file: IO[bytes], count: int, side: int) -> None:

@@ -167,6 +167,35 @@ def test_types_that_are_not_read_are_counted_and_named(tmp_path):
         gather([tmp_path / "b.vsi"], tmp_path / "out")
 
 
+def test_what_holds_only_companions_says_why_it_holds_no_slide(tmp_path):
+    save(tmp_path / "label.png", tissue(100, 90))
+    save(tmp_path / "case1_macro.png", tissue(100, 90))
+    with pytest.raises(InputError, match=r"holds no slide\. case1_macro\.png is no slide: its name says macro\. label"):
+        gather([tmp_path], tmp_path / "out")
+
+
+def test_files_of_one_name_in_two_folders_are_both_named(tmp_path):
+    for name in ("a.tiff", "1/b.bmp", "2/b.bmp"):
+        save(tmp_path / name, tissue(300, 200))
+    reasons = gather([tmp_path], tmp_path / "out").unread.values()
+    assert {reason.split(" is ")[0] for reason in reasons} == {str(tmp_path / n / "b.bmp") for n in "12"}
+
+
+def test_dicom_files_without_their_suffix_are_named(tmp_path):
+    save(tmp_path / "a.png", tissue(300, 200))
+    for name in ("IM0001", "1.2.840.1"):
+        (tmp_path / "series" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "series" / name).write_bytes(DICOM.read_bytes())
+    (tmp_path / "series" / "notes").write_text("no image")
+    gathered = gather([tmp_path], tmp_path / "out")
+    assert names(gathered) == ["a"]
+    assert gathered.unread.keys() == {"IM0001", "1.2.840.1"}
+    assert gathered.notes == ["2 DICOM files have names that do not end in .dcm: rename them."]
+    with pytest.raises(InputError, match=r"holds no slide: .* 2 DICOM files have names that do not end in \.dcm"):
+        gather([tmp_path / "series"], tmp_path / "out")
+    assert len(gather([tmp_path / "series" / "IM0001"], tmp_path / "out").slides) == 1  # given alone, it is meant
+
+
 @pytest.mark.parametrize("tiled", [True, False])
 def test_pages_are_named_or_taken_as_asked(tmp_path, tiled):
     options = {"tile": (128, 128)} if tiled else {}
@@ -222,6 +251,7 @@ def test_labels_of_dicom_are_no_slides(tmp_path, series):
     gathered = gather([tmp_path], tmp_path / "out")
     assert names(gathered) == ["slide"]
     assert gathered.notes == [f"{kind}.dcm is no slide: its image type says {kind}." for kind in ("label", "overview")]
+    assert "label" in names(gather([tmp_path], tmp_path / "out", names=["label.dcm"]))
     assert names(gather([tmp_path / "label.dcm"], tmp_path / "out")) == ["label"]
 
 

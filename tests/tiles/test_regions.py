@@ -38,6 +38,14 @@ def test_every_form_holds_the_same_polygon(tmp_path, form):
     assert polygon == (tuple(map(tuple, SQUARE[0])),)
 
 
+def test_a_map_that_counts_from_the_corner_of_the_file_is_refused(tmp_path):
+    """Its frame is the project's own word; as QuPath shows a slide with bounds, the region would lie elsewhere."""
+    collection = FORMS["collection"]
+    assert polygons_in(written(tmp_path / "a.geojson", collection | {"frame": "qupath"}))
+    with pytest.raises(InputError, match=r"counts from the corner of the file.* map with --frame qupath"):
+        polygons_in(written(tmp_path / "a.geojson", collection | {"frame": "file"}))
+
+
 def test_an_ellipse_with_a_hole_has_the_area_of_both(tmp_path):
     angle = np.linspace(0, 2 * np.pi, 200)
     rings = [np.stack([400 + a * np.cos(angle), 300 + a / 2 * np.sin(angle)], axis=1).tolist() for a in (300, 100)]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pfiles.__main__ import main
 from pfiles.cli.execute import run_cells
-from pfiles.errors import InputError
+from pfiles.errors import InputError, MissingPackageError
 from pfiles.paths import ROOT
 from pfiles.tiles import tiler
 from pfiles.tiles.builtin import SLIDE
@@ -625,7 +625,7 @@ def test_a_table_of_tiles_that_a_spreadsheet_saved_is_the_same_table(tmp_path):
     assert (load_tiles(tmp_path / "out", 64).positions == before).all()
     for name in ("../../s00", "/tmp/s00", ".."):
         table.write_text(whole.replace("s00", name))
-        with pytest.raises(InputError, match="no file can bear"):
+        with pytest.raises(InputError, match="no file should bear"):
             load_tiles(tmp_path / "out", 64)
 
 
@@ -665,6 +665,8 @@ def test_what_was_made_before_is_no_slide(tmp_path, capsys):
     assert main(["tile", str(tmp_path), *options, str(tmp_path / "second")]) == 0
     assert f"2 images below {tmp_path} were made by this project" in capsys.readouterr().out
     assert {row["slide"] for row in rows_of(tmp_path / "second")} == {"a"}
+    assert main(["tile", str(tmp_path / "first"), *options, str(tmp_path / "third")]) == 2
+    assert "1 images below" in capsys.readouterr().err
 
 
 def test_a_dry_run_keeps_no_key(tmp_path):
@@ -700,6 +702,7 @@ def test_a_dry_run_draws_pictures_and_cuts_nothing(tmp_path, capsys):
     assert main([*command, "--dry-run"]) == 3
     printed = capsys.readouterr().out
     assert [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()] == ["slides/a.jpg"]
+    assert f"left out: {glass} shows no tissue" in printed
     before = (out / "slides" / "a.jpg").read_bytes()
     assert main([*command, "--allow-missing"]) == 0
     count = len(rows_of(out))
@@ -707,3 +710,43 @@ def test_a_dry_run_draws_pictures_and_cuts_nothing(tmp_path, capsys):
     assert f"{count} tiles would take {count * 64 * 64 * 3 / 1e6:,.1f} MB" in printed
     assert (out / "slides" / "a.jpg").read_bytes() == before
     assert main([*command, "--dry-run"]) == 2
+
+
+def test_a_slide_for_which_a_package_is_missing_counts_once_that_is_installed(tmp_path, capsys, monkeypatch):
+    """It is no fault of the slide, which is not kept as one that cannot be read."""
+    for seed, name in enumerate(("a.tiff", "b.tiff")):
+        write_slide(tmp_path / "slides" / name, island(512, 512, 64, 64, 256, 320, seed), levels=(1,))
+    command = ["tile", str(tmp_path / "slides"), "--size", "64", "--mpp", "0.5", "--out", str(tmp_path / "out")]
+    plan = tiler.plan_tiles
+
+    def without_package(slide, path, *others):
+        if path.name == "a.tiff":
+            raise MissingPackageError("The package zarr is not installed here: run pip install.")
+        return plan(slide, path, *others)
+
+    monkeypatch.setattr(tiler, "plan_tiles", without_package)
+    assert main(command) == 2
+    assert "The package zarr is not installed here" in capsys.readouterr().err
+    monkeypatch.setattr(tiler, "plan_tiles", plan)
+    assert main(command) == 0
+    assert {row["slide"] for row in rows_of(tmp_path / "out")} == {"a", "b"}
+
+
+def test_a_dry_run_names_what_it_leaves_out_and_says_the_split(tmp_path, capsys):
+    """A file twice, another type, a label, pages: the same words and exit status as of the command itself."""
+    folder = tmp_path / "slides"
+    for seed, name in enumerate(("a.tiff", "b.tiff")):
+        write_slide(folder / name, island(512, 512, 64, 64, 256, 320, seed), levels=(1,))
+    shutil.copy(folder / "b.tiff", folder / "c.tiff")
+    (folder / "d.bmp").write_bytes(b"x")
+    Image.fromarray(tissue(100, 100)).save(folder / "a_label.png")
+    command = ["tile", str(folder), "--size", "64", "--mpp", "0.5", "--out", str(tmp_path / "out")]
+    printed = []
+    for options in (["--dry-run"], []):
+        assert main([*command, *options]) == 3
+        printed.append(capsys.readouterr().out.partition("\nslide ")[2])
+    assert printed[1].startswith(printed[0])
+    for words in ("c  ", "it is the same file as b", "d.bmp is of a type that is not read", "a_label.png is no slide"):
+        assert words in printed[0]
+    assert main(["tile", str(write_slide(tmp_path / "g.tiff", np.full((512, 512, 3), GLASS, np.uint8))), "--dry-run",
+                 "--out", str(tmp_path / "out_2")]) == 2  # fmt: skip
