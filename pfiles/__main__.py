@@ -33,9 +33,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 from pfiles.cli.parser import parse
-from pfiles.errors import InputError
+from pfiles.errors import InputError, TerminatedError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     0 done, 1 a notebook failed or the disk took no file, 2 an argument or an input is wrong, 3 slides were left
     out, 130 or 143 stopped by Ctrl-C or SIGTERM, 141 nobody reads the output any more.
     """
-    args = None
+    args, handler = None, signal.signal(signal.SIGTERM, _end)
     try:
         args = parse(arguments)
         status = _function_of(args.command)(args)
@@ -62,6 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 2 if is_input else 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End the command as an exception does: its kernel ends too, and what it wrote for itself alone is removed."""
+    raise TerminatedError("Stopped: run the same command again to go on.")
 
 
 def _function_of(command: str) -> Callable[[argparse.Namespace], int]:

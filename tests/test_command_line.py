@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 
@@ -13,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+import pfiles.__main__
 from pfiles.__main__ import main
 from pfiles.paths import ROOT
 from tests.conftest import TINY, assert_refused, make_tiles, png
@@ -122,6 +124,20 @@ def test_a_signal_stops_a_run_which_then_goes_on(number, status, tmp_path):
     stopped = re.match(r"autoencoder stopped after step (\d+) of (\d+): run it again to go on.\n", err)
     assert int(stopped[1]) < int(stopped[2]) / 2  # at once, and not when the training would have ended
     assert (log.parent / "resume.pt").exists()
+
+
+def test_sigterm_leaves_nothing_that_a_command_wrote_for_itself_alone(tmp_path, monkeypatch):
+    def end(args):
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(pfiles.__main__, "_function_of", lambda command: end)
+    with pytest.raises(SystemExit) as error:
+        main(["check"])
+    assert error.value.code == 143
+    assert [*tmp_path.iterdir()] == []
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def test_a_notebook_runs_as_a_script(tmp_path):

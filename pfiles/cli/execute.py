@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -63,20 +63,6 @@ def end_kernel(manager: AsyncKernelManager) -> None:
             asyncio.run(_result(manager.shutdown_kernel()))
     finally:
         shutil.rmtree(Path(manager.connection_file).parent, ignore_errors=True)
-
-
-@contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """While active, SIGTERM ends the program as an exception does, so that its kernel ends too."""
-
-    def end(number: int, frame: Any) -> None:
-        raise TerminatedError(STOPPED_MESSAGE)
-
-    handler = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
 
 
 async def _result(awaitable: Awaitable[Any]) -> Any:

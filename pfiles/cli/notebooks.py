@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pfiles.choices import K_INDEPENDENT_NOTEBOOKS
-from pfiles.cli.execute import STOPPED, end_kernel, ended_by_sigterm, execute, run_cells, run_code, start_kernel
+from pfiles.cli.execute import STOPPED, end_kernel, execute, run_cells, run_code, start_kernel
 from pfiles.cli.summary import print_summary
 from pfiles.errors import InputError
 from pfiles.machine.locks import locked
@@ -125,7 +125,6 @@ def _execute_steps(args: argparse.Namespace, section: str, steps_of: Callable[["
     began = time.monotonic()
     plan = _plan_here(section, vars(args)) if "torch" in sys.modules else None
     with ExitStack() as stack:
-        stack.enter_context(ended_by_sigterm())
         kernel = start_kernel()
         stack.callback(end_kernel, kernel)
         if plan is None:
