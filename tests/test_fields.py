@@ -154,5 +154,12 @@ def test_field_tile_and_map_commands(generator, tmp_path, capsys):
     (tmp_path / "layout.csv").write_text("1,9\n")
     for more in ([], ["--stride", "1"], ["--region", "0", "0", "500", "500"], ["--mpp", "0"], ["--mpp-of-slide", "-1"]):
         assert_refused([*command, "--out", str(tmp_path / "none" / "a.tiff"), *more], capsys, tmp_path / "none")
+    (tmp_path / "layout.csv").write_text("1,1\n1,glass\n")
+    assert_refused(
+        [*command, "--out", str(tmp_path / "none" / "a.tiff"), "--region", "0", "0", "40", "40"], capsys,
+        tmp_path / "none",
+    )  # fmt: skip
+    assert main([*command, "--out", str(tmp_path / "one.tiff"), "--region", "0", "0", "48", "48"]) == 0
+    assert "Not measured: Whether a field repeats itself" in capsys.readouterr().out
     inside_a_file = tmp_path / "layout.csv" / "a.tiff"
     assert_refused([*command, "--out", str(inside_a_file)], capsys, inside_a_file)

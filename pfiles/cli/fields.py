@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pfiles import fields
 from pfiles.cli.options import open_generator, output_folder, real_tiles
-from pfiles.drawing.field import Field, make_field
+from pfiles.drawing.field import Field, blocks_of, make_field
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.layout import Box, Layout, make_layout, read_layout
 from pfiles.errors import InputError
@@ -38,6 +38,10 @@ def field(args: argparse.Namespace) -> int:
     if args.region is not None:
         x, y, width, height = args.region
         region = Box(y, x, y + height, x + width)
+    blocks = blocks_of(field, region)
+    part, side = Box(*blocks[0][:2], *blocks[-1][2:]), generator.settings.image_size_px
+    if not args.no_check and not len(fields.asked_tiles(layout, part, side, out.stem, generator.names)):
+        raise InputError("There is no whole tile of tissue to be read back: draw a larger part, or add --no-check.")
     real = None if args.no_check else real_tiles(args, generator, run)
     real_crops = None if args.no_check else _real_crops(args, generator, reader.mpp)
     note = fields.write_field(generator, field, out, region, reader.mpp)

@@ -138,6 +138,8 @@ def repetition(crops: Tensor, real: Tensor | None = None) -> dict[str, float | i
     """
 
     def distances(tiles: Tensor) -> np.ndarray:
+        if len(tiles) < 2:
+            raise InputError(f"Whether a field repeats itself is seen in two places or more: there is {len(tiles)}.")
         tiles = tiles[evenly_spaced(len(tiles), 2 * SEARCHED)]
         return nearest_tiles(tiles[::2], tiles[1::2]).distance.to_numpy()
 

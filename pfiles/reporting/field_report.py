@@ -188,6 +188,8 @@ def _structure(
     inside = (places[:, 0] + large <= slide.level_dimensions[0][0]) & (
         places[:, 1] + large <= slide.level_dimensions[0][1]
     )
+    if not inside.any():
+        raise InputError(f"Structure is seen in crops of {large} px, of which the field holds none with tissue.")
     ladder = structure.make_ladder(real, seed)
     table = structure.reaches(ladder, crops(slide, places[inside][: structure.TILES], large), seed)
     held = structure.reaches(ladder, real, seed)
