@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import platform
 import shlex
 import sys
@@ -244,7 +245,7 @@ def _words(root: Path, data: str) -> dict[str, str]:
     """
     of_data = [] if data in EMBEDDED else [str((ROOT / expand(data)).resolve()), data]
     words = dict.fromkeys(of_data, "DATA")
-    words |= {str(root): "OUT", sys.prefix: "PYTHON", str(ROOT): "CODE", str(Path.home()): "HOME"}
+    words |= {str(root): "OUT", sys.prefix: "PYTHON", str(ROOT): "CODE", os.path.expanduser("~"): "HOME"}
     return {path: word for path, word in words.items() if "/" in path.rstrip("/")}
 
 

@@ -220,7 +220,7 @@ def test_the_crate_says_what_the_profile_asks_for_and_names_no_path(run_dir):
 
 
 def test_words_for_paths_replace_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(pack.Path, "home", lambda: pack.Path("/"))
+    monkeypatch.setenv("HOME", "/")
     for data, of_data in (("tiles", []), ("runs/tiles", ["runs/tiles"])):
         words = pack._words(tmp_path, data)
         assert [*words] == [str(ROOT / data), *of_data, str(tmp_path), sys.prefix, str(ROOT)]
@@ -404,6 +404,12 @@ def test_what_cannot_be_packed(run_dir, tmp_path, capsys):
         assert main(["pack", *arguments]) == 2
         assert sentence in capsys.readouterr().err
     assert not (tmp_path / "x.zip").exists()
+
+
+def test_a_folder_without_a_run_stays_as_it_is(tmp_path, capsys):
+    assert main(["pack", "--run", str(tmp_path), "--out", str(tmp_path / "x.zip")]) == 2
+    assert "has made nothing yet" in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_the_precision_that_a_machine_chose_is_packed(run_dir):

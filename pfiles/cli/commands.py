@@ -341,7 +341,7 @@ def _pack(args: argparse.Namespace) -> int:
     choices = run_choices(args, folder)
     if len(numbers_of_clusters(choices.get("n_clusters", 14))) > 1:
         raise InputError("This run trained several numbers of clusters together, but a crate holds a run of one.")
-    run = open_run("pack", **choices, out=folder, run_toml=False)
+    run = open_run("pack", **choices, out=folder, run_toml=False, looks=True)
     licence = {} if args.licence is None else {"licence": args.licence}
     record = pack.pack(
         run, out, NOTEBOOKS, choices, with_checkpoints=args.checkpoints, with_tiles=args.tiles,
