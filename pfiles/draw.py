@@ -120,13 +120,19 @@ def require_picks(run: Run, picks: Mapping[int | str, Sequence[int]]) -> dict[in
 
     picks: by that number, which papermill turns into text. InputError for a cluster or a tile that is not drawn.
     """
-    drawn = run.settings.sampling.per_cluster
+    per_cluster = run.settings.sampling.per_cluster
     by_number: dict[Any, Any] = {int(name) if str(name).isdecimal() else name: of for name, of in picks.items()}
     for cluster, places in by_number.items():
         if cluster not in range(1, run.k + 1):
             raise InputError(f"picks must be by the numbers of clusters, from 1 to {run.k}, but one is by {cluster!r}.")
-        if not isinstance(places, list | tuple) or not places or any(place not in range(drawn) for place in places):
-            raise InputError(f"picks of cluster {cluster} must be a list of places from 0 to {drawn - 1}: {places!r}.")
+        if (
+            not isinstance(places, list | tuple)
+            or not places
+            or any(place not in range(per_cluster) for place in places)
+        ):
+            raise InputError(
+                f"picks of cluster {cluster} must be a list of places from 0 to {per_cluster - 1}: {places!r}."
+            )
     return by_number
 
 
