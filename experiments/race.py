@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -202,27 +203,31 @@ def _stages(settings: dict[str, Any]) -> list[str]:
 
 def as_table(rows: list[dict[str, Any]]) -> str:
     """The rows that are done as Markdown, by budget; all that was measured stands in their JSON."""
-    lines = [f"| recipe | budget, s | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+    lines = [f"| recipe | budget, s | seed | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 3) + "|"]
     for row in sorted(rows, key=lambda row: (row["budget_s"], [*ROWS].index(row["row"]), row["seed"])):
         cells = ablation.as_cells(row["values"], COLUMNS)
-        lines.append(f"| {row['row']} | {row['budget_s']:g} | {' | '.join(cells)} |")
+        lines.append(f"| {row['row']} | {row['budget_s']:g} | {row['seed']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def plot(rows: list[dict[str, Any]]) -> Figure:
-    """Reach of structure and distance in features of photographs over the CPU seconds that each recipe took."""
+    """Reach of structure and distance in features of photographs over the CPU seconds that each recipe took: a point
+    for each seed, a line through the means of the budgets."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     panels = {"reach": "Reach of structure, pixels", "imagenet: Frechet": "Frechet distance, photographs"}
     for axes, (beginning, title) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         for name in [name for name in ROWS if any(row["row"] == name for row in rows)]:
-            points = sorted(
-                (row["values"]["cpu_seconds"], value)
+            points = [
+                (row["budget_s"], row["values"]["cpu_seconds"], value)
                 for row in rows
                 for key, value in row["values"].items()
                 if row["row"] == name and value is not None and (key == beginning or key.startswith(f"{beginning} "))
-            )
+            ]
             if points:
-                axes.plot(*zip(*points, strict=True), "o-", label=name)
+                budgets, *coordinates = map(np.array, zip(*points, strict=True))
+                seeds = axes.scatter(*coordinates, alpha=0.5)
+                means = [[x[budgets == budget].mean() for budget in np.unique(budgets)] for x in coordinates]
+                axes.plot(*means, color=seeds.get_facecolor()[0, :3], label=name)
         axes.set(xscale="log", xlabel="CPU seconds of one thread, autoencoder included", title=title)
         axes.grid(alpha=0.3)
         if axes.lines:

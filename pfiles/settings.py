@@ -284,7 +284,7 @@ PRESETS: dict[str, Settings] = {
         finetuning1=StageSettings(40, "adamw", 2e-3, trains_clusters=False, decay="cosine", warmup_steps=20),
         finetuning2=StageSettings(5, "adamw", 5e-4, trains_clusters=False, decay="cosine", warmup_steps=20),
         sampling=SamplingSettings(
-            steps=20, sampler="dpm-solver++", guidance=1.5, guide="training", num_generated=200, per_cluster=20
+            steps=12, sampler="dpm-solver++", guidance=1.5, guide="training", num_generated=200, per_cluster=20
         ),
         lpips_required=False,
     ),

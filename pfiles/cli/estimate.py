@@ -21,7 +21,7 @@ from pfiles.measuring.planted import KINDS
 from pfiles.measuring.two_sample import BLURS_PX
 from pfiles.paths import Paths
 from pfiles.reporting import atlas, evaluation
-from pfiles.reporting.sections import copies, paired, structure, usefulness
+from pfiles.reporting.sections import copies, paired, structure
 from pfiles.reporting.sections.record import Work
 from pfiles.run import Run
 from pfiles.tiles.pixels import evenly_spaced
@@ -80,8 +80,7 @@ def estimate(run: Run) -> Iterator[tuple[str, float, str]]:
     small_networks = f"from {STEPS} steps of the small networks that measure"
     blurs = 1 if run.preset == "demo" else len(BLURS_PX)
     work = Work(real, n, blurs, sorting, prepared, searched, structure.seconds_per_tile(run.train_images[:AT_ONCE]))
-    seconds_9 = tile_seconds * generated + usefulness.seconds(work._replace(generated=generated))
-    yield "part 9", seconds_9, f"{from_drawing} and {small_networks}"
+    yield "part 9", tile_seconds * generated, from_drawing
     seconds_13 = sum(record.seconds(work) for record in evaluation.SECTIONS)
     yield "part 13", seconds_13, f"{small_networks}, and from a search for copies"
     for part, score in scoring.items():

@@ -262,6 +262,18 @@ def test_race(tmp_path, capsys, short_measures, monkeypatch):
     assert (tmp_path / "out" / "race.jpg").stat().st_size > 10_000
 
 
+def test_a_race_is_drawn_with_a_point_for_each_seed_and_a_line_through_their_means():
+    reaches = {(300, 765): 8.0, (300, 766): 12.0, (600, 765): 20.0}
+    rows = [
+        {"row": "before", "budget_s": budget, "seed": seed, "values": {"reach": reach, "cpu_seconds": budget + seed % 2}}
+        for (budget, seed), reach in reaches.items()
+    ]
+    axes = race.plot(rows).axes[0]
+    (seeds,), (means,) = axes.collections, axes.lines
+    assert np.array(seeds.get_offsets()).tolist() == [[301, 8], [300, 12], [601, 20]]
+    assert means.get_xydata().tolist() == [[300.5, 10], [601, 20]]
+
+
 @pytest.fixture
 def clock_of_epochs(monkeypatch):
     """A race over 100 tiles whose clock goes by epochs of 96 tiles: 9.6 s each; its trainings begin in 30 s."""

@@ -79,7 +79,7 @@ def _of_use(scores: Mapping[str, Any]) -> str | None:
     return "as {of_use_as_real:.0%} of real tiles".format_map(scores) if "of_use_as_real" in scores else None
 
 
-def seconds(work: Work) -> float:
+def _seconds(work: Work) -> float:
     """Seconds of the networks that learn the clusters, from generated tiles and from as many real ones."""
     batches = -(-min(usefulness.TILES, work.generated) // tile_network.BATCH_SIZE)
     return 2 * usefulness.TRIALS * usefulness.EPOCHS * batches * work.network_step
@@ -91,7 +91,7 @@ RECORD = SectionRecord(
     applies=lambda data: data.real_ids is not None,
     make=lambda data, options: [make_section(data, options.seed, options.device)]
     + [make_labels_section(data, options.seed, options.device)] * (data.real_labels is not None),
-    seconds=seconds,
+    seconds=_seconds,
     lines=(
         SummaryLine(
             4, "Of use to a classifier", _of_use, "not known without clusters or with so few tiles",
