@@ -264,10 +264,10 @@ def test_race(tmp_path, capsys, short_measures, monkeypatch):
 
 def test_a_race_is_drawn_with_a_point_for_each_seed_and_a_line_through_their_means():
     reaches = {(300, 765): 8.0, (300, 766): 12.0, (600, 765): 20.0}
-    rows = [
-        {"row": "before", "budget_s": budget, "seed": seed, "values": {"reach": reach, "cpu_seconds": budget + seed % 2}}
-        for (budget, seed), reach in reaches.items()
-    ]
+    rows: list[dict] = []
+    for (budget, seed), reach in reaches.items():
+        values = {"reach": reach, "cpu_seconds": budget + seed % 2}
+        rows.append({"row": "before", "budget_s": budget, "seed": seed, "values": values})
     axes = race.plot(rows).axes[0]
     (seeds,), (means,) = axes.collections, axes.lines
     assert np.array(seeds.get_offsets()).tolist() == [[301, 8], [300, 12], [601, 20]]
