@@ -5,8 +5,9 @@
 A row is a recipe; a budget is the CPU seconds of one thread for its whole pipeline: autoencoder, polish of the decoder,
 UNet. The epochs that fit are computed from the time of a step, which is measured first; what a training then took is
 recorded beside them. A row whose guide is the UNet after its first training trains that one for a tenth of the UNet's
-time. Each row at each budget leaves DIR/ROW BUDGET.json and a sheet of tiles DIR/ROW BUDGET.jpg; what is there is not
-done again. DIR/race.md and DIR/race.jpg show all that are done.
+time. Photographs are judged by another network (Lite1) than the one that some rows train with (Lite0). Each row at each
+budget leaves DIR/ROW BUDGET.json and a sheet of tiles DIR/ROW BUDGET.jpg; what is there is not done again. DIR/race.md
+and DIR/race.jpg show all that are done.
 """
 
 import argparse
@@ -100,11 +101,11 @@ COLUMNS = {  # of the table: title, the score's name, form
     "reach, px": ("reach", "{:.1f}"),
     "of reconstructions": ("reach, reconstructed", "{:.1f}"),
     "structure": ("structure", "{:.0%}"),
-    "Frechet, photographs": ("imagenet: Frechet", "{:.0f}"),
-    "of reconstructions ": ("imagenet: floor, reconstructions", "{:.0f}"),
+    "Frechet, photographs": ("imagenet-deeper: Frechet", "{:.0f}"),
+    "of reconstructions ": ("imagenet-deeper: floor, reconstructions", "{:.0f}"),
     "Frechet, autoencoder": ("autoencoder: Frechet", "{:.3f}"),
-    "told from reconstructed, photographs": ("imagenet: told apart from reconstructed", "{:.0%}"),
-    "told from real, photographs": ("imagenet: told apart", "{:.0%}"),
+    "told from reconstructed, photographs": ("imagenet-deeper: told apart from reconstructed", "{:.0%}"),
+    "told from real, photographs": ("imagenet-deeper: told apart", "{:.0%}"),
     "as asked": ("as asked, second judge", "{:.0%}"),
     "closer": ("closer", "{:.1%}"),
     "2 x 2 kept": ("kept_2x2", "{:.2f}"),
@@ -214,7 +215,7 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     """Reach of structure and distance in features of photographs over the CPU seconds that each recipe took: a point
     for each seed, a line through the means of the budgets."""
     figure = Figure(figsize=(11, 4), layout="constrained")
-    panels = {"reach": "Reach of structure, pixels", "imagenet: Frechet": "Frechet distance, photographs"}
+    panels = {"reach": "Reach of structure, pixels", "imagenet-deeper: Frechet": "Frechet distance, photographs"}
     for axes, (beginning, title) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         for name in [name for name in ROWS if any(row["row"] == name for row in rows)]:
             points = [
@@ -248,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[SEED])
     parser.add_argument("--clusters", type=int, default=10)
     parser.add_argument("--number", type=int, default=500, help="test tiles to compare with")
-    parser.add_argument("--features", nargs="+", default=["autoencoder", "imagenet"])
+    parser.add_argument("--features", nargs="+", default=["autoencoder", "imagenet-deeper"])
     parser.add_argument("--set", type=json.loads, default={}, dest="settings", help="settings of all rows, as JSON")
     return parser
 
