@@ -66,6 +66,11 @@ def test_out_of_order_says_what_is_missing(name, parameters, tmp_path):
         ("part_9_conditional_generation_using_cluster_IDs", {"picks": {"a": [0]}}),
         ("part_9_conditional_generation_using_cluster_IDs", {"picks": {1: [0, 3]}}),
         ("part_9_conditional_generation_using_cluster_IDs", {"picks": {1: "0"}}),
+        ("part_13_distribution_metrics", {"blurs_px": "0,1"}),
+        ("part_13_distribution_metrics", {"blurs_px": 0.5}),
+        ("part_13_distribution_metrics", {"blurs_px": 0}),
+        ("part_13_distribution_metrics", {"blurs_px": ["0"]}),
+        ("part_13_distribution_metrics", {"blurs_px": [-1.0]}),
     ],
 )
 def test_what_is_not_drawn_is_refused_before_networks_are_looked_for(part, wrong, parameters):

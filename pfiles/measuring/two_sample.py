@@ -6,9 +6,10 @@ which would look like a perfect generator. So the same network, trained in the s
 from the same tiles blurred by 1 px; where it cannot, the result says so and has no accuracy.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -165,6 +166,14 @@ def blur(tiles: Tensor, sigma: float, device: torch.device | str = "cpu") -> Ten
         rows = F.conv2d(padded, weights[None, None, None, :])
         blurred.append(F.conv2d(rows, weights[None, None, :, None]).round().to(torch.uint8).view(batch.shape))
     return torch.cat(blurred)
+
+
+def require_blurs(blurs_px: Any) -> Sequence[float]:
+    """The blurs as they are; InputError, before any work, for what is no list of them."""
+    is_list = isinstance(blurs_px, list | tuple) and len(blurs_px) > 0
+    if not is_list or not all(type(px) in (int, float) and 0 <= px < math.inf for px in blurs_px):
+        raise InputError(f"blurs_px must be a list of pixels from 0 on, such as [0, 1.5], but is {blurs_px!r}.")
+    return blurs_px
 
 
 def compare(
