@@ -21,6 +21,7 @@ from pfiles.errors import InputError
 from pfiles.paths import read_json
 from pfiles.spreadsheet import read_table
 from tests.conftest import K, assert_refused
+from tests.tiles.conftest import island, write_slide
 
 CELLS, SIZE = np.array([[0, 1, 1], [2, GLASS, 0]]), (230, 150)
 
@@ -125,6 +126,20 @@ def test_stopped_at_any_file_it_goes_on_and_leaves_nothing_behind(generator, fie
     whole, resumed = ({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} for folder in "ab")
     assert resumed == whole
     assert len(whole) == 4
+
+
+def test_a_real_slide_is_read_as_the_refusal_advises(generator, tmp_path, capsys):
+    """By what counts as tissue, and by the scale that its file does not tell."""
+    replace(generator, mpp=1.0).save(tmp_path / "g")
+    slide = write_slide(tmp_path / "slide.tiff", island(300, 300, 100, 100, 60, 60), mpp=None, levels=(1,))
+    command = ["field", "--from", str(tmp_path / "g"), "--layout", "1", "--size", "96", "96"]
+    command += ["--out", str(tmp_path / "field.tiff"), "--real-slide", str(slide)]
+    for advice, value in (("--mpp-of-slide", "1"), ("--tissue-threshold", "8"), ("--pens", "off")):
+        assert main(command) == 2
+        assert advice in capsys.readouterr().err
+        command += [advice, value]
+    assert main([*command, "--min-tissue", "0.1"]) == 0
+    assert (tmp_path / "field.check.json").exists()
 
 
 def test_a_disk_without_room_is_told_before_any_work(generator, field, tmp_path, monkeypatch):

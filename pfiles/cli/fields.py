@@ -70,6 +70,12 @@ def _field(generator: Generator, layout: Layout, args: argparse.Namespace) -> Fi
     return make_field(*networks, layout, args.seed, args.stride, args.blend, generator.speed, generator.guide)
 
 
+def _tiling(args: argparse.Namespace, mpp: float, size: int, stride: int | None = None) -> Tiling:
+    """How the slide of a command is read."""
+    read = ("mpp_of_slide", "min_tissue", "pens", "tissue_threshold")
+    return Tiling(mpp, size, stride, **{name: getattr(args, name) for name in read})
+
+
 def _real_crops(args: argparse.Namespace, generator: Generator, mpp: float | None) -> Tensor | None:
     """Crops of the slide that `--real-slide` names, larger than a tile, one from each tile on, at the tiles' scale."""
     if args.real_slide is None:
@@ -78,7 +84,7 @@ def _real_crops(args: argparse.Namespace, generator: Generator, mpp: float | Non
         raise InputError("The slide is read at the scale of the tiles, which the generator does not tell: give --mpp.")
     with tempfile.TemporaryDirectory() as private:
         side = generator.settings.image_size_px
-        tiling = Tiling(mpp, field_report.LARGER * side, stride=side)
+        tiling = _tiling(args, mpp, field_report.LARGER * side, side)
         tile_slides([expand(args.real_slide).absolute()], Path(private) / "tiles", tiling, show_split=False)
         return read_source(Path(private) / "tiles").images[:].clone()
 
@@ -111,8 +117,7 @@ def twin(args: argparse.Namespace) -> int:
     real = real_tiles(args, generator, run)
     if real is None:
         raise InputError("A twin is compared with the tiles that its generator learnt from: name them with --real.")
-    read = ("mpp_of_slide", "min_tissue", "pens", "tissue_threshold")
-    tiling = Tiling(mpp, side, **{name: getattr(args, name) for name in read})
+    tiling = _tiling(args, mpp, side)
     section = write_twin(generator, lambda layout: _field(generator, layout, args), slide, out, real, tiling)
     print(page.as_text([section]))
     return 0

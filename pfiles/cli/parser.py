@@ -168,7 +168,8 @@ def _add_field(commands: "Commands") -> None:
     field.add_argument("--no-check", action="store_true", help="do not read the field back, nor look for joints")
     field.add_argument("--region", type=int, nargs=4, metavar=("X", "Y", "W", "H"), help="draw only this part, in px")
     field.add_argument("--mpp", type=float, help="microns per pixel of the tiles, if the generator does not say")
-    field.add_argument("--mpp-of-slide", type=float, help="microns per pixel of the GeoJSON's slide")
+    field.add_argument("--mpp-of-slide", type=float, help="microns per pixel of the GeoJSON's or the real slide")
+    shared.add_tissue(field)
     shared.add_started_with(field)
 
 

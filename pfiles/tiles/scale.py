@@ -37,7 +37,7 @@ def scale_of(properties: Mapping[str, str], path: Path, of_user: float | None = 
     in_words = " x ".join(f"{side:.6g}" for side in dict.fromkeys(sides or ()))  # one number for a square
     if of_user is not None:
         return Scale(of_user, f"given; the file says {in_words}" if sides else "given")
-    to_give = "give the true one as --mpp-of-slide, or in a column mpp of --slides-csv"
+    to_give = "give the true one as --mpp-of-slide, or, for tile and map, in a column mpp of --slides-csv"
     if sides is None:
         raise InputError(f"{path} does not tell its microns per pixel: {to_give}.")
     x, y = sides
