@@ -22,6 +22,7 @@ from pfiles.tiles.files import (
     fourth_sample,
     has_colours,
     most_of_samples,
+    require_codec,
     with_alpha,
 )
 from pfiles.tiles.pixels import to_8_bits
@@ -85,6 +86,7 @@ class ArraySlide:
         try:
             part = self._planes[level].read(slice(y, bottom), slice(x, right))
         except Exception as error:  # a damaged tile raises errors of many kinds in the packages that decode it
+            require_codec(error)
             raise openslide.OpenSlideError(f"level {level} is damaged at {x}, {y}: {error}") from error
         image = Image.fromarray(part)
         if image.size == size:
@@ -137,7 +139,12 @@ def _plane_of_page(page: tifffile.TiffPage, most: int | None, path: Path) -> Pla
             "can be read in one piece: write it as OME-TIFF."
         )
     axes = page.axes if page.photometric == tifffile.PHOTOMETRIC.RGB else page.axes.replace("S", "C")
-    return plane_of(page.asarray(), axes, {}, most, path, fourth_sample(page))
+    try:
+        array = page.asarray()
+    except Exception as error:  # as for `ArraySlide.read_region`
+        require_codec(error)
+        raise openslide.OpenSlideError(f"it is damaged: {error}") from error
+    return plane_of(array, axes, {}, most, path, fourth_sample(page))
 
 
 def _many_bits(path: Path) -> str:

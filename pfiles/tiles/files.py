@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import tifffile
 
 BITS_PER_SAMPLE = 258  # tag of a TIFF
+EXTRA_SAMPLES = 338  # likewise
 NOTHING, MULTIPLIED, ALPHA = 0, 1, 2  # what it says of a fourth sample
 TURNED_BACK = {  # by a TIFF's Orientation, what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -154,9 +155,14 @@ def orientation(image: Image.Image) -> int:
 
 
 def as_stored(image: Image.Image) -> Image.Image:
-    """The image, decoded, its rows those of the file whatever its `orientation`."""
+    """The image, decoded, its rows those of the file whatever its `orientation`.
+
+    A fourth sample that a TIFF does not call alpha is left out.
+    """
     turn = TURNED_BACK.get(orientation(image))
     image.load()
+    if image.mode == "RGBA" and EXTRA_SAMPLES not in getattr(image, "tag_v2", {EXTRA_SAMPLES}):
+        image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)
 
 
@@ -172,7 +178,7 @@ def has_colours(image: Image.Image) -> bool:
 
 def fourth_sample(page: "tifffile.TiffPage") -> int:
     """What a TIFF's page says of its fourth sample: NOTHING, that colours are MULTIPLIED by it, or that it is ALPHA."""
-    return int(next(iter(page.extrasamples), ALPHA))
+    return int(next(iter(page.extrasamples), NOTHING))
 
 
 def with_alpha(pixels: np.ndarray, fourth: int) -> np.ndarray:
@@ -181,6 +187,13 @@ def with_alpha(pixels: np.ndarray, fourth: int) -> np.ndarray:
         size = pixels.shape[1], pixels.shape[0]
         return np.asarray(Image.frombytes("RGBa", size, pixels.tobytes()).convert("RGBA"))
     return pixels[..., :3] if fourth == NOTHING else pixels
+
+
+def require_codec(error: Exception) -> None:
+    """MissingPackageError where tifffile failed because the package that knows a compression is not installed."""
+    if "imagecodecs" in str(error):
+        with extra("ome"):
+            import imagecodecs  # noqa: F401
 
 
 def most_of_samples(page: "tifffile.TiffPage") -> int | None:
@@ -243,7 +256,7 @@ def on_white(image: Image.Image) -> Image.Image:
 def _decode_many_bits(name: str, content: bytes, icc: bool) -> Decoded:
     """`decode` of a TIFF of more than 8 bits per channel."""
     pixels = most = profile = None
-    pages, fourth = 1, ALPHA
+    pages, fourth = 1, NOTHING
     if content.startswith((b"II", b"MM")):
         with extra("slides"):
             import tifffile
@@ -260,6 +273,7 @@ def _decode_many_bits(name: str, content: bytes, icc: bool) -> Decoded:
                 pages, profile = len(file.pages), page.tags.valueof("InterColorProfile")
                 pixels = samples if page.axes.endswith("S") else np.moveaxis(samples, 0, -1)
         except Exception as error:  # a broken image raises errors of many kinds in tifffile
+            require_codec(error)
             raise InputError(f"{name} cannot be read as an image ({error}): replace or remove it.") from error
     if pixels is None or most is None:
         raise InputError(

@@ -14,6 +14,7 @@ from PIL import Image, ImageCms
 
 from pfiles.errors import InputError, extra
 from pfiles.tiles.colours import in_srgb, srgb_transform
+from pfiles.tiles.files import NOTHING, fourth_sample
 
 BLOCK = 2048  # px of a level that are read at once: as large as a block of all its tiles may be
 COLOURS = (2, 3, 6)  # a TIFF's numbers for RGB, a palette and YCbCr
@@ -124,7 +125,8 @@ def _open(path: Path, page: int) -> SlideReader:
                     raise tifffile.TiffFileError("it holds no image")
                 first = file.pages.first
                 is_other = first.bitspersample > 8 or first.photometric not in COLOURS
-                is_other |= arrays.has_several_pyramids(file) or 0 in first.extrasamples
+                is_other |= arrays.has_several_pyramids(file)
+                is_other |= first.samplesperpixel > 3 and fourth_sample(first) == NOTHING  # OpenSlide's is alpha
                 is_other |= first.tags.valueof("Orientation", 1) > 1  # by which OpenSlide turns each tile in its place
         if vendor is None or page > 1 or is_other:
             return arrays.open_image(path, page)

@@ -327,6 +327,8 @@ def _plan_all(
             with open_slide(slide.path, slide.page, tiling.icc) as reader:
                 plan, picture = plan_tiles(reader, slide.path, tiling, _offset(slide, tiling))
                 notes[slide.name] = _note(reader, plan)
+        except MissingPackageError:
+            raise
         except InputError as error:
             notes[slide.name] = {"left_out": str(error)}
             print(f"{slide.name}: would be left out", flush=True)

@@ -1,6 +1,9 @@
 """Slides of every kind behind one interface: colour profiles, 16 bits, transparency, damage and pages."""
 
 import io
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -10,6 +13,7 @@ from PIL import Image, ImageCms
 
 from pfiles.__main__ import main
 from pfiles.errors import InputError
+from pfiles.paths import ROOT
 from pfiles.tiles.files import decode
 from pfiles.tiles.readers import open_slide, pages_of, profile_name, read_rgb, thumbnail
 from pfiles.tiles.sources import read_source
@@ -90,8 +94,9 @@ def test_transparent_pixels_of_a_slide_are_white_before_they_are_averaged(tmp_pa
 
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("tiled", [True, False])
-def test_a_fourth_channel_that_is_no_alpha_changes_no_colour(tmp_path, bits, tiled):
-    """Infrared, or a mask: where a TIFF does not call it alpha, it says nothing of glass."""
+@pytest.mark.parametrize("tagged", [True, False])
+def test_a_fourth_channel_that_is_no_alpha_changes_no_colour(tmp_path, bits, tiled, tagged):
+    """Infrared, or a mask: where a TIFF does not call it alpha, or tells of it at all, it says nothing of glass."""
     image = tissue(200, 300)
     samples = np.dstack([image, np.full((200, 300), 7, np.uint8)])
     options = {"photometric": "rgb", "extrasamples": ["unspecified"], "metadata": None}
@@ -102,10 +107,59 @@ def test_a_fourth_channel_that_is_no_alpha_changes_no_colour(tmp_path, bits, til
     tifffile.imwrite(tmp_path / "a.tif", samples, **options)
     tifffile.imwrite(tmp_path / "a.ome.tif", samples, **options | {"metadata": {"axes": "YXS"}})
     for name in ("a.tif", "a.ome.tif"):
+        if not tagged:
+            _rename_tag(tmp_path / name, 338, 65000)
         with open_slide(tmp_path / name) as slide:
             np.testing.assert_array_equal(read_rgb(slide, 0, 0, 0, 300, 200), image)
     content = (tmp_path / "a.tif").read_bytes()
     np.testing.assert_array_equal(decode("a.tif", content).image.permute(1, 2, 0), image)
+
+
+def _rename_tag(path, code, other):
+    """A tag of the first page under another number, which hides it."""
+    with tifffile.TiffFile(path) as file:
+        offset, order = file.pages.first.tags[code].offset, file.byteorder
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 2] = other.to_bytes(2, "little" if order == "<" else "big")
+    path.write_bytes(content)
+
+
+def _spoil_first_strip(path):
+    with tifffile.TiffFile(path) as file:
+        offset, count = file.pages.first.dataoffsets[0], file.pages.first.databytecounts[0]
+    content = bytearray(path.read_bytes())
+    content[offset : offset + count] = b"\xff" * count
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["a.ome.tif", "a.tif"])
+def test_a_compression_whose_package_is_missing_is_no_damage(tmp_path, name, capsys):
+    """The slide is not left out for it, by a verdict that would stay; a tile in a folder names the package too."""
+    image = island(512, 512, 64, 64, 256, 320).astype(np.uint16) * 257
+    tag = [(281, "H", 3, (65535,) * 3, True)]
+    options = {"photometric": "rgb", "compression": "lzw", "extratags": tag}
+    (tmp_path / "slides").mkdir()
+    tifffile.imwrite(tmp_path / "slides" / name, image, **options, metadata={"axes": "YXS"} if "ome" in name else None)
+    (tmp_path / "tiles").mkdir()
+    tifffile.imwrite(tmp_path / "tiles" / "0.tif", image[:64, :64], **options, metadata=None)
+    tile = ["tile", "slides", "--mpp", "0.5", "--mpp-of-slide", "0.5", "--size", "64", "--out", "out"]
+    check = ["check", "--fast", "--preset", "demo", "--data", "tiles", "--clusters", "4", "--out", "out"]
+    without = (
+        "import sys; sys.modules['imagecodecs'] = None; from pfiles.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    for command, status in ((tile, 2), (check, 1)):
+        ran = subprocess.run(
+            [sys.executable, "-c", without, *command], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ran.returncode == status, ran.stdout + ran.stderr
+        assert "The package imagecodecs is not installed here" in ran.stdout + ran.stderr
+        assert "damaged" not in ran.stdout + ran.stderr
+    command = [str(tmp_path / word) if word in ("slides", "out") else word for word in tile]
+    assert main(command) == 0
+    _spoil_first_strip(tmp_path / "slides" / name)
+    assert main(command) == 2
+    assert "damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["ome 8", "ome 16", "tiff 16"])

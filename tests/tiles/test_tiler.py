@@ -725,8 +725,9 @@ def test_a_slide_for_which_a_package_is_missing_counts_once_that_is_installed(tm
         return plan(slide, path, *others)
 
     monkeypatch.setattr(tiler, "plan_tiles", without_package)
-    assert main(command) == 2
-    assert "The package zarr is not installed here" in capsys.readouterr().err
+    for options in (["--dry-run"], []):
+        assert main([*command, *options]) == 2
+        assert "The package zarr is not installed here" in capsys.readouterr().err
     monkeypatch.setattr(tiler, "plan_tiles", plan)
     assert main(command) == 0
     assert {row["slide"] for row in rows_of(tmp_path / "out")} == {"a", "b"}
