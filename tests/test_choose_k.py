@@ -207,7 +207,7 @@ def test_parts_1_to_3_start_from_clusters_that_choose_k_learnt(opened, capsys):
     written = trained.paths.latent_csv.read_bytes()
     # does not replace that of clusters which a UNet was trained with
     choose_k.write_csvs(together, clusterings, assignments)
-    assert "is left as it is" in capsys.readouterr().out
+    assert "stays as it is" in capsys.readouterr().out
     assert trained.paths.latent_csv.read_bytes() == written
 
 

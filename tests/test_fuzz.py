@@ -148,7 +148,7 @@ SETTINGS += [
     'diffusion.unet={"t_emb_dim": 0}',
     'diffusion.unet={"cls": 5}', 'diffusion.unet={"im_channels": 16}', 'diffusion.unet={"t_emb_dim": 63}',
     'diffusion.unet={"down_channels": [64]}', 'diffusion.unet={"down_channels": [64, 60, 64]}',
-    'diffusion.unet={"num_heads": 5}', 'diffusion.unet={"conv_out_channels": 9}', "diffusion.num_timesteps=19",
+    'diffusion.unet={"num_heads": 5}', 'diffusion.unet={"conv_out_channels": 9}', "diffusion.num_timesteps=11",
     'autoencoder.vqvae={"codebook_size": 10000000000000000000000}',
 ]  # fmt: skip
 

@@ -14,7 +14,6 @@ from PIL import Image, ImageCms
 
 from pfiles.errors import InputError, extra
 from pfiles.tiles.colours import in_srgb, srgb_transform
-from pfiles.tiles.files import NOTHING, fourth_sample
 
 BLOCK = 2048  # px of a level that are read at once: as large as a block of all its tiles may be
 COLOURS = (2, 3, 6)  # a TIFF's numbers for RGB, a palette and YCbCr
@@ -112,6 +111,7 @@ def _open(path: Path, page: int) -> SlideReader:
     import tifffile
 
     from pfiles.tiles import arrays, jpeg_slide, ome
+    from pfiles.tiles.files import NOTHING, fourth_sample
 
     if is_zarr(path):
         return ome.open_zarr(path, page)

@@ -42,8 +42,7 @@ def test_times_are_steps_times_seconds(clusters_first, tmp_path, monkeypatch):
         "train_autoencoder": 1.5 * (2 * 0.3 + 5 * 0.6),
         "part 1": 8 * 24 * 0.25 + 1.5 * (10 * 6 + clusters_first * 7 * 3),
         "part 2": 1.5 * 9, "part 3": 1.5 * 12, "parts 4, 7 and 8, each": 5 * 4, "part 6": 12 * 4,
-        # six trainings of 20 epochs, of 48 generated tiles in batches of 32, or of 12
-        "part 9": 16 * 3 * 4 + 0.01 * 6 * 20 * 2,
+        "part 9": 16 * 3 * 4,
         # 12 generated, 24 training and 4 held-out tiles; 16 generated ones of each cluster in the atlas; every second
         # generated tile is searched for among the other six
         "part 13": 0.01 * (6 * 20 * 1 + 9 * 3 * 200) + 6 + 2 * 12 * 0.5 + (6 * 0.25 + 6 * 0.5)

@@ -83,7 +83,7 @@ def test_a_field_is_read_back_and_held_against_real_tiles(slide):
     text = " ".join(section.notes)
     assert "90% (82% to 95%) of 90 places are read back" in text
     assert "Of 90 separate tiles of the same clusters 49% (39% to 59%) are; the field reaches 184% of that." in text
-    assert "the target of 80% is reached" in text
+    assert "The target of 80% of that is reached." in text
     assert ("Do not hand this field on" in text) == bool(scores["copies"]["copies"])
 
 

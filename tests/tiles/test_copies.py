@@ -9,9 +9,9 @@ from PIL import Image
 
 from pfiles.__main__ import main
 from pfiles.errors import InputError
-from pfiles.tiles import copies, tiler
+from pfiles.tiles import copies
 from pfiles.tiles.dataset import load_tiles
-from pfiles.tiles.gather import SlideFile
+from pfiles.tiles.gather import SlideFile, copies_of_files
 from pfiles.tiles.pixels import as_array, as_tensor
 from pfiles.tiles.slides import Tiling
 from pfiles.tiles.tiler import tile_slides
@@ -122,7 +122,7 @@ def test_slides_of_many_files_are_compared_by_all_of_them(tmp_path, capsys):
         (tmp_path / f"{name}.zarr" / "0" / "0.0").write_bytes(content)
     for suffix in (".mrxs", ".zarr"):
         slides = [SlideFile(tmp_path / f"{name}{suffix}", name) for name in "abc"]
-        assert tiler._copies_of_files(slides, dict.fromkeys("abc", "")) == {"c": "it is the same file as b"}
+        assert copies_of_files(slides, dict.fromkeys("abc", "")) == {"c": "it is the same file as b"}
 
 
 def test_pages_of_one_file_on_both_sides_are_told(tmp_path, capsys):
