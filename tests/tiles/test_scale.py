@@ -38,7 +38,7 @@ def test_what_counts_and_where_it_comes_from(tmp_path, properties, of_user, mpp,
 @pytest.mark.parametrize(
     ("properties", "message"),
     [
-        ({}, "does not tell its microns per pixel: give the true one as --mpp-of-slide, or in a column mpp"),
+        ({}, "does not tell its microns per pixel: give the true one as --mpp-of-slide, or, for tile and map,"),
         ({"openslide.mpp-x": "0.5"}, "does not tell its microns per pixel"),
         (of_file("nan"), "does not tell its microns per pixel"),
         (of_file("inf"), "does not tell its microns per pixel"),
