@@ -6,6 +6,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -119,6 +120,13 @@ def make_tiles(n: int, side: int = 48, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
     return coarse.repeat(side // 4, axis=1).repeat(side // 4, axis=2)
+
+
+@pytest.fixture(autouse=True)
+def figures_closed():
+    """No test sees the figures of those before it; matplotlib warns once more than 20 are open."""
+    yield
+    plt.close("all")
 
 
 @pytest.fixture(autouse=True)
