@@ -129,8 +129,8 @@ def _refuse_another_kind(name: str, default: Any, value: Any) -> None:
     if kind is not None and not _is_a(value, kind):
         raise InputError(f"{name} must be {KINDS[kind]}, such as {default!r}, but is {value!r}.")
     inner = _kind_of(default[0]) if kind is list and default else None
-    if inner is not None and (others := [item for item in value if not _is_a(item, inner)]):
-        raise InputError(f"Each of {name} must be {KINDS[inner]}, such as {default[0]!r}, but one is {others[0]!r}.")
+    if inner is not None and (misfits := [item for item in value if not _is_a(item, inner)]):
+        raise InputError(f"Each of {name} must be {KINDS[inner]}, such as {default[0]!r}, but one is {misfits[0]!r}.")
 
 
 def _kind_of(value: Any) -> type | None:

@@ -20,6 +20,7 @@ from pfiles.cli.options import (
     resolve_data,
     run_choices,
     run_folder,
+    tiling_of,
 )
 from pfiles.cli.parser import parse
 from pfiles.cli.watch import watch
@@ -175,8 +176,7 @@ def _map(args: argparse.Namespace) -> int:
     if mpp is None:
         raise InputError(f"{args.folder} does not tell the scale of its tiles: give it as --mpp.")
     side = trained.settings.image_size_px
-    read = ("mpp_of_slide", "page", "icc", "min_tissue", "pens", "tissue_threshold")
-    tiling = Tiling(mpp, side, **{name: getattr(args, name) for name in read})
+    tiling = tiling_of(args, mpp, side)
     table = None if args.slides_csv is None else expand(args.slides_csv).absolute()
     paths = [expand(path).absolute() for path in args.slide]
     networks = {"autoencoder": trained.space.vqvae, "clusters": trained.bank}

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from pfiles import fields
-from pfiles.cli.options import open_generator, output_folder, real_tiles
+from pfiles.cli.options import open_generator, output_folder, real_tiles, tiling_of
 from pfiles.drawing.field import Field, blocks_of, make_field
 from pfiles.drawing.generator import Generator
 from pfiles.drawing.layout import Box, Layout, make_layout, read_layout
@@ -21,7 +21,6 @@ from pfiles.measuring.field_check import Joints
 from pfiles.paths import expand, write_json
 from pfiles.reporting import field_report, page
 from pfiles.tiles.dataset import Tiles
-from pfiles.tiles.slides import Tiling
 from pfiles.tiles.sources import read_source
 from pfiles.tiles.tiler import tile_slides
 from pfiles.twin import write_twin
@@ -70,12 +69,6 @@ def _field(generator: Generator, layout: Layout, args: argparse.Namespace) -> Fi
     return make_field(*networks, layout, args.seed, args.stride, args.blend, generator.speed, generator.guide)
 
 
-def _tiling(args: argparse.Namespace, mpp: float, size: int, stride: int | None = None) -> Tiling:
-    """How the slide of a command is read."""
-    read = ("mpp_of_slide", "min_tissue", "pens", "tissue_threshold")
-    return Tiling(mpp, size, stride, **{name: getattr(args, name) for name in read})
-
-
 def _real_crops(args: argparse.Namespace, generator: Generator, mpp: float | None) -> Tensor | None:
     """Crops of the slide that `--real-slide` names, larger than a tile, one from each tile on, at the tiles' scale."""
     if args.real_slide is None:
@@ -84,7 +77,7 @@ def _real_crops(args: argparse.Namespace, generator: Generator, mpp: float | Non
         raise InputError("The slide is read at the scale of the tiles, which the generator does not tell: give --mpp.")
     with tempfile.TemporaryDirectory() as private:
         side = generator.settings.image_size_px
-        tiling = _tiling(args, mpp, field_report.LARGER * side, side)
+        tiling = tiling_of(args, mpp, field_report.LARGER * side, side)
         tile_slides([expand(args.real_slide).absolute()], Path(private) / "tiles", tiling, show_split=False)
         return read_source(Path(private) / "tiles").images[:].clone()
 
@@ -117,7 +110,7 @@ def twin(args: argparse.Namespace) -> int:
     real = real_tiles(args, generator, run)
     if real is None:
         raise InputError("A twin is compared with the tiles that its generator learnt from: name them with --real.")
-    tiling = _tiling(args, mpp, side)
+    tiling = tiling_of(args, mpp, side)
     section = write_twin(generator, lambda layout: _field(generator, layout, args), slide, out, real, tiling)
     print(page.as_text([section]))
     return 0

@@ -14,6 +14,9 @@ from pfiles.machine.runtime import pick_device
 from pfiles.paths import ROOT, expand, read_json
 from pfiles.run import Run, choices_of, open_run
 from pfiles.tiles.dataset import EMBEDDED, Tiles, data_or_default, load_tiles
+from pfiles.tiles.slides import Tiling
+
+READING = ("mpp_of_slide", "page", "icc", "min_tissue", "pens", "tissue_threshold")  # options for reading slides
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
@@ -118,3 +121,8 @@ def _run_toml_of(folder: Path) -> dict[str, Any]:
                 choices["data"] = str((ROOT / expand(choices["data"])).resolve())
             return choices
     return {}
+
+
+def tiling_of(args: argparse.Namespace, mpp: float, size: int, stride: int | None = None) -> Tiling:
+    """How a command reads its slides; it leaves at their defaults what it has no option for."""
+    return Tiling(mpp, size, stride, **{name: getattr(args, name) for name in READING if hasattr(args, name)})
