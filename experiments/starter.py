@@ -30,7 +30,7 @@ from pfiles.run import Run, open_run
 
 CARD = """# The starter generator
 
-Draws H&E tiles of lung, 64 px, from any of {k} clusters that were found without labels.
+Draws H&E tiles of lung, {side} px, from any of {k} clusters that were found without labels.
 
     python -m pfiles draw --from starter --cluster 3 --number 64 --out drawn
 
@@ -42,8 +42,8 @@ Draws H&E tiles of lung, 64 px, from any of {k} clusters that were found without
 |---|---|
 | Training data | {train} tiles of LC25000, lung (Borkowski et al. 2019, [arXiv 1912.12142](https://arxiv.org/abs/1912.12142)): adenocarcinoma, squamous cell carcinoma and normal tissue, without their labels. Its authors release the images to be used by AI researchers in any way they see fit. No tile of it is in this folder but those of the picture. |
 | Test data | {test} tiles of other source images |
-| Scale | the authors of the data state none, so `mpp` in `config.json` is empty; red blood cells are about 4 px wide here, which makes a pixel 1.5 to 2 um |
-| Networks | VQ-GAN with {codes} codes, UNet with {parameters:.1f} million parameters, {clustering} clusters; half precision, {size:.1f} MB |
+| Scale | the authors of the data state none, so `mpp` in `config.json` is empty; red blood cells are about {cell_px:.0f} px wide here, which makes a pixel {finest:g} to {coarsest:g} um |
+| Networks | VQ-GAN with {codes} codes, UNet with {parameters:.1f} million parameters{folded}, {clustering} clusters; half precision, {size:.1f} MB |
 | Training | preset `recommended` with the settings in `settings.json`: {epochs}. The UNet saw {seen:.2f} million tiles, each in one of its eight views. `python -m pfiles run --data lung_he_5500.zip --clusters {k}`, with each of them after `--set`, trains it again. |
 | Latents | averaged over 2 x 2, 4 x 4, 8 x 8 places they keep {kept} of their variance; effective rank {rank:.1f} |
 | Drawing | {sampler}, {steps} steps, guidance {guidance}{guide} |
@@ -81,6 +81,7 @@ and densities. But nuclei have no inner detail, red blood cells are smears, and 
 KINDS = ("random", "autoencoder", "imagenet-deeper")
 PHOTOGRAPHS = "imagenet-deeper: Frechet distance (deeper ImageNet features)"
 BY_LABEL = "tissue sorted rightly, learnt from "
+RED_CELL_PX = 8  # how wide red blood cells are in tiles of LC25000 averaged to 128 px
 LABELLED = 1000  # tiles drawn for a classifier of the labels
 
 
@@ -132,8 +133,10 @@ def _card(run: Run, shipped: Generator, values: dict[str, float | None], folder:
     epochs = ", ".join(f"{count} epochs ({name})" for name, count in {**number, **of_unet}.items())
     smoothness = smoothness_of_codes(run.vqvae, run.codes)
     bands = [ratio for name, ratio in values.items() if name.startswith("power")]
+    fold = run.settings.diffusion.unet.get("fold", 1)
     return CARD.format(
-        k=shipped.n_clusters, train=len(run.tiles.train), test=len(run.tiles.test), number=len(run.test_images),
+        side=side, cell_px=RED_CELL_PX * side / 128, finest=0.75 * 128 / side, coarsest=128 / side,
+        folded="" if fold == 1 else f" on latents folded {fold} x {fold}", k=shipped.n_clusters, train=len(run.tiles.train), test=len(run.tiles.test), number=len(run.test_images),
         codes=shipped.space.vqvae.embedding.num_embeddings, clustering=run.clustering, epochs=epochs,
         parameters=sum(p.numel() for p in shipped.unet.parameters()) / 1e6,
         size=(folder / "model.safetensors").stat().st_size / 1e6,
