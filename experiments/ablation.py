@@ -170,7 +170,7 @@ def measure(
     began = time.process_time()
     generated = draw(clusters)
     values = {"seconds per tile": (time.process_time() - began) / len(generated)}
-    rebuilt = _rebuilt(run, test)
+    rebuilt = reconstructed(run, test)
     train, seed, device = run.train_images.cpu(), run.seed, run.device
     for kind in features:
         extractor = make_extractor(kind, run.vqvae, device)
@@ -198,19 +198,23 @@ def measure(
     for name, pair in {"from real": (generated, train), "from reconstructed": (generated, rebuilt)}.items():
         for px in blurs_px:
             values[f"told {name}, blur {px:g}"] = two_sample.two_sample_test(*pair, seed, device, px).accuracy
-    values |= reach_of_structure(test, generated, rebuilt, clusters, seed, lambda tiles: _rebuilt(run, tiles))
+    values |= reach_of_structure(test, generated, rebuilt, clusters, seed, lambda tiles: reconstructed(run, tiles))
     bands, lines = spectrum.compare(test, {"drawn": generated, "rebuilt": rebuilt})
     values |= {f"power {band}": ratio for band, ratio in bands["drawn"].items()}
     values |= {f"grid {place}": value for place, value in lines.loc["drawn"].items()}
     nearest, held_out = (memorisation.nearest_tiles(tiles, train) for tiles in (generated, test))
     values["closer"] = memorisation.against_held_out(nearest.distance, held_out.distance)["closer"]
-    columns = [generated[clusters == cluster][:8] for cluster in range(run.n_clusters)]
-    real = [test[clusters == cluster][:8] for cluster in range(run.n_clusters)]
-    sheet = figures.cluster_sheet(real, columns, ("Real test tiles", "Generated tiles"))
-    return sheet, {name: None if value is None else float(value) for name, value in values.items()}
+    scores = {name: None if value is None else float(value) for name, value in values.items()}
+    return sheet_of(run, test, generated, clusters), scores
 
 
-def _rebuilt(run: Run, tiles: Tensor) -> Tensor:
+def sheet_of(run: Run, test: Tensor, generated: Tensor, clusters: Tensor) -> Figure:
+    """The first eight test and generated tiles of each cluster, side by side."""
+    real, drawn = ([tiles[clusters == cluster][:8] for cluster in range(run.n_clusters)] for tiles in (test, generated))
+    return figures.cluster_sheet(real, drawn, ("Real test tiles", "Generated tiles"))
+
+
+def reconstructed(run: Run, tiles: Tensor) -> Tensor:
     """uint8 tiles (N, 3, S, S) as the run's autoencoder reconstructs them, on the CPU."""
     return to_uint8(reconstruct(run.vqvae, tiles.to(run.device))).cpu()
 

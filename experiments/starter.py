@@ -136,7 +136,8 @@ def _card(run: Run, shipped: Generator, values: dict[str, float | None], folder:
     fold = run.settings.diffusion.unet.get("fold", 1)
     return CARD.format(
         side=side, cell_px=RED_CELL_PX * side / 128, finest=0.75 * 128 / side, coarsest=128 / side,
-        folded="" if fold == 1 else f" on latents folded {fold} x {fold}", k=shipped.n_clusters, train=len(run.tiles.train), test=len(run.tiles.test), number=len(run.test_images),
+        folded="" if fold == 1 else f" on latents folded {fold} x {fold}",
+        k=shipped.n_clusters, train=len(run.tiles.train), test=len(run.tiles.test), number=len(run.test_images),
         codes=shipped.space.vqvae.embedding.num_embeddings, clustering=run.clustering, epochs=epochs,
         parameters=sum(p.numel() for p in shipped.unet.parameters()) / 1e6,
         size=(folder / "model.safetensors").stat().st_size / 1e6,

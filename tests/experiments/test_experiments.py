@@ -29,10 +29,11 @@ from experiments import (
     short_run,
     slides,
     start_from,
+    tiles_seen,
     train_and_look,
     variations,
 )
-from pfiles import checkpoints
+from pfiles import checkpoints, learn
 from pfiles.__main__ import main
 from pfiles.cluster_bank import ClusterBank
 from pfiles.drawing.generator import STARTER
@@ -43,6 +44,7 @@ from pfiles.machine.runtime import seeded
 from pfiles.machine.speed import EAGER
 from pfiles.measuring import fidelity, two_sample, usefulness
 from pfiles.paths import ROOT, Paths
+from pfiles.run import open_run
 from pfiles.settings import get_settings
 from pfiles.study import results
 from pfiles.tiles.dataset import Tiles
@@ -272,6 +274,44 @@ def test_a_race_is_drawn_with_a_point_for_each_seed_and_a_line_through_their_mea
     (seeds,), (means,) = axes.collections, axes.lines
     assert np.array(seeds.get_offsets()).tolist() == [[301, 8], [300, 12], [601, 20]]
     assert means.get_xydata().tolist() == [[300.5, 10], [601, 20]]
+
+
+def test_tiles_seen(tmp_path, capsys, short_measures):
+    """A UNet after 6 epochs of 96 tiles, the first two without guide: measured once, by its averaged weights."""
+    settings = {**TINY, "image_size_px": 64, "max_train_tiles": 96, "autoencoder.discriminator": {"conv_channels": [8]}}
+    settings |= {"training.epochs": 2, "finetuning1.epochs": 4, "finetuning1.ema_decay": 0.9, "sampling.steps": 2}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    run = open_run("test", 3, "kmeans", "embedded", "recommended", settings, out=str(tmp_path / "run"))
+    arguments = ["--run", str(tmp_path / "run"), "--data", "embedded", "--settings", str(tmp_path / "settings.json")]
+    arguments += ["--out", str(tmp_path / "out"), "--number", "60", "--clusters", "3"]
+    learn.autoencoder(run, *learn.new_autoencoder(run))
+    networks = learn.new_networks(run)
+    learn.unet(run, "training", networks)
+    with pytest.raises(InputError, match="has no resume point of finetuning1"):
+        tiles_seen.main(arguments)
+    learn.unet(run, "finetuning1", networks)
+    weights, tiles, _ = tiles_seen.newest_weights(run)
+    assert tiles == 6 * 96
+    assert all(torch.equal(weights[name], value) for name, value in networks.unet.state_dict().items())
+    for _ in range(2):
+        tiles_seen.main([*arguments, "--every", "1"])  # ends at once, as the training is done
+        written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("0*")}
+    assert written.keys() == {"000000576.json", "000000576.jpg"}
+    values = json.loads((tmp_path / "out" / "000000576.json").read_text())["values"]
+    assert values["Frechet"] > 0 < values["told from reconstructed"] <= 1
+    assert "| 576 |" in capsys.readouterr().out
+
+
+def test_tiles_seen_are_drawn_in_their_order():
+    values = {"reach, low": 8.0, "reach, high": 12.0, "Frechet of reconstructions": 50.0}
+    rows = [
+        {"tiles_seen": seen, "values": values | {"reach": reach, "Frechet": 100 - reach}}
+        for seen, reach in ((2000, 11.0), (1000, 9.0))
+    ]
+    of_reach, of_frechet = tiles_seen.plot(rows, 32).axes
+    assert of_reach.lines[0].get_xydata().tolist() == [[1000, 9], [2000, 11]]
+    assert of_frechet.lines[0].get_xydata().tolist() == [[1000, 91], [2000, 89]]
+    assert [line.split(" | ")[0] for line in tiles_seen.as_table(rows).splitlines()[2:]] == ["| 1,000", "| 2,000"]
 
 
 @pytest.fixture
