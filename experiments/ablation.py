@@ -159,10 +159,12 @@ def measure(
     number: int = 500,
     blurs_px: tuple[float, ...] = (0.0, 1.0),
     floors: bool = True,
+    shown: int = 8,
 ) -> tuple[Figure, dict[str, float | None]]:
     """A sheet of tiles by cluster, and what the measures say of tiles generated for the clusters of the test tiles.
 
-    floors: whether to say also what training tiles and reconstructions reach, which no UNet changes.
+    floors: whether to say also what training tiles and reconstructions reach, which no UNet changes. shown: the tiles
+        of each cluster on the sheet.
     """
     test = run.test_images[:number].cpu()
     clusters, _ = run.assign(test, stage)
@@ -205,12 +207,13 @@ def measure(
     nearest, held_out = (memorisation.nearest_tiles(tiles, train) for tiles in (generated, test))
     values["closer"] = memorisation.against_held_out(nearest.distance, held_out.distance)["closer"]
     scores = {name: None if value is None else float(value) for name, value in values.items()}
-    return sheet_of(run, test, generated, clusters), scores
+    return sheet_of(run, test, generated, clusters, shown), scores
 
 
-def sheet_of(run: Run, test: Tensor, generated: Tensor, clusters: Tensor) -> Figure:
-    """The first eight test and generated tiles of each cluster, side by side."""
-    real, drawn = ([tiles[clusters == cluster][:8] for cluster in range(run.n_clusters)] for tiles in (test, generated))
+def sheet_of(run: Run, test: Tensor, generated: Tensor, clusters: Tensor, shown: int = 8) -> Figure:
+    """The first test and generated tiles of each cluster, side by side."""
+    k = run.n_clusters
+    real, drawn = ([tiles[clusters == cluster][:shown] for cluster in range(k)] for tiles in (test, generated))
     return figures.cluster_sheet(real, drawn, ("Real test tiles", "Generated tiles"))
 
 

@@ -82,6 +82,7 @@ KINDS = ("random", "autoencoder", "imagenet-deeper")
 PHOTOGRAPHS = "imagenet-deeper: Frechet distance (deeper ImageNet features)"
 BY_LABEL = "tissue sorted rightly, learnt from "
 RED_CELL_PX = 8  # how wide red blood cells are in tiles of LC25000 averaged to 128 px
+SHOWN, DPI = 5, 210  # tiles of each cluster on the sheet, as large as they are at 128 px
 LABELLED = 1000  # tiles drawn for a classifier of the labels
 
 
@@ -96,10 +97,10 @@ def main(arguments: list[str] | None = None) -> None:
     shipped = Generator.load(args.out, run.device)
     with atomic_write(args.out / quality.FILE) as file:
         file.write(quality.as_bytes(acceptance.standard_for(run, shipped, search=False)))
-    sheet, values = ablation.measure(run, list(KINDS), shipped.draw)
+    sheet, values = ablation.measure(run, list(KINDS), shipped.draw, shown=SHOWN)
     write_json(args.out / "settings.json", settings)
     values |= _by_label(run, shipped)
-    figures.save_figure(sheet, args.out / "sheet.jpg", dpi=110)
+    figures.save_figure(sheet, args.out / "sheet.jpg", dpi=DPI)
     write_json(args.out / "measured.json", {"date": date.today().isoformat(), "values": values})
     write_text(args.out / "README.md", _card(run, shipped, values, args.out))
 
