@@ -40,7 +40,7 @@ def standard_of(run: Run) -> Standard | None:
     note = path.with_suffix(".json")
     made_from = artifacts.generated_provenance(run).without("accept").as_note()
     if path.exists() and checkpoints.same_note(read_json(note, {}), made_from):
-        return quality.read_standard(path, run.k)
+        return quality.read_standard(path, run.k, run.settings.image_size_px)
     standard = standard_for(run, run.networks())
     note.unlink(missing_ok=True)  # a kill between both files leaves none that speaks of the other
     with atomic_write(path) as file:
@@ -52,7 +52,8 @@ def standard_of(run: Run) -> Standard | None:
 def standard_in(folder: str | Path, generator: Generator) -> Standard | None:
     """What came with a generator, in a folder or "starter"; None if nothing did."""
     path = find_generator(folder) / quality.FILE
-    return quality.read_standard(path, generator.n_clusters) if path.exists() else None
+    side = generator.settings.image_size_px
+    return quality.read_standard(path, generator.n_clusters, side) if path.exists() else None
 
 
 def standard_for(run: Run, generator: Generator, search: bool = True) -> Standard:

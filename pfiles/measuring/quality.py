@@ -193,12 +193,15 @@ def as_bytes(standard: Standard) -> bytes:
     return save({field.name: getattr(standard, field.name).contiguous() for field in fields(Standard)})
 
 
-def read_standard(path: Path, n_clusters: int) -> Standard:
-    """The standard in a file; InputError for one that is not of so many clusters, or does not fit together."""
+def read_standard(path: Path, n_clusters: int, side: int) -> Standard:
+    """The standard in a file; InputError for one that is not of so many clusters, is of tiles of another side in
+    pixels, or does not fit together."""
     shapes = read_shapes(path)
     width = shapes.get("mean", ())
     sizes = {"mean": width, "scale": width, "weights": width, "held_out": (101,), "drawn": (n_clusters, 101)}
-    if set(shapes) != {field.name for field in fields(Standard)} or any(shapes[n] != s for n, s in sizes.items()):
+    squares = [shapes.get(name) for name in ("spectrum", "power")]
+    fits = set(shapes) == {field.name for field in fields(Standard)} and all(shapes[n] == s for n, s in sizes.items())
+    if not fits or squares not in ([(side, side)] * 2, [(0,)] * 2):
         raise InputError(f"{path} does not fit the generator beside it: get it anew, or remove it.")
     try:
         return Standard(**load_file(path))

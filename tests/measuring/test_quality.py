@@ -16,7 +16,7 @@ from pfiles.tiles.pixels import as_tensor
 from pfiles.vqvae import VQVAE
 from tests.conftest import SIZES, make_tiles
 
-K = 3
+K, SIDE = 3, 48
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def vqvae():
 
 @pytest.fixture(scope="module")
 def tissue():
-    return as_tensor(make_tiles(120, 48, seed=1)).contiguous()
+    return as_tensor(make_tiles(120, SIDE, seed=1)).contiguous()
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +73,15 @@ def test_so_many_of_each_cluster_pass(standard):
 def test_a_standard_comes_back_from_its_file(standard, tmp_path):
     path = tmp_path / quality.FILE
     path.write_bytes(quality.as_bytes(standard))
-    again = quality.read_standard(path, K)
+    again = quality.read_standard(path, K, SIDE)
     assert all(torch.equal(getattr(again, each.name), getattr(standard, each.name)) for each in fields(standard))
     for wrong in (standard, replace(standard, weights=standard.weights[:3])):
         path.write_bytes(quality.as_bytes(wrong))
         with pytest.raises(InputError, match=r"quality\.safetensors does not fit"):
-            quality.read_standard(path, K + (wrong is standard))
+            quality.read_standard(path, K + (wrong is standard), SIDE)
+    path.write_bytes(quality.as_bytes(standard))
+    with pytest.raises(InputError, match=r"quality\.safetensors does not fit"):
+        quality.read_standard(path, K, 2 * SIDE)
     path.write_bytes(b"nothing")
     with pytest.raises(InputError):
-        quality.read_standard(path, K)
+        quality.read_standard(path, K, SIDE)

@@ -324,10 +324,10 @@ def test_a_slide_with_bounds_opens_in_place(tmp_path, monkeypatch, capsys, frame
     with open(tmp_path / "maps" / "tile_clusters.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     shift = np.array(geojson["origin"])
-    corners = [(int(row["x"]), int(row["y"])) - shift for row in rows]
-    assert sum(outline.area for outline in outlines) == 64**2 * len(rows)
+    corners, side = [(int(row["x"]), int(row["y"])) - shift for row in rows], int(rows[0]["side"])
+    assert sum(outline.area for outline in outlines) == side**2 * len(rows)
     for corner in corners:
-        assert sum(outline.contains(shapely.Point(*(corner + 32))) for outline in outlines) == 1
+        assert sum(outline.contains(shapely.Point(*(corner + side // 2))) for outline in outlines) == 1
     printed = capsys.readouterr().out
     assert f"The GeoJSON of a {'counts from what was scanned' if frame == 'qupath' else 'keeps'}" in printed
     plt.close("all")
