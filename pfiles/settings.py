@@ -338,19 +338,24 @@ def _require_side_that_halves(settings: Settings) -> None:
     vqvae: Mapping[str, Any] = settings.autoencoder.vqvae
     unet: Mapping[str, Any] = settings.diffusion.unet
     of_unet, of_vqvae = unet.get("down_channels", (128, 256, 256, 256)), vqvae.get("down_channels", (32, 64, 128))
-    fold = unet.get("fold", 1)
-    if any(isinstance(widths, int) for widths in (of_unet, of_vqvae)) or not isinstance(fold, int):
+    fold, enlarge = unet.get("fold", 1), vqvae.get("enlarge", 1)
+    if any(isinstance(widths, int) for widths in (of_unet, of_vqvae)) or not all(
+        isinstance(number, int) for number in (fold, enlarge)
+    ):
         return  # the networks refuse these themselves
-    factor = fold * 2 ** max(len(of_unet) - 2 + len(of_vqvae) - 1, 0)
+    if enlarge.bit_count() != 1:
+        raise InputError(f"autoencoder.vqvae.enlarge must be a power of two, such as 1 or 2, but is {enlarge}.")
+    factor = fold * enlarge * 2 ** max(len(of_unet) - 2 + len(of_vqvae) - 1, 0)
     if settings.image_size_px % factor:
         raise InputError(
             f"image_size_px must be a multiple of {factor} px, as autoencoder and UNet halve and fold the tiles so "
             f"often, but is {settings.image_size_px}."
         )
-    least = CLASSIFIED_PLACES * 2 ** (len(of_vqvae) - 1)
+    halvings = len(of_vqvae) - 1 + enlarge.bit_length() - 1
+    least = CLASSIFIED_PLACES * 2**halvings
     if settings.image_size_px < least:
         raise InputError(
-            f"image_size_px must be at least {least} px, as the autoencoder halves the tiles {len(of_vqvae) - 1} times "
+            f"image_size_px must be at least {least} px, as the autoencoder halves the tiles {halvings} times "
             f"and a classifier of clusters needs {CLASSIFIED_PLACES} latents a side, but is {settings.image_size_px}."
         )
 

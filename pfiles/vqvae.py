@@ -16,12 +16,15 @@ class VQVAE(nn.Module):
     """Vector-quantised autoencoder (van den Oord et al. 2017, with the blocks of Esser et al. 2021).
 
     Images (B, im_channels, H, W) in [0, 1] become latents (B, z_channels, h, w), where each of the h * w vectors is
-    one of `codebook_size` codebook entries and h = H / 2^(len(down_channels) - 1). The defaults are the paper's
-    (2,516,019 parameters, 3 x 128 x 128 -> 16 x 32 x 32) and load the published checkpoint.
+    one of `codebook_size` codebook entries and h = H / (enlarge * 2^(len(down_channels) - 1)). The defaults are the
+    paper's (2,516,019 parameters, 3 x 128 x 128 -> 16 x 32 x 32) and load the published checkpoint.
 
     down_channels: width at each resolution, finest first.
     norm_channels: groups of every GroupNorm; must divide every width.
     upsampling: of the decoder, see `blocks.UpBlock`.
+    enlarge: a power of two, by which the decoder's images are larger than what the encoder sees: images averaged over
+        enlarge x enlarge pixels. The decoder adds the detail, of which the codes say nothing. 1 is the published
+        network.
     """
 
     def __init__(
@@ -33,12 +36,14 @@ class VQVAE(nn.Module):
         num_heads: int = 16,
         norm_channels: int = 32,
         upsampling: str = "transposed",
+        enlarge: int = 1,
     ):
         super().__init__()
-        self.z_channels = z_channels
-        self.downscale = 2 ** (len(down_channels) - 1)
+        self.z_channels, self.enlarge = z_channels, enlarge
+        self.downscale = enlarge * 2 ** (len(down_channels) - 1)
         widths = list(pairwise(down_channels))
-        deepest = down_channels[-1]
+        finest, deepest = down_channels[0], down_channels[-1]
+        enlarging = [(finest, finest)] * (enlarge.bit_length() - 1)
         args = {"t_emb_dim": None, "num_heads": num_heads, "num_layers": 1, "norm_channels": norm_channels}
 
         self.encoder_conv_in = nn.Conv2d(im_channels, down_channels[0], 3, padding=1)
@@ -57,10 +62,18 @@ class VQVAE(nn.Module):
         self.decoder_mids = nn.ModuleList([MidBlock(deepest, deepest, **args)])
         self.decoder_layers = nn.ModuleList(
             UpBlock(coarse, fine, up_sample=True, attn=False, upsampling=upsampling, **args)
-            for fine, coarse in reversed(widths)
+            for fine, coarse in [*reversed(widths), *enlarging]
         )
         self.decoder_norm_out = nn.GroupNorm(norm_channels, down_channels[0])
         self.decoder_conv_out = nn.Conv2d(down_channels[0], im_channels, 3, padding=1)
+
+    @property
+    def enlarging(self) -> list[str]:
+        """The names of the weights that a network without `enlarge` lacks."""
+        count = self.enlarge.bit_length() - 1
+        first = len(self.decoder_layers) - count
+        names = tuple(f"decoder_layers.{place}." for place in range(first, first + count))
+        return [name for name in self.state_dict() if name.startswith(names)]
 
     def latent_shape(self, image_size_px: int) -> tuple[int, int, int]:
         """(z_channels, h, w) of the latents of square images of that side."""
@@ -69,7 +82,7 @@ class VQVAE(nn.Module):
 
     def encode_continuous(self, x: Tensor) -> Tensor:
         """Images (B, im_channels, H, W) -> what `quantize` takes, (B, z, h, w)."""
-        out = self.encoder_conv_in(x)
+        out = self.encoder_conv_in(F.avg_pool2d(x, self.enlarge))
         for layer in (*self.encoder_layers, *self.encoder_mids):
             out = layer(out)
         out = self.encoder_conv_out(F.silu(self.encoder_norm_out(out)))

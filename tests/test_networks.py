@@ -180,6 +180,22 @@ def test_independent_vqvae():
 
 
 @torch.no_grad()
+def test_an_enlarging_autoencoder_sees_averages_and_paints_twice_as_large():
+    """Encoder and codebook are the published ones on tiles averaged 2 x 2; the decoder has one doubling more."""
+    torch.manual_seed(0)
+    sizes = {"down_channels": (8, 16, 16), "z_channels": 4, "codebook_size": 32, "num_heads": 2, "norm_channels": 4}
+    small, large = VQVAE(**sizes).eval(), VQVAE(**sizes, enlarge=2).eval()
+    lacking = large.load_state_dict(small.state_dict(), strict=False)
+    assert lacking.missing_keys == large.enlarging != []
+    assert small.enlarging == lacking.unexpected_keys == []
+    x = torch.rand(2, 3, 64, 64)
+    averaged = (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
+    assert relative_error(large.encode_continuous(x), small.encode_continuous(averaged)) < 1e-5
+    assert large.downscale == 2 * small.downscale == 8
+    assert large.latent_shape(64) == small.latent_shape(32) == (4, 8, 8)
+    assert large(x)[0].shape == x.shape
+
+
 def test_independent_classifier():
     classifier = Classifier(n_clusters=5).eval()
     state = random_state(classifier, seed=13)

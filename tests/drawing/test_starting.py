@@ -9,10 +9,13 @@ import torch
 
 from pfiles import draw, learn
 from pfiles.checkpoints import read_state
-from pfiles.drawing.starting import newest_unet, starting_weights
+from pfiles.drawing.generator import Generator
+from pfiles.drawing.layout import make_layout
+from pfiles.drawing.starting import begin_from, newest_unet, starting_weights
 from pfiles.errors import InputError
 from pfiles.settings import get_settings
-from tests.conftest import TINY, make_tiles, opened, train
+from pfiles.vqvae import VQVAE
+from tests.conftest import SIZES, TINY, make_tiles, opened, train
 
 DEMO = get_settings("demo", TINY).diffusion
 
@@ -79,3 +82,33 @@ def test_no_weights_come_from_a_copy_of_a_clusters_folder(done):
     for copy in (done / "out/clusters_5/models_3").glob("unet_*.pth"):
         copy.touch()
     assert newest_unet(done / "out") == before
+
+
+def test_an_enlarging_decoder_begins_from_weights_that_lack_its_last_doubling():
+    """A network of tiles twice as large takes all that smaller tiles taught; other networks must still fit whole."""
+    torch.manual_seed(0)
+    small, large = VQVAE(**SIZES), VQVAE(**SIZES, enlarge=2)
+    before = {name: tensor.clone() for name, tensor in large.state_dict().items()}
+    weights = {f"vqvae.{name}": tensor for name, tensor in small.state_dict().items()}
+    begin_from(large, weights, "vqvae.", anew=large.enlarging)
+    for name, tensor in large.state_dict().items():
+        assert torch.equal(tensor, before[name] if name in large.enlarging else weights[f"vqvae.{name}"])
+    with pytest.raises(InputError, match=r"decoder_layers\..* is not among them"):
+        begin_from(large, weights, "vqvae.")
+    with pytest.raises(InputError, match=r"embedding\.weight is not among them"):
+        begin_from(large, weights | {"vqvae.embedding.weight": None}, "vqvae.", anew=large.enlarging)
+
+
+def test_a_run_of_tiles_twice_as_large_begins_from_smaller_ones(run_dir, tmp_path):
+    """Trained, saved, loaded and drawn; its generator's fields and variations are of the larger tiles too."""
+    np.save(tmp_path / "tiles.npy", make_tiles(44, 96))
+    larger = TINY | {"image_size_px": 96, "autoencoder.vqvae": SIZES | {"enlarge": 2}}
+    run = opened(tmp_path, overrides=larger | {"start_from": str(run_dir / "out")})
+    train(run)
+    draw.generator(run).save(tmp_path / "generator")
+    generator = Generator.load(tmp_path / "generator")
+    tiles = generator.draw(0, number=2, progress=False)
+    assert tiles.shape == (2, 3, 96, 96)
+    assert generator.vary(tiles, progress=False).shape == (2, 1, 3, 96, 96)
+    layout = make_layout(np.array([[0, 1]]), (192, 96), generator.n_clusters)
+    assert generator.field(layout, progress=False).shape == (3, 96, 192)
