@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         if args.every is None or tiles_seen >= all_tiles(run):
             break
         time.sleep(60 * args.every)
-    rows = [read_json(path) for path in sorted(args.out.glob("*.json"))]
+    rows = [read_json(path) for path in sorted(args.out.glob("[0-9]*.json"))]
     table = as_table(rows)
     print(table)
     write_text(args.out / "tiles_seen.md", table)
