@@ -199,9 +199,9 @@ def read_standard(path: Path, n_clusters: int, side: int) -> Standard:
     shapes = read_shapes(path)
     width = shapes.get("mean", ())
     sizes = {"mean": width, "scale": width, "weights": width, "held_out": (101,), "drawn": (n_clusters, 101)}
-    squares = [shapes.get(name) for name in ("spectrum", "power")]
+    squares = {shapes.get(name) for name in ("spectrum", "power")}
     fits = set(shapes) == {field.name for field in fields(Standard)} and all(shapes[n] == s for n, s in sizes.items())
-    if not fits or squares not in ([(side, side)] * 2, [(0,)] * 2):
+    if not fits or squares not in ({(side, side)}, {(0, 0)}):  # empty without structure
         raise InputError(f"{path} does not fit the generator beside it: get it anew, or remove it.")
     try:
         return Standard(**load_file(path))

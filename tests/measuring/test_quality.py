@@ -82,6 +82,9 @@ def test_a_standard_comes_back_from_its_file(standard, tmp_path):
     path.write_bytes(quality.as_bytes(standard))
     with pytest.raises(InputError, match=r"quality\.safetensors does not fit"):
         quality.read_standard(path, K, 2 * SIDE)
+    none = torch.zeros(0, 0)
+    path.write_bytes(quality.as_bytes(replace(standard, spectrum=none, power=none, scales=torch.zeros(0))))
+    assert quality.read_standard(path, K, 2 * SIDE).spectrum.shape == (0, 0)  # where tiles have no structure
     path.write_bytes(b"nothing")
     with pytest.raises(InputError):
         quality.read_standard(path, K, SIDE)
