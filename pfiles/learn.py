@@ -53,7 +53,7 @@ def new_autoencoder(run: Run) -> tuple[VQVAE, Discriminator]:
         vqvae = make_vqvae(run.settings.autoencoder)
         discriminator = make_discriminator(run.settings.autoencoder)
     if run.settings.start_from is not None:
-        begin_from(vqvae, run.start_weights, "vqvae.", anew=vqvae.enlarging)
+        begin_from(vqvae, run.start_weights, "vqvae.", absent=vqvae.enlarging)
     return vqvae.to(run.device), discriminator.to(run.device)
 
 

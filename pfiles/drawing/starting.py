@@ -71,18 +71,22 @@ def _note_of(path: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
     return note if note.get("weights") in (None, fingerprint_of_state(state)) else {}
 
 
-def begin_from(network: nn.Module, weights: Mapping[str, Tensor], prefix: str, anew: Sequence[str] = ()) -> None:
+def begin_from(
+    network: nn.Module, weights: Mapping[str, Tensor], prefix: str, anew: Sequence[str] = (), absent: Sequence[str] = ()
+) -> None:
     """Give `network` the tensors of `weights` whose names begin with `prefix`; InputError names what does not fit.
 
-    anew: names that may be missing, or whose first axis may differ, such as the embedding of another number of
-        clusters: these stay as they are.
+    anew: names whose first axis may differ, such as the embedding of another number of clusters: they stay as they are.
+    absent: names that `weights` may lack: they stay as they are too.
     """
     state = network.state_dict()
     for name, tensor in state.items():
         source = weights.get(prefix + name)
         if source is not None and source.shape == tensor.shape:
             state[name] = source.to(tensor.dtype)
-        elif name not in anew or (source is not None and source.shape[1:] != tensor.shape[1:]):
+        elif source is None and name in absent:
+            continue
+        elif name not in anew or source is None or source.shape[1:] != tensor.shape[1:]:
             difference = "is not among them" if source is None else f"has the shape {tuple(source.shape)} there"
             raise InputError(
                 f"The weights that start_from names do not fit {type(network).__name__} with these settings: {name} "

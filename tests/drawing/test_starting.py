@@ -90,13 +90,13 @@ def test_an_enlarging_decoder_begins_from_weights_that_lack_its_last_doubling():
     small, large = VQVAE(**SIZES), VQVAE(**SIZES, enlarge=2)
     before = {name: tensor.clone() for name, tensor in large.state_dict().items()}
     weights = {f"vqvae.{name}": tensor for name, tensor in small.state_dict().items()}
-    begin_from(large, weights, "vqvae.", anew=large.enlarging)
+    begin_from(large, weights, "vqvae.", absent=large.enlarging)
     for name, tensor in large.state_dict().items():
         assert torch.equal(tensor, before[name] if name in large.enlarging else weights[f"vqvae.{name}"])
     with pytest.raises(InputError, match=r"decoder_layers\..* is not among them"):
         begin_from(large, weights, "vqvae.")
     with pytest.raises(InputError, match=r"embedding\.weight is not among them"):
-        begin_from(large, weights | {"vqvae.embedding.weight": None}, "vqvae.", anew=large.enlarging)
+        begin_from(large, weights | {"vqvae.embedding.weight": None}, "vqvae.", absent=large.enlarging)
 
 
 def test_a_run_of_tiles_twice_as_large_begins_from_smaller_ones(run_dir, tmp_path):
