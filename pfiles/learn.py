@@ -61,16 +61,17 @@ def autoencoder(run: Run, vqvae: VQVAE, discriminator: Discriminator) -> History
     """Train the VQ-GAN in place on the training tiles, polish its decoder if the settings say so, and save it."""
     settings = run.settings.autoencoder
     note = run.provenance_of(*artifacts.settings_of("autoencoder"), of_clusters=False).as_note()
-    perceptual = vq_gan.make_perceptual(settings, run.device)
-    history = vq_gan.train_autoencoder(
-        vqvae=vqvae,
-        discriminator=discriminator,
-        images=run.train_images,
-        perceptual=perceptual,
-        settings=settings,
-        job=make_job(run, "autoencoder", run.paths.training_folder("autoencoder"), note, settings.batch_size),
-        picture=partial(_reconstructed, run),
-    )
+    history: History = []
+    if settings.epochs:
+        history = vq_gan.train_autoencoder(
+            vqvae=vqvae,
+            discriminator=discriminator,
+            images=run.train_images,
+            perceptual=vq_gan.make_perceptual(settings, run.device),
+            settings=settings,
+            job=make_job(run, "autoencoder", run.paths.training_folder("autoencoder"), note, settings.batch_size),
+            picture=partial(_reconstructed, run),
+        )
     if settings.polish.epochs:
         _polish(run, vqvae)
     note = {**note, "epochs": len(history)}
