@@ -1,6 +1,6 @@
 """What a field costs: processor time and memory over its area, beside the same area as separate tiles.
 
-    python -m benchmarks.fields [--from starter] [--sides 192 256 384 512] [--strides 48 32] [--out FILE]
+    python -m benchmarks.fields [--from starter] [--sides 384 512 768 1024] [--strides 96 64] [--out FILE]
     python -m benchmarks.fields --large 20000
 
 The first draws square fields with four clusters in their quarters, and as many separate tiles of the same clusters,
@@ -35,7 +35,7 @@ from pfiles.latents import LatentSpace
 from pfiles.machine.runtime import pick_device, versions
 from pfiles.paths import ROOT, write_json
 
-SIDES, STRIDES = (192, 256, 384, 512), (48, 32)
+SIDES, STRIDES = (384, 512, 768, 1024), (96, 64)
 TINY = {
     "image_size_px": 64, "sampling.steps": 2, "sampling.guidance": 1.0,
     "autoencoder.vqvae": {

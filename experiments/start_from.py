@@ -2,7 +2,7 @@
 
     python -m experiments.start_from --out DIR [--data embedded] [--clusters 6] [--thirds 3 2 10]
 
-Three runs of the starter's widths on tissue it never saw: from scratch with all steps, from scratch with a third of
+Three runs of the starter's widths and tile size on tissue it never saw: from scratch with all steps, from scratch with a third of
 them, and from the starter with a third of them. `--thirds` are the epochs of a third, for the autoencoder, the polish
 of its decoder, and the UNet. All else is the recipe of `experiments.ablation`. A run that is done is not done again,
 and one that was stopped goes on. Writes DIR/NAME.json and a sheet DIR/NAME.jpg for each run, and start_from.md.
@@ -39,7 +39,7 @@ def _do(args: argparse.Namespace, name: str) -> None:
     settings: dict[str, Any] = ablation.SIZE | {
         of: value
         for of, value in read_json(STARTER / "config.json")["settings"].items()
-        if of in ("autoencoder.vqvae", "diffusion.unet")
+        if of in ("image_size_px", "autoencoder.vqvae", "diffusion.unet")
     }
     epochs = dict(zip(("autoencoder.epochs", "autoencoder.polish.epochs", "training.epochs"), args.thirds, strict=True))
     settings |= {of: times * number for of, number in epochs.items()} | {"start_from": start} | args.settings

@@ -58,7 +58,10 @@ def new_autoencoder(run: Run) -> tuple[VQVAE, Discriminator]:
 
 
 def autoencoder(run: Run, vqvae: VQVAE, discriminator: Discriminator) -> History:
-    """Train the VQ-GAN in place on the training tiles, polish its decoder if the settings say so, and save it."""
+    """Train the VQ-GAN in place on the training tiles, polish its decoder if the settings say so, and save it.
+
+    Without epochs it is kept as `start_from` brought it, and the history is that of the polish.
+    """
     settings = run.settings.autoencoder
     note = run.provenance_of(*artifacts.settings_of("autoencoder"), of_clusters=False).as_note()
     history: History = []
@@ -72,17 +75,16 @@ def autoencoder(run: Run, vqvae: VQVAE, discriminator: Discriminator) -> History
             job=make_job(run, "autoencoder", run.paths.training_folder("autoencoder"), note, settings.batch_size),
             picture=partial(_reconstructed, run),
         )
-    if settings.polish.epochs:
-        _polish(run, vqvae)
+    polish = _polish(run, vqvae) if settings.polish.epochs else []
     note = {**note, "epochs": len(history)}
     if not checkpoints.is_saved(vqvae, run.paths.autoencoder, note):
         checkpoints.save_weights(vqvae, run.paths.autoencoder, note)
     print(f"Saved {run.paths.autoencoder}")
     end_restart(run)
-    return history
+    return history or polish
 
 
-def _polish(run: Run, vqvae: VQVAE) -> None:
+def _polish(run: Run, vqvae: VQVAE) -> History:
     settings = run.settings.autoencoder
     with seeded(run.seed, "polish"):
         discriminator = vq_gan.make_polish_discriminator(settings.polish, run.device)
@@ -94,7 +96,7 @@ def _polish(run: Run, vqvae: VQVAE) -> None:
     )
     folder = run.paths.training_folder("polish")
     before = copy.deepcopy(vqvae.state_dict())
-    vq_gan.polish_decoder(
+    history = vq_gan.polish_decoder(
         vqvae=vqvae,
         discriminator=discriminator,
         images=run.train_images,
@@ -107,14 +109,18 @@ def _polish(run: Run, vqvae: VQVAE) -> None:
     if settings.polish.blend < 1:
         polished = vqvae.state_dict()
         vqvae.load_state_dict({name: before[name].lerp(polished[name], settings.polish.blend) for name in before})
+    return history
 
 
 def before_polish(run: Run, vqvae: VQVAE) -> VQVAE | None:
-    """The autoencoder as its training left it, before `autoencoder` polished its decoder; None if nothing was polished.
+    """The autoencoder as its training or `start_from` left it, before `autoencoder` polished its decoder; None if
+    nothing was polished.
 
     vqvae: the polished one.
     """
     settings = run.settings.autoencoder
+    if not settings.epochs:
+        return new_autoencoder(run)[0].eval().requires_grad_(False)
     note = run.provenance_of(*artifacts.settings_of("autoencoder"), of_clusters=False).as_note()
     point = load_resume_point(run.paths.training_folder("autoencoder"), note) if settings.polish.epochs else None
     if point is None:

@@ -74,7 +74,7 @@ class AutoencoderSettings:
     # how the decoder doubles its resolution: transposed convolutions (published), or nearest-neighbour enlargement and
     # a convolution, whose kernel does not overlap itself
     upsampling: Literal["transposed", "resize"] = "transposed"
-    epochs: Passes = 20  # passes over the training tiles; 0, with start_from: keep that autoencoder, polish it at most
+    epochs: Passes = 20  # passes over the training tiles; 0: keep the autoencoder of start_from but for the polish
     batch_size: Count = 16  # tiles per step
     learning_rate: Positive = 1e-4  # of Adam, for autoencoder and discriminator
     warmup_steps: Steps = 0  # steps over which the learning rate grows from 0
@@ -326,8 +326,11 @@ def get_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Set
         raise InputError(f"sampling.steps must not exceed diffusion.num_timesteps, {most}, but is {steps}.")
     if settings.sampling.guidance != 1 and not settings.diffusion.condition_dropout:
         raise InputError("sampling.guidance needs a UNet trained with diffusion.condition_dropout, such as 0.1.")
-    if not settings.autoencoder.epochs and settings.start_from is None:
-        raise InputError("autoencoder.epochs = 0 needs start_from, which brings an autoencoder that has learnt.")
+    if not settings.autoencoder.epochs and not (settings.start_from and settings.autoencoder.polish.epochs):
+        raise InputError(
+            "autoencoder.epochs = 0 keeps the autoencoder that start_from names and polishes its decoder: set both "
+            "start_from and autoencoder.polish.epochs."
+        )
     _require_side_that_halves(settings)
     if (first := settings.diffusion.beta_start) > (last := settings.diffusion.beta_end):
         raise InputError(f"diffusion.beta_start, {first}, must not exceed beta_end, {last}.")

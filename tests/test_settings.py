@@ -98,6 +98,12 @@ def test_a_removed_setting_that_was_not_in_use_is_read_as_before():
         ("demo", {"autoencoder.vqvae": {"enlarge": 3}}, "enlarge must be a power of two, such as 1 or 2, but is 3"),
         ("paper", {"image_size_px": 80, "autoencoder.vqvae": {"enlarge": 2}}, "must be a multiple of 32 px"),
         ("demo", {"autoencoder.vqvae": {"down_channels": [8, 8, 8, 8], "enlarge": 2}}, "must be at least 128 px"),
+        ("demo", {"autoencoder.epochs": 0}, "autoencoder.epochs = 0 keeps the autoencoder that start_from names"),
+        (
+            "paper",
+            {"autoencoder.epochs": 0, "start_from": "starter"},
+            "set both start_from and autoencoder.polish.epochs",
+        ),
         ("demo", {"autoencoder.perceptual": "vgg"}, "'lpips' or 'ms-ssim' or 'photographs'"),
         ("demo", {"training.optimizer": "sgd"}, "'adadelta' or 'adam'"),
         ("demo", {"training.epochs": True}, "epochs must be a whole number, such as 10, but is True"),

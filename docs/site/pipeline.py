@@ -14,7 +14,7 @@ DOCS = Path(__file__).resolve().parents[1]
 SHEET = DOCS.parent / "weights" / "starter" / "sheet.jpg"
 GREY, BLUE, GREEN, CLUSTERS = "#7d8590", "#3b6ea8", "#3f7d58", ("#8a5fb0", "#d07a4b", "#3f8f8f")
 ROWS = (3, 7, 0)  # of the sheet, from 0: the clusters that are shown
-REAL_X, GENERATED_X, FIRST_Y, STEP_X, STEP_Y, SIDE = 34, 578, 26, 61.4, 66.4, 59  # where its tiles lie, px
+REAL_X, GENERATED_X, FIRST_Y, STEP_X, STEP_Y, SIDE = 55, 715, 51, 118.75, 126.6, 114  # where its tiles lie, px
 
 
 def tile(x: float, y: float, side: float, row: int, column: int, left: float) -> str:
@@ -98,7 +98,7 @@ def diagram() -> str:
         box(536, 216, 150, 64, BLUE, "VQ-GAN", "decoder"),
         arrow((690, 248), (720, 248)),
         f'<rect x="728" y="196" width="166" height="104" rx="4" fill="{CLUSTERS[0]}"/>',
-        *(tile(732 + 53 * (i % 3), 200 + 49 * (i // 3), 47, ROWS[0], i, GENERATED_X) for i in range(6)),
+        *(tile(732 + 80 * i, 209, 78, ROWS[0], i, GENERATED_X) for i in range(2)),
         words(811, 318, "new tiles of that cluster"),
         words(611, 304, "part_6, draw", size=12),
         words(

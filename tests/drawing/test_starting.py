@@ -112,3 +112,21 @@ def test_a_run_of_tiles_twice_as_large_begins_from_smaller_ones(run_dir, tmp_pat
     assert generator.vary(tiles, progress=False).shape == (2, 1, 3, 96, 96)
     layout = make_layout(np.array([[0, 1]]), (192, 96), generator.n_clusters)
     assert generator.field(layout, progress=False).shape == (3, 96, 192)
+
+
+def test_without_epochs_the_autoencoder_is_kept_and_its_decoder_polished(run_dir, tmp_path, capsys):
+    """Every code stays, so that the clusters and the UNet of before go on; done again, nothing is trained twice."""
+    np.save(tmp_path / "tiles.npy", make_tiles(44))
+    kept = {"autoencoder.epochs": 0, "autoencoder.polish.epochs": 1, "start_from": str(run_dir / "out")}
+    run = opened(tmp_path, overrides=TINY | kept)
+    history = learn.autoencoder(run, *learn.new_autoencoder(run))
+    assert len(history) == 1
+    assert "discriminator" in history[0]  # of the polish
+    states = [read_state(folder / "out/kpc_ldm/vqvae_autoencoder_ckpt.pth") for folder in (run_dir, tmp_path)]
+    moved = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    assert moved
+    assert all(name.startswith(("decoder", "post_quant_conv")) for name in moved)
+    earlier = learn.before_polish(run, run.vqvae).state_dict()
+    assert all(torch.equal(earlier[name], states[0][name]) for name in earlier)
+    learn.autoencoder(run, *learn.new_autoencoder(run))
+    assert "polish is done already: 1 epochs" in capsys.readouterr().out

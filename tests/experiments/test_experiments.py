@@ -388,8 +388,9 @@ def test_every_k(tmp_path, short_measures):
 
 def test_start_from(tmp_path, capsys, short_measures):
     """Three runs: all epochs, a third of them, and a third from the starter's weights."""
-    settings = {"image_size_px": 64, "max_train_tiles": 60, "sampling.steps": 2, "training.warmup_steps": 1}
-    np.save(tmp_path / "tiles.npy", make_tiles(242, 64))
+    settings = {"max_train_tiles": 60, "sampling.steps": 2, "training.warmup_steps": 1}
+    side = json.loads((STARTER / "config.json").read_text())["settings"]["image_size_px"]
+    np.save(tmp_path / "tiles.npy", make_tiles(242, side))
     arguments = ["--data", str(tmp_path / "tiles.npy"), "--out", str(tmp_path / "out"), "--clusters", "3"]
     start_from.main([*arguments, "--thirds", "1", "1", "1", "--features", "random", "--set", json.dumps(settings)])
     assert "| from the starter, a third |" in capsys.readouterr().out
