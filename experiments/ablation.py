@@ -229,16 +229,18 @@ def reach_of_structure(
     clusters: Tensor,
     seed: int,
     through: Callable[[Tensor], Tensor] | None = None,
+    keep: Callable[[Callable[[], Tensor]], Tensor] = lambda measure: measure(),
 ) -> dict[str, float | None]:
     """How far drawn and reconstructed tiles are built, held against shuffled test tiles; None where that is unknown.
 
-    through: the autoencoder that decoded the drawn tiles, see `structure.make_ladder`; reconstructed ones are held
-        against shuffled tiles as they are.
+    through: the autoencoder that decoded the drawn tiles, and keep: of what went through it, see
+        `structure.make_ladder`; reconstructed ones are held against shuffled tiles as they are.
     """
     names = ["reach", "reach, low", "reach, high", "structure", "reach, reconstructed"]
     cluster_ids = clusters.cpu().numpy()
     try:
-        raw, decoded = (structure.make_ladder(test, seed, cluster_ids, decode) for decode in (None, through))
+        raw = structure.make_ladder(test, seed, cluster_ids)
+        decoded = structure.make_ladder(test, seed, cluster_ids, through, keep)
         reach, rebuilt_reach = (
             structure.reaches(ladder, tiles, seed, cluster_ids).loc["all"]
             for ladder, tiles in ((decoded, generated), (raw, rebuilt))

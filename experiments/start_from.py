@@ -2,10 +2,11 @@
 
     python -m experiments.start_from --out DIR [--data embedded] [--clusters 6] [--thirds 3 2 10]
 
-Three runs of the starter's widths and tile size on tissue it never saw: from scratch with all steps, from scratch with a third of
-them, and from the starter with a third of them. `--thirds` are the epochs of a third, for the autoencoder, the polish
-of its decoder, and the UNet. All else is the recipe of `experiments.ablation`. A run that is done is not done again,
-and one that was stopped goes on. Writes DIR/NAME.json and a sheet DIR/NAME.jpg for each run, and start_from.md.
+Three runs of the starter's widths and tile size on tissue it never saw: from scratch with all steps, from scratch with
+a third of them, and from the starter with a third of them. `--thirds` are the epochs of a third, for the autoencoder,
+the polish of its decoder, and the UNet. All else is the recipe of `experiments.ablation`. A run that is done is not
+done again, and one that was stopped goes on. Writes DIR/NAME.json and a sheet DIR/NAME.jpg for each run, and
+start_from.md.
 """
 
 import argparse

@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from benchmarks.measure import device_name
 from experiments import ablation
-from pfiles.checkpoints import read_state
+from pfiles.cached import cached_tensor
+from pfiles.checkpoints import fingerprint, read_state
 from pfiles.drawing.generator import Generator
 from pfiles.errors import InputError
 from pfiles.learning.loop import steps_per_epoch
@@ -59,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     while True:
         weights, tiles_seen, mse = newest_weights(run)
         if not (args.out / f"{tiles_seen:09}.json").exists():
-            sheet, values = measure(run, weights, args.number)
+            sheet, values = measure(run, weights, args.number, args.out / "ladder.pt")
             about = {"tiles_seen": tiles_seen, "date": date.today().isoformat(), **versions()}
             about |= {"device": device_name(run.device.type), "images": args.number}
             figures.save_figure(sheet, args.out / f"{tiles_seen:09}.jpg")
@@ -93,8 +95,11 @@ def all_tiles(run: Run) -> int:
     return (run.settings.training.epochs + run.settings.finetuning1.epochs) * len(run.tiles.train)
 
 
-def measure(run: Run, weights: dict[str, Tensor], number: int) -> tuple[Figure, dict[str, float | None]]:
-    """A sheet of what a UNet of these weights draws for the clusters of test tiles, and what the measures say."""
+def measure(run: Run, weights: dict[str, Tensor], number: int, ladder: Path) -> tuple[Figure, dict[str, float | None]]:
+    """A sheet of what a UNet of these weights draws for the clusters of test tiles, and what the measures say.
+
+    ladder: the file that caches what does not depend on the UNet, the shuffled tiles behind the autoencoder.
+    """
     first = run.networks("training")
     unet = make_unet(run.settings.diffusion, run.vqvae.z_channels, run.n_clusters)
     unet.load_state_dict(weights)
@@ -106,9 +111,11 @@ def measure(run: Run, weights: dict[str, Tensor], number: int) -> tuple[Figure, 
     test = run.test_images[:number].cpu()
     clusters, _ = networks.assign(test)
     generated, rebuilt = networks.draw(clusters), ablation.reconstructed(run, test)
+    key = {"autoencoder": fingerprint(run.vqvae), "clusters": fingerprint(networks.bank), "images": number}
     values = ablation.reach_of_structure(
-        test, generated, rebuilt, clusters, run.seed, lambda tiles: ablation.reconstructed(run, tiles)
-    )
+        test, generated, rebuilt, clusters, run.seed, lambda tiles: ablation.reconstructed(run, tiles),
+        partial(cached_tensor, ladder, key),
+    )  # fmt: skip
     extractor = make_extractor(FEATURES, run.vqvae, run.device)
     of_test, of_generated, of_rebuilt = (extractor(tiles) for tiles in (test, generated, rebuilt))
     of_sets = {name: distances(extractor, of_test, of, run.seed) for name, of in

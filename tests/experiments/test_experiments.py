@@ -297,6 +297,7 @@ def test_tiles_seen(tmp_path, capsys, short_measures):
         tiles_seen.main([*arguments, "--every", "1"])  # ends at once, as the training is done
         written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("0*")}
     assert written.keys() == {"000000576.json", "000000576.jpg"}
+    assert (tmp_path / "out" / "ladder.pt").exists()  # not made again at the next look
     values = json.loads((tmp_path / "out" / "000000576.json").read_text())["values"]
     assert values["Frechet"] > 0 < values["told from reconstructed"] <= 1
     assert "| 576 |" in capsys.readouterr().out
