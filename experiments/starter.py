@@ -131,7 +131,7 @@ def _card(run: Run, shipped: Generator, values: dict[str, float | None], folder:
     autoencoder = run.settings.autoencoder
     number = {"autoencoder": autoencoder.epochs, "polish of its decoder": autoencoder.polish.epochs}
     of_unet = {stage: getattr(run.settings, stage).epochs for stage in stages}
-    epochs = ", ".join(f"{count} epochs ({name})" for name, count in {**number, **of_unet}.items())
+    epochs = ", ".join(f"{count} epochs ({name})" for name, count in {**number, **of_unet}.items() if count)
     smoothness = smoothness_of_codes(run.vqvae, run.codes)
     bands = [ratio for name, ratio in values.items() if name.startswith("power")]
     fold = run.settings.diffusion.unet.get("fold", 1)

@@ -241,4 +241,4 @@ def _as_geojson(layout: Layout, part: Box, slide: str, generator: Generator) -> 
     geojson = maps.as_geojson(slide, outlines, generator.names)
     for feature in geojson["features"]:
         del feature["properties"]["measurements"]  # asked for, and not found with any confidence
-    return geojson
+    return {**geojson, "bbox": [0, 0, part.right - part.left, part.bottom - part.top]}  # with glass at its edges

@@ -60,6 +60,7 @@ def test_the_layout_beside_it_is_what_was_asked_for(generator, field, tmp_path):
     box = Box(0, 0, 18, 28)
     same = cells_at(again, box, 8, filled=False) == cells_at(field.layout, box, 8, filled=False)
     assert same.mean() > 0.95  # cells end within the small ones into which annotations are painted
+    assert json.loads(path.read_text())["bbox"] == [0, 0, *SIZE]
     names = {f["properties"]["classification"]["name"] for f in json.loads(path.read_text())["features"]}
     assert names == {"Cluster 1", "2 dermis", "Cluster 3"}
     table = read_table(tmp_path / "a.tiles.csv")

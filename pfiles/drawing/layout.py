@@ -283,7 +283,10 @@ def _apart(x: np.ndarray, y: np.ndarray, side: np.ndarray) -> int:
 
 
 def _read_geojson(path: Path, reader: Reader, mpp_of_slide: float | None) -> tuple[np.ndarray, tuple[int, int]]:
-    """Annotations whose classes are clusters, painted into small cells; of two that overlap the smaller one counts."""
+    """Annotations whose classes are clusters, painted into small cells; of two that overlap the smaller one counts.
+
+    The field reaches as far as they do, or as the file's "bbox" does.
+    """
     with extra("slides"):
         import shapely
 
@@ -299,6 +302,8 @@ def _read_geojson(path: Path, reader: Reader, mpp_of_slide: float | None) -> tup
         shapes = shapely.from_geojson([json.dumps(feature["geometry"]) for feature in features])
         classes = [(feature.get("properties") or {}).get("classification") or {} for feature in features]
         texts = [str(of.get("name") or "") for of in classes]
+        bbox = content.get("bbox") if isinstance(content, dict) else None
+        frame = [shapely.box(*map(float, bbox))] if bbox is not None and len(bbox) == 4 else []
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, shapely.GEOSException) as error:
         raise InputError(f"{path} cannot be read as GeoJSON ({error!r}): export annotations from QuPath.") from error
     shapes = shapely.affinity.scale(shapely.GeometryCollection(list(shapes)), scale, scale, origin=(0, 0)).geoms
@@ -307,7 +312,8 @@ def _read_geojson(path: Path, reader: Reader, mpp_of_slide: float | None) -> tup
     )
     if not painted:
         raise InputError(f"{path} holds no area with a class: give annotations the names or numbers of clusters.")
-    left, top, right, bottom = shapely.total_bounds([shapes[i] for _, i in painted])
+    frame = [shapely.affinity.scale(box, scale, scale, origin=(0, 0)) for box in frame]
+    left, top, right, bottom = shapely.total_bounds([shapes[i] for _, i in painted] + frame)
     width, height = (max(round(far - near), 1) for near, far in ((left, right), (top, bottom)))
     cell = max(reader.side // CELLS, 1)
     rows, columns = -(-height // cell), -(-width // cell)

@@ -90,6 +90,18 @@ def test_annotations_are_painted_at_the_scale_of_their_slide(tmp_path):
         read_layout(path, READER._replace(mpp=None), mpp_of_slide=0.25)
 
 
+@pytest.mark.parametrize(
+    ("bbox", "size"), [([0, 0, 320, 240], (320, 240)), ([40, 0, 120, 80], (160, 160)), ([0, 0, 0, 9, 9, 9], (160, 160))]
+)
+def test_a_field_reaches_as_far_as_the_box_of_its_annotations(bbox, size, tmp_path):
+    """Glass at the edges of a field has no annotation; a box too small, or of three dimensions, cuts nothing."""
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "bbox": bbox, "features": [square(0, 0, 160, 160, "1")]}))
+    layout = read_layout(str(path), READER, mpp_of_slide=0.5, background="glass")
+    assert layout.size == size
+    assert (layout.cells == 0).mean() == 160**2 / np.prod(size)
+
+
 def test_places_without_a_class_need_a_background(tmp_path):
     path = write_geojson(tmp_path / "a.geojson", square(0, 0, 80, 160, "1"), square(80, 0, 160, 80, "2"))
     with pytest.raises(InputError, match=r"^25\.0% of the field has no class: .* --background\.$"):
@@ -119,6 +131,7 @@ def test_one_cluster_for_everything():
         ("a.geojson", "{}", "cannot be read as GeoJSON"),
         ("a.geojson", '{"features": []}', "holds no area with a class"),
         ("a.geojson", "[" * 10**5, "cannot be read as GeoJSON"),
+        ("a.geojson", '{"features": [], "bbox": [0, 0, 9, "far"]}', "cannot be read as GeoJSON"),
         ("a.txt", "1", "is no layout"),
     ],
 )
