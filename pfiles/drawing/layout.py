@@ -176,16 +176,16 @@ def read_layout(
     if kind is None and not path.exists():
         if size is None:
             raise InputError(f"One cluster for everything, {where!r}, needs the field's --size: its width and height.")
-        cells, own_size = np.array([[reader.cluster(where)]]), size
+        cells, default_size = np.array([[reader.cluster(where)]]), size
     elif kind is None:
         raise InputError(f"{path} is no layout: give a .png, .npy, .csv or .geojson file, or a cluster.")
     elif not path.is_file():
         raise InputError(f"There is no layout at {path}: correct the path.")
     else:
-        cells, own_size = kind(path)
+        cells, default_size = kind(path)
     if background is not None:
         cells = np.where(cells == HOLE, reader.cluster(background), cells)
-    return make_layout(cells, size or own_size, reader.n_clusters)
+    return make_layout(cells, size or default_size, reader.n_clusters)
 
 
 def _with_size(cells: np.ndarray, reader: Reader) -> tuple[np.ndarray, tuple[int, int]]:

@@ -181,14 +181,14 @@ def decision(key: Key, ratings: Ratings, measured: Mapping[str, Measure]) -> str
     if key.question == "real":
         value, low, high = (number - 0.5 for number in measured["AUC"].together)
         spread = measured["AUC"].spread
-        what, none = "the AUC lies above or below 0.5", "within 0.1 of 0.5"
+        claim, within = "the AUC lies above or below 0.5", "within 0.1 of 0.5"
     else:
         value, low, high, spread = difference(ratings) or (0.0, 0.0, 0.0, None)
-        what, none = "generated tiles are put into their cluster as often as real ones", "within 0.1 of each other"
+        claim, within = "generated tiles are put into their cluster as often as real ones", "within 0.1 of each other"
     if low > 0 or high < 0:
         return f"Decided: {_direction(key, value)} (interval {low:+.2f} to {high:+.2f})."
     if low > -MARGIN and high < MARGIN:
-        return f"Decided: no difference that counts, as the interval ({low:+.2f} to {high:+.2f}) lies {none}."
+        return f"Decided: no difference that counts, as the interval ({low:+.2f} to {high:+.2f}) lies {within}."
     assert spread is not None
     target = max(abs(value), MARGIN - abs(value))
     readers, times = intervals.readers_for(spread, target), intervals.times_for(spread, target)
@@ -197,7 +197,7 @@ def decision(key: Key, ratings: Ratings, measured: Mapping[str, Measure]) -> str
     ways += [f"{tiles} tiles for the same readers"] if tiles else []
     way = " or ".join(ways) if ways else "more of both, beyond 50 readers or 20 times the tiles of one alone,"
     return (
-        f"Not decided whether {what} (interval of the difference {low:+.2f} to {high:+.2f}). If the difference stays "
+        f"Not decided whether {claim} (interval of the difference {low:+.2f} to {high:+.2f}). If the difference stays "
         f"as it is, {way} would decide it."
     )
 
