@@ -17,7 +17,7 @@ from scipy import ndimage
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from pfiles.__main__ import main
-from pfiles.drawing.generator import Generator
+from pfiles.drawing.generator import STARTER, Generator
 from pfiles.errors import InputError
 from pfiles.paths import read_json
 from pfiles.reporting import maps
@@ -27,6 +27,8 @@ from pfiles.tiles.sources import read_source
 from pfiles.tiles.tiler import tile_slides
 from tests.tiles.conftest import GLASS, island, tissue, write_scn, write_slide
 
+SIDE = read_json(STARTER / "config.json")["settings"]["image_size_px"]
+MPP = str(64 / SIDE)  # at which a tile of the starter is 64 um wide
 VISION = {  # linear RGB as people without one kind of cone see it (Machado, Oliveira and Fernandes 2009, severity 1)
     "normal": np.eye(3),
     "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
@@ -380,7 +382,7 @@ def test_maps_beside_their_slides_are_no_slides_and_know_patients(tmp_path, monk
     (tmp_path / "slides.csv").write_text("slide,patient\nnew,p1\n")
     shares = tmp_path / "maps" / "shares_by_patient.csv"
     for options in (["--slides-csv", "slides.csv"], []):
-        assert main(["map", "--slide", ".", "--run", "starter", "--mpp", "1", *options]) == 0
+        assert main(["map", "--slide", ".", "--run", "starter", "--mpp", MPP, *options]) == 0
         assert set(read_source(tmp_path / "maps" / "tiles").positions.slide) == {"new"}
         assert shares.exists() == bool(options)
         if options:
@@ -395,7 +397,7 @@ def test_a_slide_that_is_left_out_keeps_no_map_of_what_lay_there(tmp_path, monke
     for seed, name in enumerate(("a", "b_label")):
         two_colours(tmp_path / "slides" / f"{name}.tiff", seed)
     (tmp_path / "t.csv").write_text("slide,mpp\nb_label,0.5\n")
-    command = ["map", "--slide", "slides", "--run", "starter", "--mpp", "1", "--slides-csv", "t.csv"]
+    command = ["map", "--slide", "slides", "--run", "starter", "--mpp", MPP, "--slides-csv", "t.csv"]
     assert main(command) == 0
     assert read_json(tmp_path / "maps" / "made_from.json")["slides"] == ["a.tiff", "b_label.tiff"]
     write_slide(tmp_path / "slides" / "b_label.tiff", np.full((512, 512, 3), GLASS, np.uint8))
@@ -408,12 +410,12 @@ def test_a_slide_that_is_left_out_keeps_no_map_of_what_lay_there(tmp_path, monke
 def test_a_new_slide_is_mapped_with_trained_networks(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     slide = two_colours(tmp_path / "new.tiff")
-    assert main(["map", "--slide", str(slide), "--run", "starter", "--mpp", "1"]) == 0
+    assert main(["map", "--slide", str(slide), "--run", "starter", "--mpp", MPP]) == 0
     printed = capsys.readouterr().out
     assert "of neighbouring tiles are of one cluster" in printed
     source = read_source(tmp_path / "maps" / "tiles")
-    assert source.images.shape[1:] == (3, 64, 64)
-    assert set(source.positions.mpp) == {1.0}
+    assert source.images.shape[1:] == (3, SIDE, SIDE)
+    assert set(source.positions.mpp) == {float(MPP)}
     clusters, confidence = Generator.load("starter").assign(source.images)
     with open(tmp_path / "maps" / "tile_clusters.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -423,7 +425,7 @@ def test_a_new_slide_is_mapped_with_trained_networks(tmp_path, monkeypatch, caps
 
     contents = {path: path.read_bytes() for path in (tmp_path / "maps").rglob("*") if path.is_file()}
     other = two_colours(tmp_path / "other.tiff")
-    assert main(["map", "--slide", str(other), "--run", "starter", "--mpp", "1"]) == 2
+    assert main(["map", "--slide", str(other), "--run", "starter", "--mpp", MPP]) == 2
     assert "holds maps of other slides or of other networks: name another folder" in capsys.readouterr().err
     assert contents == {path: path.read_bytes() for path in (tmp_path / "maps").rglob("*") if path.is_file()}
     plt.close("all")
@@ -434,7 +436,7 @@ def test_a_map_takes_the_options_that_its_refusal_names(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     image = np.full((512, 512, 3), GLASS, np.uint8)
     image[128:384, 128:384] = (60, 40, 190)
-    command = ["map", "--slide", str(write_slide(tmp_path / "a.tiff", image)), "--run", "starter", "--mpp", "1"]
+    command = ["map", "--slide", str(write_slide(tmp_path / "a.tiff", image)), "--run", "starter", "--mpp", MPP]
     assert main(command) == 2
     assert "lower --min-tissue or --tissue-threshold, or give --pens off" in capsys.readouterr().err
     assert main([*command, "--pens", "off", "--min-tissue", "0.4", "--tissue-threshold", "8"]) == 0
