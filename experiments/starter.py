@@ -75,8 +75,9 @@ Draws H&E tiles of lung, {side} px, from any of {k} clusters that were found wit
 **Who judges.** The perceptual loss and the discriminator of the polish saw tiles through an EfficientNet-Lite0. The
 judge, a Lite1, was trained by itself, but on the same photographs: what it says is kinder than another network might be.
 
-**What an eye still sees.** Walls of air spaces hang together, and nests, strands and sheets of cells have their colours
-and densities. But nuclei have no inner detail, red blood cells are smears, and fine fibres break off.
+**What an eye still sees.** Walls enclose air spaces, nests and strands of cells have borders, nuclei differ in size and
+chromatin, and red blood cells lie between walls. But tiles of one cluster are more alike than real ones; some nuclei are
+ghosts or touch each other; red blood cells run together in places; and no gland or vessel is larger than a tile.
 """  # noqa: E501 - rows of a table
 KINDS = ("random", "autoencoder", "imagenet-deeper")
 PHOTOGRAPHS = "imagenet-deeper: Frechet distance (deeper ImageNet features)"
@@ -118,7 +119,7 @@ def _card(run: Run, shipped: Generator, values: dict[str, float | None], folder:
         return "not known" if values[name] is None else f"{values[name]:.0%}"
 
     def linear(of: str) -> str:
-        return " / ".join(f"{values[f'{kind}: {of}']:.0%}" for kind in KINDS)
+        return " / ".join(f"{values[f'{kind}: {of}']:.1%}" for kind in KINDS)
 
     labels = [label for label in np.unique(run.tiles.labels) if label]
     by_label = [f"{values[name]:.0%}" for name in (f"{BY_LABEL}{of}" for of in (GENERATED, REAL, BOTH))]
