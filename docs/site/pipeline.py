@@ -13,7 +13,7 @@ from PIL import Image
 DOCS = Path(__file__).resolve().parents[1]
 SHEET = DOCS.parent / "weights" / "starter" / "sheet.jpg"
 GREY, BLUE, GREEN, CLUSTERS = "#7d8590", "#3b6ea8", "#3f7d58", ("#8a5fb0", "#d07a4b", "#3f8f8f")
-ROWS = (3, 7, 0)  # of the sheet, from 0: the clusters that are shown
+ROWS = (2, 7, 0)  # of the sheet, from 0: the clusters that are shown
 REAL_X, GENERATED_X, FIRST_Y, STEP_X, STEP_Y, SIDE = 55, 715, 51, 118.75, 126.6, 114  # where its tiles lie, px
 
 
@@ -65,7 +65,7 @@ def diagram() -> str:
     parts = [
         # learning: tiles -> codes -> clusters
         words(36, 84, "learn", size=15, weight="bold"),
-        *(tile(80 + 49 * (i % 2), 30 + 49 * (i // 2), 47, (3, 0, 7, 9)[i], i, REAL_X) for i in range(4)),
+        *(tile(80 + 49 * (i % 2), 30 + 49 * (i // 2), 47, (2, 0, 7, 3)[i], i, REAL_X) for i in range(4)),
         words(128, 146, "tiles, no labels"),
         arrow((186, 78), (218, 78)),
         box(224, 46, 130, 64, BLUE, "VQ-GAN", "encoder"),
