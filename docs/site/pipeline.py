@@ -21,7 +21,9 @@ def tile(x: float, y: float, side: float, row: int, column: int, left: float) ->
     """A tile of the starter's sheet."""
     corner = np.round([left + column * STEP_X, FIRST_Y + row * STEP_Y]).astype(int)
     data = io.BytesIO()
-    Image.open(SHEET).crop((*corner, *(corner + SIDE))).save(data, "JPEG", quality=85)
+    cut = Image.open(SHEET).crop((*corner, *(corner + SIDE)))
+    cut.thumbnail((2 * side, 2 * side))  # as sharp as a dense screen shows it
+    cut.save(data, "JPEG", quality=85)
     code = base64.b64encode(data.getvalue()).decode()
     return f'<image x="{x}" y="{y}" width="{side}" height="{side}" href="data:image/jpeg;base64,{code}"/>'
 
