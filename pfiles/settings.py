@@ -327,10 +327,8 @@ def get_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Set
     if settings.sampling.guidance != 1 and not settings.diffusion.condition_dropout:
         raise InputError("sampling.guidance needs a UNet trained with diffusion.condition_dropout, such as 0.1.")
     if not settings.autoencoder.epochs and not (settings.start_from and settings.autoencoder.polish.epochs):
-        raise InputError(
-            "autoencoder.epochs = 0 keeps the autoencoder that start_from names and polishes its decoder: set both "
-            "start_from and autoencoder.polish.epochs."
-        )
+        missing = "set both start_from and autoencoder.polish.epochs"
+        raise InputError(f"autoencoder.epochs = 0 keeps the autoencoder that start_from names: {missing}.")
     _require_side_that_halves(settings)
     if (first := settings.diffusion.beta_start) > (last := settings.diffusion.beta_end):
         raise InputError(f"diffusion.beta_start, {first}, must not exceed beta_end, {last}.")
