@@ -248,7 +248,7 @@ def light(size, device):
 
 def heavy(size, device):
     note(size, "b")
-    held = np.ones(310 * 2**20, np.uint8)  # some of which may be memory that the process has already
+    held = np.ones(350 * 2**20, np.uint8)  # some of which may be memory that the process has already
     return lambda: note(size, "B") or {"seconds": float(held[0])}
 
 
@@ -266,7 +266,7 @@ def test_sides_take_turns_and_keep_their_own_peaks(tmp_path):
     assert [len(side["runs"]) for side in measured.values()] == [2, 2]
     light_mb, heavy_mb = (measured[name]["peak_mb"] - measured[name]["before_mb"] for name in ("light", "heavy"))
     assert light_mb < 100
-    assert 250 < heavy_mb < 400
+    assert 300 < heavy_mb < 400
 
 
 @pytest.mark.parametrize(("job", "message"), [(failing, "this side is broken"), (dying, "process of one side ended")])
