@@ -233,8 +233,8 @@ def reach_of_structure(
 ) -> dict[str, float | None]:
     """How far drawn and reconstructed tiles are built, held against shuffled test tiles; None where that is unknown.
 
-    through: the autoencoder that decoded the drawn tiles, and keep: of what went through it, see
-        `structure.make_ladder`; reconstructed ones are held against shuffled tiles as they are.
+    through: the autoencoder that decoded the drawn tiles; reconstructed ones are held against shuffled tiles as they
+        are. keep: of what went through it. Both as in `structure.make_ladder`.
     """
     names = ["reach", "reach, low", "reach, high", "structure", "reach, reconstructed"]
     cluster_ids = clusters.cpu().numpy()

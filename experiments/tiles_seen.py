@@ -98,7 +98,7 @@ def all_tiles(run: Run) -> int:
 def measure(run: Run, weights: dict[str, Tensor], number: int, ladder: Path) -> tuple[Figure, dict[str, float | None]]:
     """A sheet of what a UNet of these weights draws for the clusters of test tiles, and what the measures say.
 
-    ladder: the file that caches what does not depend on the UNet, the shuffled tiles behind the autoencoder.
+    ladder: the file that caches what the UNet does not change: the shuffled tiles behind the autoencoder, measured.
     """
     first = run.networks("training")
     unet = make_unet(run.settings.diffusion, run.vqvae.z_channels, run.n_clusters)
@@ -112,6 +112,7 @@ def measure(run: Run, weights: dict[str, Tensor], number: int, ladder: Path) -> 
     clusters, _ = networks.assign(test)
     generated, rebuilt = networks.draw(clusters), ablation.reconstructed(run, test)
     key = {"autoencoder": fingerprint(run.vqvae), "clusters": fingerprint(networks.bank), "images": number}
+    key |= {"data": run.tiles.fingerprint(), "seed": run.seed}
     values = ablation.reach_of_structure(
         test, generated, rebuilt, clusters, run.seed, lambda tiles: ablation.reconstructed(run, tiles),
         partial(cached_tensor, ladder, key),

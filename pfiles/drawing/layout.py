@@ -303,7 +303,7 @@ def _read_geojson(path: Path, reader: Reader, mpp_of_slide: float | None) -> tup
         classes = [(feature.get("properties") or {}).get("classification") or {} for feature in features]
         texts = [str(of.get("name") or "") for of in classes]
         bbox = content.get("bbox") if isinstance(content, dict) else None
-        frame = [shapely.box(*map(float, bbox))] if bbox is not None and len(bbox) == 4 else []
+        frame = [shapely.box(*(scale * float(edge) for edge in bbox))] if bbox is not None and len(bbox) == 4 else []
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, shapely.GEOSException) as error:
         raise InputError(f"{path} cannot be read as GeoJSON ({error!r}): export annotations from QuPath.") from error
     shapes = shapely.affinity.scale(shapely.GeometryCollection(list(shapes)), scale, scale, origin=(0, 0)).geoms
@@ -312,8 +312,7 @@ def _read_geojson(path: Path, reader: Reader, mpp_of_slide: float | None) -> tup
     )
     if not painted:
         raise InputError(f"{path} holds no area with a class: give annotations the names or numbers of clusters.")
-    frame = [shapely.affinity.scale(box, scale, scale, origin=(0, 0)) for box in frame]
-    left, top, right, bottom = shapely.total_bounds([shapes[i] for _, i in painted] + frame)
+    left, top, right, bottom = shapely.total_bounds([*frame, *(shapes[i] for _, i in painted)])
     width, height = (max(round(far - near), 1) for near, far in ((left, right), (top, bottom)))
     cell = max(reader.side // CELLS, 1)
     rows, columns = -(-height // cell), -(-width // cell)

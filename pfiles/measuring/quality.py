@@ -123,8 +123,8 @@ def learn(of_train: np.ndarray, of_generated: np.ndarray) -> tuple[np.ndarray, n
 
 def _structure_tables(vqvae: VQVAE, train: Tensor, generated: Tensor, seed: int) -> dict[str, np.ndarray]:
     """Of real tiles that the autoencoder decoded, as it did the drawn ones: 0 is noise and 1 their mean."""
-    tiles, none = train[~shows_glass(train)][:HELD_OUT_TILES], np.zeros((0, 0))
-    lacking = {"spectrum": none, "power": none, "scales": np.zeros(0)}
+    tiles = train[~shows_glass(train)][:HELD_OUT_TILES]
+    lacking = {"spectrum": np.zeros((0, 0)), "power": np.zeros((0, 0)), "scales": np.zeros(0)}
     if len(tiles) < MIN_TILES or tiles.shape[2] < MIN_SIDE:
         return lacking
     tiles, noise = (_through(vqvae, each) for each in (tiles, noise_like(tiles, seed)))
